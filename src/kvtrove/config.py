@@ -1,0 +1,189 @@
+"""Settings: one frozen dataclass, validated once, and the one table of environment variables.
+
+Sizes are bytes and are written the way people write them (``"8GiB"``, ``"512MB"``); token counts accept ``"32k"``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+CHECK_LEVELS = (0, 1, 2)
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+# What vLLM scripts pass that has no meaning here: accepted with a log line, never silently.
+IGNORED_VLLM_KEYS = frozenset(
+    {
+        "gpu_memory_utilization",
+        "swap_space",
+        "cpu_offload_gb",
+        "enforce_eager",
+        "disable_log_stats",
+        "disable_custom_all_reduce",
+        "max_seq_len_to_capture",
+        "enable_chunked_prefill",
+        "trust_remote_code",
+        "tokenizer_mode",
+        "use_tqdm_on_load",
+        "load_format",
+    }
+)
+_VLLM_ALIASES = {"kv_cache_memory_bytes": "kv", "num_gpu_blocks_override": "num_blocks"}
+
+
+class ConfigError(ValueError):
+    """A setting is unknown or has a value that cannot work; the message names the one that does."""
+
+
+def parse_size(text: str | int, what: str = "size") -> int:
+    """Bytes of ``"8GiB"``, ``"8G"`` (decimal), ``"512 MiB"`` or a plain number."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        size = text
+    else:
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(text).upper())
+        if not found or found[2] not in _UNITS:
+            raise ConfigError(f"{what}: cannot read {text!r} as a size; write for example 8GiB, 512MiB or 2000000000")
+        size = int(float(found[1]) * _UNITS[found[2]])
+    if size <= 0:
+        raise ConfigError(f"{what}: {text!r} must be larger than zero")
+    return size
+
+
+def parse_tokens(text: str | int, what: str = "tokens") -> int:
+    """A token count: ``4096``, ``"32k"`` (= 32 x 1024, as context lengths are meant) or ``"1M"``."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        count = text
+    else:
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(k|ki|m|mi)?\s*", str(text).lower())
+        if not found:
+            raise ConfigError(f"{what}: cannot read {text!r} as a number of tokens; write for example 4096 or 32k")
+        count = int(float(found[1]) * {"k": 1024, "ki": 1024, "m": 2**20, "mi": 2**20}.get(found[2], 1))
+    if count <= 0:
+        raise ConfigError(f"{what}: {text!r} must be larger than zero")
+    return count
+
+
+def nearest(word: str, known: object) -> str:
+    """``" (did you mean 'max_model_len'?)"`` or an empty string: the tail of every unknown-name message."""
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)  # type: ignore[attr-defined]
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Everything an engine needs to start.
+
+    model: a local Hugging Face directory (config.json, *.safetensors, tokenizer.json).
+    dtype: of weights and activations; "auto" takes the checkpoint's own.
+    device: "auto" (cuda when torch sees one, else cpu), "cpu", "cuda", "cuda:1".
+    kv: memory for the KV cache in bytes, or "8GiB"; None takes a safe share of what is free.
+    num_blocks: an exact number of blocks instead of `kv` (tests, benchmarks).
+    kv_cache_dtype: how cached K/V are stored; "auto" is the model's dtype.
+    max_model_len: longest prompt + output in tokens; None takes the model's own, or what the pool can hold.
+    max_num_seqs: sequences computed in one step at most.
+    max_num_batched_tokens: token budget of a step.
+    max_concurrent_prefills: prompts that share the budget of a step; later ones wait.
+    """
+
+    model: str
+    tokenizer: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    kv: int | str | None = None
+    num_blocks: int | None = None
+    kv_cache_dtype: str = "auto"
+    block_size: int = 32
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    max_concurrent_prefills: int = 4
+    enable_prefix_caching: bool = True
+    seed: int | None = None
+    check: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ConfigError("model: give the directory of a checkpoint")
+        for name in ("dtype", "kv_cache_dtype"):
+            if getattr(self, name) not in DTYPES:
+                raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(DTYPES)}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"device: {self.device!r} is not one of auto, cpu, cuda, cuda:N")
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_concurrent_prefills"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name}: {value!r} must be a whole number of at least 1")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens: {self.max_num_batched_tokens} is smaller than max_num_seqs "
+                f"({self.max_num_seqs}), so not every running sequence could advance; raise it to {self.max_num_seqs}"
+            )
+        if self.kv is not None and self.num_blocks is not None:
+            raise ConfigError("kv and num_blocks say the same thing twice; give one of them")
+        if self.kv is not None:
+            object.__setattr__(self, "kv", parse_size(self.kv, "kv"))
+        if self.max_model_len is not None:
+            object.__setattr__(self, "max_model_len", parse_tokens(self.max_model_len, "max_model_len"))
+        if self.num_blocks is not None and self.num_blocks < 1:
+            raise ConfigError(f"num_blocks: {self.num_blocks} must be at least 1")
+        check = Environment.read().check if self.check is None else self.check
+        if check not in CHECK_LEVELS:
+            raise ConfigError(f"check: {check!r} is not one of 0 (off), 1 (when idle), 2 (every step)")
+        object.__setattr__(self, "check", check)
+
+    @classmethod
+    def from_kwargs(cls, model: str, **settings: Any) -> tuple[EngineConfig, list[str]]:
+        """A config from keyword arguments under our or vLLM's names, and the names that were ignored.
+
+        Raises ConfigError for a name that neither knows, with the nearest known one.
+        """
+        known = {f.name for f in fields(cls)}
+        kept: dict[str, Any] = {}
+        ignored = []
+        for name, value in settings.items():
+            ours = _VLLM_ALIASES.get(name, name)
+            if ours in known:
+                kept[ours] = value
+            elif name in IGNORED_VLLM_KEYS or (name.endswith("_parallel_size") and value == 1):
+                ignored.append(name)
+            else:
+                raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
+        return cls(model, **kept), ignored
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Every environment variable the package reads. Anything else named KVTROVE_* is an error.
+
+    KVTROVE_CHECK: invariant checks: 0 off, 1 when idle, 2 every step.
+    KVTROVE_ISA: forces an instruction set of the CPU kernels.
+    KVTROVE_LOG: log level of the `kvtrove` logger.
+    """
+
+    check: int = 0
+    isa: str = "auto"
+    log: str = "warning"
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> Environment:
+        known = {f"KVTROVE_{f.name.upper()}": f.name for f in fields(cls)}
+        values: dict[str, Any] = {}
+        for name, value in environ.items():
+            if not name.startswith("KVTROVE_"):
+                continue
+            if name not in known:
+                raise ConfigError(f"unknown environment variable {name}{nearest(name, known)}")
+            values[known[name]] = value
+        if "check" in values:
+            if values["check"] not in {str(level) for level in CHECK_LEVELS}:
+                raise ConfigError(f"KVTROVE_CHECK: {values['check']!r} is not one of 0, 1, 2")
+            values["check"] = int(values["check"])
+        if values.get("log", "info").lower() not in ("debug", "info", "warning", "error"):
+            raise ConfigError(f"KVTROVE_LOG: {values['log']!r} is not one of debug, info, warning, error")
+        return cls(**values)

@@ -1,0 +1,58 @@
+"""The bytes of the cache: one row per block, whatever the row means."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from kvtrove.config import ConfigError
+from kvtrove.kv.spec import KVCacheSpec
+
+
+class Arena:
+    """uint8 [num_blocks, block_bytes] on one device.
+
+        row | layer 0: k | layer 0: v | layer 4: k | layer 4: v | padding |     the rows of a block's group only
+
+    Rows start as zeros. On a CPU the system maps them when they are first written, so an unused cache takes no memory.
+    Raises ConfigError when the device cannot hold it.
+    """
+
+    def __init__(self, spec: KVCacheSpec, num_blocks: int, device: str | torch.device = "cpu") -> None:
+        self.spec = spec
+        self.num_blocks = num_blocks
+        self.device = str(device)
+        self.nbytes = num_blocks * spec.block_bytes
+        try:
+            self.rows = torch.zeros((num_blocks, spec.block_bytes), dtype=torch.uint8, device=device)
+        except (RuntimeError, MemoryError) as error:  # torch reports either, by device
+            raise ConfigError(
+                f"kv: {self.nbytes} bytes ({self.nbytes / 2**30:.1f} GiB) for {num_blocks} blocks cannot be allocated "
+                f"on {device}; give `kv` less memory than is free there, or lower num_blocks"
+            ) from error
+
+    def views(self, layer: int) -> dict[str, Tensor]:
+        """Plane name -> typed, strided [num_blocks, *plane.shape] of the storage that `layer` reads. No copies."""
+        owner = next(one for one in self.spec.layers if one.layer == layer)
+        if owner.source is not None:
+            return self.views(owner.source)
+        offsets = self.spec.groups[self.spec.group_of[layer]].offsets[layer]
+        views = {}
+        for plane in self.spec.planes(owner):
+            typed = self.rows.view(getattr(torch, plane.dtype))
+            start = offsets[plane.name] // typed.element_size()
+            stop = start + plane.nbytes // typed.element_size()
+            views[plane.name] = typed[:, start:stop].view(self.num_blocks, *plane.shape)
+        return views
+
+    def copy_rows(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Copy row source over row target for each (source, target), one after the other."""
+        for source, target in pairs:
+            self.rows[target] = self.rows[source]
+
+    def crc(self, block_id: int) -> int:
+        """CRC-32 of a row."""
+        return zlib.crc32(self.rows[block_id].cpu().numpy().data)

@@ -1,0 +1,60 @@
+"""Dense K/V: the values themselves in bf16, fp16 or fp32, one [kv_heads, block_size, head_dim] plane each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from kvtrove.kv.spec import KVFormat, Plane
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_HOLDS = {
+    "float32": ("float32", "float16", "bfloat16"),
+    "float16": ("float16",),
+    "bfloat16": ("bfloat16",),
+    "int32": ("int32",),
+}
+
+
+@dataclass(frozen=True)
+class DenseFormat:
+    """One slot is one token: appending, copying and sharing need nothing else, so there is no tail format."""
+
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        return self.dtype
+
+    @property
+    def lossless_for(self) -> tuple[str, ...]:
+        return _HOLDS[self.dtype]
+
+    @property
+    def tail(self) -> KVFormat | None:
+        return None
+
+    @property
+    def rope(self) -> Literal["post", "pre"]:
+        return "post"
+
+    def planes(self, kv_heads: int, head_dim: int, block_size: int) -> tuple[Plane, ...]:
+        shape = (kv_heads, block_size, head_dim)
+        return Plane("k", self.dtype, shape), Plane("v", self.dtype, shape)
+
+    def encode(self, k: Tensor, v: Tensor, view: Mapping[str, Tensor], slots: Tensor) -> None:
+        block_size = view["k"].shape[2]
+        block, offset = slots // block_size, slots % block_size
+        view["k"][block, :, offset] = k.to(view["k"].dtype)
+        view["v"][block, :, offset] = v.to(view["v"].dtype)
+
+    def decode(self, view: Mapping[str, Tensor], block_ids: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = (view[name][block_ids].transpose(1, 2).flatten(0, 1) for name in ("k", "v"))
+        return k, v
+
+
+ECHO = DenseFormat("int32")
+"""The echo format of the tests: with one head of one element, a token's K is its id and its V its position."""

@@ -1,0 +1,378 @@
+"""KVCacheManager: which block holds which tokens of which sequence. All that the scheduler sees of the cache.
+
+The life of a sequence, one method per arrow; no bytes are touched here:
+
+    open ──match──> allocate ──(the runner computes)──> commit ──> allocate ──> commit ──> ... ──> free
+                       │                                  │
+                       │ blocks for the tokens of a step  │ full blocks are sealed, keyed, published;
+                       │ or nothing at all                │ those that left a window are released
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from operator import itemgetter
+
+from kvtrove.kv.block import Block
+from kvtrove.kv.invariants import InvariantError, violations
+from kvtrove.kv.pool import BlockPool
+from kvtrove.kv.prefix_cache import KeyChain, Match, PrefixCache, longest_prefix, root_key
+from kvtrove.kv.retention import Full, live_blocks
+from kvtrove.kv.spec import KVCacheSpec
+from kvtrove.kv.stats import KVStats
+from kvtrove.kv.table import SequenceKV, next_event
+
+MAX_POSITIONS = 2**31 - 1  # positions and slots are int32 on their way to the kernels
+CHECK_EVERY_CALL = 2
+CHECK_WHEN_IDLE = 1
+
+
+class Pin:
+    """References that keep sealed blocks in the cache until `unpin`."""
+
+    __slots__ = ("blocks",)
+
+    def __init__(self, blocks: list[Block]) -> None:
+        self.blocks = blocks
+
+
+class KVCacheManager:
+    """One pool of blocks for all groups and sequences of an engine.
+
+    root: fingerprint of the model; with the spec's fingerprint and a tenant's salt it isolates key chains.
+    check: 0 off, 1 checks I1-I8 when no sequence is open, 2 after every call that changes something; a violation raises
+    InvariantError. crc: checksum of a row, recorded at seal and compared by `check()` at level 2 (I7).
+    """
+
+    def __init__(
+        self,
+        spec: KVCacheSpec,
+        num_blocks: int,
+        *,
+        root: bytes = b"",
+        enable_prefix_caching: bool = True,
+        check: int = 0,
+        crc: Callable[[int], int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if reasons := spec.check():
+            raise ValueError("; ".join(reasons))
+        if num_blocks < 1:
+            raise ValueError(f"num_blocks: {num_blocks} must be at least 1")
+        self.spec = spec
+        self.block_size = spec.block_size
+        self.num_groups = len(spec.groups)
+        self.num_blocks = num_blocks
+        self.enable_prefix_caching = enable_prefix_caching
+        self.index = PrefixCache(self.num_groups)
+        self.pool = BlockPool(num_blocks, self.index.forget, clock)
+        self.sequences: dict[int, SequenceKV] = {}  # the open handles, by identity
+        self.pins: dict[int, Pin] = {}
+        self.crc = crc if check == CHECK_EVERY_CALL else None
+        self._root = root
+        self._check_level = check
+        self._windows = [group for group in spec.groups if not isinstance(group.retention, Full)]
+        self._rules = tuple({group.retention for group in self._windows})
+        self._copies: list[tuple[int, int]] = []
+        self._queries = self._hits = 0
+
+    # ---- looking up ----
+
+    def open(self, salt: bytes = b"") -> SequenceKV:
+        """A handle that holds nothing yet. Sequences of different salts never share a block."""
+        kv = self._handle(KeyChain(self.chain_root(salt), self.block_size), salt)
+        self._verify()
+        return kv
+
+    def chain_root(self, salt: bytes) -> bytes:
+        """32 bytes that every key of a sequence with this salt descends from."""
+        return root_key(self._root, self.spec.fingerprint, b"", salt)
+
+    def match(self, kv: SequenceKV, tokens: array[int], limit: int) -> Match:
+        """What the empty `kv` could reuse for `tokens`, at most `limit` of them; 0 does not look. Changes nothing.
+
+        Only `kv.chain` grows, over the full blocks of `tokens`; later calls may append to `tokens` but not change it.
+        """
+        self._require_empty(kv)
+        if not self.enable_prefix_caching or limit < 1:
+            return Match(num_queried=len(tokens))
+        kv.chain.extend(tokens, len(tokens) // self.block_size)
+        most = min(limit, len(tokens)) // self.block_size
+        n, blocks = longest_prefix(self.index, self.spec.groups, kv.chain, most)
+        return Match(n * self.block_size, blocks, kv.chain.keys[n] if n < most else None, len(tokens))
+
+    def next_missing_key(self, kv: SequenceKV, match: Match) -> bytes | None:
+        """Key of the block right after the match, None when reusing that one was not allowed or not possible anyway."""
+        return match.next_key
+
+    # ---- the steps of a sequence ----
+
+    def allocate(self, kv: SequenceKV, num_new: int, match: Match | None = None) -> bool:
+        """Room for `num_new` more tokens in every group, after taking over `match` on an empty `kv`.
+
+            | matched, shared | computed before | num_new tokens of this step | rest of the open block |
+            0                                   ^ num_computed                               capacity ^
+
+        False when blocks are short, or the match is not there any more (look again): nothing has changed then.
+        """
+        if match is None and kv.num_computed + num_new <= kv.capacity:
+            return True
+        self._require_open(kv)
+        if num_new < 0:
+            raise ValueError(f"num_new: {num_new} must not be negative")
+        start = kv.num_computed
+        if match is not None:
+            self._require_empty(kv)
+            start = match.num_tokens
+            if not self._still_cached(kv, match):
+                return False
+        have = max(start, kv.capacity) // self.block_size
+        missing = max(0, -(-(start + num_new) // self.block_size) - have) * self.num_groups
+        if missing > self.pool.num_available - (match.num_idle_blocks if match else 0):
+            return False
+        if match is not None:
+            self._take_over(kv, match)
+        if fresh := self.pool.allocate(missing):
+            kv.extend(fresh[g :: self.num_groups] for g in range(self.num_groups))
+        self._verify()
+        return True
+
+    def commit(self, kv: SequenceKV, tokens: array[int], num: int) -> None:
+        """`num` more tokens were computed: tokens[num_computed : num_computed + num] of the sequence's `tokens`.
+
+        Every block that became full is sealed and published, then blocks without a live token are released.
+        The copies taken before must have been executed. ValueError beyond what was allocated.
+        """
+        before, after = kv.num_computed, kv.num_computed + num
+        if num < 0 or after > kv.capacity:
+            self._require_open(kv)
+            raise ValueError(f"cannot commit {num} tokens after {before}: blocks are allocated for {kv.capacity}")
+        if after >= kv.next_event:
+            self._settle(kv, tokens, before, after)
+        kv.num_computed = after
+        self._verify()
+
+    def fork(self, kv: SequenceKV) -> SequenceKV | None:
+        """A second sequence with the same tokens: sealed blocks are shared, the open tail is copied. None when short.
+
+        Blocks allocated for tokens that are not computed yet stay with the parent alone.
+        """
+        self._require_open(kv)
+        full, part = divmod(kv.num_computed, self.block_size)
+        tails = self.pool.allocate(self.num_groups if part else 0)
+        if tails is None:
+            return None
+        child = self._handle(kv.chain.copy(), kv.salt)
+        child.num_computed, child.next_event = kv.num_computed, kv.next_event
+        child.extend(table.blocks[:full] for table in kv.tables)
+        for block in child.sealed_blocks():
+            self.pool.acquire(block)
+        if tails:
+            self._copy((table.blocks[full] for table in kv.tables), tails)
+            child.extend([tail] for tail in tails)
+        self._verify()
+        return child
+
+    def truncate(self, kv: SequenceKV, num_tokens: int) -> bool:
+        """Forget all tokens from `num_tokens` on, and the room allocated for more.
+
+            | SEALED | SEALED: cut -> private OPEN copy | dropped | dropped |
+                              ^ num_tokens
+
+        False when a block for the copy is short: nothing has changed then. ValueError when `num_tokens` is more than
+        was computed, or when a window has already lost what the next query would read.
+        """
+        self._require_open(kv)
+        self._require_resumable(kv, num_tokens)
+        full, part = divmod(num_tokens, self.block_size)
+        cut = [table.blocks[full] for table in kv.tables] if part else []
+        need = 0 if part == 0 or full >= kv.num_computed // self.block_size else self.num_groups
+        kept = full + bool(part)
+        dropped = sum(b is not None and b.ref_count == 1 for table in kv.tables for b in table.blocks[kept:])
+        if need > self.pool.num_available + dropped:
+            return False
+        self.pool.release(kv.cut(kept))
+        if fresh := self.pool.allocate(need):
+            self._copy(cut, fresh)
+            old = kv.cut(full)
+            kv.extend([block] for block in fresh)
+            self.pool.release(old)
+        kv.chain.cut(full)
+        kv.num_computed, kv.next_event = num_tokens, next_event(self._rules, num_tokens, self.block_size)
+        self._verify()
+        return True
+
+    def free(self, kv: SequenceKV) -> None:
+        """Give everything back. Sealed blocks stay findable; the sequence's end is evicted before its beginning."""
+        if kv.is_freed:
+            return
+        self.pool.release(kv.cut(0))
+        kv.num_computed, kv.capacity = 0, -1
+        del self.sequences[id(kv)]
+        self._verify()
+
+    def take_copies(self) -> list[tuple[int, int]]:
+        """(source, target) rows of the forks and truncates since the last call.
+
+        To be executed one after the other, before the step writes anything: a row may be freed and handed out again in
+        the meantime, even as a later target, and a target may be the source of a later copy.
+        """
+        copies, self._copies = self._copies, []
+        return copies
+
+    # ---- keeping and forgetting ----
+
+    def pin(self, kv: SequenceKV) -> Pin:
+        """Keep every sealed block that `kv` holds now from being evicted, whatever becomes of `kv`."""
+        self._require_open(kv)
+        pin = Pin(kv.sealed_blocks())
+        for block in pin.blocks:
+            self.pool.acquire(block)
+        self.pins[id(pin)] = pin
+        self._verify()
+        return pin
+
+    def unpin(self, pin: Pin) -> None:
+        """Let go of what `pin` kept; a second call does nothing."""
+        if self.pins.pop(id(pin), None) is not None:
+            self.pool.release(pin.blocks)
+            self._verify()
+
+    def reset_prefix_cache(self) -> int:
+        """Forget every block that nobody holds; returns how many there were."""
+        dropped = self.pool.drop_cached()
+        self._verify()
+        return dropped
+
+    # ---- capacity and figures ----
+
+    def blocks_for(self, num_tokens: int, chunk: int) -> int:
+        """Most blocks that one sequence of `num_tokens` ever holds when a step computes up to `chunk` of them."""
+        return self.spec.blocks_for(num_tokens, chunk)
+
+    def max_tokens(self, chunk: int) -> int:
+        """Longest single sequence that the pool can hold; 2**31 - 1 when windows alone never fill it."""
+        lengths = range(1, MAX_POSITIONS + 1)
+        return bisect_right(lengths, self.num_blocks, key=lambda n: self.blocks_for(n, chunk))
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that can be allocated: FREE and CACHED."""
+        return self.pool.num_available
+
+    @property
+    def usage(self) -> float:
+        """Share of the blocks that sequences and pins hold, 0 to 1."""
+        return 1 - self.pool.num_available / self.num_blocks
+
+    def stats(self) -> KVStats:
+        free, cached = self.pool.num_free, self.pool.num_cached
+        return KVStats(
+            num_blocks=self.num_blocks,
+            free=free,
+            cached=cached,
+            used=self.num_blocks - free - cached,
+            queries=self._queries,
+            hits=self._hits,
+            evictions=self.pool.num_evictions,
+            duplicates=self.index.num_duplicates,
+            mismatches=self.index.num_mismatches,
+            eviction_age=self.pool.eviction_age,
+        )
+
+    def check(self) -> list[str]:
+        """Every invariant that does not hold now, in words; empty when all do."""
+        return violations(self)
+
+    # ---- the parts ----
+
+    def _handle(self, chain: KeyChain, salt: bytes) -> SequenceKV:
+        kv = SequenceKV(self.num_groups, chain, salt)
+        self.sequences[id(kv)] = kv
+        return kv
+
+    def _still_cached(self, kv: SequenceKV, match: Match) -> bool:
+        """Whether no block of the match was evicted since it was found."""
+        chain = kv.chain
+        return all(
+            block is None or self.index.find(group, chain.keys[i], chain.tokens[i]) is block
+            for group, row in enumerate(match.blocks)
+            for i, block in enumerate(row)
+        )
+
+    def _take_over(self, kv: SequenceKV, match: Match) -> None:
+        for row in match.blocks:
+            for block in row:
+                if block is not None:
+                    self.pool.acquire(block)
+        if match.num_tokens:
+            kv.extend(match.blocks)
+        kv.num_computed = match.num_tokens
+        self._queries += match.num_queried
+        self._hits += match.num_tokens
+
+    def _settle(self, kv: SequenceKV, tokens: array[int], before: int, after: int) -> None:
+        """Seal what `after` tokens fill, release what they leave behind."""
+        if len(tokens) < after:
+            raise ValueError(f"cannot commit up to token {after}: only {len(tokens)} token ids were given")
+        size = self.block_size
+        if self.enable_prefix_caching:
+            kv.chain.extend(tokens, after // size)
+        for i in range(before // size, after // size):
+            for group, table in enumerate(kv.tables):
+                self._seal(table.blocks[i], group, kv.chain, i)
+        dead = [
+            entry
+            for group in self._windows
+            for entry in kv.tables[group.index].release_dead(group.retention, after, size)
+        ]
+        # Oldest first over all groups: what stays longest in the cache is the run that the live window continues.
+        dead.sort(key=itemgetter(0))
+        self.pool.release(block for _, block in dead)
+        kv.next_event = next_event(self._rules, after, size)
+
+    def _seal(self, block: Block | None, group: int, chain: KeyChain, i: int) -> None:
+        assert block is not None, "blocks from num_computed on are always held"
+        block.sealed = True
+        block.group = group
+        if self.crc is not None:
+            block.crc = self.crc(block.id)
+        if self.enable_prefix_caching:
+            block.key, block.tokens = chain.keys[i], chain.tokens[i]
+            self.index.publish(block)
+
+    def _copy(self, sources: Iterable[Block | None], targets: Iterable[Block]) -> None:
+        for source, target in zip(sources, targets, strict=True):
+            if source is not None:
+                self._copies.append((source.id, target.id))
+
+    def _require_open(self, kv: SequenceKV) -> None:
+        if kv.is_freed:
+            raise ValueError("the sequence was freed; open a new one")
+
+    def _require_empty(self, kv: SequenceKV) -> None:
+        self._require_open(kv)
+        if kv.capacity:
+            raise ValueError(
+                f"a prefix can only be matched by an empty sequence, this one has {kv.num_computed} tokens"
+            )
+
+    def _require_resumable(self, kv: SequenceKV, num_tokens: int) -> None:
+        if not 0 <= num_tokens <= kv.num_computed:
+            raise ValueError(f"num_tokens: {num_tokens} must lie between 0 and the {kv.num_computed} computed")
+        for group in self._windows:
+            blocks = kv.tables[group.index].blocks
+            for i in live_blocks(group.retention, num_tokens, self.block_size):
+                if blocks[i] is None:
+                    raise ValueError(
+                        f"cannot resume at {num_tokens} of {kv.num_computed} tokens: {group.retention} has given up "
+                        f"tokens {i * self.block_size} to {(i + 1) * self.block_size - 1}"
+                    )
+
+    def _verify(self) -> None:
+        due = self._check_level == CHECK_EVERY_CALL or (self._check_level == CHECK_WHEN_IDLE and not self.sequences)
+        if due and (found := self.check()):
+            raise InvariantError("\n".join(found))

@@ -1,0 +1,102 @@
+"""Who gets a block: FREE ones first, then the CACHED one that was not used for longest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from time import monotonic
+
+from kvtrove.kv.block import Block, BlockList
+
+
+class BlockPool:
+    """`num_blocks` interchangeable blocks.
+
+    Blocks are created when they are first needed, so a pool of a million costs nothing until it is used. Recycled rows
+    are handed out before untouched ones: their memory is mapped and warm.
+
+    forget: called with a CACHED block that is about to lose its content, so that nothing finds it any more.
+    """
+
+    def __init__(
+        self, num_blocks: int, forget: Callable[[Block], None], clock: Callable[[], float] = monotonic
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.blocks: list[Block] = []  # those created so far; blocks[i].id == i
+        self.cached = BlockList()
+        self.num_evictions = 0
+        self.eviction_age: float | None = None
+        self._free: list[Block] = []
+        self._forget = forget
+        self._clock = clock
+
+    @property
+    def num_free(self) -> int:
+        return self.num_blocks - len(self.blocks) + len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        return self.cached.size
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `allocate` can hand out: FREE and CACHED."""
+        return self.num_free + self.cached.size
+
+    @property
+    def free_blocks(self) -> tuple[Block, ...]:
+        """The recycled FREE blocks; those never created are not among them."""
+        return tuple(self._free)
+
+    def allocate(self, n: int) -> list[Block] | None:
+        """`n` OPEN blocks with one reference each. If None is returned, there are not enough and nothing changed."""
+        if n > self.num_available:
+            return None
+        taken = [self._take() for _ in range(n)]
+        for block in taken:
+            block.ref_count = 1
+        return taken
+
+    def _take(self) -> Block:
+        if self._free:
+            return self._free.pop()
+        if len(self.blocks) < self.num_blocks:
+            self.blocks.append(Block(len(self.blocks)))
+            return self.blocks[-1]
+        block = self.cached.pop_first()
+        self.num_evictions += 1
+        self.eviction_age = self._clock() - block.idle_since
+        self._forget(block)
+        block.wipe()
+        return block
+
+    def acquire(self, block: Block) -> None:
+        """One reference more; a CACHED block leaves the eviction order. The block must be SEALED or CACHED."""
+        if block.ref_count == 0:
+            self.cached.unlink(block)
+        block.ref_count += 1
+
+    def release(self, blocks: Iterable[Block]) -> None:
+        """One reference less for each, in the order in which they should be evicted.
+
+        The last reference gone, a published block becomes CACHED and any other one FREE.
+        """
+        for block in blocks:
+            block.ref_count -= 1
+            if block.ref_count:
+                continue
+            if block.published:
+                block.idle_since = self._clock()
+                self.cached.append(block)
+            else:
+                block.wipe()
+                self._free.append(block)
+
+    def drop_cached(self) -> int:
+        """Make every CACHED block FREE; returns how many there were."""
+        dropped = list(self.cached)
+        for block in dropped:
+            self.cached.unlink(block)
+            self._forget(block)
+            block.wipe()
+        self._free.extend(dropped)
+        return len(dropped)

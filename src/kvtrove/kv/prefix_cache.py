@@ -1,0 +1,211 @@
+"""Finding what was computed before: the chain of keys, the index of published blocks, the longest usable prefix.
+
+    H(model, cache spec, adapter, salt)     tokens 0..15       tokens 16..31
+    root ─────────────────────────────────> key 0 ───────────> key 1 ───────────> ...    key_i = H(key_{i-1} ‖ tokens_i)
+
+A key stands for everything before it, so equal keys mean equal prefixes under the same model, format and tenant. It is
+a SHA-256 of fixed bytes and therefore the same in every process and on every machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import cycle
+
+from kvtrove.kv.block import Block
+from kvtrove.kv.retention import Full, live_blocks
+from kvtrove.kv.spec import KVGroup
+
+
+def root_key(model: bytes, fingerprint: bytes, adapter: bytes, salt: bytes) -> bytes:
+    """Where a chain starts. Every field enters behind its length, so no two tuples share a root."""
+    h = sha256(b"kvtrove key chain 1")
+    for field in (model, fingerprint, adapter, salt):
+        h.update(len(field).to_bytes(8, "little") + field)
+    return h.digest()
+
+
+class KeyChain:
+    """Keys of a sequence's full blocks, extended block by block and never hashed twice.
+
+    keys[i]: 32 bytes. tokens[i]: the int32 little-endian token ids of block i, 4 * block_size bytes.
+    """
+
+    __slots__ = ("block_size", "keys", "root", "tokens")
+
+    def __init__(self, root: bytes, block_size: int) -> None:
+        self.root = root
+        self.block_size = block_size
+        self.keys: list[bytes] = []
+        self.tokens: list[bytes] = []
+
+    def extend(self, tokens: array[int], num_blocks: int) -> None:
+        """Hash up to block `num_blocks`; `tokens` are the sequence's from position 0, an array of 4-byte integers."""
+        size = self.block_size
+        if tokens.itemsize != 4:
+            raise ValueError(f"tokens: array({tokens.typecode!r}) has {tokens.itemsize}-byte items; use array('i')")
+        if num_blocks * size > len(tokens):
+            raise ValueError(f"{num_blocks} blocks of {size} are more than the {len(tokens)} tokens given")
+        key = self.keys[-1] if self.keys else self.root
+        for i in range(len(self.keys), num_blocks):
+            part = tokens[i * size : (i + 1) * size]
+            if sys.byteorder == "big":
+                part.byteswap()
+            content = part.tobytes()
+            key = sha256(key + content).digest()
+            self.keys.append(key)
+            self.tokens.append(content)
+
+    def cut(self, num_blocks: int) -> None:
+        """Forget all keys from block `num_blocks` on."""
+        del self.keys[num_blocks:], self.tokens[num_blocks:]
+
+    def copy(self) -> KeyChain:
+        twin = KeyChain(self.root, self.block_size)
+        twin.keys, twin.tokens = self.keys.copy(), self.tokens.copy()
+        return twin
+
+
+class PrefixCache:
+    """(group, key) -> the one published block."""
+
+    def __init__(self, num_groups: int) -> None:
+        self._blocks: list[dict[bytes, Block]] = [{} for _ in range(num_groups)]
+        self.num_duplicates = 0
+        self.num_mismatches = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._blocks))
+
+    def publish(self, block: Block) -> None:
+        """Make a sealed block findable under its group and key.
+
+        When an equal block is published already (two sequences computed the same tokens side by side), the newcomer
+        stays private: tables never change under a running step, so it is simply FREE once its sequence releases it.
+        """
+        if self._blocks[block.group].setdefault(block.key, block) is block:
+            block.published = True
+        else:
+            self.num_duplicates += 1
+
+    def forget(self, block: Block) -> None:
+        del self._blocks[block.group][block.key]
+
+    def holds(self, block: Block) -> bool:
+        return self._blocks[block.group].get(block.key) is block
+
+    def find(self, group: int, key: bytes, tokens: bytes) -> Block | None:
+        """The block published under `key` if it holds exactly `tokens`; anything else is a miss."""
+        block = self._blocks[group].get(key)
+        if block is None or block.tokens == tokens:
+            return block
+        self.num_mismatches += 1
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What a prompt could reuse at the moment of the lookup.
+
+    num_tokens: a multiple of block_size. blocks: per group the blocks to take over, None where none is needed.
+    next_key: key of the block after the match, when reusing that too would stay within the limit. num_queried: tokens
+    of the prompt.
+    """
+
+    num_tokens: int = 0
+    blocks: tuple[list[Block | None], ...] = ()
+    next_key: bytes | None = None
+    num_queried: int = 0
+
+    @property
+    def num_shared_blocks(self) -> int:
+        """Blocks that somebody holds: taking them over costs no free block."""
+        return sum(block is not None and block.ref_count > 0 for row in self.blocks for block in row)
+
+    @property
+    def num_idle_blocks(self) -> int:
+        """Blocks that nobody holds: free until the match is taken over."""
+        return sum(block is not None and block.ref_count == 0 for row in self.blocks for block in row)
+
+
+def longest_prefix(
+    cache: PrefixCache, groups: Sequence[KVGroup], chain: KeyChain, limit: int
+) -> tuple[int, tuple[list[Block | None], ...]]:
+    """The most leading blocks, at most `limit`, after which every group holds all that its next query reads.
+
+    Returns that number n, and per group the n blocks to take over (None: no query from here on needs it).
+
+    Full attention needs the whole chain, which is walked once from the front. A window needs the run of blocks before n
+    only; it is searched from the back, and a missing block m rules out every length above m that still reads it:
+
+        full    | x x x x x x x x x x . . |      n = 10 at most
+        window  | . . . x x x x . x x . . |      needs 3 blocks: 10 and 9 read block 7, 7 reads 4..6: n = 7
+    """
+    searches = [_GroupSearch(cache, group, chain) for group in groups]
+    n = limit
+    for search in searches:
+        if isinstance(search.retention, Full):
+            n = search.walk(n)
+    windows = [search for search in searches if not isinstance(search.retention, Full)]
+    agreed = 0
+    for search in cycle(windows):
+        before, n = n, search.shrink(n)
+        agreed = agreed + 1 if n == before else 0
+        if agreed == len(windows):
+            break
+    return n, tuple(search.blocks(n) for search in searches)
+
+
+class _GroupSearch:
+    """One group's lookups in one match; however often n shrinks, no block of a window is looked up twice."""
+
+    def __init__(self, cache: PrefixCache, group: KVGroup, chain: KeyChain) -> None:
+        self.retention = group.retention
+        self._group = group.index
+        self._cache = cache
+        self._chain = chain
+        self._found: dict[int, Block] = {}
+        self._known: dict[int, tuple[int, int]] = {}  # span number -> half-open run of blocks known to be there
+
+    def walk(self, n: int) -> int:
+        """Blocks from the front until the first that is missing, at most n."""
+        for i in range(n):
+            if not self._find(i):
+                return i
+        return n
+
+    def shrink(self, n: int) -> int:
+        """n when every block read at length n is there, else the next smaller length worth a try.
+
+        A token that is live at some length was live ever since it was written: a missing block m that is read at n is
+        read at all lengths from m + 1 to n, so m itself is the next candidate.
+        """
+        size = self._chain.block_size
+        for number, span in enumerate(self.retention.live(n * size)):
+            low, high = span.start // size, -(-span.stop // size)
+            known_low, known_high = self._known.get(number, (0, 0))
+            i = known_low if known_low < high <= known_high else high
+            while i > low:
+                if not self._find(i - 1):
+                    self._known[number] = (i, high)
+                    return i - 1
+                i -= 1
+            self._known[number] = (i, high)
+        return n
+
+    def blocks(self, n: int) -> list[Block | None]:
+        row: list[Block | None] = [None] * n
+        for i in live_blocks(self.retention, n * self._chain.block_size, self._chain.block_size):
+            row[i] = self._found[i]
+        return row
+
+    def _find(self, i: int) -> bool:
+        block = self._cache.find(self._group, self._chain.keys[i], self._chain.tokens[i])
+        if block is None:
+            return False
+        self._found[i] = block
+        return True

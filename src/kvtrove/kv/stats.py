@@ -1,0 +1,37 @@
+"""What the cache tells about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class KVStats:
+    """Blocks now, and what happened since the start.
+
+    num_blocks = free + cached + used. queries, hits: prompt tokens of admitted sequences, and those of them whose K/V
+    were reused. evictions: cached blocks given up for new ones. duplicates: blocks sealed beside an equal findable one.
+    mismatches: lookups that found a block of other tokens under the right key (a miss; should stay 0).
+    eviction_age: seconds that the last evicted block had not been used; when it is small, the pool is.
+    """
+
+    num_blocks: int
+    free: int
+    cached: int
+    used: int
+    queries: int
+    hits: int
+    evictions: int
+    duplicates: int
+    mismatches: int
+    eviction_age: float | None
+
+    @property
+    def usage(self) -> float:
+        """Share of the blocks that sequences and pins hold, 0 to 1."""
+        return self.used / self.num_blocks
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the queried tokens that were reused, 0 to 1."""
+        return self.hits / self.queries if self.queries else 0.0

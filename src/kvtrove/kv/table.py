@@ -1,0 +1,161 @@
+"""What one sequence holds: a block table per group, its key chain, how far it has been computed."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrove.kv.block import Block
+from kvtrove.kv.prefix_cache import KeyChain
+from kvtrove.kv.retention import Retention
+
+HOLE = -1  # the id in a table where no block is held
+
+
+class BlockTable:
+    """The blocks of one group in token order, None where a block left the window or was never needed.
+
+    The ids live twice: in the blocks, and in an int32 buffer that grows by doubling, so that handing a table to the
+    runner costs a slice however long the context is.
+
+        blocks | None  None  b7  b2  b9 |
+        ids    |  -1    -1    7   2   9 |  spare ...
+    """
+
+    __slots__ = ("_ids", "blocks", "num_held")
+
+    def __init__(self) -> None:
+        self.blocks: list[Block | None] = []
+        self.num_held = 0
+        self._ids = np.full(8, HOLE, np.int32)
+
+    @property
+    def ids(self) -> NDArray[np.int32]:
+        """int32 [len(blocks)], a view that later changes of the table show in."""
+        return self._ids[: len(self.blocks)]
+
+    def extend(self, blocks: Sequence[Block | None]) -> None:
+        start, stop = len(self.blocks), len(self.blocks) + len(blocks)
+        if stop > len(self._ids):
+            grown = np.full(max(stop, 2 * len(self._ids)), HOLE, np.int32)
+            grown[:start] = self._ids[:start]
+            self._ids = grown
+        self.blocks.extend(blocks)
+        self.num_held += len(blocks) - blocks.count(None)
+        self._ids[start:stop] = [HOLE if block is None else block.id for block in blocks]
+
+    def cut(self, length: int) -> list[Block | None]:
+        """Shorten to `length` entries; returns the others."""
+        tail = self.blocks[length:]
+        del self.blocks[length:]
+        self.num_held -= len(tail) - tail.count(None)
+        return tail
+
+    def release_dead(self, retention: Retention, n: int, block_size: int) -> Iterator[tuple[int, Block]]:
+        """Empty the entries of sealed blocks without a live token at length n; yields (index, block).
+
+        What dies borders on what lives, so each run of dead blocks is walked from its upper end to the first hole.
+        """
+        for run in dead_runs(retention, n, block_size):
+            for i in reversed(run):
+                block = self.blocks[i]
+                if block is None:
+                    break
+                self.blocks[i] = None
+                self._ids[i] = HOLE
+                self.num_held -= 1
+                yield i, block
+
+
+class SequenceKV:
+    """The cache state of one sequence: an opaque handle to everyone but the manager.
+
+        tokens   | block 0     | block 1     | block 2     | block 3     |
+                 | SEALED: computed, immutable | OPEN        | OPEN        |
+                 0                                 ^ num_computed         ^ capacity
+
+    num_computed: tokens whose K/V are in the cache. capacity: tokens that the tables have room for, -1 once freed.
+    next_event: the number of computed tokens at which a block is to be sealed or leaves a window; before it, commit
+    only counts.
+    """
+
+    __slots__ = ("_ids", "capacity", "chain", "next_event", "num_computed", "salt", "tables")
+
+    def __init__(self, num_groups: int, chain: KeyChain, salt: bytes) -> None:
+        self.num_computed = 0
+        self.capacity = 0
+        self.next_event = 0
+        self.salt = salt
+        self.chain = chain
+        self.tables = tuple(BlockTable() for _ in range(num_groups))
+        self._ids: tuple[NDArray[np.int32], ...] | None = None
+
+    @property
+    def is_freed(self) -> bool:
+        return self.capacity < 0
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks held over all groups."""
+        return sum(table.num_held for table in self.tables)
+
+    def block_ids(self) -> tuple[NDArray[np.int32], ...]:
+        """Per group the int32 ids of the table, -1 where no block is held: views, valid until the next allocate."""
+        if self._ids is None:
+            self._ids = tuple(table.ids for table in self.tables)
+        return self._ids
+
+    def extend(self, rows: Iterable[Sequence[Block | None]]) -> None:
+        """Append one row of blocks per group, all of the same length."""
+        for table, row in zip(self.tables, rows, strict=True):
+            table.extend(row)
+        self._resized()
+
+    def cut(self, num_blocks: int) -> list[Block]:
+        """Shorten every table to `num_blocks`; returns what was held beyond, the end of the sequence first.
+
+        Groups take turns at each position: what serves the same prefix leaves the cache together.
+        """
+        columns = zip(*(reversed(table.cut(num_blocks)) for table in self.tables), strict=True)
+        dropped = [block for column in columns for block in column if block is not None]
+        self._resized()
+        return dropped
+
+    def sealed_blocks(self) -> list[Block]:
+        """Every sealed block held, in the order of `cut`."""
+        columns = zip(*(reversed(table.blocks) for table in self.tables), strict=True)
+        return [block for column in columns for block in column if block is not None and block.sealed]
+
+    def _resized(self) -> None:
+        self.capacity = len(self.tables[0].blocks) * self.chain.block_size
+        self._ids = None
+
+
+def dead_runs(retention: Retention, n: int, block_size: int) -> Iterator[range]:
+    """Runs of full blocks below n, ascending, none of whose tokens is live at length n."""
+    full, at = n // block_size, 0
+    for span in retention.live(n):
+        first = min(span.start // block_size, full)
+        if first > at:
+            yield range(at, first)
+        at = max(at, -(-span.stop // block_size))
+    if full > at:
+        yield range(at, full)
+
+
+def next_event(retentions: Iterable[Retention], n: int, block_size: int) -> int:
+    """Smallest length after n at which a block becomes full or a full one dies."""
+    event = (n // block_size + 1) * block_size
+    for retention in retentions:
+        dead = _num_dead(retention, block_size, n)
+        num_dead = partial(_num_dead, retention, block_size)
+        event = n + 1 + bisect_right(range(n + 1, event), dead, key=num_dead)
+    return event
+
+
+def _num_dead(retention: Retention, block_size: int, n: int) -> int:
+    return sum(map(len, dead_runs(retention, n, block_size)))

@@ -1,0 +1,81 @@
+"""What passes between scheduler and runner: data only, no behaviour, nothing shared that either side mutates."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrove.request import SamplingParams, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSpec:
+    """Draw a token after this sequence's last computed token.
+
+    seed, streams: one token is drawn per stream; draw number `position` of stream s of a request depends on
+        (seed, s, position) alone, so results do not depend on the batch, on preemption or on forks.
+    position: index of the drawn token in the output. candidates: > 0 asks for that many best tokens and draws none (beams).
+    prompt, output: token ids so far, for penalties. banned: token ids that may not be drawn (end tokens before min_tokens).
+    """
+
+    params: SamplingParams
+    seed: int
+    streams: tuple[int, ...]
+    position: int
+    prompt: array[int]
+    output: array[int]
+    banned: tuple[int, ...] = ()
+    candidates: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """Compute K/V of `tokens` at positions start, start + 1, ...; block_ids[g] is the block table of group g (-1: not held)."""
+
+    seq_id: int
+    tokens: array[int]
+    start: int
+    block_ids: tuple[NDArray[np.int32], ...]
+    sample: SampleSpec | None = None
+    prompt_logprobs: int | None = None
+    prompt_targets: array[int] = field(default_factory=lambda: array("i"))
+    """With prompt_logprobs: the token that follows each of `tokens`, as far as it is a prompt token."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """One step. `copies` are (source, target) block rows to copy, in this order, before anything is computed."""
+
+    sequences: list[ScheduledSequence]
+    copies: list[tuple[int, int]]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(s.tokens) for s in self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """A drawn token, or one candidate of a beam. `logprobs` holds it and the top alternatives when they were asked for."""
+
+    token_id: int
+    logprob: float
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceResult:
+    """`samples`: one per stream, or the candidates, best first. `prompt_logprobs`: one entry per prompt target."""
+
+    samples: list[SampledToken]
+    prompt_logprobs: list[TokenLogprobs] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutput:
+    """seq_id -> result, for the sequences that sampled or report prompt logprobs."""
+
+    results: dict[int, SequenceResult]

@@ -1,0 +1,350 @@
+"""The scheduler: who computes how many tokens in the next step.
+
+There is no prefill phase and no decode phase. Every sequence has `num_computed` tokens in the cache and catches up with
+`len(tokens)`; a step gives each a number of tokens under one budget:
+
+    1. decodes (one token left) first, so that a prompt never stalls the users who are reading;
+    2. waiting requests come in, first come first served, while their whole prompt fits into what is free;
+    3. prompts share the rest of the budget fairly (`policies.share`).
+
+When blocks run out, the sequence that came last loses its own and computes them again later (preemption by recompute);
+the prefix cache usually still has most of them.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvtrove.kv.manager import KVCacheManager
+from kvtrove.request import FinishReason, RequestError
+from kvtrove.scheduler import beam
+from kvtrove.scheduler.output import ModelOutput, SampledToken, SchedulerOutput
+from kvtrove.scheduler.policies import end_of, share
+from kvtrove.scheduler.sequence import Request, Sequence
+from kvtrove.scheduler.work import scheduled_sequence
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    """max_num_batched_tokens: budget of a step. max_concurrent_prefills: prompts that share it, the others wait."""
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    max_concurrent_prefills: int = 4
+
+
+@dataclass(frozen=True)
+class SchedulerStats:
+    num_running: int
+    num_waiting: int
+    num_preemptions: int
+
+
+class Scheduler:
+    """schedule() -> SchedulerOutput, then update() with what the model answered. Touches the cache only through `kv`."""
+
+    def __init__(
+        self, kv: KVCacheManager, limits: SchedulerLimits | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.kv = kv
+        self.limits = limits or SchedulerLimits()
+        self.clock = clock
+        self.requests: dict[str, Request] = {}
+        self.waiting: deque[Sequence] = deque()
+        self.running: dict[int, Sequence] = {}  # by sequence id, in order of admission
+        self.num_preemptions = 0
+        self._next_seq_id = 0
+        self._computing: dict[bytes, int] = {}  # key of a block being computed -> id of the sequence that computes it
+        self._step: dict[int, int] = {}  # sequence id -> tokens in the step being planned
+
+    # ---- requests come and go ----
+
+    def add(self, request: Request) -> None:
+        """Queue a request. RequestError when the limits or the pool could not hold it even alone."""
+        if request.width > self.limits.max_num_seqs:
+            raise RequestError(
+                f"n: {request.width} sequences are more than max_num_seqs ({self.limits.max_num_seqs})", "n"
+            )
+        if self._blocks_alone(request, request.max_len) > self.kv.num_blocks:
+            raise RequestError(self._too_long(request), "max_tokens")
+        self.requests[request.id] = request
+        if request.params.prompt_logprobs is not None:
+            request.prompt_logprobs = [None]
+        self.waiting.append(self._sequence(request, 0, request.prompt))
+
+    def abort(self, request_id: str) -> Request | None:
+        """Forget a request at any moment; everything it held is free when this returns."""
+        request = self.requests.get(request_id)
+        if request is not None:
+            for seq in request.unfinished:
+                self.finish(seq, "abort")
+        return request
+
+    def finish(self, seq: Sequence, reason: FinishReason, stop_reason: int | str | None = None) -> None:
+        """End a sequence, whoever decided it (stop token, stop string, caller), and release what it holds."""
+        seq.finish(reason, stop_reason)
+        self._leave(seq)
+        if seq.request.finished:
+            self._retire(seq.request)
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def stats(self) -> SchedulerStats:
+        return SchedulerStats(len(self.running), len(self.waiting), self.num_preemptions)
+
+    def _sequence(self, request: Request, index: int, tokens: array[int]) -> Sequence:
+        self._next_seq_id += 1
+        seq = Sequence(self._next_seq_id, request, index, array("i", tokens), self.kv.open(request.salt))
+        seq.logprobs = None if request.params.logprobs is None else []
+        request.sequences.append(seq)
+        return seq
+
+    def _leave(self, seq: Sequence) -> None:
+        """Free the blocks of `seq` and take it out of the queues."""
+        self.kv.free(seq.kv)
+        self._step.pop(seq.id, None)
+        for key in [key for key, owner in self._computing.items() if owner == seq.id]:
+            del self._computing[key]
+        if self.running.pop(seq.id, None) is None and seq in self.waiting:
+            self.waiting.remove(seq)
+
+    def _retire(self, request: Request) -> None:
+        request.metrics.finished_time = self.clock()
+        self.requests.pop(request.id, None)
+
+    def _blocks(self, num_tokens: int) -> int:
+        """Most blocks that one sequence of `num_tokens` holds while it is computed."""
+        return self.kv.blocks_for(num_tokens, self.limits.max_num_batched_tokens)
+
+    def _blocks_alone(self, request: Request, length: int) -> int:
+        """Blocks without which a request of `length` tokens cannot make progress: beams advance together or not at all."""
+        return self._blocks(length) * max(1, request.params.beam_width)
+
+    def _too_long(self, request: Request) -> str:
+        low, high = 0, request.max_len
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (
+                (middle, high) if self._blocks_alone(request, middle) <= self.kv.num_blocks else (low, middle - 1)
+            )
+        prompt, beams = len(request.prompt), f" in {request.params.beam_width} beams" if request.beam else ""
+        advice = f"lower max_tokens to {low - prompt}" if low > prompt else f"shorten the prompt to under {low} tokens"
+        return (
+            f"{prompt} prompt + {request.max_len - prompt} new tokens{beams} need "
+            f"{self._blocks_alone(request, request.max_len)} blocks of the KV cache, which has {self.kv.num_blocks} "
+            f"(at most {low} tokens): {advice}, or give the cache more memory"
+        )
+
+    # ---- a step ----
+
+    def schedule(self) -> SchedulerOutput:
+        """Pick the work of the next step and reserve its blocks."""
+        self._step = {}
+        self._plan_step()
+        while not self._step and (self._decodes() or self._make_room()):
+            self._plan_step()
+        sequences = [scheduled_sequence(seq, self._step[i]) for i, seq in self.running.items() if i in self._step]
+        return SchedulerOutput(sequences, self.kv.take_copies())
+
+    def _plan_step(self) -> None:
+        for seq in self._decodes():
+            self._give(seq, 1)
+        budget = self.limits.max_num_batched_tokens - len(self._step)
+        prefills = [seq for seq in self.running.values() if self._prefill_need(seq)]
+        self._admit(prefills, budget)
+        needs = [self._prefill_need(seq) for seq in prefills]
+        for seq, num in zip(prefills, share(budget, needs), strict=True):
+            if num:
+                self._give(seq, num)
+
+    def _decodes(self) -> list[Sequence]:
+        """Sequences with one token left. Beams advance together or not at all."""
+        ready = [seq for seq in self.running.values() if seq.num_uncomputed == 1]
+        return [seq for seq in ready if not seq.request.beam or self._beams_ready(seq.request)]
+
+    def _beams_ready(self, request: Request) -> bool:
+        return all(s.num_uncomputed == 1 and s.id in self.running for s in request.unfinished)
+
+    def _prefill_need(self, seq: Sequence) -> int:
+        """Tokens to catch up with in this step; the last one of a preempted beam waits for its siblings."""
+        if seq.id in self._step:
+            return 0
+        return seq.num_uncomputed - (seq.request.beam and seq.num_output > 0)
+
+    def _give(self, seq: Sequence, num: int) -> None:
+        """Let `seq` compute `num` tokens, preempting those that came after it when blocks are short."""
+        while seq.id in self.running and not self.kv.allocate(seq.kv, num):
+            self._preempt(max(self.running.values(), key=lambda s: (s.request.arrival, s.index)))
+        if seq.id in self.running:
+            self._step[seq.id] = num
+
+    def _preempt(self, last: Sequence) -> None:
+        """Take the blocks of a sequence (of all beams of its request); it starts again at the head of the queue."""
+        request = last.request
+        siblings = [s for s in request.unfinished if s.id in self.running] if request.beam else [last]
+        for seq in reversed(siblings):
+            self._leave(seq)
+            seq.kv = self.kv.open(request.salt)
+            self.waiting.appendleft(seq)
+            self.num_preemptions += 1
+            request.metrics.num_preemptions += 1
+        if request.wants_prompt_logprobs:
+            request.prompt_logprobs = [None]
+
+    def _make_room(self) -> bool:
+        """Nothing can run because parked beams hold what the head of the queue needs: preempt the last that came."""
+        if not self.waiting:
+            return False
+        head = self.waiting[0].request
+        others = [s for s in self.running.values() if s.request is not head]
+        if others:
+            self._preempt(max(others, key=lambda s: (s.request.arrival, s.index)))
+        elif not self.running:
+            raise RuntimeError(
+                f"request {head.id!r} fits the empty cache but not what is left of it: "
+                f"{self.kv.num_free_blocks} of {self.kv.num_blocks} blocks are free and the rest is pinned"
+            )
+        return bool(others)
+
+    # ---- admission ----
+
+    def _admit(self, prefills: list[Sequence], budget: int) -> None:
+        """Move waiting sequences to `running` and `prefills`, in order, while their whole prompt fits.
+
+        One block per other running sequence and group stays in reserve, so that admitting a prompt does not soon preempt
+        those who decode. A sequence whose prefix another one is computing is passed over until it can hit it.
+        """
+        promised = sum(map(self._still_needed, prefills))
+        seats = sum(map(self._seats, self.running.values()))
+        passed_over: list[Sequence] = []
+        while self.waiting and len(prefills) < min(budget, self.limits.max_concurrent_prefills):
+            seq = self.waiting[0]
+            if seats + self._seats(seq) > self.limits.max_num_seqs:
+                break
+            if seq.held_for in self._computing:
+                passed_over.append(self.waiting.popleft())
+                continue
+            limit = 0 if seq.request.wants_prompt_logprobs else len(seq.tokens) - 1
+            match = self.kv.match(seq.kv, seq.tokens, limit)
+            seq.held_for = self._being_computed(seq, match.num_tokens, limit)
+            if seq.held_for is not None:
+                passed_over.append(self.waiting.popleft())
+                continue
+            needed = self._blocks(len(seq.tokens)) - match.num_shared_blocks
+            reserve = self.kv.num_groups * sum(s.request is not seq.request for s in self.running.values())
+            if needed + promised + reserve > self.kv.num_free_blocks:
+                break
+            self.kv.allocate(seq.kv, 0, match)
+            self._start(self.waiting.popleft(), limit)
+            seats += self._seats(seq)
+            promised += self._still_needed(seq)
+            prefills.append(seq)
+        self.waiting.extendleft(reversed(passed_over))
+
+    @staticmethod
+    def _seats(seq: Sequence) -> int:
+        """Sequences that this one stands for: before its first output token, those that will fork from it too."""
+        return seq.request.width if seq.num_output == 0 else 1
+
+    def _start(self, seq: Sequence, limit: int) -> None:
+        request = seq.request
+        self.running[seq.id] = seq
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = seq.kv.num_computed
+            request.metrics.first_scheduled_time = self.clock()
+        for key in self._keys_to_compute(seq, seq.kv.num_computed, limit):
+            self._computing.setdefault(key, seq.id)
+
+    def _still_needed(self, seq: Sequence) -> int:
+        return self._blocks(len(seq.tokens)) - seq.kv.num_blocks
+
+    def _keys_to_compute(self, seq: Sequence, num_matched: int, limit: int) -> list[bytes]:
+        """Keys of the full blocks after the match that a hit could have served."""
+        return seq.kv.chain.keys[num_matched // self.kv.block_size : limit // self.kv.block_size]
+
+    def _being_computed(self, seq: Sequence, num_matched: int, limit: int) -> bytes | None:
+        """Key of the last block of the run that another sequence is computing, when the run starts at the match."""
+        last = None
+        for key in self._keys_to_compute(seq, num_matched, limit):
+            if key not in self._computing:
+                break
+            last = key
+        return last
+
+    # ---- after the step ----
+
+    def update(self, scheduled: SchedulerOutput, output: ModelOutput) -> list[Request]:
+        """Record what was computed and drawn; returns the requests with news, in order of arrival."""
+        touched: dict[str, Request] = {}
+        beams: dict[str, dict[int, list[SampledToken]]] = {}
+        for done in scheduled.sequences:
+            seq = self.running.get(done.seq_id)
+            if seq is None:
+                continue  # aborted since
+            self._commit(seq, len(done.tokens))
+            result = output.results.get(seq.id)
+            if result is None:
+                continue
+            request = touched[seq.request.id] = seq.request
+            if result.prompt_logprobs and request.prompt_logprobs is not None:
+                request.prompt_logprobs.extend(result.prompt_logprobs)
+            if result.samples and request.metrics.first_token_time is None:
+                request.metrics.first_token_time = self.clock()
+            if result.samples and request.beam:
+                beams.setdefault(request.id, {})[seq.id] = result.samples
+            elif result.samples:
+                self._extend(seq, result.samples)
+        for request_id, candidates in beams.items():
+            self._advance_beams(touched[request_id], candidates)
+        return sorted(touched.values(), key=lambda r: r.arrival)
+
+    def _commit(self, seq: Sequence, num: int) -> None:
+        before = seq.kv.num_computed // self.kv.block_size
+        self.kv.commit(seq.kv, seq.tokens, num)
+        if self._computing:
+            for key in seq.kv.chain.keys[before : seq.kv.num_computed // self.kv.block_size]:
+                if self._computing.get(key) == seq.id:
+                    del self._computing[key]
+
+    def _extend(self, seq: Sequence, samples: list[SampledToken]) -> None:
+        """Append the drawn token; after the prompt, fork one sequence per further stream first."""
+        streams = [seq] + [self._fork(seq, index) for index in range(1, len(samples))]
+        for one, token in zip(streams, samples, strict=True):
+            one.append(token)
+            end = end_of(one)
+            if end is not None:
+                self.finish(one, *end)
+
+    def _fork(self, parent: Sequence, index: int) -> Sequence:
+        """A sequence with the parent's tokens and cache; without a free block for its open tail it queues and recomputes."""
+        child = self._sequence(parent.request, index, parent.tokens)
+        child.inherit(parent)
+        forked = self.kv.fork(parent.kv)
+        if forked is None:
+            self.waiting.appendleft(child)
+        else:
+            child.kv = forked
+            self.running[child.id] = child
+        return child
+
+    def _advance_beams(self, request: Request, candidates: dict[int, list[SampledToken]]) -> None:
+        families = beam.advance(request, candidates)
+        parents = {family[0].parent.id for family in families}
+        for loser in [s for s in request.unfinished if s.id not in parents]:
+            self._leave(loser)
+            request.sequences.remove(loser)
+        if not families:
+            request.sequences = beam.winners(request)
+            self._retire(request)
+        for family in families:
+            heirs = [family[0].parent] + [self._fork(c.parent, 0) for c in family[1:]]
+            for heir, continuation in zip(heirs, family, strict=True):
+                heir.append(continuation.token)
+        for index, seq in enumerate(request.sequences):
+            seq.index = index

@@ -1,0 +1,101 @@
+"""The scheduler's own state of a request: one Request, and the sequences that grow from its prompt."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+from kvtrove.kv.table import SequenceKV
+from kvtrove.request import FinishReason, RequestMetrics, SamplingParams, TokenLogprobs
+from kvtrove.scheduler.output import SampledToken
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Prompt and output of one continuation, and its place in the cache.
+
+        tokens   | prompt ...................... | output ........ |
+                 0        kv.num_computed        num_prompt        len(tokens)
+
+    The K/V of the last token are computed in the step that draws the next one, so `num_uncomputed` is 1 while decoding.
+    """
+
+    id: int
+    request: Request
+    index: int
+    tokens: array[int]
+    kv: SequenceKV
+    logprobs: list[TokenLogprobs] | None = None
+    cumulative_logprob: float = 0.0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    held_for: bytes | None = None
+    """Key of a block that another sequence is computing: waiting for it turns a duplicate computation into a hit."""
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.tokens) - self.kv.num_computed
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def output(self) -> array[int]:
+        return self.tokens[len(self.request.prompt) :]
+
+    def append(self, token: SampledToken) -> None:
+        self.tokens.append(token.token_id)
+        self.cumulative_logprob += token.logprob
+        if self.logprobs is not None and token.logprobs is not None:
+            self.logprobs.append(token.logprobs)
+
+    def inherit(self, parent: Sequence) -> None:
+        """Take over what belongs to the parent's tokens."""
+        self.cumulative_logprob = parent.cumulative_logprob
+        self.logprobs = None if parent.logprobs is None else list(parent.logprobs)
+
+    def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
+        self.finish_reason, self.stop_reason = reason, stop_reason
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """`sequences`: one until its prompt is computed, then `n` (or the live beams); finished ones stay, beams move to `completed`."""
+
+    id: str
+    arrival: int
+    prompt: array[int]
+    params: SamplingParams
+    seed: int
+    salt: bytes
+    max_len: int
+    end_token_ids: frozenset[int]
+    """Model's end tokens (unless ignore_eos) and stop_token_ids."""
+    metrics: RequestMetrics
+    sequences: list[Sequence] = field(default_factory=list)
+    completed: list[Sequence] = field(default_factory=list)
+    num_cached_tokens: int | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+    @property
+    def beam(self) -> bool:
+        return self.params.beam_width > 0
+
+    @property
+    def width(self) -> int:
+        """Sequences that this request runs at once, from its first output token on."""
+        return max(self.params.n, self.params.beam_width)
+
+    @property
+    def unfinished(self) -> list[Sequence]:
+        return [s for s in self.sequences if s.finish_reason is None]
+
+    @property
+    def finished(self) -> bool:
+        return all(s.finish_reason is not None for s in self.sequences)
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Positions are still to be reported, so their logits must be computed: the prefix cache cannot help."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt)

@@ -1,0 +1,421 @@
+"""The cache never loses, mixes up or leaks a token, whatever is done to it in whatever order.
+
+A stand-in for the runner writes into a real arena, for every token and layer, four numbers that tell it apart from all
+others: token id, checksum of the tenant and of the whole prefix, position, layer. After every operation each block
+table is decoded, and what comes back must be exactly the live tokens of its sequence. All invariants are checked too.
+
+HYPOTHESIS_PROFILE=deep runs fifty times as long.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from kvtrove.kv.arena import Arena
+from kvtrove.kv.formats.dense import ECHO
+from kvtrove.kv.manager import KVCacheManager, Pin
+from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks
+from kvtrove.kv.spec import KVCacheSpec, LayerKV
+from kvtrove.kv.table import SequenceKV
+
+MAX_BLOCKS = 6  # longest prompt, in blocks
+DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
+RUN = settings(
+    max_examples=500 if DEEP else 10,
+    stateful_step_count=80 if DEEP else 40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=not DEEP,
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A cache to test: one layer per retention; a number means that the layer reads the storage of that one."""
+
+    layers: tuple[Retention | int, ...]
+    block_size: int
+    num_blocks: int
+    prefix_caching: bool = True
+
+    @property
+    def spec(self) -> KVCacheSpec:
+        layers = [
+            LayerKV(i, 1, 2, ECHO, self.layers[rule], source=rule)  # type: ignore[arg-type]
+            if isinstance(rule, int)
+            else LayerKV(i, 1, 2, ECHO, rule)
+            for i, rule in enumerate(self.layers)
+        ]
+        return KVCacheSpec(tuple(layers), self.block_size)
+
+
+SHAPES = {
+    "full-1": Shape((Full(),), 1, 16),
+    "full-4": Shape((Full(), Full()), 4, 14),
+    "full-16": Shape((Full(),), 16, 10),
+    "window-4": Shape((SlidingWindow(10),), 4, 12),
+    "window-16": Shape((SlidingWindow(24),), 16, 9),
+    "window-of-1": Shape((SlidingWindow(1),), 4, 8),
+    "full-and-window": Shape((Full(), SlidingWindow(6)), 4, 22),
+    "full-and-3-windows": Shape((Full(), *[SlidingWindow(9)] * 3), 4, 40),
+    "two-windows": Shape((SlidingWindow(5), SlidingWindow(12)), 4, 18),
+    "sinks-and-window": Shape((SinksAndWindow(5, 7),), 4, 12),
+    "chunked": Shape((ChunkedLocal(6), Full()), 4, 22),
+    "source": Shape((Full(), SlidingWindow(7), 0, 1), 4, 22),
+    "no-prefix-caching": Shape((Full(), SlidingWindow(6)), 4, 22, prefix_caching=False),
+}
+
+
+@dataclass
+class Live:
+    """A sequence as the test knows it: its tokens, of which kv.num_computed are in the cache."""
+
+    kv: SequenceKV
+    salt: bytes
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+
+    def prefixes(self) -> list[int]:
+        """Checksum of the tenant and tokens[: i + 1], for every i."""
+        steps = accumulate(
+            self.tokens, lambda crc, token: zlib.crc32(token.to_bytes(4, "little"), crc), initial=zlib.crc32(self.salt)
+        )
+        return [crc & 0x7FFFFFFF for crc in steps][1:]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A prompt: part of a stream that others share, then perhaps something else; `steps` chunks are computed at once."""
+
+    salt: bytes
+    stream: int
+    blocks: float
+    suffix: list[int]
+    reuse: bool
+    evict_meanwhile: bool
+    steps: int
+
+
+ARRIVALS = st.builds(
+    Arrival,
+    salt=st.sampled_from([b"", b"", b"", b"tenant"]),
+    stream=st.integers(0, 1),
+    blocks=st.floats(0.3, MAX_BLOCKS),
+    suffix=st.lists(st.integers(0, 1), max_size=3),
+    reuse=st.sampled_from([True, True, True, False]),
+    evict_meanwhile=st.sampled_from([False, False, False, True]),
+    steps=st.integers(0, MAX_BLOCKS),
+)
+
+
+class EchoRunner:
+    """What the model runner does with the cache, without a model."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.spec = shape.spec
+        self.size = shape.block_size
+        self.arena = Arena(self.spec, shape.num_blocks)
+        self.layers = [(layer, self.arena.views(layer.layer)) for layer in self.spec.layers]
+
+    def write(self, seq: Live, num: int) -> None:
+        """Compute `num` tokens: every layer with storage of its own stores them in the slots of its group's table."""
+        positions = np.arange(seq.kv.num_computed, seq.kv.num_computed + num)
+        prefixes = seq.prefixes()
+        for layer, view in self.layers:
+            if layer.source is None:
+                table = seq.kv.block_ids()[self.spec.group_of[layer.layer]]
+                assert (table[positions // self.size] >= 0).all(), "a token is computed where no block is held"
+                slots = torch.from_numpy(table[positions // self.size] * self.size + positions % self.size)
+                k = [[seq.tokens[p], prefixes[p]] for p in positions]
+                v = [[p, layer.layer] for p in positions]
+                ECHO.encode(*(torch.tensor(x, dtype=torch.int32).unsqueeze(1) for x in (k, v)), view, slots.long())
+
+    def read(self, seqs: list[Live], pending: list[tuple[int, int]]) -> Iterator[tuple[Live, LayerKV, Any, Any]]:
+        """Every (sequence, layer, what its live slots hold, what they should hold), as if `pending` were executed."""
+        for layer, view in self.layers:
+            planes = ECHO.decode(view, torch.arange(self.arena.num_blocks))
+            content = torch.cat(planes, dim=1).view(self.arena.num_blocks, self.size, 4).numpy()
+            for source, target in pending:
+                content[target] = content[source]
+            owner = layer.layer if layer.source is None else layer.source
+            for seq in seqs:
+                table = seq.kv.block_ids()[self.spec.group_of[layer.layer]]
+                live = [p for span in layer.retention.live(seq.kv.num_computed) for p in span]
+                positions = np.array(live, dtype=np.int64)
+                blocks = table[positions // self.size]
+                assert (blocks >= 0).all(), f"live tokens of layer {layer.layer} are not held"
+                prefixes = seq.prefixes()
+                expected = [[seq.tokens[p], prefixes[p], p, owner] for p in live]
+                yield seq, layer, content[blocks, positions % self.size].tolist(), expected
+
+
+def snapshot(manager: KVCacheManager) -> object:
+    """All of the manager's state by value."""
+    pool = manager.pool
+    return (
+        [(b.id, b.ref_count, b.sealed, b.published, b.group, b.key, b.tokens, b.crc) for b in pool.blocks],
+        [b.id for b in pool.cached],
+        [b.id for b in pool.free_blocks],
+        [
+            (
+                kv.num_computed,
+                kv.capacity,
+                kv.next_event,
+                tuple(kv.chain.keys),
+                [ids.tolist() for ids in kv.block_ids()],
+            )
+            for kv in manager.sequences.values()
+        ],
+        [[b.id for b in pin.blocks] for pin in manager.pins.values()],
+        list(manager._copies),
+        manager.stats(),
+    )
+
+
+class CacheMachine(RuleBasedStateMachine):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.size = shape.block_size
+        self.runner = EchoRunner(shape)
+        self.groups = self.runner.spec.groups
+        self.manager = KVCacheManager(
+            self.runner.spec,
+            shape.num_blocks,
+            enable_prefix_caching=shape.prefix_caching,
+            check=2,
+            crc=self.runner.arena.crc,
+            clock=lambda: 0.0,
+        )
+        self.live: list[Live] = []
+        self.pins: list[Pin] = []
+        self.sealed: set[tuple[bytes, bytes]] = set()  # (salt, prefix) of every block that was ever full
+        self.forgotten = False
+        self.fresh_token = 1000
+
+    # ---- sequences ----
+
+    @initialize(arrival=ARRIVALS)
+    def begin(self, arrival: Arrival) -> None:
+        self.open(arrival)
+
+    @rule(arrival=ARRIVALS)
+    def open(self, arrival: Arrival) -> None:
+        tokens = array("i", [arrival.stream * 10 + i % 3 for i in range(int(arrival.blocks * self.size) + 1)])
+        tokens.extend(arrival.suffix)
+        seq = Live(self.manager.open(arrival.salt), arrival.salt, tokens)
+        limit = len(tokens) - 1 if arrival.reuse else 0
+        match = self.manager.match(seq.kv, tokens, limit)
+        self.compare_with_oracles(seq, limit, match.num_tokens)
+        if arrival.evict_meanwhile:
+            self.pressure(self.shape.num_blocks)
+        before = snapshot(self.manager)
+        if not self.manager.allocate(seq.kv, min(self.size, len(tokens) - match.num_tokens), match):
+            assert snapshot(self.manager) == before, "an allocation that failed left traces"
+            return self.manager.free(seq.kv)
+        self.live.append(seq)
+        for _ in range(arrival.steps):
+            if left := len(tokens) - seq.kv.num_computed:
+                self.step([(seq, min(self.size + 1, left))])
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 99), blocks=st.floats(0, 2.5), new=st.lists(st.integers(0, 1), min_size=1, max_size=3))
+    def compute(self, which: int, blocks: float, new: list[int]) -> None:
+        """One sequence computes a chunk of what is left of its tokens, or a few that it has just drawn."""
+        seq = self.live[which % len(self.live)]
+        if len(seq.tokens) == seq.kv.num_computed:
+            seq.tokens.extend(new)
+        self.step([(seq, min(1 + int(blocks * self.size), len(seq.tokens) - seq.kv.num_computed))])
+
+    @precondition(lambda self: self.live)
+    @rule(token=st.integers(0, 1))
+    def decode_all(self, token: int) -> None:
+        """Every sequence computes one token in the same step."""
+        for seq in self.live:
+            if len(seq.tokens) == seq.kv.num_computed:
+                seq.tokens.append(token)
+        self.step([(seq, 1) for seq in self.live])
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 99), blocks=st.floats(0, 2))
+    def allocate_ahead(self, which: int, blocks: float) -> None:
+        """Blocks for tokens that may never be computed."""
+        self.allocate(self.live[which % len(self.live)], int(blocks * self.size))
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 99), children=st.integers(1, 2))
+    def fork(self, which: int, children: int) -> None:
+        seq = self.live[which % len(self.live)]
+        for _ in range(children):
+            before = snapshot(self.manager)
+            child = self.manager.fork(seq.kv)
+            if child is None:
+                assert snapshot(self.manager) == before, "a fork that failed left traces"
+            else:
+                self.live.append(Live(child, seq.salt, seq.tokens[:]))
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 99), back=st.integers(0, 12), new=st.integers(0, 1))
+    def truncate(self, which: int, back: int, new: int) -> None:
+        """Forget the last tokens and go on with others."""
+        seq = self.live[which % len(self.live)]
+        to = max(0, seq.kv.num_computed - back)
+        before = snapshot(self.manager)
+        try:
+            done = self.manager.truncate(seq.kv, to)
+        except ValueError:
+            rules = [g.retention for g in self.groups]
+            assert any(r != Full() for r in rules), "full attention can resume anywhere"
+            done = False
+        if done:
+            del seq.tokens[to:]
+            seq.tokens.append(new)
+        else:
+            assert snapshot(self.manager) == before, "a truncate that failed left traces"
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 99))
+    def free(self, which: int) -> None:
+        seq = self.live.pop(which % len(self.live))
+        self.manager.free(seq.kv)
+        self.manager.free(seq.kv)
+
+    # ---- the rest of the cache ----
+
+    @rule(blocks=st.sampled_from([1, 1, 2, 3, 12]))
+    def pressure(self, blocks: int) -> None:
+        """A stranger with tokens that nobody shares comes and goes."""
+        most = self.manager.num_free_blocks // self.manager.num_groups
+        num = min(blocks, most) * self.size
+        if num:
+            self.fresh_token += num
+            stranger = Live(self.manager.open(), b"", array("i", range(self.fresh_token, self.fresh_token + num)))
+            assert self.allocate(stranger, num), "blocks that are counted as free cannot be allocated"
+            self.execute([(stranger, num)])
+            self.manager.free(stranger.kv)
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 99))
+    def refuse_too_much(self, which: int) -> None:
+        seq = self.live[which % len(self.live)]
+        assert not self.allocate(seq, (self.shape.num_blocks + 1) * self.size + seq.kv.capacity)
+
+    @precondition(lambda self: self.live and len(self.pins) < 2)
+    @rule(which=st.integers(0, 99))
+    def pin(self, which: int) -> None:
+        self.pins.append(self.manager.pin(self.live[which % len(self.live)].kv))
+
+    @precondition(lambda self: self.pins)
+    @rule()
+    def unpin(self) -> None:
+        pin = self.pins.pop()
+        self.manager.unpin(pin)
+        self.manager.unpin(pin)
+
+    @precondition(lambda self: self.manager.stats().cached > 2)
+    @rule()
+    def reset_prefix_cache(self) -> None:
+        cached = self.manager.stats().cached
+        assert self.manager.reset_prefix_cache() == cached
+        assert self.manager.stats().cached == 0
+        self.forgotten = True
+
+    @rule()
+    def copy_rows(self) -> None:
+        self.runner.arena.copy_rows(self.manager.take_copies())
+
+    # ---- what must hold ----
+
+    @invariant()
+    def every_live_token_is_read_back(self) -> None:
+        for seq, layer, found, expected in self.runner.read(self.live, self.manager._copies):
+            assert found == expected, f"layer {layer.layer} of {seq.tokens.tolist()} at {seq.kv.num_computed}"
+
+    @invariant()
+    def no_invariant_is_broken(self) -> None:
+        assert self.manager.check() == []
+
+    @invariant()
+    def no_more_is_held_than_the_planner_expects(self) -> None:
+        """With chunks of up to 3 blocks: the largest that any rule allocates at once, over what is not yet computed."""
+        for seq in self.live:
+            bound = self.manager.blocks_for(max(1, seq.kv.capacity), 6 * self.size)
+            assert seq.kv.num_blocks <= bound
+
+    def teardown(self) -> None:
+        for seq in self.live:
+            self.manager.free(seq.kv)
+        for pin in self.pins:
+            self.manager.unpin(pin)
+        assert self.manager.stats().used == 0, "blocks are held although nobody is left"
+        assert self.manager.num_free_blocks == self.shape.num_blocks
+
+    # ---- helpers ----
+
+    def allocate(self, seq: Live, num: int) -> bool:
+        before = snapshot(self.manager)
+        done = self.manager.allocate(seq.kv, num)
+        assert done or snapshot(self.manager) == before, "an allocation that failed left traces"
+        return done
+
+    def step(self, work: list[tuple[Live, int]]) -> None:
+        """As the scheduler does it: allocate for those that fit, run all of them at once, commit."""
+        self.execute([(seq, num) for seq, num in work if self.allocate(seq, num)])
+
+    def execute(self, work: list[tuple[Live, int]]) -> None:
+        self.runner.arena.copy_rows(self.manager.take_copies())
+        for seq, num in work:
+            self.runner.write(seq, num)
+        for seq, num in work:
+            before = seq.kv.num_computed // self.size
+            self.manager.commit(seq.kv, seq.tokens, num)
+            for end in range(before + 1, seq.kv.num_computed // self.size + 1):
+                self.sealed.add((seq.salt, seq.tokens[: end * self.size].tobytes()))
+
+    def compare_with_oracles(self, seq: Live, limit: int, matched: int) -> None:
+        """By brute force over the index; and from first principles: what was computed can be found until it goes."""
+        size, keys, contents = self.size, seq.kv.chain.keys, seq.kv.chain.tokens
+
+        def longest(present: Callable[[int, int], bool]) -> int:
+            """Tokens after which every block that some group reads is `present(group, block)`."""
+            lengths = range(limit // size, -1, -1)
+            needed = {
+                n: [(g.index, i) for g in self.groups for i in live_blocks(g.retention, n * size, size)]
+                for n in lengths
+            }
+            return size * next(n for n in lengths if all(present(*one) for one in needed[n]))
+
+        if not self.shape.prefix_caching or not limit:
+            assert matched == 0
+            return
+        indexed = longest(lambda g, i: self.manager.index.find(g, keys[i], contents[i]) is not None)
+        computed = longest(lambda g, i: (seq.salt, seq.tokens[: (i + 1) * size].tobytes()) in self.sealed)
+        assert matched == indexed, "not the longest prefix that the index could serve"
+        assert matched <= computed, "a hit on what nobody computed"
+        if self.manager.stats().evictions == 0 and not self.forgotten:
+            assert matched == computed, "nothing was evicted, yet something is missing"
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_live_token_survives_any_history(name: str) -> None:
+    run_state_machine_as_test(partial(CacheMachine, SHAPES[name]), settings=RUN)  # type: ignore[arg-type]
