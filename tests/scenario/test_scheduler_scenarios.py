@@ -1,14 +1,14 @@
 """Scenario files of the scheduler: one page of text each, run on the echo model with all invariants checked.
 
-    # the first line says what is shown
-    block_size 4 | groups full window:6 | blocks 12 | budget 16 | seqs 8 | prefills 4 | cache off
-    req NAME FIRST..STOP [max N] [n N] [beam N] [salt WORD]      prompt = the token ids FIRST to STOP - 1
-    refuse NAME FIRST..STOP [...] : words of the message
-    step [TIMES] | run | abort NAME
-    expect ran NAME:TOKENS ...            what each request computed in the last step, nothing else
-    expect running NAME ... | waiting NAME ... | done NAME ...
-    expect cached NAME TOKENS | preempted NAME TIMES | computed TOKENS | free BLOCKS
-    expect right NAME ...                 the output is that of a run from scratch
+# the first line says what is shown
+block_size 4 | groups full window:6 | blocks 12 | budget 16 | seqs 8 | prefills 4 | cache off
+req NAME FIRST..STOP [max N] [n N] [beam N] [salt WORD]      prompt = the token ids FIRST to STOP - 1
+refuse NAME FIRST..STOP [...] : words of the message
+step [TIMES] | run | abort NAME
+expect ran NAME:TOKENS ...            what each request computed in the last step, nothing else
+expect running NAME ... | waiting NAME ... | done NAME ...
+expect cached NAME TOKENS | preempted NAME TIMES | computed TOKENS | free BLOCKS
+expect right NAME ...                 the output is that of a run from scratch
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from kvtrove.scheduler.scheduler import SchedulerLimits
 from tests.echo import EchoEngine, continuation, echo_spec
 
 FILES = sorted((Path(__file__).parent / "scheduler").glob("*.txt"))
-SETTINGS = {"block_size": "4", "groups": "full", "blocks": "100", "budget": "64", "seqs": "8", "prefills": "4", "cache": "on"}
+SETTINGS = {
+    "block_size": "4",
+    "groups": "full",
+    "blocks": "100",
+    "budget": "64",
+    "seqs": "8",
+    "prefills": "4",
+    "cache": "on",
+}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

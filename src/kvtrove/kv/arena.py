@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import zlib
 from collections.abc import Iterable
 
@@ -17,8 +18,8 @@ class Arena:
 
         row | layer 0: k | layer 0: v | layer 4: k | layer 4: v | padding |     the rows of a block's group only
 
-    Rows start as zeros. On a CPU the system maps them when they are first written, so an unused cache takes no memory.
-    Raises ConfigError when the device cannot hold it.
+    Rows start as zeros. On a CPU the system provides their pages when they are first written, so an unused cache takes
+    no memory. Raises ConfigError when the device cannot hold it.
     """
 
     def __init__(self, spec: KVCacheSpec, num_blocks: int, device: str | torch.device = "cpu") -> None:
@@ -27,8 +28,8 @@ class Arena:
         self.device = str(device)
         self.nbytes = num_blocks * spec.block_bytes
         try:
-            self.rows = torch.zeros((num_blocks, spec.block_bytes), dtype=torch.uint8, device=device)
-        except (RuntimeError, MemoryError) as error:  # torch reports either, by device
+            self.rows = _zeros(self.nbytes, torch.device(device)).view(num_blocks, spec.block_bytes)
+        except (RuntimeError, OSError, OverflowError) as error:
             raise ConfigError(
                 f"kv: {self.nbytes} bytes ({self.nbytes / 2**30:.1f} GiB) for {num_blocks} blocks cannot be allocated "
                 f"on {device}; give `kv` less memory than is free there, or lower num_blocks"
@@ -56,3 +57,10 @@ class Arena:
     def crc(self, block_id: int) -> int:
         """CRC-32 of a row."""
         return zlib.crc32(self.rows[block_id].cpu().numpy().data)
+
+
+def _zeros(nbytes: int, device: torch.device) -> Tensor:
+    """uint8 [nbytes]; `torch.zeros` would write, and so occupy, every page of a CPU's memory at once."""
+    if device.type != "cpu":
+        return torch.zeros(nbytes, dtype=torch.uint8, device=device)
+    return torch.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)

@@ -126,9 +126,9 @@ class KVCacheSpec:
                 reasons.append(
                     f"layer {layer.layer}: kv_heads {layer.kv_heads} and head_dim {layer.head_dim} must be positive"
                 )
-            for rule in ("window", "chunk"):
-                if getattr(layer.retention, rule, 1) < 1:
-                    reasons.append(f"layer {layer.layer}: {rule} {getattr(layer.retention, rule)} must be at least 1")
+            for name, least in (("window", 1), ("chunk", 1), ("sinks", 0)):
+                if (value := getattr(layer.retention, name, least)) < least:
+                    reasons.append(f"layer {layer.layer}: {name} {value} must be at least {least}")
             if layer.source is None:
                 continue
             source = own.get(layer.source)

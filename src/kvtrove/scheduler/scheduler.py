@@ -156,8 +156,9 @@ class Scheduler:
         for seq in self._decodes():
             self._give(seq, 1)
         budget = self.limits.max_num_batched_tokens - len(self._step)
-        prefills = [seq for seq in self.running.values() if self._prefill_need(seq)]
-        self._admit(prefills, budget)
+        prefills = [s for s in self.running.values() if s.id not in self._step and self._prefill_need(s)]
+        if self.waiting:
+            self._admit(prefills, budget)
         needs = [self._prefill_need(seq) for seq in prefills]
         for seq, num in zip(prefills, share(budget, needs), strict=True):
             if num:
@@ -165,24 +166,26 @@ class Scheduler:
 
     def _decodes(self) -> list[Sequence]:
         """Sequences with one token left. Beams advance together or not at all."""
-        ready = [seq for seq in self.running.values() if seq.num_uncomputed == 1]
-        return [seq for seq in ready if not seq.request.beam or self._beams_ready(seq.request)]
+        return [
+            seq
+            for seq in self.running.values()
+            if seq.num_uncomputed == 1 and (not seq.request.params.beam_width or self._beams_ready(seq.request))
+        ]
 
     def _beams_ready(self, request: Request) -> bool:
         return all(s.num_uncomputed == 1 and s.id in self.running for s in request.unfinished)
 
     def _prefill_need(self, seq: Sequence) -> int:
-        """Tokens to catch up with in this step; the last one of a preempted beam waits for its siblings."""
-        if seq.id in self._step:
-            return 0
+        """Tokens that a prompt may catch up with; the last one of a preempted beam waits for its siblings."""
         return seq.num_uncomputed - (seq.request.beam and seq.num_output > 0)
 
     def _give(self, seq: Sequence, num: int) -> None:
         """Let `seq` compute `num` tokens, preempting those that came after it when blocks are short."""
-        while seq.id in self.running and not self.kv.allocate(seq.kv, num):
+        while seq.id in self.running:
+            if self.kv.allocate(seq.kv, num):
+                self._step[seq.id] = num
+                return
             self._preempt(max(self.running.values(), key=lambda s: (s.request.arrival, s.index)))
-        if seq.id in self.running:
-            self._step[seq.id] = num
 
     def _preempt(self, last: Sequence) -> None:
         """Take the blocks of a sequence (of all beams of its request); it starts again at the head of the queue."""
@@ -288,38 +291,46 @@ class Scheduler:
             if seq is None:
                 continue  # aborted since
             self._commit(seq, len(done.tokens))
-            result = output.results.get(seq.id)
+            result = output.results.get(done.seq_id)
             if result is None:
                 continue
-            request = touched[seq.request.id] = seq.request
+            request = seq.request
+            touched[request.id] = request
             if result.prompt_logprobs and request.prompt_logprobs is not None:
                 request.prompt_logprobs.extend(result.prompt_logprobs)
-            if result.samples and request.metrics.first_token_time is None:
+            if not result.samples:
+                continue
+            if request.metrics.first_token_time is None:
                 request.metrics.first_token_time = self.clock()
-            if result.samples and request.beam:
+            if request.beam:
                 beams.setdefault(request.id, {})[seq.id] = result.samples
-            elif result.samples:
+            else:
                 self._extend(seq, result.samples)
         for request_id, candidates in beams.items():
             self._advance_beams(touched[request_id], candidates)
         return sorted(touched.values(), key=lambda r: r.arrival)
 
     def _commit(self, seq: Sequence, num: int) -> None:
-        before = seq.kv.num_computed // self.kv.block_size
+        before = seq.kv.num_computed
         self.kv.commit(seq.kv, seq.tokens, num)
         if self._computing:
-            for key in seq.kv.chain.keys[before : seq.kv.num_computed // self.kv.block_size]:
+            size = self.kv.block_size
+            for key in seq.kv.chain.keys[before // size : (before + num) // size]:
                 if self._computing.get(key) == seq.id:
                     del self._computing[key]
 
     def _extend(self, seq: Sequence, samples: list[SampledToken]) -> None:
         """Append the drawn token; after the prompt, fork one sequence per further stream first."""
-        streams = [seq] + [self._fork(seq, index) for index in range(1, len(samples))]
-        for one, token in zip(streams, samples, strict=True):
-            one.append(token)
-            end = end_of(one)
-            if end is not None:
-                self.finish(one, *end)
+        others = [self._fork(seq, index) for index in range(1, len(samples))]
+        self._append(seq, samples[0])
+        for other, token in zip(others, samples[1:], strict=True):
+            self._append(other, token)
+
+    def _append(self, seq: Sequence, token: SampledToken) -> None:
+        seq.append(token)
+        end = end_of(seq)
+        if end is not None:
+            self.finish(seq, *end)
 
     def _fork(self, parent: Sequence, index: int) -> Sequence:
         """A sequence with the parent's tokens and cache; without a free block for its open tail it queues and recomputes."""

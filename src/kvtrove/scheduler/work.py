@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from array import array
-
-from kvtrove.scheduler.output import SampleSpec, ScheduledSequence
+from kvtrove.scheduler.output import NO_TOKENS, SampleSpec, ScheduledSequence
 from kvtrove.scheduler.sequence import Sequence
 
 
 def scheduled_sequence(seq: Sequence, num: int) -> ScheduledSequence:
     """The next `num` tokens of `seq`; it samples when these are its last ones."""
-    request, start = seq.request, seq.kv.num_computed
-    reports = request.params.prompt_logprobs if request.wants_prompt_logprobs else None
-    targets = request.prompt[start + 1 : start + num + 1] if reports is not None else array("i")
-    sample = sample_spec(seq) if num == seq.num_uncomputed else None
-    return ScheduledSequence(seq.id, seq.tokens[start : start + num], start, seq.kv.block_ids(), sample, reports, targets)
+    start = seq.kv.num_computed
+    stop = start + num
+    sample = sample_spec(seq) if stop == len(seq.tokens) else None
+    work = ScheduledSequence(seq.id, seq.tokens[start:stop], start, seq.kv.block_ids(), sample)
+    if seq.request.wants_prompt_logprobs:
+        work.prompt_logprobs = seq.request.params.prompt_logprobs
+        work.prompt_targets = seq.request.prompt[start + 1 : stop + 1]
+    return work
 
 
 def sample_spec(seq: Sequence) -> SampleSpec:
     """One stream per sequence; all `n` of them at once for the first token, which is drawn before the fork."""
-    request, params = seq.request, seq.request.params
-    first = seq.num_output == 0 and not request.beam
+    request, params, position = seq.request, seq.request.params, seq.num_output
+    forks = position == 0 and params.n > 1 and not request.beam
     return SampleSpec(
-        params=params,
-        seed=request.seed,
-        streams=tuple(range(params.n)) if first else (seq.index,),
-        position=seq.num_output,
-        prompt=request.prompt,
-        output=seq.output if params.penalised else array("i"),
-        banned=tuple(sorted(request.end_token_ids)) if seq.num_output < params.min_tokens else (),
-        candidates=2 * params.beam_width,
+        params,
+        request.seed,
+        tuple(range(params.n)) if forks else (seq.index,),
+        position,
+        request.prompt,
+        seq.output if params.penalised else NO_TOKENS,
+        tuple(sorted(request.end_token_ids)) if position < params.min_tokens else (),
+        2 * params.beam_width,
     )

@@ -1,0 +1,164 @@
+"""The engine: step() = schedule -> execute -> update. Everything else here is starting up and saying what happened."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvtrove.config import EngineConfig
+from kvtrove.kv.manager import KVCacheManager
+from kvtrove.kv.stats import KVStats
+from kvtrove.models.config_reader import read_spec
+from kvtrove.models.fingerprint import model_fingerprint
+from kvtrove.output_processor import RequestText
+from kvtrove.request import RequestError, RequestMetrics, RequestOutput, SamplingParams
+from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
+from kvtrove.scheduler.sequence import Request
+from kvtrove.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from kvtrove.loading import Progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A moment of the engine. `kv` counts blocks and, since the start, prefix-cache queries and hits in tokens."""
+
+    num_running: int
+    num_waiting: int
+    num_preemptions: int
+    kv: KVStats
+
+
+class Engine:
+    """One model, one KV cache, one thread. Not thread-safe: whoever owns it calls add, abort and step in turn.
+
+    Raises ModelError or ConfigError (both ValueError) when the checkpoint or the settings cannot work.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        progress: Progress | None = None,
+    ) -> None:
+        from kvtrove.loading import compute_dtype, load_runner  # torch: only an engine that really starts needs it
+
+        directory = Path(config.model)
+        self.config = config
+        self.clock = clock
+        self.spec = read_spec(directory)
+        self.tokenizer = Tokenizer.load(Path(config.tokenizer) if config.tokenizer else directory)
+        self.runner, capacity = load_runner(config, self.spec, self.tokenizer.token_text, progress)
+        self.max_model_len = capacity.max_model_len
+        self.kv = KVCacheManager(
+            self.runner.cache,
+            capacity.num_blocks,
+            root=model_fingerprint(directory, compute_dtype(config, self.spec)),
+            enable_prefix_caching=config.enable_prefix_caching,
+            check=config.check or 0,
+            crc=self.runner.arena.crc,
+            clock=clock,
+        )
+        limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
+        self.scheduler = Scheduler(self.kv, limits, clock)
+        self._random = random.Random(config.seed)
+        self._texts: dict[str, RequestText] = {}
+        self._arrivals = 0
+
+    def step(self) -> list[RequestOutput]:
+        """Advance every request that can; returns those with news."""
+        scheduled = self.scheduler.schedule()
+        output = self.runner.execute(scheduled)
+        return self._report(self.scheduler.update(scheduled, output))
+
+    def add(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        prompt: str | None = None,
+        salt: str = "",
+    ) -> None:
+        """Queue a request. `salt` separates tenants: only requests with the same one share cached blocks.
+
+        RequestError when it can never be served; the message says what would be.
+        """
+        self._refuse_bad(request_id, prompt_token_ids, params)
+        longest = self.max_model_len
+        wanted = longest if params.max_tokens is None else len(prompt_token_ids) + params.max_tokens
+        own_ends = () if params.ignore_eos else (*self.spec.eos_token_ids, *self.tokenizer.eos_token_ids)
+        request = Request(
+            id=request_id,
+            arrival=self._arrivals,
+            prompt=array("i", prompt_token_ids),
+            params=params,
+            seed=params.seed if params.seed is not None else self._random.getrandbits(63),
+            salt=salt.encode(),
+            max_len=min(longest, wanted),
+            end_token_ids=frozenset((*own_ends, *(params.stop_token_ids or ()))),
+            metrics=RequestMetrics(arrival_time=self.clock()),
+        )
+        self.scheduler.add(request)
+        self._arrivals += 1
+        self._texts[request_id] = RequestText(request, prompt, self.tokenizer)
+
+    def _refuse_bad(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
+        if request_id in self._texts:
+            raise RequestError(f"request id {request_id!r} is already in use", "request_id")
+        if not prompt:
+            raise RequestError("the prompt is empty; give at least one token", "prompt")
+        if len(prompt) >= self.max_model_len:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens, the context holds {self.max_model_len} with at least one for the "
+                f"answer: at most {self.max_model_len - 1} fit",
+                "prompt",
+            )
+        vocab = self.spec.vocab_size
+        bias, allowed = params.logit_bias or (), params.allowed_token_ids or ()
+        for param, ids in (("prompt", prompt), ("logit_bias", bias), ("allowed_token_ids", allowed)):
+            for token_id in (min(ids, default=0), max(ids, default=0)):
+                if not 0 <= token_id < vocab:
+                    raise RequestError(f"{param}: token id {token_id} is not in the vocabulary (0 to {vocab - 1})", param)
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request at any moment; all that it held is free when this returns. False when it is not known."""
+        self._texts.pop(request_id, None)
+        return self.scheduler.abort(request_id) is not None
+
+    def has_unfinished_requests(self) -> bool:
+        return self.scheduler.has_unfinished
+
+    def reset_prefix_cache(self) -> int:
+        """Forget every cached block that no request uses; returns how many."""
+        return self.kv.reset_prefix_cache()
+
+    def stats(self) -> EngineStats:
+        now = self.scheduler.stats()
+        return EngineStats(now.num_running, now.num_waiting, now.num_preemptions, self.kv.stats())
+
+    def _report(self, touched: list[Request]) -> list[RequestOutput]:
+        outputs = []
+        for request in touched:
+            text = self._texts[request.id]
+            for seq, stop in text.update():
+                if seq.finish_reason is None:
+                    self.scheduler.finish(seq, "stop", stop)
+                else:
+                    seq.finish("stop", stop)  # it reached its length with the very token that completed the string
+            output = text.output()
+            if output is not None:
+                outputs.append(output)
+            if request.finished:
+                del self._texts[request.id]
+        return outputs

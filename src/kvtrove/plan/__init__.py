@@ -1,0 +1,1 @@
+"""What fits into memory, computed before anything is loaded. Imports no torch."""

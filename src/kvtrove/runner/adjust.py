@@ -1,0 +1,91 @@
+"""What a request does to logits before a token is chosen: allow, ban, bias, penalise."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kvtrove.runner.ranking import EXCLUDED
+from kvtrove.scheduler.output import SampleSpec
+
+Cells = tuple[Tensor, Tensor]  # (rows [C], columns [C]) of logits [R, V]
+
+
+def adjusts(spec: SampleSpec) -> bool:
+    """Whether `adjusted` changes this row at all."""
+    params = spec.params
+    return bool(params.allowed_token_ids is not None or spec.banned or params.logit_bias or params.penalised)
+
+
+def adjusted(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
+    """A copy of logits [R, V]: tokens allowed, biased, banned, then penalised.
+
+    A row that is left without any token keeps its best raw one, whatever forbade it: a request whose rules contradict
+    each other must end by its own limits, not end the batch.
+    """
+    work = logits.clone()
+    _allow(work, specs)
+    rows, columns = _cells(work, [tuple(s.params.logit_bias or ()) for s in specs])
+    bias = [value for s in specs for value in (s.params.logit_bias or {}).values()]
+    work[rows, columns] += torch.tensor(bias, dtype=work.dtype, device=work.device)
+    ban(work, specs)
+    _penalise_repetition(work, specs)
+    _penalise_output(work, specs)
+    lost = (work.amax(-1) == EXCLUDED).nonzero().squeeze(1)
+    work[lost, logits[lost].argmax(-1)] = 0.0
+    return work
+
+
+def ban(work: Tensor, specs: Sequence[SampleSpec]) -> None:
+    """Exclude each row's banned tokens, in place."""
+    work[_cells(work, [s.banned for s in specs])] = EXCLUDED
+
+
+def _allow(work: Tensor, specs: Sequence[SampleSpec]) -> None:
+    """Exclude all but `allowed_token_ids` in the rows that name some."""
+    limited = [row for row, s in enumerate(specs) if s.params.allowed_token_ids is not None]
+    cells = _cells(work, [s.params.allowed_token_ids or () for s in specs])
+    kept = work[cells]
+    work[limited] = EXCLUDED
+    work[cells] = kept
+
+
+def _penalise_repetition(work: Tensor, specs: Sequence[SampleSpec]) -> None:
+    """Divide positive, multiply negative logits of tokens in prompt or output (Keskar et al., arXiv 1909.05858)."""
+    penalty = torch.tensor([s.params.repetition_penalty for s in specs], dtype=work.dtype, device=work.device)
+    seen = [() if s.params.repetition_penalty == 1.0 else _ids(s.prompt, s.output) for s in specs]
+    rows, columns = _cells(work, seen)
+    values, strength = work[rows, columns], penalty[rows]
+    # A token seen twice is written twice, with the same value.
+    work[rows, columns] = torch.where(values > 0, values / strength, values * strength)
+
+
+def _penalise_output(work: Tensor, specs: Sequence[SampleSpec]) -> None:
+    """Subtract presence_penalty once and frequency_penalty per occurrence from tokens of the output (as OpenAI)."""
+    rows, columns, amounts = [], [], []
+    for row, s in enumerate(specs):
+        presence, frequency = s.params.presence_penalty, s.params.frequency_penalty
+        if (presence or frequency) and len(s.output):
+            tokens, counts = np.unique(_ids(s.output), return_counts=True)
+            rows.append(np.full(len(tokens), row))
+            columns.append(tokens)
+            amounts.append(presence + frequency * counts)
+    if rows:
+        cells = [torch.from_numpy(np.concatenate(part)).to(work.device) for part in (rows, columns)]
+        work[cells[0], cells[1]] -= torch.from_numpy(np.concatenate(amounts)).to(work)
+
+
+def _ids(*parts: array[int]) -> NDArray[np.int64]:
+    return np.concatenate([np.frombuffer(part, dtype=np.dtype(part.typecode)) for part in parts]).astype(np.int64)
+
+
+def _cells(work: Tensor, columns: Iterable[Sequence[int] | NDArray[np.int64]]) -> Cells:
+    """Indices of columns[r] in every row r."""
+    parts = [np.asarray(ids, dtype=np.int64) for ids in columns]
+    rows = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return torch.from_numpy(rows).to(work.device), torch.from_numpy(np.concatenate(parts)).to(work.device)

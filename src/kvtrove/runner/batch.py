@@ -1,0 +1,59 @@
+"""From scheduled sequences to tensors: flat tokens and positions, and per group block tables and slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kvtrove.attention.backend import AttentionBatch, GroupTables
+from kvtrove.scheduler.output import ScheduledSequence
+
+
+@dataclass(frozen=True)
+class Batch:
+    """tokens, positions: int64 [T]. logit_rows: int64 [R], the rows of T whose logits are wanted (`_logit_rows`)."""
+
+    tokens: Tensor
+    positions: Tensor
+    logit_rows: Tensor
+    attention: AttentionBatch
+
+
+def build_batch(sequences: Sequence[ScheduledSequence], block_size: int, device: str) -> Batch:
+    """T tokens of S sequences, in the order given. No cost here grows with the context but one copy of each table."""
+    counts = np.array([len(s.tokens) for s in sequences])
+    start = np.array([s.start for s in sequences])
+    query_start = np.concatenate([[0], np.cumsum(counts)])
+    owner = np.repeat(np.arange(len(sequences)), counts)  # [T] sequence of each token
+    positions = np.arange(query_start[-1]) - query_start[owner] + start[owner]
+    tokens = np.concatenate([np.asarray(s.tokens, dtype=np.int64) for s in sequences])
+    groups = []
+    for tables in zip(*(s.block_ids for s in sequences), strict=True):
+        block_table = _padded(tables)
+        slots = block_table[owner, positions // block_size].astype(np.int64) * block_size + positions % block_size
+        groups.append(GroupTables(_to(slots, device), _to(block_table, device)))
+    attention = AttentionBatch(query_start.tolist(), start.tolist(), tuple(groups))
+    return Batch(_to(tokens, device), _to(positions, device), _to(_logit_rows(sequences, query_start), device), attention)
+
+
+def _logit_rows(sequences: Sequence[ScheduledSequence], query_start: NDArray[np.int64]) -> NDArray[np.int64]:
+    """First the last row of every sequence that samples, then the rows that report prompt logprobs, in order."""
+    samples = [query_start[i + 1] - 1 for i, s in enumerate(sequences) if s.sample is not None]
+    reports = [query_start[i] + np.arange(len(s.prompt_targets)) for i, s in enumerate(sequences)]
+    return np.concatenate([np.array(samples, dtype=np.int64), *reports])
+
+
+def _padded(tables: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    block_table = np.full((len(tables), max(len(t) for t in tables)), -1, dtype=np.int32)
+    for row, table in zip(block_table, tables, strict=True):
+        row[: len(table)] = table
+    return block_table
+
+
+def _to(values: NDArray[np.generic], device: str) -> Tensor:
+    return torch.from_numpy(values).to(device, non_blocking=True)

@@ -1,0 +1,94 @@
+"""How likely tokens are under the model itself: before penalties, temperature and filters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from kvtrove.request import Logprob, TokenLogprobs
+from kvtrove.runner.ranking import EXCLUDED, rankings
+
+LARGEST = 1e30  # stands for +inf: float32 can still divide it by any temperature or penalty in use
+
+TokenText = Callable[[int], str]
+Ranking = tuple[list[int], list[float]]  # token ids and their log-probabilities, likeliest first
+
+
+def usable(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(logits, log of the sum of their exponentials [R]) of float32 logits [R, V], with broken values made harmless.
+
+    NaN counts as -inf, +inf as 1e30. A row in which nothing is left becomes uniform, so that a broken row gives
+    meaningless tokens to its own request and leaves the batch alone. The input is not modified.
+    """
+    total = logits.logsumexp(-1)
+    broken = ~total.isfinite()  # NaN and +inf show in the sum, and so does a row of nothing but -inf
+    if bool(broken.any()):
+        rows = logits[broken].nan_to_num(nan=EXCLUDED, posinf=LARGEST, neginf=EXCLUDED)
+        rows[rows.amax(-1) == EXCLUDED] = 0.0
+        logits, total = logits.clone(), total.clone()
+        logits[broken], total[broken] = rows, rows.logsumexp(-1)
+    return logits, total
+
+
+def logprob_table(
+    logits: Tensor, targets: Sequence[int], top_k: int, token_text: TokenText | None = None
+) -> list[TokenLogprobs]:
+    """One entry per row of logits [N, V]: targets[i] first, then the `top_k` likeliest tokens of row i, best first."""
+    per_row = tables_of(*usable(logits.float()), [(t,) for t in targets], [top_k] * len(targets), token_text)
+    return [table for [table] in per_row]
+
+
+def tables_of(
+    logits: Tensor,
+    total: Tensor,
+    targets: Sequence[Sequence[int]],
+    top_k: Sequence[int],
+    token_text: TokenText | None = None,
+) -> list[list[TokenLogprobs]]:
+    """As `logprob_table` with several targets and an own top_k per row: [row][target].
+
+    logits, total: what `usable` gave.
+    Ranks are exact: 1 + the number of tokens that are likelier, or as likely with a lower id.
+    """
+    best = _best(logits, total, top_k)
+    flat = [(row, token) for row, tokens in enumerate(targets) for token in tokens]
+    tables: list[list[TokenLogprobs]] = [[] for _ in targets]
+    for (row, token), (logprob, rank) in zip(flat, _own(logits, total, flat, best), strict=True):
+        table = {token: Logprob(logprob, rank, token_text and token_text(token))}
+        ids, logprobs = best[row]
+        for place in range(min(top_k[row], len(ids))):
+            other = ids[place]
+            if other != token:
+                table[other] = Logprob(logprobs[place], place + 1, token_text and token_text(other))
+        tables[row].append(table)
+    return tables
+
+
+def _best(logits: Tensor, total: Tensor, top_k: Sequence[int]) -> list[Ranking]:
+    """Per row at least its top_k tokens."""
+    need = torch.tensor(top_k, device=logits.device)
+    best: list[Ranking] = [([], [])] * len(top_k)
+    for rows, values, ids in rankings(logits, lambda rows, values: (values > EXCLUDED).sum(-1) >= need[rows]):
+        known = (values > EXCLUDED).sum(-1).tolist()
+        logprobs = (values - total[rows].unsqueeze(1)).tolist()
+        for row, count, row_ids, row_logprobs in zip(rows.tolist(), known, ids.tolist(), logprobs, strict=True):
+            best[row] = row_ids[:count], row_logprobs[:count]
+    return best
+
+
+def _own(logits: Tensor, total: Tensor, flat: list[tuple[int, int]], best: list[Ranking]) -> list[tuple[float, int]]:
+    """(log-probability, rank) of each (row, token); only tokens that `best` lacks cost a pass over their row."""
+    if not flat:
+        return []
+    rows, tokens = torch.tensor(flat, device=logits.device).unbind(1)
+    values = logits[rows, tokens]
+    ranks = [best[row][0].index(token) + 1 if token in best[row][0] else 0 for row, token in flat]
+    far = [n for n, rank in enumerate(ranks) if not rank]
+    if far:
+        x, value, token = logits[rows[far]], values[far].unsqueeze(1), tokens[far].unsqueeze(1)
+        ahead = (x > value) | ((x == value) & (torch.arange(x.shape[1], device=x.device) < token))
+        for n, count in zip(far, ahead.sum(-1).tolist(), strict=True):
+            ranks[n] = count + 1
+    return list(zip((values - total[rows]).tolist(), ranks, strict=True))

@@ -1,0 +1,97 @@
+"""The runner: SchedulerOutput in, ModelOutput out. The only place where model, cache bytes and attention meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from kvtrove.attention.backend import AttentionBackend, AttentionLayer
+from kvtrove.kv.arena import Arena
+from kvtrove.kv.spec import KVCacheSpec
+from kvtrove.models.decoder import Model
+from kvtrove.runner.batch import build_batch
+from kvtrove.runner.sampler import Sampler, logprob_table
+from kvtrove.scheduler.output import ModelOutput, ScheduledSequence, SchedulerOutput, SequenceResult
+
+PROMPT_LOGPROB_ROWS = 256  # rows of logits held at once while prompt logprobs are reported
+
+
+class ModelRunner:
+    """Executes steps on one device. `token_text` spells tokens for logprobs."""
+
+    def __init__(
+        self,
+        model: Model,
+        cache: KVCacheSpec,
+        arena: Arena,
+        backend: AttentionBackend,
+        token_text: Callable[[int], str],
+    ) -> None:
+        self.model, self.cache, self.arena, self.backend = model, cache, arena, backend
+        self.token_text = token_text
+        self.sampler = Sampler(model.spec.vocab_size, arena.device)
+        self.layers = tuple(attention_layers(model, cache, arena))
+        reasons = [reason for layer in self.layers for reason in backend.reasons_against(layer, arena.device)]
+        if reasons:
+            raise ValueError(f"attention backend {backend.name!r} cannot serve this model: {'; '.join(reasons[:3])}")
+
+    @torch.inference_mode()
+    def execute(self, step: SchedulerOutput) -> ModelOutput:
+        """Copy rows, compute K/V and logits of every scheduled token, draw where asked."""
+        self.arena.copy_rows(step.copies)
+        if not step.sequences:
+            return ModelOutput({})
+        batch = build_batch(step.sequences, self.cache.block_size, self.arena.device)
+        plan = self.backend.plan(batch.attention)
+
+        def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
+            return self.backend.run(q, k, v, self.layers[layer], plan)
+
+        hidden = self.model(batch.tokens, batch.positions, attend)
+        return self._results(step.sequences, hidden[batch.logit_rows])
+
+    def _results(self, sequences: list[ScheduledSequence], hidden: Tensor) -> ModelOutput:
+        """hidden: [R, hidden] in the order of `build_batch`: sampling rows, then prompt-logprob rows."""
+        sampling = [s for s in sequences if s.sample is not None]
+        results = {s.seq_id: SequenceResult([]) for s in sequences if s.prompt_logprobs is not None}
+        if sampling:
+            logits = self.model.logits(hidden[: len(sampling)])
+            specs = [s.sample for s in sampling if s.sample is not None]
+            for s, samples in zip(sampling, self.sampler.sample(logits, specs, self.token_text), strict=True):
+                results[s.seq_id] = SequenceResult(samples)
+        at = len(sampling)
+        for s in sequences:
+            if s.prompt_logprobs is not None:
+                report = [*self._prompt_logprobs(s, hidden[at : at + len(s.prompt_targets)])]
+                results[s.seq_id] = SequenceResult(results[s.seq_id].samples, report)
+                at += len(s.prompt_targets)
+        return ModelOutput(results)
+
+    def _prompt_logprobs(self, s: ScheduledSequence, hidden: Tensor) -> Iterator[dict]:
+        assert s.prompt_logprobs is not None
+        for first in range(0, len(s.prompt_targets), PROMPT_LOGPROB_ROWS):
+            rows = slice(first, first + PROMPT_LOGPROB_ROWS)
+            yield from logprob_table(
+                self.model.logits(hidden[rows]), s.prompt_targets[rows], s.prompt_logprobs, self.token_text
+            )
+
+
+def attention_layers(model: Model, cache: KVCacheSpec, arena: Arena) -> Iterator[AttentionLayer]:
+    """What the backend must know of each layer, its storage included (the source's for layers that share)."""
+    for kv, spec in zip(cache.layers, model.spec.layers, strict=True):
+        storage = kv.layer if kv.source is None else kv.source
+        yield AttentionLayer(
+            index=kv.layer,
+            num_heads=model.spec.num_heads,
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            scale=model.spec.query_scale,
+            retention=kv.retention,
+            format=kv.format,
+            group=cache.group_of[kv.layer],
+            view=arena.views(storage),
+            block_size=cache.block_size,
+            softcap=model.spec.attention_softcap,
+        )

@@ -1,0 +1,210 @@
+"""One answer, however it was computed: naive = paged = chunked = prefix hit = preempted = mixed batch, token for token.
+
+Greedy tokens in fp32 of the whole engine against transformers' own generate() without a cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from kvtrove.config import EngineConfig
+from kvtrove.engine import Engine
+from kvtrove.request import RequestOutput, SamplingParams
+
+NEW_TOKENS = 24
+LENGTHS = (1, 5, 16, 33, 47, 70)
+FAMILIES = pytest.mark.parametrize("family", ["llama3", "mistral", "gemma3"], ids=["full", "sliding", "hybrid"])
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(4, 300, (n,), generator=generator).tolist() for n in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def naive(checkpoints):
+    """family -> per prompt the greedy tokens of transformers, everything recomputed at every token."""
+    known: dict[str, list[list[int]]] = {}
+
+    def answers(family: str) -> list[list[int]]:
+        if family not in known:
+            model = AutoModelForCausalLM.from_pretrained(checkpoints.get(family), dtype=torch.float32).eval()
+            known[family] = [greedy(model, prompt) for prompt in prompts()]
+        return known[family]
+
+    return answers
+
+
+@torch.inference_mode()
+def greedy(model, prompt: list[int]) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(NEW_TOKENS):
+        tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def engine_for(directory: Path, **settings) -> Engine:
+    defaults = {"dtype": "float32", "block_size": 4, "num_blocks": 400, "max_num_seqs": 4, "check": 2}
+    return Engine(EngineConfig(str(directory), **{**defaults, "max_num_batched_tokens": 64, **settings}))
+
+
+def answer(engine: Engine, batch: list[list[int]], **params) -> list[RequestOutput]:
+    for i, prompt in enumerate(batch):
+        engine.add(str(i), prompt, SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, **params))
+    done: dict[str, RequestOutput] = {}
+    while engine.has_unfinished_requests():
+        done |= {out.request_id: out for out in engine.step() if out.finished}
+    stats = engine.stats().kv
+    assert stats.used == 0, "an idle engine holds no block"
+    return [done[str(i)] for i in range(len(batch))]
+
+
+def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
+    return [out.outputs[0].token_ids for out in outputs]
+
+
+@FAMILIES
+@pytest.mark.parametrize("block_size", [1, 4, 32])
+def test_paged_one_by_one(family, block_size, checkpoints, naive):
+    engine = engine_for(checkpoints.get(family), block_size=block_size, num_blocks=1600 // block_size)
+    assert [tokens(answer(engine, [prompt]))[0] for prompt in prompts()] == naive(family)
+
+
+@FAMILIES
+@pytest.mark.parametrize("budget", [5, 16, 256])
+def test_chunked_in_a_batch_of_mixed_lengths(family, budget, checkpoints, naive):
+    engine = engine_for(checkpoints.get(family), max_num_batched_tokens=budget)
+    assert tokens(answer(engine, prompts())) == naive(family)
+
+
+@FAMILIES
+def test_prefix_hit(family, checkpoints, naive):
+    engine = engine_for(checkpoints.get(family))
+    cold = answer(engine, prompts())
+    warm = answer(engine, prompts())
+    assert tokens(cold) == tokens(warm) == naive(family)
+    assert [out.num_cached_tokens for out in cold] == [0] * len(LENGTHS)
+    assert [out.num_cached_tokens for out in warm] == [(n - 1) // 4 * 4 for n in LENGTHS]
+
+
+@FAMILIES
+def test_hit_in_the_middle_of_an_earlier_answer(family, checkpoints, naive):
+    """The next turn of a conversation: prompt + answer + more. What was generated is reused like what was given."""
+    engine = engine_for(checkpoints.get(family))
+    first = prompts()[4]
+    turn = [*first, *tokens(answer(engine, [first]))[0], 9, 8, 7, 6, 5]
+    warm = answer(engine, [turn])
+    assert warm[0].num_cached_tokens == (len(first) + NEW_TOKENS - 1) // 4 * 4
+    assert tokens(warm) == tokens(answer(engine_for(checkpoints.get(family)), [turn]))
+
+
+@FAMILIES
+def test_preempted_and_recomputed(family, checkpoints, naive):
+    """A pool for little more than the longest request alone."""
+    directory = checkpoints.get(family)
+    roomy = engine_for(directory)
+    blocks = roomy.kv.blocks_for(max(LENGTHS) + NEW_TOKENS, 16) + 2
+    engine = engine_for(directory, num_blocks=blocks, max_num_batched_tokens=16)
+    outputs = answer(engine, prompts())
+    assert tokens(outputs) == naive(family)
+    if family != "mistral":  # a window never grows, so nothing needs to be preempted
+        assert engine.stats().num_preemptions > 0
+
+
+@FAMILIES
+def test_without_prefix_cache(family, checkpoints, naive):
+    engine = engine_for(checkpoints.get(family), enable_prefix_caching=False)
+    for _ in range(2):
+        outputs = answer(engine, prompts())
+        assert tokens(outputs) == naive(family)
+        assert not any(out.num_cached_tokens for out in outputs)
+
+
+@FAMILIES
+def test_samples_do_not_depend_on_the_batch(family, checkpoints):
+    """Seeded sampling: alone, among others, preempted, forked from one prefill: the same tokens."""
+    directory, params = checkpoints.get(family), SamplingParams(temperature=1.0, seed=5, max_tokens=12, ignore_eos=True, n=3)
+
+    def draw(engine: Engine, others: int) -> list[list[int]]:
+        for i in range(others):
+            engine.add(f"other{i}", prompts()[i], SamplingParams(max_tokens=20, seed=i))
+        engine.add("it", prompts()[3], params)
+        for i in range(others):
+            engine.add(f"later{i}", prompts()[5 - i], SamplingParams(max_tokens=20, seed=i))
+        while True:
+            for out in engine.step():
+                if out.request_id == "it" and out.finished:
+                    return [o.token_ids for o in out.outputs]
+
+    alone = draw(engine_for(directory), 0)
+    assert len({tuple(t) for t in alone}) == 3
+    assert draw(engine_for(directory), 3) == alone
+    tight = engine_for(directory, num_blocks=engine_for(directory).kv.blocks_for(64, 16) + 6, max_num_batched_tokens=16)
+    assert draw(tight, 2) == alone
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_beam_search_equals_transformers(penalty, checkpoints):
+    directory = checkpoints.get("llama3")
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    prompt = prompts()[2]
+    with torch.inference_mode():
+        theirs = model.generate(
+            torch.tensor([prompt]),
+            num_beams=4,
+            num_return_sequences=4,
+            max_new_tokens=10,
+            do_sample=False,
+            early_stopping="never",
+            length_penalty=penalty,
+            pad_token_id=3,
+        )
+    engine = engine_for(directory)
+    engine.add("a", prompt, SamplingParams(n=4, beam_width=4, max_tokens=10, length_penalty=penalty))
+    out = []
+    while engine.has_unfinished_requests():
+        out += engine.step()
+    ours = [o.token_ids for o in out[-1].outputs]
+    expected = [[t for t in row[len(prompt) :].tolist() if t != 3] for row in theirs]
+    assert ours == expected
+
+
+def test_prompt_logprobs_equal_transformers(checkpoints):
+    directory = checkpoints.get("mistral")
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    prompt = prompts()[5]
+    with torch.inference_mode():
+        theirs = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    engine = engine_for(directory, max_num_batched_tokens=16)
+    answer(engine, [prompt])
+    (out,) = answer(engine, [prompt], prompt_logprobs=2, logprobs=1)
+    assert out.prompt_logprobs is not None
+    assert out.prompt_logprobs[0] is None
+    for i, entry in enumerate(out.prompt_logprobs[1:], 1):
+        assert entry is not None
+        best = theirs[i - 1].topk(2).indices.tolist()
+        assert set(entry) == {prompt[i], *best}
+        for token, logprob in entry.items():
+            assert logprob.logprob == pytest.approx(float(theirs[i - 1, token]), abs=1e-4)
+            assert logprob.rank == 1 + int((theirs[i - 1] > theirs[i - 1, token]).sum())
+    assert out.outputs[0].logprobs is not None
+    assert out.outputs[0].cumulative_logprob == pytest.approx(
+        sum(step[t].logprob for step, t in zip(out.outputs[0].logprobs, out.outputs[0].token_ids, strict=True))
+    )
+
+
+def test_abort_at_every_moment_frees_everything(checkpoints):
+    engine = engine_for(checkpoints.get("gemma3"), max_num_batched_tokens=16)
+    for steps in range(12):
+        for i, prompt in enumerate(prompts()):
+            engine.add(f"{steps}-{i}", prompt, SamplingParams(n=1 + i % 3, max_tokens=8, seed=1))
+        for _ in range(steps):
+            engine.step()
+        for i in range(len(LENGTHS)):
+            engine.abort(f"{steps}-{i}")
+        assert not engine.has_unfinished_requests()
+        assert engine.stats().kv.used == 0
