@@ -149,7 +149,13 @@ class EchoEngine:
         self.last_step: dict[str, int] = {}
 
     def add(
-        self, name: str, prompt: Sequence[int], params: SamplingParams | None = None, *, max_len: int = 512, salt: str = ""
+        self,
+        name: str,
+        prompt: Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        max_len: int = 512,
+        salt: str = "",
     ) -> Request:
         params = params or SamplingParams(max_tokens=4)
         wanted = max_len if params.max_tokens is None else len(prompt) + params.max_tokens

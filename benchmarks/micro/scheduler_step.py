@@ -68,7 +68,11 @@ def main() -> None:
     parser.add_argument("--json", default="-", help="file to write, - for standard output")
     args = parser.parse_args()
     rows = [
-        {"requests": requests, "num_blocks": num_blocks, "ms_per_step": round(measure(requests, num_blocks, args.steps), 4)}
+        {
+            "requests": requests,
+            "num_blocks": num_blocks,
+            "ms_per_step": round(measure(requests, num_blocks, args.steps), 4),
+        }
         for requests in (1, 64, 256, 1024)
         for num_blocks in (10**4, 10**5, 10**6)
     ]

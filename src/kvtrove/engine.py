@@ -17,7 +17,7 @@ from kvtrove.kv.stats import KVStats
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.fingerprint import model_fingerprint
 from kvtrove.output_processor import RequestText
-from kvtrove.request import RequestError, RequestMetrics, RequestOutput, SamplingParams
+from kvtrove.request import Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
 from kvtrove.text.tokenizer import Tokenizer
@@ -89,8 +89,10 @@ class Engine:
         *,
         prompt: str | None = None,
         salt: str = "",
+        guide: Guide | None = None,
     ) -> None:
-        """Queue a request. `salt` separates tenants: only requests with the same one share cached blocks.
+        """Queue a request. `salt` separates tenants: only requests with the same one share cached blocks. `guide` holds
+        every output to a grammar.
 
         RequestError when it can never be served; the message says what would be.
         """
@@ -108,6 +110,7 @@ class Engine:
             max_len=min(longest, wanted),
             end_token_ids=frozenset((*own_ends, *(params.stop_token_ids or ()))),
             metrics=RequestMetrics(arrival_time=self.clock()),
+            guide=guide,
         )
         self.scheduler.add(request)
         self._arrivals += 1
@@ -120,8 +123,8 @@ class Engine:
             raise RequestError("the prompt is empty; give at least one token", "prompt")
         if len(prompt) >= self.max_model_len:
             raise RequestError(
-                f"the prompt has {len(prompt)} tokens, the context holds {self.max_model_len} with at least one for the "
-                f"answer: at most {self.max_model_len - 1} fit",
+                f"the prompt has {len(prompt)} tokens, the context holds {self.max_model_len} with at least one for "
+                f"the answer: at most {self.max_model_len - 1} fit",
                 "prompt",
             )
         vocab = self.spec.vocab_size
@@ -129,7 +132,9 @@ class Engine:
         for param, ids in (("prompt", prompt), ("logit_bias", bias), ("allowed_token_ids", allowed)):
             for token_id in (min(ids, default=0), max(ids, default=0)):
                 if not 0 <= token_id < vocab:
-                    raise RequestError(f"{param}: token id {token_id} is not in the vocabulary (0 to {vocab - 1})", param)
+                    raise RequestError(
+                        f"{param}: token id {token_id} is not in the vocabulary (0 to {vocab - 1})", param
+                    )
 
     def abort(self, request_id: str) -> bool:
         """Drop a request at any moment; all that it held is free when this returns. False when it is not known."""

@@ -72,8 +72,7 @@ def _capacity(config: EngineConfig, spec: ModelSpec, cache: KVCacheSpec, left: i
             kv_bytes = parse_size(config.kv, "kv")
         if kv_bytes > left:
             raise ConfigError(
-                f"kv: {readable(kv_bytes)} is more than what is free beside the weights; "
-                f"{readable(max(0, left))} fits"
+                f"kv: {readable(kv_bytes)} is more than what is free beside the weights; {readable(max(0, left))} fits"
             )
         num_blocks = kv_bytes // cache.block_bytes
     return fit(cache, num_blocks, context, chunk, required=config.max_model_len is not None)

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "abort"]
 OutputKind = Literal["cumulative", "delta", "final_only"]
 MAX_LOGPROBS = 100
 MAX_STOPS = 64
+INF = float("inf")
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "n": (1, INF),
+    "max_tokens": (1, INF),
+    "min_tokens": (0, INF),
+    "top_k": (-1, INF),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
+    "beam_width": (0, INF),
+}
 
 
 class RequestError(ValueError):
@@ -17,6 +35,25 @@ class RequestError(ValueError):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class Guide(Protocol):
+    """Holds one output sequence to a grammar: which tokens may follow what it has accepted."""
+
+    def mask(self) -> NDArray[np.int32]:
+        """[ceil(vocabulary / 32)], a new array: bit i % 32 of word i // 32 is set where token i may follow.
+
+        Never empty: where the grammar is complete it holds the end tokens.
+        """
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """The sequence goes on with this token."""
+        ...
+
+    def copy(self) -> Guide:
+        """A guide in the same state, for a fork of the sequence."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,10 +66,10 @@ class SamplingParams:
     temperature: 0 is greedy. top_k: 0 or -1 is off. min_p: keep tokens with p >= min_p * p_max.
     seed: makes the request reproducible whatever runs beside it; None draws one.
     stop: strings that end the text (not included unless include_stop_str_in_output).
-    stop_token_ids: tokens that end the sequence beside the model's own end tokens (ignored with ignore_eos: only the latter).
-    logprobs: top alternatives reported per output token beside the chosen one; prompt_logprobs likewise per prompt token.
+    stop_token_ids: tokens that end the sequence beside the model's own end tokens; ignore_eos ignores only the latter.
+    logprobs: top alternatives reported per output token beside the chosen one; prompt_logprobs: per prompt token.
     max_tokens: None runs to the end of the context. logit_bias: token id -> value added to its logit.
-    output_kind: each step reports all so far ("cumulative"), the news ("delta"), or the request once it ends ("final_only").
+    output_kind: each step reports all so far ("cumulative") or the news ("delta"), or only the end does ("final_only").
     """
 
     n: int = 1
@@ -64,55 +101,49 @@ class SamplingParams:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
-        for problem, param in self._problems():
+        for param, problem in self._problems():
             raise RequestError(f"{param}: {problem}", param)
 
-    def _problems(self) -> list[tuple[str, str]]:
-        def at_least(name: str, low: float) -> tuple[bool, str, str]:
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        """(field, what is wrong with it)."""
+        for name in (*_BOUNDS, "temperature", "top_p", "repetition_penalty"):
             value = getattr(self, name)
-            return value < low, f"{value} must be at least {low}", name
-
-        def within(name: str, low: float, high: float) -> tuple[bool, str, str]:
+            if not isinstance(value, int | float | None):
+                yield name, f"{value!r} must be a number"
+                return  # what follows compares numbers
+        for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
-            return not low <= value <= high, f"{value} must lie between {low} and {high}", name
+            if value is not None and not low <= value <= high:
+                yield (
+                    name,
+                    f"{value} must " + (f"be at least {low}" if high == INF else f"lie between {low} and {high}"),
+                )
+        if not 0 <= self.temperature < INF:
+            yield "temperature", f"{self.temperature} must be a finite number of at least 0"
+        if not 0 < self.top_p <= 1:
+            yield "top_p", f"{self.top_p} must be above 0 and at most 1"
+        if not 0 < self.repetition_penalty < INF:
+            yield "repetition_penalty", f"{self.repetition_penalty} must be above 0"
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            yield "min_tokens", f"{self.min_tokens} is more than max_tokens ({self.max_tokens})"
+        if 0 < self.beam_width < self.n:
+            yield "beam_width", f"{self.beam_width} beams cannot return n={self.n} sequences; raise it to {self.n}"
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            yield "allowed_token_ids", "an empty list allows no token"
+        if self.output_kind not in get_args(OutputKind):
+            yield "output_kind", f"{self.output_kind!r} is not one of {', '.join(get_args(OutputKind))}"
+        yield from (("stop", problem) for problem in self._stop_problems())
 
-        width = self.beam_width
-        checks = [
-            at_least("n", 1),
-            (not 0 <= self.temperature < float("inf"), f"{self.temperature} must be a finite number of at least 0", "temperature"),
-            (not 0 < self.top_p <= 1, f"{self.top_p} must be above 0 and at most 1", "top_p"),
-            at_least("top_k", -1),
-            within("min_p", 0, 1),
-            (not 0 < self.repetition_penalty < float("inf"), f"{self.repetition_penalty} must be above 0", "repetition_penalty"),
-            within("presence_penalty", -2, 2),
-            within("frequency_penalty", -2, 2),
-            (self.max_tokens is not None and self.max_tokens < 1, f"{self.max_tokens} must be at least 1", "max_tokens"),
-            at_least("min_tokens", 0),
-            (
-                self.max_tokens is not None and self.min_tokens > self.max_tokens,
-                f"{self.min_tokens} is more than max_tokens ({self.max_tokens})",
-                "min_tokens",
-            ),
-            (not 0 <= (self.logprobs or 0) <= MAX_LOGPROBS, f"{self.logprobs} must lie between 0 and {MAX_LOGPROBS}", "logprobs"),
-            (
-                not 0 <= (self.prompt_logprobs or 0) <= MAX_LOGPROBS,
-                f"{self.prompt_logprobs} must lie between 0 and {MAX_LOGPROBS}",
-                "prompt_logprobs",
-            ),
-            (any(not s for s in self.stop or ()), "an empty string would stop at once; leave it out", "stop"),
-            (len(self.stop or ()) > MAX_STOPS, f"{len(self.stop or ())} strings are more than the {MAX_STOPS} allowed", "stop"),
-            (bool(self.stop) and not self.detokenize, "stop strings need detokenize=True", "stop"),
-            at_least("beam_width", 0),
-            (0 < width < self.n, f"{width} beams cannot return n={self.n} sequences; raise it to {self.n}", "beam_width"),
-            (self.allowed_token_ids is not None and not self.allowed_token_ids, "an empty list allows no token", "allowed_token_ids"),
-            (width > 0 and bool(self.stop), "beam search ends at stop tokens; leave stop strings out", "stop"),
-            (
-                self.output_kind not in get_args(OutputKind),
-                f"{self.output_kind!r} is not one of {', '.join(get_args(OutputKind))}",
-                "output_kind",
-            ),
-        ]
-        return [(message, param) for wrong, message, param in checks if wrong]
+    def _stop_problems(self) -> Iterator[str]:
+        stop = self.stop or ()
+        if not all(stop):
+            yield "an empty string would stop at once; leave it out"
+        if len(stop) > MAX_STOPS:
+            yield f"{len(stop)} strings are more than the {MAX_STOPS} allowed"
+        if stop and not self.detokenize:
+            yield "stop strings need detokenize=True"
+        if stop and self.beam_width > 0:
+            yield "beam search ends at stop tokens; leave stop strings out"
 
     @property
     def greedy(self) -> bool:
@@ -126,7 +157,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """log p of a token under the model's own distribution (before penalties and temperature); rank 1 is the likeliest."""
+    """log p of a token under the model's own distribution, before penalties and temperature. Rank 1 is likeliest."""
 
     logprob: float
     rank: int

@@ -127,7 +127,10 @@ def test_without_prefix_cache(family, checkpoints, naive):
 @FAMILIES
 def test_samples_do_not_depend_on_the_batch(family, checkpoints):
     """Seeded sampling: alone, among others, preempted, forked from one prefill: the same tokens."""
-    directory, params = checkpoints.get(family), SamplingParams(temperature=1.0, seed=5, max_tokens=12, ignore_eos=True, n=3)
+    directory, params = (
+        checkpoints.get(family),
+        SamplingParams(temperature=1.0, seed=5, max_tokens=12, ignore_eos=True, n=3),
+    )
 
     def draw(engine: Engine, others: int) -> list[list[int]]:
         for i in range(others):

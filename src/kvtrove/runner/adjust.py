@@ -19,7 +19,8 @@ Cells = tuple[Tensor, Tensor]  # (rows [C], columns [C]) of logits [R, V]
 def adjusts(spec: SampleSpec) -> bool:
     """Whether `adjusted` changes this row at all."""
     params = spec.params
-    return bool(params.allowed_token_ids is not None or spec.banned or params.logit_bias or params.penalised)
+    limited = params.allowed_token_ids is not None or spec.allowed is not None
+    return bool(limited or spec.banned or params.logit_bias or params.penalised)
 
 
 def adjusted(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
@@ -42,8 +43,12 @@ def adjusted(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
 
 
 def ban(work: Tensor, specs: Sequence[SampleSpec]) -> None:
-    """Exclude each row's banned tokens, in place."""
+    """Exclude each row's banned tokens, and those that its grammar does not allow, in place."""
     work[_cells(work, [s.banned for s in specs])] = EXCLUDED
+    for row, s in enumerate(specs):
+        if s.allowed is not None:
+            bits = np.unpackbits(s.allowed.view(np.uint8), count=work.shape[1], bitorder="little")
+            work[row].masked_fill_(torch.from_numpy(bits == 0).to(work.device), EXCLUDED)
 
 
 def _allow(work: Tensor, specs: Sequence[SampleSpec]) -> None:

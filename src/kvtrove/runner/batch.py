@@ -38,7 +38,9 @@ def build_batch(sequences: Sequence[ScheduledSequence], block_size: int, device:
         slots = block_table[owner, positions // block_size].astype(np.int64) * block_size + positions % block_size
         groups.append(GroupTables(_to(slots, device), _to(block_table, device)))
     attention = AttentionBatch(query_start.tolist(), start.tolist(), tuple(groups))
-    return Batch(_to(tokens, device), _to(positions, device), _to(_logit_rows(sequences, query_start), device), attention)
+    return Batch(
+        _to(tokens, device), _to(positions, device), _to(_logit_rows(sequences, query_start), device), attention
+    )
 
 
 def _logit_rows(sequences: Sequence[ScheduledSequence], query_start: NDArray[np.int64]) -> NDArray[np.int64]:

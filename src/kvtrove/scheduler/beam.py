@@ -48,10 +48,13 @@ def winners(request: Request) -> list[Sequence]:
 
 def score(cumulative_logprob: float, num_output: int, length_penalty: float) -> float:
     """Rank of a hypothesis: the mean log-probability for length_penalty 1, the sum for 0 (as in Hugging Face)."""
-    return cumulative_logprob / float(max(1, num_output)) ** length_penalty
+    divisor: float = max(1, num_output) ** length_penalty
+    return cumulative_logprob / divisor
 
 
-def _select(request: Request, candidates: dict[int, list[SampledToken]]) -> tuple[list[Continuation], list[Continuation]]:
+def _select(
+    request: Request, candidates: dict[int, list[SampledToken]]
+) -> tuple[list[Continuation], list[Continuation]]:
     """The best `beam_width` open continuations, and the ending ones ranked above the last of them."""
     live = {s.id: s for s in request.unfinished}
     every = [Continuation(live[seq_id], token) for seq_id, tokens in candidates.items() for token in tokens]

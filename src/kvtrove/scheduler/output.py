@@ -23,8 +23,10 @@ class SampleSpec:
 
     seed, streams: one token is drawn per stream; draw number `position` of stream s of a request depends on
         (seed, s, position) alone, so results do not depend on the batch, on preemption or on forks.
-    position: index of the drawn token in the output. candidates: > 0 asks for that many best tokens and draws none (beams).
-    prompt, output: token ids so far, for penalties. banned: token ids that may not be drawn (end tokens before min_tokens).
+    position: index of the drawn token in the output. prompt, output: token ids so far, for penalties.
+    banned: token ids that may not be drawn (end tokens before min_tokens).
+    candidates: > 0 asks for that many best tokens and draws none (beams).
+    allowed: the only tokens that may be drawn, as `Guide.mask` packs them; None is all.
     """
 
     params: SamplingParams
@@ -35,11 +37,15 @@ class SampleSpec:
     output: array[int]
     banned: tuple[int, ...] = ()
     candidates: int = 0
+    allowed: NDArray[np.int32] | None = None
 
 
 @dataclass(slots=True)
 class ScheduledSequence:
-    """Compute K/V of `tokens` at positions start, start + 1, ...; block_ids[g] is the block table of group g (-1: not held)."""
+    """Compute K/V of `tokens` at positions start, start + 1, ...
+
+    block_ids: per group the block table, -1 where no block is held.
+    """
 
     seq_id: int
     tokens: array[int]
@@ -65,7 +71,7 @@ class SchedulerOutput:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """A drawn token, or one candidate of a beam. `logprobs` holds it and the top alternatives when they were asked for."""
+    """A drawn token, or one candidate of a beam. logprobs: it and the top alternatives, when they were asked for."""
 
     token_id: int
     logprob: float

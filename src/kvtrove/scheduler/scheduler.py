@@ -45,7 +45,7 @@ class SchedulerStats:
 
 
 class Scheduler:
-    """schedule() -> SchedulerOutput, then update() with what the model answered. Touches the cache only through `kv`."""
+    """schedule() -> SchedulerOutput, then update() with what the model answered."""
 
     def __init__(
         self, kv: KVCacheManager, limits: SchedulerLimits | None = None, clock: Callable[[], float] = time.monotonic
@@ -102,6 +102,7 @@ class Scheduler:
         self._next_seq_id += 1
         seq = Sequence(self._next_seq_id, request, index, array("i", tokens), self.kv.open(request.salt))
         seq.logprobs = None if request.params.logprobs is None else []
+        seq.guide = request.guide
         request.sequences.append(seq)
         return seq
 
@@ -123,7 +124,7 @@ class Scheduler:
         return self.kv.blocks_for(num_tokens, self.limits.max_num_batched_tokens)
 
     def _blocks_alone(self, request: Request, length: int) -> int:
-        """Blocks without which a request of `length` tokens cannot make progress: beams advance together or not at all."""
+        """Blocks without which a request of `length` tokens cannot end: beams advance together or not at all."""
         return self._blocks(length) * max(1, request.params.beam_width)
 
     def _too_long(self, request: Request) -> str:
@@ -220,8 +221,8 @@ class Scheduler:
     def _admit(self, prefills: list[Sequence], budget: int) -> None:
         """Move waiting sequences to `running` and `prefills`, in order, while their whole prompt fits.
 
-        One block per other running sequence and group stays in reserve, so that admitting a prompt does not soon preempt
-        those who decode. A sequence whose prefix another one is computing is passed over until it can hit it.
+        One block per other running sequence and group stays in reserve, so that admitting a prompt does not soon
+        preempt those who decode. A sequence whose prefix another one is computing is passed over until it can hit it.
         """
         promised = sum(map(self._still_needed, prefills))
         seats = sum(map(self._seats, self.running.values()))
@@ -333,7 +334,7 @@ class Scheduler:
             self.finish(seq, *end)
 
     def _fork(self, parent: Sequence, index: int) -> Sequence:
-        """A sequence with the parent's tokens and cache; without a free block for its open tail it queues and recomputes."""
+        """A sequence with the parent's tokens and cache; if no block is free for its tail, it queues and recomputes."""
         child = self._sequence(parent.request, index, parent.tokens)
         child.inherit(parent)
         forked = self.kv.fork(parent.kv)

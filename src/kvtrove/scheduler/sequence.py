@@ -6,7 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from kvtrove.kv.table import SequenceKV
-from kvtrove.request import FinishReason, RequestMetrics, SamplingParams, TokenLogprobs
+from kvtrove.request import FinishReason, Guide, RequestMetrics, SamplingParams, TokenLogprobs
 from kvtrove.scheduler.output import SampledToken
 
 
@@ -31,6 +31,7 @@ class Sequence:
     stop_reason: int | str | None = None
     held_for: bytes | None = None
     """Key of a block that another sequence is computing: waiting for it turns a duplicate computation into a hit."""
+    guide: Guide | None = None
 
     @property
     def num_uncomputed(self) -> int:
@@ -47,6 +48,8 @@ class Sequence:
     def append(self, token: SampledToken) -> None:
         self.tokens.append(token.token_id)
         self.cumulative_logprob += token.logprob
+        if self.guide is not None:
+            self.guide.accept(token.token_id)
         if self.logprobs is not None and token.logprobs is not None:
             self.logprobs.append(token.logprobs)
 
@@ -54,6 +57,7 @@ class Sequence:
         """Take over what belongs to the parent's tokens."""
         self.cumulative_logprob = parent.cumulative_logprob
         self.logprobs = None if parent.logprobs is None else list(parent.logprobs)
+        self.guide = None if parent.guide is None else parent.guide.copy()
 
     def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
         self.finish_reason, self.stop_reason = reason, stop_reason
@@ -61,7 +65,10 @@ class Sequence:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """`sequences`: one until its prompt is computed, then `n` (or the live beams); finished ones stay, beams move to `completed`."""
+    """A prompt and all that grows from it.
+
+    sequences: one until the prompt is computed, then `n` or the live beams. completed: hypotheses of a beam search.
+    """
 
     id: str
     arrival: int
@@ -73,6 +80,8 @@ class Request:
     end_token_ids: frozenset[int]
     """Model's end tokens (unless ignore_eos) and stop_token_ids."""
     metrics: RequestMetrics
+    guide: Guide | None = None
+    """Belongs to the first sequence; the others fork from it."""
     sequences: list[Sequence] = field(default_factory=list)
     completed: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int | None = None

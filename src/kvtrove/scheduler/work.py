@@ -20,7 +20,8 @@ def scheduled_sequence(seq: Sequence, num: int) -> ScheduledSequence:
 
 def sample_spec(seq: Sequence) -> SampleSpec:
     """One stream per sequence; all `n` of them at once for the first token, which is drawn before the fork."""
-    request, params, position = seq.request, seq.request.params, seq.num_output
+    request, params, position, guide = seq.request, seq.request.params, seq.num_output, seq.guide
+    too_short = position < params.min_tokens and guide is None  # a grammar alone says where its text may end
     forks = position == 0 and params.n > 1 and not request.beam
     return SampleSpec(
         params,
@@ -29,6 +30,7 @@ def sample_spec(seq: Sequence) -> SampleSpec:
         position,
         request.prompt,
         seq.output if params.penalised else NO_TOKENS,
-        tuple(sorted(request.end_token_ids)) if position < params.min_tokens else (),
+        tuple(sorted(request.end_token_ids)) if too_short else (),
         2 * params.beam_width,
+        None if guide is None else guide.mask(),
     )

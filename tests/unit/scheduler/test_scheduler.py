@@ -160,9 +160,17 @@ def test_no_more_than_max_num_seqs_run_at_once_counting_forks_to_come():
 @pytest.mark.parametrize(
     ("prompt", "params", "message"),
     [
-        (range(30), SamplingParams(max_tokens=40), r"30 prompt \+ 40 new tokens need 18 blocks .* has 12 \(at most 48 tokens\): lower max_tokens to 18"),
+        (
+            range(30),
+            SamplingParams(max_tokens=40),
+            r"30 prompt \+ 40 new tokens need 18 blocks .* has 12 \(at most 48 tokens\): lower max_tokens to 18",
+        ),
         (range(60), SamplingParams(max_tokens=4), r"shorten the prompt to under 48 tokens"),
-        (range(8), SamplingParams(max_tokens=12, beam_width=4), r"in 4 beams need 20 blocks .*\(at most 12 tokens\): lower max_tokens to 4"),
+        (
+            range(8),
+            SamplingParams(max_tokens=12, beam_width=4),
+            r"in 4 beams need 20 blocks .*\(at most 12 tokens\): lower max_tokens to 4",
+        ),
         (range(8), SamplingParams(n=9), r"n: 9 sequences are more than max_num_seqs \(8\)"),
     ],
 )
