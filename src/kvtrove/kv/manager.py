@@ -165,7 +165,7 @@ class KVCacheManager:
         tails = self.pool.allocate(self.num_groups if part else 0)
         if tails is None:
             return None
-        child = self._handle(kv.chain.copy(), kv.salt)
+        child = self._handle(kv.chain.copy(full), kv.salt)
         child.num_computed, child.next_event = kv.num_computed, kv.next_event
         child.extend(table.blocks[:full] for table in kv.tables)
         for block in child.sealed_blocks():

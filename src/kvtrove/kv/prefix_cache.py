@@ -64,9 +64,10 @@ class KeyChain:
         """Forget all keys from block `num_blocks` on."""
         del self.keys[num_blocks:], self.tokens[num_blocks:]
 
-    def copy(self) -> KeyChain:
+    def copy(self, num_blocks: int) -> KeyChain:
+        """The first `num_blocks` keys; what was hashed ahead may not become true for the copy."""
         twin = KeyChain(self.root, self.block_size)
-        twin.keys, twin.tokens = self.keys.copy(), self.tokens.copy()
+        twin.keys, twin.tokens = self.keys[:num_blocks], self.tokens[:num_blocks]
         return twin
 
 

@@ -104,7 +104,10 @@ class SequenceKV:
         return sum(table.num_held for table in self.tables)
 
     def block_ids(self) -> tuple[NDArray[np.int32], ...]:
-        """Per group the int32 ids of the table, -1 where no block is held: views, valid until the next allocate."""
+        """Per group the int32 ids of the table, -1 where no block is held.
+
+        Views: blocks that leave a window later become -1 in them, blocks allocated later are not in them.
+        """
         if self._ids is None:
             self._ids = tuple(table.ids for table in self.tables)
         return self._ids

@@ -1,0 +1,54 @@
+"""KVTrove: an LLM inference engine built around its KV cache.
+
+The public names below are loaded when they are first used, so that `import kvtrove` and `kvtrove plan` stay light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvtrove.config import ConfigError, EngineConfig
+    from kvtrove.engine import Engine
+    from kvtrove.llm import LLM
+    from kvtrove.models.spec import ModelError
+    from kvtrove.request import CompletionOutput, RequestError, RequestOutput, SamplingParams
+
+__version__ = "0.1.0"
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "ConfigError",
+    "Engine",
+    "EngineConfig",
+    "ModelError",
+    "RequestError",
+    "RequestOutput",
+    "SamplingParams",
+]
+
+_HOME = MappingProxyType(
+    {
+        "LLM": "kvtrove.llm",
+        "CompletionOutput": "kvtrove.request",
+        "ConfigError": "kvtrove.config",
+        "Engine": "kvtrove.engine",
+        "EngineConfig": "kvtrove.config",
+        "ModelError": "kvtrove.models.spec",
+        "RequestError": "kvtrove.request",
+        "RequestOutput": "kvtrove.request",
+        "SamplingParams": "kvtrove.request",
+    }
+)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'kvtrove' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,77 @@
+"""The contract of attention: write this step's K/V into the cache, then read what each query may see.
+
+Tokens of a step are flat: T tokens of S sequences, sequence s owning rows query_start[s] .. query_start[s + 1].
+
+    tokens   | seq 0: 5 new | seq 1: 1 new | seq 2: 512 new |
+    start       120            4093           1024             position of the first new token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from kvtrove.kv.retention import Retention
+from kvtrove.kv.spec import KVFormat
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """What never changes about one layer. `view`: plane name -> [num_blocks, *plane.shape] of the storage it reads."""
+
+    index: int
+    num_heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    retention: Retention
+    format: KVFormat
+    group: int
+    view: Mapping[str, Tensor]
+    block_size: int
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class GroupTables:
+    """Where a group's tokens lie.
+
+    slots: int64 [T] of the new tokens. block_table: int32 [S, max_blocks], -1 where a block is not held.
+    """
+
+    slots: Tensor
+    block_table: Tensor
+
+
+@dataclass(frozen=True)
+class AttentionBatch:
+    """One step. query_start: S + 1 row numbers. start: S positions. Plain lists: planning waits for no device."""
+
+    query_start: list[int]
+    start: list[int]
+    groups: tuple[GroupTables, ...]
+
+
+class AttentionBackend(Protocol):
+    """reference, cpu kernels, triton: one object an engine, asked once a layer at load and once a step to plan."""
+
+    name: str
+
+    def reasons_against(self, layer: AttentionLayer, device: str) -> list[str]:
+        """Why this backend cannot serve the layer; empty when it can."""
+        ...
+
+    def plan(self, batch: AttentionBatch) -> Any:
+        """What all layers of a step share, computed once; handed back to `run`."""
+        ...
+
+    def run(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: AttentionLayer, plan: Any) -> Tensor:
+        """Store k, v [T, kv_heads, head_dim] (None: the layer reads another's storage), then attend.
+
+        q: [T, num_heads, head_dim]; the result has its shape and dtype. Unused slots may hold anything, NaN included:
+        it never leaks.
+        """
+        ...

@@ -1,0 +1,128 @@
+"""Flags shared by the commands, each defined once.
+
+A command takes a dataclass; `spread` turns every field of it into a flag and hands the command the filled dataclass:
+
+    @spread
+    def generate(model: ModelArgument, sampling: SamplingOptions, engine: EngineOptions) -> None: ...
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from kvtrove.request import SamplingParams
+
+if TYPE_CHECKING:
+    from kvtrove.llm import LLM
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Directory of a checkpoint, or `demo`: the embedded model.")
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Machine-readable output, one JSON object per line.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+
+
+def _flag(panel: str, metavar: str | None, help: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
+
+
+_engine = functools.partial(_flag, "Engine")
+_sampling = functools.partial(_flag, "Sampling")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The settings of EngineConfig as flags; it checks the values."""
+
+    kv: Annotated[str | None, _engine("SIZE", "Memory for the KV cache, for example 8GiB.")] = None
+    max_model_len: Annotated[str | None, _engine("TOKENS", "Longest prompt and output together, such as 32k.")] = None
+    dtype: Annotated[str, _engine("TYPE", "Of the weights: auto, bfloat16, float16 or float32.")] = "auto"
+    device: Annotated[str, _engine("DEVICE", "auto, cpu, cuda or cuda:N.")] = "auto"
+    kv_cache_dtype: Annotated[str, _engine("TYPE", "How the cache stores K and V; auto is like the model.")] = "auto"
+    block_size: Annotated[int, _engine("N", "Tokens in a block of the cache.")] = 32
+    num_blocks: Annotated[int | None, _engine("N", "Exact number of blocks instead of --kv.")] = None
+    max_num_seqs: Annotated[int, _engine("N", "Sequences in one step at most.")] = 256
+    max_num_batched_tokens: Annotated[int, _engine("N", "Tokens in one step at most.")] = 2048
+    max_concurrent_prefills: Annotated[int, _engine("N", "Prompts that share a step.")] = 4
+    enable_prefix_caching: Annotated[
+        bool, _engine(None, "Reuse the blocks of prompts that begin alike.", "--prefix-caching/--no-prefix-caching")
+    ] = True
+    tokenizer: Annotated[str | None, _engine("DIR", "Where the tokenizer is, if not with the model.")] = None
+    check: Annotated[int | None, _engine("LEVEL", "Check the cache's books: 0 never, 1 when idle, 2 always.")] = None
+
+    def load(self, model: str, quiet: bool = False) -> LLM:
+        """Start the engine on a directory or on the embedded model (`demo`)."""
+        from kvtrove.llm import LLM
+
+        return LLM(model_directory(model), use_tqdm_on_load=not quiet, **asdict(self))
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """The fields of SamplingParams that every command has; it checks the values."""
+
+    max_tokens: Annotated[int, _sampling("N", "Tokens to generate at most.")] = 128
+    temperature: Annotated[float, _sampling("T", "0 always takes the likeliest token.")] = 1.0
+    top_p: Annotated[float, _sampling("P", "Draw from the likeliest tokens that sum to P.")] = 1.0
+    top_k: Annotated[int, _sampling("N", "Draw from the N likeliest tokens; 0 is all.")] = 0
+    min_p: Annotated[float, _sampling("P", "Leave out tokens below P times the likeliest one's probability.")] = 0.0
+    seed: Annotated[int | None, _sampling("N", "Makes the result reproducible.")] = None
+    stop: Annotated[list[str] | None, _sampling("TEXT", "Ends the output where TEXT would follow; repeatable.")] = None
+    stop_token_ids: Annotated[
+        list[int] | None, _sampling("ID", "A token that ends the output; repeatable.", "--stop-token-id")
+    ] = None
+    ignore_eos: Annotated[bool, _sampling(None, "Go on after the model's end token.", "--ignore-eos")] = False
+    min_tokens: Annotated[int, _sampling("N", "No end token before N tokens.")] = 0
+    repetition_penalty: Annotated[float, _sampling("X", "Above 1 makes tokens that occurred less likely.")] = 1.0
+    presence_penalty: Annotated[float, _sampling("X", "Taken off the logit of every token that occurred.")] = 0.0
+    frequency_penalty: Annotated[float, _sampling("X", "Taken off once per occurrence.")] = 0.0
+
+    def params(self, **more: Any) -> SamplingParams:
+        return SamplingParams(**asdict(self), **more)
+
+
+def model_directory(model: str) -> str:
+    """`demo` is the embedded model; everything else is a directory (`./demo` for one of that name)."""
+    if model != "demo":
+        return model
+    from kvtrove.demo import demo_model_dir
+
+    return str(demo_model_dir())
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` one flag per field of each of its dataclass parameters."""
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name in groups:
+            parameters += _flags(groups[parameter.name])
+        else:
+            parameters.append(parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def with_flags(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_flags.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_flags
+
+
+def _flags(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(group)
+    ]

@@ -1,0 +1,18 @@
+"""The embedded model: a checkpoint directory inside the package, for machines that have no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def demo_model_dir() -> Path:
+    """An ordinary Hugging Face directory."""
+    return Path(__file__).parent / "model"
+
+
+def greeting() -> str:
+    """What the embedded model is, said to whoever starts a chat with it."""
+    return (
+        "This is the embedded stand-in: a tiny model with random weights. It speaks gibberish, but it speaks it from a "
+        "real cache. Give the directory of a checkpoint to talk to a real model."
+    )

@@ -1,0 +1,40 @@
+// Python's view of the CPU kernels: arrays arrive as raw pointers through DLPack or the buffer protocol, so numpy arrays
+// and torch tensors work alike and nothing depends on torch's ABI.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "copy_rows.h"
+#include "isa.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using Arena = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Pairs = nb::ndarray<const std::int32_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
+static_assert(sizeof(kvtrove::RowPair) == 2 * sizeof(std::int32_t));
+
+void copy_rows(const Arena& arena, const Pairs& pairs, int num_threads) {
+    if (num_threads < 0) {
+        throw std::invalid_argument("num_threads: " + std::to_string(num_threads) + " must be at least 0");
+    }
+    auto* rows = arena.data();
+    const auto* list = reinterpret_cast<const kvtrove::RowPair*>(pairs.data());
+    const nb::gil_scoped_release unlocked;
+    kvtrove::copy_rows(rows, arena.shape(0), arena.shape(1), list, pairs.shape(0), num_threads);
+}
+
+}  // namespace
+
+NB_MODULE(_cpu, m) {
+    m.def("copy_rows", &copy_rows, nb::arg("arena").noconvert(), nb::arg("pairs").noconvert(),
+          nb::arg("num_threads") = 0);
+    m.def("isa", [](std::string_view wanted) { return std::string(kvtrove::name(kvtrove::choose_isa(wanted))); },
+          nb::arg("wanted") = "auto");
+}

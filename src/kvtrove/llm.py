@@ -1,0 +1,239 @@
+"""LLM: the offline face. Prompts in, results out in the same order; names and defaults are vLLM's."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import signal
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypedDict, Unpack
+
+from kvtrove.config import EngineConfig
+from kvtrove.engine import Engine
+from kvtrove.progress import BatchBar, loading
+from kvtrove.prompts import Prompt, PromptLike, read_prompts
+from kvtrove.request import RequestError, RequestOutput, SamplingParams
+from kvtrove.text.tokenizer import Tokenizer
+
+logger = logging.getLogger("kvtrove")
+
+Message = Mapping[str, Any]
+
+
+class TokensPrompt(TypedDict):
+    """A rendered conversation: its text and its tokens. Goes into `generate` and `stream` as it is."""
+
+    prompt: str
+    prompt_token_ids: list[int]
+
+
+class TemplateOptions(TypedDict, total=False):
+    """How a conversation is rendered: the keyword arguments of `LLM.chat_prompt`."""
+
+    add_generation_prompt: bool
+    continue_final_message: bool
+    tools: Sequence[Mapping[str, Any]] | None
+    chat_template_kwargs: Mapping[str, Any] | None
+
+
+class LLM:
+    """A model and its cache, called from Python.
+
+    model: a local Hugging Face directory.
+    settings: the fields of EngineConfig, or vLLM's names for them; names without a meaning here are logged.
+    Raises ConfigError (a setting) or ModelError (the checkpoint), both ValueError.
+
+    One thread at a time may call an LLM; streams may be open while `generate` runs.
+    """
+
+    def __init__(self, model: str | Path, *, use_tqdm_on_load: bool = True, **settings: Any) -> None:
+        config, ignored = EngineConfig.from_kwargs(str(model), **settings)
+        if ignored:
+            logger.warning("settings that have no meaning here were ignored: %s", ", ".join(sorted(ignored)))
+        with loading(use_tqdm_on_load) as report:
+            self._use(Engine(config, progress=report))
+
+    @classmethod
+    def from_engine(cls, engine: Engine) -> LLM:
+        """The same face on an engine that runs already."""
+        llm = cls.__new__(cls)
+        llm._use(engine)
+        return llm
+
+    def _use(self, engine: Engine) -> None:
+        self.llm_engine = engine
+        self._ids = itertools.count()
+        self._inboxes: dict[str, list[RequestOutput]] = {}  # request id -> what its caller has not seen yet
+
+    # ---- asking ----
+
+    def generate(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete every prompt; one result per prompt, in the order of the prompts.
+
+        prompts: see `kvtrove.prompts`. sampling_params: one for all, or one per prompt; None is SamplingParams().
+        Raises RequestError when one of them can never be served; then none of them is left in the engine.
+        """
+        read = read_prompts(prompts, self.get_tokenizer())
+        params = [replace(p, output_kind="final_only") for p in _one_each(sampling_params, len(read))]
+        requests = {str(next(self._ids)): request for request in zip(read, params, strict=True)}
+        results: dict[str, RequestOutput] = {}
+        with self._requests(requests) as inbox, BatchBar(len(requests), use_tqdm) as bar:
+            while len(results) < len(requests):
+                self._step()
+                for output in _drain(inbox):
+                    if output.finished:
+                        results[output.request_id] = output
+                        bar.finished(len(output.prompt_token_ids), sum(len(o.token_ids) for o in output.outputs))
+                bar.refresh()
+        return [results[request_id] for request_id in requests]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        **template: Unpack[TemplateOptions],
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or each of a list of conversations. `template`: see `chat_prompt`."""
+        if not messages:
+            raise RequestError("messages: the conversation is empty; give at least one message", "messages")
+        one = isinstance(messages[0], Mapping)
+        conversations: Any = [messages] if one else messages
+        prompts = [self.chat_prompt(conversation, **template) for conversation in conversations]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> TokensPrompt:
+        """A conversation in the model's own chat format.
+
+        continue_final_message: the answer continues the last message instead of starting a new one.
+        Raises RequestError when the messages do not fit the template or the model has none.
+        """
+        tokenizer = self.get_tokenizer()
+        if tokenizer.chat_template is None:
+            raise RequestError(
+                "messages: this model has no chat template; use generate() with a plain prompt", "messages"
+            )
+        text = tokenizer.chat_template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt and not continue_final_message,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            **dict(chat_template_kwargs or {}),
+        )
+        return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
+
+    def stream(
+        self, prompt: PromptLike, sampling_params: SamplingParams | None = None
+    ) -> Generator[RequestOutput, None, None]:
+        """Complete one prompt and yield its state after every step, cumulative unless `output_kind` says otherwise.
+
+        Closing the generator aborts the request. Raises RequestError with the first item.
+        """
+        [read] = read_prompts([prompt], self.get_tokenizer())
+        request_id = str(next(self._ids))
+        with self._requests({request_id: (read, sampling_params or SamplingParams())}) as inbox:
+            finished = False
+            while not finished:
+                if not inbox:  # another caller's steps may have served this one meanwhile
+                    self._step()
+                for output in _drain(inbox):
+                    finished = output.finished
+                    yield output
+
+    # ---- the engine ----
+
+    def get_tokenizer(self) -> Tokenizer:
+        return self.llm_engine.tokenizer
+
+    def reset_prefix_cache(self) -> int:
+        """Forget every cached block that no request holds; returns how many."""
+        return self.llm_engine.reset_prefix_cache()
+
+    @contextmanager
+    def _requests(self, requests: Mapping[str, tuple[Prompt, SamplingParams]]) -> Iterator[list[RequestOutput]]:
+        """Requests that are in the engine inside this block and, however it ends, not after it. Yields their inbox."""
+        inbox: list[RequestOutput] = []
+        try:
+            for request_id, (prompt, params) in requests.items():
+                with uninterrupted():
+                    self._inboxes[request_id] = inbox
+                    self.llm_engine.add(request_id, prompt.token_ids, params, prompt=prompt.text, salt=prompt.salt)
+            yield inbox
+        finally:
+            with uninterrupted():
+                for request_id in requests:
+                    if self._inboxes.pop(request_id, None) is not None:
+                        self.llm_engine.abort(request_id)
+
+    def _step(self) -> None:
+        """One step of the engine for all that is open here; every output goes to the inbox of its caller."""
+        if not self.llm_engine.has_unfinished_requests():
+            raise RuntimeError(
+                "the engine has nothing left to do but requests without a result; please report this as a bug"
+            )
+        with uninterrupted():
+            for output in self.llm_engine.step():
+                if output.request_id in self._inboxes:
+                    self._inboxes[output.request_id].append(output)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends: a step left half-way would leave the cache's books wrong.
+
+    A second Ctrl-C inside the block gets through at once. Only the main thread receives signals; others just go on.
+    """
+    handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+    if not callable(handler):
+        yield
+        return
+    pressed: list[FrameType | None] = []
+
+    def hold(signum: int, frame: FrameType | None) -> None:
+        pressed.append(frame)
+        if len(pressed) > 1:
+            handler(signum, frame)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if len(pressed) == 1:
+            handler(signal.SIGINT, pressed[0])
+
+
+def _drain(inbox: list[RequestOutput]) -> list[RequestOutput]:
+    news = inbox.copy()
+    inbox.clear()
+    return news
+
+
+def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise RequestError(
+            f"sampling_params: {len(params)} for {count} prompts; give one for all or one per prompt", "sampling_params"
+        )
+    return list(params)

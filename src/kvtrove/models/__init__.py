@@ -1,0 +1,1 @@
+"""Checkpoints: config.json -> ModelSpec -> running model."""

@@ -1,0 +1,37 @@
+"""config.json (and generation_config.json) -> ModelSpec. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from kvtrove.models.config_view import ConfigView, read_json
+from kvtrove.models.families import REGISTRY, find_family
+from kvtrove.models.families.common import token_ids
+from kvtrove.models.spec import ModelError, ModelSpec
+
+
+def read_spec(directory: Path) -> ModelSpec:
+    """The model that a Hugging Face checkpoint directory holds.
+
+    End tokens come from generation_config.json, where chat checkpoints list all of them, else from config.json.
+    Raises ModelError naming the file and the key when something is missing, malformed or not supported.
+    """
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: not a directory; give the folder that holds config.json and the weights")
+    values = read_json(path)
+    architectures = values.get("architectures") or []
+    if not architectures:
+        raise ModelError(f"{path}: 'architectures' is missing; supported: {', '.join(sorted(REGISTRY))}")
+    architecture = next((a for a in architectures if a in REGISTRY), str(architectures[0]))
+    try:
+        family = find_family(architecture)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    spec = family.read(ConfigView({**values, "architecture": architecture}, str(path)))
+    generation = directory / "generation_config.json"
+    if generation.exists():
+        ends = token_ids(ConfigView(read_json(generation), str(generation)), "eos_token_id")
+        spec = replace(spec, eos_token_ids=ends or spec.eos_token_ids)
+    return spec

@@ -1,0 +1,119 @@
+"""The one decoder of all families: a ModelSpec says which parts are there.
+
+tokens ─ embed ─┬─ norm ─ attention ─(norm)─ + ─┬─ norm ─ MLP ─(norm)─ + ─ ... ─ norm ─ hidden ─ head ─ logits
+                └───────────────────────────┘   └──────────────────────┘    (norm): only with sandwich norms
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kvtrove.models.layers.attention import Attend, Attention
+from kvtrove.models.layers.linear import Linear, Take
+from kvtrove.models.layers.mlp import MLP, MixtureOfExperts
+from kvtrove.models.layers.norm import RMSNorm
+from kvtrove.models.layers.rope import RotaryEmbedding, Rotation
+from kvtrove.models.spec import ModelSpec, RopeSpec
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderLayer:
+    attention_norm: RMSNorm
+    attention: Attention
+    mlp_norm: RMSNorm
+    mlp: MLP | MixtureOfExperts
+    attention_out_norm: RMSNorm | None = None
+    mlp_out_norm: RMSNorm | None = None
+
+    @classmethod
+    def load(cls, take: Take, index: int, spec: ModelSpec) -> DecoderLayer:
+        layer, name = spec.layers[index], f"layers.{index}"
+
+        def norm(part: str) -> RMSNorm:
+            return RMSNorm.load(take, f"{name}.{part}", spec.hidden_size, spec.norm_eps, spec.norm_offset)
+
+        mlp: MLP | MixtureOfExperts
+        if layer.moe:
+            mlp = MixtureOfExperts.load(take, f"{name}.mlp", spec, layer.moe)
+        else:
+            mlp = MLP.load(take, f"{name}.mlp", spec, spec.intermediate_size, spec.mlp_bias)
+        sandwich = spec.sandwich_norms
+        return cls(
+            attention_norm=norm("input_layernorm"),
+            attention=Attention.load(take, f"{name}.self_attn", spec, layer),
+            mlp_norm=norm("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"),
+            mlp=mlp,
+            attention_out_norm=norm("post_attention_layernorm") if sandwich else None,
+            mlp_out_norm=norm("post_feedforward_layernorm") if sandwich else None,
+        )
+
+    def __call__(self, index: int, x: Tensor, rotate: Rotation, attend: Attend) -> Tensor:
+        mixed = self.attention(index, self.attention_norm(x), rotate, attend)
+        x = x + (self.attention_out_norm(mixed) if self.attention_out_norm else mixed)
+        fed = self.mlp(self.mlp_norm(x))
+        return x + (self.mlp_out_norm(fed) if self.mlp_out_norm else fed)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded decoder. It holds no state between calls: what it remembers is the cache behind `attend`."""
+
+    spec: ModelSpec
+    embedding: Tensor  # [vocab_size, hidden_size]
+    layers: tuple[DecoderLayer, ...]
+    norm: RMSNorm
+    head: Linear
+    ropes: Mapping[RopeSpec, RotaryEmbedding]
+    embed_scale: float = 1.0  # representable in the model's dtype
+
+    @classmethod
+    def load(
+        cls,
+        take: Take,
+        head: Callable[[Tensor], Tensor],
+        spec: ModelSpec,
+        max_model_len: int,
+        progress: Callable[[int], None],
+    ) -> Model:
+        """head: embedding -> output matrix [vocab_size, hidden_size]. progress: called with the layers done."""
+        embedding = take("embed_tokens.weight", (spec.vocab_size, spec.hidden_size))
+        layers = []
+        for index in range(spec.num_layers):
+            layers.append(DecoderLayer.load(take, index, spec))
+            progress(index + 1)
+        device, distinct = str(embedding.device), {layer.rope for layer in spec.layers}
+        return cls(
+            spec,
+            embedding,
+            tuple(layers),
+            norm=RMSNorm.load(take, "norm", spec.hidden_size, spec.norm_eps, spec.norm_offset),
+            head=Linear(head(embedding)),
+            ropes={rope: RotaryEmbedding.build(rope, max_model_len, device) for rope in distinct},
+            embed_scale=float(torch.tensor(spec.embed_scale, dtype=embedding.dtype)),
+        )
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Hidden states [T, hidden_size] after the last norm, for tokens, positions int64 [T] of any mix of sequences.
+
+        attend is called once per layer, in order.
+        """
+        x = F.embedding(tokens, self.embedding)
+        if self.embed_scale != 1.0:
+            x = x * self.embed_scale
+        rotations = {rope: table.at(positions, x.dtype) for rope, table in self.ropes.items()}
+        for index, (layer, spec) in enumerate(zip(self.layers, self.spec.layers, strict=True)):
+            x = layer(index, x, rotations[spec.rope], attend)
+        return self.norm(x)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [R, vocab_size] of hidden states [R, hidden_size], soft-capped where the model does so."""
+        logits = self.head(hidden).float()
+        cap = self.spec.logit_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap

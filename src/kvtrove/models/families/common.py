@@ -1,0 +1,156 @@
+"""What every family shares: reading the usual keys of a config.json, and where a parameter lies in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvtrove.config import nearest
+from kvtrove.models.config_view import ConfigView
+from kvtrove.models.rope_config import served_positions
+from kvtrove.models.spec import Activation, LayerSpec, ModelSpec, MoESpec, RopeSpec
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+DTYPES = ("float32", "float16", "bfloat16")
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parameter is rows [start, stop) of tensor `name`, which has `total` rows; None stands for the whole tensor."""
+
+    name: str
+    start: int = 0
+    stop: int | None = None
+    total: int | None = None
+
+
+def same_name(name: str, spec: ModelSpec) -> Source:
+    """The names of Hugging Face's Llama, which the decoder asks for and most families use."""
+    return Source(name)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one architecture is read.
+
+    read: config.json -> ModelSpec. locate: the decoder's name of a parameter -> where it lies (both without prefix).
+    prefixes: what tensor names of the decoder may begin with; the first that fits the checkpoint is taken.
+    """
+
+    read: Callable[[ConfigView], ModelSpec]
+    locate: Callable[[str, ModelSpec], Source] = same_name
+    prefixes: tuple[str, ...] = ("model.",)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Attention heads of every layer."""
+
+    query: int
+    kv: int
+    dim: int
+
+
+def read_heads(view: ConfigView, head_dim: int | None = None) -> Heads:
+    """head_dim: what the family takes when the config leaves it out; None is hidden_size / num_attention_heads."""
+    query = view.size("num_attention_heads")
+    kv = view.size("num_key_value_heads", query)
+    if query % kv:
+        raise view.error(f"'num_attention_heads' {query} is not a multiple of 'num_key_value_heads' {kv}")
+    return Heads(query, kv, view.size("head_dim", head_dim or view.size("hidden_size") // query))
+
+
+def layer_types(view: ConfigView, default: Callable[[int], str]) -> list[str]:
+    """Kind of attention of each layer: `layer_types` when the config has it, else the family's rule."""
+    count = view.size("num_hidden_layers")
+    types = view.get("layer_types") or [default(i) for i in range(count)]
+    if len(types) != count:
+        raise view.error(f"'layer_types' has {len(types)} entries, expected 'num_hidden_layers' = {count}")
+    for kind in types:
+        if kind not in (FULL, SLIDING):
+            raise view.error(
+                f"layer type {kind!r} is not supported{nearest(kind, (FULL, SLIDING))}; supported: {FULL}, {SLIDING}"
+            )
+    return list(types)
+
+
+def build_layers(
+    view: ConfigView,
+    heads: Heads,
+    types: Sequence[str],
+    ropes: dict[str, RopeSpec],
+    window: int | None,
+    moe: Callable[[int], MoESpec | None] = lambda index: None,
+) -> tuple[LayerSpec, ...]:
+    """One LayerSpec per entry of `types`. A window that no context can reach is left out: it changes nothing."""
+    if SLIDING in types and window is None:
+        raise view.error(f"'layer_types' names {SLIDING} layers, but 'sliding_window' is missing")
+    if window is not None and window >= max(served_positions(rope) for rope in ropes.values()):
+        window = None
+    return tuple(
+        LayerSpec(heads.kv, heads.dim, window if kind == SLIDING else None, ropes[kind], moe=moe(index))
+        for index, kind in enumerate(types)
+    )
+
+
+def build_spec(
+    view: ConfigView,
+    family: str,
+    heads: Heads,
+    layers: tuple[LayerSpec, ...],
+    activation_key: str = "hidden_act",
+    **differences: Any,
+) -> ModelSpec:
+    """A ModelSpec from the keys that all families share; `differences` are further or other fields of it."""
+    if view.has("quantization_config"):
+        method = view.section("quantization_config").get("quant_method", "unknown")
+        raise view.error(f"quantised weights ({method}) are not supported; use the checkpoint in {', '.join(DTYPES)}")
+    activation = view.get(activation_key, "silu")
+    if activation not in ACTIVATIONS:
+        hint = f"{nearest(str(activation), ACTIVATIONS)}; supported: {', '.join(ACTIVATIONS)}"
+        raise view.error(f"{activation_key!r} {activation!r} is not supported{hint}")
+    fields: dict[str, Any] = {
+        "max_position": max(served_positions(layer.rope) for layer in layers),
+        "norm_eps": view.number("rms_norm_eps", 1e-6),
+        "query_scale": heads.dim**-0.5,
+        "tie_embeddings": view.flag("tie_word_embeddings", False),
+    }
+    return ModelSpec(
+        family=family,
+        architecture=view.get("architecture", ""),
+        vocab_size=view.size("vocab_size"),
+        hidden_size=view.size("hidden_size"),
+        intermediate_size=view.size("intermediate_size"),
+        num_heads=heads.query,
+        layers=layers,
+        activation=ACTIVATIONS[activation],
+        dtype=_dtype(view),
+        eos_token_ids=token_ids(view, "eos_token_id"),
+        bos_token_id=next(iter(token_ids(view, "bos_token_id")), None),
+        **(fields | differences),
+    )
+
+
+def token_ids(view: ConfigView, key: str) -> tuple[int, ...]:
+    """Token ids that are written as one number, a list of them, or null."""
+    value = view.get(key, [])
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise view.error(f"{key!r} is {value!r}, expected a token id or a list of them")
+    return tuple(ids)
+
+
+def _dtype(view: ConfigView) -> str:
+    """`dtype` or `torch_dtype`; float32 when neither is there, as in Hugging Face transformers."""
+    dtype = str(view.get("dtype", view.get("torch_dtype", "float32"))).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise view.error(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}")
+    return dtype

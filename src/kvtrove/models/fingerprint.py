@@ -1,0 +1,31 @@
+"""The identity of a checkpoint: what cached K/V depend on beside tokens and cache format. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+SAMPLES, SAMPLE_BYTES = 64, 4096
+
+
+def model_fingerprint(directory: Path, dtype: str) -> bytes:
+    """32 bytes over config.json, the compute dtype and the weight files.
+
+    Reading tens of gigabytes at every start would be slow, so of each weight file its size, its first pages (the header
+    with all names, shapes and offsets) and 64 pages spread evenly over it are hashed: any retraining changes them all.
+    """
+    digest = hashlib.sha256(dtype.encode())
+    _add(digest, (directory / "config.json").read_bytes())
+    for path in sorted(directory.glob("*.safetensors")):
+        _add(digest, path.name.encode())
+        size = path.stat().st_size
+        _add(digest, str(size).encode())
+        with path.open("rb") as file:
+            for i in range(SAMPLES):
+                file.seek(i * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
+                _add(digest, file.read(SAMPLE_BYTES))
+    return digest.digest()
+
+
+def _add(digest: hashlib._Hash, part: bytes) -> None:
+    digest.update(len(part).to_bytes(8, "little") + part)

@@ -1,0 +1,1 @@
+"""The parts of a decoder: frozen weight containers that can be called."""

@@ -1,0 +1,77 @@
+"""Feed-forward layers: gated MLP (SwiGLU / GeGLU, arXiv 2002.05202) and mixture of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kvtrove.models.layers.linear import Linear, Take
+from kvtrove.models.spec import Activation, ModelSpec, MoESpec
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class MLP:
+    """down(activation(gate(x)) * up(x))"""
+
+    gate: Linear
+    up: Linear
+    down: Linear
+    activation: Activation
+
+    @classmethod
+    def load(cls, take: Take, name: str, spec: ModelSpec, inner: int, bias: bool = False) -> MLP:
+        """inner: width between the projections."""
+        outer = spec.hidden_size
+        return cls(
+            gate=Linear.load(take, f"{name}.gate_proj", (inner, outer), bias),
+            up=Linear.load(take, f"{name}.up_proj", (inner, outer), bias),
+            down=Linear.load(take, f"{name}.down_proj", (outer, inner), bias),
+            activation=spec.activation,
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureOfExperts:
+    """Each token goes to the `top_k` experts that the router likes best; their outputs are summed by its weights."""
+
+    router: Linear
+    experts: tuple[MLP, ...]
+    spec: MoESpec
+
+    @classmethod
+    def load(cls, take: Take, name: str, spec: ModelSpec, moe: MoESpec) -> MixtureOfExperts:
+        return cls(
+            Linear.load(take, f"{name}.gate", (moe.num_experts, spec.hidden_size)),
+            tuple(MLP.load(take, f"{name}.experts.{i}", spec, moe.intermediate_size) for i in range(moe.num_experts)),
+            moe,
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [T, hidden_size]. Tokens are sorted by expert, so that each expert that is hit runs once."""
+        probabilities = self.router(x).softmax(-1, dtype=torch.float32)
+        weights, chosen = probabilities.topk(self.spec.top_k)  # [T, top_k] each
+        if self.spec.norm_topk:
+            weights = weights / weights.sum(-1, keepdim=True)
+        by_expert = chosen.flatten().argsort(stable=True)
+        loads = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
+        out = torch.zeros_like(x)
+        for expert, picks in zip(self.experts, by_expert.split(loads), strict=True):
+            if len(picks):
+                tokens = picks // self.spec.top_k
+                mixed = expert(x[tokens]) * weights.flatten()[picks, None]
+                out.index_add_(0, tokens, mixed.to(out.dtype))
+        return out

@@ -1,0 +1,100 @@
+"""A checkpoint directory and its ModelSpec -> a running Model."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kvtrove.models.decoder import Model
+from kvtrove.models.families import find_family
+from kvtrove.models.families.common import Family
+from kvtrove.models.spec import ModelError, ModelSpec
+from kvtrove.models.weights import Checkpoint
+
+Progress = Callable[[str, int, int], None]
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+
+log = logging.getLogger(__name__)
+# Buffers that older versions of transformers saved beside the weights.
+_BUFFERS = re.compile(r"rotary_emb\.|\.masked_bias$|\.attn\.bias$")
+
+
+def load_model(
+    directory: Path,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: str,
+    progress: Progress | None = None,
+    *,
+    max_model_len: int | None = None,
+) -> Model:
+    """Weights of `directory` in `dtype` on `device`.
+
+    On the CPU, parameters that are stored in `dtype` stay views of the memory-mapped files; others are converted one by
+    one. progress(what, layers done, layers in total). max_model_len: longest context in tokens that will be served; two
+    rope scalings depend on it (layers/rope.py); None is the model's own `max_position`.
+
+    Raises ModelError naming file and tensor when a tensor is missing, misshapen or not readable.
+    """
+    reader = _Reader(Checkpoint(directory), find_family(spec.architecture), spec, dtype, device)
+
+    def loaded(layers: int) -> None:
+        if progress:
+            progress("loading weights", layers, spec.num_layers)
+
+    model = Model.load(reader.take, reader.head, spec, max_model_len or spec.max_position, loaded)
+    reader.log_ignored()
+    return model
+
+
+class _Reader:
+    """Turns the decoder's names of parameters into tensors of the checkpoint, and remembers which it used."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, family: Family, spec: ModelSpec, dtype: torch.dtype, device: str
+    ) -> None:
+        self.checkpoint, self.family, self.spec = checkpoint, family, spec
+        self.dtype, self.device = dtype, device
+        self.used: set[str] = set()
+        fitting = (prefix for prefix in family.prefixes if prefix + EMBEDDING in checkpoint)
+        self.prefix = next(fitting, family.prefixes[0])
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        source = self.family.locate(name, self.spec)
+        whole = shape if source.total is None else (source.total, *shape[1:])
+        return self._convert(self._read(self.prefix + source.name, whole)[source.start : source.stop])
+
+    def head(self, embedding: Tensor) -> Tensor:
+        """The output matrix: `embedding` itself when tied, unless the checkpoint holds a different one of its own."""
+        shape = (self.spec.vocab_size, self.spec.hidden_size)
+        name = next((n for n in (HEAD, f"language_model.{HEAD}") if n in self.checkpoint), None)
+        if name is None and self.spec.tie_embeddings:
+            return embedding
+        if name is None:
+            raise ModelError(
+                f"{self.checkpoint.listing}: tensor {HEAD!r} is missing, expected shape {list(shape)}; a model whose "
+                f"output matrix is its embedding says so with 'tie_word_embeddings': true in config.json"
+            )
+        head = self._read(name, shape)
+        if self.spec.tie_embeddings:
+            if torch.equal(head, self._read(self.prefix + EMBEDDING, shape)):
+                return embedding
+            log.warning("%s differs from the embeddings, so it is used although config.json ties them", name)
+        return self._convert(head)
+
+    def log_ignored(self) -> None:
+        ignored = sorted(name for name in self.checkpoint.names - self.used if not _BUFFERS.search(name))
+        if ignored:
+            log.debug("%d tensors of the checkpoint are not part of the model: %s", len(ignored), ", ".join(ignored))
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        self.used.add(name)
+        return self.checkpoint.read(name, shape)
+
+    def _convert(self, tensor: Tensor) -> Tensor:
+        return tensor.to(device=self.device, dtype=self.dtype)

@@ -1,0 +1,100 @@
+"""ModelSpec: all that a config.json says, in one vocabulary. No torch: cache and planner read it too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Activation = Literal["silu", "gelu_tanh", "gelu"]
+
+
+class ModelError(ValueError):
+    """A checkpoint that cannot be loaded as it is; the message names the file, key or tensor."""
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """Rotary embedding of a layer.
+
+    rotary_dim: leading elements of a head that rotate. scaling: None, linear, dynamic, llama3, yarn or longrope.
+    params: the scaling's own numbers under Hugging Face's names. max_position: `max_position_embeddings` of the config.
+    """
+
+    theta: float
+    rotary_dim: int
+    scaling: str | None = None
+    params: tuple[tuple[str, Any], ...] = ()
+    max_position: int = 0
+
+    def param(self, name: str, default: Any = None) -> Any:
+        """A number of the scaling; `default` when the config leaves it out or sets it to null."""
+        value = dict(self.params).get(name)
+        return default if value is None else value
+
+
+@dataclass(frozen=True)
+class MoESpec:
+    """Mixture of experts: each token goes to `top_k` of `num_experts`."""
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    norm_topk: bool
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One decoder layer. window: keys a query reads, itself included; None is all. source: layer whose K/V it reads."""
+
+    kv_heads: int
+    head_dim: int
+    window: int | None
+    rope: RopeSpec
+    source: int | None = None
+    moe: MoESpec | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A decoder-only transformer.
+
+    max_position: longest context in tokens that the checkpoint is made for, rope scaling included.
+    norm_offset: added to RMSNorm weights (Gemma: 1). sandwich_norms: norms after attention and MLP too (Gemma).
+    query_scale: multiplies q.k (usually head_dim ** -0.5). *_softcap: tanh soft-capping.
+    embed_scale: multiplies token embeddings.
+    """
+
+    family: str
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    layers: tuple[LayerSpec, ...]
+    max_position: int
+    norm_eps: float
+    activation: Activation
+    dtype: str
+    query_scale: float
+    tie_embeddings: bool = False
+    attention_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    norm_offset: float = 0.0
+    sandwich_norms: bool = False
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embed_scale: float = 1.0
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def longest_context(self) -> int:
+        """Most tokens that can be served on demand: "dynamic" rope stretches `factor` times past `max_position`."""
+        stretch = max(layer.rope.param("factor") if layer.rope.scaling == "dynamic" else 1.0 for layer in self.layers)
+        return int(self.max_position * stretch)

@@ -1,0 +1,87 @@
+"""Tensors of a checkpoint directory by name, memory-mapped.
+
+A tensor is a view of the mapped file until something converts it, so a checkpoint that is already in the wanted dtype
+costs no memory of its own on a CPU, and any other costs its converted size: the pages read meanwhile are clean file
+pages that the kernel drops when it needs them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from kvtrove.models.config_view import ConfigView, read_json
+from kvtrove.models.spec import ModelError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class Checkpoint:
+    """The safetensors files of one directory. Raises ModelError naming the file (and tensor) for all that is wrong."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.listing = directory / (INDEX if (directory / INDEX).exists() else SINGLE)
+        """The file that says which tensors there are."""
+        self._open: dict[Path, Any] = {}
+        self._files = self._indexed() if self.listing.name == INDEX else self._unindexed()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._files)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor as it is stored, on the CPU, without copying it."""
+        if name not in self._files:
+            raise ModelError(f"{self.listing}: tensor {name!r} is missing, expected shape {list(shape)}")
+        path = self._files[name]
+        handle = self._handle(path)
+        try:
+            entry = handle.get_slice(name)
+        except SafetensorError:
+            raise ModelError(f"{path}: tensor {name!r} is missing, though {INDEX} places it there") from None
+        found, dtype = list(entry.get_shape()), entry.get_dtype()
+        if found != list(shape):
+            raise ModelError(f"{path}: tensor {name!r} has shape {found}, but config.json asks for {list(shape)}")
+        if dtype not in FLOATS:
+            raise ModelError(f"{path}: tensor {name!r} is stored as {dtype}; supported: {', '.join(FLOATS)}")
+        tensor: Tensor = handle.get_tensor(name)
+        return tensor
+
+    def _indexed(self) -> dict[str, Path]:
+        weight_map = ConfigView(read_json(self.listing), str(self.listing)).section("weight_map").values
+        files = {name: self.directory / str(file) for name, file in weight_map.items()}
+        for path in sorted(set(files.values())):
+            if not path.exists():
+                raise ModelError(
+                    f"{path}: the shard is missing, though {INDEX} names it; download the checkpoint again"
+                )
+        return files
+
+    def _unindexed(self) -> dict[str, Path]:
+        if self.listing.exists():
+            return dict.fromkeys(self._handle(self.listing).keys(), self.listing)
+        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in self.directory.glob(pattern))
+        if pickles:
+            raise ModelError(
+                f"{self.directory}: the weights are pickled ({pickles[0]}). Only safetensors are read, because loading "
+                f"a pickle can run any code in it; convert them with safetensors.torch.save_file to {SINGLE}"
+            )
+        raise ModelError(f"{self.directory}: no weights found; expected {SINGLE} or {INDEX} with its shards")
+
+    def _handle(self, path: Path) -> Any:
+        if path not in self._open:
+            try:
+                self._open[path] = safe_open(path, "pt")
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{path}: not a complete safetensors file ({error}); download it again") from error
+        return self._open[path]

@@ -1,0 +1,129 @@
+"""The plan in the settings of other engines, and the command that starts this one with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtrove.plan.capacity import readable
+from kvtrove.plan.planner import Plan
+
+KT_PAGE = 256
+"""Tokens per page of KTransformers' cache: `cache_lens` is rounded up to it."""
+_LLAMA_CPP_TYPES = {
+    "float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "q8_0", "q8_0": "q8_0", "int4": "q4_0", "q4_0": "q4_0",
+}  # fmt: skip
+_VLLM_TYPES = {"fp8": "fp8", "int8": "fp8"}
+
+
+@dataclass(frozen=True)
+class KTransformers:
+    """Settings of its balance_serve backend. prompt_tokens + max_new_tokens of every user share `cache_lens` slots."""
+
+    cache_lens: int
+    max_new_tokens: int
+    max_batch_size: int
+    prompt_tokens: int = 0
+
+    @property
+    def needed(self) -> int:
+        """Slots that a full batch really takes: prompts count too."""
+        return self.max_batch_size * (self.prompt_tokens + self.max_new_tokens)
+
+    @property
+    def simple_rule(self) -> int:
+        """The rule of its documentation, cache_lens > max_batch_size x max_new_tokens, which forgets the prompts."""
+        return self.max_batch_size * self.max_new_tokens
+
+    @property
+    def recommended(self) -> int:
+        """Twice the simple rule, as its documentation advises: 4 x 16,224 = 64,896, recommended 129,792."""
+        return 2 * self.simple_rule
+
+    def problems(self) -> list[str]:
+        """Why a full batch would not fit, with the number that does."""
+        if self.cache_lens >= self.needed:
+            return []
+        most = self.cache_lens // (self.prompt_tokens + self.max_new_tokens)
+        return [
+            f"cache_lens {self.cache_lens} holds {most} of {self.max_batch_size} requests of {self.prompt_tokens} prompt + "
+            f"{self.max_new_tokens} new tokens: set it to {_pages(self.needed)}"
+        ]
+
+    @property
+    def arguments(self) -> str:
+        return (
+            f"--cache_lens {self.cache_lens} --max_new_tokens {self.max_new_tokens} --max_batch_size {self.max_batch_size}"
+        )
+
+
+def ktransformers(plan: Plan, prompt: int, new: int) -> KTransformers:
+    """prompt, new: tokens of one request; together at most the plan's context."""
+    return KTransformers(_pages(plan.users * (prompt + new)), new, plan.users, prompt)
+
+
+def _pages(tokens: int) -> int:
+    return -(-tokens // KT_PAGE) * KT_PAGE
+
+
+def llama_cpp(plan: Plan) -> str:
+    """Of `llama-server`: its context is shared by all parallel slots."""
+    kind = _LLAMA_CPP_TYPES.get(plan.kv_format, "f16")
+    attention = " -fa on" if kind in ("q8_0", "q4_0") else ""
+    return (
+        f"llama-server -c {plan.users * plan.context} -np {plan.users} "
+        f"-b {plan.wishes.max_num_batched_tokens} -ctk {kind} -ctv {kind}{attention}"
+    )
+
+
+def vllm(plan: Plan) -> str:
+    kind = _VLLM_TYPES.get(plan.kv_format, "auto")
+    ranks = f" --tensor-parallel-size {plan.wishes.tensor_parallel}" if plan.wishes.tensor_parallel > 1 else ""
+    return (
+        f"vllm serve {plan.model.name} --max-model-len {plan.context} --max-num-seqs {plan.users} "
+        f"--kv-cache-memory-bytes {plan.ledger.kv} --kv-cache-dtype {kind} --block-size {plan.wishes.block_size} "
+        f"--max-num-batched-tokens {max(plan.users, plan.wishes.max_num_batched_tokens)}{ranks}"
+    )
+
+
+def serve_command(plan: Plan) -> tuple[str | None, str]:
+    """(the command that starts the engine as planned, "") or (None, why this engine cannot)."""
+    reasons = []
+    if plan.model.spec is None:
+        reasons.append(f"it does not run {plan.model.architecture}")
+    if plan.kv_format not in (choice.name for choice in plan.formats if choice.served) and plan.model.spec is not None:
+        reasons.append(f"it does not store K/V as {plan.kv_format}")
+    if plan.wishes.tensor_parallel > 1:
+        reasons.append("it runs on one device")
+    if reasons:
+        return None, f"KVTrove cannot serve this plan: {' and '.join(reasons)}"
+    words = [
+        f"kvtrove serve {_quoted(plan.model.name)}",
+        f"--kv {_size_for(plan.num_blocks, plan.fitting.cache.block_bytes)}",
+        f"--max-model-len {plan.context}",
+        f"--max-num-seqs {plan.users}",
+    ]
+    budget = max(plan.users, plan.wishes.max_num_batched_tokens)
+    defaults = {"max-num-batched-tokens": (budget, 2048), "block-size": (plan.wishes.block_size, 32)}
+    words += [f"--{name} {value}" for name, (value, default) in defaults.items() if value != default]
+    if plan.model.spec is not None and plan.model.dtype != plan.model.spec.dtype:
+        words.append(f"--dtype {plan.model.dtype}")
+    if plan.kv_format != plan.model.dtype:
+        words.append(f"--kv-cache-dtype {plan.kv_format}")
+    return " ".join(words), ""
+
+
+def _size_for(num_blocks: int, block_bytes: int) -> str:
+    """`--kv` that gives exactly `num_blocks`: in a short unit when rounding up stays below one more block."""
+    nbytes = num_blocks * block_bytes
+    short = readable(nbytes)
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if short.endswith(unit) and int(float(short.removesuffix(unit)) * size) // block_bytes == num_blocks:
+            return short
+        rounded = -(-nbytes // size)
+        if rounded * size // block_bytes == num_blocks:
+            return f"{rounded}{unit}"
+    return str(nbytes)
+
+
+def _quoted(name: str) -> str:
+    return f"'{name}'" if any(c in name for c in " '\"$&|;<>()") else name

@@ -1,0 +1,96 @@
+"""Which (users, context) fit into a memory, for one model and one KV format.
+
+    memory | weights ........ | KV: users x blocks of `context` tokens ........ | activations | reserve | free |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvtrove.plan.activations import StepLimits, activation_bytes
+from kvtrove.plan.kv import cache_of
+from kvtrove.plan.ledger import Ledger, reserve_bytes
+from kvtrove.plan.model import PlanModel
+
+MOST_USERS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user said. memory: bytes of one device (or of the host). None: the planner chooses.
+
+    kv: bytes for the cache. context: prompt and answer of one user together. reserve: bytes that stay unused.
+    measured_activation_bytes: of a warm-up, instead of the formula's.
+    """
+
+    memory: int
+    kv: int | None = None
+    context: int | None = None
+    users: int | None = None
+    kv_format: str = "auto"
+    block_size: int = 32
+    max_num_batched_tokens: int = 2048
+    tensor_parallel: int = 1
+    reserve: int | None = None
+    measured_activation_bytes: int | None = None
+
+
+class Fitting:
+    """Needs of one rank. All searches rely on needs that grow with users and with context."""
+
+    def __init__(self, model: PlanModel, wishes: Wishes, format_name: str) -> None:
+        self.model, self.wishes, self.format_name = model, wishes, format_name
+        self.cache = cache_of(model, format_name, wishes.block_size, wishes.tensor_parallel)
+        self.weights = _weights_of_a_rank(model, wishes.tensor_parallel)
+        self.reserve = reserve_bytes(wishes.memory) if wishes.reserve is None else wishes.reserve
+
+    def blocks(self, users: int, context: int) -> int:
+        return users * self.cache.blocks_for(context, self.wishes.max_num_batched_tokens)
+
+    def kv_needed(self, users: int, context: int) -> int:
+        return self.blocks(users, context) * self.cache.block_bytes
+
+    def activations(self, users: int, context: int) -> int:
+        if self.wishes.measured_activation_bytes is not None:
+            return self.wishes.measured_activation_bytes
+        tokens = max(users, min(self.wishes.max_num_batched_tokens, users * context))
+        limits = StepLimits(tokens, users, context)
+        return activation_bytes(self.model, limits, self.wishes.tensor_parallel, self.wishes.block_size)
+
+    def left_for_kv(self, users: int, context: int) -> int:
+        """Bytes that weights, activations and reserve leave; negative by what is missing."""
+        return self.wishes.memory - self.weights - self.activations(users, context) - self.reserve
+
+    def fits(self, users: int, context: int) -> bool:
+        needed, left = self.kv_needed(users, context), self.left_for_kv(users, context)
+        return needed <= left if self.wishes.kv is None else needed <= self.wishes.kv <= left
+
+    def longest(self, users: int) -> int:
+        """Largest context that `users` users can have at once, 0 when none."""
+        return last(lambda context: self.fits(users, context), self.model.max_position)
+
+    def most(self, context: int) -> int:
+        """Users that can have `context` tokens each at once, 0 when none."""
+        return last(lambda users: self.fits(users, context), MOST_USERS)
+
+    def ledger(self, users: int, context: int, kv: int) -> Ledger:
+        measured = self.wishes.measured_activation_bytes is not None
+        return Ledger(self.wishes.memory, self.weights, kv, self.activations(users, context), self.reserve, measured)
+
+
+def _weights_of_a_rank(model: PlanModel, ranks: int) -> int:
+    whole = model.weight_bytes * model.parameters.replicated // model.parameters.total if ranks > 1 else 0
+    return whole + -(-(model.weight_bytes - whole) // ranks)
+
+
+def last(fits: Callable[[int], bool], most: int) -> int:
+    """Largest n of 1..most for which fits(n), 0 when there is none; what does not fit, does not fit any larger either."""
+    low, high = 0, 1
+    while high <= most and fits(high):  # what fits is far below `most` as a rule
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,177 @@
+"""config.json of an architecture that the engine does not run -> what each of its layers caches.
+
+Rules of sharing (which layer reads whose keys and values):
+
+    Gemma 3n, Gemma 4   the last `num_kv_shared_layers` read the last earlier layer of their own kind
+    Hunyuan             layer i reads layer i - i % cla_share_factor          (cross-layer attention, arXiv 2405.12981)
+    Apple AFM           the last `num_kv_reuse_layers` all read the layer before them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SlidingWindow
+from kvtrove.models.config_view import ConfigView
+from kvtrove.plan.model import LayerGeometry
+
+ALIASES: Mapping[str, Sequence[str]] = {
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
+    "hidden_size": ("n_embd", "d_model", "hidden_dim"),
+    "num_attention_heads": ("n_head", "n_heads", "num_heads"),
+    "num_key_value_heads": ("num_kv_heads", "n_head_kv", "multi_query_group_num"),
+    "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size"),
+    "max_position_embeddings": ("n_positions", "seq_length", "max_seq_len", "max_sequence_length", "model_max_length"),
+    "vocab_size": ("padded_vocab_size",),
+    "head_dim": ("attention_head_dim", "kv_channels"),
+    "n_routed_experts": ("num_experts", "num_local_experts", "moe_num_experts"),
+    "num_experts_per_tok": ("top_k_experts", "moe_topk", "num_experts_per_token", "moe_top_k"),
+}
+RECURRENT = ("mamba_d_state", "ssm_cfg", "state_size", "ssm_state_size", "linear_num_value_heads", "mb_per_layer", "lru_width")
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+
+
+def canonical(view: ConfigView) -> ConfigView:
+    """The language model's part of a config under Hugging Face's usual names."""
+    if view.has("text_config"):
+        inherited = {key: view.values[key] for key in ("dtype", "torch_dtype", "quantization_config") if view.has(key)}
+        text = view.section("text_config")
+        view = ConfigView({**inherited, **text.values}, text.where)
+    values = dict(view.values)
+    for name, others in ALIASES.items():
+        found = next((view.values[key] for key in (name, *others) if view.has(key)), None)
+        if found is not None:
+            values[name] = found
+    return ConfigView(values, view.where)
+
+
+def read_layers(view: ConfigView) -> tuple[LayerGeometry, ...]:
+    """view: from `canonical`. ModelError naming the key when one is missing or a layer keeps something else than K/V."""
+    recurrent = [key for key in RECURRENT if view.has(key)]
+    if recurrent:
+        raise view.error(f"{recurrent[0]!r}: recurrent layers keep a state, which is not planned")
+    reader = _READERS.get(str(view.get("model_type", "")).removesuffix("_text"), _plain)
+    return reader(view)
+
+
+def _plain(view: ConfigView) -> tuple[LayerGeometry, ...]:
+    """Full, sliding and chunked layers as `layer_types` says, or MLA."""
+    if view.has("kv_lora_rank"):
+        return _latent(view)
+    query = view.size("num_attention_heads")
+    dim = view.size("head_dim", max(1, view.size("hidden_size") // query))
+    values = view.size("v_head_dim", dim)
+    rules = _rules(view)
+    return tuple(
+        LayerGeometry(heads, dim, values, rules[kind])
+        for heads, kind in zip(_kv_heads(view, query), _kinds(view), strict=True)
+    )
+
+
+def _kv_heads(view: ConfigView, query: int) -> Sequence[int]:
+    """Per layer; a list where the config has one, 1 for multi-query attention."""
+    count = view.size("num_hidden_layers")
+    heads = view.get("num_key_value_heads")
+    if isinstance(heads, list):
+        if len(heads) != count:
+            raise view.error(f"'num_key_value_heads' has {len(heads)} entries, expected {count}")
+        return heads
+    if view.flag("multi_query", False) and not view.flag("new_decoder_architecture", False):
+        return [1] * count
+    return [view.size("num_key_value_heads", query)] * count
+
+
+def _rules(view: ConfigView) -> dict[str, Retention]:
+    """What each kind of layer keeps. A window that no context can reach changes nothing."""
+    longest = view.size("max_position_embeddings", 2**31 - 1)
+    window, chunk = _window(view), view.optional_size("attention_chunk_size")
+    return {
+        FULL: Full(),
+        SLIDING: SlidingWindow(window) if window is not None and window < longest else Full(),
+        CHUNKED: ChunkedLocal(chunk) if chunk is not None and chunk < longest else Full(),
+    }
+
+
+def _window(view: ConfigView) -> int | None:
+    return view.optional_size("sliding_window") if view.flag("use_sliding_window", True) else None
+
+
+def _kinds(view: ConfigView) -> list[str]:
+    """Kind of each layer: `layer_types`, or what the other keys imply."""
+    count = view.size("num_hidden_layers")
+    kinds = [str(kind) for kind in view.get("layer_types", [])] or _implied_kinds(view, count)
+    if len(kinds) != count:
+        raise view.error(f"'layer_types' has {len(kinds)} entries, expected 'num_hidden_layers' = {count}")
+    planned = (FULL, SLIDING, CHUNKED)
+    unknown = sorted(set(kinds) - set(planned))
+    if unknown:
+        raise view.error(f"layer type {unknown[0]!r} keeps a state that is not planned; planned: {', '.join(planned)}")
+    return kinds
+
+
+def _implied_kinds(view: ConfigView, count: int) -> list[str]:
+    if view.has("attention_chunk_size"):  # Llama 4: layers without rotation see everything
+        rotated = view.get("no_rope_layers") or [(i + 1) % view.size("no_rope_layer_interval", 4) for i in range(count)]
+        return [CHUNKED if rotates else FULL for rotates in rotated]
+    if _window(view) is None:
+        return [FULL] * count
+    pattern = view.size("sliding_window_pattern", 0, least=0)
+    return [FULL if pattern and (i + 1) % pattern == 0 else SLIDING for i in range(count)]
+
+
+def _latent(view: ConfigView) -> tuple[LayerGeometry, ...]:
+    """MLA (DeepSeek-V2, arXiv 2405.04434): one latent and one rotated key for all heads, equal on every rank.
+
+    Sparse attention (DeepSeek-V3.2) adds an fp8 index key per token with a float32 scale per 128 elements.
+    """
+    width = view.size("kv_lora_rank") + view.size("qk_rope_head_dim")
+    index = view.size("index_head_dim", 0, least=0)
+    extra = index + -(-index // 128) * 4
+    return (LayerGeometry(1, width, 0, extra_bytes=extra, replicated=True),) * view.size("num_hidden_layers")
+
+
+def _gemma(view: ConfigView) -> tuple[LayerGeometry, ...]:
+    fourth = str(view.get("model_type", "")).startswith("gemma4")
+    view = view.over({"sliding_window": 512, "sliding_window_pattern": 6 if fourth else 5, "head_dim": 256})
+    kinds, rules = _kinds(view), _rules(view)
+    heads, dim = view.size("num_key_value_heads"), view.size("head_dim")
+    full_heads = view.size("num_global_key_value_heads", heads) if view.flag("attention_k_eq_v", False) else heads
+    full_dim = view.size("global_head_dim", 512) if fourth else dim
+    shapes = {FULL: (full_heads, full_dim), SLIDING: (heads, dim)}
+    own = [LayerGeometry(shapes[kind][0], shapes[kind][1], shapes[kind][1], rules[kind]) for kind in kinds]
+    first_shared = len(own) - view.size("num_kv_shared_layers", 0, least=0)
+    earlier = kinds[:first_shared]
+    missing = sorted(set(kinds[first_shared:]) - set(earlier))
+    if missing:
+        raise view.error(f"'num_kv_shared_layers' leaves no {missing[0]} layer whose keys and values the others could read")
+    last = {kind: first_shared - 1 - earlier[::-1].index(kind) for kind in set(earlier)}
+    return tuple(layer if i < first_shared else _shared(layer, last[kinds[i]]) for i, layer in enumerate(own))
+
+
+def _hunyuan(view: ConfigView) -> tuple[LayerGeometry, ...]:
+    own = _plain(view)
+    factor = view.size("cla_share_factor", 1) if view.flag("use_cla", False) else 1
+    return tuple(layer if i % factor == 0 else _shared(layer, i - i % factor) for i, layer in enumerate(own))
+
+
+def _afm(view: ConfigView) -> tuple[LayerGeometry, ...]:
+    own = _plain(view)
+    first_shared = len(own) - view.size("num_kv_reuse_layers", 0, least=0)
+    if first_shared < 1:
+        raise view.error("'num_kv_reuse_layers' leaves no layer whose keys and values the others could read")
+    return tuple(layer if i < first_shared else _shared(layer, first_shared - 1) for i, layer in enumerate(own))
+
+
+def _shared(layer: LayerGeometry, source: int) -> LayerGeometry:
+    return replace(layer, source=source)
+
+
+_READERS: Mapping[str, Callable[[ConfigView], tuple[LayerGeometry, ...]]] = {
+    "gemma3n": _gemma,
+    "gemma4": _gemma,
+    "hunyuan": _hunyuan,
+    "hunyuan_v1_dense": _hunyuan,
+    "hunyuan_v1_moe": _hunyuan,
+    "afm7": _afm,
+}

@@ -1,0 +1,65 @@
+"""Where the memory goes: the same five lines for a plan, for the start of an engine and for its report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+RESERVE_BYTES = 512 * 2**20
+"""Interpreter, libraries, allocator slack, and what else a process needs before it does anything."""
+RESERVE_SHARE = 50
+"""One part in so many of the memory stays free on top: estimates are not exact, and neither are allocators."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Bytes. total: what may be used; free: what nobody takes. measured: activations come from a warm-up, not a formula."""
+
+    total: int
+    weights: int
+    kv: int
+    activations: int
+    reserve: int
+    measured: bool = False
+
+    @property
+    def free(self) -> int:
+        """Negative by what is missing."""
+        return self.total - self.weights - self.kv - self.activations - self.reserve
+
+    def entries(self) -> dict[str, int]:
+        """Name -> bytes, largest story first; they sum to `total` unless `free` is negative."""
+        return {
+            "weights": self.weights,
+            "kv": self.kv,
+            "activations": self.activations,
+            "reserve": self.reserve,
+            "free": self.free,
+        }
+
+    def as_json(self) -> dict[str, int | bool]:
+        return {**asdict(self), "free": self.free}
+
+    def with_measured(self, activation_bytes: int) -> Ledger:
+        """The ledger after a warm-up: what the formula had wrong goes to or comes from `free`."""
+        return replace(self, activations=activation_bytes, measured=True)
+
+
+def reserve_bytes(total: int) -> int:
+    """What is set aside of `total` bytes."""
+    return RESERVE_BYTES + total // RESERVE_SHARE
+
+
+def total_for(used: int) -> int:
+    """The smallest total whose reserve still leaves `used` bytes."""
+    return -(-(used + RESERVE_BYTES) * RESERVE_SHARE // (RESERVE_SHARE - 1))
+
+
+def bar(ledger: Ledger, width: int) -> str:
+    """One letter per share of the total: ``WWWWWWWWWWKKKKKKKKKKKKKAAR....``; everything that is there gets at least one."""
+    letters = {"weights": "W", "kv": "K", "activations": "A", "reserve": "R", "free": "."}
+    drawn = "".join(
+        letters[name] * max(1, round(width * size / ledger.total))
+        for name, size in ledger.entries().items()
+        if size > 0 and name != "free"
+    )
+    return drawn[:width].ljust(width, letters["free"])

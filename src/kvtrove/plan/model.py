@@ -1,0 +1,103 @@
+"""PlanModel: what a plan needs to know of a model, whether the engine can run it or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from kvtrove.kv.retention import Full, Retention, SlidingWindow
+from kvtrove.models.spec import LayerSpec, ModelSpec
+from kvtrove.plan.parameters import Parameters, count_parameters
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """What one layer caches per token: kv_heads keys of k_dim elements and values of v_dim.
+
+    v_dim 0: values are read out of the keys (the latent of MLA, one head of rank + rope elements).
+    source: the earlier layer whose cache it reads instead of keeping one. extra_bytes: per token beside K and V.
+    replicated: every tensor-parallel rank keeps all of it.
+    """
+
+    kv_heads: int
+    k_dim: int
+    v_dim: int
+    retention: Retention = Full()  # noqa: RUF009  (a frozen value)
+    source: int | None = None
+    extra_bytes: int = 0
+    replicated: bool = False
+
+
+@dataclass(frozen=True)
+class PlanModel:
+    """A decoder as far as memory and time depend on it.
+
+    name: as the user wrote it. ffn: widest intermediate vector of a token in one feed-forward layer. num_experts, top_k:
+    0 without a mixture of experts. weight_bytes: in the dtype that the engine computes in; exact_weights: counted
+    tensor by tensor (or read from the files), not estimated. spec: of a model that the engine runs.
+    """
+
+    name: str
+    architecture: str
+    dtype: str
+    layers: tuple[LayerGeometry, ...]
+    hidden_size: int
+    vocab_size: int
+    num_heads: int
+    ffn: int
+    max_position: int
+    parameters: Parameters
+    weight_bytes: int
+    exact_weights: bool = True
+    num_experts: int = 0
+    top_k: int = 0
+    spec: ModelSpec | None = None
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @cached_property
+    def kinds(self) -> tuple[LayerGeometry, ...]:
+        """One layer of each kind: what is largest per layer needs no others."""
+        return tuple(dict.fromkeys(self.layers))
+
+    def active_parameters(self, tokens: int = 1) -> float:
+        """Parameters that a step of `tokens` tokens visits, when each token's experts are drawn evenly.
+
+        A given expert is missed by every token with probability (1 - top_k / num_experts) ** tokens.
+        """
+        missed = (1 - self.top_k / self.num_experts) ** tokens if self.num_experts else 0.0
+        return self.parameters.every_token + (1 - missed) * self.parameters.experts
+
+    def active_weight_bytes(self, tokens: int = 1) -> float:
+        """Bytes of weights that such a step reads."""
+        return self.weight_bytes * self.active_parameters(tokens) / self.parameters.total
+
+
+def from_spec(spec: ModelSpec, name: str, dtype: str) -> PlanModel:
+    """The plan's view of a model that the engine runs, with weights in `dtype`."""
+    parameters = count_parameters(spec)
+    moe = next((layer.moe for layer in spec.layers if layer.moe), None)
+    dense = any(layer.moe is None for layer in spec.layers)
+    return PlanModel(
+        name=name,
+        architecture=spec.architecture,
+        dtype=dtype,
+        layers=tuple(map(_layer, spec.layers)),
+        hidden_size=spec.hidden_size,
+        vocab_size=spec.vocab_size,
+        num_heads=spec.num_heads,
+        ffn=max(spec.intermediate_size if dense else 0, moe.intermediate_size if moe else 0),
+        max_position=spec.max_position,
+        parameters=parameters,
+        weight_bytes=parameters.nbytes(dtype),
+        num_experts=moe.num_experts if moe else 0,
+        top_k=moe.top_k if moe else 0,
+        spec=spec,
+    )
+
+
+def _layer(layer: LayerSpec) -> LayerGeometry:
+    retention: Retention = Full() if layer.window is None else SlidingWindow(layer.window)
+    return LayerGeometry(layer.kv_heads, layer.head_dim, layer.head_dim, retention, layer.source)

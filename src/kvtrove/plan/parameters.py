@@ -1,0 +1,65 @@
+"""How many parameters a model has, counted tensor by tensor from its spec: what the loader will ask the checkpoint for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtrove.kv.spec import DTYPE_BYTES
+from kvtrove.models.spec import LayerSpec, ModelSpec
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """total: all of them. every_token: those that each token is multiplied with (the embedding is a lookup, the output
+    matrix is not, tied or not). experts: those of all routed experts together; a token visits top_k of num_experts.
+
+    wide: those that the engine keeps in float32 whatever the dtype is (norm weights of Gemma). replicated: those that
+    every tensor-parallel rank holds in full (norms and routers).
+    """
+
+    total: int
+    every_token: int
+    experts: int = 0
+    wide: int = 0
+    replicated: int = 0
+
+    def nbytes(self, dtype: str) -> int:
+        """Bytes of all of them when the engine computes in `dtype`."""
+        return (self.total - self.wide) * DTYPE_BYTES[dtype] + self.wide * DTYPE_BYTES["float32"]
+
+
+def count_parameters(spec: ModelSpec) -> Parameters:
+    """Exactly the tensors that the decoder loads; a tied output matrix counts once."""
+    embedding = spec.vocab_size * spec.hidden_size
+    head = 0 if spec.tie_embeddings else embedding
+    attention = sum(_attention(spec, layer) for layer in spec.layers)
+    norms = spec.hidden_size + sum(_norms(spec, layer) for layer in spec.layers)
+    routers = sum(layer.moe.num_experts * spec.hidden_size for layer in spec.layers if layer.moe)
+    dense = sum(_mlp(spec, spec.intermediate_size, spec.mlp_bias) for layer in spec.layers if not layer.moe)
+    experts = [(layer.moe, _mlp(spec, layer.moe.intermediate_size)) for layer in spec.layers if layer.moe]
+    shared = attention + norms + routers + dense
+    routed = sum(moe.num_experts * size for moe, size in experts)
+    return Parameters(
+        total=embedding + head + shared + routed,
+        every_token=embedding + shared,
+        experts=routed,
+        wide=norms if spec.norm_offset else 0,
+        replicated=norms + routers,
+    )
+
+
+def _attention(spec: ModelSpec, layer: LayerSpec) -> int:
+    wide, narrow = spec.num_heads * layer.head_dim, layer.kv_heads * layer.head_dim
+    projected = wide + (2 * narrow if layer.source is None else 0)  # q, and k and v unless they are read elsewhere
+    weights = spec.hidden_size * (projected + wide)
+    return weights + (projected if spec.attention_bias else 0) + (spec.hidden_size if spec.output_bias else 0)
+
+
+def _norms(spec: ModelSpec, layer: LayerSpec) -> int:
+    heads = layer.head_dim * (2 if layer.source is None else 1) if spec.qk_norm else 0
+    return spec.hidden_size * (4 if spec.sandwich_norms else 2) + heads
+
+
+def _mlp(spec: ModelSpec, inner: int, bias: bool = False) -> int:
+    """gate, up and down of one feed-forward network."""
+    return 3 * spec.hidden_size * inner + (2 * inner + spec.hidden_size if bias else 0)

@@ -1,0 +1,157 @@
+"""Wishes and a model -> a Plan, or a refusal that names the numbers that work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from kvtrove.config import ConfigError
+from kvtrove.plan.capacity import readable
+from kvtrove.plan.fitting import MOST_USERS, Fitting, Wishes
+from kvtrove.plan.formats import COMPARED, find_format
+from kvtrove.plan.kv import KVBytes, kv_bytes, shard
+from kvtrove.plan.ledger import Ledger, total_for
+from kvtrove.plan.model import PlanModel
+
+SHORTEST = 256
+"""Contexts below this are not worth a line of the frontier."""
+
+
+@dataclass(frozen=True)
+class FormatChoice:
+    """What a KV format buys: the context that the plan's users get, the users who get the plan's context."""
+
+    name: str
+    served: bool
+    kv: KVBytes
+    max_context: int
+    max_users: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """users x context tokens always fit; whatever of `num_blocks` they leave serves as prefix cache."""
+
+    fitting: Fitting
+    context: int
+    users: int
+    num_blocks: int
+
+    @property
+    def model(self) -> PlanModel:
+        return self.fitting.model
+
+    @property
+    def wishes(self) -> Wishes:
+        return self.fitting.wishes
+
+    @property
+    def kv_format(self) -> str:
+        return self.fitting.format_name
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return self.fitting.ledger(self.users, self.context, self.num_blocks * self.fitting.cache.block_bytes)
+
+    @cached_property
+    def kv(self) -> KVBytes:
+        return _kv_of_a_rank(self.fitting)
+
+    @cached_property
+    def max_context(self) -> int:
+        return self.fitting.longest(self.users)
+
+    @cached_property
+    def max_users(self) -> int:
+        return self.fitting.most(self.context)
+
+    @cached_property
+    def frontier(self) -> list[tuple[int, int]]:
+        """(users, largest context) for 1, 2, 4, ... users, until contexts become too short to be of use."""
+        points, users = [], 1
+        while users <= MOST_USERS and (context := self.fitting.longest(users)) >= min(SHORTEST, self.context):
+            points.append((users, context))
+            users *= 2
+        return points
+
+    @cached_property
+    def formats(self) -> list[FormatChoice]:
+        """The chosen format among others, with the same memory."""
+        return [self._choice(name) for name in dict.fromkeys([*COMPARED, self.kv_format])]
+
+    def _choice(self, name: str) -> FormatChoice:
+        fitting = Fitting(self.model, self.wishes, name)
+        served = self.model.spec is not None and find_format(name).served
+        return FormatChoice(name, served, _kv_of_a_rank(fitting), fitting.longest(self.users), fitting.most(self.context))
+
+
+def make_plan(model: PlanModel, wishes: Wishes) -> Plan:
+    """The largest context and number of users that fit, where the wishes leave them open.
+
+    Both given: the cache is just large enough for them, or as large as `wishes.kv`. Otherwise it takes all that is left.
+    ConfigError when the wishes do not fit, naming what does.
+    """
+    fitting = Fitting(model, wishes, model.dtype if wishes.kv_format == "auto" else wishes.kv_format)
+    context, users = wishes.context, wishes.users
+    if context is not None and context > model.max_position:
+        raise ConfigError(f"context: {context} is more than the {model.max_position} positions that the model knows")
+    if context is None:
+        context = fitting.longest(users or 1)
+    if users is None:
+        users = fitting.most(context) if context else 0
+    if not context or not users or not fitting.fits(users, context):
+        raise ConfigError(_refusal(fitting, wishes.users or 1, wishes.context or min(SHORTEST, model.max_position)))
+    return Plan(fitting, context, users, _num_blocks(fitting, users, context))
+
+
+def _num_blocks(fitting: Fitting, users: int, context: int) -> int:
+    wishes, block_bytes = fitting.wishes, fitting.cache.block_bytes
+    if wishes.kv is not None:
+        return wishes.kv // block_bytes
+    if wishes.users is not None and wishes.context is not None:
+        return fitting.blocks(users, context)
+    return fitting.left_for_kv(users, context) // block_bytes
+
+
+def _kv_of_a_rank(fitting: Fitting) -> KVBytes:
+    layers = [shard(layer, fitting.wishes.tensor_parallel) for layer in fitting.model.layers]
+    return kv_bytes(layers, fitting.format_name, fitting.wishes.block_size)
+
+
+def _refusal(fitting: Fitting, users: int, context: int) -> str:
+    needed, left = fitting.kv_needed(users, context), fitting.left_for_kv(users, context)
+    wishes = fitting.wishes
+    who = "one user" if users == 1 else f"{users} users"
+    sentence = f"{who} of {context} tokens {'needs' if users == 1 else 'need'} {readable(needed)} of KV cache"
+    if wishes.kv is not None and wishes.kv <= left:
+        sentence += f", --kv gives {readable(wishes.kv)}"
+    else:
+        sentence += (
+            f"; beside {readable(fitting.weights)} of weights, {readable(fitting.activations(users, context))} of "
+            f"activations and {readable(fitting.reserve)} in reserve, {readable(wishes.memory)} of memory leave "
+            f"{readable(left) if left > 0 else 'nothing'}"
+        )
+    return f"{sentence}: {', or '.join(_ways_out(fitting, users, context))}"
+
+
+def _ways_out(fitting: Fitting, users: int, context: int) -> Iterator[str]:
+    """Every single change that makes it fit."""
+    wishes = fitting.wishes
+    shorter, fewer = fitting.longest(users), fitting.most(context)
+    if shorter >= SHORTEST:
+        yield f"--context {shorter} fits"
+    if fewer:
+        yield f"--users {fewer} fits"
+    for name in COMPARED:
+        if find_format(name).served and name != fitting.format_name and Fitting(fitting.model, wishes, name).fits(users, context):
+            yield f"--kv-cache-dtype {name} fits"
+            break
+    needed = fitting.kv_needed(users, context)
+    if wishes.kv is not None:
+        without = Fitting(fitting.model, replace(wishes, kv=None), fitting.format_name)
+        if without.fits(users, context):
+            yield f"--kv {readable(needed)} fits"
+            return
+    used = fitting.weights + needed + fitting.activations(users, context)
+    yield f"--memory {readable(total_for(used) if wishes.reserve is None else used + wishes.reserve)} fits"

@@ -1,0 +1,22 @@
+"""The JSON files of a checkpoint directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kvtrove.models.spec import ModelError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} without the file. ModelError when it is something else."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: holds a JSON {type(found).__name__}, expected an object")
+    return found

@@ -1,0 +1,199 @@
+"""Tiny random checkpoints of every model family, written by Hugging Face transformers itself.
+
+    checkpoints.get("gemma3", seed=1, sliding_window=8) -> directory with config.json, weights, tokenizer
+
+The same arguments give the same bytes, made once per pytest session. Weights are drawn wide enough that logits are far
+from uniform, and norms and biases are drawn too, so that nothing in a layer can be left out unnoticed.
+transformers takes seconds to import, so only making a checkpoint does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+VOCAB = 300
+BOS, EOS, SPECIAL = 0, 2, ("<|begin|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CORPUS = [
+    "the cache holds keys and values of every token the model has read",
+    "a block is open and then it is sealed; the block table says where the blocks are",
+    "the quick brown fox jumps over the lazy dog and then the other dog",
+    "ein Block ist offen und dann versiegelt, grün und schön",
+]
+
+_BASE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "pad_token_id": 3,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+_GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 8, "num_hidden_layers": 4}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.4],
+    "long_factor": [1.5, 2.0, 3.0, 4.0],
+}
+
+# family -> (architecture, what differs from _BASE)
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama2": ("Llama", {"num_key_value_heads": 4}),
+    "llama3": ("Llama", {"rope_parameters": _LLAMA3_ROPE, "tie_word_embeddings": True}),
+    "llama_biased": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 24}),
+    "mistral": ("Mistral", {"sliding_window": 12}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2_sliding": ("Qwen2", {"use_sliding_window": True, "sliding_window": 10, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+            "head_dim": 16,
+        },
+    ),
+    "gemma2": ("Gemma2", {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma3": (
+        "Gemma3",
+        {
+            **_GEMMA,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1_000_000.0},
+            },
+        },
+    ),
+    "phi3": ("Phi3", {"sliding_window": 14}),
+    "phi3_long": (
+        "Phi3",
+        {
+            "max_position_embeddings": 128,
+            "original_max_position_embeddings": 32,
+            "partial_rotary_factor": 0.5,
+            "rope_parameters": _LONGROPE,
+        },
+    ),
+}
+
+
+class Checkpoints:
+    """Checkpoint directories under `root`, each made when it is first asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def get(self, family: str, seed: int = 0, dtype: str = "float32", **overrides: Any) -> Path:
+        """overrides: further keys of config.json. The directory is shared: copy it before changing anything in it."""
+        key = hashlib.sha256(json.dumps([seed, dtype, overrides], sort_keys=True).encode()).hexdigest()[:12]
+        directory = self.root / f"{family}-{key}"
+        if not directory.exists():
+            make_checkpoint(directory, family, seed, dtype, **overrides)
+        return directory
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+def make_checkpoint(directory: Path, family: str, seed: int = 0, dtype: str = "float32", **overrides: Any) -> None:
+    """Model, generation config and tokenizer of a family of `FAMILIES` with random weights."""
+    import transformers
+
+    architecture, differences = FAMILIES[family]
+    config_class = "Gemma3TextConfig" if architecture == "Gemma3" else f"{architecture}Config"
+    config = getattr(transformers, config_class)(**{**_BASE, **differences, **overrides})
+    save(getattr(transformers, f"{architecture}ForCausalLM")(config), directory, seed, dtype)
+
+
+def make_gemma3_with_vision(directory: Path, seed: int = 0) -> None:
+    """The multimodal layout: the language model under a prefix, its config under `text_config`, a vision tower."""
+    import transformers
+
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    keys: dict[str, Any] = {
+        "text_config": {**_BASE, **FAMILIES["gemma3"][1]},
+        "vision_config": {**vision, "image_size": 28, "patch_size": 14},
+        "mm_tokens_per_image": 4,
+        "bos_token_id": BOS,
+        "eos_token_id": [EOS, 3],
+    }
+    config = transformers.Gemma3Config(**keys)
+    save(transformers.Gemma3ForConditionalGeneration(config), directory, seed, "float32")
+
+
+def save(model: Any, directory: Path, seed: int, dtype: str) -> None:
+    """Randomises and writes the model with a tokenizer."""
+    randomise(model, seed)
+    model.to(getattr(torch, dtype)).save_pretrained(directory)
+    save_tokenizer(directory)
+
+
+def randomise(model: torch.nn.Module, seed: int) -> None:
+    """Matrices enlarge what passes through them, the output matrix most; norms and biases are drawn as well."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.empty(parameter.shape).normal_(generator=generator)
+            if "norm" in name:
+                parameter.add_(0.2 * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.3 * noise)
+            elif "embed_tokens" in name:  # Gemma multiplies embeddings by sqrt(hidden_size)
+                parameter.copy_((0.1 if "Gemma" in type(model).__name__ else 0.3) * noise)
+            else:
+                gain = 2.5 if "lm_head" in name else 1.3
+                parameter.copy_(gain / math.sqrt(parameter.shape[-1]) * noise)
+
+
+def save_tokenizer(directory: Path) -> None:
+    """A byte-level BPE of exactly VOCAB tokens with a ChatML template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    assert tokenizer.get_vocab_size() == VOCAB
+    bos, _, eos, pad = SPECIAL
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad, additional_special_tokens=[SPECIAL[1]]
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    wrapped.save_pretrained(directory)

@@ -1,0 +1,17 @@
+"""Defaults of every test run, set before anything of the package is imported."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+os.environ.setdefault("KVTROVE_CHECK", "2")  # all invariants, every step
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, and no fight for cores between test processes
+
+# `quick` is the default and draws the same examples every time; `--hypothesis-profile=thorough` looks for new ones.
+settings.register_profile("quick", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile(
+    "thorough", deadline=None, max_examples=2000, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("quick")

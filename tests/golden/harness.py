@@ -1,0 +1,130 @@
+"""A model over a paged arena without engine, scheduler or manager: blocks are handed out by hand, in random order.
+
+Every row of the arena is NaN until it is written, and rows that a window leaves behind become NaN again, so whatever
+attention reads beyond what it may shows up in the logits.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from kvtrove.attention.backend import AttentionBatch, AttentionLayer, GroupTables
+from kvtrove.attention.reference import ReferenceBackend
+from kvtrove.kv.arena import Arena
+from kvtrove.kv.formats.dense import DenseFormat
+from kvtrove.kv.retention import live_blocks
+from kvtrove.models.cache import cache_spec
+from kvtrove.models.config_reader import read_spec
+from kvtrove.models.decoder import Model
+from kvtrove.models.loader import load_model
+
+NAN_BYTE = 0xFF  # all ones is a NaN in float32, float16 and bfloat16
+
+
+class PagedModel:
+    """Sequences are numbers; `step` computes new tokens of any of them and returns the logits of all these tokens."""
+
+    def __init__(
+        self,
+        directory: Path,
+        dtype: str = "float32",
+        block_size: int = 4,
+        num_blocks: int = 400,
+        device: str = "cpu",
+        **load: Any,
+    ) -> None:
+        self.spec = read_spec(directory)
+        self.model: Model = load_model(directory, self.spec, getattr(torch, dtype), device, **load)
+        self.cache = cache_spec(self.spec, DenseFormat(dtype), block_size)
+        assert not self.cache.check()
+        self.arena = Arena(self.cache, num_blocks, device)
+        self.arena.rows.fill_(NAN_BYTE)
+        self.backend = ReferenceBackend(max_scores=400)  # small enough that prefills are cut into query chunks
+        self.free = random.Random(7).sample(range(num_blocks), num_blocks)
+        self.tables: dict[int, list[list[int]]] = {}
+        self.lengths: dict[int, int] = {}
+        self.layers = [self._layer(index) for index in range(self.spec.num_layers)]
+
+    def step(self, work: dict[int, list[int]]) -> dict[int, Tensor]:
+        """{sequence: new tokens} -> {sequence: float32 logits [new tokens, vocab_size]}."""
+        starts = {s: self.lengths.get(s, 0) for s in work}
+        for s, tokens in work.items():
+            self._grow(s, starts[s] + len(tokens))
+        batch = self._batch(work, starts)
+        plan = self.backend.plan(batch)
+
+        def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
+            return self.backend.run(q, k, v, self.layers[layer], plan)
+
+        device = self.arena.device
+        new = torch.tensor([t for s in work for t in work[s]], device=device)
+        positions = torch.tensor([starts[s] + i for s in work for i in range(len(work[s]))], device=device)
+        logits = self.model.logits(self.model(new, positions, attend))
+        for s in work:
+            self._release(s)
+        return dict(zip(work, logits.split([len(w) for w in work.values()]), strict=True))
+
+    def _layer(self, index: int) -> AttentionLayer:
+        kv, spec = self.cache.layers[index], self.spec
+        return AttentionLayer(
+            index=index,
+            num_heads=spec.num_heads,
+            kv_heads=kv.kv_heads,
+            head_dim=kv.head_dim,
+            scale=spec.query_scale,
+            retention=kv.retention,
+            format=kv.format,
+            group=self.cache.group_of[index],
+            view=self.arena.views(index),
+            block_size=self.cache.block_size,
+            softcap=spec.attention_softcap,
+        )
+
+    def _grow(self, s: int, length: int) -> None:
+        self.lengths[s] = length
+        for table in self.tables.setdefault(s, [[] for _ in self.cache.groups]):
+            while len(table) * self.cache.block_size < length:
+                table.append(self.free.pop())
+
+    def _release(self, s: int) -> None:
+        for group, table in zip(self.cache.groups, self.tables[s], strict=True):
+            live = set(live_blocks(group.retention, self.lengths[s], self.cache.block_size))
+            for i, block in enumerate(table):
+                if block >= 0 and i not in live and (i + 1) * self.cache.block_size <= self.lengths[s]:
+                    self.arena.rows[block] = NAN_BYTE
+                    self.free.insert(0, block)
+                    table[i] = -1
+
+    def _batch(self, work: dict[int, list[int]], starts: dict[int, int]) -> AttentionBatch:
+        size, ends, device = self.cache.block_size, [0], self.arena.device
+        for tokens in work.values():
+            ends.append(ends[-1] + len(tokens))
+        groups = []
+        for g in range(len(self.cache.groups)):
+            tables = [self.tables[s][g] for s in work]
+            width = max(map(len, tables))
+            padded = torch.tensor([t + [-1] * (width - len(t)) for t in tables], dtype=torch.int32, device=device)
+            slots = [
+                self.tables[s][g][p // size] * size + p % size
+                for s in work
+                for p in range(starts[s], starts[s] + len(work[s]))
+            ]
+            groups.append(GroupTables(torch.tensor(slots, device=device), padded))
+        return AttentionBatch(ends, [starts[s] for s in work], tuple(groups))
+
+
+def hugging_face(directory: Path, dtype: str = "float32") -> Any:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+
+
+@torch.no_grad()
+def expected_logits(model: Any, tokens: list[int]) -> Tensor:
+    """float32 [len(tokens), vocab_size] from transformers, the whole sequence at once."""
+    logits: Tensor = model(torch.tensor([tokens])).logits[0].float()
+    return logits

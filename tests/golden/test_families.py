@@ -1,0 +1,179 @@
+"""Logits of every family equal those of Hugging Face transformers, however the same tokens are cut into steps."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvtrove.models.layers.norm import RMSNorm
+from tests.checkpoints import FAMILIES, VOCAB, Checkpoints, make_gemma3_with_vision
+from tests.golden.harness import PagedModel, expected_logits, hugging_face
+
+TOLERANCE = 1e-4  # of float32 logits whose standard deviation is above 1
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    return [random.Random(i).choices(range(4, VOCAB), k=length) for i, length in enumerate(lengths)]
+
+
+def difference(got: Tensor, expected: Tensor) -> float:
+    assert got.shape == expected.shape
+    return float((got - expected).abs().max())  # NaN compares false with any bound
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_chunked_and_single_token_steps_give_the_logits_of_transformers(
+    family: str, checkpoints: Checkpoints
+) -> None:
+    directory = checkpoints.get(family)
+    (tokens,) = prompts(61)
+    expected = expected_logits(hugging_face(directory), tokens)
+    assert expected.std() > 0.5, "flat logits would prove nothing"
+    model = PagedModel(directory)
+    whole = model.step({0: tokens})[0]
+    chunks = [model.step({1: part})[1] for part in (tokens[:7], tokens[7:8], tokens[8:30], *([t] for t in tokens[30:]))]
+    assert difference(whole, expected) < TOLERANCE
+    assert difference(torch.cat(chunks), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_that_mixes_prefills_and_decodes_gives_the_logits_of_transformers(
+    family: str, checkpoints: Checkpoints
+) -> None:
+    directory = checkpoints.get(family)
+    sequences = prompts(50, 35, 38, 41)  # all beyond the original context of phi3_long
+    reference = hugging_face(directory)
+    model = PagedModel(directory)
+    seen: dict[int, list[Tensor]] = {s: [] for s in range(4)}
+    steps = [
+        {0: 20, 1: 5},
+        {2: 30, 0: 1, 1: 1},  # a prefill beside two decodes
+        {0: 1, 1: 9, 2: 1, 3: 40},
+        *[{0: 1, 1: 1, 2: 1} for _ in range(7)],
+        {3: 1, 0: 21, 1: 13},
+    ]
+    done = dict.fromkeys(range(4), 0)
+    for step in steps:
+        work = {s: sequences[s][done[s] : done[s] + n] for s, n in step.items()}
+        for s, logits in model.step(work).items():
+            seen[s].append(logits)
+            done[s] += len(work[s])
+    assert done == {0: 50, 1: 35, 2: 38, 3: 41}
+    for s, tokens in enumerate(sequences):
+        assert difference(torch.cat(seen[s]), expected_logits(reference, tokens)) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_as_close_as_transformers_is(family: str, checkpoints: Checkpoints) -> None:
+    """Two correct bfloat16 computations differ by rounding, so closeness is measured by what rounding itself does.
+
+    A decided position is one where the likeliest token leads by a tenth of the logits' spread in float32. Experts make
+    rare large differences: rounding that sends a token to another expert changes its logits altogether, as it does
+    between the eager and the default implementation of transformers.
+    """
+    moe = "mix" in family or "moe" in family
+    ours, theirs, apart, agree = [], [], [], []
+    for seed in range(2):
+        directory = checkpoints.get(family, seed=seed)
+        model, half, full = (
+            PagedModel(directory, "bfloat16"),
+            hugging_face(directory, "bfloat16"),
+            hugging_face(directory),
+        )
+        for s, tokens in enumerate(prompts(80, 80)):
+            got = torch.cat(
+                [model.step({s: part})[s] for part in (tokens[:40], tokens[40:74], *([t] for t in tokens[74:]))]
+            )
+            expected, truth = expected_logits(half, tokens), expected_logits(full, tokens)
+            apart.append(divergence(expected, got))
+            ours.append(divergence(truth, got))
+            theirs.append(divergence(truth, expected))
+            lead = truth.topk(2).values.diff().neg()[:, 0]
+            agree.append((got.argmax(-1) == expected.argmax(-1))[lead > 0.1 * truth.std()])
+    decided = torch.cat(agree).float()
+    assert len(decided) > 150
+    assert decided.mean() >= (0.96 if moe else 0.99)
+    assert torch.cat(ours).mean() < torch.cat(theirs).mean() * (1.5 if moe else 1.2)
+    assert torch.cat(apart).median() < 1.5e-3
+    if not moe:
+        assert torch.cat(apart).mean() < 1e-3
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """Kullback-Leibler divergence per position, in nats, of the distributions of logits p and q."""
+    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("mistral", "window"),
+        ("gemma3", "window"),
+        ("phi3", "window"),
+        ("qwen2_sliding", "window"),
+        ("gemma2", "attention_softcap"),
+        ("gemma2", "logit_softcap"),
+        ("gemma2", "query_scale"),
+        ("qwen3", "qk_norm"),
+        ("llama_biased", "bias"),
+        ("llama3", "rope"),
+    ],
+)
+def test_the_comparison_sees_small_mistakes(family: str, change: str, checkpoints: Checkpoints) -> None:
+    """Otherwise equal logits would only mean that the tiny models do not use what they are there for."""
+    directory = checkpoints.get(family)
+    (tokens,) = prompts(61)
+    right = PagedModel(directory).step({0: tokens})[0]
+    wrong = PagedModel(directory)
+    _break(wrong, change)
+    assert difference(wrong.step({0: tokens})[0], right) > 100 * TOLERANCE
+
+
+def _break(model: PagedModel, change: str) -> None:
+    spec, decoder = model.spec, model.model
+    if change == "window":
+        for i, layer in enumerate(model.layers):
+            if window := spec.layers[i].window:
+                model.layers[i] = replace(layer, retention=replace(layer.retention, window=window - 1))  # type: ignore[type-var]
+    elif change == "attention_softcap":
+        model.layers = [replace(layer, softcap=None) for layer in model.layers]
+    elif change == "query_scale":
+        model.layers = [replace(layer, scale=layer.head_dim**-0.5) for layer in model.layers]
+    elif change == "logit_softcap":
+        model.model = replace(decoder, spec=replace(spec, logit_softcap=None))
+    elif change == "rope":
+        plain = {rope: replace(table, inv_freq=table.inv_freq * 1.01) for rope, table in decoder.ropes.items()}
+        model.model = replace(decoder, ropes=plain)
+    else:
+        first = decoder.layers[0]
+        attention = first.attention
+        if change == "qk_norm":
+            assert isinstance(attention.k_norm, RMSNorm)
+            attention = replace(attention, k_norm=replace(attention.k_norm, weight=torch.ones(spec.layers[0].head_dim)))
+        else:
+            attention = replace(attention, o=replace(attention.o, bias=None))
+        model.model = replace(decoder, layers=(replace(first, attention=attention), *decoder.layers[1:]))
+
+
+def test_the_text_part_of_a_multimodal_gemma3_is_read(tmp_path: Path) -> None:
+    make_gemma3_with_vision(tmp_path)
+    (tokens,) = prompts(45)
+    model = PagedModel(tmp_path)
+    assert model.spec.architecture == "Gemma3ForConditionalGeneration"
+    assert model.spec.eos_token_ids == (2, 3), "they stand outside text_config"
+    assert difference(model.step({0: tokens})[0], expected_logits(hugging_face(tmp_path), tokens)) < TOLERANCE
+
+
+def test_tied_and_untied_output_matrices(checkpoints: Checkpoints) -> None:
+    (tokens,) = prompts(20)
+    for family, tied in (("llama", True), ("gemma2", False), ("qwen3", True)):
+        directory = checkpoints.get(family, tie_word_embeddings=tied)
+        model = PagedModel(directory)
+        assert (model.model.head.weight is model.model.embedding) == tied
+        assert difference(model.step({0: tokens})[0], expected_logits(hugging_face(directory), tokens)) < TOLERANCE

@@ -1,0 +1,88 @@
+"""Which instruction set is chosen, and how the extension is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvtrove import kernels
+
+LEVELS = ["portable", "avx2", "avx512", "amx"]  # each includes the ones before it
+NEEDS = {
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16"},
+    "amx": {"amx_tile", "amx_bf16", "amx_int8"},
+}
+
+
+def levels_by_the_operating_system() -> list[str]:
+    """The levels that the flags of /proc/cpuinfo allow: a second source beside cpuid."""
+    found = [line.split(":")[1].split() for line in Path("/proc/cpuinfo").read_text().splitlines() if "flags" in line]
+    flags = set(found[0]) if found else set()
+    levels = ["portable"]
+    for level in LEVELS[1:]:
+        if not NEEDS[level] <= flags:
+            break
+        levels.append(level)
+    return levels
+
+
+def test_auto_is_the_best_level_of_this_processor() -> None:
+    assert kernels.isa() == kernels.isa("auto") == levels_by_the_operating_system()[-1]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_level_can_be_forced_where_the_processor_has_it(level: str) -> None:
+    if level in levels_by_the_operating_system():
+        assert kernels.isa(level) == level
+    else:
+        with pytest.raises(ValueError, match=f"isa: this processor has no '{level}'; its best level is '"):
+            kernels.isa(level)
+
+
+@pytest.mark.parametrize("name", ["", "AVX2", "avx1024"])
+def test_an_unknown_level_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(ValueError, match=f"isa: '{name}' is not one of auto, portable, avx2, avx512, amx"):
+        kernels.isa(name)
+
+
+def test_one_openmp_runtime_serves_torch_and_the_kernels() -> None:
+    script = (
+        "import warnings; warnings.simplefilter('error')\n"
+        "from kvtrove import kernels\n"
+        "kernels.isa()\n"
+        "print(*kernels.openmp_runtimes(kernels.MEMORY_MAP.read_text()), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert len(done.stdout.split()) == 1, done.stdout
+
+
+def test_every_openmp_runtime_of_a_process_is_found() -> None:
+    memory_map = (
+        "7f00-7f01 r-xp 00000000 fe:00 11  /usr/lib/x86_64-linux-gnu/libgomp.so.1.0.0\n"
+        "7f02-7f03 r--p 00000000 fe:00 11  /usr/lib/x86_64-linux-gnu/libgomp.so.1.0.0\n"
+        "7f04-7f05 r-xp 00000000 fe:00 12  /venv/sklearn.libs/libgomp-a34b3233.so.1\n"
+        "7f06-7f07 r-xp 00000000 fe:00 13  /opt/my tools/libiomp5.so\n"
+        "7f08-7f09 r-xp 00000000 fe:00 14  /usr/lib/libgompertz.txt\n"
+        "7f0a-7f0b rw-p 00000000 00:00 0   [heap]\n"
+    )
+    assert kernels.openmp_runtimes(memory_map) == [
+        "/opt/my tools/libiomp5.so",
+        "/usr/lib/x86_64-linux-gnu/libgomp.so.1.0.0",
+        "/venv/sklearn.libs/libgomp-a34b3233.so.1",
+    ]
+
+
+def test_without_the_extension_the_error_says_how_to_build_it() -> None:
+    script = (
+        "import sys; sys.modules['kvtrove.kernels._cpu'] = None\n"
+        "from kvtrove import kernels\n"
+        "try: kernels.isa()\n"
+        "except ImportError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "the CPU kernels cannot be loaded" in done.stdout
+    assert "pip install -e ." in done.stdout

@@ -1,0 +1,137 @@
+"""Arena and dense format: rows of bytes, typed views on them."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvtrove.config import ConfigError
+from kvtrove.kv.arena import Arena
+from kvtrove.kv.formats.dense import ECHO, DenseFormat
+from kvtrove.kv.retention import Full, SlidingWindow
+from kvtrove.kv.spec import ALIGNMENT, KVCacheSpec, LayerKV, Plane
+
+MIXED = KVCacheSpec(
+    (
+        LayerKV(0, 2, 3, DenseFormat("bfloat16")),
+        LayerKV(1, 1, 4, DenseFormat("float32"), SlidingWindow(8)),
+        LayerKV(2, 2, 3, DenseFormat("bfloat16"), source=0),
+        LayerKV(3, 2, 3, DenseFormat("float16")),
+    ),
+    block_size=5,
+)
+
+
+def test_views_are_typed_strided_and_share_the_rows() -> None:
+    arena = Arena(MIXED, 6)
+    assert arena.nbytes == arena.rows.numel() == 6 * MIXED.block_bytes
+    for layer, dtype, shape in (
+        (0, torch.bfloat16, (6, 2, 5, 3)),
+        (1, torch.float32, (6, 1, 5, 4)),
+        (3, torch.float16, (6, 2, 5, 3)),
+    ):
+        view = arena.views(layer)
+        assert list(view) == ["k", "v"]
+        for plane in view.values():
+            assert (plane.dtype, plane.shape) == (dtype, shape)
+            assert plane.stride(0) * plane.element_size() == MIXED.block_bytes
+            assert not plane.any(), "rows start as zeros"
+            assert plane.untyped_storage().data_ptr() == arena.rows.untyped_storage().data_ptr()
+
+
+def test_planes_do_not_alias_within_a_group() -> None:
+    """Layers 0 and 3 share a row; writing every plane in turn must leave the others alone."""
+    arena = Arena(MIXED, 3)
+    planes = [plane for layer in (0, 3) for plane in arena.views(layer).values()]
+    for number, plane in enumerate(planes, 1):
+        plane.fill_(number)
+    assert [plane.unique().tolist() for plane in planes] == [[1.0], [2.0], [3.0], [4.0]]
+
+
+def test_a_layer_with_a_source_reads_its_storage() -> None:
+    arena = Arena(MIXED, 2)
+    arena.views(0)["v"][1, 1, 4, 2] = 7
+    assert arena.views(2)["v"][1, 1, 4, 2] == 7
+
+
+def test_rows_are_copied_one_after_the_other() -> None:
+    arena = Arena(MIXED, 4)
+    arena.rows[:] = torch.arange(4, dtype=torch.uint8).unsqueeze(1)
+    arena.copy_rows([(1, 2), (2, 3), (0, 2)])
+    assert arena.rows[:, 0].tolist() == [0, 1, 0, 1]
+    assert (arena.rows == arena.rows[:, :1]).all(), "whole rows"
+
+
+def test_crc_is_that_of_the_row() -> None:
+    arena = Arena(MIXED, 2)
+    assert arena.crc(1) == zlib.crc32(bytes(MIXED.block_bytes))
+    arena.rows[1, -1] = 1
+    assert arena.crc(1) == zlib.crc32(bytes(MIXED.block_bytes - 1) + b"\x01")
+    assert arena.crc(0) != arena.crc(1)
+
+
+def test_too_much_memory_is_refused_in_bytes() -> None:
+    num_blocks = 2**50
+    with pytest.raises(ConfigError, match=rf"kv: {num_blocks * MIXED.block_bytes} bytes .* lower num_blocks"):
+        Arena(MIXED, num_blocks)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
+def test_an_untouched_arena_takes_no_memory() -> None:
+    spec = KVCacheSpec((LayerKV(0, 8, 128, DenseFormat("float32")),), 128)
+    before = resident_bytes()
+    arena = Arena(spec, 2**30 // spec.block_bytes)
+    arena.views(0)["k"][-1, 0, 0, 0] = 1
+    assert arena.nbytes == 2**30
+    assert arena.rows.data_ptr() % ALIGNMENT == 0
+    assert resident_bytes() - before < 2**26, "the rows were written to although nothing is stored in them"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_same_on_cuda() -> None:
+    arena = Arena(MIXED, 3, "cuda")
+    arena.rows[1] = 5
+    arena.copy_rows([(1, 2)])
+    assert arena.crc(2) == arena.crc(1) == zlib.crc32(b"\x05" * MIXED.block_bytes)
+    assert arena.views(0)["k"].is_cuda
+    assert arena.device == "cuda"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int32"])
+def test_dense_format_returns_what_it_was_given(dtype: str) -> None:
+    spec = KVCacheSpec((LayerKV(0, 2, 3, DenseFormat(dtype), Full()),), block_size=4)
+    view = Arena(spec, 5).views(0)
+    k, v = (torch.randint(-100, 100, (6, 2, 3)).to(getattr(torch, dtype)) for _ in range(2))
+    slots = torch.tensor([8, 9, 10, 11, 16, 17])  # block 2, then the first half of block 4
+    DenseFormat(dtype).encode(k, v, view, slots)
+    for given, read in zip((k, v), DenseFormat(dtype).decode(view, torch.tensor([2, 4])), strict=True):
+        assert read.shape == (8, 2, 3)
+        assert torch.equal(read[:6], given)
+        assert not read[6:].any(), "the other half was not written"
+
+
+def test_dense_format_describes_itself() -> None:
+    bf16 = DenseFormat("bfloat16")
+    assert bf16.planes(4, 64, 16) == (Plane("k", "bfloat16", (4, 16, 64)), Plane("v", "bfloat16", (4, 16, 64)))
+    assert bf16.planes(4, 64, 16)[0].nbytes == 4 * 16 * 64 * 2
+    assert (bf16.name, bf16.tail, bf16.rope) == ("bfloat16", None, "post")
+    assert DenseFormat("float32").lossless_for == ("float32", "float16", "bfloat16")
+    assert ECHO.dtype == "int32"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_lossless_means_every_value_survives(dtype: str) -> None:
+    bits = torch.arange(-(2**15), 2**15).to(torch.int16)
+    for source in DenseFormat(dtype).lossless_for:
+        values = bits.view(getattr(torch, source)) if source != "float32" else torch.randn(1000)
+        back = values.to(getattr(torch, dtype)).to(values.dtype)
+        assert torch.equal(back[~values.isnan()], values[~values.isnan()])

@@ -1,0 +1,245 @@
+"""config.json -> ModelSpec: what published checkpoints write, and what the reader says when it cannot follow."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvtrove.models.config_reader import read_spec
+from kvtrove.models.families import REGISTRY
+from kvtrove.models.spec import ModelError, ModelSpec
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}
+
+
+def read(directory: Path, config: Any, generation: Any = None) -> ModelSpec:
+    (directory / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    if generation is not None:
+        (directory / "generation_config.json").write_text(json.dumps(generation))
+    return read_spec(directory)
+
+
+def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+def windows(spec: ModelSpec) -> list[int | None]:
+    return [layer.window for layer in spec.layers]
+
+
+def test_llama(tmp_path: Path) -> None:
+    spec = read(tmp_path, LLAMA)
+    assert (spec.family, spec.architecture, spec.dtype) == ("llama", "LlamaForCausalLM", "bfloat16")
+    assert (spec.num_layers, spec.num_heads, spec.layers[0].kv_heads, spec.layers[0].head_dim) == (4, 32, 8, 128)
+    assert (spec.layers[0].rope.theta, spec.layers[0].rope.rotary_dim) == (500000.0, 128)
+    assert (spec.max_position, spec.norm_eps, spec.query_scale) == (8192, 1e-5, 128**-0.5)
+    assert (spec.eos_token_ids, spec.bos_token_id) == ((128001,), 128000)
+    assert not any((spec.tie_embeddings, spec.attention_bias, spec.mlp_bias, spec.qk_norm, spec.sandwich_norms))
+
+
+@pytest.mark.parametrize(
+    ("own", "generation", "expected"),
+    [
+        (2, {"eos_token_id": [2, 5]}, (2, 5)),
+        (2, {"eos_token_id": 7}, (7,)),
+        ([2, 3], {}, (2, 3)),
+        (None, None, ()),
+        (0, None, (0,)),
+    ],
+)
+def test_end_tokens(tmp_path: Path, own: Any, generation: Any, expected: tuple[int, ...]) -> None:
+    assert read(tmp_path, LLAMA | {"eos_token_id": own}, generation).eos_token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"torch_dtype": None, "dtype": "float16"}, "float16"),
+        ({"torch_dtype": "torch.bfloat16"}, "bfloat16"),
+        ({"torch_dtype": None}, "float32"),
+    ],
+)
+def test_dtype_under_either_name(tmp_path: Path, keys: dict[str, Any], expected: str) -> None:
+    assert read(tmp_path, LLAMA | keys).dtype == expected
+
+
+ALTERNATING = ["full_attention", "sliding_attention"] * 2
+SLIDES = {"use_sliding_window": True, "sliding_window": 128}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "expected"),
+    [
+        ("MistralForCausalLM", {"sliding_window": 4096}, [4096] * 4),
+        ("MistralForCausalLM", {"sliding_window": None}, [None] * 4),
+        ("MistralForCausalLM", {}, [4096] * 4),
+        ("MistralForCausalLM", {"sliding_window": 8192}, [None] * 4),  # no context reaches it
+        ("MistralForCausalLM", {"sliding_window": 16, "layer_types": ALTERNATING}, [None, 16] * 2),
+        ("MixtralForCausalLM", {}, [None] * 4),
+        ("Qwen2ForCausalLM", {"sliding_window": 128}, [None] * 4),  # windows are switched off
+        ("Qwen2ForCausalLM", SLIDES | {"max_window_layers": 3}, [None, None, None, 128]),
+        ("Qwen2ForCausalLM", SLIDES | {"max_window_layers": 0}, [128] * 4),
+        ("Qwen3ForCausalLM", SLIDES | {"max_window_layers": 2}, [None, None, 128, 128]),
+        ("Gemma2ForCausalLM", {"sliding_window": 64}, [64, None] * 2),
+        ("Gemma3ForCausalLM", {"sliding_window": 64, "sliding_window_pattern": 3}, [64, 64, None, 64]),
+        ("Gemma3ForCausalLM", {"sliding_window": 64}, [64] * 4),  # the sixth would be full
+        ("Phi3ForCausalLM", {"sliding_window": 2047}, [2047] * 4),
+        ("Phi3ForCausalLM", {}, [None] * 4),
+    ],
+)
+def test_windows(tmp_path: Path, architecture: str, keys: dict[str, Any], expected: list[int | None]) -> None:
+    assert windows(read(tmp_path, LLAMA | {"architectures": [architecture]} | keys)) == expected
+
+
+def test_gemma2(tmp_path: Path) -> None:
+    config = without(LLAMA, "eos_token_id", "bos_token_id") | {"architectures": ["Gemma2ForCausalLM"], "head_dim": 256}
+    spec = read(tmp_path, config | {"query_pre_attn_scalar": 144, "hidden_size": 4608, "attn_logit_softcapping": 50.0})
+    assert (spec.attention_softcap, spec.logit_softcap, spec.query_scale) == (50.0, 30.0, 1 / 12)
+    assert (spec.embed_scale, spec.norm_offset, spec.sandwich_norms, spec.tie_embeddings) == (
+        4608**0.5,
+        1.0,
+        True,
+        True,
+    )
+    assert (spec.activation, spec.layers[0].head_dim, spec.eos_token_ids) == ("gelu_tanh", 256, (1,))
+    assert read(tmp_path, config | {"final_logit_softcapping": None}).logit_softcap is None
+
+
+def test_gemma3_text_part_fills_in_what_multimodal_configs_leave_out(tmp_path: Path) -> None:
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    config = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "eos_token_id": [1, 106],
+        "torch_dtype": "bfloat16",
+        "text_config": text,
+    }
+    spec = read(tmp_path, config)
+    assert (spec.vocab_size, spec.num_heads, spec.layers[0].kv_heads, spec.layers[0].head_dim) == (262208, 8, 4, 256)
+    assert (spec.dtype, spec.eos_token_ids, spec.qk_norm, spec.max_position) == ("bfloat16", (1, 106), True, 131072)
+    local, full = spec.layers[0], spec.layers[5]
+    assert (local.window, local.rope.theta, local.rope.scaling) == (1024, 10_000.0, None)
+    assert (full.window, full.rope.theta, full.rope.scaling) == (None, 1_000_000.0, "linear")
+
+
+def test_experts(tmp_path: Path) -> None:
+    config = LLAMA | {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 128, "num_experts_per_tok": 8}
+    spec = read(tmp_path, config | {"moe_intermediate_size": 768, "norm_topk_prob": True, "decoder_sparse_step": 2})
+    assert [layer.moe is not None for layer in spec.layers] == [False, True, False, True]
+    moe = spec.layers[1].moe
+    assert moe is not None
+    assert (moe.num_experts, moe.top_k, moe.intermediate_size, moe.norm_topk) == (128, 8, 768, True)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "served", "longest"),
+    [
+        ({"type": "linear", "factor": 4.0}, 32768, 32768),
+        ({"type": "dynamic", "factor": 4.0}, 8192, 32768),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}, 16384, 16384),
+        ({"type": "default"}, 8192, 8192),
+    ],
+)
+def test_longest_context(tmp_path: Path, scaling: dict[str, Any], served: int, longest: int) -> None:
+    spec = read(tmp_path, LLAMA | {"rope_scaling": scaling})
+    assert (spec.max_position, spec.longest_context) == (served, longest)
+
+
+QWEN3, PHI3 = {"architectures": ["Qwen3ForCausalLM"]}, {"architectures": ["Phi3ForCausalLM"]}
+GEMMA2, GEMMA3 = {"architectures": ["Gemma2ForCausalLM"]}, {"architectures": ["Gemma3ForConditionalGeneration"]}
+SCALED = {"type": "longrope", "short_factor": [1.0] * 64, "long_factor": [1.0] * 64}
+BAD: list[tuple[dict[str, Any], str]] = [
+    (
+        {"architectures": ["LLamaForCausalLM"]},
+        r"'LLamaForCausalLM' is not supported \(did you mean 'LlamaForCausalLM'\?\); supported: Gemma2.*Qwen3Moe",
+    ),
+    ({"architectures": ["MambaForCausalLM"]}, "'MambaForCausalLM' is not supported.*; supported: "),
+    ({"architectures": []}, "'architectures' is missing; supported: Gemma2"),
+    ({"hidden_size": None}, "'hidden_size' is missing"),
+    ({"hidden_size": "4096"}, "'hidden_size' is '4096', expected a whole number of at least 1"),
+    ({"num_hidden_layers": 0}, "'num_hidden_layers' is 0, expected a whole number of at least 1"),
+    ({"num_key_value_heads": 5}, "'num_attention_heads' 32 is not a multiple of 'num_key_value_heads' 5"),
+    ({"rms_norm_eps": True}, "'rms_norm_eps' is True, expected a number"),
+    ({"attention_bias": "yes"}, "'attention_bias' is 'yes', expected true or false"),
+    ({"hidden_act": "sillu"}, r"'hidden_act' 'sillu' is not supported \(did you mean 'silu'\?\); supported: silu, "),
+    ({"torch_dtype": "float8_e4m3fn"}, "dtype 'float8_e4m3fn' is not supported; supported: float32, float16, bfloat16"),
+    ({"quantization_config": {"quant_method": "gptq"}}, r"quantised weights \(gptq\) are not supported"),
+    ({"eos_token_id": "</s>"}, "'eos_token_id' is '</s>', expected a token id or a list of them"),
+    ({"head_dim": 7}, "even part of the head, got 7 of 7"),
+    ({"partial_rotary_factor": 0.5}, "'partial_rotary_factor' 0.5 is not supported for this architecture"),
+    (
+        {"rope_scaling": {"type": "yarm", "factor": 2.0}},
+        r"rope_scaling: rope type 'yarm' is not supported \(did you mean 'yarn'\?\); "
+        "supported: default, linear, dynamic, llama3, yarn, longrope",
+    ),
+    ({"rope_scaling": {"type": "linear"}}, "rope_scaling: 'factor' is missing"),
+    ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "'factor' is 0.5, expected at least 1"),
+    ({"rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}}, "'high_freq_factor' is missing"),
+    ({"rope_parameters": {"full_attention": None, "sliding_attention": {}}}, "'full_attention' is missing"),
+    (GEMMA2 | {"use_bidirectional_attention": True}, "'use_bidirectional_attention' is not supported"),
+    (QWEN3 | {"layer_types": ["full_attention"]}, "'layer_types' has 1 entries, expected 'num_hidden_layers' = 4"),
+    (QWEN3 | {"layer_types": ["linear_attention"] * 4}, "layer type 'linear_attention' is not supported"),
+    (QWEN3 | {"layer_types": ["sliding_attention"] * 4}, "sliding_attention layers, but 'sliding_window' is missing"),
+    (PHI3 | {"rope_scaling": SCALED | {"short_factor": [1.0] * 3}}, "'short_factor' has 3 numbers, expected 64"),
+    (PHI3 | {"rope_scaling": SCALED | {"long_factor": None}}, "'long_factor' is None, expected a list of 64 numbers"),
+    (GEMMA3, "'text_config' is missing"),
+    (GEMMA3 | {"text_config": 3}, "'text_config' is 3, expected an object"),
+]
+
+
+@pytest.mark.parametrize(("keys", "message"), BAD, ids=lambda value: str(value)[:60])
+def test_errors_name_the_file_and_the_key(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        read(tmp_path, LLAMA | keys)
+    assert str(tmp_path / "config.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"architectures": [', "cannot be read as JSON"),
+        ("[1, 2]", "holds a list, expected a JSON object"),
+        ("\x00", "cannot be read as JSON"),
+    ],
+)
+def test_a_broken_config_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ModelError, match=f"{re.escape(str(tmp_path))}/config.json: {message}"):
+        read(tmp_path, text)
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json: the file is missing"):
+        read_spec(tmp_path)
+    with pytest.raises(ModelError, match="not a directory; give the folder"):
+        read_spec(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match=r"generation_config\.json: 'eos_token_id' is \['x'\]"):
+        read(tmp_path, LLAMA, {"eos_token_id": ["x"]})
+
+
+def test_every_architecture_reads_the_common_keys(tmp_path: Path) -> None:
+    for architecture in REGISTRY:
+        config = LLAMA | {"architectures": ["SomethingElse", architecture], "text_config": LLAMA}
+        assert read(tmp_path, config).architecture == architecture
