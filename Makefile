@@ -66,7 +66,7 @@ $(VENV)/.torch: $(VENV)/.created constraints.txt
 
 $(VENV)/.run: $(VENV)/.torch $(COMPILED)
 	$(SAY) 'building and installing kvtrove'
-	@$(PIP) --editable .
+	@$(PIP) --editable '.[server,bench]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.torch $(COMPILED)

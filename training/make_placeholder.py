@@ -2,7 +2,7 @@
 
     python training/make_placeholder.py [DIRECTORY]        default: src/kvtrove/demo/model
 
-Deterministic: the same versions of numpy, tokenizers and safetensors give the same bytes.
+Deterministic: the same versions of numpy and tokenizers give the same bytes.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 DEFAULT = Path(__file__).parent.parent / "src" / "kvtrove" / "demo" / "model"
@@ -48,8 +46,7 @@ Made by `training/make_placeholder.py`. Licence: Apache-2.0.
 """
 
 
-def main() -> None:
-    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT
+def main(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
     tokenizer.save(str(directory / "tokenizer.json"))
@@ -60,8 +57,7 @@ def main() -> None:
         directory / "tokenizer_config.json",
         {"eos_token": END, "pad_token": PAD, "chat_template": TEMPLATE, "tokenizer_class": "PreTrainedTokenizerFast"},
     )
-    tensors = {name: torch.from_numpy(values).bfloat16() for name, values in weights().items()}
-    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    write_weights(directory / "model.safetensors", {name: bfloat16(values) for name, values in weights().items()})
     (directory / "MODEL_CARD.md").write_text(CARD)
 
 
@@ -128,9 +124,28 @@ def weights() -> dict[str, NDArray[np.float32]]:
     return tensors
 
 
+def bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The upper half of each number, rounded to the nearest and from the middle to the even one."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def write_weights(path: Path, tensors: dict[str, NDArray[np.uint16]]) -> None:
+    """A safetensors file, by name: length of the header (8 bytes), header (JSON, filled up to 8 bytes), numbers."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in sorted(tensors):
+        start, end = end, end + tensors[name].nbytes
+        header[name] = {"dtype": "BF16", "shape": tensors[name].shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    numbers = b"".join(tensors[name].astype("<u2").tobytes() for name in sorted(tensors))
+    path.write_bytes(len(text).to_bytes(8, "little") + text + numbers)
+
+
 def write_json(path: Path, values: dict[str, object]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT)

@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -164,11 +164,14 @@ class Environment:
     KVTROVE_CHECK: invariant checks: 0 off, 1 when idle, 2 every step.
     KVTROVE_ISA: forces an instruction set of the CPU kernels.
     KVTROVE_LOG: log level of the `kvtrove` logger.
+    KVTROVE_API_KEY: key that opens the server. KVTROVE_ADMIN_KEY: key for its administrators.
     """
 
     check: int = 0
     isa: str = "auto"
     log: str = "warning"
+    api_key: str | None = field(default=None, repr=False)
+    admin_key: str | None = field(default=None, repr=False)
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Environment:

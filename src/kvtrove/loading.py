@@ -13,12 +13,13 @@ from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.config import ConfigError, EngineConfig, parse_size
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import DenseFormat
-from kvtrove.kv.spec import DTYPE_BYTES, KVCacheSpec
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.loader import Progress, load_model
 from kvtrove.models.spec import ModelSpec
-from kvtrove.plan.capacity import Capacity, default_kv_bytes, fit, readable
+from kvtrove.plan.capacity import Capacity, readable
 from kvtrove.plan.memory import available_bytes
+from kvtrove.plan.source import read_model
+from kvtrove.plan.startup import StartSettings, plan_start
 from kvtrove.runner.model_runner import ModelRunner
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,14 @@ def load_runner(
     dtype = compute_dtype(config, spec)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     cache = cache_spec(spec, DenseFormat(kv_dtype), config.block_size)
-    left = _free_bytes(device) - _weight_bytes(directory, spec, dtype)
-    capacity = _capacity(config, spec, cache, left)
+    settings = StartSettings(
+        config.max_num_seqs,
+        config.max_num_batched_tokens,
+        None if config.kv is None else parse_size(config.kv, "kv"),
+        config.num_blocks,
+        config.max_model_len,
+    )
+    capacity, ledger = plan_start(read_model(directory, dtype), cache, _free_bytes(device), settings)
     length = capacity.max_model_len
     model = load_model(directory, spec, getattr(torch, dtype), device, progress, max_model_len=length)
     log.info(
@@ -41,6 +48,7 @@ def load_runner(
         *(readable(capacity.num_blocks * cache.block_bytes), capacity.num_blocks, cache.block_size),
         *(capacity.max_model_len, spec.max_position),
     )
+    log.info("memory: %s", ledger.sentence())
     arena = Arena(cache, capacity.num_blocks, device)
     return ModelRunner(model, cache, arena, ReferenceBackend(), token_text), capacity
 
@@ -57,31 +65,6 @@ def _device(wanted: str) -> str:
         if int(wanted.partition(":")[2] or 0) >= count:
             raise ConfigError(f"device: {wanted!r} does not exist, torch sees {count} CUDA devices; cpu always works")
     return wanted
-
-
-def _capacity(config: EngineConfig, spec: ModelSpec, cache: KVCacheSpec, left: int) -> Capacity:
-    """Blocks for the memory that was given, or a safe share of the `left` bytes; then the longest context they hold."""
-    context = config.max_model_len or spec.max_position
-    if context > spec.max_position:
-        raise ConfigError(f"max_model_len: {context} is more than the {spec.max_position} positions the model knows")
-    chunk, num_blocks = config.max_num_batched_tokens, config.num_blocks
-    if num_blocks is None:
-        if config.kv is None:
-            kv_bytes = default_kv_bytes(cache, left, config.max_num_seqs, context, chunk)
-        else:
-            kv_bytes = parse_size(config.kv, "kv")
-        if kv_bytes > left:
-            raise ConfigError(
-                f"kv: {readable(kv_bytes)} is more than what is free beside the weights; {readable(max(0, left))} fits"
-            )
-        num_blocks = kv_bytes // cache.block_bytes
-    return fit(cache, num_blocks, context, chunk, required=config.max_model_len is not None)
-
-
-def _weight_bytes(directory: Path, spec: ModelSpec, dtype: str) -> int:
-    """Bytes of the weights in `dtype`: the files hold them in the checkpoint's own."""
-    stored = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    return stored * DTYPE_BYTES[dtype] // DTYPE_BYTES[spec.dtype]
 
 
 def _free_bytes(device: str) -> int:

@@ -115,7 +115,7 @@ def edit_config(**changes: Any) -> Callable[[Path], None]:
 
 
 def drop_tensor(directory: Path) -> None:
-    from safetensors.numpy import load_file, save_file
+    from safetensors.torch import load_file, save_file
 
     path = directory / "model.safetensors"
     tensors = load_file(path)

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,17 @@ class Terminal:
                 raise AssertionError(f"{pattern!r} never came; the screen is {self.text!r}")
         self.text = self.text[found.end() :]
         return found
+
+    def prompt(self) -> None:
+        """Wait for the prompt, and until the process sleeps in front of it.
+
+        Python's readline misses a Ctrl-C that comes between drawing the prompt and waiting for a key.
+        """
+        self.expect("> ")
+        stat = Path(f"/proc/{self.pid}/stat")
+        deadline = time.monotonic() + PATIENCE
+        while stat.read_text().rpartition(")")[2].split()[0] != "S" and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def wait(self) -> int:
         """Read to the end; returns the exit code."""
@@ -88,10 +100,10 @@ def test_a_conversation_at_the_keyboard(terminal: Callable[..., Terminal]) -> No
     chat.expect(r"/help lists the commands\.\s+> ")
     chat.type(b"hello there\n")
     assert chat.expect(TURN)[3] == "0", "nothing was cached before the first turn"
-    chat.expect("> ")
+    chat.prompt()
     chat.type(UP + b"\n")  # the line before, from the history
     assert int(chat.expect(TURN)[3]) > 0
-    chat.expect("> ")
+    chat.prompt()
     chat.type(b"/stats\n")
     chat.expect(r"2 turns: .*\ncache: [\d,]+ blocks, 0 used, [1-9][\d,]* cached, [\d,]+ free")
     chat.type(b"/rest\n")
@@ -102,26 +114,33 @@ def test_a_conversation_at_the_keyboard(terminal: Callable[..., Terminal]) -> No
 
 
 def test_ctrl_c_stops_the_answer_and_then_leaves(terminal: Callable[..., Terminal]) -> None:
-    chat = terminal("chat", "--max-tokens", "100000", "--ignore-eos", "--temperature", "0")
-    chat.expect("> ")
+    chat = terminal(
+        "chat", "--max-tokens", "100000", "--ignore-eos", "--temperature", "0", "--check", "2", "--block-size", "8"
+    )
+    chat.prompt()
     chat.type(b"talk for ever\n")
     chat.expect(r"talk for ever\n[^\n]*\S")  # the answer has begun
     chat.type(CTRL_C)
     chat.expect(TURN)
     chat.expect("stopped; the answer so far stays in the conversation")
-    chat.expect("> ")
+    chat.prompt()
     chat.type(b"/stats\n")
     chat.expect(r"cache: [\d,]+ blocks, 0 used,")  # the aborted request holds nothing
-    chat.expect("> ")
+    chat.prompt()
+    chat.type(b"and once more\n")
+    chat.expect(r"once more\n[^\n]*\S")
     chat.type(CTRL_C)
-    chat.expect(r"1 turn: ")
+    assert int(chat.expect(TURN)[3]) >= 16, "the engine goes on, and what was computed before Ctrl-C is reused"
+    chat.prompt()
+    chat.type(CTRL_C)
+    chat.expect(r"2 turns: ")
     assert chat.wait() == 0
     assert "Traceback" not in chat.text
 
 
 def test_ctrl_d_leaves(terminal: Callable[..., Terminal]) -> None:
     chat = terminal("chat")
-    chat.expect("> ")
+    chat.prompt()
     chat.type(CTRL_D)
     chat.expect(r"0 turns: ")
     assert chat.wait() == 0

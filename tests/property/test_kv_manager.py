@@ -34,6 +34,7 @@ from hypothesis.stateful import (
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager, Pin
+from kvtrove.kv.prefix_cache import KeyChain
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.kv.table import SequenceKV
@@ -344,6 +345,14 @@ class CacheMachine(RuleBasedStateMachine):
     def every_live_token_is_read_back(self) -> None:
         for seq, layer, found, expected in self.runner.read(self.live, self.manager._copies):
             assert found == expected, f"layer {layer.layer} of {seq.tokens.tolist()} at {seq.kv.num_computed}"
+
+    @invariant()
+    def keys_are_those_of_the_tokens(self) -> None:
+        for seq in self.live:
+            full = seq.kv.num_computed // self.size if self.shape.prefix_caching else 0
+            chain = KeyChain(self.manager.chain_root(seq.salt), self.size)
+            chain.extend(seq.tokens, full)
+            assert chain.keys == seq.kv.chain.keys[:full]
 
     @invariant()
     def no_invariant_is_broken(self) -> None:

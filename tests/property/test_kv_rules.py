@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvtrove.kv.block import Block
@@ -128,12 +128,14 @@ def test_longest_prefix_equals_brute_force(data: st.DataObject, rules: list[Rete
     assert taken == {one: published[one] for one in needed(n)}
 
 
-@given(st.integers(2, 60), st.integers(1, 60))
-def test_longest_prefix_looks_at_each_block_of_a_window_once(length: int, window: int) -> None:
-    """The worst case for a search from the back: every window lacks just its first block."""
+@given(st.integers(1, 30), st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60))
+@example(
+    window=20, present=[(True, False)] * 60
+)  # one group lowers the length step by step, the other one must not rescan
+def test_longest_prefix_looks_at_each_block_once(window: int, present: list[tuple[bool, bool]]) -> None:
     groups = spec_of([SlidingWindow(window), SlidingWindow(window + 1)], 1).groups
     chain = KeyChain(b"root", 1)
-    chain.extend(array("i", range(length)), length)
+    chain.extend(array("i", range(len(present))), len(present))
     lookups: list[tuple[int, bytes]] = []
 
     class CountingCache(PrefixCache):
@@ -142,11 +144,11 @@ def test_longest_prefix_looks_at_each_block_of_a_window_once(length: int, window
             return super().find(group, key, tokens)
 
     cache = CountingCache(2)
-    for group in groups:
-        for i in range(length):
-            if (length - i) % max(1, window - 1 + group.index):
+    for i, in_groups in enumerate(present):
+        for group in groups:
+            if in_groups[group.index]:
                 block = Block(0)
                 block.group, block.key, block.tokens = group.index, chain.keys[i], chain.tokens[i]
                 cache.publish(block)
-    longest_prefix(cache, groups, chain, length)
+    longest_prefix(cache, groups, chain, len(present))
     assert len(lookups) == len(set(lookups))

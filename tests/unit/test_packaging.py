@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,24 @@ def pins() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in split}
 
 
-def requirements() -> list[str]:
-    project = PYPROJECT["project"]
-    extras = [text for texts in project["optional-dependencies"].values() for text in texts]
-    return [*PYPROJECT["build-system"]["requires"], *project["dependencies"], *extras]
+def requirements(*extras: str) -> list[str]:
+    """What the package needs at run time and for these extras."""
+    optional = PYPROJECT["project"]["optional-dependencies"]
+    found = [*PYPROJECT["project"]["dependencies"], *(text for extra in extras for text in optional[extra])]
+    return [text for text in found if not text.startswith("kvtrove[")]
+
+
+def imported(folder: str) -> set[str]:
+    """Distributions that the Python files of a folder import, at whatever depth of a function."""
+    names: set[str] = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.split(".")[0])
+    owners = importlib.metadata.packages_distributions()
+    return {canonicalize_name(owners[name][0]) for name in names - sys.stdlib_module_names if name in owners}
 
 
 def test_one_place_states_the_version() -> None:
@@ -39,10 +55,30 @@ def test_the_changelog_knows_the_version() -> None:
     assert f"## {kvtrove.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("text", requirements())
+EVERYTHING = [*PYPROJECT["build-system"]["requires"], *requirements("server", "bench", "test", "dev")]
+
+
+@pytest.mark.parametrize("text", EVERYTHING)
 def test_every_requirement_has_a_tested_version_that_satisfies_it(text: str) -> None:
     requirement = Requirement(text)
     assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("src/kvtrove", ["server", "bench"]),
+        ("tests", ["server", "bench", "test"]),
+        ("examples", []),
+        ("benchmarks", ["server", "bench", "test"]),
+        ("training", ["test"]),
+    ],
+)
+def test_what_is_imported_is_declared(folder: str, extras: list[str]) -> None:
+    """A package that only happens to be installed is missing on the next machine."""
+    declared = {canonicalize_name(Requirement(text).name) for text in requirements(*extras)}
+    undeclared = imported(folder) - declared - {"kvtrove"}
+    assert not undeclared, f"{folder} imports {undeclared}: add them to pyproject.toml and constraints.txt"
 
 
 def test_the_build_environment_stays_small() -> None:

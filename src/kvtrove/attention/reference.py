@@ -19,8 +19,8 @@ from kvtrove.attention.backend import AttentionBatch, AttentionLayer
 from kvtrove.attention.tiles import Tile, make_tiles
 from kvtrove.kv.retention import Retention
 
-MAX_SCORES = 1 << 24
-"""Scores computed at a time: 64 MiB in float32."""
+MAX_SCORES = 1 << 22
+"""Scores computed at a time: 16 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,8 @@ def _gather(layer: AttentionLayer, tile: Tile) -> tuple[Tensor, Tensor]:
 
 
 def _widen(x: Tensor, sequences: int) -> Tensor:
-    """[B * L, kv_heads, head_dim] -> float32 [B, kv_heads, L, head_dim], contiguous, in one pass."""
-    heads_first = x.unflatten(0, (sequences, -1)).transpose(1, 2)
-    return torch.empty(heads_first.shape, dtype=torch.float32, device=x.device).copy_(heads_first)
+    """[B * L, kv_heads, head_dim] -> float32 [B, kv_heads, L, head_dim]: reordered first, since that moves fewer bytes."""
+    return x.unflatten(0, (sequences, -1)).transpose(1, 2).contiguous().float()
 
 
 def _chunks(tile: Tile, max_pairs: int) -> Iterator[tuple[slice, slice]]:

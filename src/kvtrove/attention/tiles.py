@@ -22,7 +22,7 @@ from torch import Tensor
 from kvtrove.attention.backend import AttentionBatch
 from kvtrove.kv.retention import Retention
 
-MAX_KEYS = 1 << 16
+MAX_KEYS = 1 << 13
 """Keys gathered for a tile of several sequences; one sequence alone may have more."""
 NOWHERE = 1 << 40
 """Position of padding: beyond every range."""

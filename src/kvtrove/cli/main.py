@@ -19,6 +19,8 @@ from typer.core import TyperGroup
 from kvtrove.cli.chat import chat
 from kvtrove.cli.doctor import doctor
 from kvtrove.cli.generate import generate
+from kvtrove.cli.plan import plan
+from kvtrove.cli.serve import serve
 from kvtrove.config import ConfigError, Environment
 from kvtrove.models.spec import ModelError
 from kvtrove.request import RequestError
@@ -58,7 +60,7 @@ def _refuse(message: str, error: BaseException | None = None) -> int:
 
 
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, add_completion=False)
-for command in (generate, chat, doctor):
+for command in (generate, chat, doctor, plan, serve):
     app.command()(command)
 
 

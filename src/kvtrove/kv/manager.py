@@ -135,7 +135,8 @@ class KVCacheManager:
             return False
         if match is not None:
             self._take_over(kv, match)
-        if fresh := self.pool.allocate(missing):
+        if missing:
+            fresh = self._take(missing)
             kv.extend(fresh[g :: self.num_groups] for g in range(self.num_groups))
         self._verify()
         return True
@@ -166,7 +167,7 @@ class KVCacheManager:
         if tails is None:
             return None
         child = self._handle(kv.chain.copy(full), kv.salt)
-        child.num_computed, child.next_event = kv.num_computed, kv.next_event
+        child.num_computed = kv.num_computed
         child.extend(table.blocks[:full] for table in kv.tables)
         for block in child.sealed_blocks():
             self.pool.acquire(block)
@@ -195,13 +196,14 @@ class KVCacheManager:
         if need > self.pool.num_available + dropped:
             return False
         self.pool.release(kv.cut(kept))
-        if fresh := self.pool.allocate(need):
+        if need:
+            fresh = self._take(need)
             self._copy(cut, fresh)
             old = kv.cut(full)
             kv.extend([block] for block in fresh)
             self.pool.release(old)
         kv.chain.cut(full)
-        kv.num_computed, kv.next_event = num_tokens, next_event(self._rules, num_tokens, self.block_size)
+        kv.num_computed, kv.next_event = num_tokens, 0
         self._verify()
         return True
 
@@ -343,6 +345,11 @@ class KVCacheManager:
         if self.enable_prefix_caching:
             block.key, block.tokens = chain.keys[i], chain.tokens[i]
             self.index.publish(block)
+
+    def _take(self, num: int) -> list[Block]:
+        blocks = self.pool.allocate(num)
+        assert blocks is not None, "they were counted before"
+        return blocks
 
     def _copy(self, sources: Iterable[Block | None], targets: Iterable[Block]) -> None:
         for source, target in zip(sources, targets, strict=True):

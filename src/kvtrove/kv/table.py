@@ -80,7 +80,7 @@ class SequenceKV:
 
     num_computed: tokens whose K/V are in the cache. capacity: tokens that the tables have room for, -1 once freed.
     next_event: the number of computed tokens at which a block is to be sealed or leaves a window; before it, commit
-    only counts.
+    only counts. 0 when unknown: the next commit looks.
     """
 
     __slots__ = ("_ids", "capacity", "chain", "next_event", "num_computed", "salt", "tables")

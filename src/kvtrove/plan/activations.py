@@ -18,9 +18,9 @@ from kvtrove.plan.kv import kept_tokens, shard
 from kvtrove.plan.model import LayerGeometry, PlanModel
 
 FLOAT32 = 4
-MAX_SCORES = 1 << 24
+MAX_SCORES = 1 << 22
 """Scores that the reference attention computes at a time (kvtrove.attention.reference)."""
-MAX_KEYS = 1 << 16
+MAX_KEYS = 1 << 13
 """Keys that it gathers for several decoding sequences at a time (kvtrove.attention.tiles)."""
 RANKED_LOGIT = 44
 """Bytes per logit while the sampler sorts whole rows: values, ids, float64 weights and their sums."""
@@ -61,32 +61,46 @@ def _shared(model: PlanModel, limits: StepLimits, block_size: int) -> int:
 
 def _attention(model: PlanModel, layer: LayerGeometry, limits: StepLimits, ranks: int) -> int:
     element = DTYPE_BYTES[model.dtype]
-    heads = -(-model.num_heads // ranks)
-    width = max(layer.k_dim, layer.v_dim)
+    heads, width = -(-model.num_heads // ranks), max(layer.k_dim, layer.v_dim)
     projected = (3 * heads + 3 * layer.kv_heads) * width  # q and k before and after rotation, v, the output
     held = limits.tokens * element * (2 * model.hidden_size + projected)
-    return held + max(_prefill_tile(layer, limits, heads, width), _decode_tile(layer, limits, heads, width))
+    key = layer.kv_heads * width
+    return held + max(_prefill_tile(layer, limits, heads, width, element), _decode_tile(layer, limits, heads, key, element))
 
 
-def _prefill_tile(layer: LayerGeometry, limits: StepLimits, heads: int, width: int) -> int:
-    """One sequence with all new tokens of the step, at the end of the longest context."""
-    length = _keys(layer, limits, limits.tokens)
-    gathered = length * layer.kv_heads * width * FLOAT32
-    queries = min(limits.tokens, max(1, MAX_SCORES // heads // length))
-    scores = queries * length * heads * FLOAT32
-    masks = 2 * queries * length
-    before = 2 * gathered if limits.sequences > 1 else 0  # the tile before this one is let go after it is gathered
-    return max(3 * gathered + before, 2 * gathered + 2 * scores + masks + 3 * queries * heads * width * FLOAT32)
+def _prefill_tile(layer: LayerGeometry, limits: StepLimits, heads: int, width: int, element: int) -> int:
+    """One sequence with all new tokens of the step.
+
+    While the context is short, all queries share one product; from `full` on, they are cut into runs of MAX_SCORES
+    scores. Memory is convex in the length from there, so the largest is at one of the two ends.
+    """
+    longest = _keys(layer, limits, limits.tokens)
+    full = MAX_SCORES // heads // limits.tokens
+
+    def at(length: int) -> int:
+        elements = length * layer.kv_heads * width
+        pairs = min(limits.tokens * length, max(MAX_SCORES // heads, length))
+        queries = min(limits.tokens, pairs // length + 1)
+        products = pairs * (2 * heads * FLOAT32 + 2) + 3 * queries * heads * width * FLOAT32
+        return max(_gathering(elements, element, limits.sequences > 1), 2 * elements * FLOAT32 + products)
+
+    return max(at(longest), at(max(1, min(longest, full))))
 
 
-def _decode_tile(layer: LayerGeometry, limits: StepLimits, heads: int, width: int) -> int:
-    """Several sequences with one new token each; a batched product copies its keys or values once more."""
+def _decode_tile(layer: LayerGeometry, limits: StepLimits, heads: int, key_elements: int, element: int) -> int:
+    """Several sequences with one new token each."""
     length = _keys(layer, limits, 1)
-    sequences = max(1, min(limits.sequences, MAX_KEYS // length))
-    gathered = sequences * length * layer.kv_heads * width * FLOAT32
-    before = 2 * gathered if limits.sequences > sequences else 0
-    scores = sequences * length * heads * FLOAT32
-    return max(3 * gathered + before, 3 * gathered + 2 * scores + 2 * sequences * length)
+    all_keys = limits.sequences * length
+    keys = min(all_keys, max(MAX_KEYS, length))
+    elements = keys * key_elements
+    products = keys * (2 * heads * FLOAT32 + 2)
+    return max(_gathering(elements, element, all_keys > keys), 2 * elements * FLOAT32 + products)
+
+
+def _gathering(elements: int, element: int, others: bool) -> int:
+    """K and V as stored, reordered, and in float32; the tile before is let go only when the next one is there."""
+    reordered = element if element < FLOAT32 else 0
+    return elements * (2 * element + reordered + 2 * FLOAT32 + (2 * FLOAT32 if others else 0))
 
 
 def _keys(layer: LayerGeometry, limits: StepLimits, new_tokens: int) -> int:

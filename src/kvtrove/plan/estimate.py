@@ -16,7 +16,7 @@ from kvtrove.plan.parameters import Parameters
 UNGATED = frozenset({"gpt2", "opt", "bloom", "mpt", "falcon", "gpt_neox", "gpt_bigcode", "starcoder2", "phi", "stablelm_epoch"})
 """Model types whose feed-forward networks have two matrices instead of three."""
 EXACT = frozenset({"deepseek_v2", "deepseek_v3", "kimi_k2"})
-TIED = frozenset({"gpt2", "opt", "bloom", "mpt", "falcon", "gpt_bigcode", "gemma", "gemma3n", "gemma4", "cohere", "cohere2"})
+TIED = frozenset({"gpt2", "opt", "bloom", "mpt", "falcon", "gpt_bigcode", "gemma", "gemma3n", "gemma4", "cohere", "cohere2", "afm7"})
 """Model types whose output matrix is the embedding unless the config says otherwise."""
 
 
@@ -62,8 +62,7 @@ def estimate_parameters(view: ConfigView, layers: Sequence[LayerGeometry], exper
     per_layer = _per_layer_inputs(view, len(layers))
     attention = sum(_latent(view) if view.has("kv_lora_rank") else _attention(view, layer) for layer in layers)
     norms = hidden + 2 * hidden * len(layers)
-    dense_width = view.get("intermediate_size_mlp", view.get("intermediate_size", 4 * hidden))
-    widths = dense_width if isinstance(dense_width, list) else [int(dense_width)] * len(layers)
+    widths = dense_widths(view, layers)
     dense = sum(matrices * hidden * width for width, sparse in zip(widths, experts.sparse, strict=True) if not sparse)
     num_sparse = sum(experts.sparse)
     routers = num_sparse * experts.num * hidden
@@ -72,6 +71,18 @@ def estimate_parameters(view: ConfigView, layers: Sequence[LayerGeometry], exper
     every_token = embedding + attention + norms + dense + routers + shared  # the output matrix, tied or not
     total = every_token + routed + per_layer + (0 if tied else embedding)
     return Parameters(total, every_token, routed, replicated=norms + routers)
+
+
+def dense_widths(view: ConfigView, layers: Sequence[LayerGeometry]) -> list[int]:
+    """Width of each layer's feed-forward network, as if none had experts."""
+    hidden = view.size("hidden_size")
+    usual = int(hidden * view.number("hidden_dim_scale_factor", 4.0))
+    width = view.get("intermediate_size_mlp", view.get("intermediate_size", usual))
+    widths = list(width) if isinstance(width, list) else [int(width)] * len(layers)
+    if len(widths) != len(layers):
+        raise view.error(f"'intermediate_size' has {len(widths)} entries, expected 'num_hidden_layers' = {len(layers)}")
+    doubled = view.flag("use_double_wide_mlp", False)  # Gemma 4: where a layer computes no keys and values
+    return [2 * w if doubled and layer.source is not None else w for w, layer in zip(widths, layers, strict=True)]
 
 
 def model_type(view: ConfigView) -> str:

@@ -175,6 +175,7 @@ _KEYS = {
     "v_head_dim": "attention.value_length",
     "max_position_embeddings": "context_length",
     "vocab_size": "vocab_size",
+    "q_lora_rank": "attention.q_lora_rank",
     "sliding_window": "attention.sliding_window",
     "attention_chunk_size": "attention.chunk_size",
     "num_kv_shared_layers": "attention.shared_kv_layers",
@@ -195,6 +196,10 @@ def as_config(header: GGUFHeader) -> dict[str, Any]:
         value = header.metadata.get(f"{kind}.{key}")
         if value:  # 0 stands for none
             config[name] = value
+    if "kv_lora_rank" in config:  # key_length is the latent's width in newer files, which add the heads' own as *_mla
+        key, values = (header.metadata.get(f"{kind}.attention.{name}_mla") for name in ("key_length", "value_length"))
+        config["qk_nope_head_dim"] = (key or config.get("head_dim", 0)) - config.get("qk_rope_head_dim", 0)
+        config["v_head_dim"] = values or config.get("v_head_dim", 0)
     heads = config.get("num_attention_heads")
     if isinstance(heads, list):
         config["num_attention_heads"] = max(heads)

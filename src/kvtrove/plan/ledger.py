@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
+from kvtrove.plan.capacity import readable
+
 RESERVE_BYTES = 512 * 2**20
 """Interpreter, libraries, allocator slack, and what else a process needs before it does anything."""
 RESERVE_SHARE = 50
@@ -38,6 +40,11 @@ class Ledger:
 
     def as_json(self) -> dict[str, int | bool]:
         return {**asdict(self), "free": self.free}
+
+    def sentence(self) -> str:
+        """``22.0GiB = weights 1.0GiB + kv 8.0GiB + activations 160MiB + reserve 960MiB + free 11.9GiB``"""
+        parts = (f"{name} {readable(size) if size > 0 else size}" for name, size in self.entries().items())
+        return f"{readable(self.total)} = {' + '.join(parts)}"
 
     def with_measured(self, activation_bytes: int) -> Ledger:
         """The ledger after a warm-up: what the formula had wrong goes to or comes from `free`."""

@@ -78,7 +78,9 @@ class Plan:
     @cached_property
     def formats(self) -> list[FormatChoice]:
         """The chosen format among others, with the same memory."""
-        return [self._choice(name) for name in dict.fromkeys([*COMPARED, self.kv_format])]
+        chosen = find_format(self.kv_format)
+        others = (name for name in COMPARED if name != chosen.name and find_format(name).bits != chosen.bits)
+        return [self._choice(name) for name in (chosen.name, *others)]
 
     def _choice(self, name: str) -> FormatChoice:
         fitting = Fitting(self.model, self.wishes, name)
@@ -96,12 +98,13 @@ def make_plan(model: PlanModel, wishes: Wishes) -> Plan:
     context, users = wishes.context, wishes.users
     if context is not None and context > model.max_position:
         raise ConfigError(f"context: {context} is more than the {model.max_position} positions that the model knows")
+    shortest = min(SHORTEST, model.max_position)
     if context is None:
-        context = fitting.longest(users or 1)
+        context = max(shortest, fitting.longest(users or 1))
     if users is None:
-        users = fitting.most(context) if context else 0
-    if not context or not users or not fitting.fits(users, context):
-        raise ConfigError(_refusal(fitting, wishes.users or 1, wishes.context or min(SHORTEST, model.max_position)))
+        users = max(1, fitting.most(context))
+    if not fitting.fits(users, context):
+        raise ConfigError(_refusal(fitting, users, context))
     return Plan(fitting, context, users, _num_blocks(fitting, users, context))
 
 
@@ -144,7 +147,8 @@ def _ways_out(fitting: Fitting, users: int, context: int) -> Iterator[str]:
     if fewer:
         yield f"--users {fewer} fits"
     for name in COMPARED:
-        if find_format(name).served and name != fitting.format_name and Fitting(fitting.model, wishes, name).fits(users, context):
+        smaller = find_format(name).served and find_format(name).bits < find_format(fitting.format_name).bits
+        if smaller and Fitting(fitting.model, wishes, name).fits(users, context):
             yield f"--kv-cache-dtype {name} fits"
             break
     needed = fitting.kv_needed(users, context)

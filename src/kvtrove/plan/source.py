@@ -15,7 +15,7 @@ from kvtrove.models.config_view import ConfigView, read_json
 from kvtrove.models.families import REGISTRY, find_family
 from kvtrove.models.spec import ModelError
 from kvtrove.plan import gguf
-from kvtrove.plan.estimate import EXACT, estimate_parameters, model_type, read_experts
+from kvtrove.plan.estimate import EXACT, dense_widths, estimate_parameters, model_type, read_experts
 from kvtrove.plan.geometry import canonical, read_layers
 from kvtrove.plan.model import PlanModel, from_spec
 from kvtrove.plan.parameters import Parameters
@@ -61,7 +61,6 @@ def _from_view(view: ConfigView, name: str, architecture: str, dtype: str) -> Pl
     stored = str(view.get("dtype", view.get("torch_dtype", "bfloat16"))).removeprefix("torch.")
     dtype = (stored if stored in DTYPE_BYTES else "bfloat16") if dtype == "auto" else dtype
     bits, exact = _weight_bits(view, dtype)
-    width = view.get("intermediate_size", 4 * view.size("hidden_size"))
     return PlanModel(
         name=name,
         architecture=architecture,
@@ -70,7 +69,7 @@ def _from_view(view: ConfigView, name: str, architecture: str, dtype: str) -> Pl
         hidden_size=view.size("hidden_size"),
         vocab_size=view.size("vocab_size"),
         num_heads=view.size("num_attention_heads"),
-        ffn=max(width) if isinstance(width, list) else int(width),
+        ffn=max(dense_widths(view, layers)),
         max_position=view.size("max_position_embeddings", 2**31 - 1),
         parameters=parameters,
         weight_bytes=round(parameters.total * bits / 8),

@@ -88,6 +88,19 @@ def test_there_is_nothing_to_wait_for_beyond_the_limit(limit: int) -> None:
     assert manager.next_missing_key(kv, manager.match(kv, ids(range(12)), limit)) is None
 
 
+def test_a_match_and_its_new_blocks_must_fit_together() -> None:
+    manager = make(num_blocks=4)
+    manager.free(compute(manager, ids(range(12))))
+    kv, tokens = manager.open(), ids(range(20))
+    match = manager.match(kv, tokens, 19)
+    assert (match.num_tokens, manager.num_free_blocks) == (12, 4)
+    stats = manager.stats()
+    assert not manager.allocate(kv, 8, match), "4 are free, but 3 of them are the match"
+    assert (manager.stats(), kv.num_blocks, kv.num_computed) == (stats, 0, 0)
+    assert manager.allocate(kv, 4, match)
+    assert kv.num_blocks == 4
+
+
 def test_a_match_whose_blocks_were_evicted_is_refused() -> None:
     manager = make(num_blocks=4)
     manager.free(compute(manager, ids(range(12))))
@@ -247,6 +260,30 @@ def test_the_clock_dates_evictions() -> None:
     now[0] = 130.0
     compute(manager, ids(range(50, 54)))
     assert manager.stats().eviction_age == 30.0
+
+
+def test_other_tokens_after_a_truncate_get_other_keys() -> None:
+    manager = make()
+    kv = compute(manager, ids(range(12)))
+    other = ids(range(6), range(50, 60))
+    assert manager.truncate(kv, 6)
+    manager.take_copies()
+    manager.allocate(kv, 10)
+    manager.commit(kv, other, 10)
+    assert kv.chain.keys == compute(manager, other).chain.keys
+
+
+def test_children_may_go_on_with_other_tokens_than_the_prompt_of_their_parent() -> None:
+    manager = make()
+    kv, prompt, other = manager.open(), ids(range(12)), ids(range(4), range(50, 58))
+    manager.match(kv, prompt, 11)  # hashes ahead
+    manager.allocate(kv, 4)
+    manager.commit(kv, prompt, 4)
+    child = manager.fork(kv)
+    assert child is not None
+    manager.allocate(child, 8)
+    manager.commit(child, other, 8)
+    assert child.chain.keys == compute(manager, other).chain.keys
 
 
 # ---- mistakes of the caller ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
@@ -146,6 +147,21 @@ def test_rules_that_leave_nothing_fall_back_to_the_best_raw_token(temperature):
     contradiction = spec(temperature=temperature, allowed_token_ids=[4, 5], banned=(4, 5), streams=range(5))
     fine = spec(temperature=temperature, allowed_token_ids=[4, 5], banned=(4,))
     assert sample(logits, [contradiction, fine]) == [[best] * 5, [5]]
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"candidates": 6, "beam_width": 3}])
+def test_a_grammar_mask_excludes_what_it_does_not_hold(options):
+    allowed = [3, 31, 32, 64, V - 1]
+    mask = np.zeros((V + 31) // 32, dtype=np.uint32)
+    for token in allowed:
+        mask[token // 32] |= np.uint32(1 << token % 32)
+    logits = logits_of(2)
+    masked = dataclasses.replace(spec(streams=range(60), n=1, **options), allowed=mask.view(np.int32))
+    tokens, others = sample(logits, [masked, spec(streams=range(60), temperature=1.0)])
+    best = max(allowed, key=lambda token: logits[0, token])
+    assert set(tokens) <= set(allowed)
+    assert tokens[0] == best or not options
+    assert len(set(others)) > len(allowed), "the mask belongs to its row"
 
 
 def test_one_allowed_token_is_always_drawn():

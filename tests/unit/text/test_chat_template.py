@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -110,7 +110,6 @@ def test_most_combinations_do_render():
     assert rendered > 0.7 * len(TEMPLATES) * len(CONVERSATIONS) * len(SETTINGS)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     contents=st.lists(st.text(max_size=30), min_size=1, max_size=4),
     style=st.sampled_from(["ChatML", "Llama 3", "Qwen"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -51,14 +51,15 @@ def test_ids_and_text_equal_transformers(tmp_path, kind):
     assert ours.vocab_size == len(theirs)
 
 
-@settings(max_examples=40, deadline=None)
-@given(text=st.text(max_size=60))
-def test_any_text_equals_transformers(tmp_path_factory, text):
-    for kind in ("byte-level, BOS", "SentencePiece", "SentencePiece, Metaspace"):
-        directory = tmp_path_factory.getbasetemp() / kind
-        if not directory.is_dir():
-            write(directory, kind, tokenizer_config={"tokenizer_class": "PreTrainedTokenizerFast"})
-        agree(*both(directory), text)
+@pytest.mark.parametrize("kind", ["byte-level, BOS", "SentencePiece", "SentencePiece, Metaspace"])
+def test_any_text_equals_transformers(tmp_path, kind):
+    ours, theirs = both(write(tmp_path, kind))
+
+    @given(st.text(max_size=60))
+    def same(text: str) -> None:
+        agree(ours, theirs, text)
+
+    same()
 
 
 @pytest.mark.parametrize("bos", [True, False, None])

@@ -1,0 +1,126 @@
+"""The plan on a terminal: ledger with a bar, frontier, formats, other engines, load, and the command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kvtrove.plan.capacity import readable
+from kvtrove.plan.equivalents import KTransformers
+from kvtrove.plan.hardware import Machine
+from kvtrove.plan.ledger import bar
+from kvtrove.plan.planner import Plan
+from kvtrove.plan.units import show_seconds
+
+BAR = 60
+COLOURS = {"W": "blue", "K": "green", "A": "yellow", "R": "magenta", ".": "bright_black"}
+
+
+def show_plan(plan: Plan, report: dict[str, Any], kt: KTransformers, machine: Machine) -> None:
+    console = Console(highlight=False)
+    _headline(console, plan, report)
+    _ledger(console, plan, report)
+    _frontier(console, plan)
+    _formats(console, plan)
+    if "load" in report:
+        _load(console, report["load"], machine)
+    _other_engines(console, report, kt)
+    for preset in report.get("presets", ()):
+        _preset(console, preset)
+    _command(console, report)
+
+
+def _headline(console: Console, plan: Plan, report: dict[str, Any]) -> None:
+    model, kv = plan.model, plan.kv
+    about = "" if model.exact_weights else "about "
+    console.print(f"[bold]{model.name}[/bold]  {model.architecture}, {about}{model.parameters.total / 1e9:.3g} B parameters")
+    constant = f" + {readable(kv.constant)} constant" if kv.constant else ""
+    console.print(f"KV cache: {kv.per_token:,} bytes per token{constant} in {plan.kv_format}")
+    if "classic_bytes" in report:
+        size = report["classic_bytes"]
+        console.print(
+            f"  2 x layers x tokens x hidden x batch x bytes agrees: {size / 1e9:.2f} GB ({size / 2**30:.2f} GiB) "
+            f"for {plan.users} x {plan.context:,} tokens"
+        )
+
+
+def _ledger(console: Console, plan: Plan, report: dict[str, Any]) -> None:
+    ledger = plan.ledger
+    table = Table(title=f"Memory: {readable(ledger.total)} ({report['device']})", title_justify="left")
+    table.add_column("")
+    table.add_column("size", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("")
+    notes = {
+        "weights": f"{'' if plan.model.exact_weights else 'about, '}{plan.model.dtype}",
+        "kv": f"{plan.num_blocks:,} blocks of {plan.wishes.block_size} tokens",
+        "activations": "measured" if ledger.measured else f"a step of {plan.wishes.max_num_batched_tokens} tokens",
+        "reserve": "interpreter, libraries, allocators",
+        "free": "",
+    }
+    for name, size in ledger.entries().items():
+        table.add_row(name, readable(size) if size else "0", f"{100 * size / ledger.total:.1f} %", notes[name])
+    console.print(table)
+    console.print(Text("|") + Text.assemble(*((c, COLOURS[c]) for c in bar(ledger, BAR))) + Text("|"))
+
+
+def _frontier(console: Console, plan: Plan) -> None:
+    table = Table(title="Users x context that fit", title_justify="left")
+    table.add_column("users", justify="right")
+    for users, _ in plan.frontier:
+        table.add_column(f"{users:,}", justify="right")
+    table.add_row("context", *(f"{context:,}" for _, context in plan.frontier))
+    console.print(table)
+    console.print(f"chosen: [bold]{plan.users:,} users x {plan.context:,} tokens[/bold]")
+
+
+def _formats(console: Console, plan: Plan) -> None:
+    table = Table(title="What each KV format buys", title_justify="left")
+    for name in ("format", "bytes/token", "longest context", "most users", ""):
+        table.add_column(name, justify="left" if name in ("format", "") else "right")
+    for choice in plan.formats:
+        note = "chosen" if choice.name == plan.kv_format else "" if choice.served else "other engines"
+        table.add_row(choice.name, f"{choice.kv.per_token:,}", f"{choice.max_context:,}", f"{choice.max_users:,}", note)
+    console.print(table)
+
+
+def _load(console: Console, load: dict[str, Any], machine: Machine) -> None:
+    source = "measured" if machine.measured else "datasheet, not measured"
+    table = Table(title=f"Load: {load['prompt']:,.0f} prompt + {load['new']:,.0f} new tokens", title_justify="left")
+    for name in ("", "per second", "TTFT", "TPOT", "decoding", "KV tokens", ""):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    rows = {"asked for": load["at_rate"], "most": load["max_rate"], "within limits": load["max_rate_within_slo"]}
+    for name, at in rows.items():
+        if at is not None:
+            times = (show_seconds(at["ttft"]), show_seconds(at["tpot"]))
+            note = f"! {at['bottleneck']}" if at["bottleneck"] else ""
+            table.add_row(name, f"{at['rate']:.3g}", *times, f"{at['decoding']:.1f}", f"{at['kv_tokens']:,.0f}", note)
+    console.print(table)
+    console.print(f"  {machine.name} ({source}): {machine.bandwidth / 1e9:.4g} GB/s, {machine.flops / 1e12:.3g} TFLOPS")
+
+
+def _other_engines(console: Console, report: dict[str, Any], kt: KTransformers) -> None:
+    console.print("[bold]The same in other engines[/bold]")
+    console.print(f"  KTransformers  {kt.arguments}", soft_wrap=True)
+    console.print(
+        f"    {kt.max_batch_size} x ({kt.prompt_tokens} prompt + {kt.max_new_tokens} new) = {kt.needed:,} slots; its own rule "
+        f"cache_lens > {kt.max_batch_size} x {kt.max_new_tokens} = {kt.simple_rule:,} forgets the prompts",
+        soft_wrap=True,
+    )
+    console.print(f"  llama.cpp      {report['llama_cpp']}", soft_wrap=True)
+    console.print(f"  vLLM           {report['vllm']}", soft_wrap=True)
+
+
+def _preset(console: Console, preset: dict[str, Any]) -> None:
+    if preset["command"] or preset["context"]:
+        console.print(f"  {preset['name']:>14}  {preset['users']:,} x {preset['context']:,} tokens  {preset['command'] or ''}", soft_wrap=True)
+    else:
+        console.print(f"  {preset['name']:>14}  {preset['why']}", soft_wrap=True)
+
+
+def _command(console: Console, report: dict[str, Any]) -> None:
+    command = report["command"]
+    console.print(f"[bold]{command}[/bold]" if command else report["why_no_command"], soft_wrap=True)

@@ -1,0 +1,112 @@
+"""`kvtrove serve`: the HTTP server on a checkpoint, or on the embedded model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvtrove.cli.options import EngineOptions, spread
+from kvtrove.config import ConfigError, Environment
+
+if TYPE_CHECKING:
+    from kvtrove.server.service import Service
+    from kvtrove.server.settings import Limits
+
+
+def _flag(panel: str, metavar: str | None, help: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
+
+
+@dataclass(frozen=True)
+class LimitOptions:
+    """The limits that operators turn most; the others keep their defaults."""
+
+    max_queue: Annotated[int, _flag("Limits", "N", "Sequences that may wait; then requests get 429.")] = 256
+    max_concurrent: Annotated[int, _flag("Limits", "N", "Requests in flight at once.")] = 1024
+    max_prompt_tokens: Annotated[int | None, _flag("Limits", "N", "Longest prompt; the context if left out.")] = None
+    max_n: Annotated[int, _flag("Limits", "N", "Most sequences per prompt (n, best_of, beams).")] = 32
+    max_body_size: Annotated[str, _flag("Limits", "SIZE", "Largest request, for example 8MiB.")] = "8MiB"
+    request_timeout: Annotated[float, _flag("Limits", "SECONDS", "Longest time that a request may take.")] = 600.0
+    idle_timeout: Annotated[float, _flag("Limits", "SECONDS", "Longest silence of a client.")] = 60.0
+
+    def limits(self) -> Limits:
+        from kvtrove.config import parse_size
+        from kvtrove.server.settings import Limits
+
+        return Limits(
+            max_body_bytes=parse_size(self.max_body_size, "max_body_size"),
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_n=self.max_n,
+            max_concurrent=self.max_concurrent,
+            max_queue=self.max_queue,
+            request_timeout=self.request_timeout,
+            idle_timeout=self.idle_timeout,
+        )
+
+
+@spread
+def serve(
+    limits: LimitOptions,
+    engine: EngineOptions,
+    model: Annotated[
+        str, typer.Argument(metavar="[MODEL]", help="Directory of a checkpoint; the embedded model if left out.")
+    ] = "demo",
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; elsewhere needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", help="0 takes any free one.")] = 8000,
+    api_keys: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML: a table with a key per tenant.")] = None,
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="What requests call the model; repeatable.")
+    ] = None,
+    tool_format: Annotated[
+        str, typer.Option(metavar="FORMAT", help="How the model writes tool calls: auto, hermes or llama3.")
+    ] = "auto",
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(metavar="ORIGIN", help="A web page that may call the server; repeatable.")
+    ] = None,
+    drain_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Time that accepted requests have after SIGTERM.")
+    ] = 60.0,
+    log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "info",
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object per line.")] = False,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's API does.
+
+    Example: kvtrove serve --port 8000
+    """
+    try:
+        from kvtrove.server import logs
+        from kvtrove.server.app import create_app
+        from kvtrove.server.auth import load_keyring
+        from kvtrove.server.run import address_of, bind, run
+        from kvtrove.server.service import Service
+        from kvtrove.server.settings import ServerSettings
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"serve needs {error.name}, which is not installed: pip install 'kvtrove[server]'") from error
+    if log_level not in ("debug", "info", "warning", "error"):
+        raise ConfigError(f"--log-level: {log_level!r} is not one of debug, info, warning, error")
+    environment = Environment.read()
+    keyring = load_keyring(environment.api_key, environment.admin_key, api_keys)
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        served_model_names=tuple(served_model_name or (model if model == "demo" else Path(model).resolve().name,)),
+        cors_origins=tuple(cors_origin or ()),
+        drain_timeout=drain_timeout,
+        tool_format=tool_format,  # type: ignore[arg-type]  # it checks the value
+        limits=limits.limits(),
+    )
+    listener = bind(settings, keyring)
+    service = Service(engine.load(model).llm_engine, settings)
+    logs.configure(log_level, log_json)
+    typer.echo(banner(service, address_of(listener)))
+    run(create_app(service, keyring), service, listener)
+
+
+def banner(service: Service, address: str) -> str:
+    """What the operator wants to know first."""
+    kv = service.engine.stats.kv
+    blocks = f"{kv.num_blocks:,} blocks of {service.config.block_size} tokens"
+    return f"{address}/v1 serves {service.model_name}: context {service.max_model_len:,} tokens, KV cache {blocks}"

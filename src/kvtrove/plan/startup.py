@@ -1,0 +1,92 @@
+"""Starting an engine: the cache takes the memory it was told, or a safe share of what is free, and the context follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtrove.config import ConfigError
+from kvtrove.kv.spec import KVCacheSpec
+from kvtrove.plan.activations import StepLimits, activation_bytes
+from kvtrove.plan.capacity import Capacity, default_kv_bytes, fit, max_tokens, readable
+from kvtrove.plan.ledger import Ledger, reserve_bytes
+from kvtrove.plan.model import PlanModel
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """What the engine was started with. kv: bytes, None for a safe share. max_model_len: None takes what fits."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv: int | None = None
+    num_blocks: int | None = None
+    max_model_len: int | None = None
+
+
+def plan_start(model: PlanModel, cache: KVCacheSpec, free: int, settings: StartSettings) -> tuple[Capacity, Ledger]:
+    """Blocks and context for an engine that has `free` bytes, before it loads anything.
+
+    ConfigError when weights, a step and one sequence do not fit together; it names the setting and the value that do.
+    """
+    context = settings.max_model_len or model.max_position
+    if context > model.max_position:
+        raise ConfigError(f"max_model_len: {context} is more than the {model.max_position} positions the model knows")
+    chunk, reserve = settings.max_num_batched_tokens, reserve_bytes(free)
+    if settings.num_blocks is not None:
+        num_blocks = settings.num_blocks
+    else:
+        step = _step_bytes(model, settings, min(context, chunk), None)
+        num_blocks = _kv_bytes(cache, free - model.weight_bytes - reserve - step, context, settings) // cache.block_bytes
+        context = _context(model, cache, free - reserve, num_blocks, context, settings)
+    capacity = fit(cache, num_blocks, context, chunk, required=settings.max_model_len is not None)
+    kv = num_blocks * cache.block_bytes
+    activations = _step_bytes(model, settings, capacity.max_model_len, num_blocks * cache.block_size)
+    return capacity, Ledger(free, model.weight_bytes, kv, activations, reserve)
+
+
+def _step_bytes(model: PlanModel, settings: StartSettings, context: int, cached: int | None) -> int:
+    tokens = settings.max_num_batched_tokens
+    return activation_bytes(model, StepLimits(tokens, settings.max_num_seqs, context, cached))
+
+
+def _kv_bytes(cache: KVCacheSpec, left: int, context: int, settings: StartSettings) -> int:
+    """left: bytes beside weights, reserve and a step without a long context."""
+    if settings.kv is not None:
+        if settings.kv > left:
+            raise ConfigError(
+                f"kv: {readable(settings.kv)} is more than what is free beside weights, a step of "
+                f"{settings.max_num_batched_tokens} tokens and a reserve; "
+                + (f"{readable(left)} fits" if left >= cache.block_bytes else "free some memory or take a smaller model")
+            )
+        return settings.kv
+    if left < cache.block_bytes:
+        raise ConfigError(
+            f"kv: weights, a step of {settings.max_num_batched_tokens} tokens for {settings.max_num_seqs} sequences and a "
+            f"reserve take {readable(-left if left < 0 else 1)} more than what is free: lower max_num_batched_tokens or "
+            f"max_num_seqs, or free some memory"
+        )
+    return default_kv_bytes(cache, left, settings.max_num_seqs, context, settings.max_num_batched_tokens)
+
+
+def _context(
+    model: PlanModel, cache: KVCacheSpec, usable: int, num_blocks: int, context: int, settings: StartSettings
+) -> int:
+    """The longest context whose attention also finds its working memory; a wished one is not shortened but refused."""
+    left = usable - model.weight_bytes - num_blocks * cache.block_bytes
+
+    def works(length: int) -> bool:
+        return _step_bytes(model, settings, length, num_blocks * cache.block_size) <= left
+
+    longest = max_tokens(cache, num_blocks, context, settings.max_num_batched_tokens)
+    if longest < 2 or works(longest):
+        return context
+    low, high = 1, longest
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if works(middle) else (low, middle)
+    if settings.max_model_len is not None:
+        raise ConfigError(
+            f"max_model_len: attention over {context} tokens needs {readable(_step_bytes(model, settings, context, None))} "
+            f"beside weights and cache, {readable(max(1, left))} is free: --max-model-len {low} fits, or a smaller --kv"
+        )
+    return low

@@ -1,0 +1,94 @@
+"""The planned peak of a step against the real decoder, attention and sampler."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kvtrove.attention import reference, tiles
+from kvtrove.models.spec import LayerSpec, ModelSpec, MoESpec, RopeSpec
+from kvtrove.plan import activations
+from kvtrove.plan.activations import StepLimits, activation_bytes
+from kvtrove.plan.model import from_spec
+from kvtrove.request import SamplingParams
+from tests.unit.plan.peak import Shape, measured_peak
+
+GREEDY = SamplingParams(temperature=0.0)
+RANKED = SamplingParams(temperature=0.9, top_p=0.9)
+
+
+def model(**changes: Any) -> ModelSpec:
+    """A small decoder; `heads`, `kv_heads`, `dim`, `window` and `moe` shape its two layers."""
+    shape = {"heads": 8, "kv_heads": 2, "dim": 32, "window": None, "moe": None}
+    heads, kv_heads, dim, window, moe = (changes.pop(key, usual) for key, usual in shape.items())
+    layer = LayerSpec(kv_heads, dim, window, RopeSpec(1e4, dim, max_position=1 << 16), moe=moe)
+    base = ModelSpec(
+        family="llama",
+        architecture="LlamaForCausalLM",
+        vocab_size=500,
+        hidden_size=256,
+        intermediate_size=704,
+        num_heads=heads,
+        layers=(layer, layer),
+        max_position=1 << 16,
+        norm_eps=1e-5,
+        activation="silu",
+        dtype="bfloat16",
+        query_scale=dim**-0.5,
+    )
+    return replace(base, **changes)
+
+
+# name -> (model, tokens cached and new per sequence, how tokens are drawn, planned / measured at most)
+CASES: dict[str, tuple[ModelSpec, Shape, SamplingParams, float]] = {
+    "prompt": (model(), [(0, 512)], GREEDY, 1.05),
+    "prompt after 2k": (model(), [(1536, 512)], GREEDY, 1.05),
+    "prompt after 16k": (model(), [(16_000, 384)], GREEDY, 1.05),
+    "prompt in float32": (model(dtype="float32"), [(3584, 512)], GREEDY, 1.05),
+    "many heads": (model(heads=32), [(0, 512)], GREEDY, 1.15),
+    "every head its own keys": (model(kv_heads=8), [(512, 512)], GREEDY, 1.2),
+    "sliding window": (model(window=512), [(4096, 512)], GREEDY, 1.2),
+    "decodes": (model(), [(511, 1)] * 64, RANKED, 1.1),
+    "decodes with long contexts": (model(), [(4095, 1)] * 8, RANKED, 1.1),
+    "two very long contexts": (model(), [(20_000, 1)] * 2, RANKED, 1.1),
+    "wide feed-forward": (model(intermediate_size=8192), [(0, 512)], GREEDY, 1.05),
+    "wide hidden states": (model(hidden_size=4096), [(0, 128)], GREEDY, 1.05),
+    "experts": (model(moe=MoESpec(4, 1, 8192, True)), [(0, 256)], GREEDY, 1.8),
+    "large vocabulary, whole rows ranked": (model(vocab_size=32_000), [(63, 1)] * 32, RANKED, 1.05),
+}
+
+
+@pytest.mark.parametrize(("spec", "shape", "params", "slack"), CASES.values(), ids=CASES)
+def test_no_step_needs_more_than_planned(spec: ModelSpec, shape: Shape, params: SamplingParams, slack: float) -> None:
+    """A step at its limits comes close to the plan. Experts may all be asked by every token, which random ones are not."""
+    limits = StepLimits(sum(new for _, new in shape), len(shape), max(sum(s) for s in shape))
+    planned, measured = activation_bytes(from_spec(spec, "m", spec.dtype), limits), measured_peak(spec, shape, params)
+    assert measured <= 1.01 * planned
+    assert planned <= slack * measured
+
+
+def test_a_greedy_step_stays_far_below_the_worst_case() -> None:
+    spec = model(vocab_size=32_000)
+    limits = StepLimits(32, 32, 64)
+    assert measured_peak(spec, [(63, 1)] * 32, GREEDY) < activation_bytes(from_spec(spec, "m", "bfloat16"), limits) / 4
+
+
+def test_the_formula_knows_the_attention_that_runs() -> None:
+    """The planner imports no torch, so it repeats these two numbers."""
+    assert activations.MAX_SCORES == reference.MAX_SCORES
+    assert activations.MAX_KEYS == tiles.MAX_KEYS
+
+
+def test_what_is_cached_bounds_what_is_read() -> None:
+    """256 sequences cannot all have the longest context when the cache holds only one such."""
+    planned = from_spec(model(), "m", "bfloat16")
+    bounded = activation_bytes(planned, StepLimits(512, 256, 1 << 16, cached=1 << 16))
+    assert bounded < activation_bytes(planned, StepLimits(512, 256, 1 << 16))
+
+
+def test_ranks_share_the_work() -> None:
+    planned = from_spec(model(intermediate_size=8192, vocab_size=10), "m", "bfloat16")
+    limits = StepLimits(512, 1, 512)
+    assert activation_bytes(planned, limits, tensor_parallel=4) < activation_bytes(planned, limits) / 2
