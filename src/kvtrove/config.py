@@ -141,6 +141,7 @@ class EngineConfig:
     def from_kwargs(cls, model: str, **settings: Any) -> tuple[EngineConfig, list[str]]:
         """A config from keyword arguments under our or vLLM's names, and the names that were ignored.
 
+        A name that only vLLM knows is ignored where it asks for nothing (None, a parallel size of 1).
         Raises ConfigError for a name that neither knows, with the nearest known one.
         """
         known = {f.name for f in fields(cls)}
@@ -150,7 +151,7 @@ class EngineConfig:
             ours = _VLLM_ALIASES.get(name, name)
             if ours in known:
                 kept[ours] = value
-            elif name in IGNORED_VLLM_KEYS or (name.endswith("_parallel_size") and value == 1):
+            elif name in IGNORED_VLLM_KEYS or value is None or (name.endswith("_parallel_size") and value == 1):
                 ignored.append(name)
             else:
                 raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")

@@ -132,8 +132,8 @@ def test_our_names_and_those_of_vllm_are_accepted() -> None:
 
 
 def test_settings_without_a_meaning_here_are_reported() -> None:
-    _, ignored = EngineConfig.from_kwargs("m", gpu_memory_utilization=0.9, tensor_parallel_size=1)
-    assert ignored == ["gpu_memory_utilization", "tensor_parallel_size"]
+    _, ignored = EngineConfig.from_kwargs("m", gpu_memory_utilization=0.9, tensor_parallel_size=1, quantization=None)
+    assert ignored == ["gpu_memory_utilization", "tensor_parallel_size", "quantization"]
 
 
 def test_more_than_one_device_is_not_ignored() -> None:

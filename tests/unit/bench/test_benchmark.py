@@ -191,7 +191,7 @@ def _first_words(behaviour: Behaviour) -> dict[str, str]:
 
 def test_a_conversation_ends_with_the_turn_that_fails() -> None:
     workload = replace(SMALL, turns=3)
-    behaviour = Behaviour(fail=lambda prompt: (500, "oops") if "word" in prompt else None)
+    behaviour = Behaviour(ttft=0.1, fail=lambda prompt: (500, "oops") if "word" in prompt else None)
     result = measure(behaviour, Load(requests=4), workload, slo=Slo(ttft=1))
     counts = result.runs[0].summary.counts
     assert (counts.sent, counts.completed, counts.failed) == (8, 4, 4)
@@ -206,7 +206,7 @@ def test_own_prompts_are_sent_as_they_are(tmp_path: Path) -> None:
         '{"messages": [{"role": "system", "content": "five"}, {"role": "user", "content": "six"}], "max_tokens": 3}\n'
     )
     behaviour, audience = Behaviour(), Silent()
-    result = measure(behaviour, Load(concurrency=1), Workload(prompts=str(path)), audience)
+    measure(behaviour, Load(concurrency=1), Workload(prompts=str(path)), audience)
     said = [r["said"] for r in behaviour.requests[2:]]
     assert said == ["one", "two", "three", "three\n" + "word " * 5 + "\nfour", "five\nsix"]
     assert [r.get("max_tokens") for r in behaviour.requests[2:]] == [None, 2, None, None, 3]
@@ -234,7 +234,7 @@ def test_a_wrong_line_is_named(line: str, message: str, tmp_path: Path) -> None:
 
 
 def test_a_file_of_prompts_that_is_empty_or_missing(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read .*missing"):
+    with pytest.raises(ConfigError, match=r"cannot read .*missing"):
         measure(Behaviour(), Load(), Workload(prompts=str(tmp_path / "missing")))
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(ConfigError, match="is empty; write one"):

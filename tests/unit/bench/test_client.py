@@ -252,9 +252,9 @@ def test_what_limits_the_measurement_is_said() -> None:
 def test_a_key_is_sent_and_its_absence_explained() -> None:
     behaviour = Behaviour(api_key="secret")
     assert look(behaviour, replace(TARGET, api_key="secret"))[0].model == "tiny"
-    with pytest.raises(ProbeError, match="wants an API key .401.: give --api-key or set OPENAI_API_KEY"):
+    with pytest.raises(ProbeError, match=r"wants an API key \(401\): give --api-key or set OPENAI_API_KEY"):
         look(behaviour)
-    with pytest.raises(ProbeError, match="refuses the API key .401.: check --api-key") as caught:
+    with pytest.raises(ProbeError, match=r"refuses the API key \(401\): check --api-key") as caught:
         look(behaviour, replace(TARGET, api_key="wrong-one"))
     assert "wrong-one" not in str(caught.value)
     assert "secret" not in repr(replace(TARGET, api_key="secret"))
