@@ -1,0 +1,1 @@
+"""SchedulerOutput in, ModelOutput out."""
