@@ -63,7 +63,7 @@ class Engine:
         self.kv = KVCacheManager(
             self.runner.cache,
             capacity.num_blocks,
-            root=model_fingerprint(directory, compute_dtype(config, self.spec)),
+            root=model_fingerprint(directory, self.spec, compute_dtype(config, self.spec), self.max_model_len),
             enable_prefix_caching=config.enable_prefix_caching,
             check=config.check or 0,
             crc=self.runner.arena.crc,

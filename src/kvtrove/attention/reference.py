@@ -82,7 +82,7 @@ def _gather(layer: AttentionLayer, tile: Tile) -> tuple[Tensor, Tensor]:
 
 
 def _widen(x: Tensor, sequences: int) -> Tensor:
-    """[B * L, kv_heads, head_dim] -> float32 [B, kv_heads, L, head_dim]: reordered first, since that moves fewer bytes."""
+    """[B * L, kv_heads, head_dim] -> float32 [B, kv_heads, L, head_dim]; reordered while it has fewer bytes."""
     return x.unflatten(0, (sequences, -1)).transpose(1, 2).contiguous().float()
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from kvtrove.models.spec import ModelSpec
+
 SAMPLES, SAMPLE_BYTES = 64, 4096
 
 
-def model_fingerprint(directory: Path, dtype: str) -> bytes:
-    """32 bytes over config.json, the compute dtype and the weight files.
+def model_fingerprint(directory: Path, spec: ModelSpec, dtype: str, max_model_len: int) -> bytes:
+    """32 bytes over config.json, the compute dtype, the weight files, and whether the served context stretches rope.
 
     Reading tens of gigabytes at every start would be slow, so of each weight file its size, its first pages (the header
     with all names, shapes and offsets) and 64 pages spread evenly over it are hashed: any retraining changes them all.
     """
-    digest = hashlib.sha256(dtype.encode())
+    stretched = any(layer.rope.stretches(max_model_len) for layer in spec.layers)
+    digest = hashlib.sha256(f"{dtype} {stretched}".encode())
     _add(digest, (directory / "config.json").read_bytes())
     for path in sorted(directory.glob("*.safetensors")):
         _add(digest, path.name.encode())

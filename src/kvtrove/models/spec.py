@@ -31,6 +31,12 @@ class RopeSpec:
         value = dict(self.params).get(name)
         return default if value is None else value
 
+    def stretches(self, served: int) -> bool:
+        """Whether a context of `served` tokens changes the angles of all positions, the first ones included."""
+        if self.scaling == "dynamic":
+            return served > self.max_position
+        return self.scaling == "longrope" and served > self.param("original_max_position_embeddings")
+
 
 @dataclass(frozen=True)
 class MoESpec:

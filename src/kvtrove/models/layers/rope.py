@@ -75,7 +75,7 @@ def _linear(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
 
 def _dynamic(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
     """NTK-aware scaling of the base, described in arXiv 2309.00071, section 3.1 and appendix B.1."""
-    if max_model_len <= rope.max_position:
+    if not rope.stretches(max_model_len):
         return _default(rope, max_model_len)
     factor, dim = rope.param("factor"), rope.rotary_dim
     base = rope.theta * (factor * factor - (factor - 1)) ** (dim / (dim - 2))
@@ -126,7 +126,7 @@ def _yarn_scale(rope: RopeSpec, factor: float) -> float:
 def _longrope(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
     """LongRoPE, arXiv 2402.13753: one searched factor per pair of elements."""
     original, factor = rope.param(ORIGINAL), rope.param("factor")
-    stretch = rope.param("long_factor" if max_model_len > original else "short_factor")
+    stretch = rope.param("long_factor" if rope.stretches(max_model_len) else "short_factor")
     scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     inv_freq = 1.0 / (torch.tensor(stretch, dtype=torch.float32) * rope.theta ** _exponents(rope))
     return inv_freq, rope.param("attention_factor", scale)
