@@ -76,7 +76,7 @@ class WorkloadOptions:
     """Fields of bench.settings.Workload, as text."""
 
     input_tokens: Annotated[str, _work("N|A:B", "New prompt tokens per request, or a range.")] = "512"
-    output_tokens: Annotated[str | None, _work("N|A:B", "Tokens per answer, or a range.  [default: 128]")] = None
+    output_tokens: Annotated[str | None, _work("N|A:B", "Tokens per answer, or a range. Default: 128, or what a file says.")] = None
     prefix_tokens: Annotated[str | None, _work("N", "A beginning that prompts share, as the system message.")] = None
     prefixes: Annotated[int, _work("N", "How many different beginnings there are.")] = 1
     turns: Annotated[int, _work("N", "Requests per conversation, each on top of the last.")] = 1

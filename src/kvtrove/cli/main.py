@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from kvtrove.cli.bench import bench
 from kvtrove.cli.chat import chat
 from kvtrove.cli.doctor import doctor
 from kvtrove.cli.generate import generate
@@ -62,6 +63,7 @@ def _refuse(message: str, error: BaseException | None = None) -> int:
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, add_completion=False)
 for command in (generate, chat, doctor, plan, serve):
     app.command()(command)
+app.add_typer(bench)
 
 
 def _version(wanted: bool) -> None:

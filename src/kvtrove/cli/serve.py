@@ -28,7 +28,7 @@ class LimitOptions:
     max_concurrent: Annotated[int, _flag("Limits", "N", "Requests in flight at once.")] = 1024
     max_prompt_tokens: Annotated[int | None, _flag("Limits", "N", "Longest prompt; the context if left out.")] = None
     max_n: Annotated[int, _flag("Limits", "N", "Most sequences per prompt (n, best_of, beams).")] = 32
-    max_body_size: Annotated[str, _flag("Limits", "SIZE", "Largest request, for example 8MiB.")] = "8MiB"
+    max_body_size: Annotated[str, _flag("Limits", "SIZE", "Largest request, for example 8MiB.")] = "4MiB"
     request_timeout: Annotated[float, _flag("Limits", "SECONDS", "Longest time that a request may take.")] = 600.0
     idle_timeout: Annotated[float, _flag("Limits", "SECONDS", "Longest silence of a client.")] = 60.0
 

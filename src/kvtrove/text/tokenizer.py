@@ -76,8 +76,8 @@ class Tokenizer:
 
         RequestError when the text holds half a surrogate pair, as JSON can but UTF-8 cannot.
         """
-        try:
-            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        try:  # of the ways to encode, only a batch lets other threads run meanwhile
+            return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except TypeError:
             for at, character in enumerate(text):
                 if "\ud800" <= character <= "\udfff":

@@ -144,6 +144,7 @@ def test_a_payload_that_is_no_object_is_refused(payload: bytes) -> None:
         ({"message": "d"}, "d"),
         ("e\n\n f", "e f"),
         ({"error": {"code": 5}}, "{'code': 5}"),
+        ({"error": "\x1b[2Jgone\x07"}, "?[2Jgone?"),  # a server must not clear the terminal
     ],
 )
 def test_error_bodies_of_many_servers_become_one_line(body: Any, message: str) -> None:

@@ -55,7 +55,7 @@ def test_the_tokenizer_does_not(copy):
 
 
 def test_a_context_that_stretches_rope_changes_it(checkpoints):
-    """phi3_long was trained on 32 tokens: keys of a longer served context are rotated by other angles from the start."""
+    """phi3_long was trained on 32 tokens: a longer served context rotates all keys by other angles."""
     directory = checkpoints.get("phi3_long")
     assert fingerprint(directory, served=20) == fingerprint(directory, served=32)
     assert fingerprint(directory, served=33) != fingerprint(directory, served=32)
