@@ -75,6 +75,10 @@ def nearest(word: str, known: object) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Everything an engine needs to start.
@@ -85,7 +89,7 @@ class EngineConfig:
     kv: memory for the KV cache in bytes, or "8GiB"; None takes a safe share of what is free.
     num_blocks: an exact number of blocks instead of `kv` (tests, benchmarks).
     kv_cache_dtype: how cached K/V are stored; "auto" is the model's dtype.
-    max_model_len: longest prompt + output in tokens; None takes the model's own, or what the pool can hold.
+    max_model_len: longest prompt + output in tokens, or "32k"; None takes the model's own, or what the pool can hold.
     max_num_seqs: sequences computed in one step at most.
     max_num_batched_tokens: token budget of a step.
     max_concurrent_prefills: prompts that share the budget of a step; later ones wait.
@@ -99,7 +103,7 @@ class EngineConfig:
     num_blocks: int | None = None
     kv_cache_dtype: str = "auto"
     block_size: int = 32
-    max_model_len: int | None = None
+    max_model_len: int | str | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     max_concurrent_prefills: int = 4
@@ -116,9 +120,8 @@ class EngineConfig:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device: {self.device!r} is not one of auto, cpu, cuda, cuda:N")
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_concurrent_prefills"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name}: {value!r} must be a whole number of at least 1")
+            if not _whole(getattr(self, name)):
+                raise ConfigError(f"{name}: {getattr(self, name)!r} must be a whole number of at least 1")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens: {self.max_num_batched_tokens} is smaller than max_num_seqs "
@@ -130,8 +133,8 @@ class EngineConfig:
             object.__setattr__(self, "kv", parse_size(self.kv, "kv"))
         if self.max_model_len is not None:
             object.__setattr__(self, "max_model_len", parse_tokens(self.max_model_len, "max_model_len"))
-        if self.num_blocks is not None and self.num_blocks < 1:
-            raise ConfigError(f"num_blocks: {self.num_blocks} must be at least 1")
+        if self.num_blocks is not None and not _whole(self.num_blocks):
+            raise ConfigError(f"num_blocks: {self.num_blocks!r} must be a whole number of at least 1")
         check = Environment.read().check if self.check is None else self.check
         if check not in CHECK_LEVELS:
             raise ConfigError(f"check: {check!r} is not one of 0 (off), 1 (when idle), 2 (every step)")
@@ -149,6 +152,8 @@ class EngineConfig:
         ignored = []
         for name, value in settings.items():
             ours = _VLLM_ALIASES.get(name, name)
+            if ours in kept:
+                raise ConfigError(f"{ours} and {name} say the same thing twice; give one of them")
             if ours in known:
                 kept[ours] = value
             elif name in IGNORED_VLLM_KEYS or value is None or (name.endswith("_parallel_size") and value == 1):

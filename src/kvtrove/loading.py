@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kvtrove.attention.reference import ReferenceBackend
-from kvtrove.config import ConfigError, EngineConfig, parse_size
+from kvtrove.config import ConfigError, EngineConfig, parse_size, parse_tokens
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import DenseFormat
 from kvtrove.models.cache import cache_spec
@@ -38,7 +38,7 @@ def load_runner(
         config.max_num_batched_tokens,
         None if config.kv is None else parse_size(config.kv, "kv"),
         config.num_blocks,
-        config.max_model_len,
+        None if config.max_model_len is None else parse_tokens(config.max_model_len),
     )
     capacity, ledger = plan_start(read_model(directory, dtype), cache, _free_bytes(device), settings)
     length = capacity.max_model_len

@@ -91,7 +91,7 @@ WRONG = [
     ),
     ({"kv": "1GiB", "num_blocks": 5}, "kv and num_blocks say the same thing twice; give one of them"),
     ({"kv": "much"}, "kv: cannot read 'much' as a size; write for example 8GiB, 512MiB or 2000000000"),
-    ({"num_blocks": 0}, "num_blocks: 0 must be at least 1"),
+    ({"num_blocks": 0}, "num_blocks: 0 must be a whole number of at least 1"),
     ({"max_model_len": "0"}, "max_model_len: '0' must be larger than zero"),
     ({"check": 3}, "check: 3 is not one of 0 (off), 1 (when idle), 2 (every step)"),
 ]
@@ -140,6 +140,11 @@ def test_more_than_one_device_is_not_ignored() -> None:
     """tensor_parallel_size=1 changes nothing; 2 would be a promise that is not kept."""
     with pytest.raises(ConfigError, match="unknown setting 'tensor_parallel_size'"):
         EngineConfig.from_kwargs("m", tensor_parallel_size=2)
+
+
+def test_a_setting_given_under_both_names_is_refused() -> None:
+    with pytest.raises(ConfigError, match="kv and kv_cache_memory_bytes say the same thing twice"):
+        EngineConfig.from_kwargs("m", kv="1GiB", kv_cache_memory_bytes="2GiB")
 
 
 def test_an_unknown_setting_names_the_nearest_known_one() -> None:

@@ -10,6 +10,9 @@ import pytest
 from kvtrove.request import MAX_LOGPROBS, MAX_STOPS, CompletionOutput, RequestError, SamplingParams
 
 WRONG = [
+    ({"n": 1.5}, "n: 1.5 must be a whole number"),
+    ({"max_tokens": "8"}, "max_tokens: '8' must be a number"),
+    ({"temperature": "hot"}, "temperature: 'hot' must be a number"),
     ({"n": 0}, "n: 0 must be at least 1"),
     ({"temperature": -0.1}, "temperature: -0.1 must be a finite number of at least 0"),
     ({"temperature": float("inf")}, "temperature: inf must be a finite number of at least 0"),

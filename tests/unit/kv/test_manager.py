@@ -72,22 +72,6 @@ def test_match_counts_what_taking_it_over_costs() -> None:
     assert match.num_shared_blocks == 0
 
 
-def test_next_missing_key_is_the_one_to_wait_for() -> None:
-    manager = make()
-    manager.free(compute(manager, ids(range(8))))
-    kv, tokens = manager.open(), ids(range(20))
-    match = manager.match(kv, tokens, 19)
-    assert (match.num_tokens, manager.next_missing_key(kv, match)) == (8, kv.chain.keys[2])
-
-
-@pytest.mark.parametrize("limit", [0, 8, 11])
-def test_there_is_nothing_to_wait_for_beyond_the_limit(limit: int) -> None:
-    manager = make()
-    manager.free(compute(manager, ids(range(8))))
-    kv = manager.open()
-    assert manager.next_missing_key(kv, manager.match(kv, ids(range(12)), limit)) is None
-
-
 def test_a_match_and_its_new_blocks_must_fit_together() -> None:
     manager = make(num_blocks=4)
     manager.free(compute(manager, ids(range(12))))
