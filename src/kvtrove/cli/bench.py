@@ -76,7 +76,9 @@ class WorkloadOptions:
     """Fields of bench.settings.Workload, as text."""
 
     input_tokens: Annotated[str, _work("N|A:B", "New prompt tokens per request, or a range.")] = "512"
-    output_tokens: Annotated[str | None, _work("N|A:B", "Tokens per answer, or a range. Default: 128, or what a file says.")] = None
+    output_tokens: Annotated[
+        str | None, _work("N|A:B", "Tokens per answer, or a range. Default: 128, or what a file says.")
+    ] = None
     prefix_tokens: Annotated[str | None, _work("N", "A beginning that prompts share, as the system message.")] = None
     prefixes: Annotated[int, _work("N", "How many different beginnings there are.")] = 1
     turns: Annotated[int, _work("N", "Requests per conversation, each on top of the last.")] = 1
@@ -229,7 +231,7 @@ def _write(result: Result, json: str | None, html: str | None) -> None:
     from kvtrove.bench.results_file import as_json
 
     if json is not None:
-        text = json_format.dumps(as_json(result, __version__), ensure_ascii=False)
+        text = json_format.dumps(as_json(result, __version__), ensure_ascii=False, allow_nan=False)
         if json == "-":
             typer.echo(text)
         else:

@@ -22,6 +22,7 @@ from kvtrove.cli.doctor import doctor
 from kvtrove.cli.generate import generate
 from kvtrove.cli.plan import plan
 from kvtrove.cli.serve import serve
+from kvtrove.cli.simulate import simulate
 from kvtrove.config import ConfigError, Environment
 from kvtrove.models.spec import ModelError
 from kvtrove.request import RequestError
@@ -61,7 +62,7 @@ def _refuse(message: str, error: BaseException | None = None) -> int:
 
 
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, add_completion=False)
-for command in (generate, chat, doctor, plan, serve):
+for command in (generate, chat, doctor, plan, simulate, serve):
     app.command()(command)
 app.add_typer(bench)
 

@@ -1,0 +1,1 @@
+"""Load tool for OpenAI-compatible servers: arrivals, workload, client, measures, reports."""

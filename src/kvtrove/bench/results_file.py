@@ -1,0 +1,123 @@
+"""The JSON of a result: written by `bench serve --json`, read by `bench compare`. Format in docs/benchmarking.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kvtrove.bench.benchmark import Result, Run
+from kvtrove.bench.measures import within
+from kvtrove.bench.record import Record
+from kvtrove.bench.settings import Slo
+from kvtrove.bench.summary import Figure
+from kvtrove.config import ConfigError
+
+FORMAT = "kvtrove-bench/1"
+
+
+def as_json(result: Result, version: str) -> dict[str, Any]:
+    """Plain data; keys and their units never change within a FORMAT. The API key is not in it."""
+    best = result.sustained
+    return {
+        "format": FORMAT,
+        "kvtrove": version,
+        "started": result.started.isoformat(timespec="seconds"),
+        "interrupted": result.interrupted,
+        "settings": settings_json(result),
+        "server": asdict(result.probe),
+        "notes": result.notes,
+        "sustained_rate": best.load.rate if best else None,
+        "runs": [_run(run, result.settings.slo) for run in result.runs],
+    }
+
+
+def settings_json(result: Result) -> dict[str, Any]:
+    settings = asdict(result.settings)
+    del settings["target"]["api_key"]
+    return settings
+
+
+def _run(run: Run, slo: Slo) -> dict[str, Any]:
+    summary = asdict(run.summary)
+    return (
+        {"load": str(run.load), "rate": run.load.rate, "seed": run.load.seed}
+        | summary
+        | {"requests": [_record(record, slo) for record in run.records]}
+    )
+
+
+def _record(record: Record, slo: Slo) -> dict[str, Any]:
+    return {
+        "conversation": record.conversation,
+        "turn": record.turn + 1,
+        "warmup": record.warmup,
+        "status": record.status,
+        "error": record.error,
+        "arrival": record.arrival,
+        "sent": record.sent,
+        "ended": record.ended,
+        "ttft": record.ttft,
+        "tpot": record.tpot,
+        "e2e": record.e2e,
+        "pause": record.pause,
+        "prompt_tokens": record.prompt_tokens,
+        "cached_tokens": record.cached_tokens,
+        "output_tokens": record.output_tokens,
+        "within_slo": within(record, slo) if slo else None,
+    }
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What `compare` needs of a run: how it was loaded, and its figures."""
+
+    load: str
+    rate: float | None
+    completed: int
+    figures: dict[str, Figure]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A result that was read back. settings: flat, "workload.turns" -> 1."""
+
+    path: str
+    settings: dict[str, Any]
+    runs: list[StoredRun]
+
+
+def read(path: str) -> Stored:
+    """ConfigError when the file is no result of `bench serve --json`."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ConfigError(f"{path} is no result of `kvtrove bench serve --json` (format {FORMAT})")
+    try:
+        runs = [
+            StoredRun(
+                run["load"],
+                run["rate"],
+                run["counts"]["completed"],
+                {name: Figure(**figure) for name, figure in run["figures"].items()},
+            )
+            for run in found["runs"]
+        ]
+        settings = flat({"model": found["server"]["model"], **found["settings"]})
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    return Stored(path, settings, runs)
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
