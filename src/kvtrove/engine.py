@@ -30,12 +30,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EngineStats:
-    """A moment of the engine. `kv` counts blocks and, since the start, prefix-cache queries and hits in tokens."""
+    """A moment of the engine. `kv` counts blocks and, since the start, prefix-cache queries and hits in tokens.
+
+    num_prompt_tokens: of the prompts that have got their first token. num_generation_tokens: drawn since the start.
+    """
 
     num_running: int
     num_waiting: int
     num_preemptions: int
     kv: KVStats
+    num_prompt_tokens: int = 0
+    num_generation_tokens: int = 0
 
 
 class Engine:
@@ -150,7 +155,8 @@ class Engine:
 
     def stats(self) -> EngineStats:
         now = self.scheduler.stats()
-        return EngineStats(now.num_running, now.num_waiting, now.num_preemptions, self.kv.stats())
+        tokens = now.num_prompt_tokens, now.num_generation_tokens
+        return EngineStats(now.num_running, now.num_waiting, now.num_preemptions, self.kv.stats(), *tokens)
 
     def _report(self, touched: list[Request]) -> list[RequestOutput]:
         outputs = []

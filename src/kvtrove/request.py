@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
@@ -10,11 +11,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from kvtrove.kv.explain import Explanation
+
 FinishReason = Literal["stop", "length", "abort"]
 OutputKind = Literal["cumulative", "delta", "final_only"]
 MAX_LOGPROBS = 100
 MAX_STOPS = 64
 INF = float("inf")
+_WHOLE = frozenset({"n", "max_tokens", "min_tokens", "top_k", "logprobs", "prompt_logprobs", "beam_width"})
 _BOUNDS: dict[str, tuple[float, float]] = {
     "n": (1, INF),
     "max_tokens": (1, INF),
@@ -108,8 +112,9 @@ class SamplingParams:
         """(field, what is wrong with it)."""
         for name in (*_BOUNDS, "temperature", "top_p", "repetition_penalty"):
             value = getattr(self, name)
-            if not isinstance(value, int | float | None):
-                yield name, f"{value!r} must be a number"
+            whole = name in _WHOLE and isinstance(value, float)
+            if not isinstance(value, int | float | None) or whole:
+                yield name, f"{value!r} must be a {'whole ' if whole else ''}number"
                 return  # what follows compares numbers
         for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
@@ -200,11 +205,17 @@ class RequestOutput:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Times in seconds of the engine's clock; None until it happened."""
+    """Times in seconds of the engine's clock; None until it happened.
+
+    token_times: of every step that drew for the request. reused_from: prompt tokens reused, by tier of the cache.
+    explanation: why no more of the prompt was reused when it was first admitted.
+    """
 
     arrival_time: float
     first_scheduled_time: float | None = None
     first_token_time: float | None = None
     finished_time: float | None = None
     num_preemptions: int = 0
+    token_times: array[float] = field(default_factory=lambda: array("d"))
     reused_from: dict[str, int] = field(default_factory=dict)
+    explanation: Explanation | None = None

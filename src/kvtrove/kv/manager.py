@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from operator import itemgetter
 
 from kvtrove.kv.block import Block
+from kvtrove.kv.explain import EvictedKeys
 from kvtrove.kv.invariants import InvariantError, violations
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import KeyChain, Match, PrefixCache, longest_prefix, root_key
@@ -68,7 +69,8 @@ class KVCacheManager:
         self.num_blocks = num_blocks
         self.enable_prefix_caching = enable_prefix_caching
         self.index = PrefixCache(self.num_groups)
-        self.pool = BlockPool(num_blocks, self.index.forget, clock)
+        self.evicted = EvictedKeys(clock=clock)
+        self.pool = BlockPool(num_blocks, self._forget, clock)
         self.sequences: dict[int, SequenceKV] = {}  # the open handles, by identity
         self.pins: dict[int, Pin] = {}
         self.crc = crc if check == CHECK_EVERY_CALL else None
@@ -102,11 +104,7 @@ class KVCacheManager:
         kv.chain.extend(tokens, len(tokens) // self.block_size)
         most = min(limit, len(tokens)) // self.block_size
         n, blocks = longest_prefix(self.index, self.spec.groups, kv.chain, most)
-        return Match(n * self.block_size, blocks, kv.chain.keys[n] if n < most else None, len(tokens))
-
-    def next_missing_key(self, kv: SequenceKV, match: Match) -> bytes | None:
-        """Key of the block right after the match, None when reusing that one was not allowed or not possible anyway."""
-        return match.next_key
+        return Match(n * self.block_size, blocks, len(tokens))
 
     # ---- the steps of a sequence ----
 
@@ -290,6 +288,10 @@ class KVCacheManager:
         return violations(self)
 
     # ---- the parts ----
+
+    def _forget(self, block: Block) -> None:
+        self.index.forget(block)
+        self.evicted.add(block.key)
 
     def _handle(self, chain: KeyChain, salt: bytes) -> SequenceKV:
         kv = SequenceKV(self.num_groups, chain, salt)

@@ -113,13 +113,11 @@ class Match:
     """What a prompt could reuse at the moment of the lookup.
 
     num_tokens: a multiple of block_size. blocks: per group the blocks to take over, None where none is needed.
-    next_key: key of the block after the match, when reusing that too would stay within the limit. num_queried: tokens
-    of the prompt.
+    num_queried: tokens of the prompt.
     """
 
     num_tokens: int = 0
     blocks: tuple[list[Block | None], ...] = ()
-    next_key: bytes | None = None
     num_queried: int = 0
 
     @property

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kvtrove.kv.explain import explain
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.request import FinishReason, RequestError
 from kvtrove.scheduler import beam
@@ -39,9 +40,13 @@ class SchedulerLimits:
 
 @dataclass(frozen=True)
 class SchedulerStats:
+    """num_prompt_tokens: of prompts that have got their first token. num_generation_tokens: drawn since the start."""
+
     num_running: int
     num_waiting: int
     num_preemptions: int
+    num_prompt_tokens: int
+    num_generation_tokens: int
 
 
 class Scheduler:
@@ -56,7 +61,7 @@ class Scheduler:
         self.requests: dict[str, Request] = {}
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}  # by sequence id, in order of admission
-        self.num_preemptions = 0
+        self.num_preemptions = self.num_prompt_tokens = self.num_generation_tokens = 0
         self._next_seq_id = 0
         self._computing: dict[bytes, int] = {}  # key of a block being computed -> id of the sequence that computes it
         self._step: dict[int, int] = {}  # sequence id -> tokens in the step being planned
@@ -96,7 +101,8 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     def stats(self) -> SchedulerStats:
-        return SchedulerStats(len(self.running), len(self.waiting), self.num_preemptions)
+        tokens = self.num_prompt_tokens, self.num_generation_tokens
+        return SchedulerStats(len(self.running), len(self.waiting), self.num_preemptions, *tokens)
 
     def _sequence(self, request: Request, index: int, tokens: array[int]) -> Sequence:
         self._next_seq_id += 1
@@ -260,8 +266,10 @@ class Scheduler:
         request = seq.request
         self.running[seq.id] = seq
         if request.num_cached_tokens is None:
-            request.num_cached_tokens = seq.kv.num_computed
+            request.num_cached_tokens = num_reused = seq.kv.num_computed
             request.metrics.first_scheduled_time = self.clock()
+            request.metrics.reused_from = {"memory": num_reused} if num_reused else {}
+            request.metrics.explanation = explain(self.kv, seq.kv.chain, len(seq.tokens), num_reused, limit)
         for key in self._keys_to_compute(seq, seq.kv.num_computed, limit):
             self._computing.setdefault(key, seq.id)
 
@@ -284,7 +292,8 @@ class Scheduler:
     # ---- after the step ----
 
     def update(self, scheduled: SchedulerOutput, output: ModelOutput) -> list[Request]:
-        """Record what was computed and drawn; returns the requests with news, in order of arrival."""
+        """Record what was computed and drawn; returns the requests with news."""
+        now = self.clock()
         touched: dict[str, Request] = {}
         beams: dict[str, dict[int, list[SampledToken]]] = {}
         for done in scheduled.sequences:
@@ -302,14 +311,16 @@ class Scheduler:
             if not result.samples:
                 continue
             if request.metrics.first_token_time is None:
-                request.metrics.first_token_time = self.clock()
+                request.metrics.first_token_time = now
+                self.num_prompt_tokens += len(request.prompt)
+            request.metrics.token_times.append(now)
             if request.beam:
                 beams.setdefault(request.id, {})[seq.id] = result.samples
             else:
                 self._extend(seq, result.samples)
         for request_id, candidates in beams.items():
             self._advance_beams(touched[request_id], candidates)
-        return sorted(touched.values(), key=lambda r: r.arrival)
+        return list(touched.values())
 
     def _commit(self, seq: Sequence, num: int) -> None:
         before = seq.kv.num_computed
@@ -329,6 +340,7 @@ class Scheduler:
 
     def _append(self, seq: Sequence, token: SampledToken) -> None:
         seq.append(token)
+        self.num_generation_tokens += 1
         end = end_of(seq)
         if end is not None:
             self.finish(seq, *end)
@@ -358,5 +370,6 @@ class Scheduler:
             heirs = [family[0].parent] + [self._fork(c.parent, 0) for c in family[1:]]
             for heir, continuation in zip(heirs, family, strict=True):
                 heir.append(continuation.token)
+            self.num_generation_tokens += len(family)
         for index, seq in enumerate(request.sequences):
             seq.index = index

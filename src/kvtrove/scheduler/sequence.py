@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from kvtrove.kv.table import SequenceKV
 from kvtrove.request import FinishReason, Guide, RequestMetrics, SamplingParams, TokenLogprobs
-from kvtrove.scheduler.output import SampledToken
+from kvtrove.scheduler.output import SampledToken, SampleSpec
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +32,8 @@ class Sequence:
     held_for: bytes | None = None
     """Key of a block that another sequence is computing: waiting for it turns a duplicate computation into a hit."""
     guide: Guide | None = None
+    steady_spec: SampleSpec | None = None
+    """How to draw, once that depends on nothing but the position any more (`work.sample_spec`)."""
 
     @property
     def num_uncomputed(self) -> int:

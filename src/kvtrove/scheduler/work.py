@@ -19,11 +19,17 @@ def scheduled_sequence(seq: Sequence, num: int) -> ScheduledSequence:
 
 
 def sample_spec(seq: Sequence) -> SampleSpec:
-    """One stream per sequence; all `n` of them at once for the first token, which is drawn before the fork."""
+    """One stream per sequence; all `n` of them at once for the first token, which is drawn before the fork.
+
+    While nothing but the position changes from step to step, the last step's object serves again: that step is over.
+    """
+    if seq.steady_spec is not None:
+        seq.steady_spec.position = seq.num_output
+        return seq.steady_spec
     request, params, position, guide = seq.request, seq.request.params, seq.num_output, seq.guide
     too_short = position < params.min_tokens and guide is None  # a grammar alone says where its text may end
     forks = position == 0 and params.n > 1 and not request.beam
-    return SampleSpec(
+    spec = SampleSpec(
         params,
         request.seed,
         tuple(range(params.n)) if forks else (seq.index,),
@@ -34,3 +40,6 @@ def sample_spec(seq: Sequence) -> SampleSpec:
         2 * params.beam_width,
         None if guide is None else guide.mask(),
     )
+    if not (forks or too_short or params.penalised or request.beam or guide is not None):
+        seq.steady_spec = spec
+    return spec
