@@ -50,6 +50,7 @@ class RequestText:
             self._prompt_ids,
             stop=tuple(params.stop or ()),
             include_stop=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens,
             skip_special_tokens=params.skip_special_tokens,
         )
 

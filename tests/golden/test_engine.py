@@ -211,3 +211,53 @@ def test_abort_at_every_moment_frees_everything(checkpoints):
             engine.abort(f"{steps}-{i}")
         assert not engine.has_unfinished_requests()
         assert engine.stats().kv.used == 0
+
+
+def text_of(engine: Engine, request_id: str, **params) -> RequestOutput:
+    engine.add(request_id, prompts()[2], SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, **params))
+    outputs: list[RequestOutput] = []
+    while engine.has_unfinished_requests():
+        outputs += engine.step()
+    return outputs[-1]
+
+
+def test_a_stop_string_ends_the_sequence_and_frees_its_blocks(checkpoints):
+    engine = engine_for(checkpoints.get("llama3"))
+    whole = text_of(engine, "whole").outputs[0]
+    stop = whole.text[6:9]
+    cut = text_of(engine, "cut", stop=[stop]).outputs[0]
+    assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert len(cut.token_ids) < len(whole.token_ids)
+    kept = text_of(engine, "kept", stop=[stop], include_stop_str_in_output=True).outputs[0]
+    assert kept.text == cut.text + stop
+    late = text_of(engine, "late", stop=[stop], min_tokens=len(cut.token_ids) + 1).outputs[0]
+    assert len(late.token_ids) > len(cut.token_ids)
+    assert engine.stats().kv.used == 0
+
+
+def test_deltas_add_up_to_the_whole(checkpoints):
+    engine = engine_for(checkpoints.get("llama3"))
+    whole = text_of(engine, "whole", n=2, logprobs=1)
+    engine.add(
+        "it", prompts()[2], SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, n=2, output_kind="delta")
+    )
+    pieces: dict[int, list] = {0: [], 1: []}
+    while engine.has_unfinished_requests():
+        for out in engine.step():
+            for piece in out.outputs:
+                pieces[piece.index].append(piece)
+    for completion in whole.outputs:
+        parts = pieces[completion.index]
+        assert "".join(p.text for p in parts) == completion.text
+        assert [t for p in parts for t in p.token_ids] == completion.token_ids
+        assert [p.finish_reason for p in parts if p.finish_reason] == ["length"]
+
+
+def test_final_only_reports_once(checkpoints):
+    engine = engine_for(checkpoints.get("llama3"))
+    engine.add("it", prompts()[2], SamplingParams(max_tokens=8, ignore_eos=True, output_kind="final_only"))
+    reports = []
+    while engine.has_unfinished_requests():
+        reports += engine.step()
+    assert [out.finished for out in reports] == [True]

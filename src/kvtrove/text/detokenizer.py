@@ -14,9 +14,9 @@ LONGEST_CHARACTER = 4  # bytes of UTF-8; a token is at least one byte
 class IncrementalDetokenizer:
     """Detokenises one output sequence, and cuts it at the first stop string.
 
-        prompt | output tokens ...... | context          | pending
-                                        the last tokens    their text ends in the middle of a character (U+FFFD),
-                                        whose text is final  so none of it is final
+        prompt | output tokens ...... | context             | pending
+                                        the last tokens       their text ends in the middle of a
+                                        whose text is final   character (U+FFFD): none of it is final
 
     A push decodes context + pending and takes what lies behind the context's text, so a token costs the same however
     long the sequence is (the window of prefix_offset and read_offset in vLLM and in text-generation-inference).
@@ -48,7 +48,6 @@ class IncrementalDetokenizer:
         self._decoded = ""  # all final text
         self._num_shown = 0  # of its characters: the others may be the beginning of a stop string
         self._num_tokens = 0
-        self._exempt = 0  # characters of the first `min_tokens` tokens
 
     @property
     def text(self) -> str:
@@ -88,22 +87,20 @@ class IncrementalDetokenizer:
         text = self.tokenizer.decode_after(self._context, self._pending)
         if text.endswith(REPLACEMENT):
             return self._settled_part(text) if len(self._pending) > 2 * LONGEST_CHARACTER else ""
-        self._context = self._pending if text else [*self._context, *self._pending]
-        self._pending = []
+        self._context, self._pending = self._pending, []
         return text
 
     def _settled_part(self, text: str) -> str:
         """Of many pending tokens, which can only be bytes that are no text, those that belong to no character to come.
 
-        The last few tokens may; the others are final if both parts decoded apart give the same text.
+        The last token may; those before it are final if both parts decoded apart give the same text.
         """
-        for keep in range(1, LONGEST_CHARACTER):
-            head, tail = self._pending[:-keep], self._pending[-keep:]
-            settled = self.tokenizer.decode_after(self._context, head)
-            if settled + self.tokenizer.decode_after(self.tokenizer.ordinary, tail) == text:
-                self._context, self._pending = self.tokenizer.ordinary, tail
-                return settled
-        return ""
+        head, tail = self._pending[:-1], self._pending[-1:]
+        settled = self.tokenizer.decode_after(self._context, head)
+        if settled + self.tokenizer.decode_after(self.tokenizer.ordinary, tail) != text:
+            return ""
+        self._context, self._pending = self.tokenizer.ordinary, tail
+        return settled
 
     def _end_of(self, prompt_ids: Sequence[int]) -> list[int]:
         """The prompt's last token that has text: without it the first output token would lose its leading space."""
@@ -116,23 +113,25 @@ class IncrementalDetokenizer:
     # ---- stop strings ----
 
     def _append(self, text: str) -> None:
-        """Take final text, cut it at a stop string, and hold back what may become one."""
+        """Take final text, cut it at a stop string, and hold back what may become one.
+
+        What is shown cannot belong to a stop string any more, so only the text behind it is searched.
+        """
         self._decoded += text
         if self._num_tokens <= self.min_tokens:
-            self._exempt = self._num_shown = len(self._decoded)
+            self._num_shown = len(self._decoded)
             return
-        start = max(self._exempt, self._num_shown)  # what is shown cannot belong to a stop string any more
-        found = [(at, -len(s), s) for s in self.stop if (at := self._decoded.find(s, start)) >= 0]
+        found = [(at, -len(s), s) for s in self.stop if (at := self._decoded.find(s, self._num_shown)) >= 0]
         if found:
             at, _, self.stopped_by = min(found)
             self._decoded = self._decoded[: at + len(self.stopped_by) if self.include_stop else at]
             self._num_shown = len(self._decoded)
         else:
-            self._num_shown = min((self._partial(s, start) for s in self.stop), default=len(self._decoded))
+            self._num_shown = min(map(self._partial, self.stop), default=len(self._decoded))
 
-    def _partial(self, stop: str, start: int) -> int:
-        """Where the text from `start` on ends in a beginning of `stop`; the end of the text when it does not."""
-        at = max(start, len(self._decoded) - len(stop) + 1)
+    def _partial(self, stop: str) -> int:
+        """Where the text ends in a beginning of `stop`; the end of the text when it does not."""
+        at = max(self._num_shown, len(self._decoded) - len(stop) + 1)
         while (at := self._decoded.find(stop[0], at)) >= 0:
             if stop.startswith(self._decoded[at:]):
                 return at

@@ -46,6 +46,14 @@ def byte_level(bos: bool = False) -> Tokenizer:
     return tokenizer
 
 
+def byte_level_ids(tokenizer: Tokenizer, text: bytes) -> list[int]:
+    """One token per byte, UTF-8 or not: printable bytes spell themselves, the others follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    spelled = {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+    return [tokenizer.token_to_id(spelled[byte]) for byte in text]
+
+
 def sentencepiece(style: str = "prepend") -> Tokenizer:
     """As Llama 2, Mistral, Gemma: spaces spelled as ▁, unknown characters as byte tokens.
 

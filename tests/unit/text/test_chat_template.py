@@ -300,6 +300,7 @@ def test_what_a_template_raises_is_told():
         "{{ '{0.__class__.__mro__}'.format(messages) }}",
         "{{ '{0.__class__}'.format_map({'0': messages}).y.z }}",
         "{{ dict.mro() }}",
+        "{{ dict.update(messages[0], role='system') }}",
         "{{ dict.__class__.mro() }}",
         "{{ namespace(__call__=1) }}",
         "{% set ns = namespace() %}{% set ns.__html__ = messages %}",

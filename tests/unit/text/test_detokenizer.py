@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvtrove.text.detokenizer import IncrementalDetokenizer
 from kvtrove.text.tokenizer import Tokenizer
-from tests.unit.text.built_tokenizers import BUILDERS, build
+from tests.unit.text.built_tokenizers import BUILDERS, build, byte_level_ids
 
 KINDS = list(BUILDERS)
 SENTENCEPIECE = ["SentencePiece", "SentencePiece, Metaspace", "SentencePiece, no prefix"]
@@ -79,17 +79,27 @@ def test_grouping_makes_no_difference_once_a_group_is_over(kind, text, sizes):
     assert grouped == [*(one_by_one[end - 1] for end in ends), one_by_one[-1]]
 
 
-@pytest.mark.parametrize("kind", ["byte-level", "byte-level, BOS"])
-@given(data=st.data())
-def test_any_ids_of_a_byte_level_tokenizer_join_to_what_decode_gives(kind, data):
-    """Also bytes that are no UTF-8, in long runs."""
-    byte_ids = [i for i in range(256) if tokenizer(kind).token_text(i) == BROKEN]
-    ids = data.draw(
-        st.lists(st.one_of(st.integers(0, tokenizer(kind).vocab_size + 5), st.sampled_from(byte_ids)), max_size=60)
-    )
-    shown = shown_after_each(IncrementalDetokenizer(tokenizer(kind), []), [[i] for i in ids])
+@given(st.lists(st.one_of(st.binary(max_size=12), st.integers(0, 430)), max_size=12))
+def test_any_ids_of_a_byte_level_tokenizer_join_to_what_decode_gives(parts):
+    """Bytes that are no UTF-8 too, in long runs, and ids that no token has."""
+    t = tokenizer("byte-level")
+    ids = [i for p in parts for i in ([p] if isinstance(p, int) else byte_level_ids(t.backend, p))]
+    shown = shown_after_each(IncrementalDetokenizer(t, []), [[i] for i in ids])
     assert only_grows(shown)
-    assert shown[-1] == tokenizer(kind).decode(ids)
+    assert shown[-1] == t.decode(ids)
+
+
+@pytest.mark.parametrize("num_broken", range(4, 30))
+@pytest.mark.parametrize("broken", [b"\xff", b"\xe4\xbd", b"\xf0\x9f\x98"])
+def test_a_character_after_many_broken_bytes_is_whole(broken, num_broken):
+    """However many bytes are given up as no text, none is taken that a character needs."""
+    t = tokenizer("byte-level")
+    text = (broken * num_broken)[:num_broken] + "🙂é".encode()
+    ids = byte_level_ids(t.backend, text)
+    shown = shown_after_each(IncrementalDetokenizer(t, []), [[i] for i in ids])
+    assert only_grows(shown)
+    assert shown[-1] == text.decode(errors="replace") == t.decode(ids)
+    assert shown[-1].endswith("🙂é")
 
 
 @pytest.mark.parametrize("kind", SENTENCEPIECE)
@@ -267,6 +277,7 @@ def test_stop_strings_in_the_first_tokens_do_not_count(min_tokens, text):
 def test_a_stop_string_that_begins_in_the_first_tokens_does_not_count():
     assert push_characters(("bc", "cd"), "abcd", min_tokens=2).text == "ab"
     assert push_characters(("bc",), "abcbc", min_tokens=2).text == "abc"
+    assert push_characters(("bcd",), "abc", min_tokens=2).text == "abc", "what was shown would be held back"
 
 
 # ---- forks, cost ----
