@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from kvtrove.cli.bench import bench
 from kvtrove.cli.chat import chat
 from kvtrove.cli.doctor import doctor
+from kvtrove.cli.explain import explain
 from kvtrove.cli.generate import generate
 from kvtrove.cli.plan import plan
 from kvtrove.cli.serve import serve
@@ -62,7 +63,7 @@ def _refuse(message: str, error: BaseException | None = None) -> int:
 
 
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, add_completion=False)
-for command in (generate, chat, doctor, plan, simulate, serve):
+for command in (generate, chat, doctor, plan, simulate, serve, explain):
     app.command()(command)
 app.add_typer(bench)
 

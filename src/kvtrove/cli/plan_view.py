@@ -16,6 +16,7 @@ from kvtrove.plan.planner import Plan
 from kvtrove.plan.units import show_seconds
 
 BAR = 60
+FRONTIER = 7  # columns
 COLOURS = {"W": "blue", "K": "green", "A": "yellow", "R": "magenta", ".": "bright_black"}
 
 
@@ -36,7 +37,9 @@ def show_plan(plan: Plan, report: dict[str, Any], kt: KTransformers, machine: Ma
 def _headline(console: Console, plan: Plan, report: dict[str, Any]) -> None:
     model, kv = plan.model, plan.kv
     about = "" if model.exact_weights else "about "
-    console.print(f"[bold]{model.name}[/bold]  {model.architecture}, {about}{model.parameters.total / 1e9:.3g} B parameters")
+    console.print(
+        f"[bold]{model.name}[/bold]  {model.architecture}, {about}{model.parameters.total / 1e9:.3g} B parameters"
+    )
     constant = f" + {readable(kv.constant)} constant" if kv.constant else ""
     console.print(f"KV cache: {kv.per_token:,} bytes per token{constant} in {plan.kv_format}")
     if "classic_bytes" in report:
@@ -70,9 +73,11 @@ def _ledger(console: Console, plan: Plan, report: dict[str, Any]) -> None:
 def _frontier(console: Console, plan: Plan) -> None:
     table = Table(title="Users x context that fit", title_justify="left")
     table.add_column("users", justify="right")
-    for users, _ in plan.frontier:
-        table.add_column(f"{users:,}", justify="right")
-    table.add_row("context", *(f"{context:,}" for _, context in plan.frontier))
+    full = [point for point in plan.frontier if point[1] == plan.model.max_position]
+    shown = (full[-1:] + plan.frontier[len(full) :])[:FRONTIER]
+    for users, _ in shown:
+        table.add_column(f"{users:,}", justify="right", no_wrap=True)
+    table.add_row("context", *(f"{context:,}" for _, context in shown))
     console.print(table)
     console.print(f"chosen: [bold]{plan.users:,} users x {plan.context:,} tokens[/bold]")
 
@@ -106,8 +111,8 @@ def _other_engines(console: Console, report: dict[str, Any], kt: KTransformers) 
     console.print("[bold]The same in other engines[/bold]")
     console.print(f"  KTransformers  {kt.arguments}", soft_wrap=True)
     console.print(
-        f"    {kt.max_batch_size} x ({kt.prompt_tokens} prompt + {kt.max_new_tokens} new) = {kt.needed:,} slots; its own rule "
-        f"cache_lens > {kt.max_batch_size} x {kt.max_new_tokens} = {kt.simple_rule:,} forgets the prompts",
+        f"    {kt.max_batch_size} x ({kt.prompt_tokens} prompt + {kt.max_new_tokens} new) = {kt.needed:,} slots; its "
+        f"own rule cache_lens > {kt.max_batch_size} x {kt.max_new_tokens} = {kt.simple_rule:,} forgets the prompts",
         soft_wrap=True,
     )
     console.print(f"  llama.cpp      {report['llama_cpp']}", soft_wrap=True)
@@ -116,7 +121,10 @@ def _other_engines(console: Console, report: dict[str, Any], kt: KTransformers) 
 
 def _preset(console: Console, preset: dict[str, Any]) -> None:
     if preset["command"] or preset["context"]:
-        console.print(f"  {preset['name']:>14}  {preset['users']:,} x {preset['context']:,} tokens  {preset['command'] or ''}", soft_wrap=True)
+        console.print(
+            f"  {preset['name']:>14}  {preset['users']:,} x {preset['context']:,} tokens  {preset['command'] or ''}",
+            soft_wrap=True,
+        )
     else:
         console.print(f"  {preset['name']:>14}  {preset['why']}", soft_wrap=True)
 

@@ -69,6 +69,12 @@ def serve(
     drain_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="Time that accepted requests have after SIGTERM.")
     ] = 60.0,
+    cache_report: Annotated[
+        bool, typer.Option("--cache-report", help="Every answer says what the cache did for it.")
+    ] = False,
+    vllm_metrics: Annotated[
+        bool, typer.Option("--vllm-metrics/--no-vllm-metrics", help="Metrics under vLLM's names beside our own.")
+    ] = True,
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "info",
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object per line.")] = False,
 ) -> None:
@@ -80,6 +86,11 @@ def serve(
         from kvtrove.server import logs
         from kvtrove.server.app import create_app
         from kvtrove.server.auth import load_keyring
+        from kvtrove.server.metrics import Metrics, metrics_router
+        from kvtrove.server.metrics_facts import Facts
+        from kvtrove.server.metrics_traces import Traces
+        from kvtrove.server.reports import Reports
+        from kvtrove.server.routes.reports import reports_router
         from kvtrove.server.run import address_of, bind, run
         from kvtrove.server.service import Service
         from kvtrove.server.settings import ServerSettings
@@ -99,10 +110,13 @@ def serve(
         limits=limits.limits(),
     )
     listener = bind(settings, keyring)
-    service = Service(engine.load(model).llm_engine, settings)
+    llm = engine.load(model).llm_engine
+    metrics = Metrics(Facts.of(llm, settings.served_model_names[0]), vllm_names=vllm_metrics)
+    reports = Reports(llm.tokenizer, llm.config.block_size, always=cache_report, on_report=metrics.on_report)
+    service = Service(llm, settings, [reports, metrics, Traces(settings.served_model_names[0])])
     logs.configure(log_level, log_json)
     typer.echo(banner(service, address_of(listener)))
-    run(create_app(service, keyring), service, listener)
+    run(create_app(service, keyring, [reports_router(reports), metrics_router(metrics)]), service, listener)
 
 
 def banner(service: Service, address: str) -> str:

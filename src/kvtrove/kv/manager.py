@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from operator import itemgetter
 
 from kvtrove.kv.block import Block
-from kvtrove.kv.explain import EvictedKeys
+from kvtrove.kv.explain import EvictedKeys, Explanation, explain
 from kvtrove.kv.invariants import InvariantError, violations
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import KeyChain, Match, PrefixCache, longest_prefix, root_key
@@ -105,6 +105,10 @@ class KVCacheManager:
         most = min(limit, len(tokens)) // self.block_size
         n, blocks = longest_prefix(self.index, self.spec.groups, kv.chain, most)
         return Match(n * self.block_size, blocks, len(tokens))
+
+    def explain(self, kv: SequenceKV, num_tokens: int, limit: int) -> Explanation:
+        """Why no more of a prompt of `num_tokens` was reused, right after `kv` took over its match within `limit`."""
+        return explain(self, kv.chain, num_tokens, kv.num_computed, limit)
 
     # ---- the steps of a sequence ----
 

@@ -1,4 +1,4 @@
-"""Peak memory of a step beside weights and cache, derived from the decoder and the reference attention, tensor by tensor.
+"""Peak memory of a step beside weights and cache, derived from decoder, attention and sampler tensor by tensor.
 
 A step of T tokens passes three places where most is alive at once; the largest decides:
 
@@ -51,7 +51,7 @@ def activation_bytes(model: PlanModel, limits: StepLimits, tensor_parallel: int 
 
 
 def _shared(model: PlanModel, limits: StepLimits, block_size: int) -> int:
-    """Alive through the whole step: token ids, positions, slots, rotations, which key is where (once per kind of layer)."""
+    """Alive through the whole step: token ids, positions, slots, rotations; per kind of layer which key is where."""
     rules = {layer.retention: layer for layer in model.kinds}.values()
     most = limits.sequences * limits.context if limits.cached is None else limits.cached
     keys = sum(min(most, limits.sequences * _keys(layer, limits, 1)) for layer in rules)
@@ -65,7 +65,9 @@ def _attention(model: PlanModel, layer: LayerGeometry, limits: StepLimits, ranks
     projected = (3 * heads + 3 * layer.kv_heads) * width  # q and k before and after rotation, v, the output
     held = limits.tokens * element * (2 * model.hidden_size + projected)
     key = layer.kv_heads * width
-    return held + max(_prefill_tile(layer, limits, heads, width, element), _decode_tile(layer, limits, heads, key, element))
+    return held + max(
+        _prefill_tile(layer, limits, heads, width, element), _decode_tile(layer, limits, heads, key, element)
+    )
 
 
 def _prefill_tile(layer: LayerGeometry, limits: StepLimits, heads: int, width: int, element: int) -> int:
@@ -114,7 +116,9 @@ def _mlp(model: PlanModel, limits: StepLimits, ranks: int) -> int:
     inner = -(-model.ffn // ranks)
     per_token = element * (4 * model.hidden_size + 3 * inner)
     if model.num_experts:  # the worst case: one expert gets every token
-        per_token += 2 * element * model.hidden_size + FLOAT32 * (model.hidden_size + model.num_experts) + 24 * model.top_k
+        per_token += (
+            2 * element * model.hidden_size + FLOAT32 * (model.hidden_size + model.num_experts) + 24 * model.top_k
+        )
     return limits.tokens * max(per_token, _norm(model))
 
 

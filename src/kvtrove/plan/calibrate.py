@@ -11,7 +11,7 @@ from kvtrove.plan.hardware import StepFit
 
 
 def fit_steps(samples: Sequence[tuple[StepWork, float]]) -> StepFit:
-    """Least squares over measured (work, seconds), each sample weighted by 1 / seconds so that short steps count as well.
+    """Least squares over measured (work, seconds), weighted by 1 / seconds so that short steps count as well.
 
     Coefficients that would be negative are left out and the others fitted again.
     """

@@ -1,8 +1,8 @@
 """How long a step takes: from bandwidth and arithmetic (the roofline), or from measured steps.
 
-    roofline    max(weights read / bandwidth, 2 x parameters x tokens / flops)   the matrix products
-              + K/V read / bandwidth                                             attention of decodes
-              + 4 x heads x head_dim x layers x pairs / flops                    attention of prompts
+roofline    max(weights read / bandwidth, 2 x parameters x tokens / flops)   the matrix products
+          + K/V read / bandwidth                                             attention of decodes
+          + 4 x heads x head_dim x layers x pairs / flops                    attention of prompts
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kvtrove.plan.model import PlanModel
 
 @dataclass(slots=True)
 class StepWork:
-    """tokens: computed. cached_tokens: read from the cache by sequences with one new token. pairs: (query, key) of the rest."""
+    """tokens: computed. cached_tokens: read by sequences with one new token. pairs: (query, key) of all others."""
 
     tokens: int
     cached_tokens: int = 0

@@ -10,8 +10,14 @@ from kvtrove.plan.planner import Plan
 KT_PAGE = 256
 """Tokens per page of KTransformers' cache: `cache_lens` is rounded up to it."""
 _LLAMA_CPP_TYPES = {
-    "float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "q8_0", "q8_0": "q8_0", "int4": "q4_0", "q4_0": "q4_0",
-}  # fmt: skip
+    "float32": "f32",
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "int8": "q8_0",
+    "q8_0": "q8_0",
+    "int4": "q4_0",
+    "q4_0": "q4_0",
+}
 _VLLM_TYPES = {"fp8": "fp8", "int8": "fp8"}
 
 
@@ -45,15 +51,14 @@ class KTransformers:
             return []
         most = self.cache_lens // (self.prompt_tokens + self.max_new_tokens)
         return [
-            f"cache_lens {self.cache_lens} holds {most} of {self.max_batch_size} requests of {self.prompt_tokens} prompt + "
-            f"{self.max_new_tokens} new tokens: set it to {_pages(self.needed)}"
+            f"cache_lens {self.cache_lens} holds {most} of {self.max_batch_size} requests of {self.prompt_tokens} "
+            f"prompt + {self.max_new_tokens} new tokens: set it to {_pages(self.needed)}"
         ]
 
     @property
     def arguments(self) -> str:
-        return (
-            f"--cache_lens {self.cache_lens} --max_new_tokens {self.max_new_tokens} --max_batch_size {self.max_batch_size}"
-        )
+        flags = {name: getattr(self, name) for name in ("cache_lens", "max_new_tokens", "max_batch_size")}
+        return " ".join(f"--{name} {value}" for name, value in flags.items())
 
 
 def ktransformers(plan: Plan, prompt: int, new: int) -> KTransformers:

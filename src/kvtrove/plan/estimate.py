@@ -13,10 +13,14 @@ from kvtrove.models.config_view import ConfigView
 from kvtrove.plan.model import LayerGeometry
 from kvtrove.plan.parameters import Parameters
 
-UNGATED = frozenset({"gpt2", "opt", "bloom", "mpt", "falcon", "gpt_neox", "gpt_bigcode", "starcoder2", "phi", "stablelm_epoch"})
+UNGATED = frozenset(
+    {"gpt2", "opt", "bloom", "mpt", "falcon", "gpt_neox", "gpt_bigcode", "starcoder2", "phi", "stablelm_epoch"}
+)
 """Model types whose feed-forward networks have two matrices instead of three."""
 EXACT = frozenset({"deepseek_v2", "deepseek_v3", "kimi_k2"})
-TIED = frozenset({"gpt2", "opt", "bloom", "mpt", "falcon", "gpt_bigcode", "gemma", "gemma3n", "gemma4", "cohere", "cohere2", "afm7"})
+TIED = frozenset(
+    {"gpt2", "opt", "bloom", "mpt", "falcon", "gpt_bigcode", "gemma", "gemma3n", "gemma4", "cohere", "cohere2", "afm7"}
+)
 """Model types whose output matrix is the embedding unless the config says otherwise."""
 
 
@@ -96,7 +100,7 @@ def _attention(view: ConfigView, layer: LayerGeometry) -> int:
 
 
 def _latent(view: ConfigView) -> int:
-    """The projections of MLA (arXiv 2405.04434, section 2.1), their two norms and, for sparse attention, the indexer."""
+    """The projections of MLA (arXiv 2405.04434, section 2.1), their norms and, for sparse attention, the indexer."""
     hidden, heads = view.size("hidden_size"), view.size("num_attention_heads")
     rank, rope = view.size("kv_lora_rank"), view.size("qk_rope_head_dim")
     plain, value = view.size("qk_nope_head_dim"), view.size("v_head_dim")

@@ -1,6 +1,6 @@
 """Which (users, context) fit into a memory, for one model and one KV format.
 
-    memory | weights ........ | KV: users x blocks of `context` tokens ........ | activations | reserve | free |
+memory | weights ........ | KV: users x blocks of `context` tokens ........ | activations | reserve | free |
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _weights_of_a_rank(model: PlanModel, ranks: int) -> int:
 
 
 def last(fits: Callable[[int], bool], most: int) -> int:
-    """Largest n of 1..most for which fits(n), 0 when there is none; what does not fit, does not fit any larger either."""
+    """Largest n of 1..most for which fits(n), 0 when there is none; if n does not fit, nothing larger does."""
     low, high = 0, 1
     while high <= most and fits(high):  # what fits is far below `most` as a rule
         low, high = high, 2 * high

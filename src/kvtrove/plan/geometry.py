@@ -28,7 +28,15 @@ ALIASES: Mapping[str, Sequence[str]] = {
     "n_routed_experts": ("num_experts", "num_local_experts", "moe_num_experts"),
     "num_experts_per_tok": ("top_k_experts", "moe_topk", "num_experts_per_token", "moe_top_k"),
 }
-RECURRENT = ("mamba_d_state", "ssm_cfg", "state_size", "ssm_state_size", "linear_num_value_heads", "mb_per_layer", "lru_width")
+RECURRENT = (
+    "mamba_d_state",
+    "ssm_cfg",
+    "state_size",
+    "ssm_state_size",
+    "linear_num_value_heads",
+    "mb_per_layer",
+    "lru_width",
+)
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 
 
@@ -47,7 +55,7 @@ def canonical(view: ConfigView) -> ConfigView:
 
 
 def read_layers(view: ConfigView) -> tuple[LayerGeometry, ...]:
-    """view: from `canonical`. ModelError naming the key when one is missing or a layer keeps something else than K/V."""
+    """view: from `canonical`. ModelError naming the key when one is missing or a layer keeps something else."""
     recurrent = [key for key in RECURRENT if view.has(key)]
     if recurrent:
         raise view.error(f"{recurrent[0]!r}: recurrent layers keep a state, which is not planned")
@@ -144,7 +152,9 @@ def _gemma(view: ConfigView) -> tuple[LayerGeometry, ...]:
     earlier = kinds[:first_shared]
     missing = sorted(set(kinds[first_shared:]) - set(earlier))
     if missing:
-        raise view.error(f"'num_kv_shared_layers' leaves no {missing[0]} layer whose keys and values the others could read")
+        raise view.error(
+            f"'num_kv_shared_layers' leaves no {missing[0]} layer whose keys and values the others could read"
+        )
     last = {kind: first_shared - 1 - earlier[::-1].index(kind) for kind in set(earlier)}
     return tuple(layer if i < first_shared else _shared(layer, last[kinds[i]]) for i, layer in enumerate(own))
 

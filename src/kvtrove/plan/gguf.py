@@ -76,7 +76,7 @@ def read_header(path: Path) -> GGUFHeader:
     found = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
     if not found:
         raise ModelError(f"{path}: is one of {count} parts, but its name does not end in -00001-of-{count:05}.gguf")
-    tensors = []
+    tensors: list[TensorInfo] = []
     for part in range(1, count + 1):
         sibling = path.with_name(f"{found[1]}-{part:05}-of-{count:05}.gguf")
         tensors.extend(_read_one(sibling).tensors)
@@ -197,8 +197,8 @@ def as_config(header: GGUFHeader) -> dict[str, Any]:
         if value:  # 0 stands for none
             config[name] = value
     if "kv_lora_rank" in config:  # key_length is the latent's width in newer files, which add the heads' own as *_mla
-        key, values = (header.metadata.get(f"{kind}.attention.{name}_mla") for name in ("key_length", "value_length"))
-        config["qk_nope_head_dim"] = (key or config.get("head_dim", 0)) - config.get("qk_rope_head_dim", 0)
+        width, values = (header.metadata.get(f"{kind}.attention.{name}_mla") for name in ("key_length", "value_length"))
+        config["qk_nope_head_dim"] = (width or config.get("head_dim", 0)) - config.get("qk_rope_head_dim", 0)
         config["v_head_dim"] = values or config.get("v_head_dim", 0)
     heads = config.get("num_attention_heads")
     if isinstance(heads, list):

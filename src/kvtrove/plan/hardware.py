@@ -1,4 +1,4 @@
-"""How fast a machine is: datasheet figures, or those that a benchmark measured on it and wrote into a calibration file."""
+"""How fast a machine is: datasheet figures, or those that a benchmark measured and wrote into a calibration file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CALIBRATION = "kvtrove-calibration-1"
 
 @dataclass(frozen=True)
 class StepFit:
-    """Seconds of a step as measured: fixed + per token computed + per cached token read + per (query, key) pair of prefill."""
+    """Seconds of a measured step: fixed + per token computed + per cached token read + per (query, key) pair."""
 
     fixed: float
     per_token: float
@@ -25,7 +25,7 @@ class StepFit:
 
 @dataclass(frozen=True)
 class Machine:
-    """bandwidth: bytes read per second. flops: of 16-bit matrix products, per second. Sustained, not peak, when measured.
+    """bandwidth: bytes read per second. flops: of 16-bit matrix products, per second. Sustained when measured.
 
     fit: measured step times of the very model that is planned; it replaces the model of bandwidth and flops.
     """
@@ -76,8 +76,8 @@ def recognise(device_name: str) -> Machine | None:
 def read_calibration(path: Path) -> Machine:
     """The machine that a calibration file describes. ConfigError naming the field that is missing or wrong.
 
-        {"format": "kvtrove-calibration-1", "name": "...", "bandwidth": 3.1e10, "flops": 2.2e12,
-         "step": {"fixed": 0.001, "per_token": 2e-5, "per_cached_token": 1e-8, "per_pair": 1e-10}}     step may be left out
+    {"format": "kvtrove-calibration-1", "name": "...", "bandwidth": 3.1e10, "flops": 2.2e12,
+     "step": {"fixed": 0.001, "per_token": 2e-5, "per_cached_token": 1e-8, "per_pair": 1e-10}}     step may be left out
     """
     try:
         values: Any = json.loads(path.read_text())
@@ -93,7 +93,9 @@ def read_calibration(path: Path) -> Machine:
         _positive(values, "bandwidth", path),
         _positive(values, "flops", path),
         measured=True,
-        fit=None if step is None else StepFit(**{name: _number(step, name, path) for name in StepFit.__dataclass_fields__}),
+        fit=None
+        if step is None
+        else StepFit(**{name: _number(step, name, path) for name in StepFit.__dataclass_fields__}),
     )
 
 

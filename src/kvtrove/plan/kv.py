@@ -1,7 +1,7 @@
 """KV bytes of a model: per token, constant per sequence, and in the rows and blocks of the cache.
 
-    sequence of n tokens  =  kv_bytes_per_token x n   (layers that keep every token)
-                          +  kv_constant_bytes        (layers with a window or a chunk, once n has outgrown it)
+sequence of n tokens  =  kv_bytes_per_token x n   (layers that keep every token)
+                      +  kv_constant_bytes        (layers with a window or a chunk, once n has outgrown it)
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def cache_of(model: PlanModel, format_name: str, block_size: int, tensor_paralle
 
 def shard(layer: LayerGeometry, ranks: int) -> LayerGeometry:
     """What one tensor-parallel rank keeps: its heads, at least one of them; a latent is kept by all."""
-    return layer if layer.replicated else replace(layer, kv_heads=-(-layer.kv_heads // ranks))
+    return layer if layer.replicated or ranks == 1 else replace(layer, kv_heads=-(-layer.kv_heads // ranks))
 
 
 def _format(layer: LayerGeometry, name: str) -> KVFormat:
@@ -81,12 +81,12 @@ def _format(layer: LayerGeometry, name: str) -> KVFormat:
 
 
 def classic_bytes(layers: int, tokens: int, hidden: int, batch: int, element_bytes: int) -> int:
-    """2 x layers x tokens x hidden x batch x bytes: the form that articles give, right for multi-head attention alone."""
+    """2 x layers x tokens x hidden x batch x bytes: the form of articles, right for multi-head attention alone."""
     return 2 * layers * tokens * hidden * batch * element_bytes
 
 
 def classic_agrees(model: PlanModel, format_name: str) -> bool:
-    """Whether the classic form is right: every layer keeps every token with as many KV heads as fill the hidden size."""
+    """Whether the classic form is right: all layers keep all tokens, with KV heads that fill the hidden size."""
     per_token = classic_bytes(model.num_layers, 1, model.hidden_size, 1, 1) * find_format(format_name).bits // 8
     return kv_bytes(model.layers, format_name) == KVBytes(per_token, 0)
 

@@ -14,7 +14,7 @@ RESERVE_SHARE = 50
 
 @dataclass(frozen=True)
 class Ledger:
-    """Bytes. total: what may be used; free: what nobody takes. measured: activations come from a warm-up, not a formula."""
+    """Bytes. total: what may be used; free: what nobody takes. measured: activations come from a warm-up."""
 
     total: int
     weights: int
@@ -62,7 +62,7 @@ def total_for(used: int) -> int:
 
 
 def bar(ledger: Ledger, width: int) -> str:
-    """One letter per share of the total: ``WWWWWWWWWWKKKKKKKKKKKKKAAR....``; everything that is there gets at least one."""
+    """One letter per share of the total, at least one for what is there: ``WWWWWWWWWWKKKKKKKKKKKKKAAR....``"""
     letters = {"weights": "W", "kv": "K", "activations": "A", "reserve": "R", "free": "."}
     drawn = "".join(
         letters[name] * max(1, round(width * size / ledger.total))

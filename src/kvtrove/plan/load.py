@@ -1,10 +1,10 @@
 """Load formulas: how many requests per second a plan sustains, and how long they wait.
 
     request | prompt P computed in T_p | output O, one token per TPOT |
-    KV held   0 ......... rises to P     P, P + 1, ... P + O             A = P (T_p + O TPOT) + O^2 TPOT / 2  token-seconds
+    KV held   0 ......... rises to P     P, P + 1, ... P + O             A = P (T_p + O TPOT) + O^2 TPOT / 2
 
-In a steady state of `rate` requests per second, Little's law gives rate x A tokens of K/V held and rate x O x TPOT
-sequences decoding; TPOT itself grows with that number, so it is a fixed point.
+A is in token-seconds. In a steady state of `rate` requests per second, Little's law gives rate x A tokens of K/V held
+and rate x O x TPOT sequences decoding; TPOT itself grows with that number, so it is a fixed point.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Service:
-    """What serves it. kv_tokens: capacity of the cache in tokens. max_users: sequences of a step. chunk: token budget."""
+    """What serves it. kv_tokens: capacity of the cache. max_users: sequences of a step. chunk: token budget."""
 
     cost: CostModel
     kv_tokens: int
@@ -98,7 +98,7 @@ def estimate(workload: Workload, service: Service, rate: float) -> LoadEstimate:
         return LoadEstimate(rate, float("inf"), float("inf"), 0.0, 0.0, share, "prefill")
 
     def overloaded(batch: float) -> bool:
-        """Whether `batch` sequences decode more tokens per second than arrive: then the batch shrinks to a fixed point."""
+        """Whether `batch` sequences decode more tokens per second than arrive: then the batch shrinks."""
         return batch >= rate * workload.output * decode_seconds(workload, service, batch) / (1 - share)
 
     batch = _first(overloaded, float(service.max_users))
@@ -110,7 +110,9 @@ def estimate(workload: Workload, service: Service, rate: float) -> LoadEstimate:
     return LoadEstimate(rate, ttft, tpot, batch, held, share, bottleneck)
 
 
-def max_rate(workload: Workload, service: Service, ttft: float | None = None, tpot: float | None = None) -> LoadEstimate:
+def max_rate(
+    workload: Workload, service: Service, ttft: float | None = None, tpot: float | None = None
+) -> LoadEstimate:
     """The largest rate that is sustained, within limits of TTFT and TPOT in seconds when they are given.
 
     rate 0 when a single request misses them already.

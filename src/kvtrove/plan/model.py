@@ -22,7 +22,7 @@ class LayerGeometry:
     kv_heads: int
     k_dim: int
     v_dim: int
-    retention: Retention = Full()  # noqa: RUF009  (a frozen value)
+    retention: Retention = Full()
     source: int | None = None
     extra_bytes: int = 0
     replicated: bool = False
@@ -32,7 +32,7 @@ class LayerGeometry:
 class PlanModel:
     """A decoder as far as memory and time depend on it.
 
-    name: as the user wrote it. ffn: widest intermediate vector of a token in one feed-forward layer. num_experts, top_k:
+    name: as the user wrote it. ffn: widest intermediate vector of a token in a feed-forward layer. num_experts, top_k:
     0 without a mixture of experts. weight_bytes: in the dtype that the engine computes in; exact_weights: counted
     tensor by tensor (or read from the files), not estimated. spec: of a model that the engine runs.
     """

@@ -1,4 +1,4 @@
-"""How many parameters a model has, counted tensor by tensor from its spec: what the loader will ask the checkpoint for."""
+"""How many parameters a model has, counted tensor by tensor: what the loader will ask the checkpoint for."""
 
 from __future__ import annotations
 

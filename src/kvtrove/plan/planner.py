@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from kvtrove.config import ConfigError
+from kvtrove.config import ConfigError, EngineConfig
 from kvtrove.plan.capacity import readable
 from kvtrove.plan.fitting import MOST_USERS, Fitting, Wishes
 from kvtrove.plan.formats import COMPARED, find_format
@@ -14,8 +14,11 @@ from kvtrove.plan.kv import KVBytes, kv_bytes, shard
 from kvtrove.plan.ledger import Ledger, total_for
 from kvtrove.plan.model import PlanModel
 
+MIB = 2**20
 SHORTEST = 256
 """Contexts below this are not worth a line of the frontier."""
+USUAL_USERS = EngineConfig.max_num_seqs
+"""Nobody asked for more sequences in a step: whatever else fits serves as prefix cache."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,15 @@ class Plan:
     def _choice(self, name: str) -> FormatChoice:
         fitting = Fitting(self.model, self.wishes, name)
         served = self.model.spec is not None and find_format(name).served
-        return FormatChoice(name, served, _kv_of_a_rank(fitting), fitting.longest(self.users), fitting.most(self.context))
+        return FormatChoice(
+            name, served, _kv_of_a_rank(fitting), fitting.longest(self.users), fitting.most(self.context)
+        )
 
 
 def make_plan(model: PlanModel, wishes: Wishes) -> Plan:
     """The largest context and number of users that fit, where the wishes leave them open.
 
-    Both given: the cache is just large enough for them, or as large as `wishes.kv`. Otherwise it takes all that is left.
+    Both given: the cache is just large enough for them, or as large as `wishes.kv`. Else it takes all that is left.
     ConfigError when the wishes do not fit, naming what does.
     """
     fitting = Fitting(model, wishes, model.dtype if wishes.kv_format == "auto" else wishes.kv_format)
@@ -102,7 +107,7 @@ def make_plan(model: PlanModel, wishes: Wishes) -> Plan:
     if context is None:
         context = max(shortest, fitting.longest(users or 1))
     if users is None:
-        users = max(1, fitting.most(context))
+        users = max(1, min(fitting.most(context), USUAL_USERS))
     if not fitting.fits(users, context):
         raise ConfigError(_refusal(fitting, users, context))
     return Plan(fitting, context, users, _num_blocks(fitting, users, context))
@@ -114,7 +119,7 @@ def _num_blocks(fitting: Fitting, users: int, context: int) -> int:
         return wishes.kv // block_bytes
     if wishes.users is not None and wishes.context is not None:
         return fitting.blocks(users, context)
-    return fitting.left_for_kv(users, context) // block_bytes
+    return fitting.left_for_kv(users, context) // MIB * MIB // block_bytes  # --kv takes whole MiB
 
 
 def _kv_of_a_rank(fitting: Fitting) -> KVBytes:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvtrove.plan.equivalents import KTransformers, llama_cpp, serve_command, vllm
 from kvtrove.plan.kv import classic_agrees, classic_bytes
-from kvtrove.plan.load import LoadEstimate
 from kvtrove.plan.planner import Plan
-from kvtrove.plan.presets import Preset
+
+if TYPE_CHECKING:
+    from kvtrove.plan.load import LoadEstimate
+    from kvtrove.plan.presets import Preset
 
 
 def plan_report(plan: Plan, kt: KTransformers) -> dict[str, Any]:

@@ -96,7 +96,9 @@ def _weight_bits(view: ConfigView, dtype: str) -> tuple[float, bool]:
         group = settings.size("group_size", 128, least=-1)
         bits = settings.size("bits", 4) + (32 / group if group > 0 else 0.0)
     else:
-        raise settings.error(f"'quant_method' {method!r} is not planned; planned: awq, bitsandbytes, fbgemm_fp8, fp8, gptq, mxfp4")
+        raise settings.error(
+            f"'quant_method' {method!r} is not planned; planned: awq, bitsandbytes, fbgemm_fp8, fp8, gptq, mxfp4"
+        )
     return bits, False
 
 
@@ -121,7 +123,7 @@ def _from_gguf(path: Path) -> PlanModel:
 
 
 def _with_real_weights(model: PlanModel, directory: Path) -> PlanModel:
-    """The model with the size of its weight files, floating-point tensors in the dtype that they will be converted to."""
+    """The model with the size of its weight files, floating-point tensors in the dtype they will be converted to."""
     entries = [entry for file in _weight_files(directory) for entry in _tensors(file, model)]
     if not entries:
         return model
@@ -142,7 +144,7 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _tensors(file: Path, model: PlanModel) -> Iterator[tuple[str, list[int]]]:
-    """(stored dtype, shape) of the tensors that will be loaded: of a model that the engine runs, the decoder's alone."""
+    """(stored dtype, shape) of the tensors that will be loaded: the decoder's alone where the engine runs the model."""
     prefixes = find_family(model.architecture).prefixes if model.spec else ("",)
     tied = model.spec is not None and model.spec.tie_embeddings
     for name, entry in _safetensors_header(file).items():

@@ -1,4 +1,4 @@
-"""Starting an engine: the cache takes the memory it was told, or a safe share of what is free, and the context follows."""
+"""Starting an engine: the cache takes what it was told, or a safe share of what is free, and the context follows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def plan_start(model: PlanModel, cache: KVCacheSpec, free: int, settings: StartS
         num_blocks = settings.num_blocks
     else:
         step = _step_bytes(model, settings, min(context, chunk), None)
-        num_blocks = _kv_bytes(cache, free - model.weight_bytes - reserve - step, context, settings) // cache.block_bytes
+        num_blocks = (
+            _kv_bytes(cache, free - model.weight_bytes - reserve - step, context, settings) // cache.block_bytes
+        )
         context = _context(model, cache, free - reserve, num_blocks, context, settings)
     capacity = fit(cache, num_blocks, context, chunk, required=settings.max_model_len is not None)
     kv = num_blocks * cache.block_bytes
@@ -56,14 +58,19 @@ def _kv_bytes(cache: KVCacheSpec, left: int, context: int, settings: StartSettin
             raise ConfigError(
                 f"kv: {readable(settings.kv)} is more than what is free beside weights, a step of "
                 f"{settings.max_num_batched_tokens} tokens and a reserve; "
-                + (f"{readable(left)} fits" if left >= cache.block_bytes else "free some memory or take a smaller model")
+                + (
+                    f"{readable(left)} fits"
+                    if left >= cache.block_bytes
+                    else "free some memory or take a smaller model"
+                )
             )
         return settings.kv
     if left < cache.block_bytes:
+        missing = readable(cache.block_bytes - left)
         raise ConfigError(
-            f"kv: weights, a step of {settings.max_num_batched_tokens} tokens for {settings.max_num_seqs} sequences and a "
-            f"reserve take {readable(-left if left < 0 else 1)} more than what is free: lower max_num_batched_tokens or "
-            f"max_num_seqs, or free some memory"
+            f"kv: weights, a step of {settings.max_num_batched_tokens} tokens for {settings.max_num_seqs} sequences "
+            f"and a reserve leave {missing} too little for a cache: lower max_num_batched_tokens or max_num_seqs, "
+            "or free some memory"
         )
     return default_kv_bytes(cache, left, settings.max_num_seqs, context, settings.max_num_batched_tokens)
 
@@ -85,8 +92,9 @@ def _context(
         middle = (low + high) // 2
         low, high = (middle, high) if works(middle) else (low, middle)
     if settings.max_model_len is not None:
+        needed = readable(_step_bytes(model, settings, context, None))
         raise ConfigError(
-            f"max_model_len: attention over {context} tokens needs {readable(_step_bytes(model, settings, context, None))} "
+            f"max_model_len: a step over {context} tokens needs {needed} "
             f"beside weights and cache, {readable(max(1, left))} is free: --max-model-len {low} fits, or a smaller --kv"
         )
     return low

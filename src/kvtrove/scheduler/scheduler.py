@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvtrove.kv.explain import explain
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.request import FinishReason, RequestError
 from kvtrove.scheduler import beam
@@ -269,7 +268,7 @@ class Scheduler:
             request.num_cached_tokens = num_reused = seq.kv.num_computed
             request.metrics.first_scheduled_time = self.clock()
             request.metrics.reused_from = {"memory": num_reused} if num_reused else {}
-            request.metrics.explanation = explain(self.kv, seq.kv.chain, len(seq.tokens), num_reused, limit)
+            request.metrics.explanation = self.kv.explain(seq.kv, len(seq.tokens), limit)
         for key in self._keys_to_compute(seq, seq.kv.num_computed, limit):
             self._computing.setdefault(key, seq.id)
 

@@ -97,7 +97,9 @@ def test_the_command_starts_what_was_planned(wishes: dict[str, Any], tmp_path: P
         (configs.LLAMA_31_8B, {"tensor_parallel": 2}, "it runs on one device"),
     ],
 )
-def test_no_command_for_what_the_engine_cannot_do(config: dict[str, Any], wishes: Any, why: str, tmp_path: Path) -> None:
+def test_no_command_for_what_the_engine_cannot_do(
+    config: dict[str, Any], wishes: Any, why: str, tmp_path: Path
+) -> None:
     command, why_not = serve_command(plan_of(tmp_path, config, **wishes))
     assert command is None
     assert why in why_not

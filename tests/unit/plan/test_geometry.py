@@ -101,7 +101,14 @@ def test_windows_follow_layer_types_or_the_pattern() -> None:
 
 
 def test_older_names_and_multi_query() -> None:
-    gpt = {"model_type": "gpt_bigcode", "n_layer": 2, "n_embd": 64, "n_head": 4, "multi_query": True, "n_positions": 1024}
+    gpt = {
+        "model_type": "gpt_bigcode",
+        "n_layer": 2,
+        "n_embd": 64,
+        "n_head": 4,
+        "multi_query": True,
+        "n_positions": 1024,
+    }
     assert layers(gpt) == (LayerGeometry(1, 16, 16),) * 2
     assert [x.kv_heads for x in layers(_PLAIN, num_key_value_heads=[1, 2, 4, 8])] == [1, 2, 4, 8]
 

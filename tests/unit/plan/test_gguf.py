@@ -125,7 +125,11 @@ def test_sliding_layers_are_found(changes: dict[str, Any], rules: list[Any], tmp
 
 def test_a_latent_is_found(tmp_path: Path) -> None:
     named = {key.replace("llama.", "deepseek2."): x for key, x in LLAMA.items()} | {"general.architecture": "deepseek2"}
-    named |= {"deepseek2.attention.kv_lora_rank": 512, "deepseek2.rope.dimension_count": 64, "deepseek2.block_count": 61}
+    named |= {
+        "deepseek2.attention.kv_lora_rank": 512,
+        "deepseek2.rope.dimension_count": 64,
+        "deepseek2.block_count": 61,
+    }
     named |= {"deepseek2.attention.key_length": 192, "deepseek2.attention.value_length": 128}
     path = written(tmp_path / "m.gguf", gguf(named, {"t": (F16, (100,))}))
     assert kv_bytes(read_model(path).layers, "bfloat16") == KVBytes(70_272, 0)

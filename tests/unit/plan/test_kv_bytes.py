@@ -72,7 +72,9 @@ def test_a_format_counts_its_scales(name: str, nbytes: int) -> None:
 def test_summaries_are_shared_by_the_tokens_of_a_block() -> None:
     """Minimum and maximum of K per block and head, in float16 (Quest)."""
     layer = LayerGeometry(2, 64, 64)
-    plain, with_summaries = (kv_bytes([layer], name, block_size=16).per_token for name in ("bfloat16", "bfloat16+minmax"))
+    plain, with_summaries = (
+        kv_bytes([layer], name, block_size=16).per_token for name in ("bfloat16", "bfloat16+minmax")
+    )
     assert with_summaries - plain == 2 * (2 * 64 * 2) // 16
 
 

@@ -88,7 +88,11 @@ def test_the_cache_is_filled_up_to_the_headroom() -> None:
 
 def test_limits_on_latency_lower_the_rate() -> None:
     workload, where = Workload(1000, 200), service()
-    free, slow, fast = max_rate(workload, where), max_rate(workload, where, tpot=0.05), max_rate(workload, where, tpot=0.02)
+    free, slow, fast = (
+        max_rate(workload, where),
+        max_rate(workload, where, tpot=0.05),
+        max_rate(workload, where, tpot=0.02),
+    )
     assert free.rate > slow.rate > fast.rate > 0
     assert slow.tpot <= 0.05
     assert fast.tpot <= 0.02

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from kvtrove.config import ConfigError
-from kvtrove.plan.hardware import CALIBRATION, Machine, StepFit, find_machine, read_calibration, recognise, write_calibration
+from kvtrove.plan.hardware import (
+    CALIBRATION,
+    Machine,
+    StepFit,
+    find_machine,
+    read_calibration,
+    recognise,
+    write_calibration,
+)
 from kvtrove.plan.memory import Store, available_bytes, cuda_devices, host
 from kvtrove.plan.units import parse_rate, parse_seconds, parse_speed, show_seconds
 
@@ -37,7 +45,9 @@ def machine_root(root: Path, files: dict[str, str]) -> Path:
         ({"memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.usage_in_bytes": "0"}, 64, 48),
     ],
 )
-def test_memory_is_ram_capped_by_the_control_group(files: dict[str, str], total: int, free: int, tmp_path: Path) -> None:
+def test_memory_is_ram_capped_by_the_control_group(
+    files: dict[str, str], total: int, free: int, tmp_path: Path
+) -> None:
     root = machine_root(tmp_path, {f"sys/fs/cgroup/{name}": text for name, text in files.items()})
     assert host(root) == Store("RAM", total * GIB, free * GIB)
     assert available_bytes(root) == free * GIB
@@ -90,7 +100,12 @@ def test_no_driver_and_a_broken_driver_are_no_devices() -> None:
 
 @pytest.mark.parametrize(
     ("device", "name"),
-    [("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA GeForce RTX 4090", "rtx4090"), ("NVIDIA L40S", "l40s"), ("NVIDIA L4", "l4")],
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L4", "l4"),
+    ],
 )
 def test_devices_are_recognised(device: str, name: str) -> None:
     found = recognise(device)
@@ -137,7 +152,9 @@ def test_units() -> None:
     assert [show_seconds(s) for s in (0.0123, 2.5, 4000, float("inf"))] == ["12.3 ms", "2.5 s", "4000 s", "never"]
 
 
-@pytest.mark.parametrize(("parse", "text"), [(parse_seconds, "soon"), (parse_rate, "3/day"), (parse_speed, "fast"), (parse_seconds, "0")])
+@pytest.mark.parametrize(
+    ("parse", "text"), [(parse_seconds, "soon"), (parse_rate, "3/day"), (parse_speed, "fast"), (parse_seconds, "0")]
+)
 def test_bad_units_name_the_setting_and_an_example(parse: Any, text: str) -> None:
     with pytest.raises(ConfigError, match=rf"what: cannot read '{text}' as a .*write for example"):
         parse(text, "what")

@@ -1,4 +1,4 @@
-"""Parameter counts against the models that Hugging Face transformers builds (on the meta device: nothing is allocated)."""
+"""Parameter counts against the models that Hugging Face transformers builds on the meta device."""
 
 from __future__ import annotations
 

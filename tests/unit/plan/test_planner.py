@@ -48,7 +48,7 @@ def test_without_wishes_the_longest_context_and_all_memory(llama: PlanModel) -> 
     assert_consistent(plan)
     assert plan.users == 1
     assert plan.context == plan.max_context > 32_768
-    assert plan.ledger.free < plan.fitting.cache.block_bytes, "the cache takes all that is left"
+    assert plan.ledger.free < plan.fitting.cache.block_bytes + 2**20, "the cache takes all that is left"
 
 
 def test_with_both_wishes_the_cache_is_just_large_enough(llama: PlanModel) -> None:

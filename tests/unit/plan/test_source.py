@@ -26,7 +26,9 @@ BF16, F32 = "BF16", "F32"
 
 def safetensors(path: Path, tensors: dict[str, tuple[str, list[int]]]) -> None:
     """A file with a true header and no data: a planner must not read further."""
-    header = {name: {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]} for name, (dtype, shape) in tensors.items()}
+    header = {
+        name: {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]} for name, (dtype, shape) in tensors.items()
+    }
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text)
 

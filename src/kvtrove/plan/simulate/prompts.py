@@ -11,7 +11,7 @@ from kvtrove.plan.traces.request import Trace, TraceRequest
 class Prompts:
     """A block of the trace becomes `block_size` times its number; what belongs to no block is numbered by its request.
 
-        ids 7, 9   prompt | 7 7 7 7 7 7 7 7 | 9 9 9 9 9 9 9 9 | -3 -3 -3        answer | -4 -4 -4 ...      of 8-token blocks
+        ids 7, 9 of 8-token blocks      prompt | 7 7 7 7 7 7 7 7 | 9 9 9 9 9 9 9 9 | -3 -3 -3      answer | -4 -4 ...
 
     Token ids never reach a model, so they may be negative; two requests never have the same negative id.
     """

@@ -1,6 +1,6 @@
 """One engine without a model: the real scheduler and cache, a runner that answers at once, a clock that the cost moves.
 
-    now ──schedule──> work ──cost model──> now + seconds ──update──> tokens, finished requests
+now ──schedule──> work ──cost model──> now + seconds ──update──> tokens, finished requests
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Replica:
 
     def add(self, request_id: str, prompt: array[int], new_tokens: int, arrival: float, answer: int) -> Request:
         """Queue a request whose every output token is `answer`. RequestError when the cache can never hold it."""
+        if not self.is_busy:
+            self.now = max(self.now, arrival)
         self._arrivals += 1
         request = Request(
             id=request_id,
@@ -61,8 +63,6 @@ class Replica:
         )
         self.scheduler.add(request)
         self._answers[request_id] = SequenceResult([SampledToken(answer, 0.0)])
-        if not self.is_busy or self.load == 1:
-            self.now = max(self.now, arrival)
         return request
 
     def step(self, until: float) -> Iterator[Request]:
@@ -101,16 +101,14 @@ class Replica:
     def _fast_forward(self, until: float) -> None:
         """Let all running sequences decode as many tokens as the scheduler would give them one by one.
 
-        While nobody waits, nobody finishes, no block fills up and nothing arrives, a step gives every sequence one token
-        and changes nothing else. So the end of the run is where the first of these happens, and the clock moves by the
-        cost of each step in between.
+        While nobody waits, nobody finishes, no block fills up and nothing arrives, a step gives every sequence one
+        token and changes nothing else. So the run ends where the first of these happens, and the clock moves by the
+        cost of each step until then.
         """
         sequences = list(self.scheduler.running.values())
         if self.scheduler.waiting or not sequences or any(seq.num_uncomputed != 1 for seq in sequences):
             return
-        most = min(
-            min(seq.kv.next_event, seq.kv.capacity) - seq.kv.num_computed - 1 for seq in sequences
-        )
+        most = min(min(seq.kv.next_event, seq.kv.capacity) - seq.kv.num_computed - 1 for seq in sequences)
         most = min(most, *(seq.request.max_len - len(seq.tokens) - 1 for seq in sequences))
         cached = sum(len(seq.tokens) for seq in sequences)
         steps = 0

@@ -30,10 +30,14 @@ class RequestResult:
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """rejected: requests that the cache could not hold even alone. duration: seconds from first arrival to last token."""
+    """rejected, rejected_tokens: requests that the cache cannot hold even alone, and their prompts.
+
+    duration: seconds from the first arrival to the last token.
+    """
 
     requests: Sequence[RequestResult]
     rejected: int
+    rejected_tokens: int
     evictions: int
     steps: int
     duration: float
@@ -43,8 +47,8 @@ class SimulationResult:
 
     @property
     def token_hit_ratio(self) -> float:
-        """Share of all prompt tokens that the prefix cache served."""
-        prompts = sum(r.prompt_tokens for r in self.requests)
+        """Share of all prompt tokens that the prefix cache served; those of refused requests are misses."""
+        prompts = sum(r.prompt_tokens for r in self.requests) + self.rejected_tokens
         return sum(r.cached for r in self.requests) / prompts if prompts else 0.0
 
     @property
@@ -58,7 +62,8 @@ class SimulationResult:
     def attainment(self, ttft: float | None, tpot: float | None) -> float:
         """Share of the requests that met both limits."""
         met = sum(
-            (ttft is None or r.ttft <= ttft) and (tpot is None or r.tpot is None or r.tpot <= tpot) for r in self.requests
+            (ttft is None or r.ttft <= ttft) and (tpot is None or r.tpot is None or r.tpot <= tpot)
+            for r in self.requests
         )
         return met / len(self.requests) if self.requests else 0.0
 

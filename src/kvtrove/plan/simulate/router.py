@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -32,10 +33,11 @@ class PrefixAffinity:
 
     def __init__(self, max_imbalance: int = 4) -> None:
         self._max_imbalance = max_imbalance
+        self._sent: Counter[int] = Counter()  # requests per replica so far: who had fewest gets what belongs nowhere
         self._home: dict[int, int] = {}  # block id -> the replica that computed it last
 
     def choose(self, request: TraceRequest, replicas: Sequence[Replica]) -> int:
-        idlest = min(range(len(replicas)), key=lambda i: replicas[i].load)
+        idlest = min(range(len(replicas)), key=lambda i: (replicas[i].load, self._sent[i]))
         chosen = idlest
         for block in request.blocks:
             home = self._home.get(block)
@@ -44,6 +46,7 @@ class PrefixAffinity:
             chosen = home
         if replicas[chosen].load > 2 * replicas[idlest].load + self._max_imbalance:
             chosen = idlest
+        self._sent[chosen] += 1
         self._home.update(dict.fromkeys(request.blocks, chosen))
         return chosen
 

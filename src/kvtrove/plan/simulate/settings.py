@@ -12,7 +12,7 @@ from kvtrove.plan.hardware import StepFit
 from kvtrove.scheduler.scheduler import SchedulerLimits
 
 POLICIES = ("lru",)
-"""Who leaves the prefix cache first. Least recently used, the end of a prompt before its beginning, is the engine's own."""
+"""Who leaves the prefix cache first. The engine's own: least recently used, a prompt's end before its beginning."""
 ROUTERS = ("round-robin", "prefix")
 
 REFERENCE_STEP = StepFit(fixed=4.8e-3, per_token=1.62e-5, per_cached_token=3.9e-8, per_pair=5.3e-10)

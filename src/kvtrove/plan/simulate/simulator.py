@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
 
 from kvtrove.config import ConfigError
 from kvtrove.plan.simulate.prompts import Prompts, sessions
@@ -44,7 +45,7 @@ class _Run:
         self.router = make_router(settings.router)
         self.prompts = Prompts(trace)
         self.results: list[RequestResult] = []
-        self.rejected = 0
+        self.rejected: list[int] = []
         self.arrivals: list[tuple[float, int]] = []  # heap of (seconds, request index)
         self.num_users = 1
         self._after: dict[int, int] = {}  # request index -> the next one of its session, in closed mode
@@ -59,7 +60,7 @@ class _Run:
             self.num_users = len({r.session for r in requests} - {None}) or 1
         else:
             chains = list(sessions(self.trace))
-            self._after = {a: b for chain in chains for a, b in zip(chain, chain[1:], strict=False)}
+            self._after = {a: b for chain in chains for a, b in pairwise(chain)}
             firsts = [chain[0] for chain in chains]
             self.num_users = min(settings.users or len(firsts), len(firsts))
             self.arrivals = [(requests[i].arrival / settings.speed, i) for i in firsts[: self.num_users]]
@@ -69,17 +70,21 @@ class _Run:
     def advance(self) -> bool:
         """One arrival or one step; False when nothing is left to do."""
         next_arrival = self.arrivals[0][0] if self.arrivals else NEVER
-        busy = [replica for replica in self.replicas if replica.is_busy]
+        busy = sorted((replica for replica in self.replicas if replica.is_busy), key=lambda r: r.now)
         if busy:
-            replica = min(busy, key=lambda r: r.now)
+            replica, *others = busy
             if replica.now < next_arrival:
-                for request in replica.step(next_arrival):
+                for request in replica.step(self._horizon(next_arrival, others)):
                     self._finish(request)
                 return True
         if not self.arrivals:
             return False
         self._admit(*heapq.heappop(self.arrivals))
         return True
+
+    def _horizon(self, next_arrival: float, others: list[Replica]) -> float:
+        """Until when nothing can reach the replica that steps: answers of the others may make sessions go on."""
+        return min(next_arrival, others[0].now) if self.settings.closed and others else next_arrival
 
     def _admit(self, at: float, index: int) -> None:
         wanted = self.trace.requests[index]
@@ -88,7 +93,7 @@ class _Run:
         try:
             self.replicas[number].add(request_id, tokens, max(1, wanted.output_tokens), at, self.prompts.answer(index))
         except RequestError:
-            self.rejected += 1
+            self.rejected.append(index)
             self._continue_session(index, at)
         else:
             self._in_flight[request_id] = (index, number)
@@ -129,7 +134,8 @@ class _Run:
         began = min((r.arrival for r in results), default=0.0)
         return SimulationResult(
             requests=results,
-            rejected=self.rejected,
+            rejected=len(self.rejected),
+            rejected_tokens=sum(self.trace.requests[i].prompt_tokens for i in self.rejected),
             evictions=sum(replica.kv.stats().evictions for replica in self.replicas),
             steps=sum(replica.num_steps for replica in self.replicas),
             duration=max((r.finished for r in results), default=0.0) - began,

@@ -25,5 +25,7 @@ def _request(line: Line) -> TraceRequest:
     fields = line.json()
     prompt, ids = fields.count("input_length", 1), fields.ids("hash_ids")
     if len(ids) > -(-prompt // BLOCK):
-        raise line.error(f"'hash_ids' has {len(ids)} entries, {prompt} tokens have at most {-(-prompt // BLOCK)} blocks of {BLOCK}")
+        raise line.error(
+            f"'hash_ids' has {len(ids)} entries, {prompt} tokens have at most {-(-prompt // BLOCK)} blocks of {BLOCK}"
+        )
     return TraceRequest(fields.seconds("timestamp") / 1000, prompt, fields.count("output_length"), ids)

@@ -15,7 +15,7 @@ def recognises(line: Line) -> bool:
 
 
 def read(name: str, first: Line, rest: Iterable[Line]) -> Trace:
-    """Ids are local to a session, so they are numbered anew over the whole trace. Sub-agents count as further requests."""
+    """Ids are local to a session, so they are numbered anew over the whole trace. Sub-agents are further requests."""
     requests: list[TraceRequest] = []
     numbers: dict[tuple[str, int], int] = {}
     block_size = 0
@@ -54,4 +54,6 @@ def _request(fields: Fields, session: str, numbers: dict[tuple[str, int], int], 
 
 def _too_many(fields: Fields, given: int, prompt: int, size: int) -> TraceError:
     most = -(-prompt // size)
-    return fields.line.error(f"'{fields.where}hash_ids' has {given} entries, {prompt} tokens have at most {most} blocks of {size}")
+    return fields.line.error(
+        f"'{fields.where}hash_ids' has {given} entries, {prompt} tokens have at most {most} blocks of {size}"
+    )

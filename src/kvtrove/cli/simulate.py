@@ -1,0 +1,217 @@
+"""`kvtrove simulate`: a recorded load through the scheduler and the cache, without a model."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvtrove.cli.options import spread
+from kvtrove.config import ConfigError, parse_size, parse_tokens
+
+if TYPE_CHECKING:
+    from kvtrove.plan.model import PlanModel
+    from kvtrove.plan.simulate import SimulationResult, SimulationSettings
+    from kvtrove.plan.traces import Trace
+
+TraceFile = Annotated[Path, typer.Option("--trace", metavar="FILE", help="Mooncake, WEKA or Azure; .gz and .xz too.")]
+JsonFile = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON; - is standard output.")
+]
+
+
+def _flag(panel: str, metavar: str, help: str) -> Any:
+    return typer.Option(metavar=metavar, help=help, rich_help_panel=panel)
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """How large the cache is; several sizes, separated by commas, give curves."""
+
+    kv_tokens: Annotated[
+        str | None, _flag("Cache", "TOKENS", "Such as 1Mi, or 1Mi,4Mi,unlimited; 1Mi when left out.")
+    ] = None
+    kv: Annotated[str | None, _flag("Cache", "SIZE", "In bytes instead, such as 8GiB; needs --model.")] = None
+    model: Annotated[str | None, _flag("Cache", "MODEL", "Whose cache and step times are simulated.")] = None
+    kv_cache_dtype: Annotated[str, _flag("Cache", "TYPE", "How K and V are stored.")] = "auto"
+    block_size: Annotated[int | None, _flag("Cache", "N", "Tokens in a block; the trace's own when left out.")] = None
+    policy: Annotated[str, _flag("Cache", "NAME", "Who is evicted first: lru.")] = "lru"
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """What serves it."""
+
+    replicas: Annotated[int, _flag("Service", "N", "Engines behind a router.")] = 1
+    router: Annotated[str, _flag("Service", "NAME", "round-robin or prefix.")] = "round-robin"
+    max_num_seqs: Annotated[int, _flag("Service", "N", "Sequences in one step at most.")] = 256
+    max_num_batched_tokens: Annotated[int, _flag("Service", "N", "Tokens in one step at most.")] = 2048
+    max_concurrent_prefills: Annotated[int, _flag("Service", "N", "Prompts that share a step.")] = 4
+    hardware: Annotated[str | None, _flag("Service", "NAME", "Datasheet, such as h100; needs --model.")] = None
+    calibration: Annotated[
+        Path | None, _flag("Service", "FILE", "Measured speeds, as `kvtrove bench` writes them.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How the trace is replayed."""
+
+    users: Annotated[int | None, _flag("Load", "N", "Sessions that run at once; the others wait their turn.")] = None
+    closed: Annotated[
+        bool | None,
+        typer.Option(
+            "--closed/--open", help="Sessions go on after each answer, or by the clock.", rich_help_panel="Load"
+        ),
+    ] = None
+    speed: Annotated[float, _flag("Load", "FACTOR", "Of the rate of arrivals.")] = 1.0
+    limit: Annotated[int | None, _flag("Load", "N", "Only the first N requests.")] = None
+    slo_ttft: Annotated[str | None, _flag("Load", "TIME", "Longest time to the first token, for the goodput.")] = None
+    slo_tpot: Annotated[str | None, _flag("Load", "TIME", "Longest time per further token.")] = None
+
+
+@spread
+def simulate(
+    trace: TraceFile,
+    cache: CacheOptions,
+    service: ServiceOptions,
+    load: LoadOptions,
+    json: JsonFile = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Curves as a page.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Curves as a picture (needs matplotlib).")] = None,
+) -> None:
+    """Replay a recorded load: hit ratio, latencies, goodput and preemptions for each size of the cache."""
+    from dataclasses import replace
+
+    from kvtrove.plan.simulate.report import simulation_report
+    from kvtrove.plan.traces import read_trace
+    from kvtrove.plan.units import parse_seconds
+
+    recorded = read_trace(trace)
+    if load.limit is not None:
+        recorded = replace(recorded, requests=recorded.requests[: max(1, load.limit)])
+    limits = {"slo_ttft": load.slo_ttft, "slo_tpot": load.slo_tpot}
+    ttft, tpot = (None if text is None else parse_seconds(text, name) for name, text in limits.items())
+    results = [_run(recorded, one, quiet=json == "-") for one in _settings(recorded, cache, service, load)]
+    runs = [result.as_json(ttft, tpot) for result in results]
+    report = simulation_report(recorded, runs)
+    if json is not None:
+        text = json_format.dumps(report, indent=1)
+        if json == "-":
+            typer.echo(text)
+        else:
+            Path(json).write_text(text + "\n")
+    if html is not None or png is not None:
+        _draw(html, png, f"{recorded.name}: {len(recorded.requests):,} requests", runs)
+    if json != "-":
+        from kvtrove.cli.simulate_view import show_simulation
+
+        show_simulation(report)
+
+
+def _draw(html: Path | None, png: Path | None, title: str, runs: list[dict[str, Any]]) -> None:
+    from kvtrove.cli.simulate_curves import html_page, write_png
+
+    if html is not None:
+        html.write_text(html_page(title, runs), encoding="utf-8")
+    if png is not None:
+        write_png(png, title, runs)
+
+
+def _run(trace: Trace, settings: SimulationSettings, quiet: bool) -> SimulationResult:
+    from kvtrove.plan.simulate import simulate as run
+
+    if quiet or not sys.stderr.isatty():
+        return run(trace, settings)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("simulating", total=len(trace.requests))
+        return run(trace, settings, lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _settings(
+    trace: Trace, cache: CacheOptions, service: ServiceOptions, load: LoadOptions
+) -> Iterator[SimulationSettings]:
+    """One for each size."""
+    from kvtrove.plan.kv import cache_of
+    from kvtrove.plan.simulate import SimulationSettings
+    from kvtrove.scheduler.scheduler import SchedulerLimits
+
+    model = _model(cache)
+    block_size = cache.block_size or trace.block_size or 32
+    geometry = None if model is None else cache_of(model, _format(model, cache), block_size)
+    if service.max_num_batched_tokens < service.max_num_seqs:
+        raise ConfigError(
+            f"max_num_batched_tokens: {service.max_num_batched_tokens} is smaller than max_num_seqs; "
+            f"raise it to {service.max_num_seqs}"
+        )
+    for num_blocks in _sizes(
+        cache, block_size, None if geometry is None else (geometry.block_bytes, len(geometry.groups))
+    ):
+        yield SimulationSettings(
+            block_size=block_size,
+            num_blocks=num_blocks,
+            cost=_cost(model, service, _format(model, cache)),
+            limits=SchedulerLimits(
+                service.max_num_seqs, service.max_num_batched_tokens, service.max_concurrent_prefills
+            ),
+            cache=geometry,
+            policy=cache.policy,
+            replicas=service.replicas,
+            router=service.router,
+            closed=trace.has_sessions if load.closed is None else load.closed,
+            users=load.users,
+            speed=load.speed,
+        )
+
+
+def _model(cache: CacheOptions) -> PlanModel | None:
+    if cache.model is None:
+        return None
+    from kvtrove.cli.options import model_directory
+    from kvtrove.plan.source import read_model
+
+    return read_model(Path(model_directory(cache.model)))
+
+
+def _format(model: PlanModel | None, cache: CacheOptions) -> str:
+    return cache.kv_cache_dtype if model is None or cache.kv_cache_dtype != "auto" else model.dtype
+
+
+def _sizes(cache: CacheOptions, block_size: int, row: tuple[int, int] | None) -> list[int | None]:
+    """Blocks of each size. row: bytes of a block's row, and groups of layers, of a model."""
+    if cache.kv is not None and cache.kv_tokens is not None:
+        raise ConfigError("kv and kv_tokens say the same thing twice; give one of them")
+    if cache.kv is not None:
+        if row is None:
+            raise ConfigError("kv: bytes need a model; give --model, or the size in tokens with --kv-tokens")
+        return [max(1, parse_size(text, "kv") // row[0]) for text in cache.kv.split(",")]
+    groups = 1 if row is None else row[1]
+    return [
+        None if text.strip() == "unlimited" else max(1, parse_tokens(text, "kv_tokens") // block_size) * groups
+        for text in (cache.kv_tokens or "1Mi").split(",")
+    ]
+
+
+def _cost(model: PlanModel | None, service: ServiceOptions, kv_format: str) -> Any:
+    from kvtrove.plan.cost import FittedCost, cost_of
+    from kvtrove.plan.hardware import ASSUMED, find_machine, read_calibration
+    from kvtrove.plan.simulate.settings import REFERENCE_STEP
+
+    machine = (
+        read_calibration(service.calibration) if service.calibration else find_machine(service.hardware or ASSUMED)
+    )
+    if model is not None:
+        return cost_of(model, machine, kv_format, typical_context=8192)
+    if service.hardware is not None:
+        raise ConfigError("hardware: a datasheet needs a model; give --model, or a --calibration with measured steps")
+    if machine.fit is None and service.calibration is not None:
+        raise ConfigError(f"calibration: {service.calibration} has no 'step'; give --model, or calibrate with a model")
+    return FittedCost(machine.fit or REFERENCE_STEP)

@@ -1,0 +1,53 @@
+"""A simulation on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from kvtrove.plan.units import show_seconds
+
+
+def show_simulation(report: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    console.print(
+        f"[bold]{report['trace']}[/bold]  {report['num_requests']:,} requests, {report['mean_prompt']:,.0f} + "
+        f"{report['mean_output']:,.0f} tokens on average, {report['rate']:.3g} per second"
+    )
+    table = Table()
+    for name in ("KV tokens", "hit", "ideal", "TTFT p50", "p99", "TPOT p50", "p99", "goodput"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for run in report["runs"]:
+        times = [_time(run[kind], p) for kind in ("ttft", "tpot") for p in ("p50", "p99")]
+        ratios = [f"{100 * run[name]:.1f} %" for name in ("token_hit_ratio", "ideal_hit_ratio")]
+        table.add_row(_size(run), *ratios, *times, f"{run['goodput']:.3g}/s")
+    console.print(table)
+    for cliff in report["cliffs"]:
+        console.print(
+            f"cliff: {cliff['from_tokens_per_user']:,} to {cliff['to_tokens_per_user']:,} KV tokens per user raise the "
+            f"hit ratio from {100 * cliff['from_hit_ratio']:.1f} to {100 * cliff['to_hit_ratio']:.1f} %",
+            soft_wrap=True,
+        )
+    for run in report["runs"]:
+        for note in _notes(run, report["rate"]):
+            console.print(f"{_size(run)} KV tokens: {note}", soft_wrap=True)
+
+
+def _notes(run: dict[str, Any], rate: float) -> Iterator[str]:
+    if run["rejected"]:
+        yield f"{run['rejected']:,} requests are larger than the cache and were refused"
+    if run["preemptions"]:
+        yield f"{run['preempted_requests']:,} requests were preempted, {run['preemptions']:,} times in all"
+    if run["throughput"] < 0.9 * rate and run["num_users"] == 1:
+        yield f"only {run['throughput']:.3g} of {rate:.3g} requests per second are served, so the queue grows"
+
+
+def _size(run: dict[str, Any]) -> str:
+    return "unlimited" if run["kv_tokens"] is None else f"{run['kv_tokens']:,}"
+
+
+def _time(figures: dict[str, float], p: str) -> str:
+    return show_seconds(figures[p]) if figures else "-"

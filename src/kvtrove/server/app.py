@@ -1,0 +1,112 @@
+"""The application: routes, middleware, and errors in one shape."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse, Response
+
+from kvtrove import __version__
+from kvtrove.server.auth import Keyring
+from kvtrove.server.errors import ApiError, as_api_error, refused
+from kvtrove.server.middleware import Bound, Guard, Identify, state_of
+from kvtrove.server.routes import admin, cache, chat, completions, health, messages, models, responses, tokenize
+from kvtrove.server.service import Service
+
+log = logging.getLogger(__name__)
+ROUTERS = tuple(
+    module.router for module in (models, chat, completions, responses, messages, tokenize, cache, admin, health)
+)
+
+
+def create_app(service: Service, keyring: Keyring, more_routers: Iterable[APIRouter] = ()) -> FastAPI:
+    """The server as an ASGI application. It starts the engine with the event loop, and stops it with that.
+
+    more_routers: of metrics, reports and whatever else hangs on; their routes are guarded like all others.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="KVTrove",
+        version=__version__,
+        summary="An OpenAI-compatible server on an engine built around its KV cache.",
+        lifespan=lifespan,
+        middleware=_middleware(service, keyring),
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    for router in (*ROUTERS, *more_routers):
+        app.include_router(router)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    for kind in (ApiError, ValueError):  # RequestError and UnicodeEncodeError are ValueErrors
+        app.add_exception_handler(kind, _failed)
+    return app
+
+
+def _middleware(service: Service, keyring: Keyring) -> list[Middleware]:
+    """Outermost first."""
+    origins = list(service.settings.cors_origins)
+    cors = [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    ]
+    return [
+        Middleware(Identify, observer=service.observers),
+        *(cors if origins else []),
+        Middleware(Guard, keyring=keyring),
+        Middleware(Bound, limits=service.limits),
+    ]
+
+
+def _answer(request: Request, error: ApiError) -> Response:
+    body = error.body
+    state_of(request.scope)["error_code"] = body["error"]["code"]
+    return JSONResponse(body, error.status, error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    known = as_api_error(error)
+    if known.status == 500:
+        log.error("request %s failed", state_of(request.scope).get("request_id"), exc_info=error)
+    return _answer(request, known)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    text = {404: f"there is no route {path}", 405: f"{path} does not take {request.method}"}
+    message = text.get(error.status_code, str(error.detail))
+    return _answer(request, ApiError(error.status_code, message, headers=error.headers))
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """A body or a parameter of the wrong type: names the first field that is wrong, and what it should be."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return _answer(request, refused(f"the body is not JSON: {first['ctx']['error']}", code="invalid_json"))
+    where = [part for part in first["loc"] if part != "body"]
+    param = str(where[0]) if where else None
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
+    message = f"{place}: {first['msg']}" if place else f"the body: {first['msg']}; send JSON as application/json"
+    return _answer(request, refused(message, param, "missing_field" if first["type"] == "missing" else "invalid_type"))

@@ -1,0 +1,122 @@
+"""One HTTP request and its work in the engine, from admission to the last word about it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvtrove.request import RequestOutput
+from kvtrove.server.auth import Tenant
+from kvtrove.server.engine_thread import EngineRequest, OutputStream
+from kvtrove.server.errors import timed_out
+from kvtrove.server.observer import Arrival, Departure, PromptResult
+from kvtrove.server.protocol.common import Usage
+from kvtrove.server.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks for what. `time`: arrival on the monotonic clock."""
+
+    request_id: str
+    time: float
+    route: str
+    tenant: Tenant
+
+
+class Job:
+    """Leaves nothing behind: `close` gives back the seat, and the blocks of whatever still runs.
+
+    enter (may be refused) -> submit -> outputs ... -> finish -> close
+    """
+
+    def __init__(self, service: Service, caller: Caller, body: Any) -> None:
+        """ApiError 429 or 503 when there is no room."""
+        service.admission.enter(caller.tenant)
+        self.service, self.caller, self.body = service, caller, body
+        self.key = uuid.uuid4().hex  # names the answer, and its requests in the engine
+        self.created = int(time.time())
+        self.results: tuple[PromptResult, ...] = ()
+        self.notes: dict[str, Any] = {}  # the answer's `kvtrove` object
+        self._arrival: Arrival | None = None
+        self._stream: OutputStream | None = None
+        self._departed = self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def submit(
+        self, requests: Sequence[EngineRequest], messages: tuple[Mapping[str, Any], ...] | None = None
+    ) -> None:
+        """Hand the prompts to the engine. RequestError when one can never be served; then none is."""
+        self._stream = await self.service.engine.submit(requests)
+        limit = self.service.limits.request_timeout
+        left = limit - (time.monotonic() - self.caller.time)
+        self._timer = asyncio.get_running_loop().call_later(left, self._stream.give_up, timed_out(limit))
+        self.results = tuple(PromptResult(r.params, len(r.prompt_token_ids)) for r in requests)
+        self._arrival = Arrival(
+            id=self.caller.request_id,
+            time=self.caller.time,
+            route=self.caller.route,
+            tenant=self.caller.tenant,
+            body=self.body,
+            requests=tuple(requests),
+            messages=messages,
+        )
+        self.service.observers.on_arrival(self._arrival)
+
+    async def outputs(self) -> AsyncIterator[tuple[int, RequestOutput]]:
+        """(prompt, news of it) until all have ended. ApiError when it takes too long or the engine fails."""
+        assert self._stream is not None, "submit() comes first"
+        while not self._stream.finished:
+            index, output = await self._stream.next()
+            self._count(self.results[index], output)
+            yield index, output
+
+    async def final(self) -> list[RequestOutput]:
+        """The last output of every prompt, in their order."""
+        last = {index: output async for index, output in self.outputs()}
+        return [last[index] for index in sorted(last)]
+
+    @staticmethod
+    def _count(result: PromptResult, output: RequestOutput) -> None:
+        result.cached_tokens = output.num_cached_tokens
+        result.output_tokens += sum(len(o.token_ids) for o in output.outputs)
+        for one in output.outputs:
+            result.output_token_ids.setdefault(one.index, []).extend(one.token_ids)
+        result.metrics = output.metrics
+        if output.finished:
+            result.finish_reasons = [o.finish_reason or "abort" for o in output.outputs]
+
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        prompt = sum(r.prompt_tokens for r in self.results)
+        output = sum(r.output_tokens for r in self.results)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": output,
+            "total_tokens": prompt + output,
+            "prompt_tokens_details": {"cached_tokens": sum(r.cached_tokens for r in self.results)},
+        }
+
+    def finish(self, error: str | None = None) -> dict[str, Any]:
+        """Tell the observers, once, how it ended; returns what goes into the answer's `kvtrove` object."""
+        if self._arrival is not None and not self._departed:
+            self._departed = True
+            departure = Departure(self._arrival, time.monotonic(), self.results, error)
+            self.notes |= self.service.observers.on_departure(departure)
+        return self.notes
+
+    def close(self, error: str = "client_gone") -> None:
+        """Give everything back. `error`: why, when the answer was not complete."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._stream is not None:
+            self._stream.close()
+        self.service.admission.leave(self.caller.tenant, time.monotonic() - self.caller.time)
+        self.finish(error)

@@ -1,0 +1,104 @@
+"""Where the memory went: weights, KV cache by group and format, reserve; computed on the engine's thread."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypedDict
+
+from kvtrove.plan.parameters import count_parameters
+
+if TYPE_CHECKING:
+    from kvtrove.engine import Engine
+    from kvtrove.kv.spec import KVCacheSpec, KVGroup
+
+
+class GroupMemory(TypedDict):
+    """Layers that share block tables. bytes_per_block: what their keys and values take of a block's row; the row is as
+    long as the largest group's, the rest of it is padding_per_block. blocks, tokens: held now by running requests.
+    """
+
+    index: int
+    layers: list[int]
+    retention: str
+    formats: list[str]
+    bytes_per_block: int
+    padding_per_block: int
+
+
+class KVMemory(TypedDict):
+    """Bytes of the whole cache, and its blocks: used by requests, cached (reusable) or free."""
+
+    bytes: int
+    block_size: int
+    block_bytes: int
+    num_blocks: int
+    used_blocks: int
+    cached_blocks: int
+    free_blocks: int
+    max_tokens: int
+    groups: list[GroupMemory]
+
+
+class DeviceMemory(TypedDict):
+    """Bytes on one device. reserve: kept free for activations and everything else; null where nobody knows it."""
+
+    device: str
+    model: str
+    dtype: str
+    weights: int
+    kv_cache: KVMemory
+    reserve: int | None
+
+
+class MemoryReport(TypedDict):
+    devices: list[DeviceMemory]
+
+
+def memory_report(engine: Engine) -> MemoryReport:
+    runner, stats = engine.runner, engine.kv.stats()
+    cache, arena = runner.cache, runner.arena
+    dtype = str(runner.model.embedding.dtype).removeprefix("torch.")
+    kv: KVMemory = {
+        "bytes": arena.nbytes,
+        "block_size": cache.block_size,
+        "block_bytes": cache.block_bytes,
+        "num_blocks": stats.num_blocks,
+        "used_blocks": stats.used,
+        "cached_blocks": stats.cached,
+        "free_blocks": stats.free,
+        "max_tokens": engine.max_model_len,
+        "groups": [_group(cache, group) for group in cache.groups],
+    }
+    device: DeviceMemory = {
+        "device": arena.device,
+        "model": engine.spec.architecture,
+        "dtype": dtype,
+        "weights": count_parameters(engine.spec).nbytes(dtype),
+        "kv_cache": kv,
+        "reserve": _free_bytes(arena.device),
+    }
+    return {"devices": [device]}
+
+
+def _group(cache: KVCacheSpec, group: KVGroup) -> GroupMemory:
+    return {
+        "index": group.index,
+        "layers": [layer.layer for layer in group.layers],
+        "retention": repr(group.retention),
+        "formats": sorted({repr(layer.format) for layer in group.layers}),
+        "bytes_per_block": group.used_bytes,
+        "padding_per_block": cache.block_bytes - group.used_bytes,
+    }
+
+
+def _free_bytes(device: str) -> int | None:
+    """What is free on the device beside all this."""
+    if device == "cpu":
+        from kvtrove.plan.memory import available_bytes
+
+        return available_bytes()
+    import torch
+
+    free: Any = torch.cuda.mem_get_info(torch.device(device))[0]
+    return int(free)

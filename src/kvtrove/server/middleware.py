@@ -1,0 +1,181 @@
+"""What happens to every request before a route sees it, as plain ASGI. Outermost first:
+
+Identify    x-request-id on every answer, one access-log line, unexpected exceptions become a 500 in our shape
+(CORS)      only when asked for
+Guard       API keys, and host names where there are none
+Bound       size of the body, and the time in which it must arrive
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kvtrove.server.auth import Keyring, Tenant
+from kvtrove.server.errors import ApiError, as_api_error
+from kvtrove.server.observer import Observer
+from kvtrove.server.settings import Limits, is_loopback
+
+log = logging.getLogger("kvtrove.server.access")
+OPEN_PATHS = ("/health", "/health/live")
+
+_SANE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+def state_of(scope: Scope) -> MutableMapping[str, Any]:
+    """`request.state` as a dictionary: request_id, arrival_time, tenant."""
+    state: MutableMapping[str, Any] = scope.setdefault("state", {})
+    return state
+
+
+async def send_error(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    state_of(scope)["error_code"] = error.body["error"]["code"]
+    await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
+
+
+class Identify:
+    def __init__(self, app: ASGIApp, observer: Observer) -> None:
+        self.app, self.observer = app, observer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        state, start = state_of(scope), time.monotonic()
+        own = Headers(scope=scope).get("x-request-id", "")
+        state["request_id"] = own if _SANE_ID.fullmatch(own) else f"req-{uuid.uuid4().hex}"
+        state["arrival_time"] = start
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = state["request_id"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_marked)
+        except Exception as error:
+            log.exception("request %s failed", state["request_id"])
+            if not status:
+                await send_error(as_api_error(error), scope, receive, send_marked)
+        finally:
+            self._log(scope, status, time.monotonic() - start)
+            if status >= 400:
+                route = getattr(scope.get("route"), "path", "")
+                self.observer.on_error(route, status, state.get("error_code", ""))
+
+    @staticmethod
+    def _log(scope: Scope, status: int, seconds: float) -> None:
+        state = state_of(scope)
+        tenant = state.get("tenant")
+        facts = {
+            "request_id": state["request_id"],
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "seconds": round(seconds, 4),
+            "tenant": tenant.name if isinstance(tenant, Tenant) else None,
+        }
+        level = logging.DEBUG if scope["path"] in OPEN_PATHS else logging.INFO
+        log.log(level, "%(method)s %(path)s %(status)d in %(seconds).3f s", facts, extra={"facts": facts})
+
+
+class Guard:
+    """Keys open every route but /health. Without keys the server is on loopback, and only loopback names may ask:
+    a web page that rebinds its own name to 127.0.0.1 sends that name as Host.
+    """
+
+    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
+        self.app, self.keyring = app, keyring
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            return await self.app(scope, receive, send)
+        try:
+            state_of(scope)["tenant"] = self._tenant(Headers(scope=scope))
+        except ApiError as error:
+            return await send_error(error, scope, receive, send)
+        await self.app(scope, receive, send)
+
+    def _tenant(self, headers: Headers) -> Tenant:
+        if not self.keyring.guarded and not is_loopback(_hostname(headers.get("host", ""))):
+            raise ApiError(403, "without API keys only this machine may ask, by a loopback name such as 127.0.0.1")
+        tenant = self.keyring.tenant(_presented_key(headers))
+        if tenant is None:
+            message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY` or `x-api-key: KEY`"
+            raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+        return tenant
+
+
+def _hostname(host: str) -> str:
+    """The name in a Host header, without port."""
+    return host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+
+
+def _presented_key(headers: Headers) -> str | None:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
+
+
+class Bound:
+    """Refuses bodies that are too large (413) or too slow (408), and reads the others whole before a route runs."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self.app, self.limits = app, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        try:
+            body = await self._read(scope, receive)
+        except ApiError as error:
+            return await send_error(error, scope, receive, send)
+        if body is not None:
+            await self.app(scope, _replay(body, receive), send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The body, or None when the client has left."""
+        most = self.limits.max_body_bytes
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdigit() and int(announced) > most:
+            raise _too_large(most)
+        parts: list[bytes] = []
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(self.limits.idle_timeout):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    parts.append(message.get("body", b""))
+                    size, more = size + len(parts[-1]), message.get("more_body", False)
+                    if size > most:
+                        raise _too_large(most)
+        except TimeoutError:
+            text = f"the body did not arrive within {self.limits.idle_timeout:g} s"
+            raise ApiError(408, text, code="body_timeout", headers={"connection": "close"}) from None
+        return b"".join(parts)
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"the body has more than {most} bytes", code="body_too_large", headers={"connection": "close"})
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the whole body first and then whatever the connection says (that is, the disconnect)."""
+    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return first.pop() if first else await receive()
+
+    return replay

@@ -1,0 +1,153 @@
+"""How a generating route answers: at once or as a stream, and what happens when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from fastapi import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from kvtrove.server.errors import ApiError, as_api_error
+from kvtrove.server.job import Caller, Job
+from kvtrove.server.service import Service
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+CLIENT_GONE = 499  # nginx's number for it; nobody reads it but the access log
+
+
+class Endpoint(Protocol):
+    """What one API does with a job: made by its route, used once."""
+
+    async def submit(self) -> None:
+        """Build the prompts and hand them to the engine; whatever is wrong with the request is raised here."""
+        ...
+
+    def events(self) -> AsyncGenerator[str, None]:
+        """The answer as server-sent events, ready for the wire."""
+        ...
+
+    async def answer(self) -> Any:
+        """The answer as one JSON value."""
+        ...
+
+    def error_event(self, error: ApiError) -> str:
+        """How a stream tells that it ends early."""
+        ...
+
+
+def open_job(service: Service, request: Request, body: Any) -> Job:
+    """Admit a request. ApiError when it is refused."""
+    state = request.state
+    route = getattr(request.scope.get("route"), "path", request.url.path)
+    if request.headers.get("x-kvtrove-cache-report") == "1":
+        body.cache_report = True
+    return Job(service, Caller(state.request_id, state.arrival_time, route, state.tenant), body)
+
+
+async def respond(request: Request, job: Job, endpoint: Endpoint, stream: bool) -> Response:
+    """Run the job; when this raises or the client leaves, nothing of it is left."""
+    try:
+        await endpoint.submit()
+        if stream:
+            return EventStream(job, endpoint)
+        answer = await _unless_gone(request.receive, endpoint.answer())
+        return Response(status_code=CLIENT_GONE) if answer is None else JSONResponse(answer)
+    except Exception as error:
+        job.close(as_api_error(error).body["error"]["code"])
+        raise
+    except BaseException:
+        job.close()
+        raise
+    finally:
+        if not stream:
+            job.close()
+
+
+async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`, or None when the client hangs up first; then `work` is cancelled."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        await _cancel(task, gone)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def sse(data: Any, event: str | None = None) -> str:
+    """One server-sent event."""
+    return f"data: {_encode(data)}\n\n" if event is None else f"event: {event}\ndata: {_encode(data)}\n\n"
+
+
+DONE = "data: [DONE]\n\n"
+
+
+class EventStream(Response):
+    """Sends an endpoint's events. Ends, and closes the job, when they end, the client leaves, or it stops reading."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, job: Job, endpoint: Endpoint) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self.job, self.endpoint = job, endpoint
+        self._blocked_since: float | None = None  # time at which the connection took no more
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        events = self.endpoint.events()
+        pump = asyncio.ensure_future(self._pump(events, send))
+        others = [asyncio.ensure_future(_disconnect(receive)), asyncio.ensure_future(self._stalled())]
+        try:
+            await asyncio.wait((pump, *others), return_when=asyncio.FIRST_COMPLETED)
+            if pump.done():
+                pump.result()
+        finally:
+            await _cancel(pump, *others)
+            await events.aclose()
+            self.job.close()
+
+    async def _pump(self, events: AsyncGenerator[str, None], send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async for event in events:
+                await self._send(send, event)
+        except Exception as failure:
+            error = as_api_error(failure)
+            if error.status >= 500:
+                log.error("request %s failed while streaming", self.job.caller.request_id, exc_info=failure)
+            self.job.finish(error.body["error"]["code"])
+            await self._send(send, self.endpoint.error_event(error))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, event: str) -> None:
+        self._blocked_since = time.monotonic()
+        await send({"type": "http.response.body", "body": event.encode(errors="replace"), "more_body": True})
+        self._blocked_since = None
+
+    async def _stalled(self) -> None:
+        """Returns when the client has not read for so long that it counts as gone."""
+        limit = self.job.service.limits.idle_timeout
+        while self._blocked_since is None or time.monotonic() - self._blocked_since < limit:
+            await asyncio.sleep(limit / 4)
+        log.warning("request %s: the client stopped reading", self.job.caller.request_id)
+        self.job.close("client_stalled")

@@ -1,0 +1,206 @@
+"""POST /v1/messages: Anthropic's API, answered by the same conversations as OpenAI's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any, cast
+
+from fastapi import APIRouter, Request, Response
+
+from kvtrove.request import CompletionOutput, RequestError, SamplingParams
+from kvtrove.server.chat.content_blocks import BlockStream, blocks_of
+from kvtrove.server.chat.conversation import Conversation, checked, join_text
+from kvtrove.server.chat.prepare import ChoiceReader, render, streaming, submit_chat
+from kvtrove.server.chat.tool_calls import ChatEvent
+from kvtrove.server.errors import ApiError
+from kvtrove.server.guidance import Grammar
+from kvtrove.server.job import Job
+from kvtrove.server.protocol.messages import (
+    Block,
+    ConversationFields,
+    InputMessage,
+    MessageAnswer,
+    MessagesRequest,
+    MessagesTool,
+    MessagesToolChoice,
+    MessagesUsage,
+    TokenCount,
+)
+from kvtrove.server.respond import open_job, respond, sse
+from kvtrove.server.routes.common import ANSWERS, GENERATES, ServiceOf, errors, notes_of
+
+router = APIRouter()
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+_IGNORED = ("thinking", "redacted_thinking")
+
+
+@router.post("/v1/messages", response_model=None, responses={200: {"model": MessageAnswer}, **errors(*GENERATES)})
+async def messages(body: MessagesRequest, request: Request, service: ServiceOf) -> Response:
+    """Answer a conversation."""
+    service.check_model(body.model)
+    endpoint = Messages(open_job(service, request, body), body)
+    return await respond(request, endpoint.job, endpoint, bool(body.stream))
+
+
+@router.post("/v1/messages/count_tokens", responses=errors(404, *ANSWERS))
+async def count_tokens(body: ConversationFields, service: ServiceOf) -> TokenCount:
+    """Tokens of the prompt that a conversation makes."""
+    service.check_model(body.model)
+    text = await service.in_pool(render, service, conversation_of(body))
+    tokens = await service.in_pool(lambda: service.tokenizer.encode(text, add_special_tokens=False))
+    return {"input_tokens": len(tokens)}
+
+
+def conversation_of(body: ConversationFields) -> Conversation:
+    """In OpenAI's shape, which is what chat templates know. RequestError for what is no text."""
+    system = body.system
+    if isinstance(system, list):
+        system = join_text([block.model_dump(exclude_none=True) for block in system], "system")
+    plain: list[dict[str, Any]] = [] if not system else [{"role": "system", "content": system}]
+    for i, message in enumerate(body.messages):
+        plain += _plain_messages(message, f"messages[{i}].content")
+    if not plain:
+        raise RequestError("messages: there is no text in them", "messages")
+    choice = body.tool_choice
+    return checked(
+        Conversation(
+            messages=tuple(plain),
+            tools=tuple(_tool(tool) for tool in body.tools or ()),
+            tool_choice=_choice(choice),
+            parallel_tool_calls=not (choice is not None and choice.disable_parallel_tool_use),
+            continue_final_message=plain[-1]["role"] == "assistant" and "tool_calls" not in plain[-1],
+        )
+    )
+
+
+def _choice(choice: MessagesToolChoice | None) -> str:
+    if choice is not None and choice.type == "tool":
+        return choice.name or ""
+    return _CHOICES["auto" if choice is None else choice.type]
+
+
+def _tool(tool: MessagesTool) -> dict[str, Any]:
+    parameters = tool.input_schema or {"type": "object"}
+    function = {"name": tool.name, "description": tool.description or "", "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def _plain_messages(message: InputMessage, where: str) -> Iterator[dict[str, Any]]:
+    """One message of theirs is one or more of ours: results of tools are messages of their own."""
+    if isinstance(message.content, str):
+        yield {"role": message.role, "content": message.content}
+        return
+    texts: list[Block] = []
+    calls: list[dict[str, Any]] = []
+    for n, block in enumerate(message.content):
+        if block.type == "tool_result":
+            yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": _result_text(block, f"{where}[{n}]")}
+        elif block.type == "tool_use":
+            function = {"name": block.name or "", "arguments": block.input or {}}
+            calls.append({"id": block.id, "type": "function", "function": function})
+        elif block.type not in _IGNORED:
+            texts.append(block)
+    content = join_text([block.model_dump(exclude_none=True) for block in texts], where)
+    if content or calls or not message.content:
+        yield {"role": message.role, "content": content} | ({"tool_calls": calls} if calls else {})
+
+
+def _result_text(block: Block, where: str) -> str:
+    content = block.content or ""
+    return content if isinstance(content, str) else join_text(content, where)
+
+
+class Messages:
+    """The endpoint of one request."""
+
+    def __init__(self, job: Job, body: MessagesRequest) -> None:
+        self.job, self.body = job, body
+
+    async def submit(self) -> None:
+        body, service = self.body, self.job.service
+        stops = body.stop_sequences or []
+        if len(stops) > service.limits.max_stops or any(len(stop) > service.limits.max_stop_chars for stop in stops):
+            most, longest = service.limits.max_stops, service.limits.max_stop_chars
+            raise RequestError(f"stop_sequences: at most {most}, of up to {longest} characters", "stop_sequences")
+        given = {
+            name: value for name in ("temperature", "top_p", "top_k") if (value := getattr(body, name)) is not None
+        }
+        params = SamplingParams(max_tokens=max(1, body.max_tokens), stop=tuple(stops), **given)
+        run = await submit_chat(
+            self.job,
+            conversation_of(body),
+            streaming(params, bool(body.stream)),
+            self._grammar(),
+            truncate=body.truncation == "auto",
+            cap=True,  # clients of this API send one generous max_tokens whatever the model is
+        )
+        self.reader = ChoiceReader(run.parsers[0])
+
+    def _grammar(self) -> Grammar | None:
+        wanted = self.body.output_config and self.body.output_config.format
+        return Grammar("json_schema", wanted.schema_, "output_config") if wanted else None
+
+    def _read(self, output: CompletionOutput) -> list[ChatEvent]:
+        events = self.reader.read(output)
+        return events if self.body.max_tokens else []
+
+    async def answer(self) -> MessageAnswer:
+        [output] = await self.job.final()
+        [one] = output.outputs
+        content = blocks_of(self._read(one))
+        answer = self._envelope() | {"content": content, **self._end(one), "usage": self._usage()}
+        return cast(MessageAnswer, answer | notes_of(self.job))
+
+    async def events(self) -> AsyncGenerator[str, None]:
+        blocks = BlockStream()
+        begun = False
+        async for _, output in self.job.outputs():
+            if not begun:
+                begun = True
+                yield _event({"type": "message_start", "message": self._envelope() | {"usage": self._usage()}})
+            [one] = output.outputs
+            for event in self._read(one):
+                for piece in blocks.push(event):
+                    yield _event(piece)
+            if one.finished:
+                for piece in blocks.end():
+                    yield _event(piece)
+                end = {"type": "message_delta", "delta": self._end(one), "usage": self._usage()}
+                yield _event(end | notes_of(self.job))
+        yield _event({"type": "message_stop"})
+
+    def error_event(self, error: ApiError) -> str:
+        return _event(error.body)
+
+    def _end(self, output: CompletionOutput) -> dict[str, Any]:
+        by_string = isinstance(output.stop_reason, str)
+        enough = self.job.usage()["completion_tokens"] >= self.body.max_tokens
+        reason = "max_tokens" if enough else "model_context_window_exceeded"
+        if output.finish_reason == "stop" and self.body.max_tokens:
+            reason = "tool_use" if self.reader.called else "stop_sequence" if by_string else "end_turn"
+        return {"stop_reason": reason, "stop_sequence": output.stop_reason if by_string else None}
+
+    def _usage(self) -> MessagesUsage:
+        usage = self.job.usage()
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        return {
+            "input_tokens": usage["prompt_tokens"] - cached,
+            "cache_read_input_tokens": cached,
+            "cache_creation_input_tokens": 0,
+            "output_tokens": usage["completion_tokens"] if self.body.max_tokens else 0,
+        }
+
+    def _envelope(self) -> dict[str, Any]:
+        return {
+            "id": f"msg_{self.job.key}",
+            "type": "message",
+            "role": "assistant",
+            "model": self.body.model or self.job.service.model_name,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+        }
+
+
+def _event(data: dict[str, Any]) -> str:
+    return sse(data, data["type"])

@@ -1,0 +1,83 @@
+"""GET /v1/cache/reports and POST /v1/cache/explain: how prompts used the cache, and how one would."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from kvtrove.kv.explain import peek
+from kvtrove.prompts import Prompt
+from kvtrove.server.auth import Tenant
+from kvtrove.server.chat.prepare import render
+from kvtrove.server.errors import refused
+from kvtrove.server.protocol.chat import ChatMessage, ChatRequest
+from kvtrove.server.protocol.common import TokenId
+from kvtrove.server.reports import MAX_REPORTS, CacheReport, Reports, remembered, tool_names
+from kvtrove.server.reports_place import Conversation
+from kvtrove.server.reports_recent import as_tokens
+from kvtrove.server.routes.chat import conversation_of
+from kvtrove.server.routes.common import ANSWERS, ServiceOf, errors
+from kvtrove.server.service import Service
+
+
+class ReportList(TypedDict):
+    """Newest first, of the caller's tenant alone."""
+
+    object: Literal["list"]
+    data: list[CacheReport]
+
+
+class ExplainRequest(ChatRequest):
+    """A chat or a completion request as it would be sent; `messages` or one `prompt`."""
+
+    messages: list[ChatMessage] = Field(default_factory=list)
+    prompt: str | Annotated[list[TokenId], Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
+
+
+def reports_router(reports: Reports) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v1/cache/reports", responses=errors(400, 401, 403))
+    async def recent(request: Request, limit: Annotated[int, Query(ge=1, le=MAX_REPORTS)] = 20) -> ReportList:
+        """The latest prompts of the caller's tenant: what was reused of each, and why no more."""
+        tenant: Tenant = request.state.tenant
+        return {"object": "list", "data": reports.of_tenant(tenant.name)[:limit]}
+
+    @router.post("/v1/cache/explain", responses=errors(404, 500, *ANSWERS))
+    async def explain(body: ExplainRequest, request: Request, service: ServiceOf) -> CacheReport:
+        """How a request would use the cache if it came now. It is not run, and changes nothing."""
+        service.check_model(body.model)
+        tenant: Tenant = request.state.tenant
+        prompt, conversation = await _read(body, service)
+        service.refuse_unless_it_fits(len(prompt.token_ids), 1, "prompt" if body.prompt is not None else "messages")
+        salt = tenant.cache_salt(body.cache_salt)
+        ids = array("i", prompt.token_ids)
+        explanation = await service.engine.call(lambda engine: peek(engine.kv, ids, salt.encode()))
+        coming = remembered(request.state.request_id, salt, as_tokens(prompt.token_ids))
+        return reports.preview(tenant.name, coming, explanation, conversation)
+
+    return router
+
+
+async def _read(body: ExplainRequest, service: Service) -> tuple[Prompt, Conversation]:
+    """The prompt of a request. ApiError unless it has messages or a prompt, and not both."""
+    if (body.prompt is None) == (not body.messages):
+        raise refused("messages: give the messages of a chat or one prompt, and not both", "messages")
+    special = body.add_special_tokens is not False
+    if body.prompt is None:
+        chat = conversation_of(body)
+        text = await service.in_pool(render, service, chat)
+        prompt = await service.in_pool(lambda: service.encode(text, "messages", add_special_tokens=False))
+        return prompt, Conversation(text, chat.messages, tool_names(body))
+    if isinstance(body.prompt, list):
+        return Prompt(body.prompt), Conversation()
+    given = body.prompt
+    prompt = await service.in_pool(lambda: service.encode(given, "prompt", add_special_tokens=special))
+    if not prompt.token_ids:
+        raise refused("prompt: it is empty; give at least one token", "prompt")
+    return prompt, Conversation()

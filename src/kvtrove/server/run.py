@@ -1,0 +1,107 @@
+"""Running the server: the port, the signals, the drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from kvtrove.config import ConfigError
+from kvtrove.server.auth import Keyring
+from kvtrove.server.service import Service
+from kvtrove.server.settings import ServerSettings, is_loopback
+
+log = logging.getLogger(__name__)
+
+
+def bind(settings: ServerSettings, keyring: Keyring) -> socket.socket:
+    """A socket on the wanted address, before a model is loaded for nothing.
+
+    ConfigError when the address is taken, or can be reached by others while there is no key.
+    """
+    if not keyring.guarded and not is_loopback(settings.host):
+        raise ConfigError(
+            f"host: {settings.host} can be reached from other machines, and without API keys anyone there could use "
+            "the model; set KVTROVE_API_KEY or --api-keys FILE, or keep --host 127.0.0.1"
+        )
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        hint = "; --port 0 takes any free one" if isinstance(error, OSError) and error.errno == 98 else ""
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}{hint}"
+        ) from error
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """`http://127.0.0.1:8000`."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, but the first signal drains and the second one ends the process at once.
+
+    While it drains the port stays open: new requests are told to come back (503), accepted ones finish.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+        self._drain: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if self.service.admission.draining:
+                os._exit(128 + number)
+            self.service.admission.draining = True
+            loop.call_soon_threadsafe(self._start_drain)
+
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _start_drain(self) -> None:
+        self._drain = asyncio.get_running_loop().create_task(self._finish())
+
+    async def _finish(self) -> None:
+        admission, timeout = self.service.admission, self.service.settings.drain_timeout
+        log.warning("shutting down: %d requests have up to %g s to finish", admission.num_in_flight, timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                await admission.empty()
+        except TimeoutError:
+            log.warning("%d requests did not finish in time and are told so", admission.num_in_flight)
+            await self.service.engine.stop()
+        self.should_exit = True
+
+
+def run(app: FastAPI, service: Service, listener: socket.socket) -> None:
+    """Serve until a signal; returns when everything accepted has been answered."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=int(service.limits.idle_timeout),
+        timeout_graceful_shutdown=5,
+    )
+    DrainingServer(config, service).run([listener])

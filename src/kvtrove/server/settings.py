@@ -1,0 +1,80 @@
+"""Settings of the server, and the limits that keep it standing under abuse."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kvtrove.config import ConfigError
+
+ToolFormat = Literal["auto", "hermes", "llama3"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request and all of them together may ask.
+
+    max_body_bytes: of a request. max_prompt_tokens: None is what the context holds. max_prompts: of one completion.
+    max_n: sequences per prompt (n, best_of, beams). max_stops, max_stop_chars: stop strings and their lengths.
+    max_schema_bytes: JSON schema, grammar or all tools of a request. max_concurrent: requests in flight.
+    max_queue: sequences that wait for the engine; one more request is refused with 429 then.
+    request_timeout: seconds a request may take. idle_timeout: seconds for a client to send its body, or read an event.
+    """
+
+    max_body_bytes: int = 4 * 2**20
+    max_prompt_tokens: int | None = None
+    max_prompts: int = 256
+    max_n: int = 32
+    max_logprobs: int = 20
+    max_stops: int = 16
+    max_stop_chars: int = 256
+    max_schema_bytes: int = 128 * 2**10
+    max_concurrent: int = 1024
+    max_queue: int = 256
+    request_timeout: float = 600.0
+    idle_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name}: {value} must be larger than zero")
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Everything about the server but its engine and its keys.
+
+    served_model_names: names that requests may use; the first is the one that answers carry.
+    cors_origins: web pages that may call the server ("*" is all of them); none by default.
+    drain_timeout: seconds that accepted requests have to finish after SIGTERM.
+    tool_format: how this model writes tool calls; "auto" reads it off the chat template.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_model_names: tuple[str, ...] = ("kvtrove",)
+    cors_origins: tuple[str, ...] = ()
+    drain_timeout: float = 60.0
+    tool_format: ToolFormat = "auto"
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port: {self.port} must lie between 0 (any free one) and 65535")
+        if self.drain_timeout < 0:
+            raise ConfigError(f"drain_timeout: {self.drain_timeout} must be at least 0 seconds")
+        if self.tool_format not in ("auto", "hermes", "llama3"):
+            raise ConfigError(f"tool_format: {self.tool_format!r} is not one of auto, hermes, llama3")
+        if not self.served_model_names or not all(self.served_model_names):
+            raise ConfigError("served_model_names: give at least one name, and none that is empty")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` (a name or an address, without port) can only be reached from this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

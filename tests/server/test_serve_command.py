@@ -1,0 +1,39 @@
+"""`kvtrove serve` on the command line: what is refused before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from kvtrove.cli.main import app
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--host", "0.0.0.0"], "set KVTROVE_API_KEY or --api-keys FILE"),
+        (["--host", "no.such.host.invalid"], "can be reached from other machines"),
+        (["--port", "70000"], "port: 70000 must lie between"),
+        (["--api-keys", "/no/such/file"], "cannot read /no/such/file"),
+        (["--log-level", "loud"], "--log-level: 'loud' is not one of"),
+        (["--tool-format", "xml"], "tool_format: 'xml' is not one of auto, hermes, llama3"),
+        (["--max-queue", "0"], "max_queue: 0 must be larger than zero"),
+        (["--max-body-size", "much"], "max_body_size: cannot read 'much' as a size"),
+        (["--drain-timeout", "-1"], "drain_timeout"),
+        (["/no/such/model", "--port", "0"], "/no/such/model"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_exit_code_2(flags: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["serve", *flags], env={"KVTROVE_API_KEY": None, "KVTROVE_ADMIN_KEY": None})
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_a_short_key_in_the_environment_is_refused_and_not_shown(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["serve", "--port", "0"], env={"KVTROVE_API_KEY": "secret"})
+    assert result.exit_code == 2
+    assert "KVTROVE_API_KEY: a key needs at least 16" in result.output
+    assert "secret" not in result.output
