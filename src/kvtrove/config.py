@@ -92,7 +92,7 @@ class EngineConfig:
     max_model_len: longest prompt + output in tokens, or "32k"; None takes the model's own, or what the pool can hold.
     max_num_seqs: sequences computed in one step at most.
     max_num_batched_tokens: token budget of a step.
-    max_concurrent_prefills: prompts that share the budget of a step; later ones wait.
+    max_concurrent_prefills: prompts that share the budget of a step when it is too small for all; later ones wait.
     """
 
     model: str

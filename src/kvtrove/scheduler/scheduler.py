@@ -30,7 +30,7 @@ from kvtrove.scheduler.work import scheduled_sequence
 
 @dataclass(frozen=True)
 class SchedulerLimits:
-    """max_num_batched_tokens: budget of a step. max_concurrent_prefills: prompts that share it, the others wait."""
+    """max_num_batched_tokens: budget of a step. max_concurrent_prefills: prompts that share one too small for all."""
 
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
@@ -229,10 +229,13 @@ class Scheduler:
         One block per other running sequence and group stays in reserve, so that admitting a prompt does not soon
         preempt those who decode. A sequence whose prefix another one is computing is passed over until it can hit it.
         """
+        wanted = sum(map(self._prefill_need, prefills))
         promised = sum(map(self._still_needed, prefills))
         seats = sum(map(self._seats, self.running.values()))
         passed_over: list[Sequence] = []
-        while self.waiting and len(prefills) < min(budget, self.limits.max_concurrent_prefills):
+        while self.waiting and len(prefills) < budget:
+            if wanted >= budget and len(prefills) >= self.limits.max_concurrent_prefills:
+                break
             seq = self.waiting[0]
             if seats + self._seats(seq) > self.limits.max_num_seqs:
                 break
@@ -252,6 +255,7 @@ class Scheduler:
             self.kv.allocate(seq.kv, 0, match)
             self._start(self.waiting.popleft(), limit)
             seats += self._seats(seq)
+            wanted += self._prefill_need(seq)
             promised += self._still_needed(seq)
             prefills.append(seq)
         self.waiting.extendleft(reversed(passed_over))

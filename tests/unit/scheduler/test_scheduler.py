@@ -135,6 +135,23 @@ def test_a_short_prompt_is_not_kept_waiting_by_a_long_one():
     assert times["long"] > 20
 
 
+def test_short_prompts_that_fit_the_step_all_start_at_once():
+    """The limit on concurrent prefills is for prompts that cannot all be computed in one step."""
+    engine = EchoEngine(FULL, 200, SchedulerLimits(16, 64, max_concurrent_prefills=2))
+    for i in range(10):
+        engine.add(f"r{i}", range(100 * i, 100 * i + 6), SamplingParams(max_tokens=1))
+    engine.step()
+    assert engine.last_step == {f"r{i}": 6 for i in range(10)}
+
+
+def test_of_prompts_too_long_for_a_step_only_some_share_it():
+    engine = EchoEngine(FULL, 200, SchedulerLimits(16, 64, max_concurrent_prefills=2))
+    for i in range(4):
+        engine.add(f"r{i}", range(100 * i, 100 * i + 60), SamplingParams(max_tokens=1))
+    engine.step()
+    assert engine.last_step == {"r0": 32, "r1": 32}
+
+
 def test_decodes_never_wait_for_prompts():
     engine = EchoEngine(FULL, 200, SchedulerLimits(8, 16))
     engine.add("reader", range(4), SamplingParams(max_tokens=12))
