@@ -170,12 +170,14 @@ class Environment:
     KVTROVE_CHECK: invariant checks: 0 off, 1 when idle, 2 every step.
     KVTROVE_ISA: forces an instruction set of the CPU kernels.
     KVTROVE_LOG: log level of the `kvtrove` logger.
+    KVTROVE_CACHE_LOG: what the engine logs of its cache: 0 nothing, 1 a line per step, 2 a picture of the pool as well.
     KVTROVE_API_KEY: key that opens the server. KVTROVE_ADMIN_KEY: key for its administrators.
     """
 
     check: int = 0
     isa: str = "auto"
     log: str = "warning"
+    cache_log: int = 0
     api_key: str | None = field(default=None, repr=False)
     admin_key: str | None = field(default=None, repr=False)
 
@@ -189,10 +191,10 @@ class Environment:
             if name not in known:
                 raise ConfigError(f"unknown environment variable {name}{nearest(name, known)}")
             values[known[name]] = value
-        if "check" in values:
-            if values["check"] not in {str(level) for level in CHECK_LEVELS}:
-                raise ConfigError(f"KVTROVE_CHECK: {values['check']!r} is not one of 0, 1, 2")
-            values["check"] = int(values["check"])
+        for level in {"check", "cache_log"} & values.keys():
+            if values[level] not in ("0", "1", "2"):
+                raise ConfigError(f"KVTROVE_{level.upper()}: {values[level]!r} is not one of 0, 1, 2")
+            values[level] = int(values[level])
         if values.get("log", "info").lower() not in ("debug", "info", "warning", "error"):
             raise ConfigError(f"KVTROVE_LOG: {values['log']!r} is not one of debug, info, warning, error")
         return cls(**values)

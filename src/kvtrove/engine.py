@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrove.config import EngineConfig
+from kvtrove.config import EngineConfig, Environment
+from kvtrove.kv import debug
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.stats import KVStats
 from kvtrove.models.config_reader import read_spec
@@ -79,12 +80,16 @@ class Engine:
         self._random = random.Random(config.seed)
         self._texts: dict[str, RequestText] = {}
         self._arrivals = 0
+        self._cache_log = Environment.read().cache_log
 
     def step(self) -> list[RequestOutput]:
         """Advance every request that can; returns those with news."""
         scheduled = self.scheduler.schedule()
         output = self.runner.execute(scheduled)
-        return self._report(self.scheduler.update(scheduled, output))
+        touched = self.scheduler.update(scheduled, output)
+        if self._cache_log:
+            self._log_cache(scheduled.num_tokens)
+        return self._report(touched)
 
     def add(
         self,
@@ -157,6 +162,12 @@ class Engine:
         now = self.scheduler.stats()
         tokens = now.num_prompt_tokens, now.num_generation_tokens
         return EngineStats(now.num_running, now.num_waiting, now.num_preemptions, self.kv.stats(), *tokens)
+
+    def _log_cache(self, num_tokens: int) -> None:
+        """Asked for by KVTROVE_CACHE_LOG, so it is not a debug message that a log level hides."""
+        log.warning("step of %d tokens; %s", num_tokens, debug.line(self.kv))
+        if self._cache_log > 1:
+            log.warning("pool\n%s", debug.grid(self.kv))
 
     def _report(self, touched: list[Request]) -> list[RequestOutput]:
         outputs = []
