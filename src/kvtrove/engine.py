@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvtrove.config import EngineConfig, Environment
 from kvtrove.kv import debug
-from kvtrove.kv.manager import KVCacheManager
+from kvtrove.kv.manager import KVCacheManager, Pin
 from kvtrove.kv.stats import KVStats
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.fingerprint import model_fingerprint
@@ -42,6 +42,15 @@ class EngineStats:
     kv: KVStats
     num_prompt_tokens: int = 0
     num_generation_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class PinnedPrefix:
+    """What an administrator keeps in the cache: the first `num_tokens` of a prompt, in `num_blocks` blocks."""
+
+    id: str
+    num_tokens: int
+    num_blocks: int
 
 
 class Engine:
@@ -80,6 +89,7 @@ class Engine:
         self._random = random.Random(config.seed)
         self._texts: dict[str, RequestText] = {}
         self._arrivals = 0
+        self._pins: dict[str, tuple[Pin, PinnedPrefix]] = {}
         self._cache_log = Environment.read().cache_log
 
     def step(self) -> list[RequestOutput]:
@@ -157,6 +167,38 @@ class Engine:
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request uses; returns how many."""
         return self.kv.reset_prefix_cache()
+
+    def pin(self, prompt_token_ids: Sequence[int], salt: str = "") -> PinnedPrefix:
+        """Keep what is cached of this prompt until `unpin`, whatever else needs blocks.
+
+        RequestError when nothing of it is cached, or when a request of `max_model_len` tokens would not fit beside it.
+        """
+        kv = self.kv.open(salt.encode())
+        match = self.kv.match(kv, array("i", prompt_token_ids), len(prompt_token_ids))
+        self.kv.free(kv)
+        room = self.scheduler.room_for_pins(self.max_model_len)
+        if not match.held:
+            raise RequestError("nothing of this prompt is cached; send it as a request first", "prompt")
+        if len(match.held) > room:
+            raise RequestError(
+                f"pinning {len(match.held)} blocks would leave too little for a request of {self.max_model_len} "
+                f"tokens; {max(0, room)} fit; pin a shorter prefix, unpin another, or give the cache more memory",
+                "prompt",
+            )
+        self._arrivals += 1
+        pinned = PinnedPrefix(f"pin-{self._arrivals}", match.num_tokens, len(match.held))
+        self._pins[pinned.id] = self.kv.pin_blocks(match.held), pinned
+        return pinned
+
+    def unpin(self, pin_id: str) -> bool:
+        """Let go of a pinned prefix; False when there is no such pin."""
+        pin, _ = self._pins.pop(pin_id, (None, None))
+        if pin is not None:
+            self.kv.unpin(pin)
+        return pin is not None
+
+    def pins(self) -> list[PinnedPrefix]:
+        return [pinned for _, pinned in self._pins.values()]
 
     def stats(self) -> EngineStats:
         now = self.scheduler.stats()

@@ -67,10 +67,10 @@ def test_every_requirement_has_a_tested_version_that_satisfies_it(text: str) -> 
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("src/kvtrove", ["server", "bench"]),
-        ("tests", ["server", "bench", "test"]),
+        ("src/kvtrove", ["server", "bench", "plot"]),
+        ("tests", ["server", "bench", "plot", "test"]),
         ("examples", []),
-        ("benchmarks", ["server", "bench", "test"]),
+        ("benchmarks", ["server", "bench", "plot", "test"]),
         ("training", ["test"]),
     ],
 )

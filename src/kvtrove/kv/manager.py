@@ -232,8 +232,12 @@ class KVCacheManager:
     def pin(self, kv: SequenceKV) -> Pin:
         """Keep every sealed block that `kv` holds now from being evicted, whatever becomes of `kv`."""
         self._require_open(kv)
-        pin = Pin(kv.sealed_blocks())
-        for block in pin.blocks:
+        return self.pin_blocks(kv.sealed_blocks())
+
+    def pin_blocks(self, blocks: list[Block]) -> Pin:
+        """Keep sealed or cached blocks, those of a fresh `Match` for example."""
+        pin = Pin(blocks)
+        for block in blocks:
             self.pool.acquire(block)
         self.pins[id(pin)] = pin
         self._verify()
@@ -244,6 +248,10 @@ class KVCacheManager:
         if self.pins.pop(id(pin), None) is not None:
             self.pool.release(pin.blocks)
             self._verify()
+
+    @property
+    def num_pinned_blocks(self) -> int:
+        return len({block.id for pin in self.pins.values() for block in pin.blocks})
 
     def reset_prefix_cache(self) -> int:
         """Forget every block that nobody holds; returns how many there were."""

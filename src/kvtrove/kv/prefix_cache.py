@@ -121,6 +121,12 @@ class Match:
     num_queried: int = 0
 
     @property
+    def held(self) -> list[Block]:
+        """The blocks of all groups, the end of the prefix first."""
+        columns = zip(*(reversed(row) for row in self.blocks), strict=True)
+        return [block for column in columns for block in column if block is not None]
+
+    @property
     def num_shared_blocks(self) -> int:
         """Blocks that somebody holds: taking them over costs no free block."""
         return sum(block is not None and block.ref_count > 0 for row in self.blocks for block in row)

@@ -73,7 +73,7 @@ class Scheduler:
             raise RequestError(
                 f"n: {request.width} sequences are more than max_num_seqs ({self.limits.max_num_seqs})", "n"
             )
-        if self._blocks_alone(request, request.max_len) > self.kv.num_blocks:
+        if self._blocks_alone(request, request.max_len) > self.kv.num_blocks - self.kv.num_pinned_blocks:
             raise RequestError(self._too_long(request), "max_tokens")
         self.requests[request.id] = request
         if request.params.prompt_logprobs is not None:
@@ -132,18 +132,21 @@ class Scheduler:
         """Blocks without which a request of `length` tokens cannot end: beams advance together or not at all."""
         return self._blocks(length) * max(1, request.params.beam_width)
 
+    def room_for_pins(self, max_model_len: int) -> int:
+        """Blocks that may be pinned beside what the largest request, queued or still to come, needs to end."""
+        alone = [self._blocks_alone(request, request.max_len) for request in self.requests.values()]
+        return self.kv.num_blocks - self.kv.num_pinned_blocks - max([*alone, self._blocks(max_model_len)])
+
     def _too_long(self, request: Request) -> str:
-        low, high = 0, request.max_len
+        usable, low, high = self.kv.num_blocks - self.kv.num_pinned_blocks, 0, request.max_len
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (
-                (middle, high) if self._blocks_alone(request, middle) <= self.kv.num_blocks else (low, middle - 1)
-            )
+            low, high = (middle, high) if self._blocks_alone(request, middle) <= usable else (low, middle - 1)
         prompt, beams = len(request.prompt), f" in {request.params.beam_width} beams" if request.beam else ""
         advice = f"lower max_tokens to {low - prompt}" if low > prompt else f"shorten the prompt to under {low} tokens"
         return (
             f"{prompt} prompt + {request.max_len - prompt} new tokens{beams} need "
-            f"{self._blocks_alone(request, request.max_len)} blocks of the KV cache, which has {self.kv.num_blocks} "
+            f"{self._blocks_alone(request, request.max_len)} blocks of the KV cache, which has {usable} "
             f"(at most {low} tokens): {advice}, or give the cache more memory"
         )
 

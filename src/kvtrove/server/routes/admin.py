@@ -1,4 +1,4 @@
-"""What administrators may do: POST /v1/cache/clear, POST /v1/log_level."""
+"""What administrators may do: /v1/cache/clear, /v1/cache/pins, /v1/log_level."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Literal
 from fastapi import APIRouter, Depends
 from typing_extensions import TypedDict
 
+from kvtrove.engine import PinnedPrefix
+from kvtrove.request import RequestError
+from kvtrove.server.auth import Tenant, tenant_salt
+from kvtrove.server.errors import ApiError, refused
 from kvtrove.server.protocol.common import Body
 from kvtrove.server.routes.common import ANSWERS, ServiceOf, admin_only, errors
 
@@ -16,6 +20,25 @@ log = logging.getLogger(__name__)
 
 
 class Cleared(TypedDict):
+    blocks: int
+
+
+class PinRequest(Body):
+    """A prompt as text or token ids (of a conversation: what /tokenize gives), and whose cache it lies in.
+
+    tenant: name of a tenant with a cache of its own, null for the shared one. cache_salt: as in the tenant's requests.
+    """
+
+    prompt: str | list[int]
+    tenant: str | None = None
+    cache_salt: str | None = None
+
+
+class PinAnswer(TypedDict):
+    """`tokens` of the prompt are kept, in `blocks` blocks, until DELETE /v1/cache/pins/{id}."""
+
+    id: str
+    tokens: int
     blocks: int
 
 
@@ -35,6 +58,41 @@ async def clear(service: ServiceOf) -> Cleared:
     blocks = await service.engine.call(lambda engine: engine.reset_prefix_cache())
     log.warning("the prefix cache was cleared: %d blocks", blocks)
     return {"blocks": blocks}
+
+
+@router.post("/v1/cache/pins", responses=errors(*ANSWERS, 500))
+async def pin(body: PinRequest, service: ServiceOf) -> PinAnswer:
+    """Keep what is cached of a prompt, whatever else needs memory."""
+    text = body.prompt
+    tokens = await service.in_pool(service.tokenizer.encode, text) if isinstance(text, str) else text
+    if not tokens or min(tokens) < 0 or max(tokens) >= service.spec.vocab_size:
+        raise refused(f"prompt: give text or token ids from 0 to {service.spec.vocab_size - 1}", "prompt")
+    tenant = Tenant("", "" if body.tenant is None else tenant_salt(body.tenant))
+    try:
+        pinned = await service.engine.call(lambda engine: engine.pin(tokens, tenant.cache_salt(body.cache_salt)))
+    except RequestError as error:
+        raise refused(str(error), error.param) from error
+    log.warning("pinned %d tokens in %d blocks as %s", pinned.num_tokens, pinned.num_blocks, pinned.id)
+    return _answer(pinned)
+
+
+@router.get("/v1/cache/pins", responses=errors(401, 403, 500, 503))
+async def pins(service: ServiceOf) -> list[PinAnswer]:
+    """Everything that is pinned."""
+    return [_answer(pinned) for pinned in await service.engine.call(lambda engine: engine.pins())]
+
+
+@router.delete("/v1/cache/pins/{pin_id}", responses=errors(401, 403, 404, 500, 503))
+async def unpin(pin_id: str, service: ServiceOf) -> PinAnswer:
+    """Let go of a pinned prompt; it stays cached until something else needs its blocks."""
+    known = {pinned.id: pinned for pinned in await service.engine.call(lambda engine: engine.pins())}
+    if not await service.engine.call(lambda engine: engine.unpin(pin_id)):
+        raise ApiError(404, f"there is no pin {pin_id!r}; GET /v1/cache/pins lists them", code="not_found")
+    return _answer(known[pin_id])
+
+
+def _answer(pinned: PinnedPrefix) -> PinAnswer:
+    return {"id": pinned.id, "tokens": pinned.num_tokens, "blocks": pinned.num_blocks}
 
 
 @router.post("/v1/log_level", responses=errors(*ANSWERS))
