@@ -29,11 +29,13 @@ def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServe
 
 
 OPERATIONS = [
+    "DELETE /v1/cache/pins/{pin_id}",
     "GET /health",
     "GET /health/live",
     "GET /metrics",
     "GET /tokenizer_info",
     "GET /v1/cache/memory",
+    "GET /v1/cache/pins",
     "GET /v1/cache/reports",
     "GET /v1/models",
     "GET /v1/models/{model_id}",
@@ -42,6 +44,7 @@ OPERATIONS = [
     "POST /tokenize",
     "POST /v1/cache/clear",
     "POST /v1/cache/explain",
+    "POST /v1/cache/pins",
     "POST /v1/chat/completions",
     "POST /v1/completions",
     "POST /v1/log_level",

@@ -58,7 +58,7 @@ def _introduction(model: str) -> str:
         return f"Chatting with {model}. /help lists the commands."
     from kvtrove.demo import greeting
 
-    return f"{greeting()} /help lists the commands."
+    return f"{greeting()} /help lists the commands; `kvtrove serve` offers the same model over HTTP."
 
 
 def _lines_of_stdin() -> Iterator[str]:

@@ -339,10 +339,12 @@ class Scheduler:
 
     def _extend(self, seq: Sequence, samples: list[SampledToken]) -> None:
         """Append the drawn token; after the prompt, fork one sequence per further stream first."""
-        others = [self._fork(seq, index) for index in range(1, len(samples))]
-        self._append(seq, samples[0])
-        for other, token in zip(others, samples[1:], strict=True):
-            self._append(other, token)
+        if len(samples) == 1:
+            self._append(seq, samples[0])
+            return
+        streams = [seq, *(self._fork(seq, index) for index in range(1, len(samples)))]
+        for stream, token in zip(streams, samples, strict=True):
+            self._append(stream, token)
 
     def _append(self, seq: Sequence, token: SampledToken) -> None:
         seq.append(token)
