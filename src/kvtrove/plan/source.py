@@ -14,11 +14,7 @@ from kvtrove.kv.spec import DTYPE_BYTES
 from kvtrove.models.config_view import ConfigView, read_json
 from kvtrove.models.families import REGISTRY, find_family
 from kvtrove.models.spec import ModelError
-from kvtrove.plan import gguf
-from kvtrove.plan.estimate import EXACT, dense_widths, estimate_parameters, model_type, read_experts
-from kvtrove.plan.geometry import canonical, read_layers
 from kvtrove.plan.model import PlanModel, from_spec
-from kvtrove.plan.parameters import Parameters
 
 _FLOATS = ("F32", "F16", "BF16")
 _STORED_BYTES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2}  # of what is not converted; everything else is one byte
@@ -30,12 +26,11 @@ def read_model(path: Path, dtype: str = "auto") -> PlanModel:
     Safetensors or GGUF tensors beside the config decide the size of the weights; without them it is counted from the
     config. ModelError naming file and key when something is missing or not planned.
     """
-    if path.suffix == ".gguf":
-        return _from_gguf(path)
-    if path.is_dir() and not (path / "config.json").exists():
-        files = sorted(path.glob("*.gguf"))
-        if files:
-            return _from_gguf(files[0])
+    ggufs = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").exists() else []
+    if path.suffix == ".gguf" or ggufs:
+        from kvtrove.plan.foreign import from_gguf  # most plans do without
+
+        return from_gguf(ggufs[0] if ggufs else path)
     file = path / "config.json" if path.is_dir() else path
     if not path.exists():
         raise ModelError(f"{path}: there is no such file; give a checkpoint directory, a config.json or a .gguf file")
@@ -48,78 +43,11 @@ def _from_config(file: Path, name: str, dtype: str) -> PlanModel:
     architectures = [str(a) for a in values.get("architectures") or []]
     architecture = next((a for a in architectures if a in REGISTRY), None)
     if architecture is None or "quantization_config" in values:
-        view = canonical(ConfigView(values, str(file)))
-        return _from_view(view, name, next(iter(architectures), model_type(view) or "unknown"), dtype)
+        from kvtrove.plan.foreign import from_config
+
+        return from_config(ConfigView(values, str(file)), name, next(iter(architectures), None), dtype)
     spec = find_family(architecture).read(ConfigView({**values, "architecture": architecture}, str(file)))
     return from_spec(spec, name, spec.dtype if dtype == "auto" else dtype)
-
-
-def _from_view(view: ConfigView, name: str, architecture: str, dtype: str) -> PlanModel:
-    """An architecture that only the planner knows."""
-    layers, experts = read_layers(view), read_experts(view)
-    parameters = estimate_parameters(view, layers, experts)
-    stored = str(view.get("dtype", view.get("torch_dtype", "bfloat16"))).removeprefix("torch.")
-    dtype = (stored if stored in DTYPE_BYTES else "bfloat16") if dtype == "auto" else dtype
-    bits, exact = _weight_bits(view, dtype)
-    return PlanModel(
-        name=name,
-        architecture=architecture,
-        dtype=dtype,
-        layers=layers,
-        hidden_size=view.size("hidden_size"),
-        vocab_size=view.size("vocab_size"),
-        num_heads=view.size("num_attention_heads"),
-        ffn=max(dense_widths(view, layers)),
-        max_position=view.size("max_position_embeddings", 2**31 - 1),
-        parameters=parameters,
-        weight_bytes=round(parameters.total * bits / 8),
-        exact_weights=exact and model_type(view) in EXACT,
-        num_experts=experts.num,
-        top_k=experts.top_k,
-    )
-
-
-def _weight_bits(view: ConfigView, dtype: str) -> tuple[float, bool]:
-    """(bits per parameter, exact): of the dtype, or about what the quantisation says."""
-    plain = DTYPE_BYTES[dtype] * 8.0
-    if not view.has("quantization_config"):
-        return plain, True
-    settings = view.section("quantization_config")
-    method = str(settings.get("quant_method", "unknown"))
-    if method == "bitsandbytes":
-        bits = 4.5 if settings.flag("load_in_4bit", False) else 8.0
-    elif method in ("fp8", "fbgemm_fp8"):
-        bits = 8.0
-    elif method == "mxfp4":
-        bits = 4.25
-    elif method in ("gptq", "awq"):
-        group = settings.size("group_size", 128, least=-1)
-        bits = settings.size("bits", 4) + (32 / group if group > 0 else 0.0)
-    else:
-        raise settings.error(
-            f"'quant_method' {method!r} is not planned; planned: awq, bitsandbytes, fbgemm_fp8, fp8, gptq, mxfp4"
-        )
-    return bits, False
-
-
-def _from_gguf(path: Path) -> PlanModel:
-    header = gguf.read_header(path)
-    config = gguf.as_config(header)
-    if not config["model_type"]:
-        raise ModelError(f"{path}: 'general.architecture' is missing from its metadata")
-    model = _from_view(canonical(ConfigView(config, str(path))), str(path), config["model_type"], "auto")
-    if not header.tensors:
-        return model
-    total = sum(tensor.num_elements for tensor in header.tensors)
-    experts = sum(tensor.num_elements for tensor in header.tensors if "_exps." in tensor.name)
-    lookup = {tensor.name: tensor.num_elements for tensor in header.tensors}
-    table = lookup.get("token_embd.weight", 0) if "output.weight" in lookup else 0
-    return replace(
-        model,
-        parameters=Parameters(total, total - experts - table, experts),
-        weight_bytes=sum(tensor.nbytes for tensor in header.tensors),
-        exact_weights=True,
-    )
 
 
 def _with_real_weights(model: PlanModel, directory: Path) -> PlanModel:
