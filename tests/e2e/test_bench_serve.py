@@ -45,6 +45,7 @@ def fake() -> Iterator[Fake]:
     behaviour = Behaviour()
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
+    listening.listen()  # from here on connections queue, however late the server's thread starts
     server = uvicorn.Server(uvicorn.Config(fake_server(behaviour), log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
