@@ -176,26 +176,27 @@ class Engine:
         kv = self.kv.open(salt.encode())
         match = self.kv.match(kv, array("i", prompt_token_ids), len(prompt_token_ids))
         self.kv.free(kv)
+        held = match.held
         room = self.scheduler.room_for_pins(self.max_model_len)
-        if not match.held:
+        if not held:
             raise RequestError("nothing of this prompt is cached; send it as a request first", "prompt")
-        if len(match.held) > room:
+        if len(held) > room:
             raise RequestError(
-                f"pinning {len(match.held)} blocks would leave too little for a request of {self.max_model_len} "
+                f"pinning {len(held)} blocks would leave too little for a request of {self.max_model_len} "
                 f"tokens; {max(0, room)} fit; pin a shorter prefix, unpin another, or give the cache more memory",
                 "prompt",
             )
         self._arrivals += 1
-        pinned = PinnedPrefix(f"pin-{self._arrivals}", match.num_tokens, len(match.held))
-        self._pins[pinned.id] = self.kv.pin_blocks(match.held), pinned
+        pinned = PinnedPrefix(f"pin-{self._arrivals}", match.num_tokens, len(held))
+        self._pins[pinned.id] = self.kv.pin_blocks(held), pinned
         return pinned
 
-    def unpin(self, pin_id: str) -> bool:
-        """Let go of a pinned prefix; False when there is no such pin."""
-        pin, _ = self._pins.pop(pin_id, (None, None))
+    def unpin(self, pin_id: str) -> PinnedPrefix | None:
+        """Let go of a pinned prefix and return it; None when there is no such pin."""
+        pin, pinned = self._pins.pop(pin_id, (None, None))
         if pin is not None:
             self.kv.unpin(pin)
-        return pin is not None
+        return pinned
 
     def pins(self) -> list[PinnedPrefix]:
         return [pinned for _, pinned in self._pins.values()]

@@ -85,10 +85,10 @@ async def pins(service: ServiceOf) -> list[PinAnswer]:
 @router.delete("/v1/cache/pins/{pin_id}", responses=errors(401, 403, 404, 500, 503))
 async def unpin(pin_id: str, service: ServiceOf) -> PinAnswer:
     """Let go of a pinned prompt; it stays cached until something else needs its blocks."""
-    known = {pinned.id: pinned for pinned in await service.engine.call(lambda engine: engine.pins())}
-    if not await service.engine.call(lambda engine: engine.unpin(pin_id)):
+    pinned = await service.engine.call(lambda engine: engine.unpin(pin_id))
+    if pinned is None:
         raise ApiError(404, f"there is no pin {pin_id!r}; GET /v1/cache/pins lists them", code="not_found")
-    return _answer(known[pin_id])
+    return _answer(pinned)
 
 
 def _answer(pinned: PinnedPrefix) -> PinAnswer:
