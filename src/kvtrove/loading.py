@@ -42,7 +42,11 @@ def load_runner(
     )
     capacity, ledger = plan_start(read_model(directory, dtype), cache, _free_bytes(device), settings)
     length = capacity.max_model_len
-    model = load_model(directory, spec, getattr(torch, dtype), device, progress, max_model_len=length)
+    model = load_model(
+        *(directory, spec, getattr(torch, dtype), device, progress),
+        max_model_len=length,
+        load_format=config.load_format,
+    )
     log.info(
         "KV cache: %s = %d blocks of %d tokens; context %d of the model's %d tokens",
         *(readable(capacity.num_blocks * cache.block_bytes), capacity.num_blocks, cache.block_size),
