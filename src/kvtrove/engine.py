@@ -19,6 +19,7 @@ from kvtrove.models.config_reader import read_config, read_spec
 from kvtrove.models.fingerprint import model_fingerprint
 from kvtrove.output_processor import RequestText
 from kvtrove.request import Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
+from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
 from kvtrove.text.tokenizer import Tokenizer
@@ -96,10 +97,12 @@ class Engine:
         self._arrivals = 0
         self._pins: dict[str, tuple[Pin, PinnedPrefix]] = {}
         self._cache_log = Environment.read().cache_log
+        self.last_step: SchedulerOutput | None = None
+        """What the last step computed, for those who measure steps."""
 
     def step(self) -> list[RequestOutput]:
         """Advance every request that can; returns those with news."""
-        scheduled = self.scheduler.schedule()
+        self.last_step = scheduled = self.scheduler.schedule()
         output = self.runner.execute(scheduled)
         touched = self.scheduler.update(scheduled, output)
         if self._cache_log:

@@ -1,0 +1,1 @@
+"""Measures an engine in this process beside the limits of its machine."""
