@@ -88,6 +88,139 @@ def calibrate(
         raise typer.Exit(INTERRUPTED)
 
 
+@spread
+def decode(
+    subject: SubjectOptions,
+    batch: Batch = 1,
+    context: Annotated[str, _cell("TOKENS", "Of each sequence.")] = "1024",
+    repeats: Repeats = 5,
+    json: JsonFile = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """Measure a decode step: milliseconds, tokens/s, and its share of the speed of memory.
+
+    Example: kvtrove bench decode --random-weights config.json --batch 32 --context 1024 --kv bf16
+    """
+
+    def measure(measured: Subject, watch: Watch) -> Measurement:
+        from kvtrove.bench.engine.decode import measure_decode
+
+        return measure_decode(measured, batch, parse_tokens(context, "context"), repeats, watch=watch)
+
+    _run(subject, measure, json, quiet)
+
+
+@spread
+def prefill(
+    subject: SubjectOptions,
+    prompt: Annotated[str, _cell("TOKENS", "Computed from the first one on.")] = "2048",
+    repeats: Repeats = 3,
+    json: JsonFile = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """Measure a prompt: tokens/s, TFLOP/s, and its share of the peak of matrix products.
+
+    Example: kvtrove bench prefill --random-weights config.json --prompt 2048
+    """
+
+    def measure(measured: Subject, watch: Watch) -> Measurement:
+        from kvtrove.bench.engine.prefill import measure_prefill
+
+        return measure_prefill(measured, parse_tokens(prompt, "prompt"), repeats, watch=watch)
+
+    _run(subject, measure, json, quiet)
+
+
+@spread
+def ttft(
+    subject: SubjectOptions,
+    prefix: Annotated[str, _cell("TOKENS", "That two requests share.")] = "8192",
+    repeats: Repeats = 3,
+    json: JsonFile = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """Measure the time to the first token, cold and with the prefix in the cache.
+
+    Example: kvtrove bench ttft --random-weights config.json --prefix 8192
+    """
+
+    def measure(measured: Subject, watch: Watch) -> Measurement:
+        from kvtrove.bench.engine.ttft import measure_ttft
+
+        return measure_ttft(measured, parse_tokens(prefix, "prefix"), repeats, watch=watch)
+
+    _run(subject, measure, json, quiet)
+
+
+@spread
+def mixed(
+    subject: SubjectOptions,
+    requests: Annotated[int, _cell("N", "All at once; prompts of 100-1500 tokens, answers of 32-128.")] = 64,
+    batch: Batch = 64,
+    repeats: Repeats = 1,
+    json: JsonFile = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """Measure a mixed workload without a server: seconds until all is answered. Half of the requests share 512 tokens.
+
+    Example: kvtrove bench mixed --random-weights config.json
+    """
+
+    def measure(measured: Subject, watch: Watch) -> Measurement:
+        from kvtrove.bench.engine.mixed import measure_mixed
+
+        return measure_mixed(measured, requests, batch, repeats, watch=watch)
+
+    _run(subject, measure, json, quiet)
+
+
+@spread
+def kernel(
+    subject: SubjectOptions,
+    batch: Batch = 8,
+    context: Annotated[str, _cell("TOKENS", "Of each sequence that attends.")] = "1024",
+    repeats: Repeats = 3,
+    only: Annotated[str | None, _cell("KIND", "copy_rows, attention or linear.")] = None,
+    json: JsonFile = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """Measure kernels by themselves: GB/s and TFLOP/s beside what the machine can read and multiply.
+
+    Example: kvtrove bench kernel --random-weights config.json --only attention --batch 32
+    """
+
+    def measure(measured: Subject, watch: Watch) -> Measurement:
+        from kvtrove.bench.engine.kernels import measure_kernels
+
+        return measure_kernels(measured, batch, parse_tokens(context, "context"), repeats, only, watch=watch)
+
+    _run(subject, measure, json, quiet)
+
+
+def _run(
+    options: SubjectOptions, measure: Callable[[Subject, Watch], Measurement], json: str | None, quiet: bool
+) -> None:
+    """Measure, write, show; exit code 130 when Ctrl-C ended it, with what was measured until then."""
+    from kvtrove import __version__
+    from kvtrove.bench.engine.result import as_json
+    from kvtrove.bench.engine.tables import measurement_table
+
+    check_folder(json)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    with _watching(options.subject(), quiet) as (subject, watch):
+        found = measure(subject, watch)
+    if json is not None:
+        text = json_format.dumps(as_json(found, __version__, started), ensure_ascii=False, allow_nan=False)
+        if json == "-":
+            typer.echo(text)
+        else:
+            Path(json).write_text(text + "\n", encoding="utf-8")
+    if not quiet:
+        _console(to_stderr=json == "-").print(measurement_table(found))
+    if found.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
 @contextmanager
 def _watching(subject: Subject, quiet: bool) -> Iterator[tuple[Subject, Watch]]:
     """The subject and a Watch that both draw bars on a terminal's stderr."""
@@ -112,5 +245,5 @@ def _console(to_stderr: bool = False) -> Any:
 
 def register(bench: typer.Typer) -> None:
     """Put the commands of this file into the group."""
-    for command in (calibrate,):
+    for command in (decode, prefill, ttft, mixed, kernel, calibrate):
         bench.command()(command)

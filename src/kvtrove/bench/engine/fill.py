@@ -25,10 +25,11 @@ NOTE = "the cache was filled with random keys and values, not computed from the 
 
 
 @contextmanager
-def filled(engine: Engine, prompts: Sequence[array[int]], num_tokens: int) -> Iterator[None]:
+def filled(engine: Engine, prompts: Sequence[array[int]], num_tokens: int) -> Iterator[list[SequenceKV]]:
     """Inside the block the first `num_tokens` tokens of each prompt are cached, in whole blocks.
 
-    Requests that are admitted inside find them; afterwards they stay in the cache until others need the room.
+    Yields the handles that hold them. Requests that are admitted inside find them; afterwards they stay in the cache
+    until others need the room.
     The engine must be idle and have TEMPLATE_BLOCKS blocks per group to spare. ConfigError when blocks are short.
     """
     held: list[SequenceKV] = []
@@ -41,7 +42,7 @@ def filled(engine: Engine, prompts: Sequence[array[int]], num_tokens: int) -> It
             held.append(engine.kv.open())
             _fill(engine, held[-1], prompt, num_tokens, template)
         engine.kv.free(template)
-        yield
+        yield held
     finally:
         for kv in (template, *held):
             engine.kv.free(kv)

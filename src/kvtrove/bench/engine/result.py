@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from kvtrove import kernels
+from kvtrove.bench.engine import FORMAT
 from kvtrove.bench.summary import Figure
-
-FORMAT = "kvtrove-bench-engine/1"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def machine() -> dict[str, Any]:
 
 
 def as_json(found: Measurement, version: str, started: str) -> dict[str, Any]:
-    """Plain data; keys and their units never change within a FORMAT."""
+    """Plain data; keys and their units never change within a format."""
     values: dict[str, Any] = {}
     for name, figure in found.figures.items():
         *path, last = name.split(".")
