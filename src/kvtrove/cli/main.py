@@ -17,6 +17,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from kvtrove.cli.bench import bench
+from kvtrove.cli.bench_engine import register
 from kvtrove.cli.chat import chat
 from kvtrove.cli.doctor import doctor
 from kvtrove.cli.explain import explain
@@ -65,6 +66,7 @@ def _refuse(message: str, error: BaseException | None = None) -> int:
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, add_completion=False)
 for command in (generate, chat, doctor, plan, simulate, serve, explain):
     app.command()(command)
+register(bench)
 app.add_typer(bench)
 
 

@@ -55,6 +55,9 @@ class EngineOptions:
         bool, _engine(None, "Reuse the blocks of prompts that begin alike.", "--prefix-caching/--no-prefix-caching")
     ] = True
     tokenizer: Annotated[str | None, _engine("DIR", "Where the tokenizer is, if not with the model.")] = None
+    load_format: Annotated[
+        str, _engine("KIND", "auto: the checkpoint's weights; dummy: random ones for a config.json.")
+    ] = "auto"
     check: Annotated[int | None, _engine("LEVEL", "Check the cache's books: 0 never, 1 when idle, 2 always.")] = None
 
     def load(self, model: str, quiet: bool = False) -> LLM:
