@@ -21,49 +21,58 @@ UNKNOWN = 0.03  # share of the questions that have no answer
 
 
 class Dialogues:
-    """Sequences of `length` + 1 tokens and the mask of those that carry a loss. The same seed gives the same stream.
+    """Sequences of `length` + 1 tokens and how much each counts in the loss. The same seed gives the same stream.
 
     copying: share of sequences that are copying alone, which is what recall is made of.
+    emphasis: how much a token of a recalled value counts; another word of the assistant's counts 1.
     """
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, copying: float) -> None:
+    def __init__(self, tokenizer: Tokenizer, seed: int, copying: float, emphasis: float) -> None:
         self.tokenizer = tokenizer
         self.rng = random.Random(seed)
-        self.copying = copying
+        self.copying, self.emphasis = copying, emphasis
 
-    def batch(self, count: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Tokens and mask, both [count, length + 1]."""
+    def batch(self, count: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Tokens and weights, both [count, length + 1]."""
         pairs = [self._sequence(length + 1) for _ in range(count)]
-        return np.stack([tokens for tokens, _ in pairs]), np.stack([mask for _, mask in pairs])
+        return np.stack([tokens for tokens, _ in pairs]), np.stack([weights for _, weights in pairs])
 
-    def _sequence(self, length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def _sequence(self, length: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         world = World(self.rng.randrange(2**40), "train")
         kind = self.rng.random()
         tokens: list[int] = []
-        said: list[bool] = []
+        weights: list[float] = []
         if kind < PROSE:
             while len(tokens) < length:
                 tokens += self.tokenizer.encode(world.paragraph() + "\n").ids
-            said = [self.rng.random() < 0.5 for _ in tokens]
+            weights = [float(self.rng.random() < 0.5) for _ in tokens]
         else:
             turns = self._copies(world) if kind < PROSE + self.copying else self._turns(world, length)
             while len(tokens) < length:
-                user, assistant = next(turns)
+                (user, assistant), value = next(turns)
                 asked = self.tokenizer.encode(f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n").ids
-                answered = self.tokenizer.encode(f"{assistant}<|im_end|>").ids
+                answered = self.tokenizer.encode(f"{assistant}<|im_end|>")
                 after = self.tokenizer.encode("\n").ids
-                tokens += asked + answered + after
-                said += [self.rng.random() < OTHERS for _ in asked] + [True] * len(answered) + [False] * len(after)
-        return np.array(tokens[:length]), np.array(said[:length])
+                tokens += asked + answered.ids + after
+                weights += [float(self.rng.random() < OTHERS) for _ in asked]
+                weights += self._emphasised(assistant, value, answered.offsets)
+                weights += [0.0] * len(after)
+        return np.array(tokens[:length]), np.array(weights[:length], np.float32)
 
-    def _copies(self, world: World) -> Iterator[Exchange]:
+    def _emphasised(self, text: str, value: str, offsets: list[tuple[int, int]]) -> list[float]:
+        start = text.rfind(value) if value else len(text)
+        end = start + len(value)
+        return [self.emphasis if first < end and last > start else 1.0 for first, last in offsets]
+
+    def _copies(self, world: World) -> Iterator[tuple[Exchange, str]]:
         while True:
-            yield world.repeat()
+            yield world.repeat(), ""
 
-    def _turns(self, world: World, length: int) -> Iterator[Exchange]:
-        """Facts, questions about them and fillers; how dense differs from dialogue to dialogue.
+    def _turns(self, world: World, length: int) -> Iterator[tuple[Exchange, str]]:
+        """Exchanges, each with the value that is recalled in it: facts, questions about them, fillers.
 
-        What is asked was told a moment ago, long ago, or anywhere: each a third, so that no distance is rare.
+        How dense they are differs from dialogue to dialogue. What is asked was told a moment ago, long ago, or
+        anywhere: each a third, so that no distance is rare.
         """
         told: list[Fact] = []
         fillers, facts = self.rng.choice(((0.0, 0.45), (0.15, 0.4), (0.3, 0.3), (0.5, 0.2)))
@@ -72,11 +81,11 @@ class Dialogues:
             kind = self.rng.random()
             if not told or (kind < facts and len(told) < most):
                 told.append(world.fact())
-                yield told[-1].statement, told[-1].acknowledgement
+                yield (told[-1].statement, told[-1].acknowledgement), ""
             elif kind < facts + fillers:
-                yield world.filler()
+                yield world.filler(), ""
             elif self.rng.random() < UNKNOWN:
-                yield world.unknown()
+                yield world.unknown(), ""
             else:
                 fact = self.rng.choice((told[-1], told[0], self.rng.choice(told)))
-                yield fact.question, fact.answer
+                yield (fact.question, fact.answer), fact.value

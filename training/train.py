@@ -30,21 +30,22 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Stage:
-    """length: tokens of a sequence; count: sequences of a step."""
+    """length: tokens of a sequence; count: sequences of a step. copying, emphasis: see `Dialogues`."""
 
     length: int
     count: int
     steps: int
     copying: float = 0.1
+    emphasis: float = 1.0
 
 
 STAGES = (
     Stage(128, 32, 400, copying=0.3),
     Stage(256, 16, 500),
-    Stage(512, 8, 350),
-    Stage(1024, 4, 250),
-    Stage(2048, 2, 150),
-    Stage(4608, 1, 120),
+    Stage(512, 8, 350, copying=0.05, emphasis=4),
+    Stage(1024, 4, 250, copying=0.05, emphasis=4),
+    Stage(2048, 2, 150, copying=0, emphasis=4),
+    Stage(4608, 1, 120, copying=0, emphasis=4),
 )
 STEPS = sum(stage.steps for stage in STAGES)
 MATRICES, REST = 0.005, 0.0015  # learning rates of Muon and of AdamW
@@ -103,10 +104,12 @@ class Run:
                 self.save()
 
     def _step(self, stage: Stage) -> float:
-        tokens, said = Dialogues(self.tokenizer, self.step, stage.copying).batch(stage.count, stage.length)
-        x, mask = torch.from_numpy(tokens).to(self.device), torch.from_numpy(said).to(self.device)[:, 1:]
+        data = Dialogues(self.tokenizer, self.step, stage.copying, stage.emphasis)
+        x, weights = (torch.from_numpy(array).to(self.device) for array in data.batch(stage.count, stage.length))
+        mask = weights[:, 1:] > 0
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bfloat16(self.device)):
-            loss = F.cross_entropy(self.model(x[:, :-1], mask).float(), x[:, 1:][mask])
+            each = F.cross_entropy(self.model(x[:, :-1], mask).float(), x[:, 1:][mask], reduction="none")
+            loss = (each * weights[:, 1:][mask]).sum() / weights[:, 1:].sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for name, optimizer in self.optimizers.items():

@@ -149,7 +149,7 @@ def test_a_directory_is_a_model(run: Run, demo_dir: Path) -> None:
 def test_the_scripted_conversation_reuses_more_every_turn(run: Run) -> None:
     *turns, last = objects(run("chat", "--demo", "--json", "--max-tokens", "16", "--block-size", "16", "--seed", "1"))
     first, *rest, again = turns
-    assert len(rest) == 2
+    assert len(rest) >= 5
     assert first["cached_tokens"] == 0
     for before, turn in zip(turns, rest, strict=False):
         assert turn["cached_tokens"] >= (before["prompt_tokens"] + before["output_tokens"] - 2) // 16 * 16

@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     from kvtrove.llm import LLM, TokensPrompt
 
 DEMO_QUESTIONS = (
-    "Hello! I have heard that you keep a cache of keys and values. What is it good for?",
-    "Why is the second question of a conversation answered sooner than the first?",
-    "What happens to all these blocks when I leave?",
+    "Remember that the code of the red box is 4719.",
+    "My name is Clara.",
+    "We gave the turtle of Victor the name Kavole.",
+    "How are you?",
+    "What is the code of the red box?",
+    "What is the name of the turtle of Victor?",
+    "Do you know my name?",
     "/reset",
-    "Hello! I have heard that you keep a cache of keys and values. What is it good for?",
+    "Remember that the code of the red box is 4719.",
 )
 
 
