@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from kvtrove.cli.bench import bench
 from kvtrove.cli.chat import chat
 from kvtrove.cli.doctor import doctor
+from kvtrove.cli.evaluate import evaluate
 from kvtrove.cli.explain import explain
 from kvtrove.cli.generate import generate
 from kvtrove.cli.plan import plan
@@ -65,6 +66,7 @@ def _refuse(message: str, error: BaseException | None = None) -> int:
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, add_completion=False)
 for command in (generate, chat, doctor, plan, simulate, serve, explain):
     app.command()(command)
+app.command("eval")(evaluate)
 app.add_typer(bench)
 
 

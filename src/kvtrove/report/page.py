@@ -15,9 +15,11 @@ body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 1200px; background:
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .8rem; }
 p { margin: .3rem 0; color: var(--soft); } p.note::before { content: "Note: "; font-weight: 600; }
-.tiles, .charts { display: grid; gap: 1rem; }
+.tiles, .charts, .maps { display: grid; gap: 1rem; }
 .tiles { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin: 1rem 0; }
 .charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); }
+.maps { grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
+.single { max-width: 780px; }
 .tile, figure { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; margin: 0;
   padding: .8rem 1rem; }
 .tile b { display: block; font-size: 1.45rem; font-weight: 600; } .tile span { color: var(--soft); font-size: .85rem; }
@@ -51,9 +53,9 @@ def document(title: str, body: Iterable[str]) -> str:
     )
 
 
-def charts(drawn: Iterable[str]) -> str:
-    """Figures side by side where there is room."""
-    return f'<div class="charts">{"".join(drawn)}</div>'
+def charts(drawn: Iterable[str], style: str = "charts") -> str:
+    """Figures side by side where there is room. style: "charts", or "maps" for smaller ones."""
+    return f'<div class="{style}">{"".join(drawn)}</div>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], style: str = "figures") -> str:
