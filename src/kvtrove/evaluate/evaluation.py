@@ -17,6 +17,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,19 +79,19 @@ def evaluate(settings: Settings, state: str | None = None, report: Report | None
     engines = Engines.start(settings, report)
     cells, notes = plan_cells(engines)
     store = Store(state, fingerprint(engines))
-    try:
+    with suppress(KeyboardInterrupt):
         for cell in _reported(cells, report):
             missing = {name: e for name, e in engines.compared.items() if store.get(_key(name, e, cell)) is None}
             for name, value in cell.run(missing) if missing else ():
                 store.put(_key(name, engines.compared[name], cell), value)
-    except KeyboardInterrupt:
-        notes.append("stopped by hand; the figures are of what was measured until then")
     results: dict[str, dict[str, list[Value]]] = {name: {} for name in engines.compared}
     for (name, engine), cell in itertools.product(engines.compared.items(), cells):
         if found := store.get(_key(name, engine, cell)):
             results[name].setdefault(cell.kind, []).append(found)
-    done = sum(len(values) for kinds in results.values() for values in kinds.values())
-    return Evaluation(engines.settings, bytes_per_token(engines), results, notes, done, len(cells) * len(results))
+    done, total = sum(len(v) for kinds in results.values() for v in kinds.values()), len(cells) * len(results)
+    if done < total:
+        notes.append(f"stopped by hand after {done} of {total} cells; the figures are of what was measured until then")
+    return Evaluation(engines.settings, bytes_per_token(engines), results, notes, done, total)
 
 
 def _key(name: str, engine: Engine, cell: Cell) -> str:
