@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json as json_format
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,7 +74,10 @@ def evaluate(
     ] = "demo",
     kv: Annotated[
         list[str] | None,
-        typer.Option(metavar="SPEC", help="A cache to compare: fp32, bf16, fp16, window=N, or several joined by +."),
+        typer.Option(
+            metavar="SPEC",
+            help="A cache to compare, such as bf16, window=256 or bf16+window=256; repeatable. A wrong one lists all.",
+        ),
     ] = None,
     parts: Annotated[str, typer.Option(metavar="NAME,...", help="What to measure.")] = "text,recall,speed",
     json: Annotated[str | None, _output("FILE", "Write all figures and answers; - is stdout.")] = None,
@@ -111,8 +114,6 @@ def _settings(
     engine: EvalEngineOptions,
 ) -> Settings:
     """Text to values; the dataclass checks them."""
-    from dataclasses import asdict
-
     from kvtrove.evaluate.configurations import DEFAULT
     from kvtrove.evaluate.settings import Settings
 

@@ -138,12 +138,18 @@ def bytes_per_token(engines: Engines) -> dict[str, float]:
 
 
 def fingerprint(engines: Engines) -> str:
-    """Of all that results depend on and no cell's key says: version, checkpoint, compute dtype, device, steps."""
+    """Of all that results depend on and no cell's key says: version, model, tokens and their ends, device, steps."""
     from kvtrove import __version__
 
     engine, settings = engines.reference, engines.settings
-    dtype = compute_dtype(engine.config, engine.spec)
-    checkpoint = model_fingerprint(Path(settings.model), engine.spec, dtype, engine.max_model_len).hex()
-    described: dict[str, Any] = {"version": __version__, "checkpoint": checkpoint, "device": engine.runner.arena.device}
-    described |= {"chunk": settings.chunk, "answer_tokens": settings.answer_tokens}
+    directory, dtype = Path(settings.model), compute_dtype(engine.config, engine.spec)
+    described: dict[str, Any] = {
+        "version": __version__,
+        "checkpoint": model_fingerprint(directory, engine.spec, dtype, engine.max_model_len).hex(),
+        "tokenizer": hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest(),
+        "ends": engine.tokenizer.eos_token_ids,
+        "device": engine.runner.arena.device,
+        "chunk": settings.chunk,
+        "answer_tokens": settings.answer_tokens,
+    }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]

@@ -173,6 +173,21 @@ def test_another_model_does_not_see_these_results(
     assert len(kept) == 2 * 2
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer.json"])
+def test_other_end_tokens_or_another_tokenizer_start_anew(
+    settings: Settings, tmp_path: Path, kept: Kept, name: str
+) -> None:
+    state, copy = str(tmp_path / "state.json"), shutil.copytree(settings.model, tmp_path / "copy")
+    small = replace(settings, model=str(copy), parts=("text",), kv=())
+    evaluate(small, state)
+    changed = json.loads((copy / name).read_text(encoding="utf-8"))
+    if name == "generation_config.json":
+        changed["eos_token_id"] = [2, 5]
+    (copy / name).write_text(json.dumps(changed))  # of the tokenizer only the bytes change, not what they say
+    evaluate(small, state)
+    assert len(kept) == 2 * 2
+
+
 def test_a_model_without_a_chat_template_is_compared_without_recall(
     settings: Settings, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
