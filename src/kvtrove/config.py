@@ -14,6 +14,7 @@ from typing import Any
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 CHECK_LEVELS = (0, 1, 2)
+LOAD_FORMATS = ("auto", "safetensors", "dummy")
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -31,7 +32,6 @@ IGNORED_VLLM_KEYS = frozenset(
         "trust_remote_code",
         "tokenizer_mode",
         "use_tqdm_on_load",
-        "load_format",
     }
 )
 _VLLM_ALIASES = {"kv_cache_memory_bytes": "kv", "num_gpu_blocks_override": "num_blocks"}
@@ -84,6 +84,8 @@ class EngineConfig:
     """Everything an engine needs to start.
 
     model: a local Hugging Face directory (config.json, *.safetensors, tokenizer.json).
+    load_format: "dummy" draws random weights for a config.json (`model` may be the file itself) to measure a model
+        without its checkpoint; without a tokenizer its prompts are token ids. "auto" and "safetensors" read weights.
     dtype: of weights and activations; "auto" takes the checkpoint's own.
     device: "auto" (cuda when torch sees one, else cpu), "cpu", "cuda", "cuda:1".
     kv: memory for the KV cache in bytes, or "8GiB"; None takes a safe share of what is free.
@@ -97,6 +99,7 @@ class EngineConfig:
 
     model: str
     tokenizer: str | None = None
+    load_format: str = "auto"
     dtype: str = "auto"
     device: str = "auto"
     kv: int | str | None = None
@@ -117,6 +120,8 @@ class EngineConfig:
         for name in ("dtype", "kv_cache_dtype"):
             if getattr(self, name) not in DTYPES:
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(DTYPES)}")
+        if self.load_format not in LOAD_FORMATS:
+            raise ConfigError(f"load_format: {self.load_format!r} is not one of {', '.join(LOAD_FORMATS)}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device: {self.device!r} is not one of auto, cpu, cuda, cuda:N")
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_concurrent_prefills"):

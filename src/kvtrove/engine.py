@@ -15,10 +15,11 @@ from kvtrove.config import EngineConfig, Environment
 from kvtrove.kv import debug
 from kvtrove.kv.manager import KVCacheManager, Pin
 from kvtrove.kv.stats import KVStats
-from kvtrove.models.config_reader import read_spec
+from kvtrove.models.config_reader import read_config, read_spec
 from kvtrove.models.fingerprint import model_fingerprint
 from kvtrove.output_processor import RequestText
 from kvtrove.request import Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
+from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
 from kvtrove.text.tokenizer import Tokenizer
@@ -73,14 +74,19 @@ class Engine:
         directory = Path(config.model)
         self.config = config
         self.clock = clock
-        self.spec = read_spec(directory)
-        self.tokenizer = Tokenizer.load(Path(config.tokenizer) if config.tokenizer else directory)
+        dummy = config.load_format == "dummy"
+        self.spec = read_config(directory) if dummy and directory.is_file() else read_spec(directory)
+        text = Path(config.tokenizer) if config.tokenizer else directory
+        without = dummy and not config.tokenizer and not (text / "tokenizer.json").is_file()
+        self.tokenizer = Tokenizer.without_tokens() if without else Tokenizer.load(text)
         self.runner, capacity = load_runner(config, self.spec, self.tokenizer.token_text, progress, variant)
         self.max_model_len = capacity.max_model_len
         self.kv = KVCacheManager(
             self.runner.cache,
             capacity.num_blocks,
-            root=model_fingerprint(directory, self.spec, compute_dtype(config, self.spec), self.max_model_len),
+            root=model_fingerprint(
+                directory, self.spec, compute_dtype(config, self.spec), self.max_model_len, config.load_format
+            ),
             enable_prefix_caching=config.enable_prefix_caching,
             check=config.check or 0,
             crc=self.runner.arena.crc,
@@ -93,10 +99,12 @@ class Engine:
         self._arrivals = 0
         self._pins: dict[str, tuple[Pin, PinnedPrefix]] = {}
         self._cache_log = Environment.read().cache_log
+        self.last_step: SchedulerOutput | None = None
+        """What the last step computed, for those who measure steps."""
 
     def step(self) -> list[RequestOutput]:
         """Advance every request that can; returns those with news."""
-        scheduled = self.scheduler.schedule()
+        self.last_step = scheduled = self.scheduler.schedule()
         output = self.runner.execute(scheduled)
         touched = self.scheduler.update(scheduled, output)
         if self._cache_log:

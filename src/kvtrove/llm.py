@@ -18,6 +18,7 @@ from kvtrove.engine import Engine
 from kvtrove.progress import BatchBar, loading
 from kvtrove.prompts import Prompt, PromptLike, read_prompts
 from kvtrove.request import RequestError, RequestOutput, SamplingParams
+from kvtrove.text.generation_config import sampling_defaults
 from kvtrove.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("kvtrove")
@@ -81,11 +82,12 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete every prompt; one result per prompt, in the order of the prompts.
 
-        prompts: see `kvtrove.prompts`. sampling_params: one for all, or one per prompt; None is SamplingParams().
+        prompts: see `kvtrove.prompts`. sampling_params: one for all, or one per prompt; None: the model's own.
         Raises RequestError when one of them can never be served; then none of them is left in the engine.
         """
         read = read_prompts(prompts, self.get_tokenizer())
-        params = [replace(p, output_kind="final_only") for p in _one_each(sampling_params, len(read))]
+        asked = self.get_default_sampling_params() if sampling_params is None else sampling_params
+        params = [replace(p, output_kind="final_only") for p in _one_each(asked, len(read))]
         requests = {str(next(self._ids)): request for request in zip(read, params, strict=True)}
         results: dict[str, RequestOutput] = {}
         with self._requests(requests) as inbox, BatchBar(len(requests), use_tqdm) as bar:
@@ -151,7 +153,7 @@ class LLM:
         """
         [read] = read_prompts([prompt], self.get_tokenizer())
         request_id = str(next(self._ids))
-        with self._requests({request_id: (read, sampling_params or SamplingParams())}) as inbox:
+        with self._requests({request_id: (read, sampling_params or self.get_default_sampling_params())}) as inbox:
             finished = False
             while not finished:
                 if not inbox:  # another caller's steps may have served this one meanwhile
@@ -164,6 +166,10 @@ class LLM:
 
     def get_tokenizer(self) -> Tokenizer:
         return self.llm_engine.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the checkpoint's generation_config.json recommends, else SamplingParams()."""
+        return SamplingParams(**sampling_defaults(self.llm_engine.config.model))
 
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request holds; returns how many."""
@@ -229,9 +235,9 @@ def _drain(inbox: list[RequestOutput]) -> list[RequestOutput]:
     return news
 
 
-def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
+def _one_each(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:
+    if isinstance(params, SamplingParams):
+        return [params] * count
     if len(params) != count:
         raise RequestError(
             f"sampling_params: {len(params)} for {count} prompts; give one for all or one per prompt", "sampling_params"

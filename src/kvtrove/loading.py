@@ -48,7 +48,7 @@ def load_runner(
     variant: Variant | None = None,
 ) -> tuple[ModelRunner, Capacity]:
     """A runner ready for its first step, and what its cache holds."""
-    device, directory = _device(config.device), Path(config.model)
+    device, directory = choose_device(config.device), Path(config.model)
     dtype = compute_dtype(config, spec)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     cache = cache_spec(spec, DenseFormat(kv_dtype), config.block_size)
@@ -61,11 +61,15 @@ def load_runner(
         config.num_blocks,
         None if config.max_model_len is None else parse_tokens(config.max_model_len),
     )
-    capacity, ledger = plan_start(read_model(directory, dtype), cache, _free_bytes(device), settings)
+    capacity, ledger = plan_start(read_model(directory, dtype), cache, free_bytes(device), settings)
     length = capacity.max_model_len
     model = None if variant is None else variant.model
     if model is None:
-        model = load_model(directory, spec, getattr(torch, dtype), device, progress, max_model_len=length)
+        model = load_model(
+            *(directory, spec, getattr(torch, dtype), device, progress),
+            max_model_len=length,
+            load_format=config.load_format,
+        )
     log.info(
         "KV cache: %s = %d blocks of %d tokens; context %d of the model's %d tokens",
         *(readable(capacity.num_blocks * cache.block_bytes), capacity.num_blocks, cache.block_size),
@@ -80,7 +84,8 @@ def compute_dtype(config: EngineConfig, spec: ModelSpec) -> str:
     return spec.dtype if config.dtype == "auto" else config.dtype
 
 
-def _device(wanted: str) -> str:
+def choose_device(wanted: str) -> str:
+    """What "auto" stands for here. ConfigError for a CUDA device that does not exist."""
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wanted.startswith("cuda"):
@@ -90,7 +95,8 @@ def _device(wanted: str) -> str:
     return wanted
 
 
-def _free_bytes(device: str) -> int:
+def free_bytes(device: str) -> int:
+    """Bytes that can still be taken there."""
     if device == "cpu":
         return available_bytes()
     free: Any = torch.cuda.mem_get_info(torch.device(device))[0]

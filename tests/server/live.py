@@ -16,7 +16,11 @@ from typing import Any
 import httpx
 
 import kvtrove
+from kvtrove.demo import demo_model_dir
+from kvtrove.models.config_reader import read_spec
 
+SPEC = read_spec(demo_model_dir())
+CONTEXT, VOCAB = SPEC.max_position, SPEC.vocab_size
 START_TIMEOUT = 60.0  # seconds; importing torch takes most of it
 
 

@@ -8,7 +8,7 @@ import anthropic
 import pytest
 
 from tests.server.conftest import ALICE
-from tests.server.live import LiveServer
+from tests.server.live import CONTEXT, LiveServer
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello there!"}]
 GREEDY = {"temperature": 0}
@@ -115,7 +115,7 @@ def test_a_generous_max_tokens_ends_at_the_context(client: anthropic.Anthropic) 
     words = [{"role": "user", "content": "word " * 700}]
     used = client.messages.count_tokens(model="demo", messages=words).input_tokens
     copies = [{"role": "user", "content": "word " * (700 * 4090 // used)}]
-    left = 4096 - client.messages.count_tokens(model="demo", messages=copies).input_tokens
+    left = CONTEXT - client.messages.count_tokens(model="demo", messages=copies).input_tokens
     assert 0 < left < 400, "the test wants a prompt that nearly fills the context"
     answer = client.messages.create(model="demo", messages=copies, max_tokens=32_000, extra_body=GREEDY)
     assert answer.stop_reason in ("model_context_window_exceeded", "end_turn")

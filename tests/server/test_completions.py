@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.server.live import CONTEXT
+
 
 def complete(client: httpx.Client, **body: Any) -> dict[str, Any]:
     answer = client.post("/v1/completions", json={"model": "demo", "temperature": 0, **body})
@@ -124,7 +126,7 @@ def test_tokenize_and_back(alice: httpx.Client) -> None:
     text = "Grüße, 世界! \n\ttabs"
     answer = alice.post("/tokenize", json={"prompt": text, "return_token_strs": True}).json()
     assert answer["count"] == len(answer["tokens"]) == len(answer["token_strs"])
-    assert answer["max_model_len"] == 4096
+    assert answer["max_model_len"] == CONTEXT
     assert alice.post("/detokenize", json={"tokens": answer["tokens"]}).json() == {"prompt": text}
     chat = alice.post("/tokenize", json={"messages": [{"role": "user", "content": "Hi"}]}).json()
     rendered = alice.post("/detokenize", json={"tokens": chat["tokens"]}).json()["prompt"]

@@ -14,6 +14,7 @@ from kvtrove.request import RequestError
 from kvtrove.server.chat.tool_format import call_grammar
 from kvtrove.server.guidance import Grammar, Grammars, TokenGuide
 from kvtrove.text.tokenizer import Tokenizer
+from tests.server.live import VOCAB
 
 EOS = 2
 
@@ -25,13 +26,13 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def grammars(tokenizer: Tokenizer) -> Grammars:
-    return Grammars(tokenizer.backend, 512, (EOS,))
+    return Grammars(tokenizer.backend, tokenizer.vocab_size, (EOS,))
 
 
 def allowed(guide: TokenGuide) -> NDArray[np.int64]:
     mask = guide.mask()
     assert mask.dtype == np.int32
-    assert mask.shape == (16,)
+    assert mask.shape == (-(-VOCAB // 32),)
     return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
 
 

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.server.conftest import ALICE
-from tests.server.live import LiveServer
+from tests.server.live import CONTEXT, LiveServer
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello there!"}]
 PERSON = {
@@ -206,7 +206,7 @@ def test_errors_become_the_clients_exceptions(client: openai.OpenAI, server: Liv
     with pytest.raises(openai.BadRequestError) as long:
         client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "word " * 20_000}])
     assert long.value.code == "context_length_exceeded"
-    assert "4096" in str(long.value)
+    assert str(CONTEXT) in str(long.value)
     with pytest.raises(openai.BadRequestError) as wrong:
         client.chat.completions.create(model="demo", messages=HELLO, temperature=-1)
     assert wrong.value.param == "temperature"

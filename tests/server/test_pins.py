@@ -16,7 +16,7 @@ ADMIN, USER = "an-administrators-key-1", "an-ordinary-users-key-1"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     folder: Path = tmp_path_factory.mktemp("pins")
-    flags = ("--kv", "1MiB", "--max-model-len", "512", "--max-num-batched-tokens", "256", "--block-size", "32")
+    flags = ("--num-blocks", "64", "--max-model-len", "512", "--max-num-batched-tokens", "256", "--block-size", "32")
     with running_server(folder, *flags, KVTROVE_API_KEY=USER, KVTROVE_ADMIN_KEY=ADMIN) as live:
         yield live
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.server.conftest import ADMIN, ALICE, MAX_BODY
-from tests.server.live import LiveServer
+from tests.server.live import VOCAB, LiveServer
 
 HI = [{"role": "user", "content": "Hi"}]
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
@@ -90,7 +90,7 @@ WRONG: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     (COMPLETE, {"prompt": [[]]}, 400, "invalid_value", "prompt"),
     (COMPLETE, {"prompt": [1, "x"]}, 400, "invalid_type", "prompt"),
     (COMPLETE, {"prompt": [-1]}, 400, "invalid_type", "prompt"),
-    (COMPLETE, {"prompt": [512]}, 400, "invalid_value", "prompt"),
+    (COMPLETE, {"prompt": [VOCAB]}, 400, "invalid_value", "prompt"),
     (COMPLETE, {"prompt": ["x"] * 300}, 400, "invalid_value", "prompt"),
     (COMPLETE, {"prompt": [5] * 5000}, 400, "context_length_exceeded", "prompt"),
     (COMPLETE, {"prompt": "x", "max_tokens": 0}, 400, "invalid_value", "max_tokens"),

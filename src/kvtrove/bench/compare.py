@@ -14,6 +14,7 @@ from kvtrove.bench.summary import Figure
 CONFIDENCE = 1.96  # standard errors on either side: 95 of 100 repetitions lie within
 _SAY_NOTHING = ("load.seed", "target.url", "target.timeout")  # settings that may differ between equal tests
 _LOWER_IS_BETTER = tuple(f"{name}_" for name in LATENCIES)
+_TIMES = ("_ms", ".ms", "wall_s")  # how measures of an engine end that should fall
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Change:
         if abs(self.change) <= self.spread:
             return "within the spread"
         falls = self.change < 0
-        return "better" if falls == self.name.startswith(_LOWER_IS_BETTER) else "worse"
+        should_fall = self.name.startswith(_LOWER_IS_BETTER) or self.name.endswith(_TIMES)
+        return "better" if falls == should_fall else "worse"
 
 
 def names() -> Iterator[str]:
@@ -60,14 +62,17 @@ def names() -> Iterator[str]:
 
 
 def compare(before: StoredRun, after: StoredRun) -> list[Change]:
-    """Every measure that both runs have."""
+    """Every measure that both runs have: a server's in the order of `names`, an engine's in that of the file."""
     nothing = Figure(None)
-    changes = [Change(name, before.figures.get(name, nothing), after.figures.get(name, nothing)) for name in names()]
+    known = dict.fromkeys([*names(), *before.figures])
+    changes = [Change(name, before.figures.get(name, nothing), after.figures.get(name, nothing)) for name in known]
     return [change for change in changes if change.change is not None]
 
 
 def pairs(before: Stored, after: Stored) -> list[tuple[StoredRun, StoredRun]]:
-    """Runs that belong together: the only ones, or those of the same rate."""
+    """Runs of the same command that belong together: the only ones, or those of the same rate."""
+    if before.kind != after.kind:
+        return []
     if len(before.runs) == len(after.runs) == 1:
         return [(before.runs[0], after.runs[0])]
     rates = {run.rate: run for run in after.runs}

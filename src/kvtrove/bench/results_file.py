@@ -1,4 +1,4 @@
-"""The JSON of a result: written by `bench serve --json`, read by `bench compare`. Format in docs/benchmarking.md."""
+"""The JSON of a result: written with `--json`, read by `bench compare`. Format in docs/benchmarking.md."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kvtrove.bench.benchmark import Result, Run
+from kvtrove.bench.engine import FORMAT as ENGINE_FORMAT
 from kvtrove.bench.measures import within
 from kvtrove.bench.record import Record
 from kvtrove.bench.settings import Slo
@@ -82,22 +83,28 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class Stored:
-    """A result that was read back. settings: flat, "workload.turns" -> 1."""
+    """A result that was read back. settings: flat, "workload.turns" -> 1. kind: the command that wrote it."""
 
     path: str
     settings: dict[str, Any]
     runs: list[StoredRun]
+    kind: str = "serve"
 
 
 def read(path: str) -> Stored:
-    """ConfigError when the file is no result of `bench serve --json`."""
+    """ConfigError when the file is no result of a `bench` command."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ConfigError(f"{path} is no result of `kvtrove bench serve --json` (format {FORMAT})")
+    if not isinstance(found, dict) or found.get("format") not in (FORMAT, ENGINE_FORMAT):
+        raise ConfigError(
+            f"{path} is no result of `kvtrove bench ... --json` (format {FORMAT} or {ENGINE_FORMAT}); "
+            "commands such as `kvtrove bench serve --json FILE` write one"
+        )
     try:
+        if found["format"] == ENGINE_FORMAT:
+            return _engine(path, found)
         runs = [
             StoredRun(
                 run["load"],
@@ -111,6 +118,13 @@ def read(path: str) -> Stored:
     except (LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     return Stored(path, settings, runs)
+
+
+def _engine(path: str, found: Mapping[str, Any]) -> Stored:
+    """A measurement of an engine is one run; what its machine was counts as a setting."""
+    figures = {name: Figure(**figure) for name, figure in found["figures"].items()}
+    settings = flat({**found["settings"], "machine": found["machine"]})
+    return Stored(path, settings, [StoredRun(found["kind"], None, 0, figures)], found["kind"])
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

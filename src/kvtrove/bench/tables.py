@@ -29,6 +29,8 @@ def shown(name: str, value: float | None) -> str:
         return "-"
     if name in SHARES:
         return share(value)
+    if name not in RATES and name.rpartition("_")[0] not in LATENCIES:  # an engine's measure says its unit itself
+        return number(value)
     return f"{number(value)}/s" if name in RATES else seconds(value)
 
 
@@ -38,7 +40,7 @@ def label(name: str) -> str:
     if name in known:
         return known[name]
     latency, _, statistic = name.rpartition("_")
-    return f"{LATENCIES[latency]} {statistic}"
+    return f"{LATENCIES[latency]} {statistic}" if latency in LATENCIES else name
 
 
 def result_table(result: Result) -> RenderableType:
@@ -153,8 +155,8 @@ def comparison_table(before: Stored, after: Stored) -> RenderableType:
     matched = pairs(before, after)
     if not matched:
         raise ConfigError(
-            f"{before.path} and {after.path} have no rate in common: "
-            f"{_rates(before)} and {_rates(after)}; run both with the same --rate or --rates"
+            f"{before.path} and {after.path} have nothing in common: {_rates(before)} and {_rates(after)}; "
+            "run the same command for both, with the same --rate or --rates"
         )
     parts: list[RenderableType] = []
     for name, old, new in differences(before, after):

@@ -138,7 +138,7 @@ def compare(
     from kvtrove.bench.results_file import read
     from kvtrove.bench.tables import comparison_table
 
-    _console().print(comparison_table(read(before), read(after)))
+    console().print(comparison_table(read(before), read(after)))
 
 
 def _require_httpx() -> None:
@@ -243,10 +243,10 @@ def _write(result: Result, json: str | None, html: str | None) -> None:
 def _show(result: Result, to_stderr: bool) -> None:
     from kvtrove.bench.tables import result_table
 
-    _console(to_stderr).print(result_table(result))
+    console(to_stderr).print(result_table(result))
 
 
-def _console(to_stderr: bool = False) -> Any:
+def console(to_stderr: bool = False) -> Any:
     """As wide as the terminal; into a file or pipe wide enough that no table is folded."""
     from rich.console import Console
 

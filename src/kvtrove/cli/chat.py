@@ -40,7 +40,7 @@ def chat(
     quiet: QuietFlag = False,
 ) -> None:
     """Talk to a model. Lines come from the keyboard, or from stdin when that is a pipe; /help lists the commands."""
-    params = sampling.params()
+    params = sampling.params(model)
     llm = engine.load(model, quiet)
     typed = not demo and sys.stdin.isatty()
     view = JsonView() if json else TextView(echo_questions=not typed)

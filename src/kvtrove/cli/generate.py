@@ -48,7 +48,12 @@ def generate(
             "no prompt: give one after MODEL, or --file FILE with one per line, or - for stdin", "prompt"
         )
     params = sampling.params(
-        n=n, beam_width=beam_width, length_penalty=length_penalty, logprobs=logprobs, prompt_logprobs=prompt_logprobs
+        model,
+        n=n,
+        beam_width=beam_width,
+        length_penalty=length_penalty,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
     )
     llm = engine.load(model, quiet)
     start = time.monotonic()

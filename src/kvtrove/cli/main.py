@@ -17,6 +17,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from kvtrove.cli.bench import bench
+from kvtrove.cli.bench_engine import register
 from kvtrove.cli.chat import chat
 from kvtrove.cli.doctor import doctor
 from kvtrove.cli.evaluate import evaluate
@@ -67,6 +68,7 @@ app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, add_completion=F
 for command in (generate, chat, doctor, plan, simulate, serve, explain):
     app.command()(command)
 app.command("eval")(evaluate)
+register(bench)
 app.add_typer(bench)
 
 

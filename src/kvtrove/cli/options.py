@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from kvtrove.request import SamplingParams
+from kvtrove.text.generation_config import sampling_defaults
 
 if TYPE_CHECKING:
     from kvtrove.llm import LLM
@@ -54,6 +55,9 @@ class EngineOptions:
         bool, _engine(None, "Reuse the blocks of prompts that begin alike.", "--prefix-caching/--no-prefix-caching")
     ] = True
     tokenizer: Annotated[str | None, _engine("DIR", "Where the tokenizer is, if not with the model.")] = None
+    load_format: Annotated[
+        str, _engine("KIND", "auto: the checkpoint's weights; dummy: random ones for a config.json.")
+    ] = "auto"
     check: Annotated[int | None, _engine("LEVEL", "Check the cache's books: 0 never, 1 when idle, 2 always.")] = None
 
     def load(self, model: str, quiet: bool = False) -> LLM:
@@ -65,13 +69,13 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """The fields of SamplingParams that every command has; it checks the values."""
+    """The fields of SamplingParams that every command has; it checks the values. None is the checkpoint's default."""
 
     max_tokens: Annotated[int, _sampling("N", "Tokens to generate at most.")] = 128
-    temperature: Annotated[float, _sampling("T", "0 always takes the likeliest token.")] = 1.0
-    top_p: Annotated[float, _sampling("P", "Draw from the likeliest tokens that sum to P.")] = 1.0
-    top_k: Annotated[int, _sampling("N", "Draw from the N likeliest tokens; 0 is all.")] = 0
-    min_p: Annotated[float, _sampling("P", "Leave out tokens below P times the likeliest one's probability.")] = 0.0
+    temperature: Annotated[float | None, _sampling("T", "0 always takes the likeliest token.")] = None
+    top_p: Annotated[float | None, _sampling("P", "Draw from the likeliest tokens that sum to P.")] = None
+    top_k: Annotated[int | None, _sampling("N", "Draw from the N likeliest tokens; 0 is all.")] = None
+    min_p: Annotated[float | None, _sampling("P", "No tokens below P times the likeliest one's probability.")] = None
     seed: Annotated[int | None, _sampling("N", "Makes the result reproducible.")] = None
     stop: Annotated[list[str] | None, _sampling("TEXT", "Ends the output where TEXT would follow; repeatable.")] = None
     stop_token_ids: Annotated[
@@ -79,12 +83,16 @@ class SamplingOptions:
     ] = None
     ignore_eos: Annotated[bool, _sampling(None, "Go on after the model's end token.", "--ignore-eos")] = False
     min_tokens: Annotated[int, _sampling("N", "No end token before N tokens.")] = 0
-    repetition_penalty: Annotated[float, _sampling("X", "Above 1 makes tokens that occurred less likely.")] = 1.0
+    repetition_penalty: Annotated[float | None, _sampling("X", "Above 1 makes tokens that occurred less likely.")] = (
+        None
+    )
     presence_penalty: Annotated[float, _sampling("X", "Taken off the logit of every token that occurred.")] = 0.0
     frequency_penalty: Annotated[float, _sampling("X", "Taken off once per occurrence.")] = 0.0
 
-    def params(self, **more: Any) -> SamplingParams:
-        return SamplingParams(**asdict(self), **more)
+    def params(self, model: str, **more: Any) -> SamplingParams:
+        """What was asked for, where nothing was what the checkpoint recommends, else the usual default."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return SamplingParams(**sampling_defaults(model_directory(model)) | given, **more)
 
 
 def model_directory(model: str) -> str:

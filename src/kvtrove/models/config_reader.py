@@ -17,9 +17,18 @@ def read_spec(directory: Path) -> ModelSpec:
     End tokens come from generation_config.json, where chat checkpoints list all of them, else from config.json.
     Raises ModelError naming the file and the key when something is missing, malformed or not supported.
     """
-    path = directory / "config.json"
     if not directory.is_dir():
         raise ModelError(f"{directory}: not a directory; give the folder that holds config.json and the weights")
+    spec = read_config(directory / "config.json")
+    generation = directory / "generation_config.json"
+    if generation.exists():
+        ends = token_ids(ConfigView(read_json(generation), str(generation)), "eos_token_id")
+        spec = replace(spec, eos_token_ids=ends or spec.eos_token_ids)
+    return spec
+
+
+def read_config(path: Path) -> ModelSpec:
+    """The model that a config.json describes, under whatever name the file has. Raises ModelError like `read_spec`."""
     values = read_json(path)
     architectures = values.get("architectures") or []
     if not architectures:
@@ -29,9 +38,4 @@ def read_spec(directory: Path) -> ModelSpec:
         family = find_family(architecture)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    spec = family.read(ConfigView({**values, "architecture": architecture}, str(path)))
-    generation = directory / "generation_config.json"
-    if generation.exists():
-        ends = token_ids(ConfigView(read_json(generation), str(generation)), "eos_token_id")
-        spec = replace(spec, eos_token_ids=ends or spec.eos_token_ids)
-    return spec
+    return family.read(ConfigView({**values, "architecture": architecture}, str(path)))

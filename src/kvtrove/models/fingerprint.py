@@ -10,7 +10,9 @@ from kvtrove.models.spec import ModelSpec
 SAMPLES, SAMPLE_BYTES = 64, 4096
 
 
-def model_fingerprint(directory: Path, spec: ModelSpec, dtype: str, max_model_len: int) -> bytes:
+def model_fingerprint(
+    directory: Path, spec: ModelSpec, dtype: str, max_model_len: int, load_format: str = "auto"
+) -> bytes:
     """32 bytes over config.json, the compute dtype, the weight files, and whether the served context stretches rope.
 
     Reading tens of gigabytes at every start would be slow, so of each weight file its size, its first pages (the header
@@ -18,6 +20,10 @@ def model_fingerprint(directory: Path, spec: ModelSpec, dtype: str, max_model_le
     """
     stretched = any(layer.rope.stretches(max_model_len) for layer in spec.layers)
     digest = hashlib.sha256(f"{dtype} {stretched}".encode())
+    if load_format == "dummy":  # random weights follow from the config alone, which may be a file of any name
+        _add(digest, b"random weights")
+        _add(digest, (directory if directory.is_file() else directory / "config.json").read_bytes())
+        return digest.digest()
     _add(digest, (directory / "config.json").read_bytes())
     for path in sorted(directory.glob("*.safetensors")):
         _add(digest, path.name.encode())

@@ -13,6 +13,7 @@ from torch import Tensor
 from kvtrove.models.decoder import Model
 from kvtrove.models.families import find_family
 from kvtrove.models.families.common import Family
+from kvtrove.models.random_weights import RandomWeights
 from kvtrove.models.spec import ModelError, ModelSpec
 from kvtrove.models.weights import Checkpoint
 
@@ -32,22 +33,28 @@ def load_model(
     progress: Progress | None = None,
     *,
     max_model_len: int | None = None,
+    load_format: str = "auto",
 ) -> Model:
     """Weights of `directory` in `dtype` on `device`.
 
     On the CPU, parameters that are stored in `dtype` stay views of the memory-mapped files; others are converted one by
     one. progress(what, layers done, layers in total). max_model_len: longest context in tokens that will be served; two
     rope scalings depend on it (layers/rope.py); None is the model's own `max_position`.
+    load_format: "dummy" reads no checkpoint; the weights are random (models/random_weights.py).
 
     Raises ModelError naming file and tensor when a tensor is missing, misshapen or not readable.
     """
-    reader = _Reader(Checkpoint(directory), find_family(spec.architecture), spec, dtype, device)
 
     def loaded(layers: int) -> None:
         if progress:
             progress("loading weights", layers, spec.num_layers)
 
-    model = Model.load(reader.take, reader.head, spec, max_model_len or spec.max_position, loaded)
+    longest = max_model_len or spec.max_position
+    if load_format == "dummy":
+        weights = RandomWeights(spec, dtype, device)
+        return Model.load(weights.take, weights.head, spec, longest, loaded)
+    reader = _Reader(Checkpoint(directory), find_family(spec.architecture), spec, dtype, device)
+    model = Model.load(reader.take, reader.head, spec, longest, loaded)
     reader.log_ignored()
     return model
 

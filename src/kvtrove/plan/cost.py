@@ -7,12 +7,16 @@ roofline    max(weights read / bandwidth, 2 x parameters x tokens / flops)   the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kvtrove.plan.hardware import Machine, StepFit
 from kvtrove.plan.kv import sequence_bytes
 from kvtrove.plan.model import PlanModel
+
+if TYPE_CHECKING:
+    from kvtrove.scheduler.output import ScheduledSequence
 
 
 @dataclass(slots=True)
@@ -22,6 +26,19 @@ class StepWork:
     tokens: int
     cached_tokens: int = 0
     pairs: int = 0
+
+
+def work_of(sequences: Iterable[ScheduledSequence]) -> StepWork:
+    """The work of a step. Both the simulator and the calibration count it here, so that they mean the same."""
+    work = StepWork(0)
+    for s in sequences:
+        new = len(s.tokens)
+        work.tokens += new
+        if new == 1:
+            work.cached_tokens += s.start + 1
+        else:
+            work.pairs += new * s.start + new * (new + 1) // 2
+    return work
 
 
 class CostModel(Protocol):

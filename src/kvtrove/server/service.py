@@ -20,6 +20,7 @@ from kvtrove.server.errors import ApiError, refused
 from kvtrove.server.guidance import Grammar, Grammars
 from kvtrove.server.observer import Observer, Observers
 from kvtrove.server.settings import ServerSettings
+from kvtrove.text.generation_config import sampling_defaults
 
 T = TypeVar("T")
 POOL_THREADS = 4  # tokenising lets go of the interpreter, so a few threads keep all cores busy
@@ -32,6 +33,7 @@ class Service:
         self.settings, self.limits = settings, settings.limits
         self.observers = Observers(observers)
         self.config, self.spec, self.tokenizer = engine.config, engine.spec, engine.tokenizer
+        self.sampling_defaults = sampling_defaults(engine.config.model)
         self.max_model_len = engine.max_model_len
         self.engine = EngineThread(engine, self.observers.on_step)
         self.admission = Admission(settings.limits, lambda: self.engine.stats.num_waiting)

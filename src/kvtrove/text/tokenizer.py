@@ -67,6 +67,11 @@ class Tokenizer:
         end_ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
         return cls(backend, named, end_ids, read_chat_template(directory, config.get("chat_template"), named))
 
+    @classmethod
+    def without_tokens(cls) -> Tokenizer:
+        """For a model that has no tokenizer: prompts are token ids, and every output is an empty text."""
+        return cls(tokenizers.Tokenizer(tokenizers.models.BPE()))
+
     @property
     def bos_token(self) -> str | None:
         return self.named_tokens.get("bos_token")

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterator
 
 from kvtrove.kv.manager import KVCacheManager
-from kvtrove.plan.cost import StepWork
+from kvtrove.plan.cost import StepWork, work_of
 from kvtrove.plan.simulate.settings import SimulationSettings, one_layer
 from kvtrove.request import RequestMetrics, SamplingParams
 from kvtrove.scheduler.output import ModelOutput, SampledToken, SchedulerOutput, SequenceResult
@@ -87,15 +87,7 @@ class Replica:
         )
 
     def _advance(self, scheduled: SchedulerOutput) -> None:
-        work = StepWork(0)
-        for s in scheduled.sequences:
-            new = len(s.tokens)
-            work.tokens += new
-            if new == 1:
-                work.cached_tokens += s.start + 1
-            else:
-                work.pairs += new * s.start + new * (new + 1) // 2
-        self.now += self._cost.seconds(work)
+        self.now += self._cost.seconds(work_of(scheduled.sequences))
         self.num_steps += 1
 
     def _fast_forward(self, until: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -110,8 +110,11 @@ class SamplingFields(CacheFields):
     guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
     guided_grammar: str | None = None
 
-    def sampling_params(self, limits: Limits, **more: Any) -> SamplingParams:
-        """The engine's parameters; `more` are those that each route reads in its own way. RequestError past a limit."""
+    def sampling_params(self, limits: Limits, defaults: Mapping[str, Any], **more: Any) -> SamplingParams:
+        """The engine's parameters; `more` are those that each route reads in its own way. RequestError past a limit.
+
+        defaults: fields of SamplingParams that the checkpoint recommends where the request says nothing.
+        """
         width = more.get("beam_width") or more.get("n") or self.n or 1
         if width > limits.max_n:
             raise RequestError(f"n: {width} sequences are more than the {limits.max_n} allowed", "n")
@@ -126,7 +129,7 @@ class SamplingFields(CacheFields):
             *("ignore_eos", "min_tokens", "allowed_token_ids", "skip_special_tokens"),
         )
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return SamplingParams(**given | {"logit_bias": self._logit_bias()} | more)
+        return SamplingParams(**dict(defaults) | given | {"logit_bias": self._logit_bias()} | more)
 
     def grammar(self) -> Grammar | None:
         """What the output must look like. RequestError when two fields say so, or one says it badly."""

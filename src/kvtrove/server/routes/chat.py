@@ -73,6 +73,7 @@ def params_of(body: ChatRequest, service: Service) -> SamplingParams:
         raise refused("best_of: in a chat it is the number of beams; set use_beam_search, or ask for n", "best_of")
     params = body.sampling_params(
         service.limits,
+        service.sampling_defaults,
         n=n,
         beam_width=best_of if body.use_beam_search else 0,
         max_tokens=body.max_completion_tokens or body.max_tokens,

@@ -61,6 +61,7 @@ class _Asked:
         beams = self.candidates if body.use_beam_search else 0
         params = body.sampling_params(
             service.limits,
+            service.sampling_defaults,
             n=self.n if beams else self.candidates,
             beam_width=beams,
             max_tokens=max(1, self.num_tokens),

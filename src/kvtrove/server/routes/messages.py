@@ -125,7 +125,9 @@ class Messages:
         given = {
             name: value for name in ("temperature", "top_p", "top_k") if (value := getattr(body, name)) is not None
         }
-        params = SamplingParams(max_tokens=max(1, body.max_tokens), stop=tuple(stops), **given)
+        params = SamplingParams(
+            max_tokens=max(1, body.max_tokens), stop=tuple(stops), **service.sampling_defaults | given
+        )
         run = await submit_chat(
             self.job,
             conversation_of(body),

@@ -117,7 +117,7 @@ class Responses:
     async def submit(self) -> None:
         body = self.body
         given = {name: value for name in ("temperature", "top_p") if (value := getattr(body, name)) is not None}
-        params = SamplingParams(max_tokens=body.max_output_tokens, **given)
+        params = SamplingParams(max_tokens=body.max_output_tokens, **self.job.service.sampling_defaults | given)
         run = await submit_chat(
             self.job,
             conversation_of(body),
@@ -160,7 +160,9 @@ class Responses:
 
     def _response(self, status: str, *, ended: bool = False) -> ResponseObject:
         body = self.body
-        temperature, top_p = (1.0 if value is None else value for value in (body.temperature, body.top_p))
+        usual = {"temperature": 1.0, "top_p": 1.0} | self.job.service.sampling_defaults
+        temperature = usual["temperature"] if body.temperature is None else body.temperature
+        top_p = usual["top_p"] if body.top_p is None else body.top_p
         response = {
             "id": f"resp_{self.job.key}",
             "object": "response",

@@ -1,0 +1,209 @@
+"""Trains the demo model and writes it as a Hugging Face directory.
+
+    python training/train.py --out build/demo            from the beginning, or from where an interrupted run stopped
+    python training/train.py --out build/demo --export src/kvtrove/demo/model      writes what was trained so far
+
+Sequences grow from stage to stage. Step n draws its data from seed n, so a resumed run sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from data import Dialogues
+from head_start import head_start
+from model import Model, Shape
+from muon import Muon
+from recall import recall
+from safetensors.torch import load_file, save_file
+from tokenizer import make_tokenizer, save_tokenizer
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Stage:
+    """length: tokens of a sequence; count: sequences of a step."""
+
+    length: int
+    count: int
+    steps: int
+    copying: float = 0.1
+
+
+STAGES = (
+    Stage(128, 32, 400, copying=0.3),
+    Stage(256, 16, 500),
+    Stage(512, 8, 350),
+    Stage(1024, 4, 250),
+    Stage(2048, 2, 150),
+    Stage(4608, 1, 120),
+)
+STEPS = sum(stage.steps for stage in STAGES)
+MATRICES, REST = 0.005, 0.0015  # learning rates of Muon and of AdamW
+WARM_UP, DECAY = 50, 0.4  # steps; share of the steps at the end
+CHECK = 50  # steps between two checkpoints
+
+
+def stage_of(step: int) -> Stage:
+    for stage in STAGES:
+        if step < stage.steps:
+            return stage
+        step -= stage.steps
+    raise IndexError("past the last step")
+
+
+def learning_rate(step: int) -> float:
+    """Share of the full rate: rises, stays, falls in a line to a twentieth."""
+    left = (STEPS - step) / (STEPS * DECAY)
+    return min(1.0, (step + 1) / WARM_UP, max(left, 0.05))
+
+
+class Run:
+    """A model, its optimizers and the folder that keeps them."""
+
+    def __init__(self, out: Path, device: str) -> None:
+        self.out, self.device = out, torch.device(device)
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / "tokenizer.json").exists():
+            save_tokenizer(make_tokenizer(), out)
+        self.tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
+        torch.manual_seed(0)
+        self.model = Model(Shape())
+        head_start(self.model)
+        self.model.to(self.device)
+        names = dict(self.model.named_parameters())
+        inner = {name for name, weight in names.items() if weight.ndim == 2 and "embed" not in name}
+        self.optimizers = {
+            "muon": Muon((names[name] for name in names if name in inner), MATRICES),
+            "adam": torch.optim.AdamW((names[name] for name in names if name not in inner), REST, (0.9, 0.95)),
+        }
+        self.rates = {"muon": MATRICES, "adam": REST}
+        self.step, self.seconds = 0, 0.0
+        if (out / "progress.json").exists():
+            self._load()
+
+    def train(self, until: int) -> None:
+        losses: list[float] = []
+        while self.step < until:
+            start = time.perf_counter()
+            losses.append(self._step(stage_of(self.step)))
+            self.seconds += time.perf_counter() - start
+            self.step += 1
+            if self.step % CHECK == 0 or self.step == until:
+                self._log(sum(losses) / len(losses))
+                losses.clear()
+                self.save()
+
+    def _step(self, stage: Stage) -> float:
+        tokens, said = Dialogues(self.tokenizer, self.step, stage.copying).batch(stage.count, stage.length)
+        x, mask = torch.from_numpy(tokens).to(self.device), torch.from_numpy(said).to(self.device)[:, 1:]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bfloat16(self.device)):
+            loss = F.cross_entropy(self.model(x[:, :-1], mask).float(), x[:, 1:][mask])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.rates[name] * learning_rate(self.step)
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.item()
+
+    def _log(self, loss: float) -> None:
+        length = stage_of(self.step - 1).length
+        line = {
+            "step": self.step,
+            "length": length,
+            "loss": round(loss, 4),
+            "seconds": round(self.seconds),
+            "recall": recall(self.model, self.tokenizer, length - 40, 40),
+        }
+        print(json.dumps(line), flush=True)
+        with (self.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save(self) -> None:
+        """Weights and state first, the step last: what an interruption leaves is a whole checkpoint."""
+        save_atomically(dict(self.model.state_dict()), self.out / f"weights-{self.step}.safetensors")
+        save_atomically(self._state(), self.out / f"state-{self.step}.safetensors")
+        progress = self.out / "progress.json.new"
+        progress.write_text(json.dumps({"step": self.step, "seconds": self.seconds}))
+        progress.replace(self.out / "progress.json")
+        for old in self.out.glob("*-*.safetensors"):
+            if not old.stem.endswith(f"-{self.step}"):
+                old.unlink()
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{number}.{key}": value
+            for name, optimizer in self.optimizers.items()
+            for number, state in optimizer.state_dict()["state"].items()
+            for key, value in state.items()
+        }
+
+    def _load(self) -> None:
+        progress = json.loads((self.out / "progress.json").read_text())
+        self.step, self.seconds = progress["step"], progress["seconds"]
+        self.model.load_state_dict(load_file(self.out / f"weights-{self.step}.safetensors"))
+        states: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in self.optimizers}
+        for key, value in load_file(self.out / f"state-{self.step}.safetensors").items():
+            name, number, field = key.split(".")
+            states[name].setdefault(int(number), {})[field] = value
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": states[name]})
+
+    def export(self, directory: Path) -> None:
+        """An ordinary Hugging Face directory in bf16."""
+        save_tokenizer(self.tokenizer, directory)
+        weights = {name: value.to(torch.bfloat16).contiguous() for name, value in self.model.state_dict().items()}
+        save_file(weights, directory / "model.safetensors", {"format": "pt"})
+        write_json(directory / "config.json", self.model.shape.config())
+        write_json(directory / "generation_config.json", {"do_sample": False, "eos_token_id": [2], "pad_token_id": 0})
+
+
+def save_atomically(tensors: dict[str, Tensor], path: Path) -> None:
+    new = path.with_suffix(".new")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, new)
+    new.replace(path)
+
+
+def write_json(path: Path, values: dict[str, object]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bf16 is quicker than fp32 here: on CUDA, and on processors with instructions for it."""
+    return device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--out", type=Path, required=True, help="checkpoints, log and tokenizer")
+    options.add_argument("--export", type=Path, help="write the model here instead of training on")
+    options.add_argument("--until", type=int, default=STEPS, help="stop after this step")
+    options.add_argument("--threads", type=int, default=os.cpu_count())
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument(
+        "--compile", action="store_true", help="fuse what lies between the products (needs a compiler)"
+    )
+    given = options.parse_args()
+    torch.set_num_threads(given.threads)
+    run = Run(given.out, given.device)
+    if given.export:
+        run.export(given.export)
+        return
+    if given.compile:
+        for layer in run.model.model["layers"]:
+            layer.compile(dynamic=False)
+    run.train(given.until)
+
+
+if __name__ == "__main__":
+    main()
