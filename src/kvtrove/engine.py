@@ -25,7 +25,7 @@ from kvtrove.scheduler.sequence import Request
 from kvtrove.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from kvtrove.loading import Progress
+    from kvtrove.loading import Progress, Variant
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class PinnedPrefix:
 class Engine:
     """One model, one KV cache, one thread. Not thread-safe: whoever owns it calls add, abort and step in turn.
 
+    variant: another cache than the config's, on weights that may be another engine's (`loading.Variant`).
     Raises ModelError or ConfigError (both ValueError) when the checkpoint or the settings cannot work.
     """
 
@@ -66,6 +67,7 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         progress: Progress | None = None,
+        variant: Variant | None = None,
     ) -> None:
         from kvtrove.loading import compute_dtype, load_runner  # torch: only an engine that really starts needs it
 
@@ -77,7 +79,7 @@ class Engine:
         text = Path(config.tokenizer) if config.tokenizer else directory
         without = dummy and not config.tokenizer and not (text / "tokenizer.json").is_file()
         self.tokenizer = Tokenizer.without_tokens() if without else Tokenizer.load(text)
-        self.runner, capacity = load_runner(config, self.spec, self.tokenizer.token_text, progress)
+        self.runner, capacity = load_runner(config, self.spec, self.tokenizer.token_text, progress, variant)
         self.max_model_len = capacity.max_model_len
         self.kv = KVCacheManager(
             self.runner.cache,

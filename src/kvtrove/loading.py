@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.config import ConfigError, EngineConfig, parse_size, parse_tokens
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import DenseFormat
+from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.cache import cache_spec
+from kvtrove.models.decoder import Model
 from kvtrove.models.loader import Progress, load_model
 from kvtrove.models.spec import ModelSpec
 from kvtrove.plan.capacity import Capacity, readable
@@ -25,14 +28,32 @@ from kvtrove.runner.model_runner import ModelRunner
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A cache that the config cannot name, on weights that are loaded already: how caches are compared.
+
+    change: the cache as the config asks for it -> the one to use.
+    model: loaded by an engine with the same dtype, device and max_model_len; None loads the checkpoint.
+    """
+
+    change: Callable[[KVCacheSpec], KVCacheSpec]
+    model: Model | None = None
+
+
 def load_runner(
-    config: EngineConfig, spec: ModelSpec, token_text: Callable[[int], str], progress: Progress | None
+    config: EngineConfig,
+    spec: ModelSpec,
+    token_text: Callable[[int], str],
+    progress: Progress | None,
+    variant: Variant | None = None,
 ) -> tuple[ModelRunner, Capacity]:
     """A runner ready for its first step, and what its cache holds."""
     device, directory = choose_device(config.device), Path(config.model)
     dtype = compute_dtype(config, spec)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     cache = cache_spec(spec, DenseFormat(kv_dtype), config.block_size)
+    if variant is not None:
+        cache = variant.change(cache)
     settings = StartSettings(
         config.max_num_seqs,
         config.max_num_batched_tokens,
@@ -42,11 +63,13 @@ def load_runner(
     )
     capacity, ledger = plan_start(read_model(directory, dtype), cache, free_bytes(device), settings)
     length = capacity.max_model_len
-    model = load_model(
-        *(directory, spec, getattr(torch, dtype), device, progress),
-        max_model_len=length,
-        load_format=config.load_format,
-    )
+    model = None if variant is None else variant.model
+    if model is None:
+        model = load_model(
+            *(directory, spec, getattr(torch, dtype), device, progress),
+            max_model_len=length,
+            load_format=config.load_format,
+        )
     log.info(
         "KV cache: %s = %d blocks of %d tokens; context %d of the model's %d tokens",
         *(readable(capacity.num_blocks * cache.block_bytes), capacity.num_blocks, cache.block_size),

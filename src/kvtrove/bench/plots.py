@@ -10,7 +10,7 @@ from kvtrove.bench.benchmark import Result, Run
 from kvtrove.bench.measures import within
 from kvtrove.bench.record import Floats, Record
 from kvtrove.bench.settings import Slo, seconds
-from kvtrove.bench.svg import Axis, Chart, Point
+from kvtrove.report.svg import Axis, Chart, Point
 
 MOST_DOTS = 2000  # more would only make the page slow
 _CURVE = np.linspace(0, 100, 201)

@@ -20,6 +20,7 @@ from kvtrove.cli.bench import bench
 from kvtrove.cli.bench_engine import register
 from kvtrove.cli.chat import chat
 from kvtrove.cli.doctor import doctor
+from kvtrove.cli.evaluate import evaluate
 from kvtrove.cli.explain import explain
 from kvtrove.cli.generate import generate
 from kvtrove.cli.plan import plan
@@ -66,6 +67,7 @@ def _refuse(message: str, error: BaseException | None = None) -> int:
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, add_completion=False)
 for command in (generate, chat, doctor, plan, simulate, serve, explain):
     app.command()(command)
+app.command("eval")(evaluate)
 register(bench)
 app.add_typer(bench)
 

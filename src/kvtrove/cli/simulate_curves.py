@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from kvtrove.bench.html import STYLE
-from kvtrove.bench.svg import Axis, Chart, Point
 from kvtrove.config import ConfigError
+from kvtrove.report.page import charts, document, table
+from kvtrove.report.svg import Axis, Chart, Point
 
 Run = dict[str, Any]
 """One entry of the JSON report: `SimulationResult.as_json`."""
@@ -52,14 +52,10 @@ def points(curve: Curve, runs: Sequence[Run]) -> list[Point]:
 
 
 def html_page(title: str, runs: Sequence[Run]) -> str:
-    figures = "".join(chart.svg() for plot in PLOTS if (chart := _chart(plot, runs)))
-    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in TABLE)
-    rows = "".join("<tr>" + "".join(f"<td>{_shown(run[name])}</td>" for name in TABLE) + "</tr>" for run in runs)
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
-        f"<h1>{escape(title)}</h1><p>kvtrove simulate</p><div class=charts>{figures}</div>"
-        f"<table><tr>{head}</tr>{rows}</table></html>\n"
-    )
+    figures = [chart.svg() for plot in PLOTS if (chart := _chart(plot, runs))]
+    head = [name.replace("_", " ") for name in TABLE]
+    rows = [[_shown(run[name]) for name in TABLE] for run in runs]
+    return document(title, [f"<h1>{escape(title)}</h1><p>kvtrove simulate</p>", charts(figures), table(head, rows)])
 
 
 def write_png(path: Path, title: str, runs: Sequence[Run]) -> None:

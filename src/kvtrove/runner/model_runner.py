@@ -11,7 +11,7 @@ from kvtrove.attention.backend import AttentionBackend, AttentionLayer
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.decoder import Model
-from kvtrove.runner.batch import build_batch
+from kvtrove.runner.batch import Batch, build_batch
 from kvtrove.runner.sampler import Sampler, logprob_table
 from kvtrove.scheduler.output import ModelOutput, ScheduledSequence, SchedulerOutput, SequenceResult
 
@@ -40,17 +40,26 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelOutput:
         """Copy rows, compute K/V and logits of every scheduled token, draw where asked."""
-        self.arena.copy_rows(step.copies)
         if not step.sequences:
+            self.arena.copy_rows(step.copies)
             return ModelOutput({})
+        batch, hidden = self.forward(step)
+        return self._results(step.sequences, hidden[batch.logit_rows])
+
+    @torch.inference_mode()
+    def forward(self, step: SchedulerOutput) -> tuple[Batch, Tensor]:
+        """Copy rows and compute a step of at least one sequence: its K/V are in the cache when this returns.
+
+        The hidden states [T, hidden_size] are those of all its tokens, in the order of the batch.
+        """
+        self.arena.copy_rows(step.copies)
         batch = build_batch(step.sequences, self.cache.block_size, self.arena.device)
         plan = self.backend.plan(batch.attention)
 
         def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
             return self.backend.run(q, k, v, self.layers[layer], plan)
 
-        hidden = self.model(batch.tokens, batch.positions, attend)
-        return self._results(step.sequences, hidden[batch.logit_rows])
+        return batch, self.model(batch.tokens, batch.positions, attend)
 
     def _results(self, sequences: list[ScheduledSequence], hidden: Tensor) -> ModelOutput:
         """hidden: [R, hidden] in the order of `build_batch`: sampling rows, then prompt-logprob rows."""

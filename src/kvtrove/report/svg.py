@@ -106,6 +106,12 @@ class Chart:
             self.shapes.append(f'<circle class="dot {style}" {place}>{title}</circle>')
         self._name(name, style)
 
+    def label(self, point: Point, text: str) -> None:
+        """A name beside a dot, right of it, or left where the drawing ends."""
+        right = self.x.place(point[0]) > 0.75
+        shift = -9 if right else 9
+        self._text(self._x(point[0]) + shift, self._y(point[1]) - 5, text, "end" if right else "start", "marked")
+
     def bars(self, values: Sequence[Point], style: str) -> None:
         """One bar per x, from the bottom up to y, its value above it."""
         room = (WIDTH - LEFT - RIGHT) / max(1, len(values))

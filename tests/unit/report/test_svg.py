@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtrove.bench.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Chart
+from kvtrove.report.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Chart
 
 PLOT_X, PLOT_Y = (LEFT, WIDTH - RIGHT), (TOP, HEIGHT - BOTTOM)
 

@@ -1,0 +1,176 @@
+"""`kvtrove eval`: compare cache configurations of one model with its exact cache."""
+
+from __future__ import annotations
+
+import functools
+import json as json_format
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvtrove.cli.options import QuietFlag, model_directory, spread
+from kvtrove.cli.text import say
+from kvtrove.config import ConfigError, parse_tokens
+
+if TYPE_CHECKING:
+    from kvtrove.evaluate.evaluation import Evaluation
+    from kvtrove.evaluate.settings import Settings
+
+INTERRUPTED = 130  # exit code after Ctrl-C
+
+
+def _flag(panel: str, metavar: str | None, help: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, **more)
+
+
+_text, _recall = functools.partial(_flag, "Text"), functools.partial(_flag, "Recall")
+_engine, _output = functools.partial(_flag, "Engine"), functools.partial(_flag, "Output")
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Fields of evaluate.settings.Settings, as text."""
+
+    text: Annotated[str | None, _text("FILE", "UTF-8. Default: docstrings of Python's standard library.")] = None
+    text_tokens: Annotated[str, _text("N", "Read at most N tokens of it.")] = "8192"
+    context: Annotated[str | None, _text("N", "Cut it into segments of N tokens. Default: 2048 or what fits.")] = None
+
+
+@dataclass(frozen=True)
+class RecallOptions:
+    """Fields of evaluate.settings.Settings, as text."""
+
+    lengths: Annotated[
+        str | None, _recall("N,N,...", "Tokens of a dialogue. Default: those of 512,1k,2k,4k that fit.")
+    ] = None
+    depths: Annotated[str, _recall("X,X,...", "Where the fact stands: 0 is first, 1 last.")] = "0,0.25,0.5,0.75,1"
+    samples: Annotated[int, _recall("N", "Dialogues per length and depth.")] = 5
+    needle: Annotated[str | None, _recall("FILE", "Your own fact, question and fillers, as TOML or JSON.")] = None
+    answer_tokens: Annotated[int, _recall("N", "Longest answer.")] = 32
+    seed: Annotated[int, _recall("N", "Of the dialogues.")] = 0
+
+
+@dataclass(frozen=True)
+class EvalEngineOptions:
+    """Fields of evaluate.settings.Settings."""
+
+    chunk: Annotated[int, _engine("N", "Tokens in one step at most.")] = 128
+    dtype: Annotated[str, _engine("TYPE", "Of the weights: auto, bfloat16, float16 or float32.")] = "auto"
+    device: Annotated[str, _engine("DEVICE", "auto, cpu, cuda or cuda:N.")] = "auto"
+    block_size: Annotated[int, _engine("N", "Tokens in a block of the cache.")] = 32
+    rounds: Annotated[int, _engine("N", "Measurements of speed, of which the median counts.")] = 3
+
+
+@spread
+def evaluate(
+    text: TextOptions,
+    recall: RecallOptions,
+    engine: EvalEngineOptions,
+    model: Annotated[
+        str, typer.Option(metavar="DIR", help="Directory of a checkpoint, or `demo`: the embedded model.")
+    ] = "demo",
+    kv: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="A cache to compare, such as bf16, window=256 or bf16+window=256; repeatable. A wrong one lists all.",
+        ),
+    ] = None,
+    parts: Annotated[str, typer.Option(metavar="NAME,...", help="What to measure.")] = "text,recall,speed",
+    json: Annotated[str | None, _output("FILE", "Write all figures and answers; - is stdout.")] = None,
+    html: Annotated[str | None, _output("FILE", "Write a report with pictures, one page on its own.")] = None,
+    state: Annotated[
+        str | None, _output("FILE", "Keep finished cells here, and go on from them. Default: beside --json.")
+    ] = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """Compare caches with the exact one: KL, perplexity, recall of facts, bytes and speed. Ctrl-C, and resume later.
+
+    Example: kvtrove eval --model demo --kv bf16 --kv window=256 --html report.html
+    """
+    for path in (json, html, state):
+        if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
+            raise ConfigError(f"cannot write {path}: there is no such folder; make it first")
+    settings = _settings(model, kv, parts, text, recall, engine)
+    kept = state if state is not None or json in (None, "-") else str(Path(json).with_suffix(".state.json"))
+    result = _evaluate(settings, kept, quiet)
+    _write(result, json, html)
+    if not quiet or json != "-":
+        _show(result, to_stderr=json == "-")
+    if result.interrupted:
+        _say_how_to_resume(result, kept)
+        raise typer.Exit(INTERRUPTED)
+
+
+def _settings(
+    model: str,
+    kv: list[str] | None,
+    parts: str,
+    text: TextOptions,
+    recall: RecallOptions,
+    engine: EvalEngineOptions,
+) -> Settings:
+    """Text to values; the dataclass checks them."""
+    from kvtrove.evaluate.configurations import DEFAULT
+    from kvtrove.evaluate.settings import Settings
+
+    lengths = None if recall.lengths is None else tuple(parse_tokens(n, "lengths") for n in recall.lengths.split(","))
+    values = asdict(text) | asdict(recall) | asdict(engine)
+    values["text_tokens"] = parse_tokens(text.text_tokens, "text_tokens")
+    values["context"] = None if text.context is None else parse_tokens(text.context, "context")
+    values |= {"lengths": lengths, "depths": _numbers(recall.depths, "depths")}
+    names = tuple(part.strip() for part in parts.split(","))
+    return Settings(model_directory(model), tuple(kv) if kv else DEFAULT, names, **values)
+
+
+def _numbers(text: str, what: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"{what}: cannot read {text!r}; write numbers with commas between, such as 0,0.5,1"
+        ) from error
+
+
+def _evaluate(settings: Settings, state: str | None, quiet: bool) -> Evaluation:
+    from kvtrove.evaluate.evaluation import evaluate
+    from kvtrove.progress import loading
+
+    with loading(not quiet) as report:
+        return evaluate(settings, state, report)
+
+
+def _write(result: Evaluation, json: str | None, html: str | None) -> None:
+    from kvtrove import __version__
+    from kvtrove.evaluate.html import page
+    from kvtrove.evaluate.results import as_json
+
+    if json is not None:
+        text = json_format.dumps(as_json(result, __version__), ensure_ascii=False, allow_nan=False)
+        if json == "-":
+            typer.echo(text)
+        else:
+            Path(json).write_text(text + "\n", encoding="utf-8")
+    if html is not None:
+        Path(html).write_text(page(result), encoding="utf-8")
+
+
+def _show(result: Evaluation, to_stderr: bool) -> None:
+    from rich.console import Console
+
+    from kvtrove.evaluate.tables import result_table
+
+    stream = sys.stderr if to_stderr else sys.stdout
+    width = None if stream.isatty() else 140
+    Console(file=stream, width=width, highlight=False).print(result_table(result))
+
+
+def _say_how_to_resume(result: Evaluation, state: str | None) -> None:
+    done = f"{result.done} of {result.total} cells are done"
+    if state is None:
+        say(f"{done} and not kept; with --state FILE they would be", err=True)
+    else:
+        say(f"{done} and kept in {state}; the same command goes on from there", err=True)

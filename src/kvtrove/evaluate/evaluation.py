@@ -1,0 +1,155 @@
+"""The evaluation: what is measured, in which order, and what comes out.
+
+Every configuration of the cache goes through the same cells:
+
+    text     segments of ordinary text: KL, top-1 agreement and perplexity against the exact cache   (fidelity.py)
+    recall   a grid depth x length of dialogues: is a stated fact found again?                       (recall.py)
+    speed    rounds of one prompt: tokens per second of prefill and decode                           (speed.py)
+
+A cell's result is a pure function of model, settings and cell but for the speed, so it is computed once and kept
+(store.py). The bytes per token are the cache's own arithmetic and need no run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from kvtrove.engine import Engine
+from kvtrove.evaluate.engines import Engines
+from kvtrove.evaluate.fidelity import TextSegment
+from kvtrove.evaluate.recall import recall_cells
+from kvtrove.evaluate.settings import Settings
+from kvtrove.evaluate.sources import source
+from kvtrove.evaluate.speed import speed_rounds
+from kvtrove.evaluate.store import Store, Value
+from kvtrove.evaluate.text import read_text, segments
+from kvtrove.llm import LLM
+from kvtrove.loading import compute_dtype
+from kvtrove.models.fingerprint import model_fingerprint
+
+Report = Callable[[str, int, int], None]
+"""Told of (kind of cell, cells done, cells in total)."""
+
+
+class Cell(Protocol):
+    """The smallest piece of work. key: identifies it and all that goes into it beside model and settings."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+
+    def run(self, engines: Mapping[str, Engine]) -> Iterator[tuple[str, Value]]:
+        """(configuration, result) of each of these."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """settings: with what depends on the model filled in. results: configuration -> kind -> results of its cells.
+
+    bytes_per_token: of a sequence as long as a segment of text. notes: what was left out and why.
+    """
+
+    settings: Settings
+    bytes_per_token: dict[str, float]
+    results: dict[str, dict[str, list[Value]]]
+    notes: list[str]
+    done: int
+    total: int
+
+    @property
+    def interrupted(self) -> bool:
+        return self.done < self.total
+
+
+def evaluate(settings: Settings, state: str | None = None, report: Report | None = None) -> Evaluation:
+    """Everything that the settings ask for; after Ctrl-C, what was finished until then.
+
+    state: a file that keeps what is finished and has kept what was. Raises ConfigError, ModelError or RequestError.
+    """
+    engines = Engines.start(settings, report)
+    cells, notes = plan_cells(engines)
+    store = Store(state, fingerprint(engines))
+    with suppress(KeyboardInterrupt):
+        for cell in _reported(cells, report):
+            missing = {name: e for name, e in engines.compared.items() if store.get(_key(name, e, cell)) is None}
+            for name, value in cell.run(missing) if missing else ():
+                store.put(_key(name, engines.compared[name], cell), value)
+    results: dict[str, dict[str, list[Value]]] = {name: {} for name in engines.compared}
+    for (name, engine), cell in itertools.product(engines.compared.items(), cells):
+        if found := store.get(_key(name, engine, cell)):
+            results[name].setdefault(cell.kind, []).append(found)
+    done, total = sum(len(v) for kinds in results.values() for v in kinds.values()), len(cells) * len(results)
+    if done < total:
+        notes.append(f"stopped by hand after {done} of {total} cells; the figures are of what was measured until then")
+    return Evaluation(engines.settings, bytes_per_token(engines), results, notes, done, total)
+
+
+def _key(name: str, engine: Engine, cell: Cell) -> str:
+    """A configuration is what its name makes of the cache, so a name that comes to mean another cache starts anew."""
+    return f"{name} {engine.runner.cache.fingerprint.hex()[:16]} / {cell.key}"
+
+
+def _reported(cells: list[Cell], report: Report | None) -> Iterator[Cell]:
+    """The cells in order; each kind of them is a task whose progress is told before and after a cell."""
+    totals, done = Counter(cell.kind for cell in cells), Counter[str]()
+    for cell in cells:
+        if report:
+            report(cell.kind, done[cell.kind], totals[cell.kind])
+        yield cell
+        done[cell.kind] += 1
+        if report:
+            report(cell.kind, done[cell.kind], totals[cell.kind])
+
+
+def plan_cells(engines: Engines) -> tuple[list[Cell], list[str]]:
+    """The cells of all parts that were asked for, and notes on what has to be left out."""
+    settings, tokenizer = engines.settings, engines.reference.tokenizer
+    context, cells, notes = settings.context or 0, list[Cell](), list[str]()
+    texts = segments(tokenizer, read_text(settings.text), context, settings.text_tokens)
+    if "text" in settings.parts:
+        cells += [TextSegment(i, tokens, engines.reference, settings.chunk) for i, tokens in enumerate(texts)]
+    if "recall" in settings.parts and tokenizer.chat_template is None:
+        notes.append("recall is left out: the model has no chat template to write dialogues with")
+    elif "recall" in settings.parts:
+        llm = LLM.from_engine(engines.reference)
+        cells += recall_cells(
+            settings, source(settings.needle), lambda messages: llm.chat_prompt(messages)["prompt_token_ids"]
+        )
+    if "speed" in settings.parts:
+        cells += speed_rounds(settings.rounds, texts[0], context)
+    return cells, notes
+
+
+def bytes_per_token(engines: Engines) -> dict[str, float]:
+    """What the blocks of a sequence as long as the context take, divided by its tokens: windows count as they help."""
+    length = engines.settings.context or 0
+    caches = {name: engine.runner.cache for name, engine in engines.compared.items()}
+    return {name: cache.blocks_for(length, 1) * cache.block_bytes / length for name, cache in caches.items()}
+
+
+def fingerprint(engines: Engines) -> str:
+    """Of all that results depend on and no cell's key says: version, model, tokens and their ends, device, steps."""
+    from kvtrove import __version__
+
+    engine, settings = engines.reference, engines.settings
+    directory, dtype = Path(settings.model), compute_dtype(engine.config, engine.spec)
+    described: dict[str, Any] = {
+        "version": __version__,
+        "checkpoint": model_fingerprint(directory, engine.spec, dtype, engine.max_model_len).hex(),
+        "tokenizer": hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest(),
+        "ends": engine.tokenizer.eos_token_ids,
+        "device": engine.runner.arena.device,
+        "chunk": settings.chunk,
+        "answer_tokens": settings.answer_tokens,
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]

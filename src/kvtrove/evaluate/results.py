@@ -1,0 +1,120 @@
+"""The figures of each configuration, and the JSON of an evaluation. Format in docs/evaluation.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from kvtrove.evaluate.evaluation import Evaluation
+from kvtrove.evaluate.store import Value
+
+FORMAT = "kvtrove-eval/1"
+
+Place = tuple[int, float]
+"""Length in tokens, depth 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Over all predictions of the text. kl_*: nats against the exact cache. top1: share of equal likeliest tokens."""
+
+    predictions: int
+    kl_mean: float
+    kl_median: float
+    kl_p99: float
+    top1: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration; None and missing places were not measured. recall: share of right answers.
+
+    prefill, decode: tokens per second, medians.
+    """
+
+    name: str
+    bytes_per_token: float
+    fidelity: Fidelity | None
+    recall: dict[Place, float]
+    answers: dict[Place, list[str]]
+    prefill: float | None
+    decode: float | None
+
+    @property
+    def mean_recall(self) -> float | None:
+        return sum(self.recall.values()) / len(self.recall) if self.recall else None
+
+    def recall_at(self, length: int) -> float | None:
+        """Over all depths that were measured."""
+        found = [share for (tokens, _), share in self.recall.items() if tokens == length]
+        return sum(found) / len(found) if found else None
+
+
+def rows(evaluation: Evaluation) -> list[Row]:
+    """In the order of the configurations, the exact cache first."""
+    return [_row(name, evaluation.bytes_per_token[name], kinds) for name, kinds in evaluation.results.items()]
+
+
+def _row(name: str, bytes_per_token: float, kinds: Mapping[str, list[Value]]) -> Row:
+    text, speed = kinds.get("text", []), kinds.get("speed", [])
+    cells = {(cell["length"], cell["depth"]): cell for cell in kinds.get("recall", [])}
+    return Row(
+        name,
+        bytes_per_token,
+        _fidelity(text) if text else None,
+        {place: cell["hits"] / len(cell["answers"]) for place, cell in cells.items()},
+        {place: cell["answers"] for place, cell in cells.items()},
+        _median(round["prefill"] for round in speed),
+        _median(round["decode"] for round in speed),
+    )
+
+
+def _fidelity(segments: list[Value]) -> Fidelity:
+    kl = np.concatenate([segment["kl"] for segment in segments])
+    median, p99 = np.percentile(kl, [50, 99])
+    return Fidelity(
+        predictions=len(kl),
+        kl_mean=float(kl.mean()),
+        kl_median=float(median),
+        kl_p99=float(p99),
+        top1=sum(segment["same_top"] for segment in segments) / len(kl),
+        perplexity=math.exp(sum(segment["nll"] for segment in segments) / len(kl)),
+    )
+
+
+def _median(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return float(np.median(found)) if found else None
+
+
+def as_json(evaluation: Evaluation, version: str) -> dict[str, Any]:
+    """Plain data; keys and their units never change within a FORMAT."""
+    return {
+        "format": FORMAT,
+        "kvtrove": version,
+        "interrupted": evaluation.interrupted,
+        "cells": {"done": evaluation.done, "total": evaluation.total},
+        "settings": asdict(evaluation.settings),
+        "notes": evaluation.notes,
+        "configurations": [_configuration(row) for row in rows(evaluation)],
+    }
+
+
+def _configuration(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "bytes_per_token": row.bytes_per_token,
+        "fidelity": None if row.fidelity is None else asdict(row.fidelity),
+        "mean_recall": row.mean_recall,
+        "recall": [
+            {"length": length, "depth": depth, "share": share, "answers": row.answers[length, depth]}
+            for (length, depth), share in sorted(row.recall.items())
+        ],
+        "prefill_tokens_per_second": row.prefill,
+        "decode_tokens_per_second": row.decode,
+    }

@@ -1,0 +1,84 @@
+"""What may be asked of an evaluation; checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from kvtrove.config import ConfigError, EngineConfig, nearest
+from kvtrove.evaluate.configurations import DEFAULT, configuration
+
+PARTS = ("text", "recall", "speed")
+LENGTHS = (512, 1024, 2048, 4096)
+CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class Settings:
+    """model: a local Hugging Face directory. kv: names of configurations. parts: what is measured.
+
+    text: a UTF-8 file; None is held-out prose of the demo model. text_tokens: how much of it is read at most, in
+        segments of `context` tokens; None is CONTEXT, or all that the model can hold if that is less.
+    lengths: tokens of a dialogue with room for its answer; None is those of LENGTHS that the model can hold.
+    depths: 0 states the fact first, 1 last. samples: dialogues per length and depth, equal for all configurations.
+    needle: a user's own dialogues (sources.py); None is the demo model's world. answer_tokens: longest answer.
+    seed: of the dialogues. rounds: measurements of speed, of which the median counts.
+    chunk: tokens computed in a step at most, so that all but the first of them read a cache that was written before.
+    """
+
+    model: str
+    kv: tuple[str, ...] = DEFAULT
+    parts: tuple[str, ...] = PARTS
+    text: str | None = None
+    text_tokens: int = 8192
+    context: int | None = None
+    lengths: tuple[int, ...] | None = None
+    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    samples: int = 5
+    needle: str | None = None
+    answer_tokens: int = 32
+    seed: int = 0
+    rounds: int = 3
+    chunk: int = 128
+    dtype: str = "auto"
+    device: str = "auto"
+    block_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name in self.kv:
+            configuration(name)
+        for part in self.parts:
+            if part not in PARTS:
+                raise ConfigError(f"parts: {part!r} is not known{nearest(part, PARTS)}; there are {', '.join(PARTS)}")
+        least = {"text_tokens": 2, "samples": 1, "answer_tokens": 1, "rounds": 1, "chunk": 1, "context": 2}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(f"{name}: {value} must be at least {low}")
+        for name in ("parts", "lengths", "depths"):
+            if getattr(self, name) == ():
+                raise ConfigError(f"{name}: the list is empty; give at least one value")
+        for depth in self.depths:
+            if not 0 <= depth <= 1:
+                raise ConfigError(f"depths: {depth:g} must lie between 0 (first) and 1 (last)")
+
+    def resolved(self, longest: int) -> Settings:
+        """With what depends on a model whose context holds `longest` tokens."""
+        context = min(CONTEXT, longest) if self.context is None else self.context
+        lengths = self.lengths or tuple(n for n in LENGTHS if n <= longest) or (longest,)
+        for name, value in (("context", context), ("lengths", max(lengths))):
+            if value > longest:
+                raise ConfigError(f"{name}: {value} tokens are more than the {longest} that the model can hold")
+        return replace(self, context=context, lengths=lengths)
+
+    def engine(self, max_model_len: int) -> EngineConfig:
+        """Of every engine that is compared. Without prefix cache: no result may depend on what ran before it."""
+        return EngineConfig(
+            self.model,
+            dtype=self.dtype,
+            device=self.device,
+            block_size=self.block_size,
+            max_model_len=max_model_len,
+            max_num_seqs=min(self.chunk, 16),
+            max_num_batched_tokens=self.chunk,
+            enable_prefix_caching=False,
+        )

@@ -1,0 +1,58 @@
+"""An evaluation as text for people: rich tables."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kvtrove.evaluate.evaluation import Evaluation
+from kvtrove.evaluate.results import Row, rows
+
+TITLES = (
+    "cache", "bytes/token", "KL mean", "KL median", "KL p99", "top-1", "perplexity", "recall", "prefill tok/s",
+    "decode tok/s",
+)  # fmt: skip
+
+
+def result_table(evaluation: Evaluation) -> RenderableType:
+    """One line per configuration; below it recall by length, when there are several lengths; then the notes."""
+    found = rows(evaluation)
+    parts: list[RenderableType] = [_table(TITLES, [cells(row) for row in found])]
+    lengths = sorted({length for row in found for length, _ in row.recall})
+    if len(lengths) > 1:
+        by_length = [[row.name, *(share(row.recall_at(length)) for length in lengths)] for row in found]
+        parts.append(_table(("recall at", *(f"{length:,} tokens" for length in lengths)), by_length))
+    return Group(*parts, *(Text(f"note: {note}") for note in evaluation.notes))
+
+
+def cells(row: Row) -> list[str]:
+    """Under TITLES."""
+    one = row.fidelity
+    texts = ["-"] * 5 if one is None else [nats(one.kl_mean), nats(one.kl_median), nats(one.kl_p99)]
+    if one is not None:
+        texts += [share(one.top1, 2), f"{one.perplexity:,.2f}"]
+    return [
+        row.name,
+        f"{row.bytes_per_token:,.0f}",
+        *texts,
+        share(row.mean_recall),
+        *("-" if rate is None else f"{rate:,.0f}" for rate in (row.prefill, row.decode)),
+    ]
+
+
+def nats(value: float) -> str:
+    return "0" if value == 0 else f"{value:.2g}"
+
+
+def share(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _table(titles: tuple[str, ...], lines: list[list[str]]) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for number, title in enumerate(titles):
+        table.add_column(title, justify="right" if number else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*(Text(text) for text in line))
+    return table
