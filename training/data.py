@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,22 +16,30 @@ from tokenizers import Tokenizer
 
 from kvtrove.demo.world import Exchange, Fact, World
 
-PROSE = 0.08  # share of sequences that are prose alone
 OTHERS = 0.08  # share of the tokens nobody has to say that carry a loss
-UNKNOWN = 0.03  # share of the questions that have no answer
+
+
+@dataclass(frozen=True)
+class Mix:
+    """copying, prose: shares of sequences that are copying alone, which is what recall is made of, and prose alone.
+
+    emphasis: how much a token of a recalled value counts; another word of the assistant's counts 1.
+    unknown: share of the questions that have no answer.
+    """
+
+    copying: float = 0.1
+    prose: float = 0.08
+    emphasis: float = 1.0
+    unknown: float = 0.03
 
 
 class Dialogues:
-    """Sequences of `length` + 1 tokens and how much each counts in the loss. The same seed gives the same stream.
+    """Sequences of `length` + 1 tokens and how much each counts in the loss. The same seed gives the same stream."""
 
-    copying: share of sequences that are copying alone, which is what recall is made of.
-    emphasis: how much a token of a recalled value counts; another word of the assistant's counts 1.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, seed: int, copying: float, emphasis: float) -> None:
+    def __init__(self, tokenizer: Tokenizer, seed: int, mix: Mix) -> None:
         self.tokenizer = tokenizer
         self.rng = random.Random(seed)
-        self.copying, self.emphasis = copying, emphasis
+        self.mix = mix
 
     def batch(self, count: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Tokens and weights, both [count, length + 1]."""
@@ -42,12 +51,12 @@ class Dialogues:
         kind = self.rng.random()
         tokens: list[int] = []
         weights: list[float] = []
-        if kind < PROSE:
+        if kind < self.mix.prose:
             while len(tokens) < length:
                 tokens += self.tokenizer.encode(world.paragraph() + "\n").ids
             weights = [float(self.rng.random() < 0.5) for _ in tokens]
         else:
-            turns = self._copies(world) if kind < PROSE + self.copying else self._turns(world, length)
+            turns = self._copies(world) if kind < self.mix.prose + self.mix.copying else self._turns(world, length)
             while len(tokens) < length:
                 (user, assistant), value = next(turns)
                 asked = self.tokenizer.encode(f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n").ids
@@ -62,7 +71,7 @@ class Dialogues:
     def _emphasised(self, text: str, value: str, offsets: list[tuple[int, int]]) -> list[float]:
         start = text.rfind(value) if value else len(text)
         end = start + len(value)
-        return [self.emphasis if first < end and last > start else 1.0 for first, last in offsets]
+        return [self.mix.emphasis if first < end and last > start else 1.0 for first, last in offsets]
 
     def _copies(self, world: World) -> Iterator[tuple[Exchange, str]]:
         while True:
@@ -84,7 +93,7 @@ class Dialogues:
                 yield (told[-1].statement, told[-1].acknowledgement), ""
             elif kind < facts + fillers:
                 yield world.filler(), ""
-            elif self.rng.random() < UNKNOWN:
+            elif self.rng.random() < self.mix.unknown:
                 yield world.unknown(), ""
             else:
                 fact = self.rng.choice((told[-1], told[0], self.rng.choice(told)))

@@ -12,11 +12,11 @@ import argparse
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from data import Dialogues
+from data import Dialogues, Mix
 from head_start import head_start
 from model import Model, Shape
 from muon import Muon
@@ -30,22 +30,23 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Stage:
-    """length: tokens of a sequence; count: sequences of a step. copying, emphasis: see `Dialogues`."""
+    """length: tokens of a sequence; count: sequences of a step."""
 
     length: int
     count: int
     steps: int
-    copying: float = 0.1
-    emphasis: float = 1.0
+    mix: Mix = field(default_factory=Mix)
 
 
+RECALL = Mix(copying=0.05, prose=0.04, emphasis=4, unknown=0)
 STAGES = (
-    Stage(128, 32, 400, copying=0.3),
+    Stage(128, 32, 400, Mix(copying=0.3)),
     Stage(256, 16, 500),
-    Stage(512, 8, 350, copying=0.05, emphasis=4),
-    Stage(1024, 4, 250, copying=0.05, emphasis=4),
-    Stage(2048, 2, 150, copying=0, emphasis=4),
-    Stage(4608, 1, 120, copying=0, emphasis=4),
+    Stage(512, 8, 250, Mix(copying=0.05, emphasis=4)),
+    Stage(512, 8, 150, RECALL),
+    Stage(1024, 4, 500, RECALL),
+    Stage(2048, 2, 300, RECALL),
+    Stage(4608, 1, 150, RECALL),
 )
 STEPS = sum(stage.steps for stage in STAGES)
 MATRICES, REST = 0.005, 0.0015  # learning rates of Muon and of AdamW
@@ -104,7 +105,7 @@ class Run:
                 self.save()
 
     def _step(self, stage: Stage) -> float:
-        data = Dialogues(self.tokenizer, self.step, stage.copying, stage.emphasis)
+        data = Dialogues(self.tokenizer, self.step, stage.mix)
         x, weights = (torch.from_numpy(array).to(self.device) for array in data.batch(stage.count, stage.length))
         mask = weights[:, 1:] > 0
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bfloat16(self.device)):

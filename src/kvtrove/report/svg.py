@@ -146,6 +146,11 @@ class Chart:
             f"<svg {view}>{drawing}</svg></figure>"
         )
 
+    def file(self, style: str) -> str:
+        """The drawing as an SVG file of its own. style: CSS for the classes that are used."""
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"><style>{style}</style>'
+        return "".join([head, *self._axes(), *self.shapes, "</svg>\n"])
+
     def _axes(self) -> list[str]:
         own, self.shapes = self.shapes, []
         bottom = HEIGHT - BOTTOM
