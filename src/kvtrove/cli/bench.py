@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json as json_format
 import sys
@@ -218,6 +217,8 @@ def _object(text: str | None) -> dict[str, Any]:
 
 
 def _measure(settings: Settings, quiet: bool) -> Result:
+    import asyncio
+
     from kvtrove.bench.benchmark import benchmark
     from kvtrove.bench.live import Live
 
