@@ -29,8 +29,10 @@ def plan_start(model: PlanModel, cache: KVCacheSpec, free: int, settings: StartS
     ConfigError when weights, a step and one sequence do not fit together; it names the setting and the value that do.
     """
     context = settings.max_model_len or model.max_position
-    if context > model.max_position:
-        raise ConfigError(f"max_model_len: {context} is more than the {model.max_position} positions the model knows")
+    if context > model.longest_context:
+        raise ConfigError(
+            f"max_model_len: {context} is more than the {model.longest_context} positions the model knows"
+        )
     chunk, reserve = settings.max_num_batched_tokens, reserve_bytes(free)
     if settings.num_blocks is not None:
         num_blocks = settings.num_blocks
