@@ -34,8 +34,8 @@ class PlanModel:
 
     name: as the user wrote it. ffn: widest intermediate vector of a token in a feed-forward layer. num_experts, top_k:
     0 without a mixture of experts. max_position: longest context that is served unasked. weight_bytes: in the dtype
-    that the engine computes in; exact_weights: counted tensor by tensor (or read from the files), not estimated. spec: of a
-    model that the engine runs.
+    that the engine computes in; exact_weights: counted tensor by tensor (or read from the files), not estimated. spec:
+    of a model that the engine runs.
     """
 
     name: str
