@@ -73,7 +73,8 @@ class Engine:
         self.clock = clock
         self.spec = read_spec(directory)
         self.tokenizer = Tokenizer.load(Path(config.tokenizer) if config.tokenizer else directory)
-        self.runner, capacity = load_runner(config, self.spec, self.tokenizer.token_text, progress)
+        loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress)
+        self.runner, self.ledger, capacity = loaded.runner, loaded.ledger, loaded.capacity
         self.max_model_len = capacity.max_model_len
         self.kv = KVCacheManager(
             self.runner.cache,
