@@ -2,7 +2,7 @@
 
     step 1   the last chunk of a prompt that fills the longest context; all other sequences start
     step 2   decodes: `LONGEST` of them with the longest context, if the cache holds so many, all others with one token
-    step 3   prompts from their beginning
+    step 3   prompts from their beginning, which report log-probabilities
              every sequence of each step ranks the whole vocabulary
 
 Activations of a layer are gone when the next one starts, so one layer of each kind has the peak of all of them. All
@@ -21,9 +21,15 @@ import torch
 from torch import Tensor
 
 from kvtrove.plan.activations import StepLimits
-from kvtrove.plan.process import peak_bytes, reset_peak, resident_bytes, return_freed_memory
-from kvtrove.request import SamplingParams
-from kvtrove.runner.model_runner import ModelRunner
+from kvtrove.plan.process import (
+    peak_bytes,
+    reset_peak,
+    resident_bytes,
+    return_freed_memory,
+    return_large_buffers,
+)
+from kvtrove.request import MAX_LOGPROBS, SamplingParams
+from kvtrove.runner.model_runner import PROMPT_LOGPROB_ROWS, ModelRunner
 from kvtrove.scheduler.output import SampleSpec, ScheduledSequence, SchedulerOutput
 
 PAGE = 4096
@@ -48,12 +54,16 @@ class Measured:
 def warm_up(runner: ModelRunner, limits: StepLimits) -> Measured | None:
     """Run the worst steps within `limits` and measure them; None where the system does not tell what is held.
 
-    On a CPU the weights are read in first, so the first request does not wait for a disk either.
+    On a CPU the weights are read in first, so the first request does not wait for a disk either, and the C library is
+    told to return large buffers, so that no later step holds more than this one.
     """
-    weights = sum(map(_read_in, _tensors(runner.model))) if runner.arena.device == "cpu" else 0
+    on_host = runner.arena.device == "cpu"
+    if on_host:
+        return_large_buffers()
+    weights = sum(map(_read_in, _tensors(runner.model))) if on_host else 0
     _run(runner, [(0, 1), (0, 1)])  # libraries allocate their own buffers, and every layer is met
     alone = _one_layer_of_each_kind(runner)
-    measure = _measure_host if runner.arena.device == "cpu" else _measure_cuda
+    measure = _measure_host if on_host else _measure_cuda
     measured = measure(alone, list(worst_steps(limits)))
     runner.arena.rows[0].zero_()
     if measured is None:
@@ -82,7 +92,10 @@ def _run(runner: ModelRunner, step: Step) -> None:
         table = np.zeros(-(-(cached + new) // runner.cache.block_size), dtype=np.int32)
         sample = SampleSpec(RANKED, index, (0,), 0, array("i", [0]), array("i"))
         tables = tuple(table for _ in runner.cache.groups)
-        sequences.append(ScheduledSequence(index, array("i", [0] * new), cached, tables, sample))
+        tokens = array("i", [0] * new)
+        reported = tokens[:PROMPT_LOGPROB_ROWS] if cached == 0 and new > 1 else array("i")
+        logprobs = MAX_LOGPROBS if reported else None
+        sequences.append(ScheduledSequence(index, tokens, cached, tables, sample, logprobs, reported))
     runner.execute(SchedulerOutput(sequences, []))
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 PROC = Path("/proc/self")
+LARGE = 4 * 2**20
+"""Buffers from here on go back to the system when they are freed (`return_large_buffers`)."""
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # mallopt(3)
 _RESET_PEAK = "5"  # proc(5), clear_refs: the peak of the resident size starts anew
 
 
@@ -37,6 +41,23 @@ def return_freed_memory(load: Callable[[None], ctypes.CDLL] = ctypes.CDLL) -> bo
         return False
     trim(0)
     return True
+
+
+def return_large_buffers(
+    environ: Mapping[str, str] = os.environ, load: Callable[[None], ctypes.CDLL] = ctypes.CDLL
+) -> bool:
+    """Let the C library return large buffers at once, from now on, instead of moving that limit as it goes.
+
+    Left alone, glibc raises the limit with every buffer that is freed, to 32 MiB, so that the same step holds more when
+    it is run again. Whoever set MALLOC_* or GLIBC_TUNABLES decided otherwise. Returns whether it was told.
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environ):
+        return False
+    try:
+        mallopt = load(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, LARGE)) and bool(mallopt(_M_TRIM_THRESHOLD, 4 * LARGE))
 
 
 def _status(field: str, proc: Path) -> int | None:

@@ -60,7 +60,8 @@ def settle(capacity: Capacity, ledger: Ledger, cache: KVCacheSpec, settings: Sta
         return capacity, ledger
     left, chunk = ledger.kv + ledger.free, settings.max_num_batched_tokens
     if settings.kv is not None or left < cache.block_bytes:
-        way_out = f"--kv {left // MIB}MiB fits, or " if left >= max(MIB, cache.block_bytes) else ""
+        size = f"{left // MIB}MiB" if left >= 16 * MIB else f"{left // 1024}KiB"
+        way_out = f"--kv {size} fits, or " if left // 1024 * 1024 >= cache.block_bytes else ""
         raise ConfigError(
             f"kv: a step of {chunk} tokens was measured to take {readable(ledger.activations)}, so "
             f"{readable(ledger.kv)} of cache do not fit: {way_out}lower max_num_batched_tokens or max_num_seqs, or "

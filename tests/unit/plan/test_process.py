@@ -5,8 +5,16 @@ from __future__ import annotations
 import ctypes
 import mmap
 from pathlib import Path
+from typing import Any
 
-from kvtrove.plan.process import peak_bytes, reset_peak, resident_bytes, return_freed_memory
+from kvtrove.plan.process import (
+    LARGE,
+    peak_bytes,
+    reset_peak,
+    resident_bytes,
+    return_freed_memory,
+    return_large_buffers,
+)
 
 SIZE = 64 * 2**20
 
@@ -43,3 +51,27 @@ def test_freed_memory_goes_back() -> None:
         raise OSError
 
     assert not return_freed_memory(other_library)
+
+
+class Library:
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int]] = []
+
+    def mallopt(self, name: int, value: int) -> int:
+        self.told.append((name, value))
+        return 1
+
+
+def test_large_buffers_are_returned_unless_the_environment_says_otherwise() -> None:
+    library = Library()
+
+    def load(_: None) -> Any:
+        return library
+
+    assert return_large_buffers({"HOME": "/root"}, load)
+    assert library.told == [(-3, LARGE), (-1, 4 * LARGE)]
+    for name in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
+        assert not return_large_buffers({name: "1"}, load)
+    assert len(library.told) == 2
