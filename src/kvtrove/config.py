@@ -95,6 +95,8 @@ class EngineConfig:
     max_num_seqs: sequences computed in one step at most.
     max_num_batched_tokens: token budget of a step.
     max_concurrent_prefills: prompts that share the budget of a step when it is too small for all; later ones wait.
+    warm_up: run and measure the largest possible steps at start (`kvtrove serve` does), so that no request can be the
+        first to find that memory does not suffice. It takes from a fraction of a second to a few seconds.
     """
 
     model: str
@@ -113,6 +115,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     seed: int | None = None
     check: int | None = None
+    warm_up: bool = False
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -140,6 +143,8 @@ class EngineConfig:
             object.__setattr__(self, "max_model_len", parse_tokens(self.max_model_len, "max_model_len"))
         if self.num_blocks is not None and not _whole(self.num_blocks):
             raise ConfigError(f"num_blocks: {self.num_blocks!r} must be a whole number of at least 1")
+        if not isinstance(self.warm_up, bool):
+            raise ConfigError(f"warm_up: {self.warm_up!r} is not one of True, False")
         check = Environment.read().check if self.check is None else self.check
         if check not in CHECK_LEVELS:
             raise ConfigError(f"check: {check!r} is not one of 0 (off), 1 (when idle), 2 (every step)")

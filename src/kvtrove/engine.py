@@ -79,7 +79,8 @@ class Engine:
         text = Path(config.tokenizer) if config.tokenizer else directory
         without = dummy and not config.tokenizer and not (text / "tokenizer.json").is_file()
         self.tokenizer = Tokenizer.without_tokens() if without else Tokenizer.load(text)
-        self.runner, capacity = load_runner(config, self.spec, self.tokenizer.token_text, progress, variant)
+        loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress, variant)
+        self.runner, self.ledger, capacity = loaded.runner, loaded.ledger, loaded.capacity
         self.max_model_len = capacity.max_model_len
         self.kv = KVCacheManager(
             self.runner.cache,

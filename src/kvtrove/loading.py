@@ -19,11 +19,14 @@ from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
 from kvtrove.models.loader import Progress, load_model
 from kvtrove.models.spec import ModelSpec
+from kvtrove.plan.activations import StepLimits
 from kvtrove.plan.capacity import Capacity, readable
+from kvtrove.plan.ledger import Ledger
 from kvtrove.plan.memory import available_bytes
 from kvtrove.plan.source import read_model
-from kvtrove.plan.startup import StartSettings, plan_start
+from kvtrove.plan.startup import StartSettings, plan_start, settle
 from kvtrove.runner.model_runner import ModelRunner
+from kvtrove.warmup import warm_up
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +43,23 @@ class Variant:
     model: Model | None = None
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A runner ready for its first step, what its cache holds, and where the memory of its device goes."""
+
+    runner: ModelRunner
+    capacity: Capacity
+    ledger: Ledger
+
+
 def load_runner(
     config: EngineConfig,
     spec: ModelSpec,
     token_text: Callable[[int], str],
     progress: Progress | None,
     variant: Variant | None = None,
-) -> tuple[ModelRunner, Capacity]:
-    """A runner ready for its first step, and what its cache holds."""
+) -> Loaded:
+    """Plans, loads, and with `config.warm_up` measures the largest steps and corrects the plan by them."""
     device, directory = choose_device(config.device), Path(config.model)
     dtype = compute_dtype(config, spec)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
@@ -70,14 +82,38 @@ def load_runner(
             max_model_len=length,
             load_format=config.load_format,
         )
+    runner = ModelRunner(model, cache, Arena(cache, capacity.num_blocks, device), ReferenceBackend(), token_text)
+    loaded = Loaded(runner, capacity, ledger)
+    if config.warm_up:
+        log.info("memory as planned: %s", ledger.sentence())
+        loaded = _warmed_up(loaded, settings)
+    capacity = loaded.capacity
     log.info(
         "KV cache: %s = %d blocks of %d tokens; context %d of the model's %d tokens",
         *(readable(capacity.num_blocks * cache.block_bytes), capacity.num_blocks, cache.block_size),
         *(capacity.max_model_len, spec.max_position),
     )
-    log.info("memory: %s", ledger.sentence())
-    arena = Arena(cache, capacity.num_blocks, device)
-    return ModelRunner(model, cache, arena, ReferenceBackend(), token_text), capacity
+    log.info("memory: %s", loaded.ledger.sentence())
+    return loaded
+
+
+def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
+    """Another cache, for which nothing has to be loaded again, where the measured step leaves less room for it."""
+    runner, capacity, ledger = loaded.runner, loaded.capacity, loaded.ledger
+    cached = capacity.num_blocks // len(runner.cache.groups) * runner.cache.block_size
+    limits = StepLimits(settings.max_num_batched_tokens, settings.max_num_seqs, capacity.max_model_len, cached)
+    measured = warm_up(runner, limits)
+    if measured is None:
+        log.warning("the warm-up could not be measured here; the plan stands as it was computed")
+        return loaded
+    ledger = ledger.with_measured(measured.activations, measured.process)
+    settled, ledger = settle(capacity, ledger, runner.cache, settings)
+    if settled != capacity:
+        log.warning("a step takes more than planned, so the cache gets %d blocks", settled.num_blocks)
+        arena = Arena(runner.cache, settled.num_blocks, runner.arena.device)
+        model = runner.model.serving(settled.max_model_len)
+        runner = ModelRunner(model, runner.cache, arena, runner.backend, runner.token_text)
+    return Loaded(runner, settled, ledger)
 
 
 def compute_dtype(config: EngineConfig, spec: ModelSpec) -> str:

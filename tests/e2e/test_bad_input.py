@@ -32,7 +32,7 @@ class Row:
 
 
 COMMAND_ROWS = {
-    "unknown command": Row(("genrate",), r"No such command 'genrate'\. Did you mean 'generate'\?"),
+    "unknown command": Row(("genrate",), r"No such command 'genrate' \(did you mean 'generate'\?\)"),
     "unknown flag": Row((*GENERATE, "--tempreature", "1"), r"No such option: --tempreature \(.*--temperature"),
     "unknown flag of the engine": Row((*GENERATE, "--blocksize", "1"), r"--blocksize \(.*--block-size"),
     "unknown flag before the command": Row(("--verson",), r"--verson \(.*--version"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import kvtrove
+from kvtrove.cli.main import COMMANDS
 from kvtrove.cli.options import EngineOptions, SamplingOptions
 from kvtrove.config import EngineConfig
 from kvtrove.request import SamplingParams
@@ -48,13 +49,19 @@ def test_version(run: Run) -> None:
 def test_without_a_command_it_lists_them(run: Run) -> None:
     result = run()
     assert result.code == 0
-    assert all(command in result.out for command in ("generate", "chat", "doctor"))
+    assert all(f"{name} " in result.out for name in COMMANDS)
+    assert "Show versions, processor, memory and GPUs" in result.out
+
+
+def test_a_command_that_is_not_there_names_the_nearest(run: Run) -> None:
+    result = run("doktor")
+    assert (result.code, result.err) == (2, "error: No such command 'doktor' (did you mean 'doctor'?).\n")
 
 
 def test_every_setting_of_the_engine_is_a_flag_with_the_same_default() -> None:
     flags = {f.name: f.default for f in fields(EngineOptions)}
     config = {f.name: f.default for f in fields(EngineConfig)}
-    only_in_config = {"model", "seed"}  # an argument of its own; --seed is the request's
+    only_in_config = {"model", "seed", "warm_up"}  # an argument of its own; --seed is the request's; a flag of serve
     assert flags == {name: default for name, default in config.items() if name not in only_in_config}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json as json_format
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvtrove.cli.bench_engine import register
 from kvtrove.cli.options import QuietFlag, spread
 from kvtrove.config import ConfigError, parse_tokens
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # exit code after Ctrl-C
 
-bench = typer.Typer(name="bench", help="Load an OpenAI-compatible server and measure it.", no_args_is_help=True)
+bench = typer.Typer(name="bench", help="Measure an engine, its kernels or a server, and compare results.", no_args_is_help=True)
+register(bench)
 
 
 def _flag(panel: str, metavar: str | None, help: str, *names: str, **more: Any) -> Any:
@@ -218,6 +219,8 @@ def _object(text: str | None) -> dict[str, Any]:
 
 
 def _measure(settings: Settings, quiet: bool) -> Result:
+    import asyncio
+
     from kvtrove.bench.benchmark import benchmark
     from kvtrove.bench.live import Live
 

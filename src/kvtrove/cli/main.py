@@ -1,6 +1,7 @@
 """`kvtrove`: the table of commands, and how every one of them fails: one red line and an exit code.
 
-Nothing here imports torch, so that `kvtrove --help` answers at once; a command imports the engine when it runs.
+A command's file is imported when that command is asked for, and none of them imports torch before it runs: `kvtrove
+plan` pays for no other command, and `kvtrove --help` answers at once.
 """
 
 from __future__ import annotations
@@ -8,35 +9,44 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import traceback
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 from typer.core import TyperGroup
 
-from kvtrove.cli.bench import bench
-from kvtrove.cli.bench_engine import register
-from kvtrove.cli.chat import chat
-from kvtrove.cli.doctor import doctor
-from kvtrove.cli.evaluate import evaluate
-from kvtrove.cli.explain import explain
-from kvtrove.cli.generate import generate
-from kvtrove.cli.plan import plan
-from kvtrove.cli.serve import serve
-from kvtrove.cli.simulate import simulate
-from kvtrove.config import ConfigError, Environment
+from kvtrove.config import ConfigError, Environment, nearest
 from kvtrove.models.spec import ModelError
 from kvtrove.request import RequestError
 
 REFUSED = 2  # exit codes
 INTERRUPTED = 130
 BROKEN_PIPE = 1
+COMMANDS = {
+    **{name: name for name in ("generate", "chat", "doctor", "plan", "simulate", "serve", "explain", "bench")},
+    "eval": "evaluate",
+}
+"""Command -> the file of `kvtrove.cli` and what it defines there: a function, or a Typer with commands of its own."""
 
 
 class Commands(TyperGroup):
     """Turns what a command raises into an exit code. Errors of ours are the caller's to fix: no traceback."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, imported now; None when there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        if cmd_name not in self.commands:
+            self.commands[cmd_name] = _load(cmd_name)
+        return self.commands[cmd_name]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS:
+            ctx.fail(f"No such command {args[0]!r}{nearest(args[0], COMMANDS)}.")
+        return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **settings: Any) -> Any:
         try:
@@ -57,19 +67,28 @@ class Commands(TyperGroup):
         sys.exit(code or 0)
 
 
+def _load(name: str) -> Any:
+    found = getattr(import_module(f"kvtrove.cli.{COMMANDS[name]}"), COMMANDS[name])
+    if isinstance(found, typer.Typer):
+        return typer.main.get_group(found)
+    alone = typer.Typer(add_completion=False)
+    alone.command(name)(found)
+    return typer.main.get_command(alone)
+
+
 def _refuse(message: str, error: BaseException | None = None) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
     if error is not None and logging.getLogger("kvtrove").isEnabledFor(logging.DEBUG):
+        import traceback
+
         traceback.print_exception(error)
     Console(stderr=True).print(Text("error: ", style="bold red") + Text(" ".join(message.split())), soft_wrap=True)
     return REFUSED
 
 
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, add_completion=False)
-for command in (generate, chat, doctor, plan, simulate, serve, explain):
-    app.command()(command)
-app.command("eval")(evaluate)
-register(bench)
-app.add_typer(bench)
 
 
 def _version(wanted: bool) -> None:

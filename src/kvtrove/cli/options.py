@@ -60,11 +60,11 @@ class EngineOptions:
     ] = "auto"
     check: Annotated[int | None, _engine("LEVEL", "Check the cache's books: 0 never, 1 when idle, 2 always.")] = None
 
-    def load(self, model: str, quiet: bool = False) -> LLM:
+    def load(self, model: str, quiet: bool = False, **more: Any) -> LLM:
         """Start the engine on a directory or on the embedded model (`demo`)."""
         from kvtrove.llm import LLM
 
-        return LLM(model_directory(model), use_tqdm_on_load=not quiet, **asdict(self))
+        return LLM(model_directory(model), use_tqdm_on_load=not quiet, **asdict(self), **more)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _ledger(console: Console, plan: Plan, report: dict[str, Any]) -> None:
 def _frontier(console: Console, plan: Plan) -> None:
     table = Table(title="Users x context that fit", title_justify="left")
     table.add_column("users", justify="right")
-    full = [point for point in plan.frontier if point[1] == plan.model.max_position]
+    full = [point for point in plan.frontier if point[1] == plan.fitting.bound]
     shown = (full[-1:] + plan.frontier[len(full) :])[:FRONTIER]
     for users, _ in shown:
         table.add_column(f"{users:,}", justify="right", no_wrap=True)

@@ -69,6 +69,9 @@ def serve(
     drain_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="Time that accepted requests have after SIGTERM.")
     ] = 60.0,
+    warm_up: Annotated[
+        bool, typer.Option("--warm-up/--no-warm-up", help="Run and measure the largest steps before the first request.")
+    ] = True,
     cache_report: Annotated[
         bool, typer.Option("--cache-report", help="Every answer says what the cache did for it.")
     ] = False,
@@ -110,12 +113,13 @@ def serve(
         limits=limits.limits(),
     )
     listener = bind(settings, keyring)
-    llm = engine.load(model).llm_engine
+    llm = engine.load(model, warm_up=warm_up).llm_engine
     metrics = Metrics(Facts.of(llm, settings.served_model_names[0]), vllm_names=vllm_metrics)
     reports = Reports(llm.tokenizer, llm.config.block_size, always=cache_report, on_report=metrics.on_report)
     service = Service(llm, settings, [reports, metrics, Traces(settings.served_model_names[0])])
     logs.configure(log_level, log_json)
     typer.echo(banner(service, address_of(listener)))
+    typer.echo(f"memory: {llm.ledger.sentence()}")
     run(create_app(service, keyring, [reports_router(reports), metrics_router(metrics)]), service, listener)
 
 

@@ -7,7 +7,7 @@ tokens ─ embed ─┬─ norm ─ attention ─(norm)─ + ─┬─ norm ─ 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -86,16 +86,19 @@ class Model:
         for index in range(spec.num_layers):
             layers.append(DecoderLayer.load(take, index, spec))
             progress(index + 1)
-        device, distinct = str(embedding.device), {layer.rope for layer in spec.layers}
         return cls(
             spec,
             embedding,
             tuple(layers),
             norm=RMSNorm.load(take, "norm", spec.hidden_size, spec.norm_eps, spec.norm_offset),
             head=Linear(head(embedding)),
-            ropes={rope: RotaryEmbedding.build(rope, max_model_len, device) for rope in distinct},
+            ropes=_ropes(spec, max_model_len, str(embedding.device)),
             embed_scale=float(torch.tensor(spec.embed_scale, dtype=embedding.dtype)),
         )
+
+    def serving(self, max_model_len: int) -> Model:
+        """The same weights for another longest context."""
+        return replace(self, ropes=_ropes(self.spec, max_model_len, str(self.embedding.device)))
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
@@ -117,3 +120,7 @@ class Model:
         logits = self.head(hidden).float()
         cap = self.spec.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _ropes(spec: ModelSpec, max_model_len: int, device: str) -> Mapping[RopeSpec, RotaryEmbedding]:
+    return {rope: RotaryEmbedding.build(rope, max_model_len, device) for rope in {layer.rope for layer in spec.layers}}

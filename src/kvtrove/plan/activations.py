@@ -6,7 +6,7 @@ A step of T tokens passes three places where most is alive at once; the largest 
     MLP          hidden states, four times             + gate, up and their product
     sampling     final hidden states                   + logits of every sequence, ranked in full
 
-The warm-up at start measures the same peak; a measured figure replaces this one (`Ledger`).
+The warm-up at start runs and measures such steps (kvtrove.warmup); its figure replaces this one (`Ledger`).
 """
 
 from __future__ import annotations

@@ -45,6 +45,11 @@ class Fitting:
         self.weights = _weights_of_a_rank(model, wishes.tensor_parallel)
         self.reserve = reserve_bytes(wishes.memory) if wishes.reserve is None else wishes.reserve
 
+    @property
+    def bound(self) -> int:
+        """No context is longer: what the model is made for, or the longer one that was asked for."""
+        return max(self.model.max_position, self.wishes.context or 0)
+
     def blocks(self, users: int, context: int) -> int:
         return users * self.cache.blocks_for(context, self.wishes.max_num_batched_tokens)
 
@@ -68,7 +73,7 @@ class Fitting:
 
     def longest(self, users: int) -> int:
         """Largest context that `users` users can have at once, 0 when none."""
-        return last(lambda context: self.fits(users, context), self.model.max_position)
+        return last(lambda context: self.fits(users, context), self.bound)
 
     def most(self, context: int) -> int:
         """Users that can have `context` tokens each at once, 0 when none."""

@@ -14,7 +14,11 @@ RESERVE_SHARE = 50
 
 @dataclass(frozen=True)
 class Ledger:
-    """Bytes. total: what may be used; free: what nobody takes. measured: activations come from a warm-up."""
+    """Bytes. total: what may be used; free: what nobody takes. measured: activations come from a warm-up.
+
+    planned_activations: what the formula had said before they were measured. process: what interpreter and libraries
+    were measured to hold beside the other lines; most of it was theirs before `total` was counted.
+    """
 
     total: int
     weights: int
@@ -22,11 +26,18 @@ class Ledger:
     activations: int
     reserve: int
     measured: bool = False
+    planned_activations: int | None = None
+    process: int = 0
 
     @property
     def free(self) -> int:
         """Negative by what is missing."""
         return self.total - self.weights - self.kv - self.activations - self.reserve
+
+    @property
+    def peak(self) -> int:
+        """Most that the process holds once every block of the cache has been used, if it was measured."""
+        return self.process + self.weights + self.kv + self.activations
 
     def entries(self) -> dict[str, int]:
         """Name -> bytes, largest story first; they sum to `total` unless `free` is negative."""
@@ -42,13 +53,21 @@ class Ledger:
         return {**asdict(self), "free": self.free}
 
     def sentence(self) -> str:
-        """``22.0GiB = weights 1.0GiB + kv 8.0GiB + activations 160MiB + reserve 960MiB + free 11.9GiB``"""
-        parts = (f"{name} {readable(size) if size > 0 else size}" for name, size in self.entries().items())
-        return f"{readable(self.total)} = {' + '.join(parts)}"
+        """``22GiB = weights 1GiB + kv 8GiB + activations 160MiB (planned 171MiB) + reserve 960MiB + free 11.9GiB``"""
+        words = {name: f"{name} {readable(size) if size > 0 else size}" for name, size in self.entries().items()}
+        if self.planned_activations is not None:
+            words["activations"] += f" (planned {readable(self.planned_activations)})"
+        return f"{readable(self.total)} = {' + '.join(words.values())}"
 
-    def with_measured(self, activation_bytes: int) -> Ledger:
+    def with_measured(self, activation_bytes: int, process: int = 0) -> Ledger:
         """The ledger after a warm-up: what the formula had wrong goes to or comes from `free`."""
-        return replace(self, activations=activation_bytes, measured=True)
+        return replace(
+            self,
+            activations=activation_bytes,
+            measured=True,
+            planned_activations=self.activations,
+            process=process,
+        )
 
 
 def reserve_bytes(total: int) -> int:

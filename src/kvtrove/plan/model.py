@@ -33,8 +33,9 @@ class PlanModel:
     """A decoder as far as memory and time depend on it.
 
     name: as the user wrote it. ffn: widest intermediate vector of a token in a feed-forward layer. num_experts, top_k:
-    0 without a mixture of experts. weight_bytes: in the dtype that the engine computes in; exact_weights: counted
-    tensor by tensor (or read from the files), not estimated. spec: of a model that the engine runs.
+    0 without a mixture of experts. max_position: longest context that is served unasked. weight_bytes: in the dtype
+    that the engine computes in; exact_weights: counted tensor by tensor (or read from the files), not estimated. spec:
+    of a model that the engine runs.
     """
 
     name: str
@@ -52,6 +53,11 @@ class PlanModel:
     num_experts: int = 0
     top_k: int = 0
     spec: ModelSpec | None = None
+
+    @property
+    def longest_context(self) -> int:
+        """Most tokens that can be served when they are asked for; more than `max_position` with "dynamic" rope."""
+        return self.max_position if self.spec is None else self.spec.longest_context
 
     @property
     def num_layers(self) -> int:

@@ -101,8 +101,8 @@ def make_plan(model: PlanModel, wishes: Wishes) -> Plan:
     """
     fitting = Fitting(model, wishes, model.dtype if wishes.kv_format == "auto" else wishes.kv_format)
     context, users = wishes.context, wishes.users
-    if context is not None and context > model.max_position:
-        raise ConfigError(f"context: {context} is more than the {model.max_position} positions that the model knows")
+    if context is not None and context > model.longest_context:
+        raise ConfigError(f"context: {context} is more than the {model.longest_context} positions that the model knows")
     shortest = min(SHORTEST, model.max_position)
     if context is None:
         context = max(shortest, fitting.longest(users or 1))

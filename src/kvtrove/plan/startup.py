@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvtrove.config import ConfigError
 from kvtrove.kv.spec import KVCacheSpec
@@ -10,6 +10,8 @@ from kvtrove.plan.activations import StepLimits, activation_bytes
 from kvtrove.plan.capacity import Capacity, default_kv_bytes, fit, max_tokens, readable
 from kvtrove.plan.ledger import Ledger, reserve_bytes
 from kvtrove.plan.model import PlanModel
+
+MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,10 @@ def plan_start(model: PlanModel, cache: KVCacheSpec, free: int, settings: StartS
     ConfigError when weights, a step and one sequence do not fit together; it names the setting and the value that do.
     """
     context = settings.max_model_len or model.max_position
-    if context > model.max_position:
-        raise ConfigError(f"max_model_len: {context} is more than the {model.max_position} positions the model knows")
+    if context > model.longest_context:
+        raise ConfigError(
+            f"max_model_len: {context} is more than the {model.longest_context} positions the model knows"
+        )
     chunk, reserve = settings.max_num_batched_tokens, reserve_bytes(free)
     if settings.num_blocks is not None:
         num_blocks = settings.num_blocks
@@ -44,6 +48,28 @@ def plan_start(model: PlanModel, cache: KVCacheSpec, free: int, settings: StartS
     kv = num_blocks * cache.block_bytes
     activations = _step_bytes(model, settings, capacity.max_model_len, num_blocks * cache.block_size)
     return capacity, Ledger(free, model.weight_bytes, kv, activations, reserve)
+
+
+def settle(capacity: Capacity, ledger: Ledger, cache: KVCacheSpec, settings: StartSettings) -> tuple[Capacity, Ledger]:
+    """The start after a warm-up: a cache that nobody gave a size makes room for what the step took beyond the plan.
+
+    ledger: with measured activations. ConfigError when a size that was given does not fit beside them, or nothing does;
+    it names the one that does. A number of blocks is taken as it is.
+    """
+    if ledger.free >= 0 or settings.num_blocks is not None:
+        return capacity, ledger
+    left, chunk = ledger.kv + ledger.free, settings.max_num_batched_tokens
+    if settings.kv is not None or left < cache.block_bytes:
+        size = f"{left // MIB}MiB" if left >= 16 * MIB else f"{left // 1024}KiB"
+        way_out = f"--kv {size} fits, or " if left // 1024 * 1024 >= cache.block_bytes else ""
+        raise ConfigError(
+            f"kv: a step of {chunk} tokens was measured to take {readable(ledger.activations)}, so "
+            f"{readable(ledger.kv)} of cache do not fit: {way_out}lower max_num_batched_tokens or max_num_seqs, or "
+            "free some memory"
+        )
+    num_blocks = left // cache.block_bytes
+    smaller = fit(cache, num_blocks, capacity.max_model_len, chunk, required=settings.max_model_len is not None)
+    return smaller, replace(ledger, kv=num_blocks * cache.block_bytes)
 
 
 def _step_bytes(model: PlanModel, settings: StartSettings, context: int, cached: int | None) -> int:

@@ -140,7 +140,7 @@ def test_measured_activations_replace_the_formula(llama: PlanModel) -> None:
     ledger = make_plan(llama, wishes).ledger
     assert (ledger.activations, ledger.measured) == (123_456, True)
     formula = make_plan(llama, replace(wishes, measured_activation_bytes=None)).ledger
-    assert formula.with_measured(123_456) == ledger
+    assert formula.with_measured(123_456) == replace(ledger, planned_activations=formula.activations)
 
 
 def test_presets_are_plans_of_their_memory(llama: PlanModel) -> None:

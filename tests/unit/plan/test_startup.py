@@ -10,8 +10,10 @@ import pytest
 from kvtrove.config import ConfigError, parse_size
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.plan.capacity import DEFAULT_SHARE
+from kvtrove.plan.fitting import Wishes
 from kvtrove.plan.kv import cache_of
 from kvtrove.plan.model import PlanModel
+from kvtrove.plan.planner import make_plan
 from kvtrove.plan.source import read_model
 from kvtrove.plan.startup import StartSettings, plan_start
 from tests.unit.plan import configs
@@ -87,3 +89,17 @@ def test_a_number_of_blocks_is_taken_as_it_is(qwen: PlanModel, cache: KVCacheSpe
 def test_more_positions_than_the_model_knows(qwen: PlanModel, cache: KVCacheSpec) -> None:
     with pytest.raises(ConfigError, match="max_model_len: 50000 is more than the 32768 positions the model knows"):
         plan_start(qwen, cache, 16 * GIB, StartSettings(256, 2048, max_model_len=50_000))
+
+
+def test_dynamic_rope_is_served_beyond_its_own_context_on_demand(tmp_path: Path) -> None:
+    scaling = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    model = read_model(configs.write(tmp_path, configs.QWEN25_05B, **scaling))
+    cache = cache_of(model, "bfloat16", 32)
+    assert plan_start(model, cache, 16 * GIB, StartSettings(256, 2048))[0].max_model_len == 32_768
+    asked = StartSettings(256, 2048, max_model_len=65_536)
+    assert plan_start(model, cache, 16 * GIB, asked)[0].max_model_len == 65_536
+    with pytest.raises(ConfigError, match="max_model_len: 65537 is more than the 65536 positions the model knows"):
+        plan_start(model, cache, 16 * GIB, StartSettings(256, 2048, max_model_len=65_537))
+    plan = make_plan(model, Wishes(16 * GIB, context=65_536))
+    assert plan.context == plan.max_context == 65_536
+    assert make_plan(model, Wishes(16 * GIB)).context == 32_768
