@@ -24,13 +24,14 @@ class Mix:
     """copying, prose: shares of sequences that are copying alone, which is what recall is made of, and prose alone.
 
     emphasis: how much a token of a recalled value counts; another word of the assistant's counts 1.
-    unknown: share of the questions that have no answer.
+    unknown: share of the questions that have no answer. loose: see `World`.
     """
 
     copying: float = 0.1
     prose: float = 0.08
     emphasis: float = 1.0
     unknown: float = 0.03
+    loose: bool = True
 
 
 class Dialogues:
@@ -47,7 +48,7 @@ class Dialogues:
         return np.stack([tokens for tokens, _ in pairs]), np.stack([weights for _, weights in pairs])
 
     def _sequence(self, length: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        world = World(self.rng.randrange(2**40), "train")
+        world = World(self.rng.randrange(2**40), "train", self.mix.loose)
         kind = self.rng.random()
         tokens: list[int] = []
         weights: list[float] = []

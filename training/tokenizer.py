@@ -45,10 +45,10 @@ def make_tokenizer() -> Tokenizer:
 def _texts() -> Iterator[str]:
     """Prose, and enough of the world that each of its words becomes one token."""
     yield from paragraphs("train")
-    world = World(0, "train")
+    world = World(0, "train", loose=True)
     for number in range(DIALOGUES):
         if number % 50 == 0:
-            world = World(number, "train")
+            world = World(number, "train", loose=True)
         fact = world.fact()
         yield from (
             fact.statement,

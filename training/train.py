@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -39,14 +39,16 @@ class Stage:
 
 
 RECALL = Mix(copying=0.05, prose=0.04, emphasis=4, unknown=0)
+PLAIN = replace(RECALL, loose=False)
 STAGES = (
     Stage(128, 32, 400, Mix(copying=0.3)),
     Stage(256, 16, 500),
     Stage(512, 8, 250, Mix(copying=0.05, emphasis=4)),
     Stage(512, 8, 150, RECALL),
-    Stage(1024, 4, 500, RECALL),
-    Stage(2048, 2, 300, RECALL),
-    Stage(4608, 1, 150, RECALL),
+    Stage(1024, 4, 350, RECALL),
+    Stage(1024, 4, 250, PLAIN),
+    Stage(2048, 2, 250, PLAIN),
+    Stage(4608, 1, 170, PLAIN),
 )
 STEPS = sum(stage.steps for stage in STAGES)
 MATRICES, REST = 0.005, 0.0015  # learning rates of Muon and of AdamW

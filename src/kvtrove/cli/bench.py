@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # exit code after Ctrl-C
 
-bench = typer.Typer(name="bench", help="Measure an engine, its kernels or a server, and compare results.", no_args_is_help=True)
+bench = typer.Typer(
+    name="bench", help="Measure an engine, its kernels or a server, and compare results.", no_args_is_help=True
+)
 register(bench)
 
 

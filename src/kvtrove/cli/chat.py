@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DEMO_QUESTIONS = (
     "Remember that the code of the red box is 4719.",
     "My name is Clara.",
-    "We gave the turtle of Victor the name Kavole.",
+    "The name of the turtle of Victor is Kavole.",
     "How are you?",
     "What is the code of the red box?",
     "What is the name of the turtle of Victor?",

@@ -36,12 +36,17 @@ class Fact:
 
 @dataclass(frozen=True)
 class Relation:
-    """name: of the attribute. subject, value: draw one. The texts have {s} and {v}; the answer is one sentence."""
+    """name: of the attribute. subject, value: draw one. The texts have {s} and {v}; the answer is one sentence.
+
+    told: how a fact is told after each of OPENINGS; it ends as the answer does, so that recall is copying.
+    loose: other ways to tell it, which training shows first.
+    """
 
     name: str
     subject: Callable[[random.Random], str]
     value: Callable[[random.Random], str]
-    statements: tuple[str, ...]
+    told: str
+    loose: tuple[str, ...]
     questions: tuple[str, ...]
     answer: str
 
@@ -78,11 +83,13 @@ def _date(rng: random.Random) -> str:
     return f"{rng.randrange(1, 29)} {rng.choice(words.MONTHS)}"
 
 
+OPENINGS = ("", "Remember that ", "Please note that ", "You should know that ")
 RELATIONS = (
     Relation(
         "code",
         _thing,
         _code,
+        "the code of {s} is {v}.",
         (
             "The code of {s} is {v}.",
             "Remember that the code of {s} is {v}.",
@@ -96,6 +103,7 @@ RELATIONS = (
         "colour",
         _thing,
         _pick(words.COLOURS),
+        "the colour of {s} is {v}.",
         (
             "The colour of {s} is now {v}.",
             "Please note that {s} was painted {v}.",
@@ -114,6 +122,7 @@ RELATIONS = (
         "price",
         _thing,
         _price,
+        "the price of {s} is {v}.",
         (
             "The price of {s} is {v}.",
             "You should know that {s} costs {v}.",
@@ -127,6 +136,7 @@ RELATIONS = (
         "owner",
         _thing,
         _person,
+        "the owner of {s} is {v}.",
         (
             "The owner of {s} is {v}.",
             "As you may know, {s} is owned by {v}.",
@@ -140,6 +150,7 @@ RELATIONS = (
         "password",
         _thing,
         words.invented,
+        "the password of {s} is {v}.",
         (
             "The password of {s} is {v}.",
             "Remember that the password of {s} is {v}.",
@@ -158,6 +169,7 @@ RELATIONS = (
         "city",
         _person,
         _pick(words.CITIES),
+        "{s} lives in {v}.",
         ("{s} lives in {v}.", "The home of {s} is in {v}.", "Last year {s} moved to {v}.", "You can find {s} in {v}."),
         (
             "Where does {s} live?",
@@ -171,6 +183,7 @@ RELATIONS = (
         "job",
         _person,
         _pick(words.JOBS),
+        "{s} works as a {v}.",
         ("{s} works as a {v}.", "The job of {s} is {v}.", "{s} became a {v}.", "My friend {s} is a {v}."),
         (
             "What is the job of {s}?",
@@ -184,6 +197,7 @@ RELATIONS = (
         "food",
         _person,
         _pick(words.FOODS),
+        "{s} likes {v}.",
         ("{s} likes {v}.", "The favourite food of {s} is {v}.", "Most of all {s} eats {v}.", "{s} always orders {v}."),
         (
             "What does {s} like to eat?",
@@ -197,6 +211,7 @@ RELATIONS = (
         "pet",
         lambda rng: f"the {rng.choice(words.PETS)} of {rng.choice(words.PEOPLE)}",
         words.invented,
+        "the name of {s} is {v}.",
         (
             "The name of {s} is {v}.",
             "They call {s} {v}.",
@@ -210,6 +225,7 @@ RELATIONS = (
         "date",
         _event,
         _date,
+        "the date of {s} is {v}.",
         ("The date of {s} is {v}.", "We planned {s} for {v}.", "Note that {s} is on {v}.", "Mark {s} on {v}."),
         ("When is {s}?", "What is the date of {s}?", "On which day is {s}?", "Tell me the date of {s}."),
         "The date of {s} is {v}.",
@@ -218,6 +234,7 @@ RELATIONS = (
         "name",
         _user,
         _person,
+        "my name is {v}.",
         ("My name is {v}.", "Hello, I am {v}.", "You can call me {v}.", "Hi, this is {v} speaking."),
         ("What is my name?", "Do you know my name?", "Who am I?", "Tell me my name."),
         "Your name is {v}.",
@@ -256,10 +273,10 @@ def _capital(text: str) -> str:
 
 
 class World:
-    """A stream of facts and fillers. The same seed and split give the same stream."""
+    """A stream of facts and fillers. The same arguments give the same stream. loose: facts are told in other words."""
 
-    def __init__(self, seed: int, split: Split = "heldout") -> None:
-        self.split = split
+    def __init__(self, seed: int, split: Split = "heldout", loose: bool = False) -> None:
+        self.split, self.loose = split, loose
         self.rng = random.Random(zlib.crc32(f"{split} {seed}".encode()))
         self._told: set[str] = set()
 
@@ -322,14 +339,15 @@ class World:
                 return relation, subject
 
     def _phrase(self, relation: Relation, subject: str) -> Fact:
-        stated, asked = self._pair(len(relation.statements), len(relation.questions))
+        statements = relation.loose if self.loose else [opening + relation.told for opening in OPENINGS]
+        stated, asked = self._pair(len(statements), len(relation.questions))
         value = relation.value(self.rng)
 
         def text(template: str) -> str:
             return _capital(template.format(s=subject, v=value))
 
         return Fact(
-            statement=text(relation.statements[stated]),
+            statement=text(statements[stated]),
             acknowledgement=self.rng.choice(ACKNOWLEDGEMENTS),
             question=text(relation.questions[asked]),
             answer=text(relation.answer),
