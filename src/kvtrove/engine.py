@@ -66,7 +66,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         progress: Progress | None = None,
     ) -> None:
-        from kvtrove.loading import compute_dtype, load_runner  # torch: only an engine that really starts needs it
+        from kvtrove.loading import load_runner  # torch: only an engine that really starts needs it
 
         directory = Path(config.model)
         self.config = config
@@ -78,7 +78,7 @@ class Engine:
         self.kv = KVCacheManager(
             self.runner.cache,
             capacity.num_blocks,
-            root=model_fingerprint(directory, self.spec, compute_dtype(config, self.spec), self.max_model_len),
+            root=model_fingerprint(directory, self.spec, str(self.runner.model.precision), self.max_model_len),
             enable_prefix_caching=config.enable_prefix_caching,
             check=config.check or 0,
             crc=self.runner.arena.crc,

@@ -10,14 +10,14 @@ from kvtrove.models.spec import ModelSpec
 SAMPLES, SAMPLE_BYTES = 64, 4096
 
 
-def model_fingerprint(directory: Path, spec: ModelSpec, dtype: str, max_model_len: int) -> bytes:
-    """32 bytes over config.json, the compute dtype, the weight files, and whether the served context stretches rope.
+def model_fingerprint(directory: Path, spec: ModelSpec, precision: str, max_model_len: int) -> bytes:
+    """32 bytes over config.json, the precision, the weight files, and whether the served context stretches rope.
 
     Reading tens of gigabytes at every start would be slow, so of each weight file its size, its first pages (the header
     with all names, shapes and offsets) and 64 pages spread evenly over it are hashed: any retraining changes them all.
     """
     stretched = any(layer.rope.stretches(max_model_len) for layer in spec.layers)
-    digest = hashlib.sha256(f"{dtype} {stretched}".encode())
+    digest = hashlib.sha256(f"{precision} {stretched}".encode())
     _add(digest, (directory / "config.json").read_bytes())
     for path in sorted(directory.glob("*.safetensors")):
         _add(digest, path.name.encode())
