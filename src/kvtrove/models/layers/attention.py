@@ -55,7 +55,7 @@ class Attention:
 
     def __call__(self, index: int, x: Tensor, rotate: Rotation, attend: Attend) -> Tensor:
         """x: [T, hidden_size] -> [T, hidden_size]."""
-        q, *kv = (heads.unflatten(-1, (-1, self.head_dim)) for heads in self.qkv(x))
+        q, *kv = (y.view(len(y), y.shape[1] // self.head_dim, self.head_dim) for y in self.qkv(x))
         k, v = kv or (None, None)
         if self.q_norm is not None:
             q = self.q_norm(q)

@@ -69,7 +69,7 @@ class Joint:
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         """x: [T, inputs] -> one [T, size] per size; views of one tensor where there is one product."""
         if len(self.products) == 1:
-            return self.products[0](x).split(self.sizes, dim=-1)
+            return self.products[0](x).split_with_sizes(self.sizes, dim=-1)
         return [product(x) for product in self.products]
 
 
