@@ -69,7 +69,7 @@ class Engine:
         progress: Progress | None = None,
         variant: Variant | None = None,
     ) -> None:
-        from kvtrove.loading import compute_dtype, load_runner  # torch: only an engine that really starts needs it
+        from kvtrove.loading import load_runner  # torch: only an engine that really starts needs it
 
         directory = Path(config.model)
         self.config = config
@@ -86,7 +86,7 @@ class Engine:
             self.runner.cache,
             capacity.num_blocks,
             root=model_fingerprint(
-                directory, self.spec, compute_dtype(config, self.spec), self.max_model_len, config.load_format
+                directory, self.spec, str(self.runner.model.precision), self.max_model_len, config.load_format
             ),
             enable_prefix_caching=config.enable_prefix_caching,
             check=config.check or 0,

@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 
+from kvtrove import kernels
 from kvtrove.attention.reference import ReferenceBackend
-from kvtrove.config import ConfigError, EngineConfig, parse_size, parse_tokens
+from kvtrove.config import ConfigError, EngineConfig, Environment, parse_size, parse_tokens
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import DenseFormat
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
 from kvtrove.models.loader import Progress, load_model
+from kvtrove.models.precision import Precision
+from kvtrove.models.products import Products
 from kvtrove.models.spec import ModelSpec
 from kvtrove.plan.activations import StepLimits
 from kvtrove.plan.capacity import Capacity, readable
@@ -61,8 +64,10 @@ def load_runner(
 ) -> Loaded:
     """Plans, loads, and with `config.warm_up` measures the largest steps and corrects the plan by them."""
     device, directory = choose_device(config.device), Path(config.model)
-    dtype = compute_dtype(config, spec)
-    kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    precision = choose_precision(config, spec)
+    isa = Environment.read().isa
+    products = Products(precision, device, config.linear, isa)
+    kv_dtype = precision.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     cache = cache_spec(spec, DenseFormat(kv_dtype), config.block_size)
     if variant is not None:
         cache = variant.change(cache)
@@ -73,15 +78,13 @@ def load_runner(
         config.num_blocks,
         None if config.max_model_len is None else parse_tokens(config.max_model_len),
     )
-    capacity, ledger = plan_start(read_model(directory, dtype), cache, free_bytes(device), settings)
+    planned = read_model(directory, precision.dtype, int8=precision.int8, activations=precision.activations)
+    capacity, ledger = plan_start(planned, cache, free_bytes(device), settings)
     length = capacity.max_model_len
     model = None if variant is None else variant.model
     if model is None:
-        model = load_model(
-            *(directory, spec, getattr(torch, dtype), device, progress),
-            max_model_len=length,
-            load_format=config.load_format,
-        )
+        model = load_model(directory, spec, products, progress, max_model_len=length, load_format=config.load_format)
+        log.info("%s; linear layers: %s", precision, products.summary())
     runner = ModelRunner(model, cache, Arena(cache, capacity.num_blocks, device), ReferenceBackend(), token_text)
     loaded = Loaded(runner, capacity, ledger)
     if config.warm_up:
@@ -116,8 +119,30 @@ def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
     return Loaded(runner, settled, ledger)
 
 
-def compute_dtype(config: EngineConfig, spec: ModelSpec) -> str:
-    return spec.dtype if config.dtype == "auto" else config.dtype
+def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
+    """In which numbers the engine keeps and computes the model. ConfigError when the settings contradict each other.
+
+    A processor without bf16 instructions multiplies bf16 at a tenth of its float32 speed, and widening an element in a
+    register is free: "auto" then keeps bf16 weights and computes in float32.
+    """
+    cpu = choose_device(config.device) == "cpu"
+    if config.weights == "int8" and not cpu:
+        raise ConfigError("weights: int8 runs on the CPU only: --device cpu, or leave weights at auto")
+    dtype = spec.dtype if config.dtype == "auto" else config.dtype
+    activations = dtype
+    slow = dtype == "bfloat16" and not has_bf16_instructions(Environment.read().isa)
+    if config.dtype == "auto" and cpu and config.linear in ("auto", "own") and (slow or config.weights == "int8"):
+        activations = "float32"
+        if slow:
+            log.info("this processor has no bf16 instructions: weights and cache stay bf16, activations are float32")
+    if config.weights == "int8" and activations == "float16":
+        raise ConfigError("dtype: float16 does not go with int8 weights: --dtype auto, float32 or bfloat16")
+    return Precision(dtype, activations, int8=config.weights == "int8")
+
+
+def has_bf16_instructions(isa: str) -> bool:
+    """isa: as for `kernels.isa`."""
+    return kernels.isa(isa) in ("avx512", "amx")
 
 
 def choose_device(wanted: str) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kvtrove.kernels.linear import PackedWeights
 from kvtrove.plan.activations import StepLimits
 from kvtrove.plan.process import (
     peak_bytes,
@@ -60,7 +61,7 @@ def warm_up(runner: ModelRunner, limits: StepLimits) -> Measured | None:
     on_host = runner.arena.device == "cpu"
     if on_host:
         return_large_buffers()
-    weights = sum(map(_read_in, _tensors(runner.model))) if on_host else 0
+    weights = sum(map(_read_in, _parameters(runner.model))) if on_host else 0
     _run(runner, [(0, 1), (0, 1)])  # libraries allocate their own buffers, and every layer is met
     alone = _one_layer_of_each_kind(runner)
     measure = _measure_host if on_host else _measure_cuda
@@ -136,14 +137,19 @@ def _measure_cuda(runner: ModelRunner, steps: list[Step]) -> tuple[int, int]:
     return 0, torch.cuda.max_memory_allocated(runner.arena.device) - before
 
 
-def _tensors(part: object) -> Iterator[Tensor]:
-    """Every tensor of a model, which is dataclasses all the way down; tied ones once."""
-    found = {t.untyped_storage().data_ptr() + t.storage_offset() * t.element_size(): t for t in _walk(part)}
-    return iter(found.values())
+def _parameters(part: object) -> Iterator[Tensor | PackedWeights]:
+    """All that holds numbers of a model, which is dataclasses all the way down; tied ones once."""
+    return iter({_place(found): found for found in _walk(part)}.values())
 
 
-def _walk(part: object) -> Iterator[Tensor]:
-    if isinstance(part, Tensor):
+def _place(part: Tensor | PackedWeights) -> int:
+    if isinstance(part, PackedWeights):
+        return -id(part)
+    return part.untyped_storage().data_ptr() + part.storage_offset() * part.element_size()
+
+
+def _walk(part: object) -> Iterator[Tensor | PackedWeights]:
+    if isinstance(part, Tensor | PackedWeights):
         yield part
     elif isinstance(part, Mapping):
         for value in part.values():
@@ -156,8 +162,10 @@ def _walk(part: object) -> Iterator[Tensor]:
             yield from _walk(getattr(part, field.name))
 
 
-def _read_in(tensor: Tensor) -> int:
-    """Touch every page of a parameter; returns its bytes."""
+def _read_in(tensor: Tensor | PackedWeights) -> int:
+    """Touch every page of a parameter; returns its bytes. Packed ones were written at load."""
+    if isinstance(tensor, PackedWeights):
+        return tensor.nbytes
     if tensor.is_contiguous() and tensor.numel():
         tensor.flatten().view(torch.uint8)[::PAGE].amax()
     return tensor.numel() * tensor.element_size()

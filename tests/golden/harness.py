@@ -23,6 +23,8 @@ from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.decoder import Model
 from kvtrove.models.loader import load_model
+from kvtrove.models.precision import Precision
+from kvtrove.models.products import Products
 
 NAN_BYTE = 0xFF  # all ones is a NaN in float32, float16 and bfloat16
 
@@ -37,10 +39,13 @@ class PagedModel:
         block_size: int = 4,
         num_blocks: int = 400,
         device: str = "cpu",
+        products: Products | None = None,
         **load: Any,
     ) -> None:
+        """products: None multiplies in plain torch, everything in `dtype`."""
         self.spec = read_spec(directory)
-        self.model: Model = load_model(directory, self.spec, getattr(torch, dtype), device, **load)
+        products = products or Products(Precision.plain(dtype), device, "torch")
+        self.model: Model = load_model(directory, self.spec, products, **load)
         self.cache = cache_spec(self.spec, DenseFormat(dtype), block_size)
         assert not self.cache.check()
         self.arena = Arena(self.cache, num_blocks, device)

@@ -261,3 +261,29 @@ def test_final_only_reports_once(checkpoints):
     while engine.has_unfinished_requests():
         reports += engine.step()
     assert [out.finished for out in reports] == [True]
+
+
+PACKED = pytest.mark.parametrize("weights", ["auto", "int8"])
+
+
+@FAMILIES
+@PACKED
+def test_packed_weights_give_the_same_tokens_however_they_are_computed(family, weights, checkpoints):
+    """One by one, batched and chunked, hit: the kernels sum in one order whatever the number of rows."""
+    directory = checkpoints.get(family, dtype="bfloat16")
+    settings = {"dtype": "auto", "kv_cache_dtype": "float32", "weights": weights, "linear": "own"}
+    alone = [tokens(answer(engine_for(directory, **settings), [prompt]))[0] for prompt in prompts()]
+    for budget in (5, 64):
+        engine = engine_for(directory, max_num_batched_tokens=budget, **settings)
+        assert tokens(answer(engine, prompts())) == tokens(answer(engine, prompts())) == alone
+
+
+@FAMILIES
+def test_bf16_weights_with_float32_activations_are_transformers_float32(family, checkpoints):
+    """What `auto` does on a processor without bf16 instructions, beside a cache that is not rounded."""
+    directory = checkpoints.get(family, dtype="bfloat16")
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    engine = engine_for(directory, dtype="auto", kv_cache_dtype="float32", linear="own")
+    assert engine.runner.model.precision.dtype == "bfloat16"
+    if engine.runner.model.precision.activations == "float32":
+        assert tokens(answer(engine, prompts())) == [greedy(model, prompt) for prompt in prompts()]

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from kvtrove.models.layers.norm import RMSNorm
+from kvtrove.models.precision import Precision
+from kvtrove.models.products import Products
 from tests.checkpoints import FAMILIES, VOCAB, Checkpoints, make_gemma3_with_vision
 from tests.golden.harness import PagedModel, expected_logits, hugging_face
 
@@ -175,5 +177,26 @@ def test_tied_and_untied_output_matrices(checkpoints: Checkpoints) -> None:
     for family, tied in (("llama", True), ("gemma2", False), ("qwen3", True)):
         directory = checkpoints.get(family, tie_word_embeddings=tied)
         model = PagedModel(directory)
-        assert (model.model.head.weight is model.model.embedding) == tied
+        assert (model.model.head.weight is model.model.embedding.weight) == tied
         assert difference(model.step({0: tokens})[0], expected_logits(hugging_face(directory), tokens)) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_own_products_on_bf16_weights_give_the_logits_of_float32(family: str, checkpoints: Checkpoints) -> None:
+    """Weights in bf16, everything else in float32: only the order of sums differs from float32 throughout."""
+    directory = checkpoints.get(family, dtype="bfloat16")
+    (tokens,) = prompts(61)
+    products = Products(Precision("bfloat16", "float32"), wanted="own")
+    model = PagedModel(directory, "float32", products=products)
+    got = torch.cat([model.step({0: part})[0] for part in (tokens[:30], tokens[30:33], *([t] for t in tokens[33:]))])
+    assert difference(got, expected_logits(hugging_face(directory), tokens)) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_int8_weights_stay_close_to_float32(family: str, checkpoints: Checkpoints) -> None:
+    """Per-output scales: the rounding of a weight is uniform within 1/254 of the largest of its row."""
+    directory = checkpoints.get(family)
+    (tokens,) = prompts(61)
+    model = PagedModel(directory, products=Products(Precision("float32", "float32", int8=True)))
+    apart = divergence(expected_logits(hugging_face(directory), tokens), model.step({0: tokens})[0])
+    assert 0 < apart.median() < 5e-3

@@ -44,6 +44,8 @@ class EngineOptions:
     kv: Annotated[str | None, _engine("SIZE", "Memory for the KV cache, for example 8GiB.")] = None
     max_model_len: Annotated[str | None, _engine("TOKENS", "Longest prompt and output together, such as 32k.")] = None
     dtype: Annotated[str, _engine("TYPE", "Of the weights: auto, bfloat16, float16 or float32.")] = "auto"
+    weights: Annotated[str, _engine("TYPE", "auto, or int8: quantise matrices at load (CPU).")] = "auto"
+    linear: Annotated[str, _engine("NAME", "What multiplies on a CPU: auto, torch, onednn or own.")] = "auto"
     device: Annotated[str, _engine("DEVICE", "auto, cpu, cuda or cuda:N.")] = "auto"
     kv_cache_dtype: Annotated[str, _engine("TYPE", "How the cache stores K and V; auto is like the model.")] = "auto"
     block_size: Annotated[int, _engine("N", "Tokens in a block of the cache.")] = 32

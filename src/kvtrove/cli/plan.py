@@ -44,6 +44,7 @@ class MemoryOptions:
     kv: Annotated[str | None, _flag("Memory", "SIZE", "For the KV cache, for example 8GiB.")] = None
     reserve: Annotated[str | None, _flag("Memory", "SIZE", "Kept free beside everything else.")] = None
     dtype: Annotated[str, _flag("Memory", "TYPE", "Of the weights: auto, bfloat16, float16 or float32.")] = "auto"
+    weights: Annotated[str, _flag("Memory", "TYPE", "auto, or int8: matrices are quantised at load (CPU).")] = "auto"
     kv_cache_dtype: Annotated[str, _flag("Memory", "TYPE", "How K and V are stored; auto is like the model.")] = "auto"
     block_size: Annotated[int, _flag("Memory", "N", "Tokens in a block of the cache.")] = 32
     max_num_batched_tokens: Annotated[int, _flag("Memory", "N", "Tokens in one step at most.")] = 2048
@@ -96,7 +97,7 @@ def plan(model: PlanArgument, memory: MemoryOptions, use: UseOptions, load: Load
     _check(memory)
     use, load = _from_trace(use, load)
     store = _store(memory)
-    planned_model = read_model(Path(model_path(model)), memory.dtype)
+    planned_model = read_model(Path(model_path(model)), memory.dtype, int8=memory.weights == "int8")
     planned_model = replace(planned_model, name=model)
     wishes, prompt, new = _wishes(memory, use, store.free)
     chosen = make_plan(planned_model, wishes)
@@ -152,6 +153,7 @@ def _check(options: MemoryOptions) -> None:
     EngineConfig(
         "any",
         dtype=options.dtype,
+        weights=options.weights,
         device=options.device,
         block_size=options.block_size,
         max_num_seqs=1,

@@ -9,7 +9,7 @@ from kvtrove.engine import Engine
 from kvtrove.evaluate.configurations import EXACT, Configuration, configuration, configurations
 from kvtrove.evaluate.settings import Settings
 from kvtrove.kv.formats.dense import DenseFormat
-from kvtrove.loading import Progress, Variant, compute_dtype
+from kvtrove.loading import Progress, Variant, choose_precision
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.decoder import Model
@@ -51,6 +51,8 @@ def _start(
     """model: the weights, None to load them."""
     longest = max(settings.context or 0, *(settings.lengths or ()))
     config = settings.engine(longest)
-    cache = configured(cache_spec(spec, DenseFormat(compute_dtype(config, spec)), config.block_size))
+    dtype = choose_precision(config, spec).activations  # of the exact cache: K and V as they were computed
+    config = replace(config, kv_cache_dtype=dtype)
+    cache = configured(cache_spec(spec, DenseFormat(dtype), config.block_size))
     blocks = SEQUENCES * cache.blocks_for(longest, settings.chunk)
     return Engine(replace(config, num_blocks=blocks), progress=progress, variant=Variant(configured, model))

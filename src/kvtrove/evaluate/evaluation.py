@@ -32,7 +32,6 @@ from kvtrove.evaluate.speed import speed_rounds
 from kvtrove.evaluate.store import Store, Value
 from kvtrove.evaluate.text import read_text, segments
 from kvtrove.llm import LLM
-from kvtrove.loading import compute_dtype
 from kvtrove.models.fingerprint import model_fingerprint
 
 Report = Callable[[str, int, int], None]
@@ -142,7 +141,7 @@ def fingerprint(engines: Engines) -> str:
     from kvtrove import __version__
 
     engine, settings = engines.reference, engines.settings
-    directory, dtype = Path(settings.model), compute_dtype(engine.config, engine.spec)
+    directory, dtype = Path(settings.model), str(engine.runner.model.precision)
     described: dict[str, Any] = {
         "version": __version__,
         "checkpoint": model_fingerprint(directory, engine.spec, dtype, engine.max_model_len).hex(),

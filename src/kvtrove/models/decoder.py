@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kvtrove.models.layers.attention import Attend, Attention
-from kvtrove.models.layers.linear import Linear, Take
+from kvtrove.models.layers.embedding import Embedding, PackedEmbedding, embedding_of
+from kvtrove.models.layers.linear import Part, Product, Weights
 from kvtrove.models.layers.mlp import MLP, MixtureOfExperts
 from kvtrove.models.layers.norm import RMSNorm
 from kvtrove.models.layers.rope import RotaryEmbedding, Rotation
+from kvtrove.models.precision import Precision
 from kvtrove.models.spec import ModelSpec, RopeSpec
 
 
@@ -31,21 +32,21 @@ class DecoderLayer:
     mlp_out_norm: RMSNorm | None = None
 
     @classmethod
-    def load(cls, take: Take, index: int, spec: ModelSpec) -> DecoderLayer:
+    def load(cls, weights: Weights, index: int, spec: ModelSpec) -> DecoderLayer:
         layer, name = spec.layers[index], f"layers.{index}"
 
         def norm(part: str) -> RMSNorm:
-            return RMSNorm.load(take, f"{name}.{part}", spec.hidden_size, spec.norm_eps, spec.norm_offset)
+            return RMSNorm.load(weights.take, f"{name}.{part}", spec.hidden_size, spec.norm_eps, spec.norm_offset)
 
         mlp: MLP | MixtureOfExperts
         if layer.moe:
-            mlp = MixtureOfExperts.load(take, f"{name}.mlp", spec, layer.moe)
+            mlp = MixtureOfExperts.load(weights, f"{name}.mlp", spec, layer.moe)
         else:
-            mlp = MLP.load(take, f"{name}.mlp", spec, spec.intermediate_size, spec.mlp_bias)
+            mlp = MLP.load(weights, f"{name}.mlp", spec, spec.intermediate_size, spec.mlp_bias)
         sandwich = spec.sandwich_norms
         return cls(
             attention_norm=norm("input_layernorm"),
-            attention=Attention.load(take, f"{name}.self_attn", spec, layer),
+            attention=Attention.load(weights, f"{name}.self_attn", spec, layer),
             mlp_norm=norm("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"),
             mlp=mlp,
             attention_out_norm=norm("post_attention_layernorm") if sandwich else None,
@@ -64,41 +65,47 @@ class Model:
     """A loaded decoder. It holds no state between calls: what it remembers is the cache behind `attend`."""
 
     spec: ModelSpec
-    embedding: Tensor  # [vocab_size, hidden_size]
+    embedding: Embedding | PackedEmbedding
     layers: tuple[DecoderLayer, ...]
     norm: RMSNorm
-    head: Linear
+    head: Product
     ropes: Mapping[RopeSpec, RotaryEmbedding]
-    embed_scale: float = 1.0  # representable in the model's dtype
+    precision: Precision
+    embed_scale: float = 1.0  # representable in the dtype of activations
 
     @classmethod
     def load(
         cls,
-        take: Take,
+        weights: Weights,
         head: Callable[[Tensor], Tensor],
         spec: ModelSpec,
         max_model_len: int,
         progress: Callable[[int], None],
     ) -> Model:
         """head: embedding -> output matrix [vocab_size, hidden_size]. progress: called with the layers done."""
-        embedding = take("embed_tokens.weight", (spec.vocab_size, spec.hidden_size))
+        precision = weights.precision or Precision.plain(spec.dtype)
+        dtype: torch.dtype = getattr(torch, precision.activations)
+        # first, and packed at once where both are one matrix: later, the original would be held beside everything else
+        embedding, output = _ends(weights, head, spec, dtype)
         layers = []
         for index in range(spec.num_layers):
-            layers.append(DecoderLayer.load(take, index, spec))
+            layers.append(DecoderLayer.load(weights, index, spec))
             progress(index + 1)
+        norm = RMSNorm.load(weights.take, "norm", spec.hidden_size, spec.norm_eps, spec.norm_offset)
         return cls(
             spec,
             embedding,
             tuple(layers),
-            norm=RMSNorm.load(take, "norm", spec.hidden_size, spec.norm_eps, spec.norm_offset),
-            head=Linear(head(embedding)),
-            ropes=_ropes(spec, max_model_len, str(embedding.device)),
-            embed_scale=float(torch.tensor(spec.embed_scale, dtype=embedding.dtype)),
+            norm=norm,
+            head=output,
+            ropes=_ropes(spec, max_model_len, str(norm.weight.device)),
+            precision=precision,
+            embed_scale=float(torch.tensor(spec.embed_scale, dtype=dtype)),
         )
 
     def serving(self, max_model_len: int) -> Model:
         """The same weights for another longest context."""
-        return replace(self, ropes=_ropes(self.spec, max_model_len, str(self.embedding.device)))
+        return replace(self, ropes=_ropes(self.spec, max_model_len, str(self.norm.weight.device)))
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
@@ -106,7 +113,7 @@ class Model:
 
         attend is called once per layer, in order.
         """
-        x = F.embedding(tokens, self.embedding)
+        x = self.embedding(tokens)
         if self.embed_scale != 1.0:
             x = x * self.embed_scale
         rotations = {rope: table.at(positions, x.dtype) for rope, table in self.ropes.items()}
@@ -124,3 +131,15 @@ class Model:
 
 def _ropes(spec: ModelSpec, max_model_len: int, device: str) -> Mapping[RopeSpec, RotaryEmbedding]:
     return {rope: RotaryEmbedding.build(rope, max_model_len, device) for rope in {layer.rope for layer in spec.layers}}
+
+
+def _ends(
+    weights: Weights, head: Callable[[Tensor], Tensor], spec: ModelSpec, dtype: torch.dtype
+) -> tuple[Embedding | PackedEmbedding, Product]:
+    """Embedding and output matrix."""
+    shape = (spec.vocab_size, spec.hidden_size)
+    table = weights.read("embed_tokens.weight", shape)
+    output = head(table)
+    tied = output is table
+    [product] = weights.build([Part(spec.vocab_size, lambda: output)], spec.hidden_size, tied)
+    return embedding_of(table, product, tied, dtype), product

@@ -11,15 +11,15 @@ SAMPLES, SAMPLE_BYTES = 64, 4096
 
 
 def model_fingerprint(
-    directory: Path, spec: ModelSpec, dtype: str, max_model_len: int, load_format: str = "auto"
+    directory: Path, spec: ModelSpec, precision: str, max_model_len: int, load_format: str = "auto"
 ) -> bytes:
-    """32 bytes over config.json, the compute dtype, the weight files, and whether the served context stretches rope.
+    """32 bytes over config.json, the precision, the weight files, and whether the served context stretches rope.
 
     Reading tens of gigabytes at every start would be slow, so of each weight file its size, its first pages (the header
     with all names, shapes and offsets) and 64 pages spread evenly over it are hashed: any retraining changes them all.
     """
     stretched = any(layer.rope.stretches(max_model_len) for layer in spec.layers)
-    digest = hashlib.sha256(f"{dtype} {stretched}".encode())
+    digest = hashlib.sha256(f"{precision} {stretched}".encode())
     if load_format == "dummy":  # random weights follow from the config alone, which may be a file of any name
         _add(digest, b"random weights")
         _add(digest, (directory if directory.is_file() else directory / "config.json").read_bytes())

@@ -13,6 +13,8 @@ from torch import Tensor
 from kvtrove.models.decoder import Model
 from kvtrove.models.families import find_family
 from kvtrove.models.families.common import Family
+from kvtrove.models.layers.linear import Weights
+from kvtrove.models.products import Products
 from kvtrove.models.random_weights import RandomWeights
 from kvtrove.models.spec import ModelError, ModelSpec
 from kvtrove.models.weights import Checkpoint
@@ -28,18 +30,17 @@ _BUFFERS = re.compile(r"rotary_emb\.|\.masked_bias$|\.attn\.bias$")
 def load_model(
     directory: Path,
     spec: ModelSpec,
-    dtype: torch.dtype,
-    device: str,
+    products: Products,
     progress: Progress | None = None,
     *,
     max_model_len: int | None = None,
     load_format: str = "auto",
 ) -> Model:
-    """Weights of `directory` in `dtype` on `device`.
+    """The checkpoint in `directory`, its matrices built by `products`, in its precision and on its device.
 
-    On the CPU, parameters that are stored in `dtype` stay views of the memory-mapped files; others are converted one by
-    one. progress(what, layers done, layers in total). max_model_len: longest context in tokens that will be served; two
-    rope scalings depend on it (layers/rope.py); None is the model's own `max_position`.
+    On the CPU, parameters that are stored as they are used stay views of the memory-mapped files; others are converted
+    or packed one by one. progress(what, layers done, layers in total). max_model_len: longest context in tokens that
+    will be served; two rope scalings depend on it (layers/rope.py); None is the model's own `max_position`.
     load_format: "dummy" reads no checkpoint; the weights are random (models/random_weights.py).
 
     Raises ModelError naming file and tensor when a tensor is missing, misshapen or not readable.
@@ -51,10 +52,12 @@ def load_model(
 
     longest = max_model_len or spec.max_position
     if load_format == "dummy":
-        weights = RandomWeights(spec, dtype, device)
-        return Model.load(weights.take, weights.head, spec, longest, loaded)
-    reader = _Reader(Checkpoint(directory), find_family(spec.architecture), spec, dtype, device)
-    model = Model.load(reader.take, reader.head, spec, longest, loaded)
+        random = RandomWeights(spec, products.precision, products.device)
+        drawn = Weights(random.take, random.matrix, products.build, products.precision)
+        return Model.load(drawn, random.head, spec, longest, loaded)
+    reader = _Reader(Checkpoint(directory), find_family(spec.architecture), spec, products)
+    weights = Weights(reader.take, reader.matrix, products.build, products.precision)
+    model = Model.load(weights, reader.head, spec, longest, loaded)
     reader.log_ignored()
     return model
 
@@ -62,19 +65,27 @@ def load_model(
 class _Reader:
     """Turns the decoder's names of parameters into tensors of the checkpoint, and remembers which it used."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, family: Family, spec: ModelSpec, dtype: torch.dtype, device: str
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, family: Family, spec: ModelSpec, products: Products) -> None:
         self.checkpoint, self.family, self.spec = checkpoint, family, spec
-        self.dtype, self.device = dtype, device
+        self.device, precision = products.device, products.precision
+        self.dtype: torch.dtype = getattr(torch, precision.dtype)
+        self.activations: torch.dtype = getattr(torch, precision.activations)
         self.used: set[str] = set()
         fitting = (prefix for prefix in family.prefixes if prefix + EMBEDDING in checkpoint)
         self.prefix = next(fitting, family.prefixes[0])
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """In the dtype of activations."""
+        return self._located(name, shape).to(device=self.device, dtype=self.activations)
+
+    def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """In the dtype of weights."""
+        return self._convert(self._located(name, shape))
+
+    def _located(self, name: str, shape: tuple[int, ...]) -> Tensor:
         source = self.family.locate(name, self.spec)
         whole = shape if source.total is None else (source.total, *shape[1:])
-        return self._convert(self._read(self.prefix + source.name, whole)[source.start : source.stop])
+        return self._read(self.prefix + source.name, whole)[source.start : source.stop]
 
     def head(self, embedding: Tensor) -> Tensor:
         """The output matrix: `embedding` itself when tied, unless the checkpoint holds a different one of its own."""

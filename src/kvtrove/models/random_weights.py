@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from kvtrove.models.precision import Precision
 from kvtrove.models.spec import ModelSpec
 
 POOL = (1 << 22) + 1
@@ -21,23 +22,28 @@ class RandomWeights:
     layers. Beside the model this takes one pool of 4 Mi elements.
     """
 
-    def __init__(self, spec: ModelSpec, dtype: torch.dtype, device: str, seed: int = 0) -> None:
+    def __init__(self, spec: ModelSpec, precision: Precision, device: str, seed: int = 0) -> None:
         self.spec = spec
+        self._activations: torch.dtype = getattr(torch, precision.activations)
         generator = torch.Generator().manual_seed(seed)
-        self._pool = torch.randn(POOL, generator=generator).to(device=device, dtype=dtype)
+        self._pool = torch.randn(POOL, generator=generator).to(device=device, dtype=getattr(torch, precision.dtype))
         self._at = 0
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The parameter `name` of the decoder."""
+        """The parameter `name` of the decoder in the dtype of activations: a norm, a bias, a router."""
         if "norm" in name:
-            return torch.full(shape, 1.0 - self.spec.norm_offset, dtype=self._pool.dtype, device=self._pool.device)
+            return torch.full(shape, 1.0 - self.spec.norm_offset, dtype=self._activations, device=self._pool.device)
+        return self.matrix(name, shape).to(self._activations)
+
+    def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The parameter `name` in the dtype of weights."""
         return self._draw(shape, 1 / math.sqrt(shape[-1]))
 
     def head(self, embedding: Tensor) -> Tensor:
         """The output matrix: `embedding` itself when tied."""
         if self.spec.tie_embeddings:
             return embedding
-        return self.take("lm_head.weight", (self.spec.vocab_size, self.spec.hidden_size))
+        return self.matrix("lm_head.weight", (self.spec.vocab_size, self.spec.hidden_size))
 
     def _draw(self, shape: tuple[int, ...], scale: float) -> Tensor:
         drawn = torch.empty(shape, dtype=self._pool.dtype, device=self._pool.device)

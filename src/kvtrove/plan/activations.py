@@ -55,18 +55,18 @@ def _shared(model: PlanModel, limits: StepLimits, block_size: int) -> int:
     rules = {layer.retention: layer for layer in model.kinds}.values()
     most = limits.sequences * limits.context if limits.cached is None else limits.cached
     keys = sum(min(most, limits.sequences * _keys(layer, limits, 1)) for layer in rules)
-    rotation = max(layer.k_dim for layer in model.kinds) * DTYPE_BYTES[model.dtype]
+    rotation = max(layer.k_dim for layer in model.kinds) * DTYPE_BYTES[model.activations]
     return limits.tokens * (40 + 2 * rotation) + keys * 9 + keys // block_size * 16
 
 
 def _attention(model: PlanModel, layer: LayerGeometry, limits: StepLimits, ranks: int) -> int:
-    element = DTYPE_BYTES[model.dtype]
+    element, stored = DTYPE_BYTES[model.activations], DTYPE_BYTES[model.dtype]
     heads, width = -(-model.num_heads // ranks), max(layer.k_dim, layer.v_dim)
     projected = (3 * heads + 3 * layer.kv_heads) * width  # q and k before and after rotation, v, the output
     held = limits.tokens * element * (2 * model.hidden_size + projected)
     key = layer.kv_heads * width
     return held + max(
-        _prefill_tile(layer, limits, heads, width, element), _decode_tile(layer, limits, heads, key, element)
+        _prefill_tile(layer, limits, heads, width, stored), _decode_tile(layer, limits, heads, key, stored)
     )
 
 
@@ -112,7 +112,7 @@ def _keys(layer: LayerGeometry, limits: StepLimits, new_tokens: int) -> int:
 
 
 def _mlp(model: PlanModel, limits: StepLimits, ranks: int) -> int:
-    element = DTYPE_BYTES[model.dtype]
+    element = DTYPE_BYTES[model.activations]
     inner = -(-model.ffn // ranks)
     per_token = element * (4 * model.hidden_size + 3 * inner)
     if model.num_experts:  # the worst case: one expert gets every token
@@ -124,10 +124,10 @@ def _mlp(model: PlanModel, limits: StepLimits, ranks: int) -> int:
 
 def _norm(model: PlanModel) -> int:
     """Per token: hidden states three times, and a norm that computes in float32."""
-    return model.hidden_size * (5 * DTYPE_BYTES[model.dtype] + 2 * FLOAT32)
+    return model.hidden_size * (5 * DTYPE_BYTES[model.activations] + 2 * FLOAT32)
 
 
 def _sampling(model: PlanModel, limits: StepLimits) -> int:
-    element = DTYPE_BYTES[model.dtype]
+    element = DTYPE_BYTES[model.activations]
     logits = limits.sequences * model.vocab_size
     return limits.tokens * element * model.hidden_size + logits * (FLOAT32 + max(element, RANKED_LOGIT - FLOAT32))

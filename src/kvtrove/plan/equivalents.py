@@ -112,6 +112,8 @@ def serve_command(plan: Plan) -> tuple[str | None, str]:
     words += [f"--{name} {value}" for name, (value, default) in defaults.items() if value != default]
     if plan.model.spec is not None and plan.model.dtype != plan.model.spec.dtype:
         words.append(f"--dtype {plan.model.dtype}")
+    if plan.model.precision and plan.model.precision.int8:
+        words.append("--weights int8")
     if plan.kv_format != plan.model.dtype:
         words.append(f"--kv-cache-dtype {plan.kv_format}")
     return " ".join(words), ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kvtrove.kv.retention import Full, Retention, SlidingWindow
+from kvtrove.models.precision import Precision
 from kvtrove.models.spec import LayerSpec, ModelSpec
 from kvtrove.plan.parameters import Parameters, count_parameters
 
@@ -33,9 +34,9 @@ class PlanModel:
     """A decoder as far as memory and time depend on it.
 
     name: as the user wrote it. ffn: widest intermediate vector of a token in a feed-forward layer. num_experts, top_k:
-    0 without a mixture of experts. max_position: longest context that is served unasked. weight_bytes: in the dtype
-    that the engine computes in; exact_weights: counted tensor by tensor (or read from the files), not estimated. spec:
-    of a model that the engine runs.
+    0 without a mixture of experts. max_position: longest context that is served unasked. dtype: of weights; precision:
+    None when everything has that one. weight_bytes: as the engine keeps them; exact_weights: counted tensor by tensor
+    (or read from the files), not estimated. spec: of a model that the engine runs.
     """
 
     name: str
@@ -53,6 +54,12 @@ class PlanModel:
     num_experts: int = 0
     top_k: int = 0
     spec: ModelSpec | None = None
+    precision: Precision | None = None
+
+    @property
+    def activations(self) -> str:
+        """dtype of hidden states."""
+        return self.precision.activations if self.precision else self.dtype
 
     @property
     def longest_context(self) -> int:
@@ -81,15 +88,15 @@ class PlanModel:
         return self.weight_bytes * self.active_parameters(tokens) / self.parameters.total
 
 
-def from_spec(spec: ModelSpec, name: str, dtype: str) -> PlanModel:
-    """The plan's view of a model that the engine runs, with weights in `dtype`."""
+def from_spec(spec: ModelSpec, name: str, precision: Precision) -> PlanModel:
+    """The plan's view of a model that the engine runs in `precision`."""
     parameters = count_parameters(spec)
     moe = next((layer.moe for layer in spec.layers if layer.moe), None)
     dense = any(layer.moe is None for layer in spec.layers)
     return PlanModel(
         name=name,
         architecture=spec.architecture,
-        dtype=dtype,
+        dtype=precision.dtype,
         layers=tuple(map(_layer, spec.layers)),
         hidden_size=spec.hidden_size,
         vocab_size=spec.vocab_size,
@@ -97,10 +104,11 @@ def from_spec(spec: ModelSpec, name: str, dtype: str) -> PlanModel:
         ffn=max(spec.intermediate_size if dense else 0, moe.intermediate_size if moe else 0),
         max_position=spec.max_position,
         parameters=parameters,
-        weight_bytes=parameters.nbytes(dtype),
+        weight_bytes=parameters.nbytes(precision),
         num_experts=moe.num_experts if moe else 0,
         top_k=moe.top_k if moe else 0,
         spec=spec,
+        precision=precision,
     )
 
 

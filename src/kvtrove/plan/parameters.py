@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvtrove.kv.spec import DTYPE_BYTES
+from kvtrove.models.precision import Precision
 from kvtrove.models.spec import LayerSpec, ModelSpec
+
+INT8_SCALE = 4
+"""Bytes per output of an int8 matrix: a float32."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +19,8 @@ class Parameters:
     matrix is not, tied or not). experts: those of all routed experts together; a token visits top_k of num_experts.
 
     wide: those that the engine keeps in float32 whatever the dtype is (norm weights of Gemma). replicated: those that
-    every tensor-parallel rank holds in full (norms and routers).
+    every tensor-parallel rank holds in full (norms and routers). matrices: those of linear layers, the output matrix
+    included, in `outputs` rows altogether: what int8 weights quantise.
     """
 
     total: int
@@ -22,10 +28,15 @@ class Parameters:
     experts: int = 0
     wide: int = 0
     replicated: int = 0
+    matrices: int = 0
+    outputs: int = 0
 
-    def nbytes(self, dtype: str) -> int:
-        """Bytes of all of them when the engine computes in `dtype`."""
-        return (self.total - self.wide) * DTYPE_BYTES[dtype] + self.wide * DTYPE_BYTES["float32"]
+    def nbytes(self, precision: Precision) -> int:
+        """Bytes of all of them when the engine keeps them so."""
+        int8 = self.matrices if precision.int8 else 0
+        rest = (self.total - self.wide - int8) * DTYPE_BYTES[precision.dtype]
+        scales = self.outputs * INT8_SCALE if precision.int8 else 0
+        return rest + self.wide * DTYPE_BYTES["float32"] + int8 + scales
 
 
 def count_parameters(spec: ModelSpec) -> Parameters:
@@ -38,6 +49,7 @@ def count_parameters(spec: ModelSpec) -> Parameters:
     dense = sum(_mlp(spec, spec.intermediate_size, spec.mlp_bias) for layer in spec.layers if not layer.moe)
     experts = [(layer.moe, _mlp(spec, layer.moe.intermediate_size)) for layer in spec.layers if layer.moe]
     shared = attention + norms + routers + dense
+    rows, elements = map(sum, zip((spec.vocab_size, embedding), *_matrices(spec), strict=True))
     routed = sum(moe.num_experts * size for moe, size in experts)
     return Parameters(
         total=embedding + head + shared + routed,
@@ -45,7 +57,20 @@ def count_parameters(spec: ModelSpec) -> Parameters:
         experts=routed,
         wide=norms if spec.norm_offset else 0,
         replicated=norms + routers,
+        matrices=elements,
+        outputs=rows,
     )
+
+
+def _matrices(spec: ModelSpec) -> Iterator[tuple[int, int]]:
+    """(outputs, elements) of the linear layers, routers excepted."""
+    for layer in spec.layers:
+        wide, narrow = spec.num_heads * layer.head_dim, layer.kv_heads * layer.head_dim
+        projected = wide + (2 * narrow if layer.source is None else 0)
+        yield projected + spec.hidden_size, spec.hidden_size * (projected + wide)
+        inner = layer.moe.intermediate_size if layer.moe else spec.intermediate_size
+        networks = layer.moe.num_experts if layer.moe else 1
+        yield networks * (2 * inner + spec.hidden_size), networks * 3 * spec.hidden_size * inner
 
 
 def _attention(spec: ModelSpec, layer: LayerSpec) -> int:

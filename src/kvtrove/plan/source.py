@@ -13,6 +13,7 @@ from typing import Any
 from kvtrove.kv.spec import DTYPE_BYTES
 from kvtrove.models.config_view import ConfigView, read_json
 from kvtrove.models.families import REGISTRY, find_family
+from kvtrove.models.precision import Precision
 from kvtrove.models.spec import ModelError
 from kvtrove.plan.model import PlanModel, from_spec
 
@@ -20,8 +21,10 @@ _FLOATS = ("F32", "F16", "BF16")
 _STORED_BYTES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2}  # of what is not converted; everything else is one byte
 
 
-def read_model(path: Path, dtype: str = "auto") -> PlanModel:
-    """The model at `path`; weights counted in `dtype` ("auto": the checkpoint's own).
+def read_model(path: Path, dtype: str = "auto", *, int8: bool = False, activations: str | None = None) -> PlanModel:
+    """The model at `path`; weights counted in `dtype` ("auto": the checkpoint's own), matrices in int8 if asked for.
+
+    activations: dtype of hidden states; None is that of the weights, or float32 beside int8.
 
     Safetensors or GGUF tensors beside the config decide the size of the weights; without them it is counted from the
     config. ModelError naming file and key when something is missing or not planned.
@@ -34,11 +37,11 @@ def read_model(path: Path, dtype: str = "auto") -> PlanModel:
     file = path / "config.json" if path.is_dir() else path
     if not path.exists():
         raise ModelError(f"{path}: there is no such file; give a checkpoint directory, a config.json or a .gguf file")
-    model = _from_config(file, str(path), dtype)
+    model = _from_config(file, str(path), dtype, int8, activations)
     return _with_real_weights(model, path) if path.is_dir() else model
 
 
-def _from_config(file: Path, name: str, dtype: str) -> PlanModel:
+def _from_config(file: Path, name: str, dtype: str, int8: bool, activations: str | None) -> PlanModel:
     values = read_json(file)
     architectures = [str(a) for a in values.get("architectures") or []]
     architecture = next((a for a in architectures if a in REGISTRY), None)
@@ -47,7 +50,8 @@ def _from_config(file: Path, name: str, dtype: str) -> PlanModel:
 
         return from_config(ConfigView(values, str(file)), name, next(iter(architectures), None), dtype)
     spec = find_family(architecture).read(ConfigView({**values, "architecture": architecture}, str(file)))
-    return from_spec(spec, name, spec.dtype if dtype == "auto" else dtype)
+    dtype = spec.dtype if dtype == "auto" else dtype
+    return from_spec(spec, name, Precision(dtype, activations or ("float32" if int8 else dtype), int8))
 
 
 def _with_real_weights(model: PlanModel, directory: Path) -> PlanModel:
@@ -55,7 +59,9 @@ def _with_real_weights(model: PlanModel, directory: Path) -> PlanModel:
     entries = [entry for file in _weight_files(directory) for entry in _tensors(file, model)]
     if not entries:
         return model
-    nbytes = model.parameters.wide * (DTYPE_BYTES["float32"] - DTYPE_BYTES[model.dtype])
+    plain = model.parameters.nbytes(Precision.plain(model.dtype))
+    saved = plain - model.parameters.nbytes(model.precision) if model.precision else 0
+    nbytes = model.parameters.wide * (DTYPE_BYTES["float32"] - DTYPE_BYTES[model.dtype]) - saved
     for stored, shape in entries:
         size = DTYPE_BYTES[model.dtype] if stored in _FLOATS else _STORED_BYTES.get(stored, 1)
         nbytes += prod(shape) * size

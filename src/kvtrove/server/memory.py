@@ -58,7 +58,7 @@ class MemoryReport(TypedDict):
 def memory_report(engine: Engine) -> MemoryReport:
     runner, stats = engine.runner, engine.kv.stats()
     cache, arena = runner.cache, runner.arena
-    dtype = str(runner.model.embedding.dtype).removeprefix("torch.")
+    precision = runner.model.precision
     kv: KVMemory = {
         "bytes": arena.nbytes,
         "block_size": cache.block_size,
@@ -73,8 +73,8 @@ def memory_report(engine: Engine) -> MemoryReport:
     device: DeviceMemory = {
         "device": arena.device,
         "model": engine.spec.architecture,
-        "dtype": dtype,
-        "weights": count_parameters(engine.spec).nbytes(dtype),
+        "dtype": str(precision),
+        "weights": count_parameters(engine.spec).nbytes(precision),
         "kv_cache": kv,
         "reserve": _free_bytes(arena.device),
     }

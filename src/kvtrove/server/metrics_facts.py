@@ -30,14 +30,13 @@ class Facts:
 
     @classmethod
     def of(cls, engine: Engine, model_name: str) -> Facts:
-        dtype = str(engine.runner.model.embedding.dtype).removeprefix("torch.")
         return cls(
             model_name=model_name,
             max_model_len=engine.max_model_len,
             block_size=engine.config.block_size,
             num_blocks=engine.kv.num_blocks,
             block_bytes=engine.runner.cache.block_bytes,
-            weight_bytes=count_parameters(engine.spec).nbytes(dtype),
+            weight_bytes=count_parameters(engine.spec).nbytes(engine.runner.model.precision),
             cache_dtype=engine.config.kv_cache_dtype,
             enable_prefix_caching=engine.config.enable_prefix_caching,
         )

@@ -11,6 +11,7 @@ from kvtrove.kv.formats.dense import DenseFormat
 from kvtrove.kv.retention import Full, SlidingWindow
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
+from kvtrove.models.layers.linear import Weights
 from kvtrove.models.spec import LayerSpec, ModelSpec, RopeSpec
 
 LAYER = LayerSpec(kv_heads=1, head_dim=8, window=None, rope=RopeSpec(10_000.0, 8, max_position=64))
@@ -44,7 +45,7 @@ def test_a_layer_that_reads_anothers_storage_has_no_keys_of_its_own() -> None:
         calls.append((layer, tuple(q.shape), shapes[0], shapes[1]))
         return q
 
-    model = Model.load(take, lambda embedding: embedding, SPEC, 64, lambda layers: None)
+    model = Model.load(Weights(take), lambda embedding: embedding, SPEC, 64, lambda layers: None)
     hidden = model(torch.tensor([1, 2, 3]), torch.tensor([0, 1, 0]), attend)
     assert hidden.shape == (3, 16)
     assert model.logits(hidden[:1]).shape == (1, 11)

@@ -26,6 +26,8 @@ from pathlib import Path
 import torch
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.loader import load_model
+from kvtrove.models.precision import Precision
+from kvtrove.models.products import Products
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
@@ -35,12 +37,13 @@ def watch():
         peak[0] = max(peak[0], anonymous())
         time.sleep(0.001)
 
-directory, dtype = Path(sys.argv[1]), getattr(torch, sys.argv[2])
+directory, precision = Path(sys.argv[1]), Precision(*sys.argv[2:4], int8="int8" in sys.argv)
+products = Products(precision, wanted=sys.argv[4])
 torch.ones(300, 300, dtype=torch.float32).to(torch.bfloat16)  # threads and buffers of the first operation
 before, done, peak = anonymous(), [], [0]
 thread = threading.Thread(target=watch)
 thread.start()
-model = load_model(directory, read_spec(directory), dtype, "cpu")
+model = load_model(directory, read_spec(directory), products)
 done.append(True)
 thread.join()
 print(max(peak[0], anonymous()) - before)
@@ -73,9 +76,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     return directory, 4 * sum(torch.Size(shape).numel() for shape in shapes.values())
 
 
-def growth(directory: Path, dtype: str) -> int:
+def growth(directory: Path, dtype: str, activations: str, *linear: str) -> int:
     """Peak growth of anonymous memory in bytes while the checkpoint is loaded in a process of its own."""
-    command = [sys.executable, "-c", SCRIPT, str(directory), dtype]
+    command = [sys.executable, "-c", SCRIPT, str(directory), dtype, activations, *(linear or ("torch",))]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -83,9 +86,21 @@ def test_conversion_costs_the_converted_size(checkpoint: tuple[Path, int]) -> No
     directory, size = checkpoint
     assert 180e6 < size < 220e6
     converted = size / 2
-    assert 0.9 * converted < growth(directory, "bfloat16") < 1.15 * converted
+    assert 0.9 * converted < growth(directory, "bfloat16", "bfloat16") < 1.15 * converted
 
 
 def test_a_checkpoint_in_the_wanted_dtype_costs_nothing(checkpoint: tuple[Path, int]) -> None:
     directory, size = checkpoint
-    assert growth(directory, "float32") < 0.03 * size
+    assert growth(directory, "float32", "float32") < 0.03 * size
+
+
+def test_packed_weights_cost_their_own_size(checkpoint: tuple[Path, int]) -> None:
+    """Fused matrices, and an output matrix that is the embedding, beside one converted part at a time."""
+    directory, size = checkpoint
+    packed, part = size / 2, VOCAB * HIDDEN * 2
+    assert 0.9 * packed < growth(directory, "bfloat16", "float32", "own") < 1.1 * packed + part
+
+
+def test_int8_costs_a_byte_per_weight(checkpoint: tuple[Path, int]) -> None:
+    directory, size = checkpoint
+    assert 0.9 * size / 4 < growth(directory, "float32", "float32", "auto", "int8") < 1.15 * size / 4

@@ -14,6 +14,8 @@ from kvtrove.engine import Engine
 from kvtrove.models import random_weights
 from kvtrove.models.config_reader import read_config
 from kvtrove.models.decoder import Model
+from kvtrove.models.layers.linear import Weights
+from kvtrove.models.precision import Precision
 from kvtrove.models.random_weights import RandomWeights
 from kvtrove.models.spec import ModelError
 from kvtrove.request import SamplingParams
@@ -40,8 +42,8 @@ def config(tmp_path: Path) -> Path:
 def model_of(path: Path, seed: int = 0, **more: Any) -> Model:
     path.write_text(json.dumps(CONFIG | more))
     spec = read_config(path)
-    weights = RandomWeights(spec, torch.float32, "cpu", seed)
-    return Model.load(weights.take, weights.head, spec, 64, lambda layers: None)
+    weights = RandomWeights(spec, Precision.plain("float32"), "cpu", seed)
+    return Model.load(Weights(weights.take, weights.matrix), weights.head, spec, 64, lambda layers: None)
 
 
 def greedy(model: Path, **settings: Any) -> list[int]:
@@ -62,13 +64,13 @@ def test_the_same_seed_gives_the_same_weights(config: Path) -> None:
 
 
 def test_matrices_keep_the_size_of_what_passes_through_them(config: Path) -> None:
-    up = model_of(config).layers[0].mlp.up.weight
+    up = model_of(config).layers[0].mlp.gate_up.products[1].weight
     assert up.std().item() == pytest.approx(32**-0.5, rel=0.1)
 
 
 def test_a_tensor_larger_than_the_pool_repeats_it(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random_weights, "POOL", 1001)
-    weights = RandomWeights(read_config(config), torch.float32, "cpu")
+    weights = RandomWeights(read_config(config), Precision.plain("float32"), "cpu")
     drawn = weights.take("embed_tokens.weight", (30, 100)).view(-1)
     assert torch.equal(drawn[:1001], drawn[1001:2002])
     assert drawn.isfinite().all()

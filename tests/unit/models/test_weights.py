@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,11 @@ from torch import Tensor
 
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.decoder import Model
+from kvtrove.models.layers.linear import Linear
+from kvtrove.models.layers.mlp import MLP
 from kvtrove.models.loader import load_model
+from kvtrove.models.precision import Precision
+from kvtrove.models.products import Products
 from kvtrove.models.spec import ModelError
 from tests.checkpoints import Checkpoints
 
@@ -29,7 +34,7 @@ def llama(checkpoints: Checkpoints, tmp_path: Path) -> Path:
 
 
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> Model:
-    return load_model(directory, read_spec(directory), dtype, "cpu")
+    return load_model(directory, read_spec(directory), Products(Precision.plain(str(dtype).removeprefix("torch."))))
 
 
 def change(directory: Path, edit: dict[str, Tensor | None]) -> None:
@@ -88,13 +93,13 @@ def test_parameters_in_the_wanted_dtype_stay_views_of_the_file(family: str, chec
 
 
 def test_the_fused_projections_of_phi3_are_slices_of_one_tensor(checkpoints: Checkpoints) -> None:
-    attention, mlp = load(checkpoints.get("phi3")).layers[0].attention, load(checkpoints.get("phi3")).layers[0].mlp
-    assert attention.k is not None
-    assert attention.v is not None
-    q, k, v = attention.q.weight, attention.k.weight, attention.v.weight
-    assert k.data_ptr() - q.data_ptr() == q.nbytes
-    assert v.data_ptr() - k.data_ptr() == k.nbytes
-    assert mlp.up.weight.data_ptr() - mlp.gate.weight.data_ptr() == mlp.gate.weight.nbytes  # type: ignore[union-attr]
+    layer = load(checkpoints.get("phi3")).layers[0]
+    assert isinstance(layer.mlp, MLP)
+    for joint in (layer.attention.qkv, layer.mlp.gate_up):
+        parts = [*parameters(tuple(joint.products))]
+        assert len(parts) == len(joint.sizes)
+        for part, following in pairwise(parts):
+            assert following.data_ptr() - part.data_ptr() == part.nbytes
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -102,7 +107,9 @@ def test_other_dtypes_are_converted(llama: Path, dtype: torch.dtype) -> None:
     stored = load_file(llama / "model.safetensors")
     model = load(llama, dtype)
     assert {tensor.dtype for tensor in parameters(model.layers)} == {dtype}
-    assert torch.equal(model.layers[1].attention.o.weight, stored["model.layers.1.self_attn.o_proj.weight"].to(dtype))
+    o = model.layers[1].attention.o
+    assert isinstance(o, Linear)
+    assert torch.equal(o.weight, stored["model.layers.1.self_attn.o_proj.weight"].to(dtype))
 
 
 def test_gemma_norm_weights_are_widened(checkpoints: Checkpoints) -> None:
@@ -122,7 +129,7 @@ def test_shards_load_the_same(checkpoints: Checkpoints, llama: Path) -> None:
 
 def test_progress_counts_layers(llama: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    load_model(llama, read_spec(llama), torch.float32, "cpu", lambda *args: seen.append(args))
+    load_model(llama, read_spec(llama), Products(Precision.plain("float32")), lambda *args: seen.append(args))
     assert seen == [("loading weights", i, 3) for i in (1, 2, 3)]
 
 
@@ -229,7 +236,7 @@ def test_tied_in_config_but_stored_apart(
     embedding = load_file(directory / "model.safetensors")["model.embed_tokens.weight"]
     change(directory, {"lm_head.weight": embedding})
     model = load(directory)
-    assert model.head.weight is model.embedding, "equal copies are one matrix"
+    assert model.head.weight is model.embedding.weight, "equal copies are one matrix"
     assert not caplog.records
     change(directory, {"lm_head.weight": 2 * embedding})
     assert torch.equal(load(directory).head.weight, 2 * embedding)

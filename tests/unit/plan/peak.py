@@ -18,6 +18,7 @@ from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import DenseFormat
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
+from kvtrove.models.layers.linear import Weights
 from kvtrove.models.spec import ModelSpec
 from kvtrove.request import SamplingParams
 from kvtrove.runner.model_runner import ModelRunner
@@ -69,7 +70,7 @@ def random_runner(spec: ModelSpec, num_blocks: int) -> ModelRunner:
     def head(embedding: Tensor) -> Tensor:
         return embedding if spec.tie_embeddings else take("", (spec.vocab_size, spec.hidden_size))
 
-    model = Model.load(take, head, spec, spec.max_position, lambda layers: None)
+    model = Model.load(Weights(take), head, spec, spec.max_position, lambda layers: None)
     cache = cache_spec(spec, DenseFormat(spec.dtype), BLOCK)
     return ModelRunner(model, cache, Arena(cache, num_blocks), ReferenceBackend(), str)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kvtrove.attention import reference, tiles
+from kvtrove.models.precision import Precision
 from kvtrove.models.spec import LayerSpec, ModelSpec, MoESpec, RopeSpec
 from kvtrove.plan import activations
 from kvtrove.plan.activations import StepLimits, activation_bytes
@@ -15,6 +16,7 @@ from kvtrove.plan.model import from_spec
 from kvtrove.request import SamplingParams
 from tests.unit.plan.peak import Shape, measured_peak
 
+BF16 = Precision.plain("bfloat16")
 GREEDY = SamplingParams(temperature=0.0)
 RANKED = SamplingParams(temperature=0.9, top_p=0.9)
 
@@ -64,7 +66,8 @@ CASES: dict[str, tuple[ModelSpec, Shape, SamplingParams, float]] = {
 def test_no_step_needs_more_than_planned(spec: ModelSpec, shape: Shape, params: SamplingParams, slack: float) -> None:
     """A step at its limits comes close to the plan (only one expert that gets every token would, for experts)."""
     limits = StepLimits(sum(new for _, new in shape), len(shape), max(sum(s) for s in shape))
-    planned, measured = activation_bytes(from_spec(spec, "m", spec.dtype), limits), measured_peak(spec, shape, params)
+    planned = activation_bytes(from_spec(spec, "m", Precision.plain(spec.dtype)), limits)
+    measured = measured_peak(spec, shape, params)
     assert measured <= 1.01 * planned
     assert planned <= slack * measured
 
@@ -72,7 +75,7 @@ def test_no_step_needs_more_than_planned(spec: ModelSpec, shape: Shape, params: 
 def test_a_greedy_step_stays_far_below_the_worst_case() -> None:
     spec = model(vocab_size=32_000)
     limits = StepLimits(32, 32, 64)
-    assert measured_peak(spec, [(63, 1)] * 32, GREEDY) < activation_bytes(from_spec(spec, "m", "bfloat16"), limits) / 4
+    assert measured_peak(spec, [(63, 1)] * 32, GREEDY) < activation_bytes(from_spec(spec, "m", BF16), limits) / 4
 
 
 def test_the_formula_knows_the_attention_that_runs() -> None:
@@ -83,12 +86,12 @@ def test_the_formula_knows_the_attention_that_runs() -> None:
 
 def test_what_is_cached_bounds_what_is_read() -> None:
     """256 sequences cannot all have the longest context when the cache holds only one such."""
-    planned = from_spec(model(), "m", "bfloat16")
+    planned = from_spec(model(), "m", BF16)
     bounded = activation_bytes(planned, StepLimits(512, 256, 1 << 16, cached=1 << 16))
     assert bounded < activation_bytes(planned, StepLimits(512, 256, 1 << 16))
 
 
 def test_ranks_share_the_work() -> None:
-    planned = from_spec(model(intermediate_size=8192, vocab_size=10), "m", "bfloat16")
+    planned = from_spec(model(intermediate_size=8192, vocab_size=10), "m", BF16)
     limits = StepLimits(512, 1, 512)
     assert activation_bytes(planned, limits, tensor_parallel=4) < activation_bytes(planned, limits) / 2

@@ -94,7 +94,7 @@ def _cached(subject: Subject, context: int, steps: int) -> int:
 
 def limits_of(engine: Engine, clock: Clock) -> Limits:
     """Of the device of an engine; products in the dtype that it computes in, and in bfloat16 and float32."""
-    dtype = str(engine.runner.model.embedding.dtype).removeprefix("torch.")
+    dtype = engine.runner.model.precision.activations
     return Limits((dtype, "bfloat16", "float32"), engine.runner.arena.device, clock)
 
 

@@ -61,14 +61,12 @@ def _randomise(engine: Engine, num_blocks: int, template: SequenceKV) -> None:
     """Encode random keys and values into the template's blocks, layer by layer."""
     size, arena = engine.kv.block_size, engine.runner.arena
     generator = torch.Generator().manual_seed(0)
+    dtype = getattr(torch, engine.runner.model.precision.activations)
     for layer in engine.runner.layers:
         if engine.runner.cache.layers[layer.index].source is not None:
             continue  # it reads what another layer stored
         shape = (num_blocks * size, layer.kv_heads, layer.head_dim)
-        k, v = (
-            torch.randn(shape, generator=generator).to(device=arena.device, dtype=engine.runner.model.embedding.dtype)
-            for _ in range(2)
-        )
+        k, v = (torch.randn(shape, generator=generator).to(device=arena.device, dtype=dtype) for _ in range(2))
         ids = torch.from_numpy(template.block_ids()[layer.group].astype("int64"))
         slots = (ids[:, None] * size + torch.arange(size)).flatten()
         layer.format.encode(k, v, layer.view, slots.to(arena.device))

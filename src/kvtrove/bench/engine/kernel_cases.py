@@ -21,6 +21,7 @@ from kvtrove.bench.engine.fill import filled
 from kvtrove.bench.engine.subject import random_prompts
 from kvtrove.bench.engine.work import keys_read, kv_bytes_read
 from kvtrove.engine import Engine
+from kvtrove.models.layers.packed import PackedLinear
 from kvtrove.plan.model import PlanModel
 from kvtrove.runner.batch import build_batch
 from kvtrove.scheduler.output import ScheduledSequence
@@ -104,13 +105,14 @@ def _attention_cases(
 
 def _attend(engine: Engine, backend: AttentionBackend, batch: AttentionBatch, tokens: int) -> Callable[[], None]:
     """A call that stores and attends in every layer, as a step does."""
-    like = engine.runner.model.embedding
+    dtype = getattr(torch, engine.runner.model.precision.activations)
+    device = engine.runner.arena.device
     drawn: dict[tuple[int, int], Tensor] = {}
 
     def random(heads: int, dim: int) -> Tensor:
         shape = (heads, dim)
         if shape not in drawn:
-            drawn[shape] = torch.randn(tokens, heads, dim).to(device=like.device, dtype=like.dtype)
+            drawn[shape] = torch.randn(tokens, heads, dim).to(device=device, dtype=dtype)
         return drawn[shape]
 
     @torch.inference_mode()
@@ -126,12 +128,14 @@ def _attend(engine: Engine, backend: AttentionBackend, batch: AttentionBatch, to
 def linear(bench: Bench) -> Iterator[Case]:
     """The model's own linear layers: all of one shape after another, so that none is still in a cache."""
     shapes: dict[tuple[int, int], list[Any]] = defaultdict(list)
+    dtype = getattr(torch, bench.engine.runner.model.precision.activations)
     for one in _linears(bench.engine.runner.model):
-        shapes[one.weight.shape[0], one.weight.shape[1]].append(one)
+        packed = one.weights if isinstance(one, PackedLinear) else None
+        shapes[(packed.outputs, packed.inputs) if packed else tuple(one.weight.shape)].append(one)
     for (out, inner), found in shapes.items():
-        weight = found[0].weight
+        weight = found[0].weights if isinstance(found[0], PackedLinear) else found[0].weight
         for rows in ROWS:
-            x = torch.randn(rows, inner).to(device=weight.device, dtype=bench.engine.runner.model.embedding.dtype)
+            x = torch.randn(rows, inner).to(device=bench.engine.runner.arena.device, dtype=dtype)
             nbytes = len(found) * (weight.nbytes + (inner + out) * rows * x.element_size())
             flops = 2.0 * len(found) * rows * inner * out
             name = f"linear {out}x{inner} {rows} row{'s' if rows > 1 else ''}"
@@ -145,7 +149,9 @@ def _multiply(layers: list[Any], x: Tensor) -> None:
 
 def _linears(part: Any) -> Iterator[Any]:
     """Whatever can be called and has a weight of two dimensions, in the model's order."""
-    if isinstance(part, tuple):
+    if isinstance(part, PackedLinear):
+        yield part
+    elif isinstance(part, tuple | list):
         for item in part:
             yield from _linears(item)
     elif is_dataclass(part):

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "bindings.h"
 #include "copy_rows.h"
 #include "isa.h"
 
@@ -37,4 +38,5 @@ NB_MODULE(_cpu, m) {
           nb::arg("num_threads") = 0);
     m.def("isa", [](std::string_view wanted) { return std::string(kvtrove::name(kvtrove::choose_isa(wanted))); },
           nb::arg("wanted") = "auto");
+    kvtrove::bind_linear(m);
 }

@@ -1,27 +1,106 @@
-"""Linear maps and the way every layer asks for its weights."""
+"""Linear maps and the way every layer asks for its weights.
+
+Products that read the same input are asked for together (`Weights.joint`): where weights are copied at load anyway they
+become one matrix and one pass over memory, where they are views of the checkpoint they stay apart.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from kvtrove.models.precision import Precision
+
 Take = Callable[[str, tuple[int, ...]], Tensor]
-"""take(name, shape): a parameter under the decoder's own name, on its device and in its dtype."""
+"""take(name, shape): a parameter under the decoder's own name."""
+
+
+class Product(Protocol):
+    """y = x W^T + b"""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [T, inputs] -> [T, outputs]."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """weight [out, in], bias [out]."""
+    """weight [out, in], bias [out], as torch multiplies them."""
 
     weight: Tensor
     bias: Tensor | None = None
 
-    @classmethod
-    def load(cls, take: Take, name: str, shape: tuple[int, int], bias: bool = False) -> Linear:
-        return cls(take(f"{name}.weight", shape), take(f"{name}.bias", shape[:1]) if bias else None)
-
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some outputs of a matrix. Tensors are read when they are needed, so that one at a time is held.
+
+    weight() -> [outputs, inputs], bias() -> [outputs].
+    """
+
+    outputs: int
+    weight: Callable[[], Tensor]
+    bias: Callable[[], Tensor] | None = None
+
+
+Build = Callable[[Sequence[Part], int, bool], Sequence[Product]]
+"""build(parts, inputs, shared) -> one product of all parts or one of each. shared: an embedding holds it, too."""
+
+
+def separate(parts: Sequence[Part], inputs: int, shared: bool = False) -> tuple[Product, ...]:
+    """Plain torch, every part in the memory it comes in."""
+    return tuple(Linear(part.weight(), part.bias() if part.bias else None) for part in parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """Several products of one input. sizes: outputs of each."""
+
+    products: Sequence[Product]
+    sizes: tuple[int, ...]
+
+    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+        """x: [T, inputs] -> one [T, size] per size; views of one tensor where there is one product."""
+        if len(self.products) == 1:
+            return self.products[0](x).split_with_sizes(self.sizes, dim=-1)
+        return [product(x) for product in self.products]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where layers get their parameters.
+
+    take: norms, biases, routers, in the dtype of activations. matrix: of linear layers and embeddings, in the dtype of
+    weights; None is `take`. build: how matrices become products. precision: None is the checkpoint's own dtype.
+    """
+
+    take: Take
+    matrix: Take | None = None
+    build: Build = field(default=separate)
+    precision: Precision | None = None
+
+    def read(self, name: str, shape: tuple[int, int]) -> Tensor:
+        return (self.matrix or self.take)(name, shape)
+
+    def joint(self, names: dict[str, int], inputs: int, bias: bool = False) -> Joint:
+        """names: module -> its outputs. bias: all of them have one."""
+        parts = [self._part(name, outputs, inputs, bias) for name, outputs in names.items()]
+        return Joint(self.build(parts, inputs, False), tuple(names.values()))
+
+    def linear(self, name: str, shape: tuple[int, int], bias: bool = False) -> Product:
+        """shape: (outputs, inputs)."""
+        return self.build([self._part(name, *shape, bias)], shape[1], False)[0]
+
+    def _part(self, name: str, outputs: int, inputs: int, bias: bool) -> Part:
+        return Part(
+            outputs,
+            weight=lambda: self.read(f"{name}.weight", (outputs, inputs)),
+            bias=(lambda: self.take(f"{name}.bias", (outputs,))) if bias else None,
+        )

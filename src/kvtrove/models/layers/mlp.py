@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kvtrove.models.layers.linear import Linear, Take
+from kvtrove.models.layers.linear import Joint, Linear, Product, Weights
 from kvtrove.models.spec import Activation, ModelSpec, MoESpec
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -24,24 +24,24 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 class MLP:
     """down(activation(gate(x)) * up(x))"""
 
-    gate: Linear
-    up: Linear
-    down: Linear
+    gate_up: Joint
+    down: Product
     activation: Activation
 
     @classmethod
-    def load(cls, take: Take, name: str, spec: ModelSpec, inner: int, bias: bool = False) -> MLP:
+    def load(cls, weights: Weights, name: str, spec: ModelSpec, inner: int, bias: bool = False) -> MLP:
         """inner: width between the projections."""
         outer = spec.hidden_size
         return cls(
-            gate=Linear.load(take, f"{name}.gate_proj", (inner, outer), bias),
-            up=Linear.load(take, f"{name}.up_proj", (inner, outer), bias),
-            down=Linear.load(take, f"{name}.down_proj", (outer, inner), bias),
+            gate_up=weights.joint({f"{name}.gate_proj": inner, f"{name}.up_proj": inner}, outer, bias),
+            down=weights.linear(f"{name}.down_proj", (outer, inner), bias),
             activation=spec.activation,
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+        gate, up = self.gate_up(x)
+        gate = ACTIVATIONS[self.activation](gate)  # lets go of what it was: at most three are alive
+        return self.down(gate * up)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +53,12 @@ class MixtureOfExperts:
     spec: MoESpec
 
     @classmethod
-    def load(cls, take: Take, name: str, spec: ModelSpec, moe: MoESpec) -> MixtureOfExperts:
+    def load(cls, weights: Weights, name: str, spec: ModelSpec, moe: MoESpec) -> MixtureOfExperts:
         return cls(
-            Linear.load(take, f"{name}.gate", (moe.num_experts, spec.hidden_size)),
-            tuple(MLP.load(take, f"{name}.experts.{i}", spec, moe.intermediate_size) for i in range(moe.num_experts)),
+            Linear(weights.take(f"{name}.gate.weight", (moe.num_experts, spec.hidden_size))),
+            tuple(
+                MLP.load(weights, f"{name}.experts.{i}", spec, moe.intermediate_size) for i in range(moe.num_experts)
+            ),
             moe,
         )
 

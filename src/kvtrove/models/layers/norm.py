@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvtrove.kernels.norm import rms_norm
 from kvtrove.models.layers.linear import Take
 
 
@@ -27,6 +28,8 @@ class RMSNorm:
         return cls(weight.float() + offset, eps, wide=True) if offset else cls(weight, eps)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32 and x.is_cpu:  # nothing is rounded on the way, for no family
+            return rms_norm(x, self.weight, self.eps)
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (normed * self.weight).to(x.dtype) if self.wide else self.weight * normed.to(x.dtype)

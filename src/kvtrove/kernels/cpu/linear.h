@@ -1,0 +1,66 @@
+// Linear layers, y = x * W^T + bias, whose weights stay in memory as bf16 or int8 and become float32 in registers.
+//
+// Every output is one chain of float32 multiply-adds over the inputs in ascending order, whatever the number of rows,
+// the blocking or the number of threads: a row gives the same bits in every batch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "isa.h"
+
+namespace kvtrove {
+
+enum class Float { f32, bf16 };
+
+// A row-major matrix of float32 or bf16 numbers without gaps.
+struct FloatMatrix {
+    const void* data;
+    Float type;
+    std::size_t rows, cols;
+};
+
+struct LinearLevel;  // the functions of one instruction set
+
+// W [outputs, inputs], repacked for streaming: panels of `width` outputs, in each of them input after input, so that one
+// thread reads one run of memory and vector lanes are outputs. The last panel is filled up with zeros.
+class PackedWeights {
+  public:
+    enum class Kind { bf16, int8 };  // int8: symmetric, value = scale of the output * integer of -127..127
+
+    // Zeros. Throws std::bad_alloc, and std::invalid_argument when a dimension is 0.
+    PackedWeights(std::size_t outputs, std::size_t inputs, Kind kind, Isa isa);
+
+    // Overwrites outputs first_output .. first_output + source.rows, rounding to nearest or quantising.
+    // Throws std::invalid_argument when they do not exist, source.cols != inputs, or (int8) a value is not finite.
+    void fill(std::size_t first_output, const FloatMatrix& source);
+
+    // y [rows, outputs] = x [rows, inputs] * W^T + bias; x and y are both of type `type`, bias float32 [outputs] or null.
+    void multiply(const void* x, void* y, Float type, std::size_t rows, const float* bias) const;
+
+    // y [count, inputs] = the rows `ids` of W, as embeddings are looked up. Throws std::out_of_range for other rows.
+    void gather(const std::int64_t* ids, std::size_t count, void* y, Float type) const;
+
+    std::size_t outputs() const { return outputs_; }
+    std::size_t inputs() const { return inputs_; }
+    std::size_t nbytes() const;  // weights, padding and scales
+
+  private:
+    std::size_t panels() const;
+    std::size_t panel_bytes() const;
+    void fill_row(std::size_t output, const float* values);
+    float element(std::size_t output, std::size_t input) const;
+
+    struct Free {
+        void operator()(std::uint8_t* memory) const;
+    };
+
+    std::size_t outputs_, inputs_;
+    Kind kind_;
+    const LinearLevel* level_;
+    std::unique_ptr<std::uint8_t[], Free> data_;
+    std::unique_ptr<float[]> scales_;  // [panels * width], int8 only
+};
+
+}  // namespace kvtrove

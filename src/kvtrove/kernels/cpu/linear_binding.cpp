@@ -1,0 +1,83 @@
+// Python's view of linear.h and norm.h.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "bindings.h"
+#include "linear.h"
+#include "norm.h"
+
+namespace nb = nanobind;
+
+namespace kvtrove {
+
+namespace {
+
+using Input = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+Float float_type(const Input& array) {
+    const auto type = array.dtype();
+    if (type == nb::dtype<float>()) return Float::f32;
+    if (type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat) && type.bits == 16) return Float::bf16;
+    throw nb::type_error("source must be float32 or bfloat16");
+}
+
+PackedWeights make(std::size_t outputs, std::size_t inputs, std::string_view kind, std::string_view isa) {
+    if (kind != "bf16" && kind != "int8") {
+        throw std::invalid_argument("kind: '" + std::string(kind) + "' is not one of bf16, int8");
+    }
+    const auto stored = kind == "bf16" ? PackedWeights::Kind::bf16 : PackedWeights::Kind::int8;
+    return {outputs, inputs, stored, choose_isa(isa)};
+}
+
+void fill(PackedWeights& weights, std::size_t first_output, const Input& source) {
+    const FloatMatrix matrix{source.data(), float_type(source), source.shape(0), source.shape(1)};
+    const nb::gil_scoped_release unlocked;
+    weights.fill(first_output, matrix);
+}
+
+// Called for every layer of every step, so arrays come as addresses that linear.py has checked: importing an array costs
+// as much as a small product.
+template <class T>
+T* pointer(std::uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void multiply(const PackedWeights& weights, std::uintptr_t x, std::uintptr_t y, bool is_bf16, std::size_t rows,
+              std::uintptr_t bias) {
+    const nb::gil_scoped_release unlocked;
+    weights.multiply(pointer<const void>(x), pointer<void>(y), is_bf16 ? Float::bf16 : Float::f32, rows,
+                     pointer<const float>(bias));
+}
+
+void gather(const PackedWeights& weights, std::uintptr_t ids, std::size_t count, std::uintptr_t y, bool is_bf16) {
+    const nb::gil_scoped_release unlocked;
+    weights.gather(pointer<const std::int64_t>(ids), count, pointer<void>(y), is_bf16 ? Float::bf16 : Float::f32);
+}
+
+void norm(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t y, std::size_t rows, std::size_t size, float eps) {
+    const nb::gil_scoped_release unlocked;
+    rms_norm(pointer<const float>(x), pointer<const float>(weight), pointer<float>(y), rows, size, eps);
+}
+
+}  // namespace
+
+void bind_linear(nb::module_& m) {
+    m.def("rms_norm", &norm, nb::arg("x"), nb::arg("weight"), nb::arg("y"), nb::arg("rows"), nb::arg("size"),
+          nb::arg("eps"));
+    nb::class_<PackedWeights>(m, "PackedWeights")
+        .def("__init__",
+             [](PackedWeights* self, std::size_t outputs, std::size_t inputs, std::string_view kind,
+                std::string_view isa) { new (self) PackedWeights(make(outputs, inputs, kind, isa)); },
+             nb::arg("outputs"), nb::arg("inputs"), nb::arg("kind"), nb::arg("isa"))
+        .def("fill", &fill, nb::arg("first_output"), nb::arg("source").noconvert())
+        .def("multiply", &multiply, nb::arg("x"), nb::arg("y"), nb::arg("is_bf16"), nb::arg("rows"), nb::arg("bias"))
+        .def("gather", &gather, nb::arg("ids"), nb::arg("count"), nb::arg("y"), nb::arg("is_bf16"))
+        .def_prop_ro("nbytes", &PackedWeights::nbytes);
+}
+
+}  // namespace kvtrove

@@ -1,0 +1,3 @@
+from tests.checkpoints import checkpoints
+
+__all__ = ["checkpoints"]
