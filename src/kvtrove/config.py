@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+KV_DTYPES = (*DTYPES, "int8")
+ATTENTION_BACKENDS = ("auto", "reference", "cpu")
 CHECK_LEVELS = (0, 1, 2)
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -88,7 +90,8 @@ class EngineConfig:
     device: "auto" (cuda when torch sees one, else cpu), "cpu", "cuda", "cuda:1".
     kv: memory for the KV cache in bytes, or "8GiB"; None takes a safe share of what is free.
     num_blocks: an exact number of blocks instead of `kv` (tests, benchmarks).
-    kv_cache_dtype: how cached K/V are stored; "auto" is the model's dtype.
+    kv_cache_dtype: how cached K/V are stored; "auto" is the model's dtype, "int8" half of its bytes.
+    attention_backend: "auto" takes the fastest that serves the model here, "reference" plain torch, "cpu" the kernels.
     max_model_len: longest prompt + output in tokens, or "32k"; None takes the model's own, or what the pool can hold.
     max_num_seqs: sequences computed in one step at most.
     max_num_batched_tokens: token budget of a step.
@@ -110,13 +113,15 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     seed: int | None = None
     check: int | None = None
+    attention_backend: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("model: give the directory of a checkpoint")
-        for name in ("dtype", "kv_cache_dtype"):
-            if getattr(self, name) not in DTYPES:
-                raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(DTYPES)}")
+        known = {"dtype": DTYPES, "kv_cache_dtype": KV_DTYPES, "attention_backend": ATTENTION_BACKENDS}
+        for name, names in known.items():
+            if getattr(self, name) not in names:
+                raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(names)}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device: {self.device!r} is not one of auto, cpu, cuda, cuda:N")
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_concurrent_prefills"):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kvtrove.attention.backend import AttentionBackend, AttentionLayer
+from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
-from kvtrove.config import ConfigError, EngineConfig, parse_size, parse_tokens
+from kvtrove.config import ConfigError, EngineConfig, Environment, parse_size, parse_tokens
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.formats.dense import DenseFormat
+from kvtrove.kv.formats import engine_format
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.loader import Progress, load_model
 from kvtrove.models.spec import ModelSpec
@@ -20,7 +22,7 @@ from kvtrove.plan.capacity import Capacity, readable
 from kvtrove.plan.memory import available_bytes
 from kvtrove.plan.source import read_model
 from kvtrove.plan.startup import StartSettings, plan_start
-from kvtrove.runner.model_runner import ModelRunner
+from kvtrove.runner.model_runner import ModelRunner, attention_layers
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ def load_runner(
     device, directory = _device(config.device), Path(config.model)
     dtype = compute_dtype(config, spec)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    cache = cache_spec(spec, DenseFormat(kv_dtype), config.block_size)
+    cache = cache_spec(spec, engine_format(kv_dtype), config.block_size)
     settings = StartSettings(
         config.max_num_seqs,
         config.max_num_batched_tokens,
@@ -50,7 +52,34 @@ def load_runner(
     )
     log.info("memory: %s", ledger.sentence())
     arena = Arena(cache, capacity.num_blocks, device)
-    return ModelRunner(model, cache, arena, ReferenceBackend(), token_text), capacity
+    layers = tuple(attention_layers(model, cache, arena))
+    return ModelRunner(
+        model, cache, arena, choose_backend(config.attention_backend, layers, device), token_text
+    ), capacity
+
+
+def choose_backend(wanted: str, layers: Sequence[AttentionLayer], device: str) -> AttentionBackend:
+    """The CPU kernels where they serve every layer, else the reference; the log says which, and why not the kernels.
+
+    wanted: "auto", or a backend's name. Raises ConfigError when "cpu" is asked for and cannot serve.
+    """
+    if wanted == "reference":
+        return ReferenceBackend()
+    try:
+        backend = CpuBackend(Environment.read().isa)
+    except ImportError as error:
+        reasons = [str(error)]
+    else:
+        reasons = [reason for layer in layers for reason in backend.reasons_against(layer, device)]
+    if not reasons:
+        log.info("attention: CPU kernels (%s)", backend.isa)
+        return backend
+    if wanted == "cpu":
+        raise ConfigError(
+            f"attention_backend: 'cpu' cannot serve this model, 'reference' can: {'; '.join(reasons[:3])}"
+        )
+    log.info("attention: plain torch, because %s", "; ".join(reasons[:3]))
+    return ReferenceBackend()
 
 
 def compute_dtype(config: EngineConfig, spec: ModelSpec) -> str:

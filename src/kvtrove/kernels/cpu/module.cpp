@@ -11,6 +11,7 @@
 
 #include "copy_rows.h"
 #include "isa.h"
+#include "module_attention.h"
 
 namespace nb = nanobind;
 
@@ -37,4 +38,5 @@ NB_MODULE(_cpu, m) {
           nb::arg("num_threads") = 0);
     m.def("isa", [](std::string_view wanted) { return std::string(kvtrove::name(kvtrove::choose_isa(wanted))); },
           nb::arg("wanted") = "auto");
+    kvtrove::bind_attention(m);
 }
