@@ -1,7 +1,8 @@
 """Decode attention in GB/s of live K/V, beside a plain read of as many bytes and beside the reference backend.
 
     python benchmarks/micro/attention.py [--json FILE] [--shapes M1,M3] [--batch 1,8,32] [--context 1024,4096]
-                                         [--formats float32,bfloat16,int8] [--isa auto] [--prefill] [--no-reference] [--cpu-time]
+                                         [--formats float32,bfloat16,int8] [--isa auto] [--prefill]
+                                         [--no-reference] [--cpu-time]
 
 Every round times one call of each contestant in turn, so that other work on the machine hits them alike; medians over
 all rounds are printed. `read` sums as many int64 as the live K/V fill: what memory gives. `efficiency` is the kernel's
