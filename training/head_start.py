@@ -33,7 +33,7 @@ def head_start(model: Model) -> None:
         layer.self_attn["o_proj"].weight.mul_(0.2)
         layer.mlp["down_proj"].weight.mul_(0.2)
     first, second = model.model["layers"][0], model.model["layers"][1]
-    frequencies = shape.rope_theta ** -(torch.arange(0, shape.head_dim, 2) / shape.head_dim)
+    frequencies = model.rope_theta ** -(torch.arange(0, shape.head_dim, 2) / shape.head_dim)
     written = _look_back(first, frequencies)
     _match(second, first, written)
     _copy(second)

@@ -18,7 +18,6 @@ class Shape:
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     head_dim: int = 64
-    rope_theta: float = 1_000_000.0
     rms_norm_eps: float = 1e-5
     max_position_embeddings: int = 4608
 
@@ -89,6 +88,7 @@ class Model(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
+        self.rope_theta = 1_000_000.0
         self.model = nn.ModuleDict(
             {
                 "embed_tokens": nn.Embedding(shape.vocab_size, shape.hidden_size),
@@ -112,6 +112,6 @@ class Model(nn.Module):
 
     def _angles(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         half = torch.arange(0, self.shape.head_dim, 2, device=device) / self.shape.head_dim
-        angles = torch.outer(torch.arange(length, device=device).float(), self.shape.rope_theta**-half)
+        angles = torch.outer(torch.arange(length, device=device).float(), self.rope_theta**-half)
         angles = torch.cat((angles, angles), -1)
         return angles.cos(), angles.sin()

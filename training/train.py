@@ -30,12 +30,16 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Stage:
-    """length: tokens of a sequence; count: sequences of a step."""
+    """length: tokens of a sequence; count: sequences of a step.
+
+    rope_theta: grows with the sequences, so that what matches by content turns less over the longest of them.
+    """
 
     length: int
     count: int
     steps: int
     mix: Mix = field(default_factory=Mix)
+    rope_theta: float = 1_000_000.0
 
 
 RECALL = Mix(copying=0.05, prose=0.04, emphasis=4, unknown=0)
@@ -47,8 +51,8 @@ STAGES = (
     Stage(512, 8, 150, RECALL),
     Stage(1024, 4, 350, RECALL),
     Stage(1024, 4, 250, PLAIN),
-    Stage(2048, 2, 250, PLAIN),
-    Stage(4608, 1, 170, PLAIN),
+    Stage(2048, 2, 100, PLAIN),
+    Stage(4608, 1, 250, PLAIN, rope_theta=2_000_000.0),
 )
 STEPS = sum(stage.steps for stage in STAGES)
 MATRICES, REST = 0.005, 0.0015  # learning rates of Muon and of AdamW
@@ -98,6 +102,7 @@ class Run:
         losses: list[float] = []
         while self.step < until:
             start = time.perf_counter()
+            self.model.rope_theta = stage_of(self.step).rope_theta
             losses.append(self._step(stage_of(self.step)))
             self.seconds += time.perf_counter() - start
             self.step += 1
@@ -123,7 +128,7 @@ class Run:
         return loss.item()
 
     def _log(self, loss: float) -> None:
-        length = stage_of(self.step - 1).length
+        length = self._stage().length
         line = {
             "step": self.step,
             "length": length,
@@ -134,6 +139,10 @@ class Run:
         print(json.dumps(line), flush=True)
         with (self.out / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _stage(self) -> Stage:
+        """Of the last step that was done."""
+        return stage_of(max(0, self.step - 1))
 
     def save(self) -> None:
         """Weights and state first, the step last: what an interruption leaves is a whole checkpoint."""
@@ -170,7 +179,7 @@ class Run:
         save_tokenizer(self.tokenizer, directory)
         weights = {name: value.to(torch.bfloat16).contiguous() for name, value in self.model.state_dict().items()}
         save_file(weights, directory / "model.safetensors", {"format": "pt"})
-        write_json(directory / "config.json", self.model.shape.config())
+        write_json(directory / "config.json", self.model.shape.config() | {"rope_theta": self._stage().rope_theta})
         write_json(directory / "generation_config.json", {"do_sample": False, "eos_token_id": [2], "pad_token_id": 0})
 
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+KV_DTYPES = (*DTYPES, "int8")
 WEIGHTS = ("auto", "int8")
 LINEAR = ("auto", "torch", "onednn", "own")
+ATTENTION_BACKENDS = ("auto", "reference", "cpu")
 CHECK_LEVELS = (0, 1, 2)
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 
@@ -95,7 +97,8 @@ class EngineConfig:
     device: "auto" (cuda when torch sees one, else cpu), "cpu", "cuda", "cuda:1".
     kv: memory for the KV cache in bytes, or "8GiB"; None takes a safe share of what is free.
     num_blocks: an exact number of blocks instead of `kv` (tests, benchmarks).
-    kv_cache_dtype: how cached K/V are stored; "auto" is the model's dtype.
+    kv_cache_dtype: how cached K/V are stored; "auto" is the model's dtype, "int8" half of its bytes.
+    attention_backend: "auto" takes the fastest that serves the model here, "reference" plain torch, "cpu" the kernels.
     max_model_len: longest prompt + output in tokens, or "32k"; None takes the model's own, or what the pool can hold.
     max_num_seqs: sequences computed in one step at most.
     max_num_batched_tokens: token budget of a step.
@@ -123,18 +126,18 @@ class EngineConfig:
     seed: int | None = None
     check: int | None = None
     warm_up: bool = False
+    attention_backend: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("model: give the directory of a checkpoint")
-        for name in ("dtype", "kv_cache_dtype"):
-            if getattr(self, name) not in DTYPES:
-                raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(DTYPES)}")
-        if self.load_format not in LOAD_FORMATS:
-            raise ConfigError(f"load_format: {self.load_format!r} is not one of {', '.join(LOAD_FORMATS)}")
-        for name, known in (("weights", WEIGHTS), ("linear", LINEAR)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
+        known = {
+            **{"dtype": DTYPES, "kv_cache_dtype": KV_DTYPES, "attention_backend": ATTENTION_BACKENDS},
+            **{"load_format": LOAD_FORMATS, "weights": WEIGHTS, "linear": LINEAR},
+        }
+        for name, names in known.items():
+            if getattr(self, name) not in names:
+                raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(names)}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device: {self.device!r} is not one of auto, cpu, cuda, cuda:N")
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_concurrent_prefills"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from kvtrove import kernels
+from kvtrove.attention.backend import AttentionBackend, AttentionLayer
+from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.config import ConfigError, EngineConfig, Environment, parse_size, parse_tokens
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.formats.dense import DenseFormat
+from kvtrove.kv.formats import engine_format
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
@@ -28,7 +30,7 @@ from kvtrove.plan.ledger import Ledger
 from kvtrove.plan.memory import available_bytes
 from kvtrove.plan.source import read_model
 from kvtrove.plan.startup import StartSettings, plan_start, settle
-from kvtrove.runner.model_runner import ModelRunner
+from kvtrove.runner.model_runner import ModelRunner, attention_layers
 from kvtrove.warmup import warm_up
 
 log = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def load_runner(
     isa = Environment.read().isa
     products = Products(precision, device, config.linear, isa)
     kv_dtype = precision.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    cache = cache_spec(spec, DenseFormat(kv_dtype), config.block_size)
+    cache = cache_spec(spec, engine_format(kv_dtype), config.block_size)
     if variant is not None:
         cache = variant.change(cache)
     settings = StartSettings(
@@ -85,7 +87,9 @@ def load_runner(
     if model is None:
         model = load_model(directory, spec, products, progress, max_model_len=length, load_format=config.load_format)
         log.info("%s; linear layers: %s", precision, products.summary())
-    runner = ModelRunner(model, cache, Arena(cache, capacity.num_blocks, device), ReferenceBackend(), token_text)
+    arena = Arena(cache, capacity.num_blocks, device)
+    backend = choose_backend(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
+    runner = ModelRunner(model, cache, arena, backend, token_text)
     loaded = Loaded(runner, capacity, ledger)
     if config.warm_up:
         log.info("memory as planned: %s", ledger.sentence())
@@ -98,6 +102,30 @@ def load_runner(
     )
     log.info("memory: %s", loaded.ledger.sentence())
     return loaded
+
+
+def choose_backend(wanted: str, layers: Sequence[AttentionLayer], device: str) -> AttentionBackend:
+    """The CPU kernels where they serve every layer, else the reference; the log says which, and why not the kernels.
+
+    wanted: "auto", or a backend's name. Raises ConfigError when "cpu" is asked for and cannot serve.
+    """
+    if wanted == "reference":
+        return ReferenceBackend()
+    try:
+        backend = CpuBackend(Environment.read().isa)
+    except ImportError as error:
+        reasons = [str(error)]
+    else:
+        reasons = [reason for layer in layers for reason in backend.reasons_against(layer, device)]
+    if not reasons:
+        log.info("attention: CPU kernels (%s)", backend.isa)
+        return backend
+    if wanted == "cpu":
+        raise ConfigError(
+            f"attention_backend: 'cpu' cannot serve this model, 'reference' can: {'; '.join(reasons[:3])}"
+        )
+    log.info("attention: plain torch, because %s", "; ".join(reasons[:3]))
+    return ReferenceBackend()
 
 
 def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:

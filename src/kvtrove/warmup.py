@@ -145,7 +145,7 @@ def _parameters(part: object) -> Iterator[Tensor | PackedWeights]:
 def _place(part: Tensor | PackedWeights) -> int:
     if isinstance(part, PackedWeights):
         return -id(part)
-    return part.untyped_storage().data_ptr() + part.storage_offset() * part.element_size()
+    return int(part.untyped_storage().data_ptr() + part.storage_offset() * part.element_size())
 
 
 def _walk(part: object) -> Iterator[Tensor | PackedWeights]:

@@ -75,10 +75,29 @@ def test_paged_one_by_one(family, block_size, checkpoints, naive):
 
 
 @FAMILIES
+@pytest.mark.parametrize(("backend", "block_size"), [("reference", 4), ("cpu", 4), ("cpu", 16)])
 @pytest.mark.parametrize("budget", [5, 16, 256])
-def test_chunked_in_a_batch_of_mixed_lengths(family, budget, checkpoints, naive):
-    engine = engine_for(checkpoints.get(family), max_num_batched_tokens=budget)
+def test_chunked_in_a_batch_of_mixed_lengths(family, budget, backend, block_size, checkpoints, naive):
+    """Blocks of 4 tokens are in plain layout, those of 16 are tiled."""
+    settings = {"attention_backend": backend, "block_size": block_size}
+    engine = engine_for(checkpoints.get(family), max_num_batched_tokens=budget, **settings)
+    assert engine.runner.backend.name == backend
     assert tokens(answer(engine, prompts())) == naive(family)
+
+
+@FAMILIES
+def test_int8_answers_do_not_depend_on_how_they_were_computed(family, checkpoints):
+    """The cache is lossy, the engine is not: one by one = chunked in a batch = prefix hit."""
+
+    def engine(budget: int) -> Engine:
+        settings = {"kv_cache_dtype": "int8", "block_size": 16, "max_num_batched_tokens": budget}
+        return engine_for(checkpoints.get(family), **settings)
+
+    alone, chunked = engine(256), engine(5)
+    expected = [tokens(answer(alone, [prompt]))[0] for prompt in prompts()]
+    assert tokens(answer(chunked, prompts())) == expected
+    assert tokens(answer(chunked, prompts())) == expected
+    assert chunked.stats().kv.hits > 0
 
 
 @FAMILIES

@@ -47,7 +47,10 @@ class EngineOptions:
     weights: Annotated[str, _engine("TYPE", "auto, or int8: quantise matrices at load (CPU).")] = "auto"
     linear: Annotated[str, _engine("NAME", "What multiplies on a CPU: auto, torch, onednn or own.")] = "auto"
     device: Annotated[str, _engine("DEVICE", "auto, cpu, cuda or cuda:N.")] = "auto"
-    kv_cache_dtype: Annotated[str, _engine("TYPE", "How the cache stores K and V; auto is like the model.")] = "auto"
+    kv_cache_dtype: Annotated[str, _engine("TYPE", "How the cache stores K and V: auto (as the model) or int8.")] = (
+        "auto"
+    )
+    attention_backend: Annotated[str, _engine("NAME", "auto, cpu (kernels) or reference (plain torch).")] = "auto"
     block_size: Annotated[int, _engine("N", "Tokens in a block of the cache.")] = 32
     num_blocks: Annotated[int | None, _engine("N", "Exact number of blocks instead of --kv.")] = None
     max_num_seqs: Annotated[int, _engine("N", "Sequences in one step at most.")] = 256

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from kvtrove.config import ConfigError, nearest
 from kvtrove.kv.formats.dense import DenseFormat
+from kvtrove.kv.formats.int8 import Int8Format
 from kvtrove.kv.retention import Full, SlidingWindow
 from kvtrove.kv.spec import KVCacheSpec, KVFormat
 
@@ -45,9 +46,10 @@ PLAIN: Mapping[str, Change] = {
     "fp32": stored_as(DenseFormat("float32")),
     "bf16": stored_as(DenseFormat("bfloat16")),
     "fp16": stored_as(DenseFormat("float16")),
+    "int8": stored_as(Int8Format()),
 }
 WITH_NUMBER: Mapping[str, Callable[[int], Change]] = {"window": window}
-DEFAULT = ("fp32", "bf16", "fp16", "window=256", "window=1024")
+DEFAULT = ("fp32", "bf16", "fp16", "int8", "window=256", "window=1024")
 
 
 @dataclass(frozen=True)

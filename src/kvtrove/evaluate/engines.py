@@ -8,7 +8,7 @@ from pathlib import Path
 from kvtrove.engine import Engine
 from kvtrove.evaluate.configurations import EXACT, Configuration, configuration, configurations
 from kvtrove.evaluate.settings import Settings
-from kvtrove.kv.formats.dense import DenseFormat
+from kvtrove.kv.formats import engine_format
 from kvtrove.loading import Progress, Variant, choose_precision
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
@@ -53,6 +53,6 @@ def _start(
     config = settings.engine(longest)
     dtype = choose_precision(config, spec).activations  # of the exact cache: K and V as they were computed
     config = replace(config, kv_cache_dtype=dtype)
-    cache = configured(cache_spec(spec, DenseFormat(dtype), config.block_size))
+    cache = configured(cache_spec(spec, engine_format(dtype), config.block_size))
     blocks = SEQUENCES * cache.blocks_for(longest, settings.chunk)
     return Engine(replace(config, num_blocks=blocks), progress=progress, variant=Variant(configured, model))

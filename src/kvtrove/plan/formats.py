@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kvtrove.config import DTYPES, ConfigError, nearest
+from kvtrove.config import KV_DTYPES, ConfigError, nearest
 from kvtrove.kv.spec import DTYPE_BYTES, KVFormat, Plane
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class FormatFigures:
     @property
     def served(self) -> bool:
         """Whether the engine can be started with it."""
-        return self.name in DTYPES
+        return self.name in KV_DTYPES
 
 
 FORMATS: Mapping[str, FormatFigures] = {
@@ -87,7 +87,7 @@ class SizedFormat:
 
     @property
     def lossless_for(self) -> tuple[str, ...]:
-        return (self.name,) if self.name in DTYPE_BYTES else ()
+        return (self.name,) if self.figures.bits >= 16 and self.name in DTYPE_BYTES else ()
 
     @property
     def tail(self) -> KVFormat | None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from kvtrove.kv.formats.dense import DenseFormat
+from kvtrove.config import KV_DTYPES
+from kvtrove.kv.formats import engine_format
 from kvtrove.kv.retention import Full
-from kvtrove.kv.spec import DTYPE_BYTES, KVCacheSpec, KVFormat, LayerKV
+from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV
 from kvtrove.plan.formats import FormatFigures, SizedFormat, find_format
 from kvtrove.plan.model import LayerGeometry, PlanModel
 
@@ -75,8 +76,8 @@ def shard(layer: LayerGeometry, ranks: int) -> LayerGeometry:
 
 
 def _format(layer: LayerGeometry, name: str) -> KVFormat:
-    if name in DTYPE_BYTES and layer.k_dim == layer.v_dim and not layer.extra_bytes:
-        return DenseFormat(name)
+    if name in KV_DTYPES and layer.k_dim == layer.v_dim and not layer.extra_bytes:
+        return engine_format(name)
     return SizedFormat(find_format(name), layer.v_dim, layer.extra_bytes)
 
 

@@ -13,6 +13,7 @@ import torch
 from kvtrove.config import ConfigError
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import ECHO, DenseFormat
+from kvtrove.kv.formats.int8 import Int8Format
 from kvtrove.kv.retention import Full, SlidingWindow
 from kvtrove.kv.spec import ALIGNMENT, KVCacheSpec, LayerKV, Plane
 
@@ -106,23 +107,52 @@ def test_the_same_on_cuda() -> None:
     assert arena.device == "cuda"
 
 
+@pytest.mark.parametrize("block_size", [4, 16, 48])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int32"])
-def test_dense_format_returns_what_it_was_given(dtype: str) -> None:
-    spec = KVCacheSpec((LayerKV(0, 2, 3, DenseFormat(dtype), Full()),), block_size=4)
-    view = Arena(spec, 5).views(0)
-    k, v = (torch.randint(-100, 100, (6, 2, 3)).to(getattr(torch, dtype)) for _ in range(2))
-    slots = torch.tensor([8, 9, 10, 11, 16, 17])  # block 2, then the first half of block 4
-    DenseFormat(dtype).encode(k, v, view, slots)
-    for given, read in zip((k, v), DenseFormat(dtype).decode(view, torch.tensor([2, 4])), strict=True):
-        assert read.shape == (8, 2, 3)
-        assert torch.equal(read[:6], given)
-        assert not read[6:].any(), "the other half was not written"
+def test_dense_format_returns_what_it_was_given(dtype: str, block_size: int) -> None:
+    kv_format = DenseFormat(dtype)
+    view = Arena(KVCacheSpec((LayerKV(0, 2, 6, kv_format, Full()),), block_size), 5).views(0)
+    half = block_size // 2
+    k, v = (torch.randint(1, 100, (block_size + half, 2, 6)).to(getattr(torch, dtype)) for _ in range(2))
+    slots = torch.cat([torch.arange(block_size) + 2 * block_size, torch.arange(half) + 4 * block_size])
+    order = torch.randperm(len(slots))
+    kv_format.encode(k[order], v[order], view, slots[order])
+    for given, read in zip((k, v), kv_format.decode(view, torch.tensor([2, 4])), strict=True):
+        assert read.shape == (2 * block_size, 2, 6)
+        assert torch.equal(read[: block_size + half], given)
+        assert not read[block_size + half :].any(), "the other half was not written"
+
+
+def test_the_layout_enters_the_fingerprint() -> None:
+    prints = {
+        KVCacheSpec((LayerKV(0, 2, 64, kv_format),), 32).fingerprint
+        for kv_format in (DenseFormat("bfloat16"), DenseFormat("bfloat16", "plain"), Int8Format(), Int8Format("plain"))
+    }
+    assert len(prints) == 4
+
+
+@pytest.mark.parametrize("block_size", [4, 32])
+@pytest.mark.parametrize("size", [1e-9, 1e-5, 1e-3, 1.0, 1e4, 1e6])
+def test_int8_errs_by_half_a_step(size: float, block_size: int) -> None:
+    """Within half of max|x| / 127 and the rounding of its scale, at every magnitude that float16 scales span."""
+    kv_format = Int8Format()
+    view = Arena(KVCacheSpec((LayerKV(0, 3, 8, kv_format),), block_size), 3).views(0)
+    k, v = torch.randn(2, block_size, 3, 8) * size
+    v[0] = 0
+    kv_format.encode(k, v, view, torch.arange(block_size) + block_size)
+    for given, read in zip((k, v), kv_format.decode(view, torch.tensor([1])), strict=True):
+        step = given.abs().amax(-1, keepdim=True) / 127 * (1 + 2**-9) + 2**-23
+        assert ((read - given).abs() <= step / 2).all()
+    assert kv_format.lossless_for == ()
 
 
 def test_dense_format_describes_itself() -> None:
     bf16 = DenseFormat("bfloat16")
-    assert bf16.planes(4, 64, 16) == (Plane("k", "bfloat16", (4, 16, 64)), Plane("v", "bfloat16", (4, 16, 64)))
-    assert bf16.planes(4, 64, 16)[0].nbytes == 4 * 16 * 64 * 2
+    tiled = (Plane("k", "bfloat16", (4, 2, 32, 16, 2)), Plane("v", "bfloat16", (4, 16, 64, 2)))
+    assert bf16.planes(4, 64, 32) == tiled
+    assert bf16.planes(4, 64, 8) == (Plane("k", "bfloat16", (4, 8, 64)), Plane("v", "bfloat16", (4, 8, 64)))
+    assert DenseFormat("float32").planes(4, 64, 16)[0].shape == (4, 1, 64, 16, 1)
+    assert {p.nbytes for size in (8, 16, 32) for p in bf16.planes(4, 64, size)} == {4 * n * 64 * 2 for n in (8, 16, 32)}
     assert (bf16.name, bf16.tail, bf16.rope) == ("bfloat16", None, "post")
     assert DenseFormat("float32").lossless_for == ("float32", "float16", "bfloat16")
     assert ECHO.dtype == "int32"

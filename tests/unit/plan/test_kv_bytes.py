@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtrove.kv.formats.dense import DenseFormat
+from kvtrove.config import KV_DTYPES
+from kvtrove.kv.arena import Arena
+from kvtrove.kv.formats import engine_format
 from kvtrove.kv.retention import ChunkedLocal, Full, SlidingWindow
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.models.cache import cache_spec
@@ -111,17 +113,20 @@ def test_planes_hold_what_the_formula_says(name: str, heads: int, dim: int, valu
 
 
 def test_formats_of_the_engine_are_planned_with_their_own_planes() -> None:
-    for name in ("float32", "bfloat16", "float16"):
+    for name in set(KV_DTYPES) - {"auto"}:
+        assert find_format(name).served
         sized = SizedFormat(find_format(name)).planes(4, 64, 16)
-        assert sum(p.nbytes for p in sized) == sum(p.nbytes for p in DenseFormat(name).planes(4, 64, 16))
+        assert sum(p.nbytes for p in sized) == sum(p.nbytes for p in engine_format(name).planes(4, 64, 16))
 
 
+@pytest.mark.parametrize("stored", ["bfloat16", "int8"])
 @pytest.mark.parametrize("name", ["Llama-3.1-8B", "Qwen2.5-0.5B"])
-def test_the_planned_cache_is_the_one_the_engine_builds(name: str, tmp_path: Path) -> None:
+def test_the_planned_cache_is_the_one_the_engine_builds(name: str, stored: str, tmp_path: Path) -> None:
     model = read_model(configs.write(tmp_path, PUBLISHED[name][0]))
     assert model.spec is not None
-    built = cache_spec(model.spec, DenseFormat("bfloat16"), 32)
-    assert cache_of(model, "bfloat16", 32).fingerprint == built.fingerprint
+    built = cache_spec(model.spec, engine_format(stored), 32)
+    assert cache_of(model, stored, 32).fingerprint == built.fingerprint
+    assert cache_of(model, stored, 32).block_bytes == Arena(built, 3).rows.shape[1]
 
 
 def test_whole_blocks_cost_what_the_formula_says_and_windows_are_rounded_up(tmp_path: Path) -> None:

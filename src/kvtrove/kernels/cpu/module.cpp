@@ -12,6 +12,7 @@
 #include "bindings.h"
 #include "copy_rows.h"
 #include "isa.h"
+#include "module_attention.h"
 
 namespace nb = nanobind;
 
@@ -39,4 +40,5 @@ NB_MODULE(_cpu, m) {
     m.def("isa", [](std::string_view wanted) { return std::string(kvtrove::name(kvtrove::choose_isa(wanted))); },
           nb::arg("wanted") = "auto");
     kvtrove::bind_linear(m);
+    kvtrove::bind_attention(m);
 }

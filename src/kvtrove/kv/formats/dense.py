@@ -1,4 +1,4 @@
-"""Dense K/V: the values themselves in bf16, fp16 or fp32, one [kv_heads, block_size, head_dim] plane each."""
+"""Dense K/V: the values themselves in bf16, fp16 or fp32, one plane each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from kvtrove.kv.formats.layout import Layout, kv_planes, read, write
 from kvtrove.kv.spec import KVFormat, Plane
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class DenseFormat:
     """One slot is one token: appending, copying and sharing need nothing else, so there is no tail format."""
 
     dtype: str
+    layout: Layout = "tiled"
 
     @property
     def name(self) -> str:
@@ -42,19 +44,14 @@ class DenseFormat:
         return "post"
 
     def planes(self, kv_heads: int, head_dim: int, block_size: int) -> tuple[Plane, ...]:
-        shape = (kv_heads, block_size, head_dim)
-        return Plane("k", self.dtype, shape), Plane("v", self.dtype, shape)
+        return kv_planes(self.layout, self.dtype, kv_heads, head_dim, block_size)
 
     def encode(self, k: Tensor, v: Tensor, view: Mapping[str, Tensor], slots: Tensor) -> None:
-        block_size = view["k"].shape[2]
-        block, offset = slots // block_size, slots % block_size
-        view["k"][block, :, offset] = k.to(view["k"].dtype)
-        view["v"][block, :, offset] = v.to(view["v"].dtype)
+        write(k.to(view["k"].dtype), v.to(view["v"].dtype), view["k"], view["v"], slots)
 
     def decode(self, view: Mapping[str, Tensor], block_ids: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = (view[name][block_ids].transpose(1, 2).flatten(0, 1) for name in ("k", "v"))
-        return k, v
+        return read(view["k"], view["v"], block_ids)
 
 
-ECHO = DenseFormat("int32")
+ECHO = DenseFormat("int32", "plain")
 """The echo format of the tests: with one head of one element, a token's K is its id and its V its position."""

@@ -1,0 +1,139 @@
+"""The backend of CPUs: fused kernels for dense and int8 caches. Same answers as the reference, at the speed of memory.
+
+What a step costs in Python does not grow with its context: one handle a group of layers, two calls a layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvtrove import kernels
+from kvtrove.attention.backend import AttentionBatch, AttentionLayer
+from kvtrove.kernels.attention import (
+    HEAD_DIM_STEP,
+    MAX_HEAD_DIM,
+    AttentionKernel,
+    PagedBatch,
+    PagedLayer,
+    PagedShape,
+    paged_batch,
+    paged_layer,
+)
+from kvtrove.kv.formats.dense import DenseFormat
+from kvtrove.kv.formats.int8 import Int8Format
+from kvtrove.kv.formats.layout import is_tiled
+from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
+
+DENSE = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class CpuPlan:
+    """A step, and its tables as the kernels take them, for each group of layers met so far."""
+
+    batch: AttentionBatch
+    _groups: dict[int, PagedBatch] = field(default_factory=dict)
+
+    def group(self, index: int) -> PagedBatch:
+        if index not in self._groups:
+            tables = self.batch.groups[index]
+            self._groups[index] = paged_batch(
+                self.batch.query_start,
+                self.batch.start,
+                tables.block_table.contiguous().numpy(),
+                tables.slots.contiguous().numpy(),
+            )
+        return self._groups[index]
+
+
+class CpuBackend:
+    """An AttentionBackend of the C++ kernels. Results do not depend on batch, prefill chunks or number of threads.
+
+    isa: instruction set (`kvtrove.kernels.isa`). num_threads: 0 is torch's own number.
+    Raises ImportError when the extension is not built, ValueError when the processor lacks `isa`.
+    """
+
+    name = "cpu"
+
+    def __init__(self, isa: str = "auto", num_threads: int = 0) -> None:
+        self.kernel = AttentionKernel(isa, num_threads)
+        self.isa = kernels.isa(isa)
+        self._layers: dict[int, tuple[AttentionLayer, PagedLayer]] = {}
+
+    def reasons_against(self, layer: AttentionLayer, device: str) -> list[str]:
+        where, reasons = f"layer {layer.index}", []
+        if not device.startswith("cpu"):
+            reasons.append(f"{where}: its cache is on {device}")
+        if layer.num_heads % layer.kv_heads:
+            reasons.append(f"{where}: {layer.num_heads} heads cannot share {layer.kv_heads} kv_heads evenly")
+        if _stored(layer) is None:
+            reasons.append(f"{where}: format {layer.format.name} has no CPU kernel")
+        if layer.head_dim % HEAD_DIM_STEP or layer.head_dim > MAX_HEAD_DIM:
+            reasons.append(
+                f"{where}: head_dim {layer.head_dim} is not a multiple of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}"
+            )
+        if _reach(layer.retention) is None:
+            reasons.append(f"{where}: retention {type(layer.retention).__name__} is not sinks and a window")
+        return reasons
+
+    def plan(self, batch: AttentionBatch) -> CpuPlan:
+        return CpuPlan(batch)
+
+    def run(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: AttentionLayer, plan: CpuPlan) -> Tensor:
+        """Stores k, v [T, kv_heads, head_dim], attends with q [T, num_heads, head_dim] -> the same shape and dtype."""
+        paged, batch = self._paged(layer), plan.group(layer.group)
+        if k is not None and v is not None:
+            self.kernel.store(paged, batch, _rows(k), _rows(v))
+        q = _rows(q)
+        out = torch.empty(q.shape, dtype=q.dtype)
+        self.kernel.attend(paged, batch, q, out)
+        return out
+
+    def _paged(self, layer: AttentionLayer) -> PagedLayer:
+        known = self._layers.get(layer.index)
+        if known is None or known[0] is not layer:
+            stored, reach = _stored(layer), _reach(layer.retention)
+            if stored is None or reach is None:
+                raise ValueError("; ".join(self.reasons_against(layer, str(layer.view["k"].device))))
+            shape = PagedShape(
+                num_heads=layer.num_heads,
+                kv_heads=layer.kv_heads,
+                head_dim=layer.head_dim,
+                block_size=layer.block_size,
+                tiled=is_tiled(layer.format.layout, stored, layer.head_dim, layer.block_size),  # type: ignore[attr-defined]
+                scale=layer.scale,
+                softcap=layer.softcap or 0.0,
+                **reach,
+            )
+            known = self._layers[layer.index] = layer, paged_layer(layer.view, stored, shape)
+        return known[1]
+
+
+def _stored(layer: AttentionLayer) -> str | None:
+    """The dtype of what a format stores, if kernels read it. Subclasses may store anything."""
+    if type(layer.format) is DenseFormat and layer.format.dtype in DENSE:
+        return layer.format.dtype
+    return "int8" if type(layer.format) is Int8Format else None
+
+
+def _reach(rule: Retention) -> dict[str, Any] | None:
+    """A rule in the numbers that kernels know, None when they cannot say it."""
+    match rule:
+        case Full():
+            return {}
+        case SlidingWindow(window):
+            return {"window": window}
+        case SinksAndWindow(sinks, window):
+            return {"sinks": sinks, "window": window}
+        case ChunkedLocal(chunk):
+            return {"chunk": chunk}
+    return None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x with contiguous rows, as it is when they are."""
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()

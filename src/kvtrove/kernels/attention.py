@@ -1,0 +1,129 @@
+"""Attention over a paged cache, and storing into it: the Python face of cpu/attention.
+
+    kernel = AttentionKernel()                  one an engine: its level, its threads, and memory that calls reuse
+    layer = paged_layer(planes, shape)          one a layer: where its planes lie and how they are read
+    batch = paged_batch(...)                    one a step and group of layers: new tokens and held blocks
+    kernel.store(layer, batch, k, v)
+    kernel.attend(layer, batch, q, out)
+
+Arrays that change from call to call pass as addresses, which is the quickest way, after their dtype, shape and layout
+were looked at here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrove.kernels import _extension
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_HEAD_DIM, HEAD_DIM_STEP = 512, 8
+
+
+@dataclass(frozen=True)
+class PagedShape:
+    """How queries read a layer. window, chunk: 0 is unlimited. softcap: 0 is none.
+
+    A query at position p reads itself, [first, p) and [0, sinks), with first = p - window + 1, or the start of its
+    chunk of `chunk` positions, or 0.
+    """
+
+    num_heads: int
+    kv_heads: int
+    head_dim: int
+    block_size: int
+    tiled: bool
+    scale: float
+    softcap: float = 0.0
+    sinks: int = 0
+    window: int = 0
+    chunk: int = 0
+
+
+@dataclass(frozen=True)
+class PagedLayer:
+    """A layer as the extension knows it, and what calls are checked against."""
+
+    handle: Any
+    shape: PagedShape
+
+
+@dataclass(frozen=True)
+class PagedBatch:
+    """A step as the extension knows it. num_tokens: rows of q, k and v."""
+
+    handle: Any
+    num_tokens: int
+
+
+def paged_layer(view: Mapping[str, Tensor], stored: str, shape: PagedShape) -> PagedLayer:
+    """view: planes k, v [num_blocks, ...], with int8 also k_scale, v_scale; each block of a plane is contiguous.
+
+    stored: "float32", "float16", "bfloat16" or "int8". Raises ValueError for shapes that the kernels cannot serve.
+    """
+    planes = (view["k"], view["v"], view.get("k_scale"), view.get("v_scale"))
+    return PagedLayer(_extension().AttentionLayer(*planes, stored, asdict(shape)), shape)
+
+
+def paged_batch(
+    query_start: list[int], start: list[int], block_table: NDArray[np.int32], slots: NDArray[np.int64]
+) -> PagedBatch:
+    """query_start: S + 1 row numbers. start: S positions. block_table: [S, max_blocks], -1 is not held. slots: [T]."""
+    extents = (np.array(query_start, dtype=np.int64), np.array(start, dtype=np.int64))
+    return PagedBatch(_extension().AttentionBatch(*extents, block_table, slots), query_start[-1])
+
+
+class AttentionKernel:
+    """isa: as `kvtrove.kernels.isa`. num_threads: 0 takes OpenMP's own number, which torch sets as well."""
+
+    def __init__(self, isa: str = "auto", num_threads: int = 0) -> None:
+        self._kernel = _extension().AttentionKernel(isa, num_threads)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory that calls reuse; it stops growing once the largest step was seen."""
+        return int(self._kernel.scratch_bytes)
+
+    def store(self, layer: PagedLayer, batch: PagedBatch, k: Tensor, v: Tensor) -> None:
+        """Write k, v [T, kv_heads, head_dim] into the batch's slots.
+
+        Raises IndexError when a slot does not exist, TypeError for another shape, layout, dtype or device.
+        """
+        heads = (batch.num_tokens, layer.shape.kv_heads, layer.shape.head_dim)
+        self._kernel.store(layer.handle, batch.handle, _address("k", k, heads), _address("v", v, heads))
+
+    def attend(self, layer: PagedLayer, batch: PagedBatch, q: Tensor, out: Tensor, lse: Tensor | None = None) -> None:
+        """out = softmax(q.k * scale) . v over what each query reads; q, out: [T, num_heads, head_dim].
+
+        lse: float32 [T, num_heads], receives the logarithm of the sum of exponentials. The bits of a token's result
+        depend on its own sequence alone. Raises IndexError when a block that is read is not held, TypeError as above.
+        """
+        heads = (batch.num_tokens, layer.shape.num_heads, layer.shape.head_dim)
+        addresses = _address("q", q, heads), _address("out", out, heads)
+        into = 0
+        if lse is not None:
+            if str(lse.dtype) != "torch.float32" or lse.shape != heads[:2] or not lse.is_contiguous():
+                raise TypeError(f"lse: float32 {heads[:2]}, contiguous, is needed; got {lse.dtype} {tuple(lse.shape)}")
+            into = lse.data_ptr()
+        self._kernel.attend(layer.handle, batch.handle, *addresses, into)
+
+
+def _address(name: str, x: Tensor, shape: tuple[int, int, int]) -> tuple[int, int, str]:
+    """Address, bytes from row to row and dtype of x [T, heads, head_dim]; rows are contiguous."""
+    rows, heads, dim = x.shape if x.dim() == 3 else (-1, -1, -1)
+    step, across, along = x.stride() if x.dim() == 3 else (0, 0, 0)
+    dtype = str(x.dtype).removeprefix("torch.")
+    fits = (rows, heads, dim) == shape and along == 1 and (across == dim or heads == 1)
+    if not fits or x.device.type != "cpu" or dtype not in ("float32", "float16", "bfloat16"):
+        raise TypeError(
+            f"{name}: {shape} of float32, float16 or bfloat16 with contiguous rows on the CPU is needed; "
+            f"got {tuple(x.shape)} of {dtype} with strides {x.stride()} on {x.device}"
+        )
+    return x.data_ptr(), step * x.element_size(), dtype

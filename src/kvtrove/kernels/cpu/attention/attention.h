@@ -1,0 +1,108 @@
+// Attention over the blocks of a KV cache, and the storing of new K/V into them: what Python binds and what every
+// instruction-set level implements.
+//
+//   positions of one sequence   0        512       1024      1536    1800
+//   splits                      |   0    |    1    |    2    |  3  |        each a work item of its own, if that is
+//   chunks of one split                  |512 |768 |                        needed to keep all threads busy
+//   tiles of 16 tokens                   ||||||||||||
+//
+// Borders lie at fixed positions, and every sum runs in one order within chunk, split and sequence. So the result for a
+// query depends on nothing but its own sequence: not on the batch, the chunking of prefill, or the number of threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "../isa.h"
+
+namespace kvtrove::attention {
+
+constexpr int kTile = 16;        // tokens that one product takes; blocks in tiled layout are multiples of it
+constexpr int kChunk = 256;      // tokens whose scores are held at once
+constexpr int kSplit = 512;      // tokens of a work item
+constexpr int kMaxDim = 512;     // largest head_dim; every one is a multiple of 8
+constexpr int kTargetRows = 48;  // (token, head) pairs that share a pass over K/V in prefill
+
+enum class Element : std::uint8_t { float32, float16, bfloat16, int8 };
+
+inline std::size_t bytes_of(Element element) {
+    return element == Element::float32 ? 4 : element == Element::int8 ? 1 : 2;
+}
+
+// One plane of the arena: block b begins at data + b * block_stride bytes and is contiguous.
+struct Plane {
+    std::uint8_t* data = nullptr;
+    std::ptrdiff_t block_stride = 0;
+};
+
+// Which positions the query at position p reads: itself, [first(p), p) and [0, sinks).
+struct Reach {
+    std::int64_t sinks = 0;
+    std::int64_t window = 0;  // 0: unlimited
+    std::int64_t chunk = 0;   // 0: no chunks
+
+    std::int64_t first(std::int64_t p) const {
+        if (chunk) return p / chunk * chunk;
+        return window && p >= window ? p - window + 1 : 0;
+    }
+};
+
+// What never changes about a layer. Layouts inside a block, with pack = 1, 2 or 4 elements of 4, 2 or 1 bytes:
+//   tiled  k [kv_heads][block_size / 16][head_dim / pack][16][pack]   v [kv_heads][block_size / pack][head_dim][pack]
+//   plain  k, v [kv_heads][block_size][head_dim]
+// Scales of int8 are float16 [kv_heads][block_size].
+struct Layer {
+    Plane k, v, k_scale, v_scale;
+    Element stored = Element::float32;
+    bool tiled = false;
+    std::int64_t num_blocks = 0;
+    int num_heads = 0, kv_heads = 0, head_dim = 0, block_size = 0;
+    float scale = 1, softcap = 0;  // softcap 0: none
+    Reach reach;
+
+    int group() const { return num_heads / kv_heads; }
+};
+
+// One step of one group of layers. table: [sequences][table_width]. slots: one per token. Both belong to the caller.
+struct Batch {
+    std::vector<std::int64_t> query_start, start;
+    const std::int32_t* table = nullptr;
+    std::int64_t table_width = 0;
+    const std::int64_t* slots = nullptr;
+
+    std::int64_t sequences() const { return static_cast<std::int64_t>(start.size()); }
+    std::int64_t tokens() const { return query_start.back(); }
+};
+
+// [tokens][heads][head_dim], contiguous within a token. stride: bytes from token to token.
+struct Rows {
+    std::uint8_t* data = nullptr;
+    std::ptrdiff_t stride = 0;
+    Element element = Element::float32;
+};
+
+// Memory that calls reuse: after the largest step has been seen, nothing is allocated any more.
+struct Scratch {
+    std::vector<struct Tile> tiles;
+    std::vector<struct Item> items;
+    std::vector<float> memory;
+
+    Scratch();
+    ~Scratch();
+};
+
+// Throws std::out_of_range when a query of `batch` reads a position whose block is not held (outside of the layer's
+// num_blocks), or when a slot does not exist. Everything else here assumes that this passed.
+void check(const Layer& layer, const Batch& batch);
+
+// Writes k, v of every token of the batch into its slot. For int8 each (token, head) vector x becomes
+// round(x / s), s = float16(max|x| / 127, rounded up).
+void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v, int num_threads);
+
+// out = softmax(cap(q.k * scale)) . v for every token; lse (optional): [tokens][num_heads], the logarithm of the sum of
+// exponentials, which merges results over disjoint keys. num_threads: 0 takes OpenMP's own number.
+void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& out, float* lse, Scratch& scratch,
+            int num_threads, Isa isa);
+
+}  // namespace kvtrove::attention

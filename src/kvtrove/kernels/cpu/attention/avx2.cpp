@@ -1,0 +1,70 @@
+// AVX2, FMA and F16C: eight lanes.
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "convert.h"
+#include "work.h"
+
+#define INLINE [[gnu::always_inline]] inline
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+namespace kvtrove::attention {
+namespace avx2 {
+
+constexpr int W = 8;         // lanes
+constexpr int kMaxRows = 6;  // rows of a product that are computed together
+constexpr int kSums = 12;    // vectors of sums that fit into the registers
+
+#include "vector_types.h"
+
+// In place: left to itself, gcc lets sums wander between registers in the long unrolled products, and spills them.
+INLINE F fma(F a, F b, F c) {
+    asm("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "x"(b));
+    return c;
+}
+
+// Products of 16-bit numbers, neighbours added.
+INLINE I madd(I a, I b) { return (I)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+
+// The lower 16 bits of each lane are a float16.
+INLINE F float_of_float16s(I x) {
+    const __m256i low = (__m256i)(x & 0xFFFF), packed = _mm256_packus_epi32(low, low);
+    return (F)_mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
+
+#include "vector.h"
+#include "product.h"
+#include "softmax.h"
+#include "gather.h"
+#include "pass.h"
+#include "level.h"
+
+}  // namespace avx2
+}  // namespace kvtrove::attention
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace kvtrove::attention {
+
+const Level kAvx2 = avx2::level();
+
+}  // namespace kvtrove::attention
+
+#endif

@@ -1,0 +1,68 @@
+// AVX-512 F, BW and VL: the same source as AVX2 with sixteen lanes.
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "convert.h"
+#include "work.h"
+
+#define INLINE [[gnu::always_inline]] inline
+
+#if !defined(__clang__)
+// gcc's own AVX-512 headers start results from variables that they leave unset on purpose.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl")
+#endif
+
+namespace kvtrove::attention {
+namespace avx512 {
+
+constexpr int W = 16;         // lanes
+constexpr int kMaxRows = 8;  // rows of a product that are computed together
+constexpr int kSums = 24;    // vectors of sums that fit into the registers
+
+#include "vector_types.h"
+
+INLINE F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+
+// Products of 16-bit numbers, neighbours added.
+INLINE I madd(I a, I b) { return (I)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+
+// The lower 16 bits of each lane are a float16.
+INLINE F float_of_float16s(I x) { return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)x)); }
+
+#include "vector.h"
+#include "product.h"
+#include "softmax.h"
+#include "gather.h"
+#include "pass.h"
+#include "level.h"
+
+}  // namespace avx512
+}  // namespace kvtrove::attention
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace kvtrove::attention {
+
+const Level kAvx512 = avx512::level();
+
+}  // namespace kvtrove::attention
+
+#endif

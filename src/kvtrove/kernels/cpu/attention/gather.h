@@ -1,0 +1,104 @@
+// Tiles of K and V as the product wants them. In tiled layout that is how they lie in the block; a plain layout is
+// copied token by token. Included by each level inside its namespace, after vector.h.
+
+// Sixteen tokens of one kv head. live: bit j says that some row reads token begin + j; what is not live may hold
+// anything, NaN included. masked: some row does not read all of them.
+struct Slot {
+    std::int64_t begin;
+    std::uint32_t live;
+    bool masked;
+};
+
+constexpr std::uint32_t kAllLive = (1u << kTile) - 1;
+
+struct Blocks {
+    const Layer& layer;
+    const std::int32_t* table;  // of one sequence
+    int kv_head;
+
+    const std::uint8_t* row(const Plane& plane, std::int64_t position) const {
+        return plane.data + table[position / layer.block_size] * plane.block_stride;
+    }
+};
+
+// A plain tile in the arrangement of tiled ones; tokens that are not live become zeros. keys: as K, else as V.
+template <class Lanes, class Stored, auto Widen>
+const typename Lanes::T* copy_plain(const Blocks& blocks, const Plane& plane, const Slot& slot, bool keys,
+                                    typename Lanes::T* to) {
+    constexpr int pack = Lanes::kPack;
+    const int dim = blocks.layer.head_dim, size = blocks.layer.block_size;
+    std::fill(to, to + kTile * dim, typename Lanes::T{});
+    for (int j = 0; j < kTile; ++j) {
+        if (!(slot.live >> j & 1)) continue;
+        const std::int64_t token = static_cast<std::int64_t>(blocks.kv_head) * size + (slot.begin + j) % size;
+        const Stored* from = reinterpret_cast<const Stored*>(blocks.row(plane, slot.begin + j)) + token * dim;
+        for (int d = 0; d < dim; ++d) {
+            const int at = keys ? (d / pack * kTile + j) * pack + d % pack : (j / pack * dim + d) * pack + j % pack;
+            if constexpr (std::is_null_pointer_v<decltype(Widen)>) to[at] = from[d];
+            else to[at] = Widen(from[d]);
+        }
+    }
+    return to;
+}
+
+// How blocks are read: the lanes to compute with, the layout, and for plain layouts what is stored.
+template <class Lanes, bool Tiled, class Stored = typename Lanes::T, auto Widen = nullptr>
+struct Reading {
+    using Format = Lanes;
+    using T = typename Lanes::T;
+    static constexpr bool kTiled = Tiled;
+    static constexpr bool kQuantised = std::is_same_v<Lanes, Int8>;
+
+    static const T* copy(const Blocks& blocks, const Plane& plane, const Slot& slot, bool keys, T* to) {
+        return copy_plain<Lanes, Stored, Widen>(blocks, plane, slot, keys, to);
+    }
+};
+
+using TiledFloat32 = Reading<Float32, true>;
+using TiledFloat16 = Reading<Float16, true>;
+using TiledBfloat16 = Reading<Bfloat16, true>;
+using TiledInt8 = Reading<Int8, true>;
+using PlainFloat32 = Reading<Float32, false>;
+using PlainFloat16 = Reading<Float32, false, std::uint16_t, float_of_float16>;
+using PlainBfloat16 = Reading<Float32, false, std::uint16_t, float_of_bfloat16>;
+using PlainInt8 = Reading<Int8, false>;
+
+// Address of the tile at `begin`, in tiled layout: K and V both hold 16 * head_dim elements per tile in a row.
+template <class Read>
+const typename Read::T* tile_in_block(const Blocks& blocks, const Plane& plane, std::int64_t begin) {
+    const Layer& layer = blocks.layer;
+    const std::int64_t token = static_cast<std::int64_t>(blocks.kv_head) * layer.block_size + begin % layer.block_size;
+    return reinterpret_cast<const typename Read::T*>(blocks.row(plane, begin)) + token * layer.head_dim;
+}
+
+// A tile of V in tiled layout with zeros for tokens that are not live: their weight is zero, and 0 * NaN is not.
+template <class Read>
+const typename Read::T* copy_live(const typename Read::T* from, const Slot& slot, int dim, typename Read::T* to) {
+    constexpr int pack = Read::Format::kPack;
+    std::copy(from, from + kTile * dim, to);
+    for (int j = 0; j < kTile; ++j) {
+        if (slot.live >> j & 1) continue;
+        for (int d = 0; d < dim; ++d) to[(j / pack * dim + d) * pack + j % pack] = 0;
+    }
+    return to;
+}
+
+// The tokens' scales as floats, zero for tokens that are not live. to: [16].
+inline void copy_scales(const Blocks& blocks, const Plane& plane, const Slot& slot, bool tiled, float* to) {
+    const int size = blocks.layer.block_size;
+    if (tiled && slot.live == kAllLive) {
+        const auto* scales = reinterpret_cast<const std::uint16_t*>(blocks.row(plane, slot.begin));
+        scales += blocks.kv_head * size + slot.begin % size;
+        for (int j = 0; j < kTile; j += W) {
+            const H halves = *reinterpret_cast<const UnalignedH*>(scales + j);
+            store(to + j, float_of_float16s(__builtin_convertvector(halves, I)));
+        }
+        return;
+    }
+    for (int j = 0; j < kTile; ++j) {
+        to[j] = 0;
+        if (!(slot.live >> j & 1)) continue;
+        const auto* scales = reinterpret_cast<const std::uint16_t*>(blocks.row(plane, slot.begin + j));
+        to[j] = float_of_float16(scales[blocks.kv_head * size + (slot.begin + j) % size]);
+    }
+}

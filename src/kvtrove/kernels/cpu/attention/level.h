@@ -1,0 +1,35 @@
+// What each level offers to work.cpp. Included by each level inside its namespace, last.
+
+inline void attend(const Step& step, const Tile& tile, int split, float* workspace) {
+    Pass pass(step, tile, workspace);
+    const bool tiled = step.layer.tiled;
+    switch (step.layer.stored) {
+        case Element::float32:
+            return tiled ? attend_as<TiledFloat32>(pass, split) : attend_as<PlainFloat32>(pass, split);
+        case Element::float16:
+            return tiled ? attend_as<TiledFloat16>(pass, split) : attend_as<PlainFloat16>(pass, split);
+        case Element::bfloat16:
+            return tiled ? attend_as<TiledBfloat16>(pass, split) : attend_as<PlainBfloat16>(pass, split);
+        case Element::int8:
+            return tiled ? attend_as<TiledInt8>(pass, split) : attend_as<PlainInt8>(pass, split);
+    }
+}
+
+// The same sums in the same order as attend_as over all splits.
+inline void merge(const Step& step, const Tile& tile, float* workspace) {
+    const Pass pass(step, tile, workspace);
+    const Workspace& work = pass.work;
+    const int rows = pass.rows, dim = step.layer.head_dim;
+    forget(work.all_best, work.all_sum, work.all_values, rows, dim);
+    for (std::int64_t i = 0; i < tile.num_splits; ++i) {
+        const float* from = step.partials + (tile.partial + i) * step.partial_floats();
+        for (int r = 0; r < rows; ++r)
+            merge_row(work.all_best[r], work.all_sum[r], work.all_values + r * dim, from[r], from[rows + r],
+                      from + 2 * rows + r * dim, dim);
+    }
+    write_out(pass, work.all_best, work.all_sum, work.all_values);
+}
+
+inline std::size_t workspace_floats(const Layer& layer, int max_rows) { return Workspace().carve(layer, max_rows, nullptr); }
+
+constexpr Level level() { return {workspace_floats, attend, merge}; }

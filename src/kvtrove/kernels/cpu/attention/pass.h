@@ -1,0 +1,259 @@
+// One tile of queries against the keys of its splits. Included by each level inside its namespace, after gather.h.
+
+// Memory of one thread, carved out of one allocation.
+struct Workspace {
+    float *q, *q_scale;        // [rows][dim] numbers (int8: pairs of 16-bit numbers), [rows]
+    float *scores, *shrink;    // [rows][kChunk], [rows]
+    float *pairs, *pair_scale; // int8: [rows][kChunk / 2], [rows]
+    float *exact;              // int8: [rows][dim]
+    float *best, *sum, *values;           // of the split: [rows], [rows], [rows][dim]
+    float *all_best, *all_sum, *all_values;  // of the splits before it
+    float *k_scale, *v_scale;  // int8: [kChunk]
+    float *tiles;              // copied tiles: a chunk of K, then one of V
+
+    // Returns the floats needed. base: nullptr to ask only.
+    std::size_t carve(const Layer& layer, int max_rows, float* base) {
+        std::size_t at = 0;
+        const std::size_t rows = max_rows, dim = layer.head_dim;
+        const auto take = [&](float*& part, std::size_t count) {
+            part = base == nullptr ? nullptr : base + at;
+            at += (count + 15) / 16 * 16;
+        };
+        take(q, rows * dim), take(q_scale, rows);
+        take(scores, rows * kChunk), take(shrink, rows);
+        take(pairs, rows * kChunk / 2), take(pair_scale, rows), take(exact, rows * dim);
+        take(best, rows), take(sum, rows), take(values, rows * dim);
+        take(all_best, rows), take(all_sum, rows), take(all_values, rows * dim);
+        take(k_scale, kChunk), take(v_scale, kChunk);
+        take(tiles, kChunk * dim);
+        return at;
+    }
+};
+
+struct Pass {
+    const Step& step;
+    const Tile& tile;
+    const Layer& layer;
+    Blocks blocks;
+    Workspace work;
+    int rows, group;
+    Slot slots[kChunk / kTile];
+    int count = 0;
+
+    Pass(const Step& step, const Tile& tile, float* workspace)
+        : step(step), tile(tile), layer(step.layer),
+          blocks{step.layer, step.batch.table + tile.sequence * step.batch.table_width, tile.kv_head},
+          rows(step.rows(tile)), group(step.layer.group()) {
+        work.carve(layer, step.max_rows, workspace);
+    }
+};
+
+// q times everything that scores are multiplied with anyway. int8: 16-bit numbers in pairs of dimensions (0, 2), (1, 3).
+template <bool Quantised>
+void load_queries(Pass& pass) {
+    const Layer& layer = pass.layer;
+    const int dim = layer.head_dim;
+    const float factor = layer.scale * kLog2E * (layer.softcap > 0 ? 2 / layer.softcap : 1);
+    for (int r = 0; r < pass.rows; ++r) {
+        const int head = pass.tile.kv_head * pass.group + r % pass.group;
+        const std::int64_t token = pass.tile.first_token + r / pass.group;
+        const Rows& q = pass.step.q;
+        float* row = pass.work.q + r * dim;
+        floats_of(q.data + token * q.stride + head * dim * bytes_of(q.element), q.element, dim, row);
+        float most = 1e-30f;
+        for (int d = 0; d < dim; ++d) row[d] *= factor, most = std::max(most, std::fabs(row[d]));
+        if (!Quantised) continue;
+        pass.work.q_scale[r] = most / kMostInt16;
+        auto* pairs = reinterpret_cast<std::int32_t*>(pass.work.q) + r * (dim / 2);
+        const auto whole = [&](int d) { return static_cast<std::int32_t>(std::lrintf(row[d] * (kMostInt16 / most))); };
+        for (int d = 0; d < dim; d += 4) {
+            const std::int32_t even = (whole(d) & 0xFFFF) | static_cast<std::int32_t>(static_cast<std::uint32_t>(whole(d + 2)) << 16);
+            const std::int32_t odd = (whole(d + 1) & 0xFFFF) | static_cast<std::int32_t>(static_cast<std::uint32_t>(whole(d + 3)) << 16);
+            std::memcpy(pairs + d / 2, &even, 4), std::memcpy(pairs + d / 2 + 1, &odd, 4);
+        }
+    }
+}
+
+// The tiles of a chunk that some row reads.
+inline void find_slots(Pass& pass, std::int64_t chunk) {
+    const Reach& reach = pass.layer.reach;
+    const std::int64_t last = pass.tile.position + pass.tile.tokens - 1;
+    const std::int64_t first = reach.first(pass.tile.position), first_of_last = reach.first(last);
+    pass.count = 0;
+    for (std::int64_t begin = chunk; begin < std::min(chunk + kChunk, last + 1); begin += kTile) {
+        std::uint32_t live = 0;
+        if (begin >= first && begin + kTile <= last + 1) {
+            live = kAllLive;
+        } else {
+            for (int j = 0; j < kTile; ++j) {
+                const std::int64_t at = begin + j;
+                live |= static_cast<std::uint32_t>(at <= last && (at >= first || at < reach.sinks)) << j;
+            }
+        }
+        if (live == 0) continue;
+        const bool all_read = begin >= first_of_last || begin + kTile <= reach.sinks;
+        const bool masked = live != kAllLive || begin + kTile > pass.tile.position + 1 || !all_read;
+        pass.slots[pass.count++] = {begin, live, masked};
+    }
+}
+
+template <class Read>
+void score(Pass& pass) {
+    using Format = typename Read::Format;
+    using T = typename Read::T;
+    const int dim = pass.layer.head_dim;
+    const T* columns[kChunk / W];
+    for (int i = 0; i < pass.count; ++i) {
+        const Slot& slot = pass.slots[i];
+        const T* keys;
+        if constexpr (Read::kTiled) keys = tile_in_block<Read>(pass.blocks, pass.layer.k, slot.begin);
+        else keys = Read::copy(pass.blocks, pass.layer.k, slot, true, reinterpret_cast<T*>(pass.work.tiles) + i * kTile * dim);
+        for (int c = 0; c < kTile / W; ++c) columns[i * (kTile / W) + c] = keys + c * W * Format::kPack;
+        if constexpr (Read::kQuantised) {
+            copy_scales(pass.blocks, pass.layer.k_scale, slot, Read::kTiled, pass.work.k_scale + i * kTile);
+            copy_scales(pass.blocks, pass.layer.v_scale, slot, Read::kTiled, pass.work.v_scale + i * kTile);
+        }
+    }
+    using X = typename Format::X;
+    for (int r = 0; r < pass.rows; ++r) std::fill_n(pass.work.scores + r * kChunk, pass.count * kTile, 0.0f);
+    const Columns<Format> keys{columns, pass.count * (kTile / W), dim / Format::kRows, Format::kRows * kTile, kTile};
+    product<Format>(keys, {reinterpret_cast<const X*>(pass.work.q), dim * 2 / Format::kRows,
+                           reinterpret_cast<X*>(pass.work.scores), kChunk}, pass.rows);
+}
+
+// Scores of the chunk become weights.
+template <class Read>
+void weigh(Pass& pass) {
+    const Workspace& work = pass.work;
+    const Reach& reach = pass.layer.reach;
+    const int count = pass.count * kTile, dim = pass.layer.head_dim;
+    for (int r = 0; r < pass.rows; ++r) {
+        float* scores = work.scores + r * kChunk;
+        if constexpr (Read::kQuantised) rescale_row(scores, count, work.q_scale[r], work.k_scale);
+        if (pass.layer.softcap > 0) cap_row(scores, count, pass.layer.softcap);
+        const std::int64_t position = pass.tile.position + r / pass.group;
+        for (int i = 0; i < pass.count; ++i) {
+            if (!pass.slots[i].masked) continue;
+            const auto inside = [&](std::int64_t at) {
+                return static_cast<float>(std::clamp<std::int64_t>(at - pass.slots[i].begin, -1, kTile + 1));
+            };
+            mask_tile(scores + i * kTile, {inside(reach.first(position)), inside(position + 1), inside(reach.sinks)});
+        }
+        const float shrink = weigh_row(scores, count, work.best[r], work.sum[r]);
+        work.shrink[r] = shrink;
+        if constexpr (Read::kQuantised) {
+            auto* pairs = reinterpret_cast<std::int32_t*>(work.pairs) + r * (kChunk / 2);
+            work.pair_scale[r] = quantise_row(scores, count, work.v_scale, pairs);
+        } else {
+            float* values = work.values + r * dim;
+            for (int d = 0; d < dim; d += W) store(values + d, load(values + d) * all(shrink));
+        }
+    }
+}
+
+// Tiles from slot i on that follow one another in memory, all of their tokens live. values: address of the first.
+template <class Read>
+int run_of_tiles(const Pass& pass, int i, const typename Read::T* values) {
+    int run = 1;
+    for (; i + run < pass.count && pass.slots[i + run].live == kAllLive; ++run) {
+        const auto* next = tile_in_block<Read>(pass.blocks, pass.layer.v, pass.slots[i + run].begin);
+        if (next != values + run * kTile * pass.layer.head_dim) break;
+    }
+    return run;
+}
+
+// values += weights . V
+template <class Read>
+void mix(Pass& pass) {
+    using Format = typename Read::Format;
+    using T = typename Read::T;
+    using X = typename Format::X;
+    const Workspace& work = pass.work;
+    const int dim = pass.layer.head_dim;
+    T* copied = reinterpret_cast<T*>(work.tiles);
+    const T* columns[kMaxDim / W];
+    if (Read::kQuantised) std::fill_n(work.exact, pass.rows * dim, 0.0f);
+    for (int i = 0, run = 1; i < pass.count; i += run) {
+        const Slot& slot = pass.slots[i];
+        const T* values;
+        run = 1;
+        if constexpr (Read::kTiled) {
+            values = tile_in_block<Read>(pass.blocks, pass.layer.v, slot.begin);
+            if (!Read::kQuantised && slot.live != kAllLive) {
+                values = copy_live<Read>(values, slot, dim, copied);
+            } else {
+                run = run_of_tiles<Read>(pass, i, values);
+            }
+        } else {
+            values = Read::copy(pass.blocks, pass.layer.v, slot, false, copied);
+        }
+        for (int c = 0; c < dim / W; ++c) columns[c] = values + c * W * Format::kPack;
+        const Columns<Format> tile{columns, dim / W, run * kTile / Format::kRows, Format::kRows * dim, dim};
+        const float* weights = Read::kQuantised ? work.pairs : work.scores;
+        constexpr int per_tile = kTile * 2 / Format::kRows;
+        product<Format>(tile, {reinterpret_cast<const X*>(weights) + i * per_tile, kChunk * 2 / Format::kRows,
+                               reinterpret_cast<X*>(Read::kQuantised ? work.exact : work.values), dim}, pass.rows);
+    }
+    if constexpr (Read::kQuantised) {
+        for (int r = 0; r < pass.rows; ++r)
+            for (int d = r * dim; d < (r + 1) * dim; d += W) {
+                const F sums = __builtin_convertvector(load(reinterpret_cast<std::int32_t*>(work.exact) + d), F);
+                store(work.values + d, load(work.values + d) * all(work.shrink[r]) + sums * all(work.pair_scale[r]));
+            }
+    }
+}
+
+inline void forget(float* best, float* sum, float* values, int rows, int dim) {
+    std::fill(best, best + rows, kNothing);
+    std::fill(sum, sum + rows, 0.0f);
+    std::fill(values, values + rows * dim, 0.0f);
+}
+
+// best, sum, values of the keys in one split.
+template <class Read>
+void read_split(Pass& pass, std::int64_t split) {
+    forget(pass.work.best, pass.work.sum, pass.work.values, pass.rows, pass.layer.head_dim);
+    for (std::int64_t chunk = split * kSplit; chunk < (split + 1) * kSplit; chunk += kChunk) {
+        find_slots(pass, chunk);
+        if (pass.count == 0) continue;
+        score<Read>(pass);
+        weigh<Read>(pass);
+        mix<Read>(pass);
+    }
+}
+
+inline void write_out(const Pass& pass, const float* best, const float* sum, float* values) {
+    const int dim = pass.layer.head_dim;
+    const Rows& out = pass.step.out;
+    for (int r = 0; r < pass.rows; ++r) {
+        const int head = pass.tile.kv_head * pass.group + r % pass.group;
+        const std::int64_t token = pass.tile.first_token + r / pass.group;
+        float* row = values + r * dim;
+        for (int d = 0; d < dim; ++d) row[d] /= sum[r];
+        from_floats(row, out.element, dim, out.data + token * out.stride + head * dim * bytes_of(out.element));
+        if (pass.step.lse) pass.step.lse[token * pass.layer.num_heads + head] = (best[r] + std::log2(sum[r])) * kLn2;
+    }
+}
+
+template <class Read>
+void attend_as(Pass& pass, int split) {
+    const Workspace& work = pass.work;
+    const int rows = pass.rows, dim = pass.layer.head_dim;
+    load_queries<Read::kQuantised>(pass);
+    if (split >= 0) {
+        read_split<Read>(pass, pass.tile.first_split + split);
+        float* to = pass.step.partials + (pass.tile.partial + split) * pass.step.partial_floats();
+        std::copy(work.best, work.best + rows, to);
+        std::copy(work.sum, work.sum + rows, to + rows);
+        std::copy(work.values, work.values + rows * dim, to + 2 * rows);
+        return;
+    }
+    forget(work.all_best, work.all_sum, work.all_values, rows, dim);
+    for (std::int64_t i = 0; i < pass.tile.num_splits; ++i) {
+        read_split<Read>(pass, pass.tile.first_split + i);
+        for (int r = 0; r < rows; ++r)
+            merge_row(work.all_best[r], work.all_sum[r], work.all_values + r * dim, work.best[r], work.sum[r],
+                      work.values + r * dim, dim);
+    }
+    write_out(pass, work.all_best, work.all_sum, work.all_values);
+}

@@ -1,0 +1,84 @@
+// The one product of attention: sums[r][c] (+)= x[r][.] . tile[.][c], for scores (a tile of K, columns are tokens) and
+// for mixing (a tile of V, columns are elements). Included by each level inside its namespace, after vector.h.
+//
+// The columns come as pointers to vectors of W columns, which need not lie side by side. Sums stay in registers while
+// all rows of the tile pass by; each number of a result is one sum over the tile's rows in their order, however many
+// rows of x and columns are computed together.
+
+template <class Format>
+struct Columns {
+    const typename Format::T* const* first;  // [count]: W columns each
+    int count;
+    int steps;              // rows of the tile / Format::kRows
+    std::ptrdiff_t advance; // elements from step to step
+    std::ptrdiff_t width;   // columns of the tile
+};
+
+// rows of x and of sums, from row to row `stride` elements. The product is added to what sums hold.
+template <class Format>
+struct Left {
+    const typename Format::X* x;
+    std::ptrdiff_t x_stride;
+    typename Format::X* sums;
+    std::ptrdiff_t sums_stride;
+};
+
+template <class Format, int R, int N>
+void product_block(const Columns<Format>& columns, int column, const Left<Format>& left, int row) {
+    using Lanes = typename Format::Lanes;
+    const std::ptrdiff_t width = columns.width, advance = columns.advance;
+    const std::ptrdiff_t x_stride = left.x_stride, sums_stride = left.sums_stride;
+    const typename Format::T* tile[N];
+    for (int n = 0; n < N; ++n) tile[n] = columns.first[column + n];
+    const auto* x = left.x + row * x_stride;
+    auto* out = left.sums + row * sums_stride + column * W;
+    Lanes sum[R][N];
+    for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) sum[r][n] = load(out + r * sums_stride + n * W);
+    std::ptrdiff_t at = 0;
+    for (int step = 0; step < columns.steps; ++step, at += advance, x += 2) {
+        Lanes lanes[N];
+        for (int n = 0; n < N; ++n) lanes[n] = Format::even(tile[n] + at, width);
+        for (int r = 0; r < R; ++r) {
+            const Lanes one = all((x)[r * x_stride]);
+            for (int n = 0; n < N; ++n) sum[r][n] = Format::add(sum[r][n], one, lanes[n]);
+        }
+        for (int n = 0; n < N; ++n) lanes[n] = Format::odd(tile[n] + at, width);
+        for (int r = 0; r < R; ++r) {
+            const Lanes one = all((x + 1)[r * x_stride]);
+            for (int n = 0; n < N; ++n) sum[r][n] = Format::add(sum[r][n], one, lanes[n]);
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) store(out + r * sums_stride + n * W, sum[r][n]);
+}
+
+// R rows and 2^k vectors of columns, as many as registers hold.
+template <class Format, int R, int K = 3>
+void product_rows(const Columns<Format>& columns, int column, int wide, const Left<Format>& left, int row) {
+    if constexpr (R * (1 << K) <= kSums || K == 0) {
+        if (wide == 1 << K) return product_block<Format, R, 1 << K>(columns, column, left, row);
+    }
+    if constexpr (K > 0) product_rows<Format, R, K - 1>(columns, column, wide, left, row);
+}
+
+template <class Format, int R = kMaxRows>
+void product_dispatch(const Columns<Format>& columns, int column, int wide, const Left<Format>& left, int row, int rows) {
+    if (rows == R) return product_rows<Format, R>(columns, column, wide, left, row);
+    if constexpr (R > 1) product_dispatch<Format, R - 1>(columns, column, wide, left, row, rows);
+}
+
+// Columns outside, rows inside: what is read from memory passes once and stays close while all rows use it.
+template <class Format>
+void product(const Columns<Format>& columns, const Left<Format>& left, int rows) {
+    const int blocks = (rows + kMaxRows - 1) / kMaxRows, most = (rows + blocks - 1) / blocks;
+    int wide = 8;
+    while (wide > 1 && wide * most > kSums) wide /= 2;
+    for (int column = 0; column < columns.count; column += wide) {
+        while (wide > columns.count - column) wide /= 2;
+        for (int block = 0; block < blocks; ++block) {
+            const int begin = rows * block / blocks, end = rows * (block + 1) / blocks;
+            product_dispatch<Format>(columns, column, wide, left, begin, end - begin);
+        }
+    }
+}

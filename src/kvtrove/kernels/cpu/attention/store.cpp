@@ -1,0 +1,103 @@
+// New K/V into their slots, in the layout of the layer.
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "convert.h"
+
+namespace kvtrove::attention {
+
+namespace {
+
+constexpr std::int64_t kWorthAThread = 16;  // tokens to store before another thread is woken
+
+// Where one (slot, kv head) vector lies: element d at data[d / pack * stride + d % pack].
+struct Place {
+    std::uint8_t* data;
+    std::ptrdiff_t stride;
+    int pack;
+};
+
+Place place(const Layer& layer, const Plane& plane, std::int64_t slot, int head, bool keys) {
+    const std::int64_t block = slot / layer.block_size, at = slot % layer.block_size;
+    const int bytes = static_cast<int>(bytes_of(layer.stored)), pack = layer.tiled ? 4 / bytes : 1;
+    const std::int64_t dim = layer.head_dim, of_head = static_cast<std::int64_t>(head) * layer.block_size * dim;
+    std::uint8_t* data = plane.data + block * plane.block_stride;
+    if (!layer.tiled) return {data + (of_head + at * dim) * bytes, 1, 1};
+    if (keys) return {data + (of_head + at / kTile * kTile * dim + at % kTile * pack) * bytes, kTile * pack, pack};
+    return {data + (of_head + at / pack * pack * dim + at % pack) * bytes, pack, 1};
+}
+
+template <class T>
+void scatter(const T* from, int dim, const Place& to) {
+    auto* data = reinterpret_cast<T*>(to.data);
+    if (to.pack == 1) {
+        for (int d = 0; d < dim; ++d) data[d * to.stride] = from[d];
+        return;
+    }
+    for (int d = 0; d < dim; d += to.pack, data += to.stride)
+        for (int i = 0; i < to.pack; ++i) data[i] = from[d + i];
+}
+
+// One scale per vector, rounded up so that 127 of it is never too small; the same arithmetic as kv/formats/int8.py.
+std::uint16_t quantise(const float* from, int dim, std::int8_t* to) {
+    float most = 0;
+    for (int d = 0; d < dim; ++d) most = std::max(most, std::fabs(from[d]));
+    const float wanted = (most / 127.0f) * (1.0f + 0x1p-10f) + 0x1p-24f;
+    const std::uint16_t scale = float16_of_float(std::min(wanted, 65504.0f));
+    const float step = float_of_float16(scale);
+    for (int d = 0; d < dim; ++d) {
+        to[d] = static_cast<std::int8_t>(std::clamp(std::nearbyint(from[d] / step), -127.0f, 127.0f));
+    }
+    return scale;
+}
+
+void store_vector(const Layer& layer, const std::uint8_t* from, Element element, const Place& to, std::uint16_t* scale) {
+    const int dim = layer.head_dim;
+    float wide[kMaxDim];
+    std::uint8_t narrow[kMaxDim * 4];
+    if (element != layer.stored || reinterpret_cast<std::uintptr_t>(from) % bytes_of(element)) {
+        floats_of(from, element, dim, wide);
+        if (layer.stored == Element::int8) {
+            *scale = quantise(wide, dim, reinterpret_cast<std::int8_t*>(narrow));
+        } else {
+            from_floats(wide, layer.stored, dim, narrow);
+        }
+        from = narrow;
+    }
+    switch (bytes_of(layer.stored)) {
+        case 1: return scatter(reinterpret_cast<const std::uint8_t*>(from), dim, to);
+        case 2: return scatter(reinterpret_cast<const std::uint16_t*>(from), dim, to);
+        default: return scatter(reinterpret_cast<const std::uint32_t*>(from), dim, to);
+    }
+}
+
+void store_token(const Layer& layer, std::int64_t slot, std::int64_t token, const Rows& rows, bool keys) {
+    const Plane &plane = keys ? layer.k : layer.v, &scales = keys ? layer.k_scale : layer.v_scale;
+    const std::size_t bytes = layer.head_dim * bytes_of(rows.element);
+    for (int head = 0; head < layer.kv_heads; ++head) {
+        std::uint16_t* scale = nullptr;
+        if (scales.data != nullptr) {
+            auto* block = scales.data + slot / layer.block_size * scales.block_stride;
+            scale = reinterpret_cast<std::uint16_t*>(block) + head * layer.block_size + slot % layer.block_size;
+        }
+        const std::uint8_t* from = rows.data + token * rows.stride + head * bytes;
+        store_vector(layer, from, rows.element, place(layer, plane, slot, head, keys), scale);
+    }
+}
+
+}  // namespace
+
+void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v, int num_threads) {
+    const std::int64_t tokens = batch.tokens();
+    const auto useful = static_cast<int>(std::min<std::int64_t>(tokens / kWorthAThread + 1, 1 << 16));
+    const int threads = std::min(num_threads > 0 ? num_threads : omp_get_max_threads(), useful);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (std::int64_t token = 0; token < tokens; ++token) {
+        store_token(layer, batch.slots[token], token, k, true);
+        store_token(layer, batch.slots[token], token, v, false);
+    }
+}
+
+}  // namespace kvtrove::attention

@@ -1,0 +1,83 @@
+// Vectors of W numbers for one instruction-set level. No include guard: each level includes this inside a namespace of
+// its own, after W, fma, madd and float_of_float16s are declared (portable.cpp is the smallest example).
+//
+// The types are vector extensions of gcc and clang: operators work lane by lane, comparisons give lanes of 0 or -1.
+
+INLINE F load(const float* p) { return *reinterpret_cast<const UnalignedF*>(p); }
+INLINE I load(const std::int32_t* p) { return *reinterpret_cast<const UnalignedI*>(p); }
+INLINE void store(float* p, F x) { *reinterpret_cast<UnalignedF*>(p) = x; }
+INLINE void store(std::int32_t* p, I x) { *reinterpret_cast<UnalignedI*>(p) = x; }
+INLINE F all(float x) { return x - F{}; }
+INLINE I all(std::int32_t x) { return x - I{}; }
+INLINE F larger(F a, F b) { return a > b ? a : b; }
+INLINE F smaller(F a, F b) { return a < b ? a : b; }
+
+// One order for all levels of equal W, independent of what lies beside.
+INLINE float sum_of(F x) {
+    float total = 0;
+    for (int i = 0; i < W; ++i) total += x[i];
+    return total;
+}
+
+INLINE float largest_of(F x) {
+    float best = x[0];
+    for (int i = 1; i < W; ++i) best = x[i] > best ? x[i] : best;
+    return best;
+}
+
+// 2^x for x <= 127, within 2^-22; 0 below -126, so that no subnormal number ever enters a product.
+INLINE F exp2(F x) {
+    const F low = all(-126.0f), magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+    const F clamped = larger(x, low);
+    const F shifted = clamped + magic;
+    const F f = clamped - (shifted - magic);  // in [-1/2, 1/2]
+    F y = all(1.540353039e-4f);               // Taylor series of 2^f: ln(2)^k / k!
+    y = fma(y, f, all(1.333355815e-3f));
+    y = fma(y, f, all(9.618129108e-3f));
+    y = fma(y, f, all(5.550410866e-2f));
+    y = fma(y, f, all(2.402265070e-1f));
+    y = fma(y, f, all(6.931471806e-1f));
+    y = fma(y, f, all(1.0f));
+    const I exponent = ((I)shifted - all(0x4B400000)) << 23;
+    return x < low ? F{} : (F)((I)y + exponent);
+}
+
+INLINE float exp2(float x) { return exp2(all(x))[0]; }
+
+// How the elements of a tile become lanes. A tile is a matrix [rows][columns] stored as [rows / pack][columns][pack];
+// one step takes two rows (four of int8) at a column: `even` and `odd` are their lanes, multiplied with two numbers of x.
+struct Float32 {
+    using T = float;
+    using X = float;
+    using Lanes = F;
+    static constexpr int kPack = 1, kRows = 2;
+    INLINE static F even(const T* p, std::ptrdiff_t) { return load(p); }
+    INLINE static F odd(const T* p, std::ptrdiff_t columns) { return load(p + columns); }
+    INLINE static F add(F sum, F x, F lanes) { return fma(x, lanes, sum); }
+};
+
+struct Bfloat16 : Float32 {
+    using T = std::uint16_t;
+    static constexpr int kPack = 2;
+    INLINE static I pairs(const T* p) { return load(reinterpret_cast<const std::int32_t*>(p)); }
+    INLINE static F even(const T* p, std::ptrdiff_t) { return (F)(pairs(p) << 16); }
+    INLINE static F odd(const T* p, std::ptrdiff_t) { return (F)(pairs(p) & all(-65536)); }
+};
+
+struct Float16 : Bfloat16 {
+    INLINE static F even(const T* p, std::ptrdiff_t) { return float_of_float16s(pairs(p)); }
+    INLINE static F odd(const T* p, std::ptrdiff_t) { return float_of_float16s((I)((U)pairs(p) >> 16)); }
+};
+
+// Four rows at a time: a 32-bit lane holds bytes 0..3, `even` two 16-bit numbers (0, 2), `odd` (1, 3), and x has the
+// same pairs. Sums are exact.
+struct Int8 {
+    using T = std::int8_t;
+    using X = std::int32_t;
+    using Lanes = I;
+    static constexpr int kPack = 4, kRows = 4;
+    INLINE static S bytes(const T* p) { return (S)load(reinterpret_cast<const std::int32_t*>(p)); }
+    INLINE static I even(const T* p, std::ptrdiff_t) { return (I)((bytes(p) << 8) >> 8); }
+    INLINE static I odd(const T* p, std::ptrdiff_t) { return (I)(bytes(p) >> 8); }
+    INLINE static I add(I sum, I x, I lanes) { return sum + madd(x, lanes); }
+};

@@ -1,0 +1,132 @@
+#include "work.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace kvtrove::attention {
+
+Scratch::Scratch() = default;
+Scratch::~Scratch() = default;
+
+namespace {
+
+constexpr std::size_t kMostPartials = std::size_t{64} << 18;  // floats of partial results: 64 MiB
+constexpr int kItemsPerThread = 8;                            // so that the last one to finish is not far behind
+
+const Level& level_for(const Layer& layer, Isa isa) {
+#if defined(__x86_64__)
+    if (isa >= Isa::avx512 && layer.head_dim % 16 == 0) return kAvx512;
+    if (isa >= Isa::avx2) return kAvx2;
+#endif
+    static_cast<void>(isa), static_cast<void>(layer);
+    return kPortable;
+}
+
+// Appends the tiles of a sequence, the last tokens first: they read most.
+void cut(const Layer& layer, const Batch& batch, std::int64_t sequence, std::vector<Tile>& tiles) {
+    const std::int64_t begin = batch.query_start[sequence], end = batch.query_start[sequence + 1];
+    const std::int64_t size = std::max(1, kTargetRows / layer.group());
+    for (std::int64_t first = begin + (end - begin - 1) / size * size; first >= begin; first -= size) {
+        Tile tile{};
+        tile.sequence = sequence;
+        tile.first_token = first;
+        tile.tokens = static_cast<int>(std::min(size, end - first));
+        tile.position = batch.start[sequence] + first - begin;
+        tile.first_split = layer.reach.sinks > 0 ? 0 : layer.reach.first(tile.position) / kSplit;
+        tile.num_splits = (tile.position + tile.tokens - 1) / kSplit + 1 - tile.first_split;
+        tile.partial = -1;
+        for (tile.kv_head = 0; tile.kv_head < layer.kv_heads; ++tile.kv_head) tiles.push_back(tile);
+    }
+}
+
+// Items of all tiles; splits become items of their own where whole tiles are too few for `threads`. Either way gives
+// the same bits. Returns the number of partial results.
+std::int64_t list_items(Scratch& scratch, std::size_t floats_each, int threads) {
+    const bool few = static_cast<std::int64_t>(scratch.tiles.size()) < std::int64_t{threads} * kItemsPerThread;
+    std::int64_t partials = 0;
+    scratch.items.clear();
+    for (std::size_t i = 0; i < scratch.tiles.size(); ++i) {
+        Tile& tile = scratch.tiles[i];
+        const auto index = static_cast<std::int32_t>(i);
+        const bool fits = (partials + tile.num_splits) * floats_each <= kMostPartials;
+        if (threads == 1 || !few || tile.num_splits == 1 || !fits) {
+            scratch.items.push_back({index, -1});
+            continue;
+        }
+        tile.partial = partials;
+        partials += tile.num_splits;
+        for (std::int32_t split = 0; split < tile.num_splits; ++split) scratch.items.push_back({index, split});
+    }
+    return partials;
+}
+
+void require_held(const Layer& layer, const Batch& batch, std::int64_t sequence, std::int64_t begin, std::int64_t end) {
+    const std::int32_t* table = batch.table + sequence * batch.table_width;
+    for (std::int64_t block = begin / layer.block_size; block * layer.block_size < end; ++block) {
+        const bool listed = block < batch.table_width;
+        if (listed && table[block] >= 0 && table[block] < layer.num_blocks) continue;
+        throw std::out_of_range("block_table[" + std::to_string(sequence) + ", " + std::to_string(block) + "] is " +
+                                (listed ? std::to_string(table[block]) : "missing") + ", but a query reads positions " +
+                                std::to_string(begin) + " to " + std::to_string(end - 1) + " and the arena has " +
+                                std::to_string(layer.num_blocks) + " blocks");
+    }
+}
+
+}  // namespace
+
+void check(const Layer& layer, const Batch& batch) {
+    for (std::int64_t s = 0; s < batch.sequences(); ++s) {
+        const std::int64_t count = batch.query_start[s + 1] - batch.query_start[s], start = batch.start[s];
+        if (count == 0) continue;
+        const std::int64_t first = layer.reach.first(start), last_first = layer.reach.first(start + count - 1);
+        require_held(layer, batch, s, first, start + count);
+        if (layer.reach.sinks > 0 && last_first > 0) {
+            require_held(layer, batch, s, 0, std::min(layer.reach.sinks, start + count));
+        }
+    }
+    const std::int64_t slots = layer.num_blocks * layer.block_size;
+    for (std::int64_t t = 0; t < batch.tokens(); ++t) {
+        if (batch.slots[t] >= 0 && batch.slots[t] < slots) continue;
+        throw std::out_of_range("slots[" + std::to_string(t) + "] is " + std::to_string(batch.slots[t]) +
+                                ", but the arena has " + std::to_string(slots) + " slots");
+    }
+}
+
+void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& out, float* lse, Scratch& scratch,
+            int num_threads, Isa isa) {
+    scratch.tiles.clear();
+    for (std::int64_t s = 0; s < batch.sequences(); ++s) cut(layer, batch, s, scratch.tiles);
+    if (scratch.tiles.empty()) return;
+
+    const Level& level = level_for(layer, isa);
+    const int threads = num_threads > 0 ? num_threads : omp_get_max_threads();
+    Step step{layer, batch, q, out, lse, nullptr, 0};
+    for (const Tile& tile : scratch.tiles) step.max_rows = std::max(step.max_rows, step.rows(tile));
+    const std::size_t each = step.partial_floats(), own = level.workspace_floats(layer, step.max_rows);
+    const std::size_t partials = list_items(scratch, each, threads) * each;
+    if (scratch.memory.size() < partials + own * threads) scratch.memory.resize(partials + own * threads);
+    step.partials = scratch.memory.data();
+    float* const workspaces = step.partials + partials;
+
+    const auto items = static_cast<std::int64_t>(scratch.items.size());
+    const auto tiles = static_cast<std::int64_t>(scratch.tiles.size());
+#pragma omp parallel num_threads(threads) if (threads > 1 && items > 1)
+    {
+        float* const workspace = workspaces + own * omp_get_thread_num();
+#pragma omp for schedule(dynamic, 1)
+        for (std::int64_t i = 0; i < items; ++i) {
+            level.attend(step, scratch.tiles[scratch.items[i].tile], scratch.items[i].split, workspace);
+        }
+        if (partials > 0) {
+#pragma omp for schedule(static)
+            for (std::int64_t i = 0; i < tiles; ++i) {
+                if (scratch.tiles[i].partial >= 0) level.merge(step, scratch.tiles[i], workspace);
+            }
+        }
+    }
+}
+
+}  // namespace kvtrove::attention

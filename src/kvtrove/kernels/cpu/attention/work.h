@@ -1,0 +1,48 @@
+// The pieces that a step is cut into, and the functions that each instruction-set level provides for them.
+#pragma once
+
+#include "attention.h"
+
+namespace kvtrove::attention {
+
+// Queries that share passes over K/V: `tokens` consecutive tokens of a sequence with all heads of one kv head.
+// rows = tokens * group, row r being token r / group and head r % group of the kv head.
+struct Tile {
+    std::int64_t sequence, first_token, position;  // first_token: in the step; position: in the sequence
+    std::int64_t first_split, num_splits;
+    std::int64_t partial;  // -1, or index of its first partial result: num_splits of them follow one another
+    int tokens, kv_head;
+};
+
+// One tile's pass over one split, or over all of them when `split` is -1.
+struct Item {
+    std::int32_t tile, split;
+};
+
+struct Step {
+    const Layer& layer;
+    const Batch& batch;
+    const Rows& q;
+    const Rows& out;
+    float* lse;
+    float* partials;
+    int max_rows;
+
+    int rows(const Tile& tile) const { return tile.tokens * layer.group(); }
+    // Partial result of a tile: per row the maximum, the sum and head_dim weighted values.
+    std::size_t partial_floats() const { return static_cast<std::size_t>(max_rows) * (layer.head_dim + 2); }
+};
+
+struct Level {
+    std::size_t (*workspace_floats)(const Layer& layer, int max_rows);
+    void (*attend)(const Step& step, const Tile& tile, int split, float* workspace);  // writes out or partials
+    void (*merge)(const Step& step, const Tile& tile, float* workspace);              // partials -> out
+};
+
+extern const Level kPortable;
+#if defined(__x86_64__)
+extern const Level kAvx2;
+extern const Level kAvx512;
+#endif
+
+}  // namespace kvtrove::attention

@@ -1,0 +1,194 @@
+#include "module_attention.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "attention/attention.h"
+#include "attention/work.h"
+
+namespace nb = nanobind;
+
+namespace kvtrove {
+
+namespace {
+
+using attention::Element;
+using Bytes = nb::ndarray<nb::device::cpu>;
+using Numbers = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Table = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+Element element_named(std::string_view name) {
+    if (name == "float32") return Element::float32;
+    if (name == "float16") return Element::float16;
+    if (name == "bfloat16") return Element::bfloat16;
+    if (name == "int8") return Element::int8;
+    throw std::invalid_argument("'" + std::string(name) + "' is not one of float32, float16, bfloat16, int8");
+}
+
+// A plane [num_blocks, ...] whose blocks are contiguous and hold `elements` of `bytes` bytes each.
+attention::Plane plane_of(const char* name, const Bytes& array, std::int64_t elements, std::size_t bytes) {
+    std::int64_t inner = 1;
+    bool contiguous = array.ndim() > 1 && array.itemsize() == bytes;
+    for (std::size_t i = array.ndim(); contiguous && i-- > 1;) {
+        contiguous = array.shape(i) == 1 || array.stride(i) == inner;
+        inner *= static_cast<std::int64_t>(array.shape(i));
+    }
+    if (!contiguous || inner != elements) {
+        throw std::invalid_argument(std::string(name) + ": each block must be " + std::to_string(elements) +
+                                    " contiguous elements of " + std::to_string(bytes) + " bytes");
+    }
+    return {static_cast<std::uint8_t*>(array.data()), static_cast<std::ptrdiff_t>(array.stride(0) * bytes)};
+}
+
+// The layer and the arrays that keep its memory alive.
+struct BoundLayer {
+    attention::Layer layer;
+    std::vector<Bytes> kept;
+
+    BoundLayer(const Bytes& k, const Bytes& v, const std::optional<Bytes>& k_scale, const std::optional<Bytes>& v_scale,
+               std::string_view stored, const nb::dict& shape) {
+        const auto number = [&](const char* name) { return nb::cast<std::int64_t>(shape[name]); };
+        layer.stored = element_named(stored);
+        layer.tiled = nb::cast<bool>(shape["tiled"]);
+        layer.num_heads = static_cast<int>(number("num_heads")), layer.kv_heads = static_cast<int>(number("kv_heads"));
+        layer.head_dim = static_cast<int>(number("head_dim")), layer.block_size = static_cast<int>(number("block_size"));
+        layer.scale = nb::cast<float>(shape["scale"]), layer.softcap = nb::cast<float>(shape["softcap"]);
+        layer.reach = {number("sinks"), number("window"), number("chunk")};
+        layer.num_blocks = static_cast<std::int64_t>(k.shape(0));
+        check_shape();
+        const std::int64_t vectors = std::int64_t{layer.kv_heads} * layer.block_size;
+        const std::size_t bytes = attention::bytes_of(layer.stored);
+        layer.k = plane_of("k", k, vectors * layer.head_dim, bytes);
+        layer.v = plane_of("v", v, vectors * layer.head_dim, bytes);
+        kept = {k, v};
+        if (layer.stored != Element::int8) return;
+        if (!k_scale || !v_scale) throw std::invalid_argument("int8 needs k_scale and v_scale");
+        layer.k_scale = plane_of("k_scale", *k_scale, vectors, 2);
+        layer.v_scale = plane_of("v_scale", *v_scale, vectors, 2);
+        kept.insert(kept.end(), {*k_scale, *v_scale});
+    }
+
+    void check_shape() const {
+        if (layer.kv_heads < 1 || layer.num_heads < 1 || layer.num_heads % layer.kv_heads) {
+            throw std::invalid_argument("num_heads: " + std::to_string(layer.num_heads) + " is no multiple of kv_heads " +
+                                        std::to_string(layer.kv_heads));
+        }
+        if (layer.head_dim < 8 || layer.head_dim % 8 || layer.head_dim > attention::kMaxDim) {
+            throw std::invalid_argument("head_dim: " + std::to_string(layer.head_dim) + " is not a multiple of 8 up to " +
+                                        std::to_string(attention::kMaxDim));
+        }
+        if (layer.block_size < 1 || (layer.tiled && layer.block_size % attention::kTile)) {
+            throw std::invalid_argument("block_size: " + std::to_string(layer.block_size) +
+                                        " is no multiple of 16, as a tiled layout needs");
+        }
+    }
+};
+
+// What a check of a step depends on.
+struct Checked {
+    attention::Reach reach;
+    std::int64_t num_blocks;
+    int block_size;
+};
+
+// A step, the arrays that keep its tables alive, and the layers it was checked for.
+struct BoundBatch {
+    attention::Batch batch;
+    Table table;
+    Numbers slots;
+    mutable std::vector<Checked> checked;
+
+    BoundBatch(const Numbers& query_start, const Numbers& start, const Table& block_table, const Numbers& slots)
+        : table(block_table), slots(slots) {
+        batch.query_start.assign(query_start.data(), query_start.data() + query_start.size());
+        batch.start.assign(start.data(), start.data() + start.size());
+        batch.table = table.data(), batch.table_width = static_cast<std::int64_t>(table.shape(1));
+        batch.slots = slots.data();
+        bool ascending = batch.query_start.size() == batch.start.size() + 1 && batch.query_start.front() == 0;
+        for (std::size_t i = 0; ascending && i < batch.start.size(); ++i) {
+            ascending = batch.query_start[i] <= batch.query_start[i + 1] && batch.start[i] >= 0;
+        }
+        if (!ascending || table.shape(0) != batch.start.size() ||
+            slots.size() != static_cast<std::size_t>(batch.tokens())) {
+            throw std::invalid_argument("query_start must ascend from 0 over len(start) sequences, with a row of "
+                                        "block_table for each, no negative start and one slot per token");
+        }
+    }
+
+    void check_for(const attention::Layer& layer) const {
+        for (const Checked& one : checked) {
+            const bool same = one.reach.sinks == layer.reach.sinks && one.reach.window == layer.reach.window &&
+                              one.reach.chunk == layer.reach.chunk;
+            if (same && one.num_blocks == layer.num_blocks && one.block_size == layer.block_size) return;
+        }
+        attention::check(layer, batch);
+        checked.push_back({layer.reach, layer.num_blocks, layer.block_size});
+    }
+};
+
+// [tokens][heads][head_dim] in the caller's memory: its address, bytes from token to token, and name of its dtype.
+using Address = nb::typed<nb::tuple, std::uintptr_t, std::ptrdiff_t, std::string>;
+
+attention::Rows rows_of(const Address& address) {
+    auto* const data = reinterpret_cast<std::uint8_t*>(nb::cast<std::uintptr_t>(address[0]));
+    const Element element = element_named(nb::cast<std::string_view>(address[2]));
+    if (element == Element::int8) throw std::invalid_argument("queries, keys and values are floating-point numbers");
+    return {data, nb::cast<std::ptrdiff_t>(address[1]), element};
+}
+
+// The kernels at one level, with the memory that calls reuse.
+struct Kernel {
+    Isa isa;
+    int num_threads;
+    attention::Scratch scratch;
+
+    Kernel(std::string_view wanted, int num_threads) : isa(choose_isa(wanted)), num_threads(num_threads) {}
+
+    void store(const BoundLayer& layer, const BoundBatch& batch, const Address& k, const Address& v) const {
+        batch.check_for(layer.layer);
+        const attention::Rows keys = rows_of(k), values = rows_of(v);
+        const nb::gil_scoped_release unlocked;
+        attention::store(layer.layer, batch.batch, keys, values, num_threads);
+    }
+
+    void attend(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const Address& out,
+                std::uintptr_t lse) {
+        batch.check_for(layer.layer);
+        const attention::Rows queries = rows_of(q), results = rows_of(out);
+        const nb::gil_scoped_release unlocked;
+        attention::attend(layer.layer, batch.batch, queries, results, reinterpret_cast<float*>(lse), scratch,
+                          num_threads, isa);
+    }
+
+    std::size_t scratch_bytes() const { return scratch.memory.capacity() * sizeof(float); }
+};
+
+}  // namespace
+
+void bind_attention(nb::module_& m) {
+    nb::class_<BoundLayer>(m, "AttentionLayer")
+        .def(nb::init<const Bytes&, const Bytes&, const std::optional<Bytes>&, const std::optional<Bytes>&,
+                      std::string_view, const nb::dict&>(),
+             nb::arg("k").noconvert(), nb::arg("v").noconvert(), nb::arg("k_scale").none(), nb::arg("v_scale").none(),
+             nb::arg("stored"), nb::arg("shape"));
+    nb::class_<BoundBatch>(m, "AttentionBatch")
+        .def(nb::init<const Numbers&, const Numbers&, const Table&, const Numbers&>(),
+             nb::arg("query_start").noconvert(), nb::arg("start").noconvert(), nb::arg("block_table").noconvert(),
+             nb::arg("slots").noconvert());
+    nb::class_<Kernel>(m, "AttentionKernel")
+        .def(nb::init<std::string_view, int>(), nb::arg("isa") = "auto", nb::arg("num_threads") = 0)
+        .def("store", &Kernel::store)
+        .def("attend", &Kernel::attend, nb::arg("layer"), nb::arg("batch"), nb::arg("q"), nb::arg("out"),
+             nb::arg("lse") = 0)
+        .def_prop_ro("scratch_bytes", &Kernel::scratch_bytes);
+}
+
+}  // namespace kvtrove
