@@ -79,7 +79,7 @@ def test_a_tensor_larger_than_the_pool_repeats_it(config: Path, monkeypatch: pyt
 @pytest.mark.parametrize(("tied", "same"), [(True, True), (False, False)])
 def test_the_output_matrix_is_tied_when_the_config_says_so(config: Path, tied: bool, same: bool) -> None:
     model = model_of(config, tie_word_embeddings=tied)
-    assert (model.head.weight.data_ptr() == model.embedding.data_ptr()) is same
+    assert (model.head.weight.data_ptr() == model.embedding.weight.data_ptr()) is same
 
 
 def test_an_engine_runs_a_config_file(config: Path) -> None:
