@@ -1,7 +1,7 @@
 """Simulator against reality: one trace through `kvtrove.plan.simulate` and through a real `kvtrove serve`.
 
     python benchmarks/macro/simulator_vs_server.py [--model demo] [--requests 200] [--load 0.55] [--json FILE]
-    python benchmarks/macro/simulator_vs_server.py --hits-only [--kv-tokens 4096]
+    python benchmarks/macro/simulator_vs_server.py --hits-only [--kv-tokens 5120]
 
 The trace is made from a seed: conversations whose every turn repeats the prompt before it and adds to it, as a file of
 WEKA's format (one session a line, blocks of 32 tokens). The server gets the same blocks as token ids, at the trace's

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "macro" / "simulator_vs_server.py"
-SMALL = 2048  # tokens of a cache that has to evict, so that hits depend on who leaves first
+SMALL = 5120  # tokens of a cache that has to evict, so that hits depend on who leaves first
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:
