@@ -31,6 +31,7 @@ from kvtrove.plan.hardware import StepFit, read_calibration
 
 PROBE_PROMPT, PROBE_OUTPUT, PROBE_REPEATS = 32, 64, 3
 LONE_PROBES = 15
+START_TIMEOUT = 60.0  # seconds
 
 
 @dataclass
@@ -91,7 +92,7 @@ def calibrate(model: str, batch: int, context: int, folder: Path) -> StepFit:
 @contextmanager
 def server(model: str, *flags: str) -> Iterator[str]:
     """The address of a server of `model` that ends with the block; its messages go to this process's stderr."""
-    command = [sys.executable, "-m", "kvtrove.cli", "serve", model, "--port", "0", "--log-level", "warning", *flags]
+    command = [sys.executable, "-m", "kvtrove.cli", "serve", model, "--port", "0", "--log-level", "error", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -99,10 +100,25 @@ def server(model: str, *flags: str) -> Iterator[str]:
         found = re.match(r"(http://\S+)/v1 serves", line)
         if found is None:
             raise SystemExit(f"the server did not start: {line!r}")
+        _wait_ready(found[1])
         yield found[1]
     finally:
         process.terminate()
         process.wait(60)
+
+
+def _wait_ready(url: str) -> None:
+    """The address is printed before the socket listens."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while True:
+        try:
+            if httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        if time.monotonic() > deadline:
+            raise SystemExit(f"the server at {url} does not answer within {START_TIMEOUT:g} s")
+        time.sleep(0.05)
 
 
 class Asker:
