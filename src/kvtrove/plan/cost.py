@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class StepWork:
-    """tokens: computed. cached_tokens: read by sequences with one new token. pairs: (query, key) of all others."""
+    """tokens: computed. cached_tokens: read by sequences with one new token. pairs: (query, key) of all others.
+
+    sequences: that take part, whatever they compute: each is batched, sampled and told on its own.
+    """
 
     tokens: int
     cached_tokens: int = 0
     pairs: int = 0
+    sequences: int = 0
 
 
 def work_of(sequences: Iterable[ScheduledSequence]) -> StepWork:
@@ -34,6 +38,7 @@ def work_of(sequences: Iterable[ScheduledSequence]) -> StepWork:
     for s in sequences:
         new = len(s.tokens)
         work.tokens += new
+        work.sequences += 1
         if new == 1:
             work.cached_tokens += s.start + 1
         else:
@@ -58,7 +63,7 @@ class FittedCost:
         if not work.tokens:
             return 0.0
         reading = fit.per_cached_token * work.cached_tokens + fit.per_pair * work.pairs
-        return fit.fixed + fit.per_token * work.tokens + reading
+        return fit.fixed + fit.per_token * work.tokens + fit.per_sequence * work.sequences + reading
 
 
 @dataclass(frozen=True)

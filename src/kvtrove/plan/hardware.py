@@ -15,12 +15,15 @@ CALIBRATION = "kvtrove-calibration-1"
 
 @dataclass(frozen=True)
 class StepFit:
-    """Seconds of a measured step: fixed + per token computed + per cached token read + per (query, key) pair."""
+    """Seconds of a measured step: fixed + per token computed + per cached token read + per (query, key) pair
+    + per sequence that takes part, which for small models is most of a decode step.
+    """
 
     fixed: float
     per_token: float
     per_cached_token: float
     per_pair: float
+    per_sequence: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ def read_calibration(path: Path) -> Machine:
     """The machine that a calibration file describes. ConfigError naming the field that is missing or wrong.
 
     {"format": "kvtrove-calibration-1", "name": "...", "bandwidth": 3.1e10, "flops": 2.2e12,
-     "step": {"fixed": 0.001, "per_token": 2e-5, "per_cached_token": 1e-8, "per_pair": 1e-10}}     step may be left out
+     "step": {"fixed": 0.001, "per_token": 2e-5, "per_cached_token": 1e-8, "per_pair": 1e-10,
+              "per_sequence": 2e-5}}                       step and per_sequence may be left out
     """
     try:
         values: Any = json.loads(path.read_text())
@@ -93,10 +97,14 @@ def read_calibration(path: Path) -> Machine:
         _positive(values, "bandwidth", path),
         _positive(values, "flops", path),
         measured=True,
-        fit=None
-        if step is None
-        else StepFit(**{name: _number(step, name, path) for name in StepFit.__dataclass_fields__}),
+        fit=None if step is None else _step_fit(step, path),
     )
+
+
+def _step_fit(step: Any, path: Path) -> StepFit:
+    if isinstance(step, dict):
+        step = {"per_sequence": 0.0, **step}
+    return StepFit(**{name: _number(step, name, path) for name in StepFit.__dataclass_fields__})
 
 
 def write_calibration(path: Path, machine: Machine) -> None:

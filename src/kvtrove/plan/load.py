@@ -74,7 +74,7 @@ def prefill_seconds(workload: Workload, service: Service) -> float:
     seconds, done = 0.0, workload.prompt - workload.computed
     while done < workload.prompt:
         chunk = min(service.chunk, workload.prompt - done)
-        seconds += service.cost.seconds(StepWork(round(chunk), 0, round(chunk * (done + chunk / 2))))
+        seconds += service.cost.seconds(StepWork(round(chunk), 0, round(chunk * (done + chunk / 2)), 1))
         done += chunk
     return seconds
 
@@ -83,7 +83,7 @@ def decode_seconds(workload: Workload, service: Service, batch: float) -> float:
     """Time of a step that decodes `batch` sequences, half way through their outputs on average."""
     size = max(1.0, batch)
     context = workload.prompt + workload.output / 2
-    return service.cost.seconds(StepWork(round(size), round(size * context)))
+    return service.cost.seconds(StepWork(round(size), round(size * context), 0, round(size)))
 
 
 def estimate(workload: Workload, service: Service, rate: float) -> LoadEstimate:

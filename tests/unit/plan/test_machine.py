@@ -119,7 +119,7 @@ def test_unknown_devices_are_not_guessed() -> None:
         find_machine("h1000")
 
 
-@pytest.mark.parametrize("fit", [None, StepFit(1e-3, 2e-5, 1e-8, 1e-10)])
+@pytest.mark.parametrize("fit", [None, StepFit(1e-3, 2e-5, 1e-8, 1e-10, 3e-5)])
 def test_a_calibration_survives_its_file(fit: StepFit | None, tmp_path: Path) -> None:
     machine = Machine("here", 3.1e10, 2.2e12, measured=True, fit=fit)
     write_calibration(tmp_path / "c.json", machine)

@@ -105,7 +105,7 @@ class Replica:
         cached = sum(len(seq.tokens) for seq in sequences)
         steps = 0
         while steps < most and self.now < until:
-            self.now += self._cost.seconds(StepWork(len(sequences), cached))
+            self.now += self._cost.seconds(StepWork(len(sequences), cached, 0, len(sequences)))
             cached += len(sequences)
             steps += 1
         if steps:

@@ -20,7 +20,7 @@ from kvtrove.plan.hardware import StepFit, read_calibration, write_calibration
 from kvtrove.scheduler.output import ModelOutput, SchedulerOutput
 
 TICK = 1e-6
-COSTS = StepFit(fixed=0.002, per_token=3e-5, per_cached_token=4e-8, per_pair=5e-9)
+COSTS = StepFit(fixed=0.002, per_token=3e-5, per_cached_token=4e-8, per_pair=5e-9, per_sequence=2e-4)
 
 
 @dataclass
@@ -54,6 +54,7 @@ def test_known_costs_come_back(config: str, tmp_path: Path) -> None:
     assert fit.per_token == pytest.approx(COSTS.per_token, rel=1e-6)
     assert fit.per_cached_token == pytest.approx(COSTS.per_cached_token, rel=1e-6)
     assert fit.per_pair == pytest.approx(COSTS.per_pair, rel=1e-6)
+    assert fit.per_sequence == pytest.approx(COSTS.per_sequence, rel=1e-6)
     assert found.error < 1e-9
     assert found.machine.bandwidth == pytest.approx((1 << 16) / TICK)
     assert found.num_steps == 3 * len(design(8, 512, 32))

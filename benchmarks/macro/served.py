@@ -1,0 +1,210 @@
+"""A real server to hold predictions against: `kvtrove serve` in a process of its own, asked with exact token ids.
+
+    calibrate      step times of the engine alone, by `kvtrove bench calibrate`
+    overhead_of    what serving adds to them: per step, per sequence of a step, and per request
+
+The engine's calibration knows nothing of HTTP, of JSON and of the event loop that shares the interpreter with the
+engine. That is measured here with loads of their own (decodes of equal prompts, single short prompts), before and apart
+from the load that a prediction is compared with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from statistics import median
+
+import httpx
+import numpy as np
+
+from kvtrove.bench.stream import Events, Transcript
+from kvtrove.plan.cost import FittedCost, StepWork
+from kvtrove.plan.hardware import StepFit, read_calibration
+
+PROBE_PROMPT, PROBE_OUTPUT, PROBE_REPEATS = 32, 64, 3
+LONE_PROBES = 15
+START_TIMEOUT = 60.0  # seconds
+
+
+@dataclass
+class Answer:
+    """A request that was due at `due`; arrivals: (time, tokens) as they came. Times on one clock, in seconds."""
+
+    due: float
+    arrivals: Sequence[tuple[float, int]] = field(default_factory=tuple)
+    cached: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return sum(count for _, count in self.arrivals)
+
+    @property
+    def first(self) -> float:
+        return self.arrivals[0][0]
+
+    @property
+    def last(self) -> float:
+        return self.arrivals[-1][0]
+
+    @property
+    def ttft(self) -> float:
+        return self.first - self.due
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds per token after the first; None where all came at once."""
+        later = self.tokens - self.arrivals[0][1]
+        return (self.last - self.first) / later if later else None
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Seconds that serving adds to every step, to it for each of its sequences, and to every request's first token."""
+
+    step: float
+    sequence: float
+    request: float = 0.0
+
+    def served(self, fit: StepFit) -> StepFit:
+        """The engine's step as clients see it."""
+        fixed, per_sequence = fit.fixed + self.step, fit.per_sequence + self.sequence
+        return replace(fit, fixed=max(0.0, fixed), per_sequence=max(0.0, per_sequence))
+
+
+def calibrate(model: str, batch: int, context: int, folder: Path) -> StepFit:
+    """The engine's step times on this machine, measured in a process of its own."""
+    out = folder / "calibration.json"
+    command = [sys.executable, "-m", "kvtrove.cli", "bench", "calibrate", "--quiet", "--model", model]
+    subprocess.run([*command, "--batch", str(batch), "--context", str(context), "--out", str(out)], check=True)
+    fit = read_calibration(out).fit
+    assert fit is not None
+    return fit
+
+
+@contextmanager
+def server(model: str, *flags: str) -> Iterator[str]:
+    """The address of a server of `model` that ends with the block; its messages go to this process's stderr."""
+    command = [sys.executable, "-m", "kvtrove.cli", "serve", model, "--port", "0", "--log-level", "error", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()  # ends when the process does
+        found = re.match(r"(http://\S+)/v1 serves", line)
+        if found is None:
+            raise SystemExit(f"the server did not start: {line!r}")
+        _wait_ready(found[1])
+        yield found[1]
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _wait_ready(url: str) -> None:
+    """The address is printed before the socket listens."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while True:
+        try:
+            if httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        if time.monotonic() > deadline:
+            raise SystemExit(f"the server at {url} does not answer within {START_TIMEOUT:g} s")
+        time.sleep(0.05)
+
+
+class Asker:
+    """Sends prompts of token ids and reads answers of an exact length. clock: seconds."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+        self.clock = time.perf_counter
+
+    async def ask(self, prompt: Sequence[int], new: int, due: float | None = None) -> Answer:
+        """due: when it should have been sent; now if left out. SystemExit when the answer has not `new` tokens."""
+        body = {
+            "prompt": list(prompt),
+            "max_tokens": new,
+            "ignore_eos": True,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
+        due = self.clock() if due is None else due
+        events, transcript = Events(), Transcript()
+        async with self._http.stream("POST", "/v1/completions", json=body) as response:
+            if response.status_code != 200:
+                raise SystemExit(f"the server answered {response.status_code}: {(await response.aread())[:300]!r}")
+            async for data in response.aiter_bytes():
+                now = self.clock()
+                for payload in events.feed(data):
+                    transcript.add(now, payload)
+        answer = Answer(due, transcript.arrivals(), transcript.cached_tokens or 0)
+        if answer.tokens != new:
+            raise SystemExit(f"an answer has {answer.tokens} tokens, {new} were asked for: {transcript.error}")
+        return answer
+
+    async def replay(self, requests: Sequence[tuple[float, Sequence[int], int]]) -> list[Answer]:
+        """(seconds from now, prompt, new tokens) in order of time: each is sent when it is due, come what may."""
+        start = self.clock()
+        async with asyncio.TaskGroup() as group:
+            tasks = []
+            for at, prompt, new in requests:
+                await asyncio.sleep(max(0.0, start + at - self.clock()))
+                tasks.append(group.create_task(self.ask(prompt, new, start + at)))
+        return [task.result() for task in tasks]
+
+
+@asynccontextmanager
+async def asker(url: str) -> AsyncIterator[Asker]:
+    """Connected to a server that has answered one short request: what is loaded on first use is loaded."""
+    unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=unlimited, trust_env=False) as http:
+        asks = Asker(http)
+        await asks.ask([5, 6, 7], 3)  # fills no block: nothing of it stays in the cache
+        yield asks
+
+
+def random_prompt(random: Random, vocab: int, length: int) -> list[int]:
+    return random.choices(range(vocab), k=length)
+
+
+async def overhead_of(asks: Asker, fit: StepFit, vocab: int, batch: int) -> Overhead:
+    """What serving adds to `fit`: over decodes of 1 to `batch` sequences, and over the first token of lone requests."""
+    random = Random(7)
+    sizes = sorted({1, max(2, batch // 4), max(2, batch // 2), batch})
+    rows, extra, weights = [], [], []
+    for size in sizes * PROBE_REPEATS:
+        step = await _decode_step(asks, [random_prompt(random, vocab, PROBE_PROMPT) for _ in range(size)])
+        work = StepWork(size, round(size * (PROBE_PROMPT + PROBE_OUTPUT / 2)), 0, size)
+        rows.append((1.0, size))
+        extra.append(step - FittedCost(fit).seconds(work))
+        weights.append(1 / step)  # relative errors, as in the calibration of the engine
+    scale = np.array(weights)
+    (per_step, per_sequence), *_ = np.linalg.lstsq(np.array(rows) * scale[:, None], np.array(extra) * scale, rcond=None)
+    found = Overhead(float(per_step), float(per_sequence))
+    prefill = StepWork(PROBE_PROMPT, 0, PROBE_PROMPT * (PROBE_PROMPT + 1) // 2, 1)
+    lone = [(await asks.ask(random_prompt(random, vocab, PROBE_PROMPT), 2)).ttft for _ in range(LONE_PROBES)]
+    return replace(found, request=max(0.0, median(lone) - FittedCost(found.served(fit)).seconds(prefill)))
+
+
+async def _decode_step(asks: Asker, prompts: Sequence[Sequence[int]]) -> float:
+    """Seconds per token while every one of the prompts decodes and none is computed."""
+    answers = await asyncio.gather(*(asks.ask(prompt, PROBE_OUTPUT) for prompt in prompts))
+    start, end = max(a.first for a in answers), min(a.last for a in answers)
+    steps = []
+    for answer in answers:
+        inside = [(at, count) for at, count in answer.arrivals if start <= at <= end]
+        if len(inside) > 1:
+            steps.append((inside[-1][0] - inside[0][0]) / sum(count for _, count in inside[1:]))
+    if not steps:
+        raise SystemExit("the probes did not decode together; is the machine busy with something else?")
+    return median(steps)
