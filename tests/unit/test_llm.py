@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtrove import llm as llm_module
-from kvtrove.config import ConfigError
+from kvtrove.config import ConfigError, EngineConfig
 from kvtrove.llm import LLM, uninterrupted
 from kvtrove.progress import BatchBar
 from kvtrove.prompts import read_prompts
@@ -46,7 +46,7 @@ class FakeEngine:
     """
 
     def __init__(self, config: object = None, *, progress: object = None) -> None:
-        self.config, self.progress = config, progress
+        self.config, self.progress = config or EngineConfig("no-such-model"), progress
         self.tokenizer = FakeTokenizer()
         self.running: dict[str, tuple[list[int], SamplingParams, str | None, list[int]]] = {}
         self.seen: list[tuple[list[int], str | None, str]] = []

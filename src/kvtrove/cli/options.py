@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from kvtrove.request import SamplingParams
-from kvtrove.text.generation_config import sampling_defaults
 
 if TYPE_CHECKING:
     from kvtrove.llm import LLM
@@ -96,6 +95,8 @@ class SamplingOptions:
 
     def params(self, model: str, **more: Any) -> SamplingParams:
         """What was asked for, where nothing was what the checkpoint recommends, else the usual default."""
+        from kvtrove.text.generation_config import sampling_defaults
+
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return SamplingParams(**sampling_defaults(model_directory(model)) | given, **more)
 
