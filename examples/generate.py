@@ -11,7 +11,10 @@ from kvtrove.demo import demo_model_dir
 model = sys.argv[1] if len(sys.argv) > 1 else demo_model_dir()
 llm = LLM(model, max_model_len="1k")
 
-instruction = "Continue the story in one sentence, in the style of a fairy tale, without any names of real places. "
+instruction = (
+    "Continue the story in one sentence, in the style of a fairy tale that grandparents tell by the fire in winter, "
+    "without any names of real places, without any modern things, and with a good end for everybody who was kind. "
+)
 prompts = [instruction + opening for opening in ("Once upon a time", "Behind the mill", "In the last winter")]
 
 for result in llm.generate(prompts, SamplingParams(temperature=0.8, seed=7, max_tokens=24)):

@@ -130,7 +130,7 @@ def test_ctrl_c_stops_the_answer_and_then_leaves(terminal: Callable[..., Termina
     chat.type(b"and once more\n")
     chat.expect(r"once more\n[^\n]*\S")
     chat.type(CTRL_C)
-    assert int(chat.expect(TURN)[3]) >= 16, "the engine goes on, and what was computed before Ctrl-C is reused"
+    assert int(chat.expect(TURN)[3]) >= 8, "the engine goes on, and what was computed before Ctrl-C is reused"
     chat.prompt()
     chat.type(CTRL_C)
     chat.expect(r"2 turns: ")

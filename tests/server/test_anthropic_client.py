@@ -114,7 +114,7 @@ def test_a_stop_sequence_is_named(client: anthropic.Anthropic) -> None:
 def test_a_generous_max_tokens_ends_at_the_context(client: anthropic.Anthropic) -> None:
     words = [{"role": "user", "content": "word " * 700}]
     used = client.messages.count_tokens(model="demo", messages=words).input_tokens
-    copies = [{"role": "user", "content": "word " * (700 * 4090 // used)}]
+    copies = [{"role": "user", "content": "word " * (700 * (CONTEXT - 6) // used)}]
     left = CONTEXT - client.messages.count_tokens(model="demo", messages=copies).input_tokens
     assert 0 < left < 400, "the test wants a prompt that nearly fills the context"
     answer = client.messages.create(model="demo", messages=copies, max_tokens=32_000, extra_body=GREEDY)

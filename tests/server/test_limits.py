@@ -46,7 +46,7 @@ def test_a_full_queue_sheds_load_and_keeps_the_latency_of_those_inside() -> None
             late = [await timed(app) for _ in range(34)]
             served = await first
             assert {status for status, _ in late} <= {429, 200}
-            assert [status for status, _ in late].count(429) > 10
+            assert [status for status, _ in late].count(429) > 5
             assert {status for status, _ in served} == {200}
             each = statistics.median(seconds for _, seconds in alone)
             assert max(seconds for _, seconds in served) < 8 * each, "two seats, four waiting: three rounds"

@@ -16,13 +16,18 @@ _HELD_OUT = 10  # one module in so many is never trained on
 
 @cache
 def paragraphs(split: str) -> tuple[str, ...]:
-    """Paragraphs of one split ("train" or "heldout"), in the order of the file names; a module belongs to one split."""
+    """Paragraphs of one split ("train" or "heldout"), in the order of the file names; a module belongs to one split.
+
+    What modules of both splits say in the same words is trained on, so it is not held out.
+    """
+    seen = set(paragraphs("train")) if split == "heldout" else set()
     library = Path(sysconfig.get_path("stdlib"))
     return tuple(
         paragraph
         for path in sorted((*library.glob("*.py"), *library.glob("*/*.py")))
         if _has_documentation(path.relative_to(library)) and split_of(path.stem) == split
         for paragraph in _paragraphs(path)
+        if paragraph not in seen
     )
 
 
