@@ -62,7 +62,7 @@ def _texts() -> Iterator[str]:
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(directory / "tokenizer.json"))
+    tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
     settings = {
         "eos_token": END,
         "pad_token": PAD,
