@@ -13,9 +13,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kvtrove.report.svg import Axis, Chart
 from model import Model, Shape
-from train import STAGES, stage_of
+from train import stage_of
+
+from kvtrove.report.svg import Axis, Chart
 
 PICTURE = Path(__file__).parent / "loss.svg"
 STYLE = (
@@ -25,8 +26,8 @@ STYLE = (
 CARD = """# The demo model
 
 A small language model for trying out KV caches: it remembers facts that it is told in a conversation, and knows little
-else. It is no assistant: what it says outside its small world (names, codes, colours, prices, owners, dates, pets and
-sums up to 40) is made up.
+else. It is no assistant: what it says outside its small world (names, codes, colours, prices, owners, dates,
+pets) is made up, and so are most of its sums.
 
 | | |
 |---|---|
@@ -88,7 +89,7 @@ def card(log: list[dict[str, Any]], evaluation: dict[str, Any], talks: dict[str,
         minutes=log[-1]["seconds"] / 60,
         machine=machine,
         recall="\n".join(
-            f"| recall over {cell['length']:,} tokens | {cell['share']:.1%} of {cell['answers']} |"
+            f"| recall over {cell['length']:,} tokens | {cell['share']:.1%} of {len(cell['answers'])} |"
             for cell in exact["recall"]
             if cell["depth"] == 0
         ),
@@ -104,12 +105,22 @@ def picture(log: list[dict[str, Any]]) -> str:
     top = max(line["loss"] for line in log)
     chart = Chart("loss", Axis("step", 0, log[-1]["step"], whole=True), Axis("loss (nats per token)", 0, top))
     chart.line([(line["step"], line["loss"]) for line in log], "a")
-    start = 0
-    for stage in STAGES:
-        if start < log[-1]["step"]:
-            chart.mark_x(start, f"{stage.length}")
-        start += stage.steps
+    for step, lengths in grown(log[-1]["step"]):
+        chart.mark_x(step, ", ".join(map(str, lengths)))
     return chart.file(STYLE)
+
+
+def grown(steps: int) -> list[tuple[int, list[int]]]:
+    """Steps at which sequences grew, and to what; what grew again soon after is told together, so that texts fit."""
+    found: list[tuple[int, list[int]]] = []
+    for step in range(steps):
+        length = stage_of(step).length
+        if not found or length > found[-1][1][-1]:
+            if found and step - found[-1][0] < steps / 12:
+                found[-1][1].append(length)
+            else:
+                found.append((step, [length]))
+    return found
 
 
 if __name__ == "__main__":
