@@ -15,8 +15,9 @@ must survive the rotation over thousands of tokens: it uses the slow half of the
 from __future__ import annotations
 
 import torch
-from model import Layer, Model
 from torch import Tensor
+
+from model import Layer, Model
 
 CONSTANT = 0.5  # the first element of each embedding
 FAST = 9  # rotary frequencies that tell positions apart

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from model import Model
 from tokenizers import Tokenizer
 
 from kvtrove.demo.world import Exchange, World
+
+from model import Model
 
 
 @torch.no_grad()

@@ -13,10 +13,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kvtrove.report.svg import Axis, Chart
+
 from model import Model, Shape
 from train import stage_of
-
-from kvtrove.report.svg import Axis, Chart
 
 PICTURE = Path(__file__).parent / "loss.svg"
 STYLE = (

@@ -16,16 +16,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+
 from data import Dialogues, Mix
 from head_start import head_start
 from model import Model, Shape
 from muon import Muon
 from recall import recall
-from safetensors.torch import load_file, save_file
 from tokenizer import make_tokenizer, save_tokenizer
-from tokenizers import Tokenizer
-from torch import Tensor
-from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
