@@ -21,6 +21,7 @@ from kvtrove.bench.engine.fill import filled
 from kvtrove.bench.engine.subject import random_prompts
 from kvtrove.bench.engine.work import keys_read, kv_bytes_read
 from kvtrove.engine import Engine
+from kvtrove.models.layers.embedding import Embedding, PackedEmbedding
 from kvtrove.models.layers.packed import PackedLinear
 from kvtrove.plan.model import PlanModel
 from kvtrove.runner.batch import build_batch
@@ -149,6 +150,8 @@ def _multiply(layers: list[Any], x: Tensor) -> None:
 
 def _linears(part: Any) -> Iterator[Any]:
     """Whatever can be called and has a weight of two dimensions, in the model's order."""
+    if isinstance(part, Embedding | PackedEmbedding):
+        return  # looked up, not multiplied
     if isinstance(part, PackedLinear):
         yield part
     elif isinstance(part, tuple | list):
