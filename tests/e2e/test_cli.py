@@ -121,7 +121,7 @@ def test_several_outputs_stand_below_their_prompt(run: Run) -> None:
 
 
 def test_the_flags_reach_the_model(run: Run) -> None:
-    sampled = ("generate", "demo", "hello", "--json", "--max-tokens", "8", "--ignore-eos")
+    sampled = ("generate", "demo", "hello", "--json", "--max-tokens", "8", "--ignore-eos", "--temperature", "2")
     one, again, other = (objects(run(*sampled, "--seed", seed)) for seed in ("1", "1", "2"))
     assert one == again != other
     [beams] = objects(run("generate", "demo", "hello", "--json", "--beam-width", "3", "--n", "2", "--max-tokens", "4"))
