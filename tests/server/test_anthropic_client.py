@@ -48,7 +48,8 @@ def test_a_message_and_its_usage(client: anthropic.Anthropic) -> None:
 
 
 def test_a_stream_adds_up_to_the_message(client: anthropic.Anthropic) -> None:
-    settings: dict[str, Any] = {"model": "demo", "messages": HELLO, "max_tokens": 12, "extra_body": GREEDY}
+    more = GREEDY | {"ignore_eos": True}
+    settings: dict[str, Any] = {"model": "demo", "messages": HELLO, "max_tokens": 12, "extra_body": more}
     whole = client.messages.create(**settings)
     with client.messages.stream(**settings) as stream:
         kinds = [event.type for event in stream]
@@ -151,3 +152,12 @@ def test_errors_become_the_clients_exceptions(client: anthropic.Anthropic, serve
         client.messages.create(model="demo", messages=[{"role": "user", "content": [image]}], max_tokens=1)
     with pytest.raises(anthropic.AuthenticationError):
         anthropic.Anthropic(base_url=server.url, api_key="wrong", max_retries=0).models.list()
+
+
+def test_an_output_format_ends_by_itself(client: anthropic.Anthropic) -> None:
+    """It cannot go on past its end."""
+    wanted = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+    with pytest.raises(anthropic.BadRequestError, match="ignore_eos"):
+        client.messages.create(
+            model="demo", messages=HELLO, max_tokens=9, extra_body={"ignore_eos": True, "output_config": wanted}
+        )

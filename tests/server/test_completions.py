@@ -33,8 +33,9 @@ def test_text_and_token_ids_are_the_same_prompt(alice: httpx.Client) -> None:
 
 def test_several_prompts_answer_in_their_order(alice: httpx.Client) -> None:
     prompts = ["alpha", "beta", "gamma"]
-    together = complete(alice, prompt=prompts, max_tokens=4)
-    alone = [complete(alice, prompt=prompt, max_tokens=4) for prompt in prompts]
+    settings: dict[str, Any] = {"max_tokens": 4, "ignore_eos": True}
+    together = complete(alice, prompt=prompts, **settings)
+    alone = [complete(alice, prompt=prompt, **settings) for prompt in prompts]
     assert [c["text"] for c in together["choices"]] == [one["choices"][0]["text"] for one in alone]
     assert together["usage"]["prompt_tokens"] == sum(one["usage"]["prompt_tokens"] for one in alone)
     assert together["usage"]["completion_tokens"] == 12

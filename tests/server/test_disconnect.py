@@ -45,7 +45,7 @@ def test_leaving_a_stream_frees_its_blocks(server: LiveServer) -> None:
 def test_a_connection_that_is_reset_frees_its_blocks(server: LiveServer, path: str, stream: bool) -> None:
     """Closed with RST after sending, as a killed client's is."""
     chat = {"model": "demo", "messages": [{"role": "user", "content": "Go on"}], "max_tokens": 3000, "ignore_eos": True}
-    bodies = {"/v1/completions": LONG, "/v1/responses": {"model": "demo", "input": "Go on"}}
+    bodies = {"/v1/completions": LONG, "/v1/responses": {"model": "demo", "input": "Go on", "ignore_eos": True}}
     body = json.dumps(bodies.get(path, chat) | {"stream": stream}).encode()
     address = urlsplit(server.url)
     head = (

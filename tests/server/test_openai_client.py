@@ -24,9 +24,10 @@ PERSON = {
     "required": ["kind", "age", "tame"],
     "additionalProperties": False,
 }
+EMPTY = {"type": "object", "properties": {}, "additionalProperties": False}
 TOOLS: list[Any] = [
     {"type": "function", "function": {"name": "count", "description": "Counts.", "parameters": PERSON}},
-    {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "properties": {}}}},
+    {"type": "function", "function": {"name": "stop", "parameters": EMPTY}},
 ]
 
 

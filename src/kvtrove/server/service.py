@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from kvtrove.engine import Engine
 from kvtrove.prompts import Prompt
-from kvtrove.request import Guide
+from kvtrove.request import Guide, RequestError, SamplingParams
 from kvtrove.server.admission import Admission
 from kvtrove.server.chat.tool_format import Format, detect_format
 from kvtrove.server.context import refuse_hopeless, refuse_unless_it_fits
@@ -83,10 +83,15 @@ class Service:
         refuse_hopeless(len(text), self._longest_token, self.max_model_len, param)
         return Prompt(self.tokenizer.encode(text, add_special_tokens=add_special_tokens), text)
 
-    async def guide(self, grammar: Grammar | None) -> Guide | None:
-        """Compile a grammar off the event loop. ApiError when it is too large, RequestError when it is wrong."""
+    async def guide(self, grammar: Grammar | None, params: SamplingParams) -> Guide | None:
+        """Compile a grammar off the event loop. ApiError when it is too large, RequestError when it is wrong, or when
+        the request would not end where its text is complete.
+        """
         if grammar is None:
             return None
+        if params.ignore_eos:
+            text = f"ignore_eos: a text that {grammar.param} describes ends where it is complete"
+            raise RequestError(text, "ignore_eos")
         if grammar.size > self.limits.max_schema_bytes:
             text = f"{grammar.param}: {grammar.size} bytes are more than the {self.limits.max_schema_bytes} allowed"
             raise refused(text, grammar.param, "schema_too_large")

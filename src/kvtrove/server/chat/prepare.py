@@ -44,7 +44,7 @@ async def submit_chat(
     truncate: drop turns until the conversation fits. cap: a max_tokens that goes past the context means all of it.
     """
     service, caller = job.service, job.caller
-    guide = await service.guide(_grammar(service, conversation, grammar))
+    guide = await service.guide(_grammar(service, conversation, grammar), params)
     prompt, dropped = await _prompt(service, conversation, None if cap else params.max_tokens, truncate)
     if cap and len(prompt.token_ids) + (params.max_tokens or 0) > service.max_model_len:
         params = replace(params, max_tokens=None)

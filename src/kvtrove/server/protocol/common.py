@@ -138,10 +138,6 @@ class SamplingFields(CacheFields):
             raise RequestError(
                 f"{found[1].param} and {found[0].param} both say what to write; give one", found[1].param
             )
-        if found and self.ignore_eos:
-            raise RequestError(
-                f"ignore_eos: a text that {found[0].param} describes ends where it is complete", "ignore_eos"
-            )
         return found[0] if found else None
 
     def _response_format(self) -> Iterator[Grammar]:

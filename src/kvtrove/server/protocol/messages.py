@@ -69,6 +69,7 @@ class MessagesRequest(ConversationFields, CacheFields):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    ignore_eos: bool | None = None
     stream: bool | None = None
     metadata: dict[str, Any] | None = None
     truncation: Literal["auto", "disabled"] | None = None

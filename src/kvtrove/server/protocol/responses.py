@@ -56,6 +56,7 @@ class ResponsesRequest(CacheFields):
     max_output_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     temperature: float | None = None
     top_p: float | None = None
+    ignore_eos: bool | None = None
     tools: list[FlatTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None

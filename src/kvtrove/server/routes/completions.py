@@ -84,7 +84,7 @@ class Completions:
         self.prompts = await _read_prompts(body, service)
         for prompt in self.prompts:
             service.refuse_unless_it_fits(len(prompt.token_ids), params.max_tokens, "prompt")
-        guide = await service.guide(body.grammar())
+        guide = await service.guide(body.grammar(), params)
         salt = self.job.caller.tenant.cache_salt(body.cache_salt)
         requests = [
             EngineRequest(f"{self.job.key}-{i}", p.token_ids, params, p.text, salt, guide and guide.copy())

@@ -116,7 +116,8 @@ class Responses:
 
     async def submit(self) -> None:
         body = self.body
-        given = {name: value for name in ("temperature", "top_p") if (value := getattr(body, name)) is not None}
+        names = ("temperature", "top_p", "ignore_eos")
+        given = {name: value for name in names if (value := getattr(body, name)) is not None}
         params = SamplingParams(max_tokens=body.max_output_tokens, **self.job.service.sampling_defaults | given)
         run = await submit_chat(
             self.job,
