@@ -53,7 +53,7 @@ STAGES = (
     Stage(1024, 4, 350, RECALL),
     Stage(1024, 4, 250, PLAIN),
     Stage(2048, 2, 100, PLAIN),
-    Stage(4608, 1, 350, PLAIN, rope_theta=2_000_000.0),
+    Stage(4608, 1, 1000, PLAIN, rope_theta=2_000_000.0),
 )
 STEPS = sum(stage.steps for stage in STAGES)
 MATRICES, REST = 0.005, 0.0015  # learning rates of Muon and of AdamW

@@ -69,45 +69,63 @@ def token_seconds(workload: Workload, prefill: float, tpot: float) -> float:
     return workload.prompt * (prefill + output_time) + output_time * workload.output / 2
 
 
-def prefill_seconds(workload: Workload, service: Service) -> float:
-    """Time to compute one prompt alone, in chunks of the token budget."""
+def prefill_seconds(workload: Workload, service: Service, beside: float = 0.0) -> float:
+    """What one prompt, in chunks of the token budget, adds to steps that decode `beside` sequences.
+
+    beside 0: its time alone. A step's fixed part, and the weights that it reads, are shared by all who are in it.
+    """
+    decodes = _decodes(workload, beside) if beside else StepWork(0)
+    shared = service.cost.seconds(decodes)
     seconds, done = 0.0, workload.prompt - workload.computed
     while done < workload.prompt:
         chunk = min(service.chunk, workload.prompt - done)
-        seconds += service.cost.seconds(StepWork(round(chunk), 0, round(chunk * (done + chunk / 2)), 1))
+        pairs = round(chunk * (done + chunk / 2))
+        joint = StepWork(decodes.tokens + round(chunk), decodes.cached_tokens, pairs, decodes.sequences + 1)
+        seconds += service.cost.seconds(joint) - shared
         done += chunk
     return seconds
 
 
 def decode_seconds(workload: Workload, service: Service, batch: float) -> float:
     """Time of a step that decodes `batch` sequences, half way through their outputs on average."""
+    return service.cost.seconds(_decodes(workload, batch))
+
+
+def _decodes(workload: Workload, batch: float) -> StepWork:
     size = max(1.0, batch)
     context = workload.prompt + workload.output / 2
-    return service.cost.seconds(StepWork(round(size), round(size * context), 0, round(size)))
+    return StepWork(round(size), round(size * context), 0, round(size))
 
 
 def estimate(workload: Workload, service: Service, rate: float) -> LoadEstimate:
     """The steady state at `rate` requests per second.
 
-    Prompts and decodes share the machine: what prefills leave of each second, 1 - rate x T_p, is left to decode, and
-    each slows the other by that much.
+    Prompts and decodes share the machine: what prefills add to steps, rate x T_p of each second, is missing to decode,
+    and each slows the other by that much.
     """
-    prefill = prefill_seconds(workload, service)
-    share = rate * prefill
-    if share >= 1:
-        return LoadEstimate(rate, float("inf"), float("inf"), 0.0, 0.0, share, "prefill")
+
+    alone = prefill_seconds(workload, service)
+
+    def prefill_share(batch: float) -> float:
+        """Of each second. A batch below one is the share of time in which there is a decode beside the prompt."""
+        accompanied = min(1.0, batch)
+        return rate * ((1 - accompanied) * alone + accompanied * prefill_seconds(workload, service, batch))
 
     def overloaded(batch: float) -> bool:
         """Whether `batch` sequences decode more tokens per second than arrive: then the batch shrinks."""
-        return batch >= rate * workload.output * decode_seconds(workload, service, batch) / (1 - share)
+        steps = max(0.0, 1 - prefill_share(batch)) / decode_seconds(workload, service, batch)
+        return batch * steps >= rate * workload.output
 
+    if (share := prefill_share(service.max_users)) >= 1:
+        return LoadEstimate(rate, float("inf"), float("inf"), 0.0, 0.0, share, "prefill")
     batch = _first(overloaded, float(service.max_users))
+    share = min(prefill_share(batch), 1 - 1e-9)
     tpot = decode_seconds(workload, service, batch) / (1 - share)
-    ttft = prefill / (1 - share) + tpot
-    held = rate * token_seconds(workload, prefill / (1 - share), tpot)
+    waiting = alone / (1 - share)
+    held = rate * token_seconds(workload, waiting, tpot)
     full = batch >= service.max_users and not overloaded(service.max_users)
     bottleneck = "decode batch" if full else "KV cache" if held > HEADROOM * service.kv_tokens else None
-    return LoadEstimate(rate, ttft, tpot, batch, held, share, bottleneck)
+    return LoadEstimate(rate, waiting + tpot, tpot, batch, held, share, bottleneck)
 
 
 def max_rate(

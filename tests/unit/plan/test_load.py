@@ -55,6 +55,13 @@ def test_a_hit_saves_its_share_of_the_prompt() -> None:
     assert warm < cold / 3
 
 
+def test_a_prompt_beside_decodes_adds_what_they_do_not_pay_already() -> None:
+    """The fixed part of three steps is theirs."""
+    workload = Workload(5000, 100)
+    alone, beside = prefill_seconds(workload, service()), prefill_seconds(workload, service(), beside=16)
+    assert alone - beside == pytest.approx(3 * 0.01)
+
+
 @given(st.floats(0.01, 3.0))
 def test_a_steady_state_obeys_littles_law(rate: float) -> None:
     """Sequences decoding = rate x output x TPOT, and TPOT is that of so many sequences."""
