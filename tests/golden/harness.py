@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from kvtrove.attention.backend import AttentionBatch, AttentionLayer, GroupTables
+from kvtrove.attention.backend import AttentionBatch, AttentionLayer, GroupTables, Rotation
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import DenseFormat
@@ -64,8 +64,8 @@ class PagedModel:
         batch = self._batch(work, starts)
         plan = self.backend.plan(batch)
 
-        def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
-            return self.backend.run(q, k, v, self.layers[layer], plan)
+        def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation) -> Tensor:
+            return self.backend.run(q, k, v, self.layers[layer], plan, rotate)
 
         device = self.arena.device
         new = torch.tensor([t for s in work for t in work[s]], device=device)

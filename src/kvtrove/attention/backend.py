@@ -55,6 +55,20 @@ class AttentionBatch:
     groups: tuple[GroupTables, ...]
 
 
+class Rotation(Protocol):
+    """The rotary embedding of a step (arXiv 2104.09864). cos, sin: [T, 1, rotary_dim / 2], in the dtype of q and k."""
+
+    @property
+    def cos(self) -> Tensor: ...
+
+    @property
+    def sin(self) -> Tensor: ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, heads, head_dim], rotated; x itself stays as it is."""
+        ...
+
+
 class AttentionBackend(Protocol):
     """reference, cpu kernels, triton: one object an engine, asked once a layer at load and once a step to plan."""
 
@@ -68,10 +82,18 @@ class AttentionBackend(Protocol):
         """What all layers of a step share, computed once; handed back to `run`."""
         ...
 
-    def run(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: AttentionLayer, plan: Any) -> Tensor:
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        layer: AttentionLayer,
+        plan: Any,
+        rotate: Rotation | None = None,
+    ) -> Tensor:
         """Store k, v [T, kv_heads, head_dim] (None: the layer reads another's storage), then attend.
 
-        q: [T, num_heads, head_dim]; the result has its shape and dtype. Unused slots may hold anything, NaN included:
-        it never leaks.
+        q: [T, num_heads, head_dim]; the result has its shape and dtype. rotate: turns q and k first, and q may be
+        turned in place; None: they come rotated. Unused slots may hold anything, NaN included: it never leaks.
         """
         ...

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kvtrove import kernels
-from kvtrove.attention.backend import AttentionBatch, AttentionLayer
+from kvtrove.attention.backend import AttentionBatch, AttentionLayer, Rotation
 from kvtrove.kernels.attention import (
     HEAD_DIM_STEP,
     MAX_HEAD_DIM,
@@ -83,12 +83,26 @@ class CpuBackend:
     def plan(self, batch: AttentionBatch) -> CpuPlan:
         return CpuPlan(batch)
 
-    def run(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: AttentionLayer, plan: CpuPlan) -> Tensor:
-        """Stores k, v [T, kv_heads, head_dim], attends with q [T, num_heads, head_dim] -> the same shape and dtype."""
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        layer: AttentionLayer,
+        plan: CpuPlan,
+        rotate: Rotation | None = None,
+    ) -> Tensor:
+        """Stores k, v [T, kv_heads, head_dim], attends with q [T, num_heads, head_dim] -> the same shape and dtype.
+
+        k is rotated on its way into the cache, q in place.
+        """
         paged, batch = self._paged(layer), plan.group(layer.group)
+        angles = None if rotate is None else (rotate.cos, rotate.sin)
         if k is not None and v is not None:
-            self.kernel.store(paged, batch, _rows(k), _rows(v))
+            self.kernel.store(paged, batch, _rows(k), _rows(v), angles)
         q = _rows(q)
+        if angles is not None:
+            self.kernel.rotate(paged, batch, q, angles)
         out = torch.empty(q.shape, dtype=q.dtype)
         self.kernel.attend(paged, batch, q, out)
         return out

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kvtrove.attention.backend import AttentionBatch, AttentionLayer
+from kvtrove.attention.backend import AttentionBatch, AttentionLayer, Rotation
 from kvtrove.attention.tiles import Tile, make_tiles
 from kvtrove.kv.retention import Retention
 
@@ -61,8 +61,18 @@ class ReferenceBackend:
         return ReferencePlan(batch)
 
     @torch.inference_mode()
-    def run(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: AttentionLayer, plan: ReferencePlan) -> Tensor:
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        layer: AttentionLayer,
+        plan: ReferencePlan,
+        rotate: Rotation | None = None,
+    ) -> Tensor:
         """Stores k, v [T, kv_heads, head_dim], attends with q [T, num_heads, head_dim] -> the same shape and dtype."""
+        if rotate is not None:
+            q, k = rotate(q), None if k is None else rotate(k)
         if k is not None and v is not None:
             layer.format.encode(k, v, layer.view, plan.batch.groups[layer.group].slots)
         out = torch.empty_like(q)

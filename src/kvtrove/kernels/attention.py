@@ -91,13 +91,26 @@ class AttentionKernel:
         """Memory that calls reuse; it stops growing once the largest step was seen."""
         return int(self._kernel.scratch_bytes)
 
-    def store(self, layer: PagedLayer, batch: PagedBatch, k: Tensor, v: Tensor) -> None:
-        """Write k, v [T, kv_heads, head_dim] into the batch's slots.
+    def store(
+        self, layer: PagedLayer, batch: PagedBatch, k: Tensor, v: Tensor, angles: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Write k, v [T, kv_heads, head_dim] into the batch's slots, k rotated by angles (see `rotate`) on the way.
 
         Raises IndexError when a slot does not exist, TypeError for another shape, layout, dtype or device.
         """
         heads = (batch.num_tokens, layer.shape.kv_heads, layer.shape.head_dim)
-        self._kernel.store(layer.handle, batch.handle, _address("k", k, heads), _address("v", v, heads))
+        turn = None if angles is None else _angles(angles, k, batch, layer.shape)
+        self._kernel.store(layer.handle, batch.handle, _address("k", k, heads), _address("v", v, heads), turn)
+
+    def rotate(self, layer: PagedLayer, batch: PagedBatch, q: Tensor, angles: tuple[Tensor, Tensor]) -> None:
+        """Rotate q [T, num_heads, head_dim] in place; element i of a head pairs with i + half (arXiv 2104.09864).
+
+        angles: cos and sin, each [T, 1, half] in q's dtype. The bits are those of torch, which rounds every product and
+        sum to that dtype. Raises TypeError for another shape, layout, dtype or device.
+        """
+        heads = (batch.num_tokens, layer.shape.num_heads, layer.shape.head_dim)
+        turn = _angles(angles, q, batch, layer.shape)
+        self._kernel.rotate(layer.handle, batch.handle, _address("q", q, heads), turn)
 
     def attend(self, layer: PagedLayer, batch: PagedBatch, q: Tensor, out: Tensor, lse: Tensor | None = None) -> None:
         """out = softmax(q.k * scale) . v over what each query reads; q, out: [T, num_heads, head_dim].
@@ -113,6 +126,22 @@ class AttentionKernel:
                 raise TypeError(f"lse: float32 {heads[:2]}, contiguous, is needed; got {lse.dtype} {tuple(lse.shape)}")
             into = lse.data_ptr()
         self._kernel.attend(layer.handle, batch.handle, *addresses, into)
+
+
+def _angles(
+    angles: tuple[Tensor, Tensor], x: Tensor, batch: PagedBatch, shape: PagedShape
+) -> tuple[int, int, int, str]:
+    """Addresses of cos and sin, elements of each per token, and their dtype."""
+    cos, sin = angles
+    half = cos.shape[-1]
+    fits = cos.shape == sin.shape == (batch.num_tokens, 1, half) and 0 < 2 * half <= shape.head_dim
+    alike = cos.dtype == sin.dtype == x.dtype and cos.is_contiguous() and sin.is_contiguous() and cos.is_cpu
+    if not fits or not alike:
+        raise TypeError(
+            f"cos, sin: contiguous [{batch.num_tokens}, 1, up to {shape.head_dim // 2}] of {x.dtype} on the CPU are "
+            f"needed; got {list(cos.shape)} and {list(sin.shape)} of {cos.dtype}"
+        )
+    return cos.data_ptr(), sin.data_ptr(), half, str(cos.dtype).removeprefix("torch.")
 
 
 def _address(name: str, x: Tensor, shape: tuple[int, int, int]) -> tuple[int, int, str]:

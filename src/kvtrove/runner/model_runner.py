@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from kvtrove.attention.backend import AttentionBackend, AttentionLayer
+from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.decoder import Model
@@ -56,8 +56,8 @@ class ModelRunner:
         batch = build_batch(step.sequences, self.cache.block_size, self.arena.device)
         plan = self.backend.plan(batch.attention)
 
-        def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
-            return self.backend.run(q, k, v, self.layers[layer], plan)
+        def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation) -> Tensor:
+            return self.backend.run(q, k, v, self.layers[layer], plan, rotate)
 
         return batch, self.model(batch.tokens, batch.positions, attend)
 

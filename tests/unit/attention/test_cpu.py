@@ -17,6 +17,7 @@ from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kv.formats.int8 import Int8Format
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
+from kvtrove.models.layers.rope import Rotation
 from tests.unit.attention.test_reference import RETENTIONS, Case, Shape, Unsupported
 
 LEVELS = ("portable", "avx2", "avx512", "amx")
@@ -109,6 +110,36 @@ def test_kernels_store_what_the_format_encodes(dtype: str, block_size: int) -> N
     case.run(CpuBackend())  # type: ignore[arg-type]
     for name, plane in case.view.items():
         assert torch.equal(plane.nan_to_num(7.0), stored[name].nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("rotary_dim", [24, 16])
+def test_rotation_on_the_way_is_that_of_torch(stored: str, rotary_dim: int) -> None:
+    """The same bits in the cache and the same answers as from queries and keys that come rotated."""
+    dtype = "bfloat16" if stored == "int8" else stored
+    case = Case([(0, 40)], Full(), Shape(4, 2, 24, 32, dtype))
+    if stored == "int8":
+        case = int8_view(case)
+    angles = torch.rand(40, 1, rotary_dim // 2) * 6
+    rotate = Rotation(angles.cos().to(case.dtype), angles.sin().to(case.dtype))
+    backend = CpuBackend()
+    plan = backend.plan(AttentionBatch([0, 40], [0], (GroupTables(case._slots(0, list(range(40))), case.table),)))
+    q, k, v = case.q[0].to(case.dtype), case.k[0].to(case.dtype), case.v[0].to(case.dtype)
+    expected = backend.run(rotate(q), rotate(k), v, case.layer, plan)
+    planes = {name: plane.clone() for name, plane in case.layer.view.items()}
+    got = backend.run(q.clone(), k, v, case.layer, plan, rotate)
+    assert torch.equal(got, expected)
+    for name, plane in case.layer.view.items():
+        assert torch.equal(plane.nan_to_num(), planes[name].nan_to_num())
+
+
+def test_angles_that_do_not_fit_are_refused() -> None:
+    case = Case([(0, 3)], Full(), Shape(2, 2, 16, 32))
+    backend = CpuBackend()
+    plan = backend.plan(AttentionBatch([0, 3], [0], (GroupTables(case._slots(0, [0, 1, 2]), case.table),)))
+    for angles in (torch.ones(2, 1, 8), torch.ones(3, 1, 9), torch.ones(3, 1, 8).bfloat16(), torch.ones(6, 1, 8)[::2]):
+        with pytest.raises(TypeError, match="cos, sin: contiguous"):
+            backend.run(case.q[0], case.k[0], case.v[0], case.layer, plan, Rotation(angles, angles))
 
 
 @pytest.mark.parametrize("stored", ["bfloat16", "int8"])

@@ -12,6 +12,7 @@ from kvtrove.kv.retention import Full, SlidingWindow
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
 from kvtrove.models.layers.linear import Weights
+from kvtrove.models.layers.rope import Rotation
 from kvtrove.models.spec import LayerSpec, ModelSpec, RopeSpec
 
 LAYER = LayerSpec(kv_heads=1, head_dim=8, window=None, rope=RopeSpec(10_000.0, 8, max_position=64))
@@ -40,7 +41,7 @@ def test_a_layer_that_reads_anothers_storage_has_no_keys_of_its_own() -> None:
         asked.append(name)
         return torch.ones(shape)
 
-    def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
+    def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation) -> Tensor:
         shapes = [None if x is None else tuple(x.shape) for x in (k, v)]
         calls.append((layer, tuple(q.shape), shapes[0], shapes[1]))
         return q

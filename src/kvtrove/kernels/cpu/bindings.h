@@ -6,5 +6,6 @@
 namespace kvtrove {
 
 void bind_linear(nanobind::module_& m);  // linear_binding.cpp
+void bind_rows(nanobind::module_& m);    // rows_binding.cpp
 
 }  // namespace kvtrove

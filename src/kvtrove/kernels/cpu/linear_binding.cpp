@@ -1,4 +1,4 @@
-// Python's view of linear.h and norm.h.
+// Python's view of linear.h.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -10,7 +10,6 @@
 
 #include "bindings.h"
 #include "linear.h"
-#include "norm.h"
 
 namespace nb = nanobind;
 
@@ -59,16 +58,9 @@ void gather(const PackedWeights& weights, std::uintptr_t ids, std::size_t count,
     weights.gather(pointer<const std::int64_t>(ids), count, pointer<void>(y), is_bf16 ? Float::bf16 : Float::f32);
 }
 
-void norm(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t y, std::size_t rows, std::size_t size, float eps) {
-    const nb::gil_scoped_release unlocked;
-    rms_norm(pointer<const float>(x), pointer<const float>(weight), pointer<float>(y), rows, size, eps);
-}
-
 }  // namespace
 
 void bind_linear(nb::module_& m) {
-    m.def("rms_norm", &norm, nb::arg("x"), nb::arg("weight"), nb::arg("y"), nb::arg("rows"), nb::arg("size"),
-          nb::arg("eps"));
     nb::class_<PackedWeights>(m, "PackedWeights")
         .def("__init__",
              [](PackedWeights* self, std::size_t outputs, std::size_t inputs, std::string_view kind,

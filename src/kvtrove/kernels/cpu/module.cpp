@@ -40,5 +40,6 @@ NB_MODULE(_cpu, m) {
     m.def("isa", [](std::string_view wanted) { return std::string(kvtrove::name(kvtrove::choose_isa(wanted))); },
           nb::arg("wanted") = "auto");
     kvtrove::bind_linear(m);
+    kvtrove::bind_rows(m);
     kvtrove::bind_attention(m);
 }

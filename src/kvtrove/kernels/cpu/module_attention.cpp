@@ -144,6 +144,14 @@ attention::Rows rows_of(const Address& address) {
     return {data, nb::cast<std::ptrdiff_t>(address[1]), element};
 }
 
+// cos, sin [tokens][half] in the caller's memory, and their dtype.
+using Angles = nb::typed<nb::tuple, std::uintptr_t, std::uintptr_t, int, std::string>;
+
+attention::Rope rope_of(const Angles& angles) {
+    const auto at = [&](int i) { return reinterpret_cast<const std::uint8_t*>(nb::cast<std::uintptr_t>(angles[i])); };
+    return {at(0), at(1), nb::cast<int>(angles[2]), element_named(nb::cast<std::string_view>(angles[3]))};
+}
+
 // The kernels at one level, with the memory that calls reuse.
 struct Kernel {
     Isa isa;
@@ -152,11 +160,21 @@ struct Kernel {
 
     Kernel(std::string_view wanted, int num_threads) : isa(choose_isa(wanted)), num_threads(num_threads) {}
 
-    void store(const BoundLayer& layer, const BoundBatch& batch, const Address& k, const Address& v) const {
+    void store(const BoundLayer& layer, const BoundBatch& batch, const Address& k, const Address& v,
+               const std::optional<Angles>& angles) const {
         batch.check_for(layer.layer);
         const attention::Rows keys = rows_of(k), values = rows_of(v);
+        const attention::Rope rope = angles ? rope_of(*angles) : attention::Rope{};
         const nb::gil_scoped_release unlocked;
-        attention::store(layer.layer, batch.batch, keys, values, num_threads);
+        attention::store(layer.layer, batch.batch, keys, values, num_threads, angles ? &rope : nullptr);
+    }
+
+    void rotate(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const Angles& angles) const {
+        const attention::Rows queries = rows_of(q);
+        const attention::Rope rope = rope_of(angles);
+        const nb::gil_scoped_release unlocked;
+        attention::rotate(queries, batch.batch.tokens(), layer.layer.num_heads, layer.layer.head_dim, rope,
+                          num_threads);
     }
 
     void attend(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const Address& out,
@@ -185,7 +203,9 @@ void bind_attention(nb::module_& m) {
              nb::arg("slots").noconvert());
     nb::class_<Kernel>(m, "AttentionKernel")
         .def(nb::init<std::string_view, int>(), nb::arg("isa") = "auto", nb::arg("num_threads") = 0)
-        .def("store", &Kernel::store)
+        .def("store", &Kernel::store, nb::arg("layer"), nb::arg("batch"), nb::arg("k"), nb::arg("v"),
+             nb::arg("angles").none() = nb::none())
+        .def("rotate", &Kernel::rotate, nb::arg("layer"), nb::arg("batch"), nb::arg("q"), nb::arg("angles"))
         .def("attend", &Kernel::attend, nb::arg("layer"), nb::arg("batch"), nb::arg("q"), nb::arg("out"),
              nb::arg("lse") = 0)
         .def_prop_ro("scratch_bytes", &Kernel::scratch_bytes);

@@ -1,4 +1,4 @@
-"""Attention as a layer sees it: projections, head norms and rotation; where K/V live is the backend's matter."""
+"""Attention as a layer sees it: projections and head norms; rotation and where K/V live are the backend's matter."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kvtrove.models.layers.norm import RMSNorm
 from kvtrove.models.layers.rope import Rotation
 from kvtrove.models.spec import LayerSpec, ModelSpec
 
-Attend = Callable[[int, Tensor, Tensor | None, Tensor | None], Tensor]
-"""attend(layer, q [T, num_heads, head_dim], k [T, kv_heads, head_dim], v) -> [T, num_heads, head_dim].
+Attend = Callable[[int, Tensor, Tensor | None, Tensor | None, Rotation], Tensor]
+"""attend(layer, q [T, num_heads, head_dim], k [T, kv_heads, head_dim], v, rotate) -> [T, num_heads, head_dim].
 
-q and k are rotated. k and v are None when the layer reads another layer's storage.
+q and k are still to be rotated, q perhaps in place. k and v are None when the layer reads another layer's storage.
 """
 
 
@@ -61,5 +61,4 @@ class Attention:
             q = self.q_norm(q)
         if self.k_norm is not None and k is not None:
             k = self.k_norm(k)
-        mixed = attend(index, rotate(q), None if k is None else rotate(k), v)
-        return self.o(mixed.flatten(1))
+        return self.o(attend(index, q, k, v, rotate).flatten(1))

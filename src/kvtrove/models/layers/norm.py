@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvtrove.kernels.norm import rms_norm
+from kvtrove.kernels import rows
 from kvtrove.models.layers.linear import Take
 
 
@@ -28,8 +28,17 @@ class RMSNorm:
         return cls(weight.float() + offset, eps, wide=True) if offset else cls(weight, eps)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32 and x.is_cpu:  # nothing is rounded on the way, for no family
-            return rms_norm(x, self.weight, self.eps)
+        if rows.serves(x):
+            return rows.rms_norm(x, self.weight, self.eps)
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (normed * self.weight).to(x.dtype) if self.wide else self.weight * normed.to(x.dtype)
+
+    def of_sum(self, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x + added, perhaps written over x, and the norm of it. added None: of x."""
+        if added is None:
+            return x, self(x)
+        if rows.serves(x) and x.is_contiguous() and added.is_contiguous():
+            return x, rows.add_rms_norm(x, added, self.weight, self.eps)
+        x = x + added
+        return x, self(x)

@@ -82,6 +82,15 @@ struct Rows {
     Element element = Element::float32;
 };
 
+// How a step's tokens are turned (arXiv 2104.09864): cos, sin [tokens][half], contiguous. Elements d and d + half of a head
+// form a pair; those from 2 * half on stay. Every operation is rounded to `element`, as torch rounds it.
+struct Rope {
+    const std::uint8_t* cos = nullptr;
+    const std::uint8_t* sin = nullptr;
+    int half = 0;
+    Element element = Element::float32;
+};
+
 // Memory that calls reuse: after the largest step has been seen, nothing is allocated any more.
 struct Scratch {
     std::vector<struct Tile> tiles;
@@ -97,8 +106,12 @@ struct Scratch {
 void check(const Layer& layer, const Batch& batch);
 
 // Writes k, v of every token of the batch into its slot. For int8 each (token, head) vector x becomes
-// round(x / s), s = float16(max|x| / 127, rounded up).
-void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v, int num_threads);
+// round(x / s), s = float16(max|x| / 127, rounded up). rope: turns k on the way.
+void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v, int num_threads,
+           const Rope* rope = nullptr);
+
+// Turns x [tokens][heads][head_dim] in place.
+void rotate(const Rows& x, std::int64_t tokens, int heads, int head_dim, const Rope& rope, int num_threads);
 
 // out = softmax(cap(q.k * scale)) . v for every token; lse (optional): [tokens][num_heads], the logarithm of the sum of
 // exponentials, which merges results over disjoint keys. num_threads: 0 takes OpenMP's own number.

@@ -1,4 +1,4 @@
-// New K/V into their slots, in the layout of the layer.
+// New K/V into their slots, in the layout of the layer; rotation on the way.
 #include <omp.h>
 
 #include <algorithm>
@@ -53,12 +53,50 @@ std::uint16_t quantise(const float* from, int dim, std::int8_t* to) {
     return scale;
 }
 
-void store_vector(const Layer& layer, const std::uint8_t* from, Element element, const Place& to, std::uint16_t* scale) {
+float rounded(float x, Element element) {
+    if (element == Element::bfloat16) return float_of_bfloat16(bfloat16_of_float(x));
+    return element == Element::float16 ? float_of_float16(float16_of_float(x)) : x;
+}
+
+// x: [2 * half or more]
+template <Element Of>
+void turn_as(float* x, const Rope& rope, std::int64_t token) {
+    float cos[kMaxDim / 2], sin[kMaxDim / 2];
+    const int half = rope.half;
+    const std::size_t at = token * half * bytes_of(Of);
+    floats_of(rope.cos + at, Of, half, cos), floats_of(rope.sin + at, Of, half, sin);
+    for (int d = 0; d < half; ++d) {
+        const float a = x[d], b = x[d + half];
+        x[d] = rounded(rounded(a * cos[d], Of) - rounded(b * sin[d], Of), Of);
+        x[d + half] = rounded(rounded(b * cos[d], Of) + rounded(a * sin[d], Of), Of);
+    }
+}
+
+void turn(float* x, const Rope& rope, std::int64_t token) {
+    switch (rope.element) {
+        case Element::bfloat16: return turn_as<Element::bfloat16>(x, rope, token);
+        case Element::float16: return turn_as<Element::float16>(x, rope, token);
+        default: return turn_as<Element::float32>(x, rope, token);
+    }
+}
+
+// One vector to be stored. rope: null when it is not to be turned.
+struct Vector {
+    const std::uint8_t* data;
+    Element element;
+    std::int64_t token;
+    const Rope* rope;
+};
+
+void store_vector(const Layer& layer, const Vector& vector, const Place& to, std::uint16_t* scale) {
     const int dim = layer.head_dim;
+    const std::uint8_t* from = vector.data;
     float wide[kMaxDim];
     std::uint8_t narrow[kMaxDim * 4];
-    if (element != layer.stored || reinterpret_cast<std::uintptr_t>(from) % bytes_of(element)) {
-        floats_of(from, element, dim, wide);
+    const bool as_it_is = vector.element == layer.stored && vector.rope == nullptr;
+    if (!as_it_is || reinterpret_cast<std::uintptr_t>(from) % bytes_of(vector.element)) {
+        floats_of(from, vector.element, dim, wide);
+        if (vector.rope) turn(wide, *vector.rope, vector.token);
         if (layer.stored == Element::int8) {
             *scale = quantise(wide, dim, reinterpret_cast<std::int8_t*>(narrow));
         } else {
@@ -73,7 +111,8 @@ void store_vector(const Layer& layer, const std::uint8_t* from, Element element,
     }
 }
 
-void store_token(const Layer& layer, std::int64_t slot, std::int64_t token, const Rows& rows, bool keys) {
+void store_token(const Layer& layer, std::int64_t slot, std::int64_t token, const Rows& rows, bool keys,
+                 const Rope* rope) {
     const Plane &plane = keys ? layer.k : layer.v, &scales = keys ? layer.k_scale : layer.v_scale;
     const std::size_t bytes = layer.head_dim * bytes_of(rows.element);
     for (int head = 0; head < layer.kv_heads; ++head) {
@@ -83,20 +122,39 @@ void store_token(const Layer& layer, std::int64_t slot, std::int64_t token, cons
             scale = reinterpret_cast<std::uint16_t*>(block) + head * layer.block_size + slot % layer.block_size;
         }
         const std::uint8_t* from = rows.data + token * rows.stride + head * bytes;
-        store_vector(layer, from, rows.element, place(layer, plane, slot, head, keys), scale);
+        store_vector(layer, {from, rows.element, token, rope}, place(layer, plane, slot, head, keys), scale);
     }
+}
+
+// Threads worth waking for so many tokens.
+int threads_for(std::int64_t tokens, int num_threads) {
+    const auto useful = static_cast<int>(std::min<std::int64_t>(tokens / kWorthAThread + 1, 1 << 16));
+    return std::min(num_threads > 0 ? num_threads : omp_get_max_threads(), useful);
 }
 
 }  // namespace
 
-void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v, int num_threads) {
+void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v, int num_threads, const Rope* rope) {
     const std::int64_t tokens = batch.tokens();
-    const auto useful = static_cast<int>(std::min<std::int64_t>(tokens / kWorthAThread + 1, 1 << 16));
-    const int threads = std::min(num_threads > 0 ? num_threads : omp_get_max_threads(), useful);
+    const int threads = threads_for(tokens, num_threads);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (std::int64_t token = 0; token < tokens; ++token) {
-        store_token(layer, batch.slots[token], token, k, true);
-        store_token(layer, batch.slots[token], token, v, false);
+        store_token(layer, batch.slots[token], token, k, true, rope);
+        store_token(layer, batch.slots[token], token, v, false, nullptr);
+    }
+}
+
+void rotate(const Rows& x, std::int64_t tokens, int heads, int head_dim, const Rope& rope, int num_threads) {
+    const int threads = threads_for(tokens, num_threads);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (std::int64_t token = 0; token < tokens; ++token) {
+        for (int head = 0; head < heads; ++head) {
+            std::uint8_t* at = x.data + token * x.stride + head * head_dim * bytes_of(x.element);
+            float wide[kMaxDim];
+            floats_of(at, x.element, 2 * rope.half, wide);
+            turn(wide, rope, token);
+            from_floats(wide, x.element, 2 * rope.half, at);
+        }
     }
 }
 

@@ -1,0 +1,166 @@
+#include "rows.h"
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#include "attention/half.h"
+
+#define INLINE [[gnu::always_inline]] inline
+// Compiled twice where the loader can choose; sums have one order and products are not joined, so the bits are the same.
+#if defined(__x86_64__) && defined(__gnu_linux__)
+#define KVTROVE_CLONES __attribute__((target_clones("avx2", "default")))
+#else
+#define KVTROVE_CLONES
+#endif
+
+namespace kvtrove {
+
+namespace {
+
+constexpr std::size_t kSums = 16;               // independent sums, so that the compiler can use vectors
+constexpr std::size_t kWorthAThread = 1 << 16;  // elements before another thread is woken
+
+INLINE float get(const float* p) { return *p; }
+INLINE float get(const std::uint16_t* p) { return float_of_bfloat16(*p); }
+INLINE void put(float* p, float x) { *p = x; }
+INLINE void put(std::uint16_t* p, float x) { *p = bfloat16_of_float(x); }
+
+// x as T can hold it.
+template <class T>
+INLINE float rounded(float x) {
+    T held;
+    put(&held, x);
+    return get(&held);
+}
+
+template <class T>
+INLINE float sum_of_squares(const T* x, std::size_t size) {
+    float sums[kSums] = {};
+    std::size_t i = 0;
+    for (; i + kSums <= size; i += kSums) {
+        for (std::size_t j = 0; j < kSums; ++j) sums[j] += get(x + i + j) * get(x + i + j);
+    }
+    for (std::size_t j = 0; i + j < size; ++j) sums[j] += get(x + i + j) * get(x + i + j);
+    for (std::size_t width = kSums / 2; width; width /= 2) {
+        for (std::size_t j = 0; j < width; ++j) sums[j] += sums[j + width];
+    }
+    return sums[0];
+}
+
+// W: type of the weights; another one than T means a result that is rounded once.
+template <class T, class W>
+INLINE void norm_row(const T* x, const W* weight, T* y, std::size_t size, float eps) {
+    const float scale = 1.0f / std::sqrt(sum_of_squares(x, size) / static_cast<float>(size) + eps);
+    for (std::size_t i = 0; i < size; ++i) {
+        const float normed = get(x + i) * scale;
+        put(y + i, (std::is_same_v<T, W> ? rounded<T>(normed) : normed) * get(weight + i));
+    }
+}
+
+KVTROVE_CLONES void norm_f32(const float* x, const float* weight, float* y, std::size_t size, float eps) {
+    norm_row(x, weight, y, size, eps);
+}
+
+KVTROVE_CLONES void norm_bf16(const std::uint16_t* x, const std::uint16_t* weight, std::uint16_t* y, std::size_t size,
+                              float eps) {
+    norm_row(x, weight, y, size, eps);
+}
+
+KVTROVE_CLONES void norm_wide(const std::uint16_t* x, const float* weight, std::uint16_t* y, std::size_t size,
+                              float eps) {
+    norm_row(x, weight, y, size, eps);
+}
+
+template <class T>
+INLINE void add_row(T* x, const T* added, std::size_t size) {
+    for (std::size_t i = 0; i < size; ++i) put(x + i, get(x + i) + get(added + i));
+}
+
+KVTROVE_CLONES void add_f32(float* x, const float* added, std::size_t size) { add_row(x, added, size); }
+KVTROVE_CLONES void add_bf16(std::uint16_t* x, const std::uint16_t* added, std::size_t size) { add_row(x, added, size); }
+
+// e^x for finite x, relative error up to (1 + |x|) * 2^-22; between 2^-126 and 2^127.
+INLINE float exp_of(float x) {
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+    const float t = std::min(std::max(x * 1.44269504f, -126.0f), 127.0f);
+    const float shifted = t + magic, f = t - (shifted - magic);  // f in [-1/2, 1/2]
+    float y = 1.540353039e-4f;  // Taylor series of 2^f: ln(2)^k / k!
+    y = y * f + 1.333355815e-3f;
+    y = y * f + 9.618129108e-3f;
+    y = y * f + 5.550410866e-2f;
+    y = y * f + 2.402265070e-1f;
+    y = y * f + 6.931471806e-1f;
+    y = y * f + 1.0f;
+    return float_of_bits(bits_of_float(y) + ((bits_of_float(shifted) - 0x4B400000u) << 23));
+}
+
+template <class T>
+INLINE void gate_row(const T* gate, const T* up, T* y, std::size_t size) {
+    for (std::size_t i = 0; i < size; ++i) {
+        const float x = get(gate + i);
+        put(y + i, rounded<T>(x / (1.0f + exp_of(-x))) * get(up + i));
+    }
+}
+
+KVTROVE_CLONES void gate_f32(const float* gate, const float* up, float* y, std::size_t size) {
+    gate_row(gate, up, y, size);
+}
+
+KVTROVE_CLONES void gate_bf16(const std::uint16_t* gate, const std::uint16_t* up, std::uint16_t* y, std::size_t size) {
+    gate_row(gate, up, y, size);
+}
+
+// run(row) for all rows, on several threads where that pays.
+template <class Run>
+void each_row(std::size_t rows, std::size_t size, Run run) {
+#pragma omp parallel for if (rows * size > kWorthAThread)
+    for (std::ptrdiff_t row = 0; row < static_cast<std::ptrdiff_t>(rows); ++row) run(row);
+}
+
+void norm_at(const Norm& norm, const void* x, void* y, std::size_t at) {
+    const auto* halves = static_cast<const std::uint16_t*>(x) + at;
+    auto* out = static_cast<std::uint16_t*>(y) + at;
+    if (norm.type == Float::f32) {
+        norm_f32(static_cast<const float*>(x) + at, static_cast<const float*>(norm.weight),
+                 static_cast<float*>(y) + at, norm.size, norm.eps);
+    } else if (norm.wide) {
+        norm_wide(halves, static_cast<const float*>(norm.weight), out, norm.size, norm.eps);
+    } else {
+        norm_bf16(halves, static_cast<const std::uint16_t*>(norm.weight), out, norm.size, norm.eps);
+    }
+}
+
+}  // namespace
+
+void rms_norm(const Norm& norm, const void* x, void* y) {
+    each_row(norm.rows, norm.size, [&](std::size_t row) { norm_at(norm, x, y, row * norm.size); });
+}
+
+void add_rms_norm(const Norm& norm, void* x, const void* added, void* y) {
+    each_row(norm.rows, norm.size, [&](std::size_t row) {
+        const std::size_t at = row * norm.size;
+        if (norm.type == Float::f32) {
+            add_f32(static_cast<float*>(x) + at, static_cast<const float*>(added) + at, norm.size);
+        } else {
+            add_bf16(static_cast<std::uint16_t*>(x) + at, static_cast<const std::uint16_t*>(added) + at, norm.size);
+        }
+        norm_at(norm, x, y, at);
+    });
+}
+
+void silu_and_mul(Float type, std::size_t rows, std::size_t size, std::ptrdiff_t stride, const void* gate,
+                  const void* up, void* y) {
+    each_row(rows, size, [&](std::size_t row) {
+        const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(row) * stride;
+        if (type == Float::f32) {
+            gate_f32(static_cast<const float*>(gate) + at, static_cast<const float*>(up) + at,
+                     static_cast<float*>(y) + row * size, size);
+        } else {
+            gate_bf16(static_cast<const std::uint16_t*>(gate) + at, static_cast<const std::uint16_t*>(up) + at,
+                      static_cast<std::uint16_t*>(y) + row * size, size);
+        }
+    });
+}
+
+}  // namespace kvtrove

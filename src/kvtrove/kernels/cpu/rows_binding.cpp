@@ -1,0 +1,51 @@
+// Python's view of rows.h. Called several times a layer, so arrays come as addresses that rows.py has checked: importing
+// an array costs as much as a small row.
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+
+#include "bindings.h"
+#include "rows.h"
+
+namespace nb = nanobind;
+
+namespace kvtrove {
+
+namespace {
+
+void* at(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+Float float_type(bool is_bf16) { return is_bf16 ? Float::bf16 : Float::f32; }
+
+// What all norms are told, in this order.
+Norm norm_of(std::uintptr_t weight, bool is_bf16, bool wide, std::size_t rows, std::size_t size, float eps) {
+    return {float_type(is_bf16), rows, size, at(weight), eps, wide};
+}
+
+void norm(std::uintptr_t x, std::uintptr_t y, std::uintptr_t weight, bool is_bf16, bool wide, std::size_t rows,
+          std::size_t size, float eps) {
+    const nb::gil_scoped_release unlocked;
+    rms_norm(norm_of(weight, is_bf16, wide, rows, size, eps), at(x), at(y));
+}
+
+void add_norm(std::uintptr_t x, std::uintptr_t added, std::uintptr_t y, std::uintptr_t weight, bool is_bf16, bool wide,
+              std::size_t rows, std::size_t size, float eps) {
+    const nb::gil_scoped_release unlocked;
+    add_rms_norm(norm_of(weight, is_bf16, wide, rows, size, eps), at(x), at(added), at(y));
+}
+
+void gate_and_mul(std::uintptr_t gate, std::uintptr_t up, std::uintptr_t y, bool is_bf16, std::size_t rows,
+                  std::size_t size, std::ptrdiff_t stride) {
+    const nb::gil_scoped_release unlocked;
+    silu_and_mul(float_type(is_bf16), rows, size, stride, at(gate), at(up), at(y));
+}
+
+}  // namespace
+
+void bind_rows(nb::module_& m) {
+    m.def("rms_norm", &norm);
+    m.def("add_rms_norm", &add_norm);
+    m.def("silu_and_mul", &gate_and_mul);
+}
+
+}  // namespace kvtrove
