@@ -1,8 +1,9 @@
 // The stages of a pass on AMX tiles, for tiled blocks of bf16 and int8. Included by amx.cpp inside its namespace, after
 // pass.h and amx_product.h.
 //
-// bf16 adds up 32 products per instruction, so the bits of a sum depend on which tokens come together. That is decided by
-// their position and the block size alone: pieces lie at multiples of their size and never cross the border of a block.
+// bf16 adds up 32 products per instruction, so the bits of a sum depend on which tokens come together. Their position and
+// the block size alone decide that: pieces lie at multiples of their size and never cross the border of a block. Tokens of
+// a piece that nobody reads have weight zero, which adds nothing.
 
 typedef std::uint8_t Bytes __attribute__((vector_size(W)));
 typedef std::uint8_t UnalignedBytes __attribute__((vector_size(W), aligned(1), may_alias));
