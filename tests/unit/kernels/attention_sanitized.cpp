@@ -1,5 +1,5 @@
-// Runs the attention kernels of every level on small random steps, over memory that is exactly as large as it must be.
-// Built with address and undefined-behaviour sanitizers by test_attention_sanitized.py. Prints how many steps agreed.
+// Runs the attention kernels of every level that the machine has on small random steps, over memory that is exactly as
+// large as it must be. Built with address and undefined-behaviour sanitizers by test_attention_sanitized.py. Prints how many steps agreed.
 #include <cmath>
 #include <cstdio>
 #include <limits>

@@ -22,7 +22,6 @@ constexpr int kTile = 16;        // tokens that one product takes; blocks in til
 constexpr int kChunk = 256;      // tokens whose scores are held at once
 constexpr int kSplit = 512;      // tokens of a work item
 constexpr int kMaxDim = 512;     // largest head_dim; every one is a multiple of 8
-constexpr int kTargetRows = 48;  // (token, head) pairs that share a pass over K/V in prefill
 
 enum class Element : std::uint8_t { float32, float16, bfloat16, int8 };
 

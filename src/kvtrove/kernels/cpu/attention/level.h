@@ -32,4 +32,6 @@ inline void merge(const Step& step, const Tile& tile, float* workspace) {
 
 inline std::size_t workspace_floats(const Layer& layer, int max_rows) { return Workspace().carve(layer, max_rows, nullptr); }
 
-constexpr Level level() { return {workspace_floats, attend, merge}; }
+constexpr int kTargetRows = 48;
+
+constexpr Level level() { return {kTargetRows, workspace_floats, attend, merge}; }

@@ -14,7 +14,7 @@ struct Workspace {
     // Returns the floats needed. base: nullptr to ask only.
     std::size_t carve(const Layer& layer, int max_rows, float* base) {
         std::size_t at = 0;
-        const std::size_t rows = max_rows, dim = layer.head_dim;
+        const std::size_t rows = (max_rows + 15) / 16 * 16, dim = layer.head_dim;  // AMX computes whole tiles of rows
         const auto take = [&](float*& part, std::size_t count) {
             part = base == nullptr ? nullptr : base + at;
             at += (count + 15) / 16 * 16;
@@ -48,18 +48,27 @@ struct Pass {
     }
 };
 
-// q times everything that scores are multiplied with anyway. int8: 16-bit numbers in pairs of dimensions (0, 2), (1, 3).
+// What scores are multiplied with beside q and k.
+inline float score_factor(const Layer& layer) {
+    return layer.scale * kLog2E * (layer.softcap > 0 ? 2 / layer.softcap : 1);
+}
+
+// row: [dim], q as it is.
+inline void load_row(const Pass& pass, int r, float* row) {
+    const int head = pass.tile.kv_head * pass.group + r % pass.group, dim = pass.layer.head_dim;
+    const std::int64_t token = pass.tile.first_token + r / pass.group;
+    const Rows& q = pass.step.q;
+    floats_of(q.data + token * q.stride + head * dim * bytes_of(q.element), q.element, dim, row);
+}
+
+// q times the factor of scores. int8: 16-bit numbers in pairs of dimensions (0, 2), (1, 3).
 template <bool Quantised>
 void load_queries(Pass& pass) {
-    const Layer& layer = pass.layer;
-    const int dim = layer.head_dim;
-    const float factor = layer.scale * kLog2E * (layer.softcap > 0 ? 2 / layer.softcap : 1);
+    const int dim = pass.layer.head_dim;
+    const float factor = score_factor(pass.layer);
     for (int r = 0; r < pass.rows; ++r) {
-        const int head = pass.tile.kv_head * pass.group + r % pass.group;
-        const std::int64_t token = pass.tile.first_token + r / pass.group;
-        const Rows& q = pass.step.q;
         float* row = pass.work.q + r * dim;
-        floats_of(q.data + token * q.stride + head * dim * bytes_of(q.element), q.element, dim, row);
+        load_row(pass, r, row);
         float most = 1e-30f;
         for (int d = 0; d < dim; ++d) row[d] *= factor, most = std::max(most, std::fabs(row[d]));
         if (!Quantised) continue;
@@ -74,26 +83,45 @@ void load_queries(Pass& pass) {
     }
 }
 
-// The tiles of a chunk that some row reads.
-inline void find_slots(Pass& pass, std::int64_t chunk) {
+inline Slot slot_at(const Pass& pass, std::int64_t begin) {
     const Reach& reach = pass.layer.reach;
     const std::int64_t last = pass.tile.position + pass.tile.tokens - 1;
     const std::int64_t first = reach.first(pass.tile.position), first_of_last = reach.first(last);
-    pass.count = 0;
-    for (std::int64_t begin = chunk; begin < std::min(chunk + kChunk, last + 1); begin += kTile) {
-        std::uint32_t live = 0;
-        if (begin >= first && begin + kTile <= last + 1) {
-            live = kAllLive;
-        } else {
-            for (int j = 0; j < kTile; ++j) {
-                const std::int64_t at = begin + j;
-                live |= static_cast<std::uint32_t>(at <= last && (at >= first || at < reach.sinks)) << j;
-            }
+    std::uint32_t live = 0;
+    if (begin >= first && begin + kTile <= last + 1) {
+        live = kAllLive;
+    } else {
+        for (int j = 0; j < kTile; ++j) {
+            const std::int64_t at = begin + j;
+            live |= static_cast<std::uint32_t>(at <= last && (at >= first || at < reach.sinks)) << j;
         }
-        if (live == 0) continue;
-        const bool all_read = begin >= first_of_last || begin + kTile <= reach.sinks;
-        const bool masked = live != kAllLive || begin + kTile > pass.tile.position + 1 || !all_read;
-        pass.slots[pass.count++] = {begin, live, masked};
+    }
+    const bool all_read = begin >= first_of_last || begin + kTile <= reach.sinks;
+    return {begin, live, live != kAllLive || begin + kTile > pass.tile.position + 1 || !all_read};
+}
+
+// The tiles of a chunk that some row reads. piece: tokens that come together, a multiple of kTile that divides kChunk;
+// where one tile of a piece is read, the others come as well, live or not.
+inline void find_slots(Pass& pass, std::int64_t chunk, int piece) {
+    const std::int64_t last = pass.tile.position + pass.tile.tokens - 1;
+    pass.count = 0;
+    for (std::int64_t begin = chunk; begin < std::min(chunk + kChunk, last + 1); begin += piece) {
+        std::uint32_t live = 0;
+        for (int j = 0; j < piece; j += kTile) {
+            const Slot slot = slot_at(pass, begin + j);
+            live |= slot.live;
+            pass.slots[pass.count + j / kTile] = slot;
+        }
+        if (live) pass.count += piece / kTile;
+    }
+}
+
+// int8: the scales of all tokens in the chunk.
+inline void load_scales(Pass& pass) {
+    for (int i = 0; i < pass.count; ++i) {
+        const bool tiled = pass.layer.tiled;
+        copy_scales(pass.blocks, pass.layer.k_scale, pass.slots[i], tiled, pass.work.k_scale + i * kTile);
+        copy_scales(pass.blocks, pass.layer.v_scale, pass.slots[i], tiled, pass.work.v_scale + i * kTile);
     }
 }
 
@@ -109,11 +137,8 @@ void score(Pass& pass) {
         if constexpr (Read::kTiled) keys = tile_in_block<Read>(pass.blocks, pass.layer.k, slot.begin);
         else keys = Read::copy(pass.blocks, pass.layer.k, slot, true, reinterpret_cast<T*>(pass.work.tiles) + i * kTile * dim);
         for (int c = 0; c < kTile / W; ++c) columns[i * (kTile / W) + c] = keys + c * W * Format::kPack;
-        if constexpr (Read::kQuantised) {
-            copy_scales(pass.blocks, pass.layer.k_scale, slot, Read::kTiled, pass.work.k_scale + i * kTile);
-            copy_scales(pass.blocks, pass.layer.v_scale, slot, Read::kTiled, pass.work.v_scale + i * kTile);
-        }
     }
+    if constexpr (Read::kQuantised) load_scales(pass);
     using X = typename Format::X;
     for (int r = 0; r < pass.rows; ++r) std::fill_n(pass.work.scores + r * kChunk, pass.count * kTile, 0.0f);
     const Columns<Format> keys{columns, pass.count * (kTile / W), dim / Format::kRows, Format::kRows * kTile, kTile};
@@ -121,32 +146,45 @@ void score(Pass& pass) {
                            reinterpret_cast<X*>(pass.work.scores), kChunk}, pass.rows);
 }
 
+// Caps a row of scores and hides the tokens that the row does not read.
+inline void mask_row(Pass& pass, int r) {
+    const Reach& reach = pass.layer.reach;
+    float* scores = pass.work.scores + r * kChunk;
+    if (pass.layer.softcap > 0) cap_row(scores, pass.count * kTile, pass.layer.softcap);
+    const std::int64_t position = pass.tile.position + r / pass.group;
+    for (int i = 0; i < pass.count; ++i) {
+        if (!pass.slots[i].masked) continue;
+        const auto inside = [&](std::int64_t at) {
+            return static_cast<float>(std::clamp<std::int64_t>(at - pass.slots[i].begin, -1, kTile + 1));
+        };
+        mask_tile(scores + i * kTile, {inside(reach.first(position)), inside(position + 1), inside(reach.sinks)});
+    }
+}
+
+// What earlier chunks added up to shrinks as the maximum grows.
+inline void shrink_values(Pass& pass, int r) {
+    const int dim = pass.layer.head_dim;
+    float* values = pass.work.values + r * dim;
+    for (int d = 0; d < dim; d += W) store(values + d, load(values + d) * all(pass.work.shrink[r]));
+}
+
 // Scores of the chunk become weights.
 template <class Read>
 void weigh(Pass& pass) {
     const Workspace& work = pass.work;
-    const Reach& reach = pass.layer.reach;
-    const int count = pass.count * kTile, dim = pass.layer.head_dim;
+    const int count = pass.count * kTile;
     for (int r = 0; r < pass.rows; ++r) {
         float* scores = work.scores + r * kChunk;
         if constexpr (Read::kQuantised) rescale_row(scores, count, work.q_scale[r], work.k_scale);
-        if (pass.layer.softcap > 0) cap_row(scores, count, pass.layer.softcap);
-        const std::int64_t position = pass.tile.position + r / pass.group;
-        for (int i = 0; i < pass.count; ++i) {
-            if (!pass.slots[i].masked) continue;
-            const auto inside = [&](std::int64_t at) {
-                return static_cast<float>(std::clamp<std::int64_t>(at - pass.slots[i].begin, -1, kTile + 1));
-            };
-            mask_tile(scores + i * kTile, {inside(reach.first(position)), inside(position + 1), inside(reach.sinks)});
-        }
-        const float shrink = weigh_row(scores, count, work.best[r], work.sum[r]);
-        work.shrink[r] = shrink;
+        mask_row(pass, r);
+        const auto keep = [&](int j, F weights) { return store(scores + j, weights), weights; };
+        work.shrink[r] = weigh_row(scores, count, work.best[r], work.sum[r], keep);
         if constexpr (Read::kQuantised) {
             auto* pairs = reinterpret_cast<std::int32_t*>(work.pairs) + r * (kChunk / 2);
-            work.pair_scale[r] = quantise_row(scores, count, work.v_scale, pairs);
+            const auto put = [&](int j, I whole) { store_pairs(pairs + j / 2, whole); };
+            work.pair_scale[r] = quantise_row(scores, count, work.v_scale, put);
         } else {
-            float* values = work.values + r * dim;
-            for (int d = 0; d < dim; d += W) store(values + d, load(values + d) * all(shrink));
+            shrink_values(pass, r);
         }
     }
 }
@@ -209,16 +247,26 @@ inline void forget(float* best, float* sum, float* values, int rows, int dim) {
     std::fill(values, values + rows * dim, 0.0f);
 }
 
-// best, sum, values of the keys in one split.
+// How a pass is computed on vectors.
 template <class Read>
-void read_split(Pass& pass, std::int64_t split) {
+struct VectorStages {
+    static constexpr int piece = kTile;
+    static void load(Pass& pass) { load_queries<Read::kQuantised>(pass); }
+    static void multiply_keys(Pass& pass) { score<Read>(pass); }
+    static void make_weights(Pass& pass) { weigh<Read>(pass); }
+    static void multiply_values(Pass& pass) { mix<Read>(pass); }
+};
+
+// best, sum, values of the keys in one split.
+template <class Stages>
+void read_split(Stages& stages, Pass& pass, std::int64_t split) {
     forget(pass.work.best, pass.work.sum, pass.work.values, pass.rows, pass.layer.head_dim);
     for (std::int64_t chunk = split * kSplit; chunk < (split + 1) * kSplit; chunk += kChunk) {
-        find_slots(pass, chunk);
+        find_slots(pass, chunk, stages.piece);
         if (pass.count == 0) continue;
-        score<Read>(pass);
-        weigh<Read>(pass);
-        mix<Read>(pass);
+        stages.multiply_keys(pass);
+        stages.make_weights(pass);
+        stages.multiply_values(pass);
     }
 }
 
@@ -235,13 +283,14 @@ inline void write_out(const Pass& pass, const float* best, const float* sum, flo
     }
 }
 
-template <class Read>
-void attend_as(Pass& pass, int split) {
+// split: one of the tile's, or -1 for all of them.
+template <class Stages>
+void attend_by(Stages& stages, Pass& pass, int split) {
     const Workspace& work = pass.work;
     const int rows = pass.rows, dim = pass.layer.head_dim;
-    load_queries<Read::kQuantised>(pass);
+    stages.load(pass);
     if (split >= 0) {
-        read_split<Read>(pass, pass.tile.first_split + split);
+        read_split(stages, pass, pass.tile.first_split + split);
         float* to = pass.step.partials + (pass.tile.partial + split) * pass.step.partial_floats();
         std::copy(work.best, work.best + rows, to);
         std::copy(work.sum, work.sum + rows, to + rows);
@@ -250,10 +299,16 @@ void attend_as(Pass& pass, int split) {
     }
     forget(work.all_best, work.all_sum, work.all_values, rows, dim);
     for (std::int64_t i = 0; i < pass.tile.num_splits; ++i) {
-        read_split<Read>(pass, pass.tile.first_split + i);
+        read_split(stages, pass, pass.tile.first_split + i);
         for (int r = 0; r < rows; ++r)
             merge_row(work.all_best[r], work.all_sum[r], work.all_values + r * dim, work.best[r], work.sum[r],
                       work.values + r * dim, dim);
     }
     write_out(pass, work.all_best, work.all_sum, work.all_values);
+}
+
+template <class Read>
+void attend_as(Pass& pass, int split) {
+    VectorStages<Read> stages;
+    attend_by(stages, pass, split);
 }

@@ -37,16 +37,16 @@ inline void rescale_row(float* scores, int count, float row_scale, const float* 
     }
 }
 
-// scores become weights 2^(score - best), best and sum the maximum and the sum over all chunks so far. Returns the
-// factor by which everything before shrinks.
-inline float weigh_row(float* scores, int count, float& best, float& sum) {
+// Scores become weights 2^(score - best), best and sum the maximum and the sum over all chunks so far. keep(j, weights):
+// stores those from j on, and returns them as the products will see them. Returns the factor by which everything before
+// shrinks.
+template <class Keep>
+INLINE float weigh_row(const float* scores, int count, float& best, float& sum, const Keep& keep) {
     F most = all(best), total = F{};
     for (int j = 0; j < count; j += W) most = larger(load(scores + j), most);
     const float now = largest_of(most);
     for (int j = 0; j < count; j += W) {
-        const F weight = exp2(load(scores + j) - all(now));
-        store(scores + j, weight);
-        total += weight;
+        total += keep(j, exp2(load(scores + j) - all(now)));
     }
     const float shrink = exp2(best - now);
     best = now;
@@ -54,9 +54,10 @@ inline float weigh_row(float* scores, int count, float& best, float& sum) {
     return shrink;
 }
 
-// Weights times the value scales of their tokens, as 16-bit numbers in the pairs that Int8 multiplies: per four tokens
-// (0, 2) and (1, 3). Returns the factor that takes sums back. Rounding is at most 2^-16 of the chunk's largest weight.
-inline float quantise_row(float* weights, int count, const float* token_scales, std::int32_t* pairs) {
+// Weights times the value scales of their tokens, as whole numbers from 0 to 32767: put(j, numbers) stores those from j
+// on. Returns the factor that takes sums back. Rounding is at most 2^-16 of the chunk's largest weight.
+template <class Put>
+INLINE float quantise_row(float* weights, int count, const float* token_scales, const Put& put) {
     F most = all(1e-30f);
     for (int j = 0; j < count; j += W) {
         const F scaled = load(weights + j) * load(token_scales + j);
@@ -66,15 +67,19 @@ inline float quantise_row(float* weights, int count, const float* token_scales, 
     const float largest = largest_of(most);
     const F factor = all(kMostInt16 / largest), half = all(0.5f);
     for (int j = 0; j < count; j += W) {
-        const I whole = __builtin_convertvector(load(weights + j) * factor + half, I);
-        std::int32_t four[W];
-        store(four, whole);
-        for (int i = 0; i < W; i += 4) {
-            pairs[(j + i) / 2] = four[i] | four[i + 2] << 16;
-            pairs[(j + i) / 2 + 1] = four[i + 1] | four[i + 3] << 16;
-        }
+        put(j, __builtin_convertvector(load(weights + j) * factor + half, I));
     }
     return largest / kMostInt16;
+}
+
+// Whole numbers of 16 bits in the pairs that Int8 multiplies: per four tokens (0, 2) and (1, 3).
+INLINE void store_pairs(std::int32_t* pairs, I whole) {
+    std::int32_t four[W];
+    store(four, whole);
+    for (int i = 0; i < W; i += 4) {
+        pairs[i / 2] = four[i] | four[i + 2] << 16;
+        pairs[i / 2 + 1] = four[i + 1] | four[i + 3] << 16;
+    }
 }
 
 // (best, sum, values) of one set of keys and of another become those of both.

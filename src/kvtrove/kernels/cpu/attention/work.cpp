@@ -18,6 +18,7 @@ constexpr int kItemsPerThread = 8;                            // so that the las
 
 const Level& level_for(const Layer& layer, Isa isa) {
 #if defined(__x86_64__)
+    if (isa >= Isa::amx && layer.head_dim % 16 == 0) return kAmx;
     if (isa >= Isa::avx512 && layer.head_dim % 16 == 0) return kAvx512;
     if (isa >= Isa::avx2) return kAvx2;
 #endif
@@ -26,9 +27,10 @@ const Level& level_for(const Layer& layer, Isa isa) {
 }
 
 // Appends the tiles of a sequence, the last tokens first: they read most.
-void cut(const Layer& layer, const Batch& batch, std::int64_t sequence, std::vector<Tile>& tiles) {
+void cut(const Layer& layer, const Batch& batch, std::int64_t sequence, int target_rows, std::vector<Tile>& tiles) {
     const std::int64_t begin = batch.query_start[sequence], end = batch.query_start[sequence + 1];
-    const std::int64_t size = std::max(1, kTargetRows / layer.group());
+    if (begin == end) return;
+    const std::int64_t size = std::max(1, target_rows / layer.group());
     for (std::int64_t first = begin + (end - begin - 1) / size * size; first >= begin; first -= size) {
         Tile tile{};
         tile.sequence = sequence;
@@ -97,11 +99,11 @@ void check(const Layer& layer, const Batch& batch) {
 
 void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& out, float* lse, Scratch& scratch,
             int num_threads, Isa isa) {
+    const Level& level = level_for(layer, isa);
     scratch.tiles.clear();
-    for (std::int64_t s = 0; s < batch.sequences(); ++s) cut(layer, batch, s, scratch.tiles);
+    for (std::int64_t s = 0; s < batch.sequences(); ++s) cut(layer, batch, s, level.target_rows, scratch.tiles);
     if (scratch.tiles.empty()) return;
 
-    const Level& level = level_for(layer, isa);
     const int threads = num_threads > 0 ? num_threads : omp_get_max_threads();
     Step step{layer, batch, q, out, lse, nullptr, 0};
     for (const Tile& tile : scratch.tiles) step.max_rows = std::max(step.max_rows, step.rows(tile));

@@ -34,6 +34,7 @@ struct Step {
 };
 
 struct Level {
+    int target_rows;  // (token, head) pairs that share a pass over K/V in prefill
     std::size_t (*workspace_floats)(const Layer& layer, int max_rows);
     void (*attend)(const Step& step, const Tile& tile, int split, float* workspace);  // writes out or partials
     void (*merge)(const Step& step, const Tile& tile, float* workspace);              // partials -> out
@@ -43,6 +44,7 @@ extern const Level kPortable;
 #if defined(__x86_64__)
 extern const Level kAvx2;
 extern const Level kAvx512;
+extern const Level kAmx;
 #endif
 
 }  // namespace kvtrove::attention

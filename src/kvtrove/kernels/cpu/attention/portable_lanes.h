@@ -1,0 +1,20 @@
+// The primitives of vectors in plain C++, for any W. Included by a level inside its namespace, after vector_types.h.
+
+INLINE F fma(F a, F b, F c) {
+#if defined(__FP_FAST_FMAF)
+    for (int i = 0; i < W; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
+// Products of 16-bit numbers, neighbours added.
+INLINE I madd(I a, I b) { return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16); }
+
+// The lower 16 bits of each lane are a float16.
+INLINE F float_of_float16s(I x) {
+    const I sign = (x & 0x8000) << 16, rest = (x & 0x7FFF) << 13;
+    const I finite = (I)((F)rest * 0x1p112f);
+    return (F)(sign | ((rest >= 0x7C00 << 13) ? rest | 0x7F800000 : finite));
+}
