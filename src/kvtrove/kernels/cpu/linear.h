@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "isa.h"
+#include "linear_memory.h"
 
 namespace kvtrove {
 
@@ -49,17 +50,14 @@ class PackedWeights {
   private:
     std::size_t panels() const;
     std::size_t panel_bytes() const;
-    void fill_row(std::size_t output, const float* values);
-    float element(std::size_t output, std::size_t input) const;
-
-    struct Free {
-        void operator()(std::uint8_t* memory) const;
-    };
+    struct Row;
+    void fill_row(std::size_t output, const float* values, Row& row);
+    void read_row(std::size_t output, float* values, Row& row) const;
 
     std::size_t outputs_, inputs_;
     Kind kind_;
     const LinearLevel* level_;
-    std::unique_ptr<std::uint8_t[], Free> data_;
+    CacheLines data_;
     std::unique_ptr<float[]> scales_;  // [panels * width], int8 only
 };
 

@@ -1,0 +1,15 @@
+"""Linear layers on tiles, emulated, under address and undefined-behaviour sanitizers: every machine tests the AMX level."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.kernels.sanitized import output_of
+
+
+@pytest.mark.timeout(900)
+def test_products_on_tiles_equal_float64_and_a_row_is_the_same_in_every_batch(tmp_path: Path) -> None:
+    printed = output_of("linear_emulated.cpp", ("linear", "linear_amx"), tmp_path, "-O2", "-DKVTROVE_EMULATE_AMX")
+    assert printed == "all equal\n"
