@@ -60,7 +60,7 @@ namespace avx2 {
 }  // namespace avx2
 
 namespace avx512 {
-#define KVTROVE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")))
+#define KVTROVE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma" KVTROVE_WIDE)))
 #define KVTROVE_LANES 16
 #define KVTROVE_SUMS 24
 #include "linear_tile.inc"

@@ -15,7 +15,7 @@
 #else
 #include <immintrin.h>
 #define KVTROVE_AMX \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,amx-tile,amx-bf16,prefer-vector-width=512")))
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,amx-tile,amx-bf16,amx-int8" KVTROVE_WIDE)))
 #endif
 
 namespace kvtrove::amx {

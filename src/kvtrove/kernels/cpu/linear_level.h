@@ -8,6 +8,13 @@
 
 #include "linear.h"
 
+// Part of a target string: gcc would rather take vectors of 256 bits; clang takes those that are written, and refuses it.
+#if defined(__clang__)
+#define KVTROVE_WIDE ""
+#else
+#define KVTROVE_WIDE ",prefer-vector-width=512"
+#endif
+
 namespace kvtrove {
 
 inline float from_bf16(std::uint16_t bits) {
