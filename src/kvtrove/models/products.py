@@ -29,17 +29,21 @@ log = logging.getLogger(__name__)
 
 MEASURED_ROWS = (1, 8, 64)
 """Numbers of rows that are timed: decoding alone, decoding in a batch, a piece of a prompt."""
+LONG_ROWS = 512
+"""A long prompt: timed as well, on one copy of the weights, where it may still decide and does not take long."""
+LONGEST = 0.1
+"""Seconds that one product for a long prompt may take at load, by its time for the last of MEASURED_ROWS."""
 WORTH_MEASURING = 1 << 20
 """Elements of a matrix. The choice for smaller ones changes no step noticeably."""
 COLD_BYTES = 32 << 20
 """Weights are timed in turn until they have so many bytes: in a step they come from memory, not from a cache."""
 HOPELESS = 4
-"""A candidate that is so many times slower than another one at the first number of rows is not timed further."""
+"""A candidate that is so many times slower than another one, at the first or the last of MEASURED_ROWS, is out."""
 
 Shape = tuple[int, int, bool]
 """(outputs, inputs, shared with the embedding) of a product."""
 Seconds = tuple[float, ...]
-"""Of one product, per entry of MEASURED_ROWS, as far as it was timed."""
+"""Of one product, per entry of MEASURED_ROWS and for LONG_ROWS, as far as it was timed."""
 
 
 def candidates(wanted: str, precision: Precision, device: str) -> tuple[str, ...]:
@@ -119,6 +123,8 @@ class Products:
         for name in names:
             fair = min((seconds[0] for seconds in timed.values() if seconds), default=math.inf)
             timed[name] = self._measure(name, outputs, inputs, HOPELESS * fair)
+        for name in self._rivals(timed):
+            timed[name] += (self._rounds(self._copies(name, outputs, inputs, 1), LONG_ROWS, inputs, 2),)
         best = fastest(timed)
         log.info("linear [%d, %d]: %s; %s", outputs, inputs, best, "; ".join(map(_sentence, timed.items())))
         return best
@@ -128,20 +134,33 @@ class Products:
 
         Empty when the processor cannot.
         """
-        dtype = getattr(torch, self.precision.dtype)
-        weight = torch.randn(outputs, inputs).to(dtype)
-        copies = max(1, COLD_BYTES // (weight.numel() * weight.element_size()))
+        size = outputs * inputs * getattr(torch, self.precision.dtype).itemsize
         try:
-            products = [self._make(name, [Part(outputs, weight.clone)], inputs)[0] for _ in range(copies)]
+            products = self._copies(name, outputs, inputs, max(1, COLD_BYTES // size))
         except RuntimeError:
             return ()
         seconds: list[float] = []
         for rows in MEASURED_ROWS:
-            x = torch.randn(rows, inputs).to(dtype)
-            seconds.append(min(self._round(products, x) for _ in range(3)) / copies)
+            seconds.append(self._rounds(products, rows, inputs, 3))
             if seconds[0] > slowest:
                 break
         return tuple(seconds)
+
+    def _rivals(self, timed: dict[str, Seconds]) -> list[str]:
+        """Who is timed for a long prompt: nobody when it is decided without, or when that would take long."""
+        last = {name: seconds[-1] for name, seconds in timed.items() if len(seconds) == len(MEASURED_ROWS)}
+        rivals = [name for name in last if last[name] <= HOPELESS * min(last.values())]
+        expected = max(last[name] for name in rivals) * LONG_ROWS / MEASURED_ROWS[-1]
+        return rivals if len(rivals) > 1 and expected <= LONGEST else []
+
+    def _copies(self, name: str, outputs: int, inputs: int, count: int) -> list[Product]:
+        weight = torch.randn(outputs, inputs).to(getattr(torch, self.precision.dtype))
+        return [self._make(name, [Part(outputs, weight.clone)], inputs)[0] for _ in range(count)]
+
+    def _rounds(self, products: Sequence[Product], rows: int, inputs: int, count: int) -> float:
+        """Seconds of one product in the best of `count` rounds."""
+        x = torch.randn(rows, inputs).to(getattr(torch, self.precision.dtype))
+        return min(self._round(products, x) for _ in range(count)) / len(products)
 
     @torch.inference_mode()
     def _round(self, products: Sequence[Product], x: Tensor) -> float:
@@ -152,8 +171,12 @@ class Products:
 
 
 def fastest(timed: dict[str, Seconds]) -> str:
-    """The name with the least geometric mean of its times: every number of rows counts alike. Others lose."""
-    full = {name: math.prod(s) for name, s in timed.items() if len(s) == len(MEASURED_ROWS)}
+    """The name with the least geometric mean of its times: every number of rows counts alike.
+
+    Who was timed at fewer numbers of rows than another one loses.
+    """
+    most = max(map(len, timed.values()))
+    full = {name: math.prod(seconds) for name, seconds in timed.items() if len(seconds) == most}
     return min(full, key=lambda name: full[name])
 
 
@@ -162,4 +185,4 @@ def _sentence(entry: tuple[str, Seconds]) -> str:
     if not seconds:
         return f"{name} cannot serve this processor"
     times = ", ".join(f"{1e3 * s:.2f}" for s in seconds)
-    return f"{name} {times} ms at {', '.join(map(str, MEASURED_ROWS[: len(seconds)]))} rows"
+    return f"{name} {times} ms at {', '.join(map(str, (*MEASURED_ROWS, LONG_ROWS)[: len(seconds)]))} rows"

@@ -20,7 +20,7 @@ from kvtrove.models.layers.linear import Joint, Linear, Part
 from kvtrove.models.layers.packed import OneDnnLinear, PackedLinear
 from kvtrove.models.loader import load_model
 from kvtrove.models.precision import Precision
-from kvtrove.models.products import MEASURED_ROWS, Products, candidates, fastest
+from kvtrove.models.products import Products, candidates, fastest
 from tests.checkpoints import Checkpoints
 
 MIXED = Precision("bfloat16", "float32")
@@ -155,6 +155,35 @@ def test_a_hopeless_candidate_is_timed_at_one_row_only(caplog: pytest.LogCapture
     assert caplog.messages[0].endswith("ms at 1 rows")
 
 
+@pytest.mark.parametrize(("long", "best"), [([0.08, 0.09, 0.02, 0.01], "own"), ([0.01, 0.02, 0.09, 0.08], "torch")])
+def test_a_long_prompt_decides_between_equals(long: list[float], best: str, caplog: pytest.LogCaptureFixture) -> None:
+    """16 products of a millisecond in a round, then two of one product each."""
+    products = Products(Precision.plain("bfloat16"), clock=Clock([0.016] * 18 + long))
+    products.candidates = ("torch", "own")
+    with caplog.at_level(logging.INFO, logger="kvtrove.models.products"):
+        products.build(parts(1024, inputs=1024), 1024)
+    assert caplog.messages == [
+        f"linear [1024, 1024]: {best}; torch 1.00, 1.00, 1.00, {1e3 * min(long[:2]):.2f} ms at 1, 8, 64, 512 rows; "
+        f"own 1.00, 1.00, 1.00, {1e3 * min(long[2:]):.2f} ms at 1, 8, 64, 512 rows"
+    ]
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [[0.016] * 15 + [0.08] * 3, [0.016] * 6 + [0.3] * 3 + [0.016] * 6 + [0.3] * 3],
+    ids=["one is hopeless with many rows", "both would take long"],
+)
+def test_a_long_prompt_is_not_timed_where_it_decides_nothing_or_takes_long(
+    rounds: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    products = Products(Precision.plain("bfloat16"), clock=Clock(rounds))
+    products.candidates = ("torch", "own")
+    with caplog.at_level(logging.INFO, logger="kvtrove.models.products"):
+        products.build(parts(1024, inputs=1024), 1024)
+    assert caplog.messages[0].startswith("linear [1024, 1024]: torch; ")
+    assert caplog.messages[0].endswith("ms at 1, 8, 64 rows")
+
+
 def test_small_shapes_are_not_measured() -> None:
     def never() -> float:
         raise AssertionError("timed")
@@ -164,9 +193,8 @@ def test_small_shapes_are_not_measured() -> None:
 
 
 def test_every_number_of_rows_counts_alike() -> None:
-    full = len(MEASURED_ROWS)
-    assert fastest({"a": (1.0, 1.0, 9.0)[:full], "b": (2.0, 2.0, 2.0)[:full]}) == "b"
-    assert fastest({"a": (), "b": (1.0,), "c": (5.0,) * full}) == "c"
+    assert fastest({"a": (1.0, 1.0, 9.0), "b": (2.0, 2.0, 2.0)}) == "b"
+    assert fastest({"a": (), "b": (1.0,), "c": (5.0, 5.0, 5.0)}) == "c"
 
 
 def test_onednn_does_not_hold_a_tied_matrix_twice() -> None:

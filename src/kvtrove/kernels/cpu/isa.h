@@ -10,7 +10,7 @@ enum class Isa {
     portable,  // the compiler's baseline for the platform (x86-64: SSE2)
     avx2,      // AVX2 + FMA + F16C
     avx512,    // AVX-512 F, BW, DQ, VL + VNNI + BF16 (Cooper Lake, Sapphire Rapids, Zen 4 and later)
-    amx,       // AMX tiles with BF16 and INT8 products, granted by the kernel
+    amx,       // AMX tiles with BF16 and INT8 products, granted by the kernel, and AVX-512 VBMI
 };
 
 std::string_view name(Isa level);

@@ -1,22 +1,37 @@
 #include "linear.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <new>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "linear_level.h"
+#include "linear_parts.h"
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed weights are read as little-endian words");
 
 namespace kvtrove {
 
 namespace {
+
+void widen(const void* values, Float type, std::size_t from, std::size_t count, float* out) {
+    if (type == Float::f32) {
+        std::memcpy(out, static_cast<const float*>(values) + from, count * sizeof(float));
+        return;
+    }
+    const auto* bits = static_cast<const std::uint16_t*>(values) + from;
+    for (std::size_t i = 0; i < count; ++i) out[i] = from_bf16(bits[i]);
+}
+
+// x as float32: itself, or widened into memory of the calling thread.
+const float* as_float32(const void* x, Float type, std::size_t count) {
+    if (type == Float::f32) return static_cast<const float*>(x);
+    auto* wide = reinterpret_cast<float*>(scratch(count * sizeof(float)));
+    widen(x, type, 0, count, wide);
+    return wide;
+}
 
 namespace portable {
 #define KVTROVE_TARGET
@@ -32,7 +47,8 @@ namespace portable {
 #undef KVTROVE_SUMS
 }  // namespace portable
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KVTROVE_EMULATE_AMX)  // a build for tests of tiles does without: they take long
+#define KVTROVE_VECTORS
 namespace avx2 {
 #define KVTROVE_TARGET __attribute__((target("avx2,fma")))
 #define KVTROVE_LANES 8
@@ -44,7 +60,7 @@ namespace avx2 {
 }  // namespace avx2
 
 namespace avx512 {
-#define KVTROVE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")))
+#define KVTROVE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma" KVTROVE_WIDE)))
 #define KVTROVE_LANES 16
 #define KVTROVE_SUMS 24
 #include "linear_tile.inc"
@@ -54,12 +70,11 @@ namespace avx512 {
 }  // namespace avx512
 #endif
 
-constexpr std::size_t kCacheLine = 64;
-constexpr std::size_t kWorthAThread = 1 << 19;  // multiply-adds before another thread is woken
-constexpr std::size_t kTasksPerThread = 4;      // so that a thread whose core is busy elsewhere holds up the others less
-
 const LinearLevel& level_of(Isa isa) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(KVTROVE_EMULATE_AMX)
+    if (isa == Isa::amx) return kAmxLevel;
+#endif
+#if defined(KVTROVE_VECTORS)
     if (isa >= Isa::avx512) return avx512::kLevel;
     if (isa == Isa::avx2) return avx2::kLevel;
 #else
@@ -68,61 +83,25 @@ const LinearLevel& level_of(Isa isa) {
     return portable::kLevel;
 }
 
-std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
-
-// Where the int8 weight of an input and the output `at` of a panel lies in the panel.
-std::size_t byte_at(std::size_t input, std::size_t at, std::size_t width) {
-    return (input / kByteGroup * width + at) * kByteGroup + input % kByteGroup;
-}
-
-void widen(const void* values, Float type, std::size_t from, std::size_t count, float* out) {
-    if (type == Float::f32) {
-        std::memcpy(out, static_cast<const float*>(values) + from, count * sizeof(float));
-        return;
-    }
-    const auto* bits = static_cast<const std::uint16_t*>(values) + from;
-    for (std::size_t i = 0; i < count; ++i) out[i] = from_bf16(bits[i]);
-}
-
-// x as float32: itself, or widened into memory of the calling thread that is kept for the next call.
-const float* as_float32(const void* x, Float type, std::size_t count) {
-    if (type == Float::f32) return static_cast<const float*>(x);
-    static thread_local std::vector<float> wide;
-    if (wide.size() < count) wide.resize(count);
-    widen(x, type, 0, count, wide.data());
-    return wide.data();
-}
-
-// Every thread takes the next part that nobody has: which one does not matter to the result.
-template <class Run>
-void in_parts(const Product& job, const LinearLevel& level, std::size_t rows, std::size_t most_rows, Run run) {
-    const std::size_t panels = ceil_div(job.outputs, level.width), blocks = ceil_div(rows, most_rows);
-    const std::size_t work = rows * job.inputs * job.outputs;
-    const std::size_t threads = std::clamp<std::size_t>(work / kWorthAThread, 1, omp_get_max_threads());
-    std::size_t size = std::max<std::size_t>(1, panels * blocks / (threads * kTasksPerThread));
-    size = std::min(level.most_panels, ceil_div(size, 4) * 4);  // panels are read four at a time when there is one row
-    const std::size_t slices = ceil_div(panels, size);
-    const auto parts = static_cast<std::ptrdiff_t>(blocks * slices);
-#pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(threads)) if (threads > 1)
-    for (std::ptrdiff_t i = 0; i < parts; ++i) {
-        const std::size_t block = i / slices, slice = i % slices;
-        run(job, Part{rows * block / blocks, rows * (block + 1) / blocks, slice * size,
-                      std::min(panels, (slice + 1) * size)});
-    }
-}
-
 }  // namespace
 
-void PackedWeights::Free::operator()(std::uint8_t* memory) const { std::free(memory); }
+// A row of W as it is stored, in the order of its inputs.
+struct PackedWeights::Row {
+    explicit Row(std::size_t inputs) : bf16(inputs), int8(inputs) {}
 
-std::size_t PackedWeights::panels() const { return ceil_div(outputs_, level_->width); }
+    std::vector<std::uint16_t> bf16;
+    std::vector<std::int8_t> int8;
+};
+
+std::size_t PackedWeights::panels() const { return ceil_div(outputs_, level_->layout.width); }
 
 std::size_t PackedWeights::panel_bytes() const {
-    return level_->width * (kind_ == Kind::bf16 ? inputs_ * 2 : ceil_div(inputs_, kByteGroup) * kByteGroup);
+    const bool int8 = kind_ == Kind::int8;
+    return level_->layout.elements(inputs_, int8) * (int8 ? 1 : 2);
 }
 
 std::size_t PackedWeights::nbytes() const {
-    return panels() * (panel_bytes() + (scales_ ? level_->width * sizeof(float) : 0));
+    return panels() * (panel_bytes() + (scales_ ? level_->layout.width * sizeof(float) : 0));
 }
 
 PackedWeights::PackedWeights(std::size_t outputs, std::size_t inputs, Kind kind, Isa isa)
@@ -131,11 +110,10 @@ PackedWeights::PackedWeights(std::size_t outputs, std::size_t inputs, Kind kind,
         throw std::invalid_argument("weights of shape [" + std::to_string(outputs) + ", " + std::to_string(inputs) +
                                     "]: both must be at least 1");
     }
-    const std::size_t size = ceil_div(panels() * panel_bytes(), kCacheLine) * kCacheLine;
-    data_.reset(static_cast<std::uint8_t*>(std::aligned_alloc(kCacheLine, size)));
-    if (!data_) throw std::bad_alloc();
-    std::memset(data_.get(), 0, size);
-    if (kind == Kind::int8) scales_ = std::make_unique<float[]>(panels() * level_->width);
+    const Layout& layout = level_->layout;
+    data_ = cache_lines(panels() * panel_bytes());
+    std::memset(data_.get(), kind == Kind::int8 ? layout.int8_zero : 0, panels() * panel_bytes());
+    if (kind == Kind::int8) scales_ = std::make_unique<float[]>(panels() * layout.width);
 }
 
 void PackedWeights::fill(std::size_t first_output, const FloatMatrix& source) {
@@ -149,14 +127,15 @@ void PackedWeights::fill(std::size_t first_output, const FloatMatrix& source) {
 #pragma omp parallel if (source.rows * inputs_ > kWorthAThread)
     {
         std::vector<float> values(inputs_);
+        Row row(inputs_);
 #pragma omp for
-        for (std::ptrdiff_t row = 0; row < static_cast<std::ptrdiff_t>(source.rows); ++row) {
-            widen(source.data, source.type, row * inputs_, inputs_, values.data());
+        for (std::ptrdiff_t i = 0; i < static_cast<std::ptrdiff_t>(source.rows); ++i) {
+            widen(source.data, source.type, i * inputs_, inputs_, values.data());
             if (kind_ == Kind::int8 && !std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); })) {
 #pragma omp atomic write
-                broken = row;
+                broken = i;
             } else {
-                fill_row(first_output + row, values.data());
+                fill_row(first_output + i, values.data(), row);
             }
         }
     }
@@ -166,42 +145,40 @@ void PackedWeights::fill(std::size_t first_output, const FloatMatrix& source) {
     }
 }
 
-void PackedWeights::fill_row(std::size_t output, const float* values) {
-    const std::size_t width = level_->width, lanes = width / 2, at = output % width;
-    auto* panel = data_.get() + output / width * panel_bytes();
+void PackedWeights::fill_row(std::size_t output, const float* values, Row& row) {
+    const Layout& layout = level_->layout;
+    auto* panel = data_.get() + output / layout.width * panel_bytes();
     if (kind_ == Kind::bf16) {
-        auto* to = reinterpret_cast<std::uint16_t*>(panel) + at % lanes * 2 + at / lanes;
-        for (std::size_t k = 0; k < inputs_; ++k) to[k * width] = to_bf16(values[k]);
+        for (std::size_t k = 0; k < inputs_; ++k) row.bf16[k] = to_bf16(values[k]);
+        layout.put_bf16(panel, output % layout.width, row.bf16.data(), inputs_);
         return;
     }
     float largest = 0;
     for (std::size_t k = 0; k < inputs_; ++k) largest = std::max(largest, std::fabs(values[k]));
     const float scale = largest / 127;
-    scales_[output] = scale * kByteUnit;
+    scales_[output] = scale * layout.int8_unit;
     for (std::size_t k = 0; k < inputs_; ++k) {
         const float steps = scale > 0 ? std::nearbyint(values[k] / scale) : 0;
-        const auto byte = static_cast<std::int8_t>(std::clamp(steps, -127.0f, 127.0f));
-        panel[byte_at(k, at, width)] = static_cast<std::uint8_t>(byte);
+        row.int8[k] = static_cast<std::int8_t>(std::clamp(steps, -127.0f, 127.0f));
     }
+    layout.put_int8(panel, output % layout.width, row.int8.data(), inputs_);
 }
 
-float PackedWeights::element(std::size_t output, std::size_t input) const {
-    const std::size_t width = level_->width, lanes = width / 2, at = output % width;
-    const auto* panel = data_.get() + output / width * panel_bytes();
+void PackedWeights::read_row(std::size_t output, float* values, Row& row) const {
+    const Layout& layout = level_->layout;
+    const auto* panel = data_.get() + output / layout.width * panel_bytes();
     if (kind_ == Kind::bf16) {
-        return from_bf16(reinterpret_cast<const std::uint16_t*>(panel)[input * width + at % lanes * 2 + at / lanes]);
+        layout.get_bf16(panel, output % layout.width, row.bf16.data(), inputs_);
+        for (std::size_t k = 0; k < inputs_; ++k) values[k] = from_bf16(row.bf16[k]);
+        return;
     }
-    return static_cast<std::int8_t>(panel[byte_at(input, at, width)]) * (scales_[output] / kByteUnit);
+    layout.get_int8(panel, output % layout.width, row.int8.data(), inputs_);
+    const float scale = scales_[output] / layout.int8_unit;
+    for (std::size_t k = 0; k < inputs_; ++k) values[k] = row.int8[k] * scale;
 }
 
 void PackedWeights::multiply(const void* x, void* y, Float type, std::size_t rows, const float* bias) const {
-    Product job{data_.get(), panel_bytes(), inputs_, outputs_, scales_.get(), bias, x, y, type};
-    if (rows > level_->few) {
-        in_parts(job, *level_, rows, level_->most_rows, level_->run_many);
-    } else if (rows) {
-        job.x = as_float32(x, type, rows * inputs_);
-        in_parts(job, *level_, rows, level_->few, level_->run_few);
-    }
+    if (rows) level_->multiply({data_.get(), panel_bytes(), inputs_, outputs_, scales_.get(), bias, x, y, type}, rows);
 }
 
 void PackedWeights::gather(const std::int64_t* ids, std::size_t count, void* y, Float type) const {
@@ -210,15 +187,19 @@ void PackedWeights::gather(const std::int64_t* ids, std::size_t count, void* y, 
         throw std::out_of_range("ids[" + std::to_string(i) + "] is row " + std::to_string(ids[i]) +
                                 ", but the weights have " + std::to_string(outputs_) + " rows");
     }
-#pragma omp parallel for if (count * inputs_ > kWorthAThread)
-    for (std::ptrdiff_t i = 0; i < static_cast<std::ptrdiff_t>(count); ++i) {
-        for (std::size_t k = 0; k < inputs_; ++k) {
-            const float value = element(ids[i], k);
+#pragma omp parallel if (count * inputs_ > kWorthAThread)
+    {
+        std::vector<float> values(inputs_);
+        Row row(inputs_);
+#pragma omp for
+        for (std::ptrdiff_t i = 0; i < static_cast<std::ptrdiff_t>(count); ++i) {
+            read_row(ids[i], values.data(), row);
             if (type == Float::f32) {
-                static_cast<float*>(y)[i * inputs_ + k] = value;
-            } else {
-                static_cast<std::uint16_t*>(y)[i * inputs_ + k] = to_bf16(value);
+                std::memcpy(static_cast<float*>(y) + i * inputs_, values.data(), inputs_ * sizeof(float));
+                continue;
             }
+            auto* to = static_cast<std::uint16_t*>(y) + i * inputs_;
+            for (std::size_t k = 0; k < inputs_; ++k) to[k] = to_bf16(values[k]);
         }
     }
 }

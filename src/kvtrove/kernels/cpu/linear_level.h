@@ -1,4 +1,5 @@
-// What one instruction set offers for linear layers. linear_tile.inc is compiled once for each.
+// What one instruction set offers for linear layers: how weights lie in memory, and a product. linear_tile.inc is compiled
+// once for each set of vector instructions; linear_amx.cpp is for tiles.
 #pragma once
 
 #include <cstddef>
@@ -6,6 +7,13 @@
 #include <cstring>
 
 #include "linear.h"
+
+// Part of a target string: gcc would rather take vectors of 256 bits; clang takes those that are written, and refuses it.
+#if defined(__clang__)
+#define KVTROVE_WIDE ""
+#else
+#define KVTROVE_WIDE ",prefer-vector-width=512"
+#endif
 
 namespace kvtrove {
 
@@ -24,32 +32,82 @@ inline std::uint16_t to_bf16(float value) {
     return static_cast<std::uint16_t>(value != value ? 0x7fc0 : rounded);
 }
 
-constexpr std::size_t kByteGroup = 4;              // inputs of int8 weights that lie together
-constexpr float kByteUnit = 1.0f / (1u << 24);     // what their sums are to be multiplied with, beside the scale
+constexpr std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
 // One product, as its tasks see it.
 struct Product {
     const std::uint8_t* weights;
     std::size_t panel_bytes, inputs, outputs;
-    const float* scales;  // of int8 weights, times kByteUnit; null: the weights are bf16
+    const float* scales;  // of int8 weights, times the level's unit; whole panels; null: the weights are bf16
     const float* bias;    // null: none
     const void* x;
     void* y;
     Float type;  // of x and y
 };
 
-// Half-open ranges of rows of x and of panels.
-struct Part {
-    std::size_t row, row_end, panel, panel_end;
+// Where a weight lies in its panel. Rows hold the weights of one output, `at` of its panel: bf16 bits, or int8 numbers.
+struct Layout {
+    std::size_t width;                               // outputs in a panel
+    float int8_unit;                                 // what sums of int8 weights are to be multiplied with
+    std::uint8_t int8_zero;                          // the byte of a weight that is zero
+    std::size_t (*elements)(std::size_t inputs, bool int8);  // of a panel
+    void (*put_bf16)(std::uint8_t* panel, std::size_t at, const std::uint16_t* row, std::size_t inputs);
+    void (*put_int8)(std::uint8_t* panel, std::size_t at, const std::int8_t* row, std::size_t inputs);
+    void (*get_bf16)(const std::uint8_t* panel, std::size_t at, std::uint16_t* row, std::size_t inputs);
+    void (*get_int8)(const std::uint8_t* panel, std::size_t at, std::int8_t* row, std::size_t inputs);
+};
+
+// The layout whose places are those of `Places`: kWidth, kInt8Unit, elements(), bf16(at, input) and int8(at, input), the
+// number of an element in its panel, and encode() and decode() between an int8 weight and its byte.
+template <class Places>
+constexpr Layout layout_of() {
+    return {Places::kWidth,
+            Places::kInt8Unit,
+            Places::encode(0),
+            Places::elements,
+            [](std::uint8_t* panel, std::size_t at, const std::uint16_t* row, std::size_t inputs) {
+                auto* to = reinterpret_cast<std::uint16_t*>(panel);
+                for (std::size_t k = 0; k < inputs; ++k) to[Places::bf16(at, k)] = row[k];
+            },
+            [](std::uint8_t* panel, std::size_t at, const std::int8_t* row, std::size_t inputs) {
+                for (std::size_t k = 0; k < inputs; ++k) panel[Places::int8(at, k)] = Places::encode(row[k]);
+            },
+            [](const std::uint8_t* panel, std::size_t at, std::uint16_t* row, std::size_t inputs) {
+                const auto* from = reinterpret_cast<const std::uint16_t*>(panel);
+                for (std::size_t k = 0; k < inputs; ++k) row[k] = from[Places::bf16(at, k)];
+            },
+            [](const std::uint8_t* panel, std::size_t at, std::int8_t* row, std::size_t inputs) {
+                for (std::size_t k = 0; k < inputs; ++k) row[k] = Places::decode(panel[Places::int8(at, k)]);
+            }};
+}
+
+// Panels of vectors: an output is a lane, input after input.
+template <std::size_t Lanes>
+struct VectorPlaces {
+    static constexpr std::size_t kWidth = 2 * Lanes;  // a low and a high vector
+    static constexpr std::size_t kByteGroup = 4;      // inputs of int8 weights that lie together
+    static constexpr float kInt8Unit = 1.0f / (1u << 24);
+
+    static std::size_t elements(std::size_t inputs, bool int8) {
+        return kWidth * (int8 ? ceil_div(inputs, kByteGroup) * kByteGroup : inputs);
+    }
+    static std::size_t bf16(std::size_t at, std::size_t input) {
+        return input * kWidth + at % Lanes * 2 + at / Lanes;
+    }
+    static std::size_t int8(std::size_t at, std::size_t input) {
+        return (input / kByteGroup * kWidth + at) * kByteGroup + input % kByteGroup;
+    }
+    static constexpr std::uint8_t encode(std::int8_t weight) { return static_cast<std::uint8_t>(weight); }
+    static constexpr std::int8_t decode(std::uint8_t byte) { return static_cast<std::int8_t>(byte); }
 };
 
 struct LinearLevel {
-    std::size_t width;      // outputs in a panel
-    std::size_t few;        // up to so many rows, a task reads its weights once and x as it lies, which must be float32
-    std::size_t most_rows;  // of a task with more rows
-    std::size_t most_panels;
-    void (*run_few)(const Product&, const Part&);
-    void (*run_many)(const Product&, const Part&);
+    Layout layout;
+    void (*multiply)(const Product&, std::size_t rows);  // all of it, with all threads
 };
+
+#if defined(__x86_64__) || defined(KVTROVE_EMULATE_AMX)
+extern const LinearLevel kAmxLevel;
+#endif
 
 }  // namespace kvtrove

@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 #if defined(__clang__)
@@ -77,6 +78,10 @@ void store(void* to, std::ptrdiff_t stride) {
 template <class T, int C, int A, int B, class Add>
 void each_sum(Add add) {
     const Shapes& shapes = registers.shapes;
+    // shapes that do not fit each other: the instructions fault
+    if (shapes.rows[C] != shapes.rows[A] || shapes.row_bytes[C] != shapes.row_bytes[B] ||
+        shapes.row_bytes[A] != 4 * shapes.rows[B])
+        std::abort();
     for (int m = 0; m < shapes.rows[C]; ++m)
         for (int n = 0; n < shapes.row_bytes[C] / 4; ++n) {
             T sum;

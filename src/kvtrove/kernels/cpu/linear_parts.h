@@ -1,0 +1,45 @@
+// A product cut into parts that threads take.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstddef>
+
+namespace kvtrove {
+
+constexpr std::size_t kWorthAThread = 1 << 19;  // multiply-adds before another thread is woken
+constexpr std::size_t kTasksPerThread = 4;      // so that a thread whose core is busy elsewhere holds up the others less
+
+inline std::size_t threads_for(std::size_t work) {
+    return std::clamp<std::size_t>(work / kWorthAThread, 1, omp_get_max_threads());
+}
+
+// Half-open ranges of rows of x and of panels.
+struct Part {
+    std::size_t row, row_end, panel, panel_end;
+};
+
+// What is cut: `work` multiply-adds. How: parts of up to so many rows and panels, panels in multiples of `together`.
+struct Cut {
+    std::size_t rows, panels, work;
+    std::size_t most_rows, most_panels, together;
+};
+
+// Every thread takes the next part that nobody has: which one does not matter to the result.
+template <class Run>
+void in_parts(const Cut& cut, Run run) {
+    const std::size_t blocks = (cut.rows + cut.most_rows - 1) / cut.most_rows, threads = threads_for(cut.work);
+    std::size_t size = std::max<std::size_t>(1, cut.panels * blocks / (threads * kTasksPerThread));
+    size = std::min(cut.most_panels, (size + cut.together - 1) / cut.together * cut.together);
+    const std::size_t slices = (cut.panels + size - 1) / size;
+    const auto parts = static_cast<std::ptrdiff_t>(blocks * slices);
+#pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(threads)) if (threads > 1)
+    for (std::ptrdiff_t i = 0; i < parts; ++i) {
+        const std::size_t block = i / slices, slice = i % slices;
+        run(Part{cut.rows * block / blocks, cut.rows * (block + 1) / blocks, slice * size,
+                 std::min(cut.panels, (slice + 1) * size)});
+    }
+}
+
+}  // namespace kvtrove
