@@ -1,7 +1,7 @@
 """Linear layers whose weights stay bf16 or int8 in memory and become float32 in registers: y = x W^T + bias.
 
-Every output is one chain of float32 multiply-adds in the order of the inputs, whatever the batch, the blocking or the
-number of threads, so a row gives the same bits in every batch.
+Every output is one chain of float32 sums in the order of the inputs, whatever the batch, the blocking or the number of
+threads, so a row gives the same bits in every batch.
 """
 
 from __future__ import annotations

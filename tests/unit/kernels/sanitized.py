@@ -27,7 +27,7 @@ def _compiler(directory: Path) -> str:
 
 
 def output_of(driver: str, sources: Iterable[str], directory: Path, *flags: str) -> str:
-    """What `driver`, a file of this folder, prints when it is built with these sources of the kernels (no suffix) and run.
+    """What `driver`, a file of this folder, prints: built with these sources of the kernels (no suffix), then run.
 
     Skips the test where there is no compiler or no sanitizer.
     """

@@ -1,4 +1,4 @@
-"""Linear layers on tiles, emulated, under address and undefined-behaviour sanitizers: every machine tests the AMX level."""
+"""Linear layers on emulated tiles, under address and undefined-behaviour sanitizers: a test of AMX on every machine."""
 
 from __future__ import annotations
 

@@ -156,9 +156,7 @@ def test_a_hopeless_candidate_is_timed_at_one_row_only(caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize(("long", "best"), [([0.08, 0.09, 0.02, 0.01], "own"), ([0.01, 0.02, 0.09, 0.08], "torch")])
-def test_a_long_prompt_decides_between_equals(
-    long: list[float], best: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_long_prompt_decides_between_equals(long: list[float], best: str, caplog: pytest.LogCaptureFixture) -> None:
     """16 products of a millisecond in a round, then two of one product each."""
     products = Products(Precision.plain("bfloat16"), clock=Clock([0.016] * 18 + long))
     products.candidates = ("torch", "own")

@@ -1,7 +1,7 @@
 // Linear layers, y = x * W^T + bias, whose weights stay in memory as bf16 or int8 and become float32 in registers.
 //
-// Every output is one chain of float32 multiply-adds over the inputs in ascending order, whatever the number of rows,
-// the blocking or the number of threads: a row gives the same bits in every batch.
+// Every output is one chain of float32 sums over the inputs in ascending order (one input at a time; 32 on AMX), whatever
+// the number of rows, the blocking or the number of threads: a row gives the same bits in every batch.
 #pragma once
 
 #include <cstddef>
@@ -24,8 +24,8 @@ struct FloatMatrix {
 
 struct LinearLevel;  // the functions of one instruction set
 
-// W [outputs, inputs], repacked for streaming: panels of `width` outputs, in each of them input after input, so that one
-// thread reads one run of memory and vector lanes are outputs. The last panel is filled up with zeros.
+// W [outputs, inputs], repacked for streaming: panels of as many outputs as the level wants, in each of them input
+// after input, so that one thread reads one run of memory. The last panel is filled up with zeros.
 class PackedWeights {
   public:
     enum class Kind { bf16, int8 };  // int8: symmetric, value = scale of the output * integer of -127..127

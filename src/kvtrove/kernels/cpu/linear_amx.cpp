@@ -66,7 +66,7 @@ PackedX pack(const Product& job, std::size_t rows) {
 }
 
 // Shapes of the tiles for up to 32 rows: 0-3 are sums, the others operands. Rows beyond those of x would cost time.
-void configure(std::size_t rows, int parts) {
+KVTROVE_AMX void configure(std::size_t rows, int parts) {
     const int first = static_cast<int>(std::min(rows, kTileRows)), second = static_cast<int>(rows) - first;
     tiles::Shapes shapes;
     for (int tile = 0; tile < tiles::kTiles; ++tile) shapes.set(tile, tiles::kRows);
