@@ -14,10 +14,10 @@ namespace kvtrove {
 
 namespace amx {
 
-constexpr std::size_t kMostRows = 512;                 // that are packed at a time
-constexpr std::size_t kGroupRows = 2 * kTileRows;      // whose sums are in tiles at once
+constexpr std::size_t kMostRows = 512;                   // that are packed at a time
+constexpr std::size_t kGroupRows = 2 * kTileRows;        // whose sums are in tiles at once
 constexpr std::size_t kMostGroups = 8, kMostPanels = 8;  // of a task with many rows: the sums take an eighth of L2
-constexpr std::size_t kFewSteps = 4;                   // of int8 weights that become bf16 at once
+constexpr std::size_t kFewSteps = 4;                     // of int8 weights that become bf16 at once
 
 // Inputs of a block when there are many rows, in steps. L1 holds 32 rows of x (12 or 18 KiB), two panels (24 or 12 KiB)
 // and the sums of both (8 KiB); every block costs loading and storing the sums.
@@ -228,13 +228,16 @@ struct Block {
         return {wide, kSteps * kLines, steps};
     }
 
-    // The weights of the next two panels come into L2 while these are multiplied: a slice for every group of rows.
+    // The next weights of the task come into L2 while these are multiplied: a slice for every group of rows.
     void ask_for_next(std::size_t group) const {
-        const std::size_t next = panel + kPanels, groups = part.row_end - part.row, at = group - part.row;
-        const std::size_t bytes = steps * kLines / (job.scales ? 2 : 1) / kCacheLine;
-        for (std::size_t p = next; p < std::min(next + kPanels, part.panel_end); ++p) {
-            const std::uint8_t* weights = stored(job, p, step);
-            for (std::size_t i = bytes * at / groups; i < bytes * (at + 1) / groups; ++i) {
+        const bool last = panel + kPanels >= part.panel_end;
+        const std::size_t first = last ? part.panel : panel + kPanels, from = last ? step + kSteps : step;
+        if (from >= x.steps) return;
+        const std::size_t groups = part.row_end - part.row, at = group - part.row;
+        const std::size_t lines = std::min(kSteps, x.steps - from) * kLines / (job.scales ? 2 : 1) / kCacheLine;
+        for (std::size_t p = first; p < std::min(first + kPanels, part.panel_end); ++p) {
+            const std::uint8_t* weights = stored(job, p, from);
+            for (std::size_t i = lines * at / groups; i < lines * (at + 1) / groups; ++i) {
                 __builtin_prefetch(weights + i * kCacheLine, 0, 2);
             }
         }
