@@ -53,15 +53,12 @@ class DecoderLayer:
             mlp_out_norm=norm("post_feedforward_layernorm") if sandwich else None,
         )
 
-    def __call__(
-        self, index: int, x: Tensor, added: Tensor | None, rotate: Rotation, attend: Attend
-    ) -> tuple[Tensor, Tensor]:
-        """Hidden states as a sum of two, in and out: the norm that follows adds them in the same pass."""
-        x, normed = self.attention_norm.of_sum(x, added)
-        mixed = self.attention(index, normed, rotate, attend)
-        x, normed = self.mlp_norm.of_sum(x, self.attention_out_norm(mixed) if self.attention_out_norm else mixed)
+    def __call__(self, index: int, x: Tensor, rotate: Rotation, attend: Attend) -> Tensor:
+        """Hidden states [T, hidden_size], updated in place."""
+        mixed = self.attention(index, self.attention_norm(x), rotate, attend)
+        normed = self.mlp_norm.of_sum(x, self.attention_out_norm(mixed) if self.attention_out_norm else mixed)
         fed = self.mlp(normed)
-        return x, self.mlp_out_norm(fed) if self.mlp_out_norm else fed
+        return x.add_(self.mlp_out_norm(fed) if self.mlp_out_norm else fed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,10 +118,9 @@ class Model:
         if self.embed_scale != 1.0:
             x = x * self.embed_scale
         rotations = {rope: table.at(positions, x.dtype) for rope, table in self.ropes.items()}
-        added = None
         for index, (layer, spec) in enumerate(zip(self.layers, self.spec.layers, strict=True)):
-            x, added = layer(index, x, added, rotations[spec.rope], attend)
-        return self.norm.of_sum(x, added)[1]
+            x = layer(index, x, rotations[spec.rope], attend)
+        return self.norm(x)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -123,11 +123,11 @@ def _mlp(model: PlanModel, limits: StepLimits, ranks: int) -> int:
 
 
 def _norm(model: PlanModel) -> int:
-    """Per token: hidden states three times, and a norm that computes in float32.
+    """Per token: hidden states twice, and a norm that computes in float32.
 
     CPUs need no more than the hidden states, in float32 and bfloat16: their norm is one pass (kernels/rows.py).
     """
-    return model.hidden_size * (5 * DTYPE_BYTES[model.activations] + 2 * FLOAT32)
+    return model.hidden_size * (4 * DTYPE_BYTES[model.activations] + 2 * FLOAT32)
 
 
 def _sampling(model: PlanModel, limits: StepLimits) -> int:

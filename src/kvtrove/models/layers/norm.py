@@ -34,11 +34,8 @@ class RMSNorm:
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (normed * self.weight).to(x.dtype) if self.wide else self.weight * normed.to(x.dtype)
 
-    def of_sum(self, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x + added, perhaps written over x, and the norm of it. added None: of x."""
-        if added is None:
-            return x, self(x)
+    def of_sum(self, x: Tensor, added: Tensor) -> Tensor:
+        """x += added, in place; the norm of it."""
         if rows.serves(x) and x.is_contiguous() and added.is_contiguous():
-            return x, rows.add_rms_norm(x, added, self.weight, self.eps)
-        x = x + added
-        return x, self(x)
+            return rows.add_rms_norm(x, added, self.weight, self.eps)
+        return self(x.add_(added))
