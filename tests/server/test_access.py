@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,26 @@ def test_without_keys_the_server_stays_on_loopback() -> None:
         bind(ServerSettings(host="0.0.0.0", port=0), Keyring())
     bind(ServerSettings(host="127.0.0.1", port=0), Keyring()).close()
     bind(ServerSettings(host="0.0.0.0", port=0), Keyring([(KEY, Tenant("a"))])).close()
+
+
+def test_connections_send_at_once() -> None:
+    """Small pieces of a stream do not wait for acknowledgements of those before (TCP_NODELAY)."""
+
+    async def scenario() -> int:
+        connected: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connected.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listener = bind(ServerSettings(port=0), Keyring())
+        async with await asyncio.start_server(accept, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            found = await connected
+            writer.close()
+        return found
+
+    assert asyncio.run(scenario())
 
 
 def test_a_taken_port_is_named() -> None:
