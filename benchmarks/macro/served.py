@@ -1,7 +1,7 @@
 """A real server to hold predictions against: `kvtrove serve` in a process of its own, asked with exact token ids.
 
     calibrate      step times of the engine alone, by `kvtrove bench calibrate`
-    overhead_of    what serving adds to them: per step, per sequence of a step, and per request
+    overhead_of    what serving adds to them: per step, per sequence of a step, per token of a prompt and per request
 
 The engine's calibration knows nothing of HTTP, of JSON and of the event loop that shares the interpreter with the
 engine. That is measured here with loads of their own (decodes of equal prompts, single short prompts), before and apart
@@ -29,8 +29,8 @@ from kvtrove.bench.stream import Events, Transcript
 from kvtrove.plan.cost import FittedCost, StepWork
 from kvtrove.plan.hardware import StepFit, read_calibration
 
-PROBE_PROMPT, PROBE_OUTPUT, PROBE_REPEATS = 32, 64, 3
-LONE_PROBES = 15
+PROBE_PROMPT, PROBE_OUTPUT, PROBE_REPEATS = 32, 64, 6
+LONE_PROBES, LONE_PROMPTS = 15, (32, 256)
 START_TIMEOUT = 60.0  # seconds
 
 
@@ -67,16 +67,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class Overhead:
-    """Seconds that serving adds to every step, to it for each of its sequences, and to every request's first token."""
+    """Seconds that serving adds to every step, to it for each of its sequences and tokens, and to every request."""
 
     step: float
     sequence: float
+    token: float = 0.0
     request: float = 0.0
 
     def served(self, fit: StepFit) -> StepFit:
         """The engine's step as clients see it."""
         fixed, per_sequence = fit.fixed + self.step, fit.per_sequence + self.sequence
-        return replace(fit, fixed=max(0.0, fixed), per_sequence=max(0.0, per_sequence))
+        per_token = fit.per_token + self.token
+        return replace(fit, fixed=max(0.0, fixed), per_token=per_token, per_sequence=max(0.0, per_sequence))
 
 
 def calibrate(model: str, batch: int, context: int, folder: Path) -> StepFit:
@@ -178,7 +180,10 @@ def random_prompt(random: Random, vocab: int, length: int) -> list[int]:
 
 
 async def overhead_of(asks: Asker, fit: StepFit, vocab: int, batch: int) -> Overhead:
-    """What serving adds to `fit`: over decodes of 1 to `batch` sequences, and over the first token of lone requests."""
+    """What serving adds to `fit`: over decodes of 1 to `batch` sequences, and over the first token of lone requests.
+
+    The token's share of a decode is part of what a sequence adds: it is taken out there.
+    """
     random = Random(7)
     sizes = sorted({1, max(2, batch // 4), max(2, batch // 2), batch})
     rows, extra, weights = [], [], []
@@ -191,9 +196,19 @@ async def overhead_of(asks: Asker, fit: StepFit, vocab: int, batch: int) -> Over
     scale = np.array(weights)
     (per_step, per_sequence), *_ = np.linalg.lstsq(np.array(rows) * scale[:, None], np.array(extra) * scale, rcond=None)
     found = Overhead(float(per_step), float(per_sequence))
-    prefill = StepWork(PROBE_PROMPT, 0, PROBE_PROMPT * (PROBE_PROMPT + 1) // 2, 1)
-    lone = [(await asks.ask(random_prompt(random, vocab, PROBE_PROMPT), 2)).ttft for _ in range(LONE_PROBES)]
-    return replace(found, request=max(0.0, median(lone) - FittedCost(found.served(fit)).seconds(prefill)))
+    short, long = [await _beyond(asks, FittedCost(found.served(fit)), vocab, length) for length in LONE_PROMPTS]
+    token = max(0.0, (long - short) / (LONE_PROMPTS[1] - LONE_PROMPTS[0]))
+    return replace(
+        found, sequence=found.sequence - token, token=token, request=max(0.0, short - token * LONE_PROMPTS[0])
+    )
+
+
+async def _beyond(asks: Asker, cost: FittedCost, vocab: int, length: int) -> float:
+    """Seconds that the first token of a lone request comes later than `cost` says."""
+    random = Random(length)
+    prefill = StepWork(length, 0, length * (length + 1) // 2, 1)
+    lone = [(await asks.ask(random_prompt(random, vocab, length), 2)).ttft for _ in range(LONE_PROBES)]
+    return median(lone) - cost.seconds(prefill)
 
 
 async def _decode_step(asks: Asker, prompts: Sequence[Sequence[int]]) -> float:

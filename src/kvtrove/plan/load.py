@@ -34,12 +34,16 @@ class Workload:
 
 @dataclass(frozen=True)
 class Service:
-    """What serves it. kv_tokens: capacity of the cache. max_users: sequences of a step. chunk: token budget."""
+    """What serves it. kv_tokens: capacity of the cache. max_users: sequences of a step. chunk: token budget.
+
+    per_request: seconds that a request costs beside its steps, on the same processor: parsing, tokenizing, telling.
+    """
 
     cost: CostModel
     kv_tokens: int
     max_users: int
     chunk: int = 2048
+    per_request: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def prefill_seconds(workload: Workload, service: Service, beside: float = 0.0) -
     """
     decodes = _decodes(workload, beside) if beside else StepWork(0)
     shared = service.cost.seconds(decodes)
-    seconds, done = 0.0, workload.prompt - workload.computed
+    seconds, done = service.per_request, workload.prompt - workload.computed
     while done < workload.prompt:
         chunk = min(service.chunk, workload.prompt - done)
         pairs = round(chunk * (done + chunk / 2))
@@ -101,7 +105,8 @@ def estimate(workload: Workload, service: Service, rate: float) -> LoadEstimate:
     """The steady state at `rate` requests per second.
 
     Prompts and decodes share the machine: what prefills add to steps, rate x T_p of each second, is missing to decode,
-    and each slows the other by that much.
+    and each slows the other by that much. A request finds the others' batch where it arrives and decodes with them: one
+    sequence more than there are on average, as long as there are places (mean value analysis).
     """
 
     alone = prefill_seconds(workload, service)
@@ -111,16 +116,20 @@ def estimate(workload: Workload, service: Service, rate: float) -> LoadEstimate:
         accompanied = min(1.0, batch)
         return rate * ((1 - accompanied) * alone + accompanied * prefill_seconds(workload, service, batch))
 
+    def seen(batch: float) -> float:
+        """Seconds per token of a request beside `batch` sequences on average."""
+        left = max(1e-9, 1 - prefill_share(batch))
+        return decode_seconds(workload, service, min(batch + 1, service.max_users)) / left
+
     def overloaded(batch: float) -> bool:
         """Whether `batch` sequences decode more tokens per second than arrive: then the batch shrinks."""
-        steps = max(0.0, 1 - prefill_share(batch)) / decode_seconds(workload, service, batch)
-        return batch * steps >= rate * workload.output
+        return batch >= rate * workload.output * seen(batch)
 
     if (share := prefill_share(service.max_users)) >= 1:
         return LoadEstimate(rate, float("inf"), float("inf"), 0.0, 0.0, share, "prefill")
     batch = _first(overloaded, float(service.max_users))
     share = min(prefill_share(batch), 1 - 1e-9)
-    tpot = decode_seconds(workload, service, batch) / (1 - share)
+    tpot = seen(batch)
     waiting = alone / (1 - share)
     held = rate * token_seconds(workload, waiting, tpot)
     full = batch >= service.max_users and not overloaded(service.max_users)

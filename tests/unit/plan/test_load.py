@@ -64,12 +64,12 @@ def test_a_prompt_beside_decodes_adds_what_they_do_not_pay_already() -> None:
 
 @given(st.floats(0.01, 3.0))
 def test_a_steady_state_obeys_littles_law(rate: float) -> None:
-    """Sequences decoding = rate x output x TPOT, and TPOT is that of so many sequences."""
+    """Sequences decoding = rate x output x TPOT, and TPOT is that of one sequence beside so many."""
     workload, where = Workload(prompt=1000, output=200), service()
     state = estimate(workload, where, rate)
     if state.bottleneck is None and state.decoding > 1:
         assert state.decoding == pytest.approx(rate * workload.output * state.tpot, rel=0.02)
-        slowed = decode_seconds(workload, where, state.decoding) / (1 - state.prefill_share)
+        slowed = decode_seconds(workload, where, state.decoding + 1) / (1 - state.prefill_share)
         assert state.tpot == pytest.approx(slowed, rel=0.02)
 
 
