@@ -98,7 +98,7 @@ async def measure(url: str, stated: Stated, fit: Any) -> dict[str, Any]:
     vocab = read_model(directory(stated.model)).vocab_size
     async with asker(url) as asks:
         overhead = await overhead_of(asks, fit, vocab, stated.users)
-        most, part = plan(stated, FittedCost(overhead.served(fit)), overhead.request)
+        most, part = plan(stated, FittedCost(overhead.served(fit)))
         rate, saturated = await saturate(asks, stated, vocab, most.ttft + stated.new * most.tpot)
         answers = await arrive(asks, stated, vocab, part.rate)
     if not answers or not saturated:
@@ -108,7 +108,7 @@ async def measure(url: str, stated: Stated, fit: Any) -> dict[str, Any]:
         ("λ_max", "requests/s", most.rate, rate),
         ("TPOT at λ_max", "ms", 1e3 * most.tpot, 1e3 * tpot_of(saturated)),
         (f"TPOT {share}", "ms", 1e3 * part.tpot, 1e3 * tpot_of(answers)),
-        (f"TTFT {share}", "ms", 1e3 * part.ttft, 1e3 * median(a.ttft for a in answers)),
+        (f"TTFT {share}", "ms", 1e3 * (part.ttft + overhead.request), 1e3 * median(a.ttft for a in answers)),
     ]
     names = ("figure", "unit", "planned", "measured")
     return {
@@ -120,9 +120,9 @@ async def measure(url: str, stated: Stated, fit: Any) -> dict[str, Any]:
     }
 
 
-def plan(stated: Stated, cost: FittedCost, per_request: float) -> tuple[LoadEstimate, LoadEstimate]:
+def plan(stated: Stated, cost: FittedCost) -> tuple[LoadEstimate, LoadEstimate]:
     """At the largest rate, and at the stated share of it. SystemExit when the cache would be what gives out."""
-    service = Service(cost, stated.kv_tokens, stated.users, per_request=per_request)
+    service = Service(cost, stated.kv_tokens, stated.users)
     most = max_rate(stated.workload, service)
     limit = estimate(stated.workload, service, 1.01 * most.rate).bottleneck if most.rate else "KV cache"
     if limit == "KV cache":

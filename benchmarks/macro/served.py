@@ -1,7 +1,7 @@
 """A real server to hold predictions against: `kvtrove serve` in a process of its own, asked with exact token ids.
 
     calibrate      step times of the engine alone, by `kvtrove bench calibrate`
-    overhead_of    what serving adds to them: per step, per sequence of a step, per token of a prompt and per request
+    overhead_of    what serving adds to them: per step, per sequence and prompt of a step, and to the wait of a request
 
 The engine's calibration knows nothing of HTTP, of JSON and of the event loop that shares the interpreter with the
 engine. That is measured here with loads of their own (decodes of equal prompts, single short prompts), before and apart
@@ -30,7 +30,8 @@ from kvtrove.plan.cost import FittedCost, StepWork
 from kvtrove.plan.hardware import StepFit, read_calibration
 
 PROBE_PROMPT, PROBE_OUTPUT, PROBE_REPEATS = 32, 64, 6
-LONE_PROBES, LONE_PROMPTS = 15, (32, 256)
+LONG_OUTPUT, PROBE_PAUSE = 192, 0.08  # tokens; seconds between two requests that interrupt
+LONE_PROBES = 15
 START_TIMEOUT = 60.0  # seconds
 
 
@@ -67,18 +68,21 @@ class Answer:
 
 @dataclass(frozen=True)
 class Overhead:
-    """Seconds that serving adds to every step, to it for each of its sequences and tokens, and to every request."""
+    """Seconds that serving adds to every step, to it for each of its sequences and prompts, and to a first token.
+
+    prompt: what a request takes from those who decode beside it. request: by how much more its own first token waits.
+    """
 
     step: float
     sequence: float
-    token: float = 0.0
+    prompt: float = 0.0
     request: float = 0.0
 
     def served(self, fit: StepFit) -> StepFit:
         """The engine's step as clients see it."""
         fixed, per_sequence = fit.fixed + self.step, fit.per_sequence + self.sequence
-        per_token = fit.per_token + self.token
-        return replace(fit, fixed=max(0.0, fixed), per_token=per_token, per_sequence=max(0.0, per_sequence))
+        per_prompt = fit.per_prompt + self.prompt
+        return replace(fit, fixed=max(0.0, fixed), per_sequence=max(0.0, per_sequence), per_prompt=per_prompt)
 
 
 def calibrate(model: str, batch: int, context: int, folder: Path) -> StepFit:
@@ -180,40 +184,73 @@ def random_prompt(random: Random, vocab: int, length: int) -> list[int]:
 
 
 async def overhead_of(asks: Asker, fit: StepFit, vocab: int, batch: int) -> Overhead:
-    """What serving adds to `fit`: over decodes of 1 to `batch` sequences, and over the first token of lone requests.
-
-    The token's share of a decode is part of what a sequence adds: it is taken out there.
+    """What serving adds to `fit`: over decodes of 1 to `batch` sequences, then with requests that come in between, then
+    over the first token of lone requests.
     """
     random = Random(7)
     sizes = sorted({1, max(2, batch // 4), max(2, batch // 2), batch})
     rows, extra, weights = [], [], []
     for size in sizes * PROBE_REPEATS:
-        step = await _decode_step(asks, [random_prompt(random, vocab, PROBE_PROMPT) for _ in range(size)])
-        work = StepWork(size, round(size * (PROBE_PROMPT + PROBE_OUTPUT / 2)), 0, size)
+        step = await _decode_step(asks, _probes(random, vocab, size), PROBE_OUTPUT)
         rows.append((1.0, size))
-        extra.append(step - FittedCost(fit).seconds(work))
+        extra.append(step - FittedCost(fit).seconds(_decodes(size, PROBE_OUTPUT)))
         weights.append(1 / step)  # relative errors, as in the calibration of the engine
     scale = np.array(weights)
     (per_step, per_sequence), *_ = np.linalg.lstsq(np.array(rows) * scale[:, None], np.array(extra) * scale, rcond=None)
     found = Overhead(float(per_step), float(per_sequence))
-    short, long = [await _beyond(asks, FittedCost(found.served(fit)), vocab, length) for length in LONE_PROMPTS]
-    token = max(0.0, (long - short) / (LONE_PROMPTS[1] - LONE_PROMPTS[0]))
-    return replace(
-        found, sequence=found.sequence - token, token=token, request=max(0.0, short - token * LONE_PROMPTS[0])
-    )
+    found = replace(found, prompt=await _per_prompt(asks, FittedCost(found.served(fit)), vocab, max(1, batch // 2)))
+    cost, lone = FittedCost(found.served(fit)), _prompt()
+    waits = [(await asks.ask(_probes(random, vocab, 1)[0], 2)).ttft for _ in range(LONE_PROBES)]
+    return replace(found, request=max(0.0, median(waits) - cost.seconds(lone)))
 
 
-async def _beyond(asks: Asker, cost: FittedCost, vocab: int, length: int) -> float:
-    """Seconds that the first token of a lone request comes later than `cost` says."""
-    random = Random(length)
-    prefill = StepWork(length, 0, length * (length + 1) // 2, 1)
-    lone = [(await asks.ask(random_prompt(random, vocab, length), 2)).ttft for _ in range(LONE_PROBES)]
-    return median(lone) - cost.seconds(prefill)
+def _probes(random: Random, vocab: int, count: int) -> list[list[int]]:
+    return [random_prompt(random, vocab, PROBE_PROMPT) for _ in range(count)]
 
 
-async def _decode_step(asks: Asker, prompts: Sequence[Sequence[int]]) -> float:
+def _decodes(size: int, output: int) -> StepWork:
+    """A step in the middle of their outputs."""
+    return StepWork(size, round(size * (PROBE_PROMPT + output / 2)), 0, size)
+
+
+def _prompt() -> StepWork:
+    return StepWork(PROBE_PROMPT, 0, PROBE_PROMPT * (PROBE_PROMPT + 1) // 2, 1, 1)
+
+
+async def _per_prompt(asks: Asker, cost: FittedCost, vocab: int, size: int) -> float:
+    """Seconds that a request takes from `size` others beyond what `cost` says of its tokens.
+
+    The others decode alone, then beside requests for one token: what their steps are longer by, the requests took.
+    """
+    found = []
+    for number in range(PROBE_REPEATS):
+        random = Random(100 + number)
+        alone = await _decode_step(asks, _probes(random, vocab, size), LONG_OUTPUT)
+        done = asyncio.Event()
+        start = asks.clock()
+        interrupting = asyncio.create_task(_interrupt(asks, vocab, done))
+        beside = await _decode_step(asks, _probes(random, vocab, size), LONG_OUTPUT)
+        done.set()
+        rate = await interrupting / (asks.clock() - start)
+        found.append(max(0.0, 1 - alone / beside) / rate)
+    both, decodes = _prompt(), _decodes(size, LONG_OUTPUT)
+    both = replace(both, tokens=both.tokens + size, cached_tokens=decodes.cached_tokens, sequences=1 + size)
+    return max(0.0, median(found) - (cost.seconds(both) - cost.seconds(decodes)))
+
+
+async def _interrupt(asks: Asker, vocab: int, done: asyncio.Event) -> int:
+    """Asks for one token again and again until `done`; how often."""
+    random, asked = Random(200), 0
+    while not done.is_set():
+        asked += 1
+        await asks.ask(_probes(random, vocab, 1)[0], 1)
+        await asyncio.sleep(PROBE_PAUSE)
+    return asked
+
+
+async def _decode_step(asks: Asker, prompts: Sequence[Sequence[int]], output: int) -> float:
     """Seconds per token while every one of the prompts decodes and none is computed."""
-    answers = await asyncio.gather(*(asks.ask(prompt, PROBE_OUTPUT) for prompt in prompts))
+    answers = await asyncio.gather(*(asks.ask(prompt, output) for prompt in prompts))
     start, end = max(a.first for a in answers), min(a.last for a in answers)
     steps = []
     for answer in answers:

@@ -15,7 +15,9 @@ def fit_steps(samples: Sequence[tuple[StepWork, float]]) -> StepFit:
 
     Coefficients that would be negative are left out and the others fitted again.
     """
-    rows = np.array([[1, w.tokens, w.cached_tokens, w.pairs, w.sequences] for w, _ in samples], dtype=np.float64)
+    rows = np.array(
+        [[1, w.tokens, w.cached_tokens, w.pairs, w.sequences, w.prompts] for w, _ in samples], dtype=np.float64
+    )
     seconds = np.array([s for _, s in samples])
     weighted = rows / seconds[:, None]
     kept = [i for i in range(len(rows[0])) if rows[:, i].any()]

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 class StepWork:
     """tokens: computed. cached_tokens: read by sequences with one new token. pairs: (query, key) of all others.
 
-    sequences: that take part, whatever they compute: each is batched, sampled and told on its own.
+    sequences: that take part, whatever they compute: each is batched, sampled and told on its own. prompts: those of
+    them with more than one new token.
     """
 
     tokens: int
     cached_tokens: int = 0
     pairs: int = 0
     sequences: int = 0
+    prompts: int = 0
 
 
 def work_of(sequences: Iterable[ScheduledSequence]) -> StepWork:
@@ -42,6 +44,7 @@ def work_of(sequences: Iterable[ScheduledSequence]) -> StepWork:
         if new == 1:
             work.cached_tokens += s.start + 1
         else:
+            work.prompts += 1
             work.pairs += new * s.start + new * (new + 1) // 2
     return work
 
@@ -63,7 +66,8 @@ class FittedCost:
         if not work.tokens:
             return 0.0
         reading = fit.per_cached_token * work.cached_tokens + fit.per_pair * work.pairs
-        return fit.fixed + fit.per_token * work.tokens + fit.per_sequence * work.sequences + reading
+        each = fit.per_sequence * work.sequences + fit.per_prompt * work.prompts
+        return fit.fixed + fit.per_token * work.tokens + each + reading
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ CALIBRATION = "kvtrove-calibration-1"
 @dataclass(frozen=True)
 class StepFit:
     """Seconds of a measured step: fixed + per token computed + per cached token read + per (query, key) pair
-    + per sequence that takes part, which for small models is most of a decode step.
+    + per sequence that takes part, which for small models is most of a decode step + per prompt that is computed, or a
+    part of it: what a request costs beside its tokens.
     """
 
     fixed: float
@@ -24,6 +25,7 @@ class StepFit:
     per_cached_token: float
     per_pair: float
     per_sequence: float = 0.0
+    per_prompt: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def read_calibration(path: Path) -> Machine:
 
     {"format": "kvtrove-calibration-1", "name": "...", "bandwidth": 3.1e10, "flops": 2.2e12,
      "step": {"fixed": 0.001, "per_token": 2e-5, "per_cached_token": 1e-8, "per_pair": 1e-10,
-              "per_sequence": 2e-5}}                       step and per_sequence may be left out
+              "per_sequence": 2e-5}}                       step, per_sequence and per_prompt may be left out
     """
     try:
         values: Any = json.loads(path.read_text())
@@ -103,7 +105,7 @@ def read_calibration(path: Path) -> Machine:
 
 def _step_fit(step: Any, path: Path) -> StepFit:
     if isinstance(step, dict):
-        step = {"per_sequence": 0.0, **step}
+        step = {"per_sequence": 0.0, "per_prompt": 0.0, **step}
     return StepFit(**{name: _number(step, name, path) for name in StepFit.__dataclass_fields__})
 
 

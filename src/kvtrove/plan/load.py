@@ -34,16 +34,12 @@ class Workload:
 
 @dataclass(frozen=True)
 class Service:
-    """What serves it. kv_tokens: capacity of the cache. max_users: sequences of a step. chunk: token budget.
-
-    per_request: seconds that a request costs beside its steps, on the same processor: parsing, tokenizing, telling.
-    """
+    """What serves it. kv_tokens: capacity of the cache. max_users: sequences of a step. chunk: token budget."""
 
     cost: CostModel
     kv_tokens: int
     max_users: int
     chunk: int = 2048
-    per_request: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,11 +76,11 @@ def prefill_seconds(workload: Workload, service: Service, beside: float = 0.0) -
     """
     decodes = _decodes(workload, beside) if beside else StepWork(0)
     shared = service.cost.seconds(decodes)
-    seconds, done = service.per_request, workload.prompt - workload.computed
+    seconds, done = 0.0, workload.prompt - workload.computed
     while done < workload.prompt:
         chunk = min(service.chunk, workload.prompt - done)
         pairs = round(chunk * (done + chunk / 2))
-        joint = StepWork(decodes.tokens + round(chunk), decodes.cached_tokens, pairs, decodes.sequences + 1)
+        joint = StepWork(decodes.tokens + round(chunk), decodes.cached_tokens, pairs, decodes.sequences + 1, 1)
         seconds += service.cost.seconds(joint) - shared
         done += chunk
     return seconds
