@@ -41,6 +41,7 @@ class SubjectOptions:
         str | None, _subject("FILE", "A config.json: random weights instead of a checkpoint.")
     ] = None
     dtype: Annotated[str, _subject("TYPE", "Of the weights: auto, bf16, fp16 or fp32.")] = "auto"
+    weights: Annotated[str, _subject("TYPE", "auto, or int8: quantise matrices at load (CPU).")] = "auto"
     kv: Annotated[str, _subject("FORMAT", "How the cache stores K and V; auto is like the model.")] = "auto"
     device: Annotated[str, _subject("DEVICE", "auto, cpu, cuda or cuda:N.")] = "auto"
     block_size: Annotated[int, _subject("N", "Tokens in a block of the cache.")] = 32

@@ -28,7 +28,9 @@ CHUNK = 2048
 
 @dataclass(frozen=True)
 class Subject:
-    """One of model (a checkpoint directory) and random_weights (a config.json). kv: format of the cache.
+    """One of model (a checkpoint directory) and random_weights (a config.json).
+
+    weights: "int8" quantises the matrices of linear layers. kv: format of the cache.
 
     memory: bytes or "16GiB" that may be used; None is what is free. progress: told while the weights are loaded.
     ConfigError for what cannot be measured.
@@ -37,6 +39,7 @@ class Subject:
     model: str | None = None
     random_weights: str | None = None
     dtype: str = "auto"
+    weights: str = "auto"
     kv: str = "auto"
     device: str = "auto"
     block_size: int = 32
@@ -60,6 +63,7 @@ class Subject:
             str(self.path),
             load_format="auto" if self.random_weights is None else "dummy",
             dtype=self.dtype,
+            weights=self.weights,
             kv_cache_dtype=self.kv,
             device=self.device,
             block_size=self.block_size,
@@ -73,7 +77,7 @@ class Subject:
     @cached_property
     def plan(self) -> PlanModel:
         """The model as far as memory and time depend on it. ModelError when it cannot be read."""
-        return read_model(self.path, self.dtype)
+        return read_model(self.path, self.dtype, int8=self.weights == "int8")
 
     @property
     def kv_format(self) -> str:
@@ -83,7 +87,12 @@ class Subject:
         """As results store them: what "auto" stood for, and no more than one of the two models."""
         names = ("model", "random_weights", "block_size", "memory")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return given | {"dtype": self.plan.dtype, "kv": self.kv_format, "device": choose_device(self.device)}
+        return given | {
+            "dtype": self.plan.dtype,
+            "weights": self.weights,
+            "kv": self.kv_format,
+            "device": choose_device(self.device),
+        }
 
     def check_context(self, context: int) -> None:
         """ConfigError when the model cannot have such a context."""

@@ -78,6 +78,9 @@ def test_a_decode_result_adds_up(measure: Measure) -> None:
 
 def test_a_smaller_format_reads_fewer_bytes(measure: Measure) -> None:
     assert measure("decode", "--kv", "bf16")["kv_bytes"] * 2 == measure("decode")["kv_bytes"]
+    narrow = measure("decode", "--weights", "int8")
+    assert narrow["settings"]["weights"] == "int8"
+    assert narrow["weight_bytes"] < measure("decode")["weight_bytes"] / 2
 
 
 def test_a_prefill_result_adds_up(measure: Measure) -> None:
