@@ -39,7 +39,7 @@ COMMAND_ROWS = {
     "no model": Row(("generate",), r"Missing argument 'MODEL'"),
     "no prompt": Row(("generate", "demo"), r"no prompt: give one after MODEL, or --file"),
     "flag without its value": Row(("generate", "demo", "hi", "--kv"), r"--kv.* requires an argument"),
-    "number that is none": Row((*GENERATE, "--n", "two"), r"'--n'.*valid integer"),
+    "number that is none": Row((*GENERATE, "--n", "two"), r"'--n'.*valid int"),
     "missing prompt file": Row(("generate", "demo", "--file", "no.txt"), r"--file: cannot read no\.txt: No such file"),
     "folder as prompt file": Row(("generate", "demo", "--file", "."), r"--file: cannot read \.: Is a directory"),
     "empty prompt file": Row(("generate", "demo", "--file", "-"), r"--file: stdin holds no prompt", stdin="\n \n"),
