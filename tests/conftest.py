@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that starts tests in the background ignores Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("KVTROVE_CHECK", "2")  # all invariants, every step
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, and no fight for cores between test processes
