@@ -31,7 +31,6 @@ from kvtrove.plan.hardware import StepFit, read_calibration
 
 PROBE_PROMPT, PROBE_OUTPUT, PROBE_REPEATS = 32, 64, 6
 LONG_OUTPUT, PROBE_PAUSE = 192, 0.08  # tokens; seconds between two requests that interrupt
-LONE_PROBES = 15
 START_TIMEOUT = 60.0  # seconds
 
 
@@ -70,7 +69,7 @@ class Answer:
 class Overhead:
     """Seconds that serving adds to every step, to it for each of its sequences and prompts, and to a first token.
 
-    prompt: what a request takes from those who decode beside it. request: by how much more its own first token waits.
+    prompt: what a request takes from those who decode beside it. request: how much longer its own first token waits.
     """
 
     step: float
@@ -184,9 +183,7 @@ def random_prompt(random: Random, vocab: int, length: int) -> list[int]:
 
 
 async def overhead_of(asks: Asker, fit: StepFit, vocab: int, batch: int) -> Overhead:
-    """What serving adds to `fit`: over decodes of 1 to `batch` sequences, then with requests that come in between, then
-    over the first token of lone requests.
-    """
+    """What serving adds to `fit`: over decodes of 1 to `batch` sequences, then with requests that come in between."""
     random = Random(7)
     sizes = sorted({1, max(2, batch // 4), max(2, batch // 2), batch})
     rows, extra, weights = [], [], []
@@ -198,10 +195,8 @@ async def overhead_of(asks: Asker, fit: StepFit, vocab: int, batch: int) -> Over
     scale = np.array(weights)
     (per_step, per_sequence), *_ = np.linalg.lstsq(np.array(rows) * scale[:, None], np.array(extra) * scale, rcond=None)
     found = Overhead(float(per_step), float(per_sequence))
-    found = replace(found, prompt=await _per_prompt(asks, FittedCost(found.served(fit)), vocab, max(1, batch // 2)))
-    cost, lone = FittedCost(found.served(fit)), _prompt()
-    waits = [(await asks.ask(_probes(random, vocab, 1)[0], 2)).ttft for _ in range(LONE_PROBES)]
-    return replace(found, request=max(0.0, median(waits) - cost.seconds(lone)))
+    prompt, request = await _beside(asks, FittedCost(found.served(fit)), vocab, max(1, batch // 2))
+    return replace(found, prompt=prompt, request=request)
 
 
 def _probes(random: Random, vocab: int, count: int) -> list[list[int]]:
@@ -213,16 +208,13 @@ def _decodes(size: int, output: int) -> StepWork:
     return StepWork(size, round(size * (PROBE_PROMPT + output / 2)), 0, size)
 
 
-def _prompt() -> StepWork:
-    return StepWork(PROBE_PROMPT, 0, PROBE_PROMPT * (PROBE_PROMPT + 1) // 2, 1, 1)
+async def _beside(asks: Asker, cost: FittedCost, vocab: int, size: int) -> tuple[float, float]:
+    """(prompt, request) of `Overhead`, from short requests beside `size` sequences that decode.
 
-
-async def _per_prompt(asks: Asker, cost: FittedCost, vocab: int, size: int) -> float:
-    """Seconds that a request takes from `size` others beyond what `cost` says of its tokens.
-
-    The others decode alone, then beside requests for one token: what their steps are longer by, the requests took.
+    The others decode alone, then beside the requests: what their steps are longer by, the requests took. A request
+    comes in the middle of a step and is computed in the next one; what its first token takes beyond that, it waited.
     """
-    found = []
+    taken, waits = [], []
     for number in range(PROBE_REPEATS):
         random = Random(100 + number)
         alone = await _decode_step(asks, _probes(random, vocab, size), LONG_OUTPUT)
@@ -231,21 +223,23 @@ async def _per_prompt(asks: Asker, cost: FittedCost, vocab: int, size: int) -> f
         interrupting = asyncio.create_task(_interrupt(asks, vocab, done))
         beside = await _decode_step(asks, _probes(random, vocab, size), LONG_OUTPUT)
         done.set()
-        rate = await interrupting / (asks.clock() - start)
-        found.append(max(0.0, 1 - alone / beside) / rate)
-    both, decodes = _prompt(), _decodes(size, LONG_OUTPUT)
-    both = replace(both, tokens=both.tokens + size, cached_tokens=decodes.cached_tokens, sequences=1 + size)
-    return max(0.0, median(found) - (cost.seconds(both) - cost.seconds(decodes)))
+        answers = await interrupting
+        taken.append(max(0.0, 1 - alone / beside) * (asks.clock() - start) / len(answers))
+        waits += [answer.ttft for answer in answers]
+    decodes, length = _decodes(size, LONG_OUTPUT), PROBE_PROMPT
+    both = StepWork(length + size, decodes.cached_tokens, length * (length + 1) // 2, 1 + size, 1)
+    step, joint = cost.seconds(decodes), cost.seconds(both)
+    prompt = max(0.0, median(taken) - (joint - step))
+    return prompt, max(0.0, median(waits) - (step / 2 + joint + prompt))
 
 
-async def _interrupt(asks: Asker, vocab: int, done: asyncio.Event) -> int:
-    """Asks for one token again and again until `done`; how often."""
-    random, asked = Random(200), 0
+async def _interrupt(asks: Asker, vocab: int, done: asyncio.Event) -> list[Answer]:
+    """Asks for one token again and again until `done`."""
+    random, answers = Random(200), list[Answer]()
     while not done.is_set():
-        asked += 1
-        await asks.ask(_probes(random, vocab, 1)[0], 1)
+        answers.append(await asks.ask(_probes(random, vocab, 1)[0], 1))
         await asyncio.sleep(PROBE_PAUSE)
-    return asked
+    return answers
 
 
 async def _decode_step(asks: Asker, prompts: Sequence[Sequence[int]], output: int) -> float:
