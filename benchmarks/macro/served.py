@@ -4,8 +4,8 @@
     overhead_of    what serving adds to them: per step, per sequence and prompt of a step, and to the wait of a request
 
 The engine's calibration knows nothing of HTTP, of JSON and of the event loop that shares the interpreter with the
-engine. That is measured here with loads of their own (decodes of equal prompts, single short prompts), before and apart
-from the load that a prediction is compared with.
+engine. That is measured here with loads of their own (decodes of equal prompts, short requests beside them), before and
+apart from the load that a prediction is compared with.
 """
 
 from __future__ import annotations

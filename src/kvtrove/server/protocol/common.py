@@ -30,6 +30,10 @@ class Body(BaseModel):
         if self.model_extra and log.isEnabledFor(logging.DEBUG):
             log.debug("%s: ignored unknown fields: %s", type(self).__name__, ", ".join(sorted(self.model_extra)))
 
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of the fields that are not None."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
 
 class Part(BaseModel):
     """A piece of a request, with whatever else its sender put in."""
@@ -123,12 +127,11 @@ class SamplingFields(CacheFields):
             raise RequestError(f"stop: {len(stops)} strings are more than the {limits.max_stops} allowed", "stop")
         if any(len(stop) > limits.max_stop_chars for stop in stops):
             raise RequestError(f"stop: a string has more than {limits.max_stop_chars} characters", "stop")
-        names = (
+        given = self.given(
             *("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"),
             *("frequency_penalty", "length_penalty", "seed", "stop", "stop_token_ids", "include_stop_str_in_output"),
             *("ignore_eos", "min_tokens", "allowed_token_ids", "skip_special_tokens"),
         )
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return SamplingParams(**dict(defaults) | given | {"logit_bias": self._logit_bias()} | more)
 
     def grammar(self) -> Grammar | None:

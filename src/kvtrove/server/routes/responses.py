@@ -116,8 +116,7 @@ class Responses:
 
     async def submit(self) -> None:
         body = self.body
-        names = ("temperature", "top_p", "ignore_eos")
-        given = {name: value for name in names if (value := getattr(body, name)) is not None}
+        given = body.given("temperature", "top_p", "ignore_eos")
         params = SamplingParams(max_tokens=body.max_output_tokens, **self.job.service.sampling_defaults | given)
         run = await submit_chat(
             self.job,
