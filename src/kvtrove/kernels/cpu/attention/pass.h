@@ -125,12 +125,26 @@ inline void load_scales(Pass& pass) {
     }
 }
 
+// K of the slots as columns, and what is read while each of them is multiplied: a group of columns later, then V.
+template <class Read>
+void fetch_after_keys(const Pass& pass, const typename Read::T* const* columns, const typename Read::T** ahead) {
+    constexpr int per_tile = kTile / W;
+    const int count = pass.count * per_tile, group = std::max(per_tile, columns_at_once(pass.rows));
+    for (int c = 0; c < count; ++c) {
+        ahead[c] = columns[Read::kTiled && c + group < count ? c + group : c];
+        if (!Read::kTiled || c + group < count) continue;
+        const int value = std::min(c + group - count, count - 1);
+        const auto* tile = tile_in_block<Read>(pass.blocks, pass.layer.v, pass.slots[value / per_tile].begin);
+        ahead[c] = tile + value % per_tile * W * Read::Format::kPack;
+    }
+}
+
 template <class Read>
 void score(Pass& pass) {
     using Format = typename Read::Format;
     using T = typename Read::T;
     const int dim = pass.layer.head_dim;
-    const T* columns[kChunk / W];
+    const T *columns[kChunk / W], *ahead[kChunk / W];
     for (int i = 0; i < pass.count; ++i) {
         const Slot& slot = pass.slots[i];
         const T* keys;
@@ -138,10 +152,11 @@ void score(Pass& pass) {
         else keys = Read::copy(pass.blocks, pass.layer.k, slot, true, reinterpret_cast<T*>(pass.work.tiles) + i * kTile * dim);
         for (int c = 0; c < kTile / W; ++c) columns[i * (kTile / W) + c] = keys + c * W * Format::kPack;
     }
+    fetch_after_keys<Read>(pass, columns, ahead);
     if constexpr (Read::kQuantised) load_scales(pass);
     using X = typename Format::X;
     for (int r = 0; r < pass.rows; ++r) std::fill_n(pass.work.scores + r * kChunk, pass.count * kTile, 0.0f);
-    const Columns<Format> keys{columns, pass.count * (kTile / W), dim / Format::kRows, Format::kRows * kTile, kTile};
+    const Columns<Format> keys{columns, ahead, pass.count * (kTile / W), dim / Format::kRows, Format::kRows * kTile, kTile};
     product<Format>(keys, {reinterpret_cast<const X*>(pass.work.q), dim * 2 / Format::kRows,
                            reinterpret_cast<X*>(pass.work.scores), kChunk}, pass.rows);
 }
@@ -200,6 +215,15 @@ int run_of_tiles(const Pass& pass, int i, const typename Read::T* values) {
     return run;
 }
 
+// What is read after V of the slots before `i`: V of slot i, or K of the next chunk; `values` where there is neither.
+template <class Read>
+const typename Read::T* after_values(const Pass& pass, int i, const typename Read::T* values) {
+    if (i < pass.count) return tile_in_block<Read>(pass.blocks, pass.layer.v, pass.slots[i].begin);
+    const std::int64_t next = pass.slots[i - 1].begin + kTile;
+    const bool held = next <= pass.tile.position && pass.blocks.table[next / pass.layer.block_size] >= 0;
+    return held ? tile_in_block<Read>(pass.blocks, pass.layer.k, next) : values;
+}
+
 // values += weights . V
 template <class Read>
 void mix(Pass& pass) {
@@ -209,7 +233,7 @@ void mix(Pass& pass) {
     const Workspace& work = pass.work;
     const int dim = pass.layer.head_dim;
     T* copied = reinterpret_cast<T*>(work.tiles);
-    const T* columns[kMaxDim / W];
+    const T *columns[kMaxDim / W], *ahead[kMaxDim / W];
     if (Read::kQuantised) std::fill_n(work.exact, pass.rows * dim, 0.0f);
     for (int i = 0, run = 1; i < pass.count; i += run) {
         const Slot& slot = pass.slots[i];
@@ -225,8 +249,10 @@ void mix(Pass& pass) {
         } else {
             values = Read::copy(pass.blocks, pass.layer.v, slot, false, copied);
         }
-        for (int c = 0; c < dim / W; ++c) columns[c] = values + c * W * Format::kPack;
-        const Columns<Format> tile{columns, dim / W, run * kTile / Format::kRows, Format::kRows * dim, dim};
+        const T* after = values;
+        if constexpr (Read::kTiled) after = after_values<Read>(pass, i + run, values);
+        for (int c = 0; c < dim / W; ++c) columns[c] = values + c * W * Format::kPack, ahead[c] = after + c * W * Format::kPack;
+        const Columns<Format> tile{columns, ahead, dim / W, run * kTile / Format::kRows, Format::kRows * dim, dim};
         const float* weights = Read::kQuantised ? work.pairs : work.scores;
         constexpr int per_tile = kTile * 2 / Format::kRows;
         product<Format>(tile, {reinterpret_cast<const X*>(weights) + i * per_tile, kChunk * 2 / Format::kRows,

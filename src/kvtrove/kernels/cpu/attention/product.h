@@ -4,10 +4,14 @@
 // The columns come as pointers to vectors of W columns, which need not lie side by side. Sums stay in registers while
 // all rows of the tile pass by; each number of a result is one sum over the tile's rows in their order, however many
 // rows of x and columns are computed together.
+//
+// Blocks lie anywhere, so no prefetcher of the hardware guesses what comes after a tile: the steps of the first rows also
+// fetch as many lines of what is read next (`ahead`) as they read.
 
 template <class Format>
 struct Columns {
     const typename Format::T* const* first;  // [count]: W columns each
+    const typename Format::T* const* ahead;  // [count]: what is read after them, arranged alike
     int count;
     int steps;              // rows of the tile / Format::kRows
     std::ptrdiff_t advance; // elements from step to step
@@ -23,13 +27,25 @@ struct Left {
     std::ptrdiff_t sums_stride;
 };
 
+constexpr int kLine = 64;  // bytes that are fetched at once
+
+// The lines of one step, each of them once.
+template <class Format, int N>
+INLINE void fetch(const typename Format::T* const (&ahead)[N], std::ptrdiff_t at, std::ptrdiff_t width) {
+    constexpr int columns = std::max<int>(1, kLine / (W * Format::kPack * sizeof(typename Format::T)));  // that share one
+    for (int n = 0; n < N; n += columns) {
+        __builtin_prefetch(ahead[n] + at);
+        if (Format::kPack < Format::kRows) __builtin_prefetch(ahead[n] + at + width);
+    }
+}
+
 template <class Format, int R, int N>
 void product_block(const Columns<Format>& columns, int column, const Left<Format>& left, int row) {
     using Lanes = typename Format::Lanes;
     const std::ptrdiff_t width = columns.width, advance = columns.advance;
     const std::ptrdiff_t x_stride = left.x_stride, sums_stride = left.sums_stride;
-    const typename Format::T* tile[N];
-    for (int n = 0; n < N; ++n) tile[n] = columns.first[column + n];
+    const typename Format::T *tile[N], *ahead[N];
+    for (int n = 0; n < N; ++n) tile[n] = columns.first[column + n], ahead[n] = columns.ahead[column + n];
     const auto* x = left.x + row * x_stride;
     auto* out = left.sums + row * sums_stride + column * W;
     Lanes sum[R][N];
@@ -37,6 +53,7 @@ void product_block(const Columns<Format>& columns, int column, const Left<Format
         for (int n = 0; n < N; ++n) sum[r][n] = load(out + r * sums_stride + n * W);
     std::ptrdiff_t at = 0;
     for (int step = 0; step < columns.steps; ++step, at += advance, x += 2) {
+        if (row == 0) fetch<Format>(ahead, at, width);
         Lanes lanes[N];
         for (int n = 0; n < N; ++n) lanes[n] = Format::even(tile[n] + at, width);
         for (int r = 0; r < R; ++r) {
@@ -68,12 +85,21 @@ void product_dispatch(const Columns<Format>& columns, int column, int wide, cons
     if constexpr (R > 1) product_dispatch<Format, R - 1>(columns, column, wide, left, row, rows);
 }
 
+inline int row_blocks(int rows) { return (rows + kMaxRows - 1) / kMaxRows; }
+
+// Columns that are computed together, where that many are left.
+inline int columns_at_once(int rows) {
+    const int blocks = row_blocks(rows), most = (rows + blocks - 1) / blocks;
+    int wide = 8;
+    while (wide > 1 && wide * most > kSums) wide /= 2;
+    return wide;
+}
+
 // Columns outside, rows inside: what is read from memory passes once and stays close while all rows use it.
 template <class Format>
 void product(const Columns<Format>& columns, const Left<Format>& left, int rows) {
-    const int blocks = (rows + kMaxRows - 1) / kMaxRows, most = (rows + blocks - 1) / blocks;
-    int wide = 8;
-    while (wide > 1 && wide * most > kSums) wide /= 2;
+    const int blocks = row_blocks(rows);
+    int wide = columns_at_once(rows);
     for (int column = 0; column < columns.count; column += wide) {
         while (wide > columns.count - column) wide /= 2;
         for (int block = 0; block < blocks; ++block) {
