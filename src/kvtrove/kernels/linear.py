@@ -1,7 +1,8 @@
-"""Linear layers whose weights stay bf16 or int8 in memory and become float32 in registers: y = x W^T + bias.
+"""Linear layers whose weights stay bf16 or int8 in memory: y = x W^T + bias.
 
-Every output is one chain of float32 sums in the order of the inputs, whatever the batch, the blocking or the number of
-threads, so a row gives the same bits in every batch.
+bf16 becomes float32 in registers. Rows of x meet int8 weights as 16-bit integers, with a scale for every 128 inputs: off
+by 2^-16 of the largest of them at most, and added up exactly. Sums are taken in the order of the inputs, whatever the
+batch, the blocking or the number of threads, so a row gives the same bits in every batch.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ FILLED_AT_ONCE = 1 << 22
 class PackedWeights:
     """W [outputs, inputs] in memory of its own, repacked so that a product reads one run of bytes.
 
-    kind: "bf16", or "int8": symmetric, one float32 scale per output, |error| <= scale / 2 (weight-only: x and the sums
-    stay float32). isa: as for `kernels.isa`. All weights are zero until they are filled.
+    kind: "bf16", or "int8": symmetric, one float32 scale per output, |error| <= scale / 2. isa: as for `kernels.isa`.
+    All weights are zero until they are filled.
     """
 
     def __init__(self, outputs: int, inputs: int, kind: Kind = "bf16", isa: str = "auto") -> None:

@@ -1,7 +1,8 @@
-// Linear layers, y = x * W^T + bias, whose weights stay in memory as bf16 or int8 and become float32 in registers.
+// Linear layers, y = x * W^T + bias, whose weights stay in memory as bf16 or int8.
 //
-// Every output is one chain of float32 sums over the inputs in ascending order (one input at a time; 32 on AMX), whatever
-// the number of rows, the blocking or the number of threads: a row gives the same bits in every batch.
+// bf16 becomes float32 in registers; every output is one chain of float32 sums over the inputs in ascending order (one input
+// at a time; 32 on AMX). On vectors, int8 weights meet x as 16-bit integers (linear_int8.inc); on AMX they become bf16.
+// Neither the number of rows nor blocking nor threads change a sum: a row gives the same bits in every batch.
 #pragma once
 
 #include <cstddef>

@@ -28,11 +28,11 @@
 #elif defined(__clang__)
 #define LANES "avx512_lanes.h"
 #pragma clang attribute push( \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,amx-tile,amx-bf16,amx-int8"))), apply_to = function)
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,amx-tile,amx-bf16,amx-int8"))), apply_to = function)
 #else
 #define LANES "avx512_lanes.h"
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")
 #endif
 
 namespace kvtrove::attention {

@@ -36,8 +36,13 @@ INLINE F fma(F a, F b, F c) {
     return c;
 }
 
-// Products of 16-bit numbers, neighbours added.
-INLINE I madd(I a, I b) { return (I)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+// sum plus the products of the 16-bit numbers in a and b, neighbours added. At once: gcc would make all products first, and
+// spill them.
+INLINE I add_pairs(I sum, I a, I b) {
+    I product;
+    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(a), "x"(b));
+    return sum;
+}
 
 // The lower 16 bits of each lane are a float16.
 INLINE F float_of_float16s(I x) {

@@ -1,4 +1,4 @@
-// AVX-512 F, BW and VL: the same source as AVX2 with sixteen lanes.
+// AVX-512 F, BW, VL and VNNI: the same source as AVX2 with sixteen lanes.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -20,10 +20,10 @@
 #endif
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")
 #endif
 
 namespace kvtrove::attention {

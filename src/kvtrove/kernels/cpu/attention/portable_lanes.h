@@ -9,8 +9,8 @@ INLINE F fma(F a, F b, F c) {
 #endif
 }
 
-// Products of 16-bit numbers, neighbours added.
-INLINE I madd(I a, I b) { return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16); }
+// sum plus the products of the 16-bit numbers in a and b, neighbours added.
+INLINE I add_pairs(I sum, I a, I b) { return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16); }
 
 // The lower 16 bits of each lane are a float16.
 INLINE F float_of_float16s(I x) {

@@ -1,5 +1,5 @@
 // Vectors of W numbers for one instruction-set level. No include guard: each level includes this inside a namespace of
-// its own, after W, fma, madd and float_of_float16s are declared (portable.cpp is the smallest example).
+// its own, after W, fma, add_pairs and float_of_float16s are declared (portable.cpp is the smallest example).
 //
 // The types are vector extensions of gcc and clang: operators work lane by lane, comparisons give lanes of 0 or -1.
 
@@ -79,5 +79,5 @@ struct Int8 {
     INLINE static S bytes(const T* p) { return (S)load(reinterpret_cast<const std::int32_t*>(p)); }
     INLINE static I even(const T* p, std::ptrdiff_t) { return (I)((bytes(p) << 8) >> 8); }
     INLINE static I odd(const T* p, std::ptrdiff_t) { return (I)(bytes(p) >> 8); }
-    INLINE static I add(I sum, I x, I lanes) { return sum + madd(x, lanes); }
+    INLINE static I add(I sum, I x, I lanes) { return add_pairs(sum, x, lanes); }
 };
