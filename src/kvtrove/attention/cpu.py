@@ -98,13 +98,10 @@ class CpuBackend:
         """
         paged, batch = self._paged(layer), plan.group(layer.group)
         angles = None if rotate is None else (rotate.cos, rotate.sin)
-        if k is not None and v is not None:
-            self.kernel.store(paged, batch, _rows(k), _rows(v), angles)
         q = _rows(q)
-        if angles is not None:
-            self.kernel.rotate(paged, batch, q, angles)
         out = torch.empty(q.shape, dtype=q.dtype)
-        self.kernel.attend(paged, batch, q, out)
+        k, v = (None, None) if k is None or v is None else (_rows(k), _rows(v))
+        self.kernel.run(paged, batch, q, k, v, out, angles)
         return out
 
     def _paged(self, layer: AttentionLayer) -> PagedLayer:

@@ -15,6 +15,28 @@ class PackedWeights:
     def multiply(self, x: int, y: int, is_bf16: bool, rows: int, bias: int) -> None: ...
     def gather(self, ids: int, count: int, y: int, is_bf16: bool) -> None: ...
 
+class Between:
+    workspace: int
+    outputs: int
+    def __init__(
+        self,
+        o: PackedWeights,
+        o_bias: int,
+        gate_up: PackedWeights,
+        gate_up_bias: int,
+        down: PackedWeights,
+        down_bias: int,
+        next: PackedWeights | None,
+        next_bias: int,
+        norm: int,
+        eps: float,
+        wide: bool,
+        next_norm: int,
+        next_eps: float,
+        next_wide: bool,
+    ) -> None: ...
+    def run(self, x: int, mixed: int, workspace: int, out: int, is_bf16: bool, rows: int) -> None: ...
+
 class AttentionLayer:
     def __init__(
         self,
@@ -39,5 +61,15 @@ class AttentionKernel:
     ) -> None: ...
     def rotate(self, layer: AttentionLayer, batch: AttentionBatch, q: Address, angles: Angles) -> None: ...
     def attend(self, layer: AttentionLayer, batch: AttentionBatch, q: Address, out: Address, lse: int = 0) -> None: ...
+    def run(
+        self,
+        layer: AttentionLayer,
+        batch: AttentionBatch,
+        q: Address,
+        k: Address | None,
+        v: Address | None,
+        out: Address,
+        angles: Angles | None,
+    ) -> None: ...
     @property
     def scratch_bytes(self) -> int: ...

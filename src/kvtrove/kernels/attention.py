@@ -12,6 +12,7 @@ were looked at here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from kvtrove.kernels import _extension
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 MAX_HEAD_DIM, HEAD_DIM_STEP = 512, 8
@@ -91,6 +93,29 @@ class AttentionKernel:
         """Memory that calls reuse; it stops growing once the largest step was seen."""
         return int(self._kernel.scratch_bytes)
 
+    def run(
+        self,
+        layer: PagedLayer,
+        batch: PagedBatch,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        out: Tensor,
+        angles: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """`store` of k and v, if they are there, `rotate` of q, if there are angles, and `attend`: one call a layer."""
+        shape, tokens = layer.shape, batch.num_tokens
+        queries, keys = (tokens, shape.num_heads, shape.head_dim), (tokens, shape.kv_heads, shape.head_dim)
+        self._kernel.run(
+            layer.handle,
+            batch.handle,
+            _address("q", q, queries),
+            None if k is None else _address("k", k, keys),
+            None if v is None else _address("v", v, keys),
+            _address("out", out, queries),
+            None if angles is None else _angles(angles, q, batch, shape),
+        )
+
     def store(
         self, layer: PagedLayer, batch: PagedBatch, k: Tensor, v: Tensor, angles: tuple[Tensor, Tensor] | None = None
     ) -> None:
@@ -141,16 +166,21 @@ def _angles(
             f"cos, sin: contiguous [{batch.num_tokens}, 1, up to {shape.head_dim // 2}] of {x.dtype} on the CPU are "
             f"needed; got {list(cos.shape)} and {list(sin.shape)} of {cos.dtype}"
         )
-    return cos.data_ptr(), sin.data_ptr(), half, str(cos.dtype).removeprefix("torch.")
+    return cos.data_ptr(), sin.data_ptr(), half, _name(cos.dtype)
+
+
+@functools.cache
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _address(name: str, x: Tensor, shape: tuple[int, int, int]) -> tuple[int, int, str]:
     """Address, bytes from row to row and dtype of x [T, heads, head_dim]; rows are contiguous."""
-    rows, heads, dim = x.shape if x.dim() == 3 else (-1, -1, -1)
-    step, across, along = x.stride() if x.dim() == 3 else (0, 0, 0)
-    dtype = str(x.dtype).removeprefix("torch.")
-    fits = (rows, heads, dim) == shape and along == 1 and (across == dim or heads == 1)
-    if not fits or x.device.type != "cpu" or dtype not in ("float32", "float16", "bfloat16"):
+    dtype, fits, step = _name(x.dtype), x.shape == shape, 0
+    if fits:
+        step, across, along = x.stride()
+        fits = along == 1 and (across == shape[2] or shape[1] == 1)
+    if not fits or not x.is_cpu or dtype not in ("float32", "float16", "bfloat16"):
         raise TypeError(
             f"{name}: {shape} of float32, float16 or bfloat16 with contiguous rows on the CPU is needed; "
             f"got {tuple(x.shape)} of {dtype} with strides {x.stride()} on {x.device}"

@@ -1,6 +1,6 @@
 """Linear layers whose weights stay bf16 or int8 in memory: y = x W^T + bias.
 
-bf16 becomes float32 in registers. Rows of x meet int8 weights as 16-bit integers, with a scale for every 128 inputs: off
+bf16 becomes float32 in registers. Rows of x meet int8 weights as 16-bit integers, with a scale per 128 inputs: off
 by 2^-16 of the largest of them at most, and added up exactly. Sums are taken in the order of the inputs, whatever the
 batch, the blocking or the number of threads, so a row gives the same bits in every batch.
 """
@@ -31,12 +31,12 @@ class PackedWeights:
         if outputs < 1 or inputs < 1:
             raise ValueError(f"weights of shape [{outputs}, {inputs}]: both must be at least 1")
         self.outputs, self.inputs, self.kind = outputs, inputs, kind
-        self._packed = _extension().PackedWeights(outputs, inputs, kind, isa)
+        self.packed = _extension().PackedWeights(outputs, inputs, kind, isa)
 
     @property
     def nbytes(self) -> int:
         """Weights, scales, and what fills up the last panel."""
-        return int(self._packed.nbytes)
+        return int(self.packed.nbytes)
 
     def fill(self, first_output: int, source: Tensor) -> None:
         """Overwrites outputs first_output .. first_output + n with source [n, inputs], any floating-point dtype.
@@ -46,11 +46,11 @@ class PackedWeights:
         if source.ndim != 2:
             raise ValueError(f"source has {source.ndim} dimensions, expected [outputs, {self.inputs}]")
         if source.dtype in _FLOATS:
-            self._packed.fill(first_output, source.contiguous())
+            self.packed.fill(first_output, source.contiguous())
             return
         rows = max(1, FILLED_AT_ONCE // self.inputs)
         for start in range(0, len(source), rows):
-            self._packed.fill(first_output + start, source[start : start + rows].float())
+            self.packed.fill(first_output + start, source[start : start + rows].float())
 
     def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [rows, inputs] float32 or bfloat16 on the CPU -> [rows, outputs] in its dtype; bias float32 [outputs].
@@ -64,7 +64,7 @@ class PackedWeights:
             if bias.shape != (self.outputs,) or bias.dtype != torch.float32 or not bias.is_contiguous():
                 raise ValueError(f"bias is {bias.dtype} {list(bias.shape)}, expected float32 [{self.outputs}]")
             address = bias.data_ptr()
-        self._packed.multiply(x.data_ptr(), y.data_ptr(), _is_bf16(x), len(x), address)
+        self.packed.multiply(x.data_ptr(), y.data_ptr(), _is_bf16(x), len(x), address)
         return y
 
     def gather(self, ids: Tensor, out: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class PackedWeights:
             raise TypeError(f"ids are {ids.dtype} {list(ids.shape)} on {ids.device}, expected int64 [n] on the CPU")
         if _rows(out, self.inputs) != len(ids) or not out.is_contiguous():
             raise ValueError(f"out is {list(out.shape)}, expected [{len(ids)}, {self.inputs}] without gaps")
-        self._packed.gather(ids.data_ptr(), len(ids), out.data_ptr(), _is_bf16(out))
+        self.packed.gather(ids.data_ptr(), len(ids), out.data_ptr(), _is_bf16(out))
         return out
 
 

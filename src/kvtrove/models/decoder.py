@@ -6,13 +6,16 @@ tokens ─ embed ─┬─ norm ─ attention ─(norm)─ + ─┬─ norm ─ 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from kvtrove.kernels.between import Between
 from kvtrove.models.layers.attention import Attend, Attention
+from kvtrove.models.layers.between import MOST_ROWS, joined
 from kvtrove.models.layers.embedding import Embedding, PackedEmbedding, embedding_of
 from kvtrove.models.layers.linear import Part, Product, Weights
 from kvtrove.models.layers.mlp import MLP, MixtureOfExperts
@@ -118,9 +121,42 @@ class Model:
         if self.embed_scale != 1.0:
             x = x * self.embed_scale
         rotations = {rope: table.at(positions, x.dtype) for rope, table in self.ropes.items()}
+        if self.between is not None and len(x) <= MOST_ROWS:
+            first = self.layers[0]
+            return self._joined(x, first.attention.qkv(first.attention_norm(x)), rotations, attend, self.between)
         for index, (layer, spec) in enumerate(zip(self.layers, self.spec.layers, strict=True)):
             x = layer(index, x, rotations[spec.rope], attend)
         return self.norm(x)
+
+    @cached_property
+    def between(self) -> tuple[Between, ...] | None:
+        """What each layer does behind its attention, in one call; None when some layer's parts cannot be joined."""
+        dtype, calls = getattr(torch, self.precision.activations), []
+        for layer, behind in zip(self.layers, (*self.layers[1:], None), strict=True):
+            if layer.attention_out_norm or layer.mlp_out_norm:
+                return None
+            norm, qkv = (behind.attention_norm, behind.attention.qkv) if behind else (self.norm, None)
+            call = joined(layer.attention.o, layer.mlp_norm, layer.mlp, norm, qkv, dtype)
+            if call is None:
+                return None
+            calls.append(call)
+        return tuple(calls)
+
+    def _joined(
+        self,
+        x: Tensor,
+        qkv: Sequence[Tensor],
+        rotations: Mapping[RopeSpec, Rotation],
+        attend: Attend,
+        between: tuple[Between, ...],
+    ) -> Tensor:
+        """As `__call__`, from the first layer's projections on."""
+        last = len(between) - 1
+        for index, (layer, spec) in enumerate(zip(self.layers, self.spec.layers, strict=True)):
+            y = between[index](x, layer.attention.mix(index, qkv, rotations[spec.rope], attend))
+            if index < last:
+                qkv = self.layers[index + 1].attention.qkv.split(y)
+        return y
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
 
 namespace kvtrove {
 
+void bind_between(nanobind::module_& m);  // between_binding.cpp
 void bind_linear(nanobind::module_& m);  // linear_binding.cpp
 void bind_rows(nanobind::module_& m);    // rows_binding.cpp
 

@@ -41,5 +41,6 @@ NB_MODULE(_cpu, m) {
           nb::arg("wanted") = "auto");
     kvtrove::bind_linear(m);
     kvtrove::bind_rows(m);
+    kvtrove::bind_between(m);
     kvtrove::bind_attention(m);
 }

@@ -186,6 +186,14 @@ struct Kernel {
                           num_threads, isa);
     }
 
+    // All that a layer does: k and v are none when another layer stores for it.
+    void run(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const std::optional<Address>& k,
+             const std::optional<Address>& v, const Address& out, const std::optional<Angles>& angles) {
+        if (k && v) store(layer, batch, *k, *v, angles);
+        if (angles) rotate(layer, batch, q, *angles);
+        attend(layer, batch, q, out, 0);
+    }
+
     std::size_t scratch_bytes() const { return scratch.memory.capacity() * sizeof(float); }
 };
 
@@ -208,6 +216,8 @@ void bind_attention(nb::module_& m) {
         .def("rotate", &Kernel::rotate, nb::arg("layer"), nb::arg("batch"), nb::arg("q"), nb::arg("angles"))
         .def("attend", &Kernel::attend, nb::arg("layer"), nb::arg("batch"), nb::arg("q"), nb::arg("out"),
              nb::arg("lse") = 0)
+        .def("run", &Kernel::run, nb::arg("layer"), nb::arg("batch"), nb::arg("q"), nb::arg("k").none(),
+             nb::arg("v").none(), nb::arg("out"), nb::arg("angles").none())
         .def_prop_ro("scratch_bytes", &Kernel::scratch_bytes);
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -55,10 +55,14 @@ class Attention:
 
     def __call__(self, index: int, x: Tensor, rotate: Rotation, attend: Attend) -> Tensor:
         """x: [T, hidden_size] -> [T, hidden_size]."""
-        q, *kv = (y.view(len(y), y.shape[1] // self.head_dim, self.head_dim) for y in self.qkv(x))
+        return self.o(self.mix(index, self.qkv(x), rotate, attend))
+
+    def mix(self, index: int, qkv: Sequence[Tensor], rotate: Rotation, attend: Attend) -> Tensor:
+        """What heads read, [T, num_heads * head_dim]. qkv: what its projections gave, each [T, heads * head_dim]."""
+        q, *kv = (y.view(len(y), y.shape[1] // self.head_dim, self.head_dim) for y in qkv)
         k, v = kv or (None, None)
         if self.q_norm is not None:
             q = self.q_norm(q)
         if self.k_norm is not None and k is not None:
             k = self.k_norm(k)
-        return self.o(attend(index, q, k, v, rotate).flatten(1))
+        return attend(index, q, k, v, rotate).flatten(1)

@@ -68,9 +68,18 @@ class Joint:
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         """x: [T, inputs] -> one [T, size] per size; views of one tensor where there is one product."""
-        if len(self.products) == 1:
-            return self.products[0](x).split_with_sizes(self.sizes, dim=-1)
+        if self.product is not None:
+            return self.split(self.product(x))
         return [product(x) for product in self.products]
+
+    @property
+    def product(self) -> Product | None:
+        """Of all together; None when they are apart."""
+        return self.products[0] if len(self.products) == 1 else None
+
+    def split(self, y: Tensor) -> Sequence[Tensor]:
+        """What `product` returned, one view per size."""
+        return y.split_with_sizes(self.sizes, dim=-1)
 
 
 @dataclass(frozen=True)

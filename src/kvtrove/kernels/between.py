@@ -1,0 +1,84 @@
+"""A decoder layer between its attention and the next layer's, in one call (cpu/between.h)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvtrove.kernels import _extension
+from kvtrove.kernels.linear import PackedWeights
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """bias: float32 [outputs]."""
+
+    weights: PackedWeights
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """RMSNorm: weight [hidden]; wide: it is float32 and the result is rounded once, else it has the dtype of x."""
+
+    weight: Tensor
+    eps: float
+    wide: bool
+
+
+class Between:
+    """x += o(mixed); x += down(silu(gate) * up) of norm(x); then next(next_norm(x)), or that norm alone without `next`.
+
+    The bits are those of `linear` and `rows`, call by call. dtype: of x, float32 or bfloat16.
+    ValueError when matrices or norms do not fit together.
+    """
+
+    def __init__(
+        self,
+        o: Matrix,
+        norm: Norm,
+        gate_up: Matrix,
+        down: Matrix,
+        next_norm: Norm,
+        next: Matrix | None,
+        dtype: torch.dtype,
+    ) -> None:
+        hidden = (o.weights.outputs,)
+        for one in (norm, next_norm):
+            expected, weight = torch.float32 if one.wide else dtype, one.weight
+            if weight.shape != hidden or weight.dtype != expected or not weight.is_contiguous():
+                raise ValueError(f"a norm is {weight.dtype} {list(weight.shape)}, expected {expected} {list(hidden)}")
+        self.dtype, self.inputs, self.hidden = dtype, o.weights.inputs, o.weights.outputs
+        self._kept = (o, norm, gate_up, down, next_norm, next)
+        self._between = _extension().Between(
+            *_matrix(o), *_matrix(gate_up), *_matrix(down), *_matrix(next), *_norm(norm), *_norm(next_norm)
+        )
+        self._workspace, self._outputs = self._between.workspace, self._between.outputs
+
+    def __call__(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """x [T, hidden], updated in place; mixed [T, inputs of o]; returns [T, outputs]. TypeError for other arrays."""
+        rows, dtype = len(x), self.dtype
+        fits = x.shape == (rows, self.hidden) and mixed.shape == (rows, self.inputs)
+        plain = x.dtype == mixed.dtype == dtype and x.is_contiguous() and mixed.is_contiguous() and x.is_cpu
+        if not (fits and plain):
+            raise TypeError(
+                f"x and mixed are {x.dtype} {list(x.shape)} and {mixed.dtype} {list(mixed.shape)}; contiguous {dtype} "
+                f"[T, {self.hidden}] and [T, {self.inputs}] on the CPU are needed"
+            )
+        workspace, out = x.new_empty(rows * self._workspace), x.new_empty((rows, self._outputs))
+        self._between.run(
+            x.data_ptr(), mixed.data_ptr(), workspace.data_ptr(), out.data_ptr(), dtype == torch.bfloat16, rows
+        )
+        return out
+
+
+def _matrix(matrix: Matrix | None) -> tuple[object, int]:
+    if matrix is None:
+        return None, 0
+    return matrix.weights.packed, 0 if matrix.bias is None else matrix.bias.data_ptr()
+
+
+def _norm(norm: Norm) -> tuple[int, float, bool]:
+    return norm.weight.data_ptr(), norm.eps, norm.wide

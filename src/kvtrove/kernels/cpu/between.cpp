@@ -1,0 +1,40 @@
+#include "between.h"
+
+#include <cstdint>
+#include <stdexcept>
+
+namespace kvtrove {
+
+void Between::check() const {
+    const std::size_t hidden = o.weights->outputs(), inner = down.weights->inputs();
+    const bool fits = gate_up.weights->inputs() == hidden && gate_up.weights->outputs() == 2 * inner &&
+                      down.weights->outputs() == hidden && (!next.weights || next.weights->inputs() == hidden);
+    if (!fits) throw std::invalid_argument("o, gate_up, down and next are not the matrices of one layer");
+}
+
+void run(const Between& layer, Float type, std::size_t rows, void* x, const void* mixed, void* workspace, void* out) {
+    const std::size_t hidden = layer.o.weights->outputs(), inner = layer.down.weights->inputs();
+    const std::size_t bytes = type == Float::f32 ? 4 : 2;
+    auto* at = static_cast<std::uint8_t*>(workspace);
+    const auto take = [&](std::size_t width) {
+        auto* part = at;
+        at += rows * width * bytes;
+        return part;
+    };
+    auto *added = take(hidden), *normed = take(hidden), *gate_up = take(2 * inner), *gated = take(inner);
+    const auto multiply = [&](const Matrix& matrix, const void* from, void* to) {
+        matrix.weights->multiply(from, to, type, rows, matrix.bias);
+    };
+    const auto add_and_norm = [&](const NormWeight& norm, void* to) {
+        add_rms_norm({type, rows, hidden, norm.weight, norm.eps, norm.wide}, x, added, to);
+    };
+    multiply(layer.o, mixed, added);
+    add_and_norm(layer.norm, normed);
+    multiply(layer.gate_up, normed, gate_up);
+    silu_and_mul(type, rows, inner, static_cast<std::ptrdiff_t>(2 * inner), gate_up, gate_up + inner * bytes, gated);
+    multiply(layer.down, gated, added);
+    add_and_norm(layer.next_norm, layer.next.weights ? normed : out);
+    if (layer.next.weights) multiply(layer.next, normed, out);
+}
+
+}  // namespace kvtrove
