@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kvtrove import kernels
@@ -99,7 +98,7 @@ class CpuBackend:
         paged, batch = self._paged(layer), plan.group(layer.group)
         angles = None if rotate is None else (rotate.cos, rotate.sin)
         q = _rows(q)
-        out = torch.empty(q.shape, dtype=q.dtype)
+        out = q.new_empty(q.shape)
         k, v = (None, None) if k is None or v is None else (_rows(k), _rows(v))
         self.kernel.run(paged, batch, q, k, v, out, angles)
         return out

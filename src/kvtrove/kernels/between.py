@@ -59,7 +59,7 @@ class Between:
 
     def __call__(self, x: Tensor, mixed: Tensor) -> Tensor:
         """x [T, hidden], updated in place; mixed [T, inputs of o]; returns [T, outputs]. TypeError for other arrays."""
-        rows, dtype = len(x), self.dtype
+        rows, dtype = x.shape[0], self.dtype
         fits = x.shape == (rows, self.hidden) and mixed.shape == (rows, self.inputs)
         plain = x.dtype == mixed.dtype == dtype and x.is_contiguous() and mixed.is_contiguous() and x.is_cpu
         if not (fits and plain):

@@ -10,6 +10,7 @@
 #include <random>
 #include <vector>
 
+#include "allocations.h"
 #include "linear.h"
 #include "linear_level.h"
 
@@ -117,11 +118,26 @@ void check_against_float64(const Case& c, Error& error) {
     expect(multiply_bf16(tiles, bits, bias) == rounded, "bf16 x is another product", c.outputs, c.inputs, c.rows);
 }
 
+// Products like the one before take no memory.
+void check_memory(const PackedWeights& weights, const Numbers& x, const Numbers& bias) {
+    for (const std::size_t rows : {1, 100}) {
+        Numbers y(rows * weights.outputs());
+        long taken = 0;
+        for (int round = 0; round < 2; ++round) {
+            taken = allocations;
+            weights.multiply(x.data(), y.data(), Float::f32, rows, bias.data());
+        }
+        expect(allocations == taken, "a product takes memory", weights.outputs(), weights.inputs(), rows);
+    }
+}
+
 void check_batches(std::size_t outputs, std::size_t inputs, Kind kind, const std::vector<std::size_t>& batches) {
     const std::size_t most = 200;
     const Numbers x = random(most * inputs, 2), bias = random(outputs, 3);
     const PackedWeights weights = pack(random(outputs * inputs, 1), inputs, kind, Isa::amx);
     const Numbers whole = multiply(weights, x, most, bias);
+    check_memory(weights, x, bias);
+    check_memory(pack(random(outputs * inputs, 1), inputs, kind, Isa::portable), x, bias);
     for (const int threads : {1, 3}) {
         omp_set_num_threads(threads);
         for (const std::size_t rows : batches) {

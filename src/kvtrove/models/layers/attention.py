@@ -59,10 +59,10 @@ class Attention:
 
     def mix(self, index: int, qkv: Sequence[Tensor], rotate: Rotation, attend: Attend) -> Tensor:
         """What heads read, [T, num_heads * head_dim]. qkv: what its projections gave, each [T, heads * head_dim]."""
-        q, *kv = (y.view(len(y), y.shape[1] // self.head_dim, self.head_dim) for y in qkv)
+        q, *kv = [y.view(y.shape[0], -1, self.head_dim) for y in qkv]
         k, v = kv or (None, None)
         if self.q_norm is not None:
             q = self.q_norm(q)
         if self.k_norm is not None and k is not None:
             k = self.k_norm(k)
-        return attend(index, q, k, v, rotate).flatten(1)
+        return attend(index, q, k, v, rotate).reshape(q.shape[0], -1)
