@@ -144,7 +144,7 @@ void score(Pass& pass) {
     using Format = typename Read::Format;
     using T = typename Read::T;
     const int dim = pass.layer.head_dim;
-    const T *columns[kChunk / W], *ahead[kChunk / W];
+    const T *columns[kChunk / W] = {}, *ahead[kChunk / W];
     for (int i = 0; i < pass.count; ++i) {
         const Slot& slot = pass.slots[i];
         const T* keys;
