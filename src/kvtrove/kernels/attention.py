@@ -3,8 +3,7 @@
     kernel = AttentionKernel()                  one an engine: its level, its threads, and memory that calls reuse
     layer = paged_layer(planes, shape)          one a layer: where its planes lie and how they are read
     batch = paged_batch(...)                    one a step and group of layers: new tokens and held blocks
-    kernel.store(layer, batch, k, v)
-    kernel.attend(layer, batch, q, out)
+    kernel.run(layer, batch, q, k, v, out)      store, rotate and attend in one call
 
 Arrays that change from call to call pass as addresses, which is the quickest way, after their dtype, shape and layout
 were looked at here.
