@@ -43,7 +43,7 @@ Run run(const std::vector<std::unique_ptr<PackedWeights>>& copies, const std::ve
     const PackedWeights& first = *copies.front();
     const std::size_t rows = x.size() / first.inputs(), count = rows * first.outputs();
     std::vector<std::uint16_t> narrow(x.size()), rounded(count);
-    for (std::size_t i = 0; i < x.size(); ++i) narrow[i] = to_bf16(x[i]);
+    for (std::size_t i = 0; i < x.size(); ++i) narrow[i] = bfloat16_of_float(x[i]);
     Run result{1e9, std::vector<float>(count)};
     const bool is_bf16 = type == Float::bf16;
     const void* from = is_bf16 ? static_cast<const void*>(narrow.data()) : x.data();
@@ -53,7 +53,7 @@ Run run(const std::vector<std::unique_ptr<PackedWeights>>& copies, const std::ve
         for (const auto& weights : copies) weights->multiply(from, to, type, rows, nullptr);
         result.seconds = std::min(result.seconds, (seconds() - start) / static_cast<double>(copies.size()));
     }
-    for (std::size_t i = 0; is_bf16 && i < count; ++i) result.y[i] = from_bf16(rounded[i]);
+    for (std::size_t i = 0; is_bf16 && i < count; ++i) result.y[i] = float_of_bfloat16(rounded[i]);
     return result;
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,27 +11,34 @@ from kvtrove.kernels import _extension
 from kvtrove.kernels.linear import PackedWeights
 
 
-@dataclass(frozen=True, eq=False)
-class Matrix:
-    """bias: float32 [outputs]."""
+class Matrix(Protocol):
+    """bias: float32 [outputs], or none."""
 
-    weights: PackedWeights
-    bias: Tensor | None = None
+    @property
+    def weights(self) -> PackedWeights: ...
+
+    @property
+    def bias(self) -> Tensor | None: ...
 
 
-@dataclass(frozen=True, eq=False)
-class Norm:
+class Norm(Protocol):
     """RMSNorm: weight [hidden]; wide: it is float32 and the result is rounded once, else it has the dtype of x."""
 
-    weight: Tensor
-    eps: float
-    wide: bool
+    @property
+    def weight(self) -> Tensor: ...
+
+    @property
+    def eps(self) -> float: ...
+
+    @property
+    def wide(self) -> bool: ...
 
 
 class Between:
     """x += o(mixed); x += down(silu(gate) * up) of norm(x); then next(next_norm(x)), or that norm alone without `next`.
 
-    The bits are those of `linear` and `rows`, call by call. dtype: of x, float32 or bfloat16.
+    The bits are those of `linear` and `rows`, call by call. A few hundred rows pass at a time, so that what lies
+    between two products stays small. dtype: of x, float32 or bfloat16.
     ValueError when matrices or norms do not fit together.
     """
 
@@ -55,7 +62,7 @@ class Between:
         self._between = _extension().Between(
             *_matrix(o), *_matrix(gate_up), *_matrix(down), *_matrix(next), *_norm(norm), *_norm(next_norm)
         )
-        self._workspace, self._outputs = self._between.workspace, self._between.outputs
+        self._outputs = self._between.outputs
 
     def __call__(self, x: Tensor, mixed: Tensor) -> Tensor:
         """x [T, hidden], updated in place; mixed [T, inputs of o]; returns [T, outputs]. TypeError for other arrays."""
@@ -67,7 +74,7 @@ class Between:
                 f"x and mixed are {x.dtype} {list(x.shape)} and {mixed.dtype} {list(mixed.shape)}; contiguous {dtype} "
                 f"[T, {self.hidden}] and [T, {self.inputs}] on the CPU are needed"
             )
-        workspace, out = x.new_empty(rows * self._workspace), x.new_empty((rows, self._outputs))
+        workspace, out = x.new_empty(self._between.workspace(rows)), x.new_empty((rows, self._outputs))
         self._between.run(
             x.data_ptr(), mixed.data_ptr(), workspace.data_ptr(), out.data_ptr(), dtype == torch.bfloat16, rows
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kvtrove.kernels.between import Between
 from kvtrove.models.layers.attention import Attend, Attention
-from kvtrove.models.layers.between import MOST_ROWS, joined
+from kvtrove.models.layers.between import joined
 from kvtrove.models.layers.embedding import Embedding, PackedEmbedding, embedding_of
 from kvtrove.models.layers.linear import Part, Product, Weights
 from kvtrove.models.layers.mlp import MLP, MixtureOfExperts
@@ -121,7 +121,7 @@ class Model:
         if self.embed_scale != 1.0:
             x = x * self.embed_scale
         rotations = {rope: table.at(positions, x.dtype) for rope, table in self.ropes.items()}
-        if self.between is not None and len(x) <= MOST_ROWS:
+        if self.between is not None:
             first = self.layers[0]
             return self._joined(x, first.attention.qkv(first.attention_norm(x)), rotations, attend, self.between)
         for index, (layer, spec) in enumerate(zip(self.layers, self.spec.layers, strict=True)):

@@ -39,13 +39,13 @@ Numbers random(std::size_t count, unsigned seed) {
 
 std::vector<std::uint16_t> narrow(const Numbers& values) {
     std::vector<std::uint16_t> bits(values.size());
-    for (std::size_t i = 0; i < bits.size(); ++i) bits[i] = to_bf16(values[i]);
+    for (std::size_t i = 0; i < bits.size(); ++i) bits[i] = bfloat16_of_float(values[i]);
     return bits;
 }
 
 Numbers widen(const std::vector<std::uint16_t>& bits) {
     Numbers values(bits.size());
-    for (std::size_t i = 0; i < bits.size(); ++i) values[i] = from_bf16(bits[i]);
+    for (std::size_t i = 0; i < bits.size(); ++i) values[i] = float_of_bfloat16(bits[i]);
     return values;
 }
 

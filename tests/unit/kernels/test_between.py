@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from kvtrove.kernels import rows
-from kvtrove.kernels.between import Between, Matrix, Norm
+from kvtrove.kernels.between import Between
 from kvtrove.kernels.linear import Kind, PackedWeights
+from kvtrove.models.layers.norm import RMSNorm
+from kvtrove.models.layers.packed import PackedLinear
 
 HEADS, HIDDEN, INNER, NEXT = 48, 40, 72, 56
 
@@ -17,13 +19,13 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.empty(shape).normal_(generator=torch.Generator().manual_seed(seed))
 
 
-def matrix(outputs: int, inputs: int, kind: Kind, bias: bool, seed: int = 0) -> Matrix:
+def matrix(outputs: int, inputs: int, kind: Kind, bias: bool, seed: int = 0) -> PackedLinear:
     weights = PackedWeights(outputs, inputs, kind)
     weights.fill(0, random(outputs, inputs, seed=seed))
-    return Matrix(weights, random(outputs, seed=seed + 1) if bias else None)
+    return PackedLinear(weights, random(outputs, seed=seed + 1) if bias else None)
 
 
-def times(matrix: Matrix, x: Tensor) -> Tensor:
+def times(matrix: PackedLinear, x: Tensor) -> Tensor:
     return matrix.weights.multiply(x, matrix.bias)
 
 
@@ -31,7 +33,7 @@ def times(matrix: Matrix, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("count", [1, 7, 30])
+@pytest.mark.parametrize("count", [1, 7, 30, 300])  # 300: in two pieces
 def test_the_bits_are_those_of_single_calls(kind: Kind, dtype: torch.dtype, wide: bool, last: bool, count: int) -> None:
     o, down = matrix(HIDDEN, HEADS, kind, bias=wide), matrix(HIDDEN, INNER, kind, bias=False, seed=4)
     gate_up, following = (
@@ -39,7 +41,7 @@ def test_the_bits_are_those_of_single_calls(kind: Kind, dtype: torch.dtype, wide
         matrix(NEXT, HIDDEN, kind, bias=True, seed=6),
     )
     weights = [random(HIDDEN, seed=seed).to(torch.float32 if wide else dtype) for seed in (8, 9)]
-    norm, next_norm = Norm(weights[0], 1e-5, wide), Norm(weights[1], 1e-6, wide)
+    norm, next_norm = RMSNorm(weights[0], 1e-5, wide), RMSNorm(weights[1], 1e-6, wide)
     x, mixed = random(count, HIDDEN, seed=10).to(dtype), random(count, HEADS, seed=11).to(dtype)
 
     expected = x.clone()
@@ -53,8 +55,10 @@ def test_the_bits_are_those_of_single_calls(kind: Kind, dtype: torch.dtype, wide
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:
-    def make(down: Matrix | None = None, following: Matrix | None = None, weight: Tensor | None = None) -> Between:
-        norm = Norm(torch.ones(HIDDEN) if weight is None else weight, 1e-5, False)
+    def make(
+        down: PackedLinear | None = None, following: PackedLinear | None = None, weight: Tensor | None = None
+    ) -> Between:
+        norm = RMSNorm(torch.ones(HIDDEN) if weight is None else weight, 1e-5, False)
         o, gate_up = matrix(HIDDEN, HEADS, "bf16", False), matrix(2 * INNER, HIDDEN, "bf16", False)
         down = down or matrix(HIDDEN, INNER, "bf16", False)
         return Between(o, norm, gate_up, down, norm, following, torch.float32)

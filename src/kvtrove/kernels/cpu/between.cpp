@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "linear_parts.h"
+
 namespace kvtrove {
 
 void Between::check() const {
@@ -12,13 +14,15 @@ void Between::check() const {
     if (!fits) throw std::invalid_argument("o, gate_up, down and next are not the matrices of one layer");
 }
 
-void run(const Between& layer, Float type, std::size_t rows, void* x, const void* mixed, void* workspace, void* out) {
+namespace {
+
+void run_piece(const Between& layer, Float type, std::size_t rows, std::uint8_t* x, const std::uint8_t* mixed,
+               std::uint8_t* workspace, std::uint8_t* out) {
     const std::size_t hidden = layer.o.weights->outputs(), inner = layer.down.weights->inputs();
-    const std::size_t bytes = type == Float::f32 ? 4 : 2;
-    auto* at = static_cast<std::uint8_t*>(workspace);
+    const std::size_t bytes = bytes_of(type);
     const auto take = [&](std::size_t width) {
-        auto* part = at;
-        at += rows * width * bytes;
+        auto* part = workspace;
+        workspace += rows * width * bytes;
         return part;
     };
     auto *added = take(hidden), *normed = take(hidden), *gate_up = take(2 * inner), *gated = take(inner);
@@ -35,6 +39,17 @@ void run(const Between& layer, Float type, std::size_t rows, void* x, const void
     multiply(layer.down, gated, added);
     add_and_norm(layer.next_norm, layer.next.weights ? normed : out);
     if (layer.next.weights) multiply(layer.next, normed, out);
+}
+
+}  // namespace
+
+void run(const Between& layer, Float type, std::size_t rows, std::uint8_t* x, const std::uint8_t* mixed,
+         std::uint8_t* workspace, std::uint8_t* out) {
+    const std::size_t bytes = bytes_of(type);
+    in_pieces(rows, Between::kRowsAtOnce, [&](std::size_t row, std::size_t count) {
+        run_piece(layer, type, count, x + row * layer.o.weights->outputs() * bytes,
+                  mixed + row * layer.o.weights->inputs() * bytes, workspace, out + row * layer.outputs() * bytes);
+    });
 }
 
 }  // namespace kvtrove

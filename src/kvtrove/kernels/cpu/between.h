@@ -1,11 +1,13 @@
 // What a decoder layer does between its attention and that of the next layer, in one call: with one row, calls from Python
-// would take a quarter of the step.
+// would take a quarter of the step; with many, what lies between two products would be hundreds of megabytes.
 //
 //   mixed ─ o ─┬─ + ─ norm ─ gate, up ─ silu ─ down ─ + ─┬─ norm ─ next
 //   x ─────────┘└────────────────────────────────────────┘└── x                 next: the projections of the next layer
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 
 #include "linear.h"
 #include "rows.h"
@@ -27,14 +29,19 @@ struct Between {
     Matrix o, gate_up, down, next;  // next: none behind the last layer
     NormWeight norm, next_norm;
 
-    // Elements of `workspace` per row.
-    std::size_t workspace() const { return 2 * o.weights->outputs() + 3 * down.weights->inputs(); }
+    // Rows that pass through all matrices before the next ones do.
+    static constexpr std::size_t kRowsAtOnce = 288;
+    // Elements of `workspace` for so many rows.
+    std::size_t workspace(std::size_t rows) const {
+        return std::min(rows, kRowsAtOnce) * (2 * o.weights->outputs() + 3 * down.weights->inputs());
+    }
     std::size_t outputs() const { return next.weights ? next.weights->outputs() : o.weights->outputs(); }
     // Throws std::invalid_argument when the shapes do not follow from one another.
     void check() const;
 };
 
 // x [rows, hidden] is updated in place. mixed: [rows, inputs of o]. out: [rows, outputs()]. All of one type, without gaps.
-void run(const Between& layer, Float type, std::size_t rows, void* x, const void* mixed, void* workspace, void* out);
+void run(const Between& layer, Float type, std::size_t rows, std::uint8_t* x, const std::uint8_t* mixed,
+         std::uint8_t* workspace, std::uint8_t* out);
 
 }  // namespace kvtrove

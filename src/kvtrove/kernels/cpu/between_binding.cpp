@@ -47,11 +47,11 @@ void bind_between(nb::module_& m) {
              [](const Between& self, std::uintptr_t x, std::uintptr_t mixed, std::uintptr_t workspace,
                 std::uintptr_t out, bool is_bf16, std::size_t rows) {
                  const nb::gil_scoped_release unlocked;
-                 run(self, is_bf16 ? Float::bf16 : Float::f32, rows, pointer<void>(x), pointer<const void>(mixed),
-                     pointer<void>(workspace), pointer<void>(out));
+                 run(self, is_bf16 ? Float::bf16 : Float::f32, rows, pointer<std::uint8_t>(x),
+                     pointer<const std::uint8_t>(mixed), pointer<std::uint8_t>(workspace), pointer<std::uint8_t>(out));
              },
              nb::arg("x"), nb::arg("mixed"), nb::arg("workspace"), nb::arg("out"), nb::arg("is_bf16"), nb::arg("rows"))
-        .def_prop_ro("workspace", &Between::workspace)
+        .def("workspace", &Between::workspace, nb::arg("rows"))
         .def_prop_ro("outputs", &Between::outputs);
 }
 

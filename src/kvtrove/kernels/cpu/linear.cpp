@@ -26,16 +26,11 @@ void widen(const void* values, Float type, std::size_t from, std::size_t count, 
         return;
     }
     const auto* bits = static_cast<const std::uint16_t*>(values) + from;
-    for (std::size_t i = 0; i < count; ++i) out[i] = from_bf16(bits[i]);
+    for (std::size_t i = 0; i < count; ++i) out[i] = float_of_bfloat16(bits[i]);
 }
 
-// x as float32: itself, or widened into memory of the calling thread.
-const float* as_float32(const void* x, Float type, std::size_t count) {
-    if (type == Float::f32) return static_cast<const float*>(x);
-    auto* wide = reinterpret_cast<float*>(scratch(count * sizeof(float)));
-    widen(x, type, 0, count, wide);
-    return wide;
-}
+[[gnu::always_inline]] inline float widened(float x) { return x; }
+[[gnu::always_inline]] inline float widened(std::uint16_t bits) { return float_of_bfloat16(bits); }
 
 namespace portable {
 #define KVTROVE_TARGET
@@ -168,7 +163,7 @@ void PackedWeights::fill_row(std::size_t output, const float* values, Row& row) 
     const Layout& layout = level_->layout;
     auto* panel = data_.get() + output / layout.width * panel_bytes();
     if (kind_ == Kind::bf16) {
-        for (std::size_t k = 0; k < inputs_; ++k) row.bf16[k] = to_bf16(values[k]);
+        for (std::size_t k = 0; k < inputs_; ++k) row.bf16[k] = bfloat16_of_float(values[k]);
         layout.put_bf16(panel, output % layout.width, row.bf16.data(), inputs_);
         return;
     }
@@ -188,7 +183,7 @@ void PackedWeights::read_row(std::size_t output, float* values, Row& row) const 
     const auto* panel = data_.get() + output / layout.width * panel_bytes();
     if (kind_ == Kind::bf16) {
         layout.get_bf16(panel, output % layout.width, row.bf16.data(), inputs_);
-        for (std::size_t k = 0; k < inputs_; ++k) values[k] = from_bf16(row.bf16[k]);
+        for (std::size_t k = 0; k < inputs_; ++k) values[k] = float_of_bfloat16(row.bf16[k]);
         return;
     }
     layout.get_int8(panel, output % layout.width, row.int8.data(), inputs_);
@@ -218,7 +213,7 @@ void PackedWeights::gather(const std::int64_t* ids, std::size_t count, void* y, 
                 continue;
             }
             auto* to = static_cast<std::uint16_t*>(y) + i * inputs_;
-            for (std::size_t k = 0; k < inputs_; ++k) to[k] = to_bf16(values[k]);
+            for (std::size_t k = 0; k < inputs_; ++k) to[k] = bfloat16_of_float(values[k]);
         }
     }
 }

@@ -16,6 +16,8 @@ namespace kvtrove {
 
 enum class Float { f32, bf16 };
 
+constexpr std::size_t bytes_of(Float type) { return type == Float::f32 ? 4 : 2; }
+
 // A row-major matrix of float32 or bf16 numbers without gaps.
 struct FloatMatrix {
     const void* data;

@@ -298,19 +298,9 @@ void multiply_rows(const Product& job, std::size_t rows) {
     in_parts(cut, [&](const Part& part) { many_rows<kParts>(job, x, rows, part); });
 }
 
-template <class T>
-void multiply_all(Product job, std::size_t rows) {
-    const std::size_t pieces = ceil_div(rows, kMostRows);
-    for (std::size_t piece = 0; piece < pieces; ++piece) {
-        const std::size_t count = rows * (piece + 1) / pieces - rows * piece / pieces;
-        multiply_rows<T>(job, count);
-        job.x = static_cast<const T*>(job.x) + count * job.inputs;
-        job.y = static_cast<T*>(job.y) + count * job.outputs;
-    }
-}
-
 void multiply(const Product& job, std::size_t rows) {
-    job.type == Float::f32 ? multiply_all<float>(job, rows) : multiply_all<std::uint16_t>(job, rows);
+    const auto multiply_some = job.type == Float::f32 ? multiply_rows<float> : multiply_rows<std::uint16_t>;
+    in_pieces(rows, kMostRows, [&](std::size_t row, std::size_t count) { multiply_some(job.from(row), count); });
 }
 
 }  // namespace amx

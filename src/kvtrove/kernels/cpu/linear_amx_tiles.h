@@ -144,7 +144,7 @@ KVTROVE_AMX inline void pack_row(const std::uint16_t* x, std::size_t count, std:
     std::memcpy(to, x, count * 2);
 }
 
-// 16 values of y. Rounding is to nearest, ties to even, as in to_bf16.
+// 16 values of y. Rounding is to nearest, ties to even, as in bfloat16_of_float.
 KVTROVE_AMX inline void store(Floats values, Float type, void* y, std::size_t at, std::size_t count) {
     if (type == Float::f32) {
         std::memcpy(static_cast<float*>(y) + at, &values, count * sizeof(float));
@@ -153,7 +153,7 @@ KVTROVE_AMX inline void store(Floats values, Float type, void* y, std::size_t at
     const Words bits = reinterpret_cast<Words>(values);
     const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     const Words no_number = reinterpret_cast<Words>(values != values);
-    const Halfwords words = __builtin_convertvector((rounded & ~no_number) | (no_number & 0x7fc0), Halfwords);
+    const Halfwords words = __builtin_convertvector((rounded & ~no_number) | (no_number & (bits >> 16 | 0x40)), Halfwords);
     std::memcpy(static_cast<std::uint16_t*>(y) + at, &words, count * sizeof(std::uint16_t));
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "attention/half.h"
 #include "linear.h"
 
 // Part of a target string: gcc would rather take vectors of 256 bits; clang takes those that are written, and refuses it.
@@ -16,21 +17,6 @@
 #endif
 
 namespace kvtrove {
-
-inline float from_bf16(std::uint16_t bits) {
-    const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, sizeof value);
-    return value;
-}
-
-// To nearest, ties to even; a NaN stays one.
-inline std::uint16_t to_bf16(float value) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    const std::uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return static_cast<std::uint16_t>(value != value ? 0x7fc0 : rounded);
-}
 
 constexpr std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
@@ -43,6 +29,14 @@ struct Product {
     const void* x;
     void* y;
     Float type;  // of x and y
+
+    // The same for rows from `row` on.
+    Product from(std::size_t row) const {
+        Product rest = *this;
+        rest.x = static_cast<const std::uint8_t*>(x) + row * inputs * bytes_of(type);
+        rest.y = static_cast<std::uint8_t*>(y) + row * outputs * bytes_of(type);
+        return rest;
+    }
 };
 
 // Where a weight lies in its panel. Rows hold the weights of one output, `at` of its panel: bf16 bits, or int8 numbers.

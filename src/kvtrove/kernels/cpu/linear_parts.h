@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "linear_level.h"
+
 namespace kvtrove {
 
 constexpr std::size_t kWorthAThread = 1 << 19;  // multiply-adds before another thread is woken
@@ -29,7 +31,7 @@ struct Cut {
 // Every thread takes the next part that nobody has: which one does not matter to the result.
 template <class Run>
 void in_parts(const Cut& cut, Run run) {
-    const std::size_t blocks = (cut.rows + cut.most_rows - 1) / cut.most_rows, threads = threads_for(cut.work);
+    const std::size_t blocks = ceil_div(cut.rows, cut.most_rows), threads = threads_for(cut.work);
     std::size_t size = std::max<std::size_t>(1, cut.panels * blocks / (threads * kTasksPerThread));
     size = std::min(cut.most_panels, (size + cut.together - 1) / cut.together * cut.together);
     const std::size_t slices = (cut.panels + size - 1) / size;
@@ -39,6 +41,16 @@ void in_parts(const Cut& cut, Run run) {
         const std::size_t block = i / slices, slice = i % slices;
         run(Part{cut.rows * block / blocks, cut.rows * (block + 1) / blocks, slice * size,
                  std::min(cut.panels, (slice + 1) * size)});
+    }
+}
+
+// run(first, count) for pieces of up to `most` rows, as equal as can be.
+template <class Run>
+void in_pieces(std::size_t rows, std::size_t most, Run run) {
+    const std::size_t pieces = ceil_div(rows, most);
+    for (std::size_t piece = 0; piece < pieces; ++piece) {
+        const std::size_t first = rows * piece / pieces;
+        run(first, rows * (piece + 1) / pieces - first);
     }
 }
 

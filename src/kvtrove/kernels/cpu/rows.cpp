@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <type_traits>
 
 #include "attention/half.h"
@@ -80,27 +81,61 @@ INLINE void add_row(T* x, const T* added, std::size_t size) {
 KVTROVE_CLONES void add_f32(float* x, const float* added, std::size_t size) { add_row(x, added, size); }
 KVTROVE_CLONES void add_bf16(std::uint16_t* x, const std::uint16_t* added, std::size_t size) { add_row(x, added, size); }
 
-// e^x for finite x, relative error up to (1 + |x|) * 2^-22; between 2^-126 and 2^127.
-INLINE float exp_of(float x) {
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-    const float t = std::min(std::max(x * 1.44269504f, -126.0f), 127.0f);
-    const float shifted = t + magic, f = t - (shifted - magic);  // f in [-1/2, 1/2]
-    float y = 1.540353039e-4f;  // Taylor series of 2^f: ln(2)^k / k!
+// Vectors, because of a loop that clamps or looks for NaN gcc makes branches.
+typedef float Floats __attribute__((vector_size(32)));
+typedef std::uint32_t Words __attribute__((vector_size(32)));
+typedef std::uint16_t Halves __attribute__((vector_size(16)));
+constexpr std::size_t kLanes = sizeof(Floats) / sizeof(float);
+
+INLINE void load(const float* p, Floats& x) { std::memcpy(&x, p, sizeof x); }
+INLINE void load(const std::uint16_t* p, Floats& x) {
+    Halves halves;
+    std::memcpy(&halves, p, sizeof halves);
+    x = (Floats)(__builtin_convertvector(halves, Words) << 16);
+}
+
+INLINE void store(float* p, const Floats& x) { std::memcpy(p, &x, sizeof x); }
+INLINE void store(std::uint16_t* p, const Floats& x) {  // as bfloat16_of_float
+    const Words bits = (Words)x, rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    const Halves halves = __builtin_convertvector(x == x ? rounded : (bits >> 16) | 0x40, Halves);
+    std::memcpy(p, &halves, sizeof halves);
+}
+
+// x = x / (1 + e^-x). e^-x has a relative error up to (1 + |x|) * 2^-22 and lies between 2^-126 and 2^127.
+INLINE void silu(Floats& x) {
+    const Floats low = Floats{} - 126.0f, high = Floats{} + 127.0f;
+    const Floats magic = Floats{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+    Floats t = x * -1.44269504f;
+    t = t < low ? low : t, t = t > high ? high : t;
+    const Floats shifted = t + magic, f = t - (shifted - magic);  // f in [-1/2, 1/2]
+    Floats y = Floats{} + 1.540353039e-4f;                        // Taylor series of 2^f: ln(2)^k / k!
     y = y * f + 1.333355815e-3f;
     y = y * f + 9.618129108e-3f;
     y = y * f + 5.550410866e-2f;
     y = y * f + 2.402265070e-1f;
     y = y * f + 6.931471806e-1f;
     y = y * f + 1.0f;
-    return float_of_bits(bits_of_float(y) + ((bits_of_float(shifted) - 0x4B400000u) << 23));
+    x = x / (1.0f + (Floats)((Words)y + (((Words)shifted - 0x4B400000u) << 23)));
+}
+
+template <class T>
+INLINE void gate_lanes(const T* gate, const T* up, T* y) {
+    Floats x, other;
+    load(gate, x), load(up, other);
+    silu(x);
+    T held[kLanes];  // as T holds it
+    store(held, x), load(held, x);
+    store(y, x * other);
 }
 
 template <class T>
 INLINE void gate_row(const T* gate, const T* up, T* y, std::size_t size) {
-    for (std::size_t i = 0; i < size; ++i) {
-        const float x = get(gate + i);
-        put(y + i, rounded<T>(x / (1.0f + exp_of(-x))) * get(up + i));
-    }
+    std::size_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) gate_lanes(gate + i, up + i, y + i);
+    T last[3][kLanes] = {};
+    std::copy(gate + i, gate + size, last[0]), std::copy(up + i, up + size, last[1]);
+    gate_lanes(last[0], last[1], last[2]);
+    std::copy(last[2], last[2] + (size - i), y + i);
 }
 
 KVTROVE_CLONES void gate_f32(const float* gate, const float* up, float* y, std::size_t size) {
