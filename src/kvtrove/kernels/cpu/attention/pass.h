@@ -155,8 +155,8 @@ void score(Pass& pass) {
     fetch_after_keys<Read>(pass, columns, ahead);
     if constexpr (Read::kQuantised) load_scales(pass);
     using X = typename Format::X;
-    for (int r = 0; r < pass.rows; ++r) std::fill_n(pass.work.scores + r * kChunk, pass.count * kTile, 0.0f);
-    const Columns<Format> keys{columns, ahead, pass.count * (kTile / W), dim / Format::kRows, Format::kRows * kTile, kTile};
+    const int steps = dim / Format::kRows;
+    const Columns<Format> keys{columns, ahead, &steps, 1, pass.count * (kTile / W), Format::kRows * kTile, kTile, true};
     product<Format>(keys, {reinterpret_cast<const X*>(pass.work.q), dim * 2 / Format::kRows,
                            reinterpret_cast<X*>(pass.work.scores), kChunk}, pass.rows);
 }
@@ -224,45 +224,55 @@ const typename Read::T* after_values(const Pass& pass, int i, const typename Rea
     return held ? tile_in_block<Read>(pass.blocks, pass.layer.k, next) : values;
 }
 
+// V of slot i as it lies, or a copy where it is plain or holds tokens that are not live.
+template <class Read>
+const typename Read::T* values_of(const Pass& pass, int i) {
+    using T = typename Read::T;
+    const Slot& slot = pass.slots[i];
+    const int dim = pass.layer.head_dim;
+    T* copied = reinterpret_cast<T*>(pass.work.tiles) + i * kTile * dim;
+    if constexpr (Read::kTiled) {
+        const T* values = tile_in_block<Read>(pass.blocks, pass.layer.v, slot.begin);
+        return Read::kQuantised || slot.live == kAllLive ? values : copy_live<Read>(values, slot, dim, copied);
+    } else {
+        return Read::copy(pass.blocks, pass.layer.v, slot, false, copied);
+    }
+}
+
 // values += weights . V
 template <class Read>
 void mix(Pass& pass) {
     using Format = typename Read::Format;
     using T = typename Read::T;
     using X = typename Format::X;
+    constexpr int most = kChunk / kTile;
     const Workspace& work = pass.work;
-    const int dim = pass.layer.head_dim;
-    T* copied = reinterpret_cast<T*>(work.tiles);
-    const T *columns[kMaxDim / W], *ahead[kMaxDim / W];
-    if (Read::kQuantised) std::fill_n(work.exact, pass.rows * dim, 0.0f);
-    for (int i = 0, run = 1; i < pass.count; i += run) {
-        const Slot& slot = pass.slots[i];
-        const T* values;
-        run = 1;
+    const int dim = pass.layer.head_dim, count = dim / W;
+    const T *columns[most * kMaxDim / W], *ahead[most * kMaxDim / W];
+    int steps[most], runs = 0;
+    for (int i = 0, tiles = 1; i < pass.count; i += tiles, ++runs) {
+        const T *values = values_of<Read>(pass, i), *after = values;
+        tiles = 1;
         if constexpr (Read::kTiled) {
-            values = tile_in_block<Read>(pass.blocks, pass.layer.v, slot.begin);
-            if (!Read::kQuantised && slot.live != kAllLive) {
-                values = copy_live<Read>(values, slot, dim, copied);
-            } else {
-                run = run_of_tiles<Read>(pass, i, values);
-            }
-        } else {
-            values = Read::copy(pass.blocks, pass.layer.v, slot, false, copied);
+            if (Read::kQuantised || pass.slots[i].live == kAllLive) tiles = run_of_tiles<Read>(pass, i, values);
+            after = after_values<Read>(pass, i + tiles, values);
         }
-        const T* after = values;
-        if constexpr (Read::kTiled) after = after_values<Read>(pass, i + run, values);
-        for (int c = 0; c < dim / W; ++c) columns[c] = values + c * W * Format::kPack, ahead[c] = after + c * W * Format::kPack;
-        const Columns<Format> tile{columns, ahead, dim / W, run * kTile / Format::kRows, Format::kRows * dim, dim};
-        const float* weights = Read::kQuantised ? work.pairs : work.scores;
-        constexpr int per_tile = kTile * 2 / Format::kRows;
-        product<Format>(tile, {reinterpret_cast<const X*>(weights) + i * per_tile, kChunk * 2 / Format::kRows,
-                               reinterpret_cast<X*>(Read::kQuantised ? work.exact : work.values), dim}, pass.rows);
+        for (int c = 0; c < count; ++c) {
+            columns[runs * count + c] = values + c * W * Format::kPack;
+            ahead[runs * count + c] = after + c * W * Format::kPack;
+        }
+        steps[runs] = tiles * kTile / Format::kRows;
     }
+    const Columns<Format> tile{columns, ahead, steps, runs, count, Format::kRows * dim, dim, Read::kQuantised};
+    const float* weights = Read::kQuantised ? work.pairs : work.scores;
+    float* sums = Read::kQuantised ? work.exact : work.values;
+    product<Format>(tile, {reinterpret_cast<const X*>(weights), kChunk * 2 / Format::kRows, reinterpret_cast<X*>(sums), dim},
+                    pass.rows);
     if constexpr (Read::kQuantised) {
         for (int r = 0; r < pass.rows; ++r)
             for (int d = r * dim; d < (r + 1) * dim; d += W) {
-                const F sums = __builtin_convertvector(load(reinterpret_cast<std::int32_t*>(work.exact) + d), F);
-                store(work.values + d, load(work.values + d) * all(work.shrink[r]) + sums * all(work.pair_scale[r]));
+                const F exact = __builtin_convertvector(load(reinterpret_cast<std::int32_t*>(work.exact) + d), F);
+                store(work.values + d, load(work.values + d) * all(work.shrink[r]) + exact * all(work.pair_scale[r]));
             }
     }
 }

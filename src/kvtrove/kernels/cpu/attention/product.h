@@ -8,17 +8,19 @@
 // Blocks lie anywhere, so no prefetcher of the hardware guesses what comes after a tile: the steps of the first rows also
 // fetch as many lines of what is read next (`ahead`) as they read.
 
+// Runs of rows follow one another in x; within one, steps lie `advance` apart.
 template <class Format>
 struct Columns {
-    const typename Format::T* const* first;  // [count]: W columns each
-    const typename Format::T* const* ahead;  // [count]: what is read after them, arranged alike
-    int count;
-    int steps;              // rows of the tile / Format::kRows
+    const typename Format::T* const* first;  // [runs][count]: W columns each
+    const typename Format::T* const* ahead;  // [runs][count]: what is read after them, arranged alike
+    const int* steps;                        // [runs]: rows of the tile / Format::kRows
+    int runs, count;
     std::ptrdiff_t advance; // elements from step to step
     std::ptrdiff_t width;   // columns of the tile
+    bool fresh;             // sums begin at zero, whatever they hold
 };
 
-// rows of x and of sums, from row to row `stride` elements. The product is added to what sums hold.
+// rows of x and of sums, from row to row `stride` elements.
 template <class Format>
 struct Left {
     const typename Format::X* x;
@@ -44,29 +46,39 @@ void product_block(const Columns<Format>& columns, int column, const Left<Format
     using Lanes = typename Format::Lanes;
     const std::ptrdiff_t width = columns.width, advance = columns.advance;
     const std::ptrdiff_t x_stride = left.x_stride, sums_stride = left.sums_stride;
-    const typename Format::T *tile[N], *ahead[N];
-    for (int n = 0; n < N; ++n) tile[n] = columns.first[column + n], ahead[n] = columns.ahead[column + n];
     const auto* x = left.x + row * x_stride;
     auto* out = left.sums + row * sums_stride + column * W;
     Lanes sum[R][N];
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
-        for (int n = 0; n < N; ++n) sum[r][n] = load(out + r * sums_stride + n * W);
-    std::ptrdiff_t at = 0;
-    for (int step = 0; step < columns.steps; ++step, at += advance, x += 2) {
-        if (row == 0) fetch<Format>(ahead, at, width);
-        Lanes lanes[N];
-        for (int n = 0; n < N; ++n) lanes[n] = Format::even(tile[n] + at, width);
-        for (int r = 0; r < R; ++r) {
-            const Lanes one = all((x)[r * x_stride]);
-            for (int n = 0; n < N; ++n) sum[r][n] = Format::add(sum[r][n], one, lanes[n]);
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) sum[r][n] = columns.fresh ? Lanes{} : load(out + r * sums_stride + n * W);
+    for (int run = 0; run < columns.runs; ++run) {
+        const typename Format::T *tile[N], *ahead[N];
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) {
+            tile[n] = columns.first[run * columns.count + column + n];
+            ahead[n] = columns.ahead[run * columns.count + column + n];
         }
-        for (int n = 0; n < N; ++n) lanes[n] = Format::odd(tile[n] + at, width);
-        for (int r = 0; r < R; ++r) {
-            const Lanes one = all((x + 1)[r * x_stride]);
-            for (int n = 0; n < N; ++n) sum[r][n] = Format::add(sum[r][n], one, lanes[n]);
+        std::ptrdiff_t at = 0;
+        for (int step = 0; step < columns.steps[run]; ++step, at += advance, x += 2) {
+            if (row == 0) fetch<Format>(ahead, at, width);
+            Lanes lanes[N];
+            for (int n = 0; n < N; ++n) lanes[n] = Format::even(tile[n] + at, width);
+            for (int r = 0; r < R; ++r) {
+                const Lanes one = all((x)[r * x_stride]);
+                for (int n = 0; n < N; ++n) sum[r][n] = Format::add(sum[r][n], one, lanes[n]);
+            }
+            for (int n = 0; n < N; ++n) lanes[n] = Format::odd(tile[n] + at, width);
+            for (int r = 0; r < R; ++r) {
+                const Lanes one = all((x + 1)[r * x_stride]);
+                for (int n = 0; n < N; ++n) sum[r][n] = Format::add(sum[r][n], one, lanes[n]);
+            }
         }
     }
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
         for (int n = 0; n < N; ++n) store(out + r * sums_stride + n * W, sum[r][n]);
 }
 
