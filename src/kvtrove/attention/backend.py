@@ -8,12 +8,13 @@ Tokens of a step are flat: T tokens of S sequences, sequence s owning rows query
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from kvtrove.kernels.decoder import LayerCall
 from kvtrove.kv.retention import Retention
 from kvtrove.kv.spec import KVFormat
 
@@ -95,5 +96,23 @@ class AttentionBackend(Protocol):
 
         q: [T, num_heads, head_dim]; the result has its shape and dtype. rotate: turns q and k first, and q may be
         turned in place; None: they come rotated. Unused slots may hold anything, NaN included: it never leaks.
+        """
+        ...
+
+    def joined(self, layers: Sequence[AttentionLayer], calls: Sequence[LayerCall]) -> JoinedLayers | None:
+        """All layers of a model in one call a step; None when this backend takes them one by one.
+
+        calls: what each of `layers` does beside attention.
+        """
+        ...
+
+
+class JoinedLayers(Protocol):
+    """Results are those of `AttentionBackend.run` and `Between`, layer by layer."""
+
+    def __call__(self, plan: Any, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]) -> Tensor:
+        """Hidden states after the last norm. plan: of this step. rotations: those that layers name (`LayerCall.rope`).
+
+        x: hidden states [T, hidden], updated in place. projected: the first layer's projections [T, ...], overwritten.
         """
         ...

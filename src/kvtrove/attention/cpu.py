@@ -1,10 +1,12 @@
 """The backend of CPUs: fused kernels for dense and int8 caches. Same answers as the reference, at the speed of memory.
 
-What a step costs in Python does not grow with its context: one handle a group of layers, two calls a layer.
+What a step costs in Python does not grow with its context: one handle a group of layers, and one call for all of them
+where the model's layers can be joined.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +24,7 @@ from kvtrove.kernels.attention import (
     paged_batch,
     paged_layer,
 )
+from kvtrove.kernels.decoder import DecoderKernel, LayerCall
 from kvtrove.kv.formats.dense import DenseFormat
 from kvtrove.kv.formats.int8 import Int8Format
 from kvtrove.kv.formats.layout import is_tiled
@@ -47,6 +50,15 @@ class CpuPlan:
                 tables.slots.contiguous().numpy(),
             )
         return self._groups[index]
+
+
+@dataclass(frozen=True)
+class JoinedCpuLayers:
+    kernel: DecoderKernel
+
+    def __call__(self, plan: CpuPlan, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]) -> Tensor:
+        batches = [plan.group(index) for index in range(len(plan.batch.groups))]
+        return self.kernel(x, projected, batches, [(rotate.cos, rotate.sin) for rotate in rotations])
 
 
 class CpuBackend:
@@ -102,6 +114,11 @@ class CpuBackend:
         k, v = (None, None) if k is None or v is None else (_rows(k), _rows(v))
         self.kernel.run(paged, batch, q, k, v, out, angles)
         return out
+
+    def joined(self, layers: Sequence[AttentionLayer], calls: Sequence[LayerCall]) -> JoinedCpuLayers:
+        return JoinedCpuLayers(
+            DecoderKernel(self.kernel, [(self._paged(layer), layer.group) for layer in layers], calls)
+        )
 
     def _paged(self, layer: AttentionLayer) -> PagedLayer:
         known = self._layers.get(layer.index)

@@ -85,12 +85,12 @@ class AttentionKernel:
     """isa: as `kvtrove.kernels.isa`. num_threads: 0 takes OpenMP's own number, which torch sets as well."""
 
     def __init__(self, isa: str = "auto", num_threads: int = 0) -> None:
-        self._kernel = _extension().AttentionKernel(isa, num_threads)
+        self.handle = _extension().AttentionKernel(isa, num_threads)
 
     @property
     def scratch_bytes(self) -> int:
         """Memory that calls reuse; it stops growing once the largest step was seen."""
-        return int(self._kernel.scratch_bytes)
+        return int(self.handle.scratch_bytes)
 
     def run(
         self,
@@ -105,14 +105,14 @@ class AttentionKernel:
         """`store` of k and v, if they are there, `rotate` of q, if there are angles, and `attend`: one call a layer."""
         shape, tokens = layer.shape, batch.num_tokens
         queries, keys = (tokens, shape.num_heads, shape.head_dim), (tokens, shape.kv_heads, shape.head_dim)
-        self._kernel.run(
+        self.handle.run(
             layer.handle,
             batch.handle,
             _address("q", q, queries),
             None if k is None else _address("k", k, keys),
             None if v is None else _address("v", v, keys),
             _address("out", out, queries),
-            None if angles is None else _angles(angles, q, batch, shape),
+            None if angles is None else angles_of(angles, q, tokens, shape.head_dim),
         )
 
     def store(
@@ -123,8 +123,8 @@ class AttentionKernel:
         Raises IndexError when a slot does not exist, TypeError for another shape, layout, dtype or device.
         """
         heads = (batch.num_tokens, layer.shape.kv_heads, layer.shape.head_dim)
-        turn = None if angles is None else _angles(angles, k, batch, layer.shape)
-        self._kernel.store(layer.handle, batch.handle, _address("k", k, heads), _address("v", v, heads), turn)
+        turn = None if angles is None else angles_of(angles, k, *heads[::2])
+        self.handle.store(layer.handle, batch.handle, _address("k", k, heads), _address("v", v, heads), turn)
 
     def rotate(self, layer: PagedLayer, batch: PagedBatch, q: Tensor, angles: tuple[Tensor, Tensor]) -> None:
         """Rotate q [T, num_heads, head_dim] in place; element i of a head pairs with i + half (arXiv 2104.09864).
@@ -133,8 +133,8 @@ class AttentionKernel:
         sum to that dtype. Raises TypeError for another shape, layout, dtype or device.
         """
         heads = (batch.num_tokens, layer.shape.num_heads, layer.shape.head_dim)
-        turn = _angles(angles, q, batch, layer.shape)
-        self._kernel.rotate(layer.handle, batch.handle, _address("q", q, heads), turn)
+        turn = angles_of(angles, q, *heads[::2])
+        self.handle.rotate(layer.handle, batch.handle, _address("q", q, heads), turn)
 
     def attend(self, layer: PagedLayer, batch: PagedBatch, q: Tensor, out: Tensor, lse: Tensor | None = None) -> None:
         """out = softmax(q.k * scale) . v over what each query reads; q, out: [T, num_heads, head_dim].
@@ -149,21 +149,22 @@ class AttentionKernel:
             if str(lse.dtype) != "torch.float32" or lse.shape != heads[:2] or not lse.is_contiguous():
                 raise TypeError(f"lse: float32 {heads[:2]}, contiguous, is needed; got {lse.dtype} {tuple(lse.shape)}")
             into = lse.data_ptr()
-        self._kernel.attend(layer.handle, batch.handle, *addresses, into)
+        self.handle.attend(layer.handle, batch.handle, *addresses, into)
 
 
-def _angles(
-    angles: tuple[Tensor, Tensor], x: Tensor, batch: PagedBatch, shape: PagedShape
-) -> tuple[int, int, int, str]:
-    """Addresses of cos and sin, elements of each per token, and their dtype."""
+def angles_of(angles: tuple[Tensor, Tensor], x: Tensor, tokens: int, head_dim: int) -> tuple[int, int, int, str]:
+    """Addresses of cos and sin, elements of each per token, and their dtype, which must be that of x.
+
+    TypeError when they are not [tokens, 1, half] with 2 * half <= head_dim, contiguous, on the CPU.
+    """
     cos, sin = angles
     half = cos.shape[-1]
-    fits = cos.shape == sin.shape == (batch.num_tokens, 1, half) and 0 < 2 * half <= shape.head_dim
+    fits = cos.shape == sin.shape == (tokens, 1, half) and 0 < 2 * half <= head_dim
     alike = cos.dtype == sin.dtype == x.dtype and cos.is_contiguous() and sin.is_contiguous() and cos.is_cpu
     if not fits or not alike:
         raise TypeError(
-            f"cos, sin: contiguous [{batch.num_tokens}, 1, up to {shape.head_dim // 2}] of {x.dtype} on the CPU are "
-            f"needed; got {list(cos.shape)} and {list(sin.shape)} of {cos.dtype}"
+            f"cos, sin: contiguous [{tokens}, 1, up to {head_dim // 2}] of {x.dtype} on the CPU are needed; got "
+            f"{list(cos.shape)} and {list(sin.shape)} of {cos.dtype}"
         )
     return cos.data_ptr(), sin.data_ptr(), half, _name(cos.dtype)
 

@@ -52,17 +52,13 @@ class Between:
         next: Matrix | None,
         dtype: torch.dtype,
     ) -> None:
-        hidden = (o.weights.outputs,)
-        for one in (norm, next_norm):
-            expected, weight = torch.float32 if one.wide else dtype, one.weight
-            if weight.shape != hidden or weight.dtype != expected or not weight.is_contiguous():
-                raise ValueError(f"a norm is {weight.dtype} {list(weight.shape)}, expected {expected} {list(hidden)}")
         self.dtype, self.inputs, self.hidden = dtype, o.weights.inputs, o.weights.outputs
         self._kept = (o, norm, gate_up, down, next_norm, next)
-        self._between = _extension().Between(
-            *_matrix(o), *_matrix(gate_up), *_matrix(down), *_matrix(next), *_norm(norm), *_norm(next_norm)
+        norms = [norm_of(one, self.hidden, dtype) for one in (norm, next_norm)]
+        self.handle = _extension().Between(
+            *_matrix(o), *_matrix(gate_up), *_matrix(down), *_matrix(next), *norms[0], *norms[1]
         )
-        self._outputs = self._between.outputs
+        self._outputs = self.handle.outputs
 
     def __call__(self, x: Tensor, mixed: Tensor) -> Tensor:
         """x [T, hidden], updated in place; mixed [T, inputs of o]; returns [T, outputs]. TypeError for other arrays."""
@@ -74,8 +70,8 @@ class Between:
                 f"x and mixed are {x.dtype} {list(x.shape)} and {mixed.dtype} {list(mixed.shape)}; contiguous {dtype} "
                 f"[T, {self.hidden}] and [T, {self.inputs}] on the CPU are needed"
             )
-        workspace, out = x.new_empty(self._between.workspace(rows)), x.new_empty((rows, self._outputs))
-        self._between.run(
+        workspace, out = x.new_empty(self.handle.workspace(rows)), x.new_empty((rows, self._outputs))
+        self.handle.run(
             x.data_ptr(), mixed.data_ptr(), workspace.data_ptr(), out.data_ptr(), dtype == torch.bfloat16, rows
         )
         return out
@@ -87,5 +83,11 @@ def _matrix(matrix: Matrix | None) -> tuple[object, int]:
     return matrix.weights.packed, 0 if matrix.bias is None else matrix.bias.data_ptr()
 
 
-def _norm(norm: Norm) -> tuple[int, float, bool]:
-    return norm.weight.data_ptr(), norm.eps, norm.wide
+def norm_of(norm: Norm | None, size: int, dtype: torch.dtype) -> tuple[int, float, bool]:
+    """Address of the weight (0: there is none), eps, and whether it is wide. ValueError unless the weight is [size]."""
+    if norm is None:
+        return 0, 0.0, False
+    weight, expected = norm.weight, torch.float32 if norm.wide else dtype
+    if weight.shape != (size,) or weight.dtype != expected or not weight.is_contiguous():
+        raise ValueError(f"a norm is {weight.dtype} {list(weight.shape)}, expected {expected} [{size}]")
+    return weight.data_ptr(), norm.eps, norm.wide

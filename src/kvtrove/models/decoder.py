@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kvtrove.kernels.between import Between
+from kvtrove.kernels.decoder import LayerCall
 from kvtrove.models.layers.attention import Attend, Attention
 from kvtrove.models.layers.between import joined
 from kvtrove.models.layers.embedding import Embedding, PackedEmbedding, embedding_of
@@ -23,6 +23,11 @@ from kvtrove.models.layers.norm import RMSNorm
 from kvtrove.models.layers.rope import RotaryEmbedding, Rotation
 from kvtrove.models.precision import Precision
 from kvtrove.models.spec import ModelSpec, RopeSpec
+
+Through = Callable[[Tensor, Tensor, Sequence[Rotation]], Tensor]
+"""through(x [T, hidden_size], projections of the first layer, rotations of `Model.ropes`) -> hidden states after the
+last norm. x and the projections are overwritten.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,34 +117,39 @@ class Model:
         return replace(self, ropes=_ropes(self.spec, max_model_len, str(self.norm.weight.device)))
 
     @torch.inference_mode()
-    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, through: Through | None = None) -> Tensor:
         """Hidden states [T, hidden_size] after the last norm, for tokens, positions int64 [T] of any mix of sequences.
 
-        attend is called once per layer, in order.
+        attend is called once per layer, in order. through: takes all layers at once instead, as `calls` says.
         """
         x = self.embedding(tokens)
         if self.embed_scale != 1.0:
             x = x * self.embed_scale
         rotations = {rope: table.at(positions, x.dtype) for rope, table in self.ropes.items()}
-        if self.between is not None:
-            first = self.layers[0]
-            return self._joined(x, first.attention.qkv(first.attention_norm(x)), rotations, attend, self.between)
-        for index, (layer, spec) in enumerate(zip(self.layers, self.spec.layers, strict=True)):
-            x = layer(index, x, rotations[spec.rope], attend)
-        return self.norm(x)
+        if self.calls is None:
+            for index, (layer, spec) in enumerate(zip(self.layers, self.spec.layers, strict=True)):
+                x = layer(index, x, rotations[spec.rope], attend)
+            return self.norm(x)
+        first = self.layers[0]
+        normed = first.attention_norm(x)
+        if through is not None and first.attention.qkv.product is not None:
+            return through(x, first.attention.qkv.product(normed), [*rotations.values()])
+        return self._joined(x, first.attention.qkv(normed), rotations, attend, self.calls)
 
     @cached_property
-    def between(self) -> tuple[Between, ...] | None:
-        """What each layer does behind its attention, in one call; None when some layer's parts cannot be joined."""
-        dtype, calls = getattr(torch, self.precision.activations), []
-        for layer, behind in zip(self.layers, (*self.layers[1:], None), strict=True):
+    def calls(self) -> tuple[LayerCall, ...] | None:
+        """What each layer does beside attention; None when some layer's parts cannot be joined."""
+        dtype, ropes, calls = getattr(torch, self.precision.activations), [*self.ropes], []
+        for layer, spec, behind in zip(self.layers, self.spec.layers, (*self.layers[1:], None), strict=True):
             if layer.attention_out_norm or layer.mlp_out_norm:
                 return None
-            norm, qkv = (behind.attention_norm, behind.attention.qkv) if behind else (self.norm, None)
-            call = joined(layer.attention.o, layer.mlp_norm, layer.mlp, norm, qkv, dtype)
-            if call is None:
+            own, norm, qkv = layer.attention, self.norm, None
+            if behind is not None:
+                norm, qkv = behind.attention_norm, behind.attention.qkv
+            between = joined(own.o, layer.mlp_norm, layer.mlp, norm, qkv, dtype)
+            if between is None:
                 return None
-            calls.append(call)
+            calls.append(LayerCall(between, ropes.index(spec.rope), spec.source is None, own.q_norm, own.k_norm))
         return tuple(calls)
 
     def _joined(
@@ -148,12 +158,12 @@ class Model:
         qkv: Sequence[Tensor],
         rotations: Mapping[RopeSpec, Rotation],
         attend: Attend,
-        between: tuple[Between, ...],
+        calls: tuple[LayerCall, ...],
     ) -> Tensor:
         """As `__call__`, from the first layer's projections on."""
-        last = len(between) - 1
+        last = len(calls) - 1
         for index, (layer, spec) in enumerate(zip(self.layers, self.spec.layers, strict=True)):
-            y = between[index](x, layer.attention.mix(index, qkv, rotations[spec.rope], attend))
+            y = calls[index].between(x, layer.attention.mix(index, qkv, rotations[spec.rope], attend))
             if index < last:
                 qkv = self.layers[index + 1].attention.qkv.split(y)
         return y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,6 +37,12 @@ class ModelRunner:
         reasons = [reason for layer in self.layers for reason in backend.reasons_against(layer, arena.device)]
         if reasons:
             raise ValueError(f"attention backend {backend.name!r} cannot serve this model: {'; '.join(reasons[:3])}")
+        self.join()
+
+    def join(self) -> None:
+        """Let the backend take all layers in one call, where it and the model can; again when either has changed."""
+        calls = self.model.calls
+        self.joined = None if calls is None else self.backend.joined(self.layers, calls)
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelOutput:
@@ -59,7 +66,8 @@ class ModelRunner:
         def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation) -> Tensor:
             return self.backend.run(q, k, v, self.layers[layer], plan, rotate)
 
-        return batch, self.model(batch.tokens, batch.positions, attend)
+        through = None if self.joined is None else partial(self.joined, plan)
+        return batch, self.model(batch.tokens, batch.positions, attend, through)
 
     def _results(self, sequences: list[ScheduledSequence], hidden: Tensor) -> ModelOutput:
         """hidden: [R, hidden] in the order of `build_batch`: sampling rows, then prompt-logprob rows."""

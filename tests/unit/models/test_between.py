@@ -39,19 +39,19 @@ def test_joined_layers_give_the_same_bits(
     family: str, int8: bool, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(checkpoints, family, "own", int8=int8)
-    assert model.between is not None
-    assert len(model.between) == len(model.layers)
+    assert model.calls is not None
+    assert len(model.calls) == len(model.layers)
     joined = [hidden(model, tokens) for tokens in (1, 300)]
-    monkeypatch.setattr(Model, "between", None)
+    monkeypatch.setattr(Model, "calls", None)
     assert all(torch.equal(one, hidden(model, len(one))) for one in joined)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "mixtral"])
 def test_other_layers_stay_apart(family: str, checkpoints: Checkpoints) -> None:
-    assert load(checkpoints, family, "own").between is None
+    assert load(checkpoints, family, "own").calls is None
 
 
 def test_products_of_torch_stay_apart(checkpoints: Checkpoints) -> None:
     directory = checkpoints.get("llama3", dtype="bfloat16")
     plain = load_model(directory, read_spec(directory), Products(Precision.plain("bfloat16"), wanted="torch"))
-    assert plain.between is None
+    assert plain.calls is None

@@ -5,8 +5,10 @@
 
 namespace kvtrove {
 
-void bind_between(nanobind::module_& m);  // between_binding.cpp
-void bind_linear(nanobind::module_& m);  // linear_binding.cpp
-void bind_rows(nanobind::module_& m);    // rows_binding.cpp
+void bind_attention(nanobind::module_& m);  // attention_binding.cpp
+void bind_between(nanobind::module_& m);    // between_binding.cpp
+void bind_decoder(nanobind::module_& m);    // decoder_binding.cpp
+void bind_linear(nanobind::module_& m);     // linear_binding.cpp
+void bind_rows(nanobind::module_& m);       // rows_binding.cpp
 
 }  // namespace kvtrove

@@ -28,19 +28,21 @@ struct Cut {
     std::size_t most_rows, most_panels, together;
 };
 
-// Every thread takes the next part that nobody has: which one does not matter to the result.
+// Every thread takes the next part that nobody has: which one does not matter to the result. There are as many parts for
+// each of them, and the parts are as equal as can be.
 template <class Run>
 void in_parts(const Cut& cut, Run run) {
     const std::size_t blocks = ceil_div(cut.rows, cut.most_rows), threads = threads_for(cut.work);
-    std::size_t size = std::max<std::size_t>(1, cut.panels * blocks / (threads * kTasksPerThread));
-    size = std::min(cut.most_panels, (size + cut.together - 1) / cut.together * cut.together);
-    const std::size_t slices = (cut.panels + size - 1) / size;
+    const std::size_t units = ceil_div(cut.panels, cut.together), most_units = ceil_div(cut.most_panels, cut.together);
+    const std::size_t wanted = ceil_div(threads > 1 ? threads * kTasksPerThread : 1, blocks);
+    const std::size_t least = std::max(wanted, ceil_div(units, most_units));
+    const std::size_t slices = std::min(units, ceil_div(least, threads) * threads);
     const auto parts = static_cast<std::ptrdiff_t>(blocks * slices);
 #pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(threads)) if (threads > 1)
     for (std::ptrdiff_t i = 0; i < parts; ++i) {
         const std::size_t block = i / slices, slice = i % slices;
-        run(Part{cut.rows * block / blocks, cut.rows * (block + 1) / blocks, slice * size,
-                 std::min(cut.panels, (slice + 1) * size)});
+        run(Part{cut.rows * block / blocks, cut.rows * (block + 1) / blocks, units * slice / slices * cut.together,
+                 std::min(cut.panels, units * (slice + 1) / slices * cut.together)});
     }
 }
 

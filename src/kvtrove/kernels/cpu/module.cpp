@@ -12,7 +12,6 @@
 #include "bindings.h"
 #include "copy_rows.h"
 #include "isa.h"
-#include "module_attention.h"
 
 namespace nb = nanobind;
 
@@ -43,4 +42,5 @@ NB_MODULE(_cpu, m) {
     kvtrove::bind_rows(m);
     kvtrove::bind_between(m);
     kvtrove::bind_attention(m);
+    kvtrove::bind_decoder(m);
 }

@@ -97,6 +97,8 @@ struct Scratch {
     std::vector<float> memory;
 
     Scratch();
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
     ~Scratch();
 };
 
@@ -116,5 +118,16 @@ void rotate(const Rows& x, std::int64_t tokens, int heads, int head_dim, const R
 // exponentials, which merges results over disjoint keys. num_threads: 0 takes OpenMP's own number.
 void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& out, float* lse, Scratch& scratch,
             int num_threads, Isa isa);
+
+// What a layer is given. keys, values: their data is null when another layer stores for it. rope: null when q and k come
+// turned; else q is turned in place.
+struct Inputs {
+    Rows queries, keys, values;
+    const Rope* rope = nullptr;
+};
+
+// `store`, `rotate` and `attend`, as far as they are asked for.
+void run(const Layer& layer, const Batch& batch, const Inputs& inputs, const Rows& out, Scratch& scratch, int num_threads,
+         Isa isa);
 
 }  // namespace kvtrove::attention

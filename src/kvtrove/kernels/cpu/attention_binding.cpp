@@ -1,0 +1,176 @@
+#include "attention_binding.h"
+
+#include <stdexcept>
+
+#include "bindings.h"
+
+namespace nb = nanobind;
+
+namespace kvtrove {
+
+namespace {
+
+using attention::Element;
+
+Element element_named(std::string_view name) {
+    if (name == "float32") return Element::float32;
+    if (name == "float16") return Element::float16;
+    if (name == "bfloat16") return Element::bfloat16;
+    if (name == "int8") return Element::int8;
+    throw std::invalid_argument("'" + std::string(name) + "' is not one of float32, float16, bfloat16, int8");
+}
+
+// A plane [num_blocks, ...] whose blocks are contiguous and hold `elements` of `bytes` bytes each.
+attention::Plane plane_of(const char* name, const Bytes& array, std::int64_t elements, std::size_t bytes) {
+    std::int64_t inner = 1;
+    bool contiguous = array.ndim() > 1 && array.itemsize() == bytes;
+    for (std::size_t i = array.ndim(); contiguous && i-- > 1;) {
+        contiguous = array.shape(i) == 1 || array.stride(i) == inner;
+        inner *= static_cast<std::int64_t>(array.shape(i));
+    }
+    if (!contiguous || inner != elements) {
+        throw std::invalid_argument(std::string(name) + ": each block must be " + std::to_string(elements) +
+                                    " contiguous elements of " + std::to_string(bytes) + " bytes");
+    }
+    return {static_cast<std::uint8_t*>(array.data()), static_cast<std::ptrdiff_t>(array.stride(0) * bytes)};
+}
+
+attention::Rows rows_of(const Address& address) {
+    auto* const data = reinterpret_cast<std::uint8_t*>(nb::cast<std::uintptr_t>(address[0]));
+    const Element element = element_named(nb::cast<std::string_view>(address[2]));
+    if (element == Element::int8) throw std::invalid_argument("queries, keys and values are floating-point numbers");
+    return {data, nb::cast<std::ptrdiff_t>(address[1]), element};
+}
+
+}  // namespace
+
+attention::Rope rope_of(const Angles& angles) {
+    const auto at = [&](int i) { return reinterpret_cast<const std::uint8_t*>(nb::cast<std::uintptr_t>(angles[i])); };
+    return {at(0), at(1), nb::cast<int>(angles[2]), element_named(nb::cast<std::string_view>(angles[3]))};
+}
+
+BoundLayer::BoundLayer(const Bytes& k, const Bytes& v, const std::optional<Bytes>& k_scale,
+                       const std::optional<Bytes>& v_scale, std::string_view stored, const nb::dict& shape) {
+    const auto number = [&](const char* name) { return nb::cast<std::int64_t>(shape[name]); };
+    layer.stored = element_named(stored);
+    layer.tiled = nb::cast<bool>(shape["tiled"]);
+    layer.num_heads = static_cast<int>(number("num_heads")), layer.kv_heads = static_cast<int>(number("kv_heads"));
+    layer.head_dim = static_cast<int>(number("head_dim")), layer.block_size = static_cast<int>(number("block_size"));
+    layer.scale = nb::cast<float>(shape["scale"]), layer.softcap = nb::cast<float>(shape["softcap"]);
+    layer.reach = {number("sinks"), number("window"), number("chunk")};
+    layer.num_blocks = static_cast<std::int64_t>(k.shape(0));
+    check_shape();
+    const std::int64_t vectors = std::int64_t{layer.kv_heads} * layer.block_size;
+    const std::size_t bytes = attention::bytes_of(layer.stored);
+    layer.k = plane_of("k", k, vectors * layer.head_dim, bytes);
+    layer.v = plane_of("v", v, vectors * layer.head_dim, bytes);
+    kept = {k, v};
+    if (layer.stored != Element::int8) return;
+    if (!k_scale || !v_scale) throw std::invalid_argument("int8 needs k_scale and v_scale");
+    layer.k_scale = plane_of("k_scale", *k_scale, vectors, 2);
+    layer.v_scale = plane_of("v_scale", *v_scale, vectors, 2);
+    kept.insert(kept.end(), {*k_scale, *v_scale});
+}
+
+void BoundLayer::check_shape() const {
+    if (layer.kv_heads < 1 || layer.num_heads < 1 || layer.num_heads % layer.kv_heads) {
+        throw std::invalid_argument("num_heads: " + std::to_string(layer.num_heads) + " is no multiple of kv_heads " +
+                                    std::to_string(layer.kv_heads));
+    }
+    if (layer.head_dim < 8 || layer.head_dim % 8 || layer.head_dim > attention::kMaxDim) {
+        throw std::invalid_argument("head_dim: " + std::to_string(layer.head_dim) + " is not a multiple of 8 up to " +
+                                    std::to_string(attention::kMaxDim));
+    }
+    if (layer.block_size < 1 || (layer.tiled && layer.block_size % attention::kTile)) {
+        throw std::invalid_argument("block_size: " + std::to_string(layer.block_size) +
+                                    " is no multiple of 16, as a tiled layout needs");
+    }
+}
+
+BoundBatch::BoundBatch(const Numbers& query_start, const Numbers& start, const Table& block_table, const Numbers& slots)
+    : table(block_table), slots(slots) {
+    batch.query_start.assign(query_start.data(), query_start.data() + query_start.size());
+    batch.start.assign(start.data(), start.data() + start.size());
+    batch.table = table.data(), batch.table_width = static_cast<std::int64_t>(table.shape(1));
+    batch.slots = slots.data();
+    bool ascending = batch.query_start.size() == batch.start.size() + 1 && batch.query_start.front() == 0;
+    for (std::size_t i = 0; ascending && i < batch.start.size(); ++i) {
+        ascending = batch.query_start[i] <= batch.query_start[i + 1] && batch.start[i] >= 0;
+    }
+    if (!ascending || table.shape(0) != batch.start.size() ||
+        slots.size() != static_cast<std::size_t>(batch.tokens())) {
+        throw std::invalid_argument("query_start must ascend from 0 over len(start) sequences, with a row of "
+                                    "block_table for each, no negative start and one slot per token");
+    }
+}
+
+void BoundBatch::check_for(const attention::Layer& layer) const {
+    for (const Checked& one : checked) {
+        const bool same = one.reach.sinks == layer.reach.sinks && one.reach.window == layer.reach.window &&
+                          one.reach.chunk == layer.reach.chunk;
+        if (same && one.num_blocks == layer.num_blocks && one.block_size == layer.block_size) return;
+    }
+    attention::check(layer, batch);
+    checked.push_back({layer.reach, layer.num_blocks, layer.block_size});
+}
+
+void BoundKernel::store(const BoundLayer& layer, const BoundBatch& batch, const Address& k, const Address& v,
+                        const std::optional<Angles>& angles) const {
+    batch.check_for(layer.layer);
+    const attention::Rows keys = rows_of(k), values = rows_of(v);
+    const attention::Rope rope = angles ? rope_of(*angles) : attention::Rope{};
+    const nb::gil_scoped_release unlocked;
+    attention::store(layer.layer, batch.batch, keys, values, num_threads, angles ? &rope : nullptr);
+}
+
+void BoundKernel::rotate(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const Angles& angles) const {
+    const attention::Rows queries = rows_of(q);
+    const attention::Rope rope = rope_of(angles);
+    const nb::gil_scoped_release unlocked;
+    attention::rotate(queries, batch.batch.tokens(), layer.layer.num_heads, layer.layer.head_dim, rope,
+                      num_threads);
+}
+
+void BoundKernel::attend(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const Address& out,
+                         std::uintptr_t lse) {
+    batch.check_for(layer.layer);
+    const attention::Rows queries = rows_of(q), results = rows_of(out);
+    const nb::gil_scoped_release unlocked;
+    attention::attend(layer.layer, batch.batch, queries, results, reinterpret_cast<float*>(lse), scratch,
+                      num_threads, isa);
+}
+
+void BoundKernel::run(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const std::optional<Address>& k,
+                      const std::optional<Address>& v, const Address& out, const std::optional<Angles>& angles) {
+    batch.check_for(layer.layer);
+    const attention::Rows queries = rows_of(q), results = rows_of(out);
+    const attention::Rows keys = k ? rows_of(*k) : attention::Rows{}, values = v ? rows_of(*v) : attention::Rows{};
+    const attention::Rope rope = angles ? rope_of(*angles) : attention::Rope{};
+    const nb::gil_scoped_release unlocked;
+    attention::run(layer.layer, batch.batch, {queries, keys, values, angles ? &rope : nullptr}, results, scratch, num_threads,
+                   isa);
+}
+
+void bind_attention(nb::module_& m) {
+    nb::class_<BoundLayer>(m, "AttentionLayer")
+        .def(nb::init<const Bytes&, const Bytes&, const std::optional<Bytes>&, const std::optional<Bytes>&,
+                      std::string_view, const nb::dict&>(),
+             nb::arg("k").noconvert(), nb::arg("v").noconvert(), nb::arg("k_scale").none(), nb::arg("v_scale").none(),
+             nb::arg("stored"), nb::arg("shape"));
+    nb::class_<BoundBatch>(m, "AttentionBatch")
+        .def(nb::init<const Numbers&, const Numbers&, const Table&, const Numbers&>(),
+             nb::arg("query_start").noconvert(), nb::arg("start").noconvert(), nb::arg("block_table").noconvert(),
+             nb::arg("slots").noconvert());
+    nb::class_<BoundKernel>(m, "AttentionKernel")
+        .def(nb::init<std::string_view, int>(), nb::arg("isa") = "auto", nb::arg("num_threads") = 0)
+        .def("store", &BoundKernel::store, nb::arg("layer"), nb::arg("batch"), nb::arg("k"), nb::arg("v"),
+             nb::arg("angles").none() = nb::none())
+        .def("rotate", &BoundKernel::rotate, nb::arg("layer"), nb::arg("batch"), nb::arg("q"), nb::arg("angles"))
+        .def("attend", &BoundKernel::attend, nb::arg("layer"), nb::arg("batch"), nb::arg("q"), nb::arg("out"),
+             nb::arg("lse") = 0)
+        .def("run", &BoundKernel::run, nb::arg("layer"), nb::arg("batch"), nb::arg("q"), nb::arg("k").none(),
+             nb::arg("v").none(), nb::arg("out"), nb::arg("angles").none())
+        .def_prop_ro("scratch_bytes", &BoundKernel::scratch_bytes);
+}
+
+}  // namespace kvtrove

@@ -1,0 +1,74 @@
+"""All layers of a decoder in one call a step (cpu/decoder.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvtrove.kernels import _extension
+from kvtrove.kernels.attention import AttentionKernel, PagedBatch, PagedLayer, angles_of
+from kvtrove.kernels.between import Between, Norm, norm_of
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCall:
+    """What one layer does beside attention. rope: number of its rotation among a step's.
+
+    stores: its projections are queries, keys and values; else queries alone. q_norm, k_norm: of every head, [head_dim].
+    """
+
+    between: Between
+    rope: int
+    stores: bool
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+
+
+class DecoderKernel:
+    """Every layer from its projections on: norms of heads, rotation, cache, attention, then `Between`.
+
+    layers: where each reads its cache, and the number of its batch among a step's. The bits are those of calling
+    `AttentionKernel` and `Between` in turn. ValueError when a layer does not follow from the one before it.
+    """
+
+    def __init__(
+        self, kernel: AttentionKernel, layers: Sequence[tuple[PagedLayer, int]], calls: Sequence[LayerCall]
+    ) -> None:
+        self._decoder, self._kept = _extension().Decoder(kernel.handle), (tuple(layers), tuple(calls))
+        for (layer, group), call in zip(layers, calls, strict=True):
+            norms = [norm_of(norm, layer.shape.head_dim, call.between.dtype) for norm in (call.q_norm, call.k_norm)]
+            self._decoder.add(layer.handle, call.between.handle, group, call.rope, call.stores, *norms[0], *norms[1])
+        first, shape = calls[0], layers[0][0].shape
+        heads = shape.num_heads + (2 * shape.kv_heads if first.stores else 0)
+        self.dtype, self.hidden, self.projected = first.between.dtype, first.between.hidden, heads * shape.head_dim
+        self.max_head_dim = max(layer.shape.head_dim for layer, _ in layers)
+
+    def __call__(
+        self,
+        x: Tensor,
+        projected: Tensor,
+        batches: Sequence[PagedBatch],
+        rotations: Sequence[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """x [T, hidden], updated in place; projected [T, projections of the first layer], overwritten.
+
+        rotations: cos and sin, each [T, 1, half] in the dtype of x. Returns what the last `Between` does. IndexError
+        when a block that is read is not held, TypeError for other arrays.
+        """
+        rows, dtype = x.shape[0], self.dtype
+        fits = x.shape == (rows, self.hidden) and projected.shape == (rows, self.projected)
+        plain = x.dtype == projected.dtype == dtype and x.is_contiguous() and projected.is_contiguous() and x.is_cpu
+        if not (fits and plain) or any(batch.num_tokens != rows for batch in batches):
+            raise TypeError(
+                f"x and projected are {x.dtype} {list(x.shape)} and {projected.dtype} {list(projected.shape)} for "
+                f"batches of {[batch.num_tokens for batch in batches]} tokens; contiguous {dtype} [T, {self.hidden}] "
+                f"and [T, {self.projected}] on the CPU are needed"
+            )
+        angles = [angles_of(turn, x, rows, self.max_head_dim) for turn in rotations]
+        out, workspace = x.new_empty((rows, self._decoder.outputs)), x.new_empty(self._decoder.workspace(rows))
+        addresses = (one.data_ptr() for one in (x, projected, workspace, out))
+        self._decoder.run(*addresses, dtype == torch.bfloat16, [batch.handle for batch in batches], angles)
+        return out

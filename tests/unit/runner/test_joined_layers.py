@@ -1,0 +1,164 @@
+"""All layers of a step in one call, against the same layers one by one: hidden states and cache, bit for bit."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kvtrove.attention.cpu import CpuBackend
+from kvtrove.attention.reference import ReferenceBackend
+from kvtrove.kernels.attention import AttentionKernel, PagedShape, paged_batch, paged_layer
+from kvtrove.kernels.between import Between
+from kvtrove.kernels.decoder import DecoderKernel, LayerCall
+from kvtrove.kernels.linear import PackedWeights
+from kvtrove.kv.arena import Arena
+from kvtrove.kv.formats.dense import DenseFormat
+from kvtrove.kv.formats.int8 import Int8Format
+from kvtrove.kv.spec import KVFormat
+from kvtrove.models.cache import cache_spec
+from kvtrove.models.config_reader import read_spec
+from kvtrove.models.decoder import Model
+from kvtrove.models.layers.linear import Weights
+from kvtrove.models.layers.norm import RMSNorm
+from kvtrove.models.layers.packed import PackedLinear
+from kvtrove.models.loader import load_model
+from kvtrove.models.precision import Precision
+from kvtrove.models.products import Products
+from kvtrove.models.spec import LayerSpec, ModelSpec, RopeSpec
+from kvtrove.runner.model_runner import ModelRunner
+from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
+from tests.checkpoints import Checkpoints
+
+BLOCK, NUM_BLOCKS = 16, 24
+TABLES = np.arange(3, dtype=np.int32), np.arange(3, NUM_BLOCKS, dtype=np.int32)
+"""Blocks of two sequences in each group of layers."""
+STEPS = [{0: 40, 1: 7}, {0: 1, 1: 300}, {0: 1, 1: 1}]
+"""Tokens that each sequence computes, step after step: prompts, a long piece beside a decode, decodes."""
+
+
+def runner_of(model: Model, format: KVFormat) -> ModelRunner:
+    cache = cache_spec(model.spec, format, BLOCK)
+    return ModelRunner(model, cache, Arena(cache, NUM_BLOCKS * len(cache.groups)), CpuBackend(), str)
+
+
+def run_steps(runner: ModelRunner) -> list[Tensor]:
+    """Hidden states of every step."""
+    done, hidden = dict.fromkeys(STEPS[0], 0), []
+    for step in STEPS:
+        sequences = []
+        for seq, new in step.items():
+            tables = tuple(TABLES[seq] + group * NUM_BLOCKS for group in range(len(runner.cache.groups)))
+            tokens = array("i", [(7 * seq + 3 * i + done[seq]) % 50 for i in range(new)])
+            sequences.append(ScheduledSequence(seq, tokens, done[seq], tables, None))
+            done[seq] += new
+        hidden.append(runner.forward(SchedulerOutput(sequences, []))[1])
+    return hidden
+
+
+def check(model: Model, format: KVFormat) -> None:
+    joined, apart = runner_of(model, format), runner_of(model, format)
+    assert joined.joined is not None
+    apart.joined = None
+    for one, other in zip(run_steps(joined), run_steps(apart), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(joined.arena.rows, apart.arena.rows)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("family", ["llama3", "llama_biased", "mistral", "qwen2_sliding", "qwen3"])
+def test_one_call_gives_the_bits_of_many(family: str, int8: bool, checkpoints: Checkpoints) -> None:
+    directory = checkpoints.get(family, dtype="bfloat16")
+    products = Products(Precision("bfloat16", "float32", int8), wanted="own")
+    check(load_model(directory, read_spec(directory), products), Int8Format() if int8 else DenseFormat("bfloat16"))
+
+
+def test_hidden_states_in_bf16(checkpoints: Checkpoints) -> None:
+    directory = checkpoints.get("qwen3", dtype="bfloat16")
+    check(
+        load_model(directory, read_spec(directory), Products(Precision.plain("bfloat16"), wanted="own")), Int8Format()
+    )
+
+
+def test_layers_that_read_anothers_storage() -> None:
+    layer = LayerSpec(kv_heads=1, head_dim=8, window=None, rope=RopeSpec(10_000.0, 8, max_position=512))
+    local = replace(layer, window=20, rope=RopeSpec(500.0, 4, max_position=512))
+    spec = ModelSpec(
+        family="llama",
+        architecture="LlamaForCausalLM",
+        vocab_size=50,
+        hidden_size=24,
+        intermediate_size=40,
+        num_heads=2,
+        layers=(layer, local, replace(local, source=1), replace(layer, source=0)),
+        max_position=512,
+        norm_eps=1e-5,
+        activation="silu",
+        dtype="bfloat16",
+        query_scale=8**-0.5,
+    )
+    generator = torch.Generator().manual_seed(0)
+    precision = Precision("bfloat16", "float32")
+
+    def take(name: str, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=generator) * 0.3
+
+    weights = Weights(take, build=Products(precision, wanted="own").build, precision=precision)
+    model = Model.load(weights, lambda table: take("", (50, 24)), spec, 512, lambda layers: None)
+    check(model, DenseFormat("float32"))
+
+
+def test_the_reference_takes_layers_one_by_one(checkpoints: Checkpoints) -> None:
+    directory = checkpoints.get("llama3", dtype="bfloat16")
+    products = Products(Precision("bfloat16", "float32"), wanted="own")
+    runner = runner_of(load_model(directory, read_spec(directory), products), DenseFormat("float32"))
+    runner.backend = ReferenceBackend()
+    runner.join()
+    assert runner.joined is None
+    assert all(torch.isfinite(hidden).all() for hidden in run_steps(runner))
+
+
+def one_layer(q_norm: RMSNorm | None = None, heads: int = 2) -> DecoderKernel:
+    hidden, inner, dim = 24, 40, 8
+
+    def matrix(outputs: int, inputs: int) -> PackedLinear:
+        return PackedLinear(PackedWeights(outputs, inputs))
+
+    norm = RMSNorm(torch.ones(hidden), 1e-5)
+    between = Between(
+        matrix(hidden, heads * dim), norm, matrix(2 * inner, hidden), matrix(hidden, inner), norm, None, torch.float32
+    )
+    planes = {name: torch.zeros(2, 1, BLOCK, dim) for name in ("k", "v")}
+    layer = paged_layer(planes, "float32", PagedShape(2, 1, dim, BLOCK, False, 1.0))
+    return DecoderKernel(AttentionKernel(), [(layer, 0)], [LayerCall(between, 0, True, q_norm)])
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="layer 0 does not follow from what is before"):
+        one_layer(heads=3)
+    with pytest.raises(ValueError, match=r"a norm is torch.float32 \[9\], expected torch.float32 \[8\]"):
+        one_layer(RMSNorm(torch.ones(9), 1e-5))
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    kernel = one_layer(RMSNorm(torch.ones(8), 1e-5))
+    table, slots = np.zeros((1, 1), dtype=np.int32), np.array([0, 1])
+    batch = paged_batch([0, 2], [0], table, slots)
+    x, projected, turn = torch.ones(2, 24), torch.ones(2, 32), torch.ones(2, 1, 4)
+    assert kernel(x.clone(), projected.clone(), [batch], [(turn, turn)]).shape == (2, 24)
+    for wrong in ((x[:1], projected), (x, projected[:, :31]), (x.bfloat16(), projected), (x, torch.ones(32, 2).T)):
+        with pytest.raises(TypeError, match=r"contiguous torch.float32 \[T, 24\] and \[T, 32\] on the CPU are needed"):
+            kernel(*wrong, [batch], [(turn, turn)])
+    wide = torch.ones(2, 1, 5)
+    with pytest.raises(TypeError, match=r"cos, sin: contiguous \[2, 1, up to 4\]"):
+        kernel(x, projected, [batch], [(wide, wide)])
+    for batches, turns in (([], [(turn, turn)]), ([batch], [])):
+        with pytest.raises(ValueError, match="names a batch or a rotation that the step does not have"):
+            kernel(x, projected, batches, turns)
+    missing = paged_batch([0, 2], [0], table - 1, slots)
+    with pytest.raises(IndexError, match=r"block_table\[0, 0\] is -1"):
+        kernel(x, projected, [missing], [(turn, turn)])
