@@ -10,7 +10,7 @@
 
 namespace kvtrove {
 
-constexpr std::size_t kWorthAThread = 1 << 19;  // multiply-adds before another thread is woken
+constexpr std::size_t kWorthAThread = 1 << 17;  // multiply-adds before another thread is woken
 constexpr std::size_t kTasksPerThread = 4;      // so that a thread whose core is busy elsewhere holds up the others less
 
 inline std::size_t threads_for(std::size_t work) {
