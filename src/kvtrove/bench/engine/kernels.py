@@ -46,7 +46,7 @@ def measure_kernels(
         interrupted = rounds(case.name, repeats, _timed(case, limits.sample, samples, device, clock), watch)
         if interrupted:
             break
-    peak = limits.matmul_tflop_per_s[subject.plan.dtype]
+    peak = limits.peak_tflop_per_s(subject.plan.dtype)
     figures = limit_figures(limits)
     for case in found.values():
         figures |= _figures(case, samples.median(case.name), limits.read_gb_per_s, peak)

@@ -84,6 +84,15 @@ class Limits:
             for dtype, flops in self._flops.items()
         }
 
+    def peak_tflop_per_s(self, dtype: str) -> Figure:
+        """Of products of such numbers: in their own dtype, or in a wider one where that is faster.
+
+        Processors without instructions for bfloat16 multiply it many times slower than float32.
+        """
+        least = getattr(torch, dtype).itemsize
+        wide = [figure for name, figure in self.matmul_tflop_per_s.items() if getattr(torch, name).itemsize >= least]
+        return max(wide, key=lambda figure: figure.value or 0.0)
+
     def _seconds_to_read(self, name: str) -> float:
         read = reduction(name)
         return self._seconds(lambda: read(self._data))

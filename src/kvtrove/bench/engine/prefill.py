@@ -33,7 +33,7 @@ def measure_prefill(
 
     interrupted = rounds("prefill", repeats, once, watch)
     took = scaled(samples.median(PREFILL), 1e3)
-    peak = limits.matmul_tflop_per_s[subject.plan.dtype]
+    peak = limits.peak_tflop_per_s(subject.plan.dtype)
     limit = over(flops * 1e-9, peak)
     figures = {
         "prefill_ms": took,
