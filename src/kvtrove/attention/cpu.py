@@ -54,6 +54,8 @@ class CpuPlan:
 
 @dataclass(frozen=True)
 class JoinedCpuLayers:
+    """JoinedLayers of the C++ kernels."""
+
     kernel: DecoderKernel
 
     def __call__(self, plan: CpuPlan, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]) -> Tensor:

@@ -16,7 +16,6 @@ class PackedWeights:
     def gather(self, ids: int, count: int, y: int, is_bf16: bool) -> None: ...
 
 class Between:
-    workspace: int
     outputs: int
     def __init__(
         self,
@@ -36,6 +35,7 @@ class Between:
         next_wide: bool,
     ) -> None: ...
     def run(self, x: int, mixed: int, workspace: int, out: int, is_bf16: bool, rows: int) -> None: ...
+    def workspace(self, rows: int) -> int: ...
 
 class AttentionLayer:
     def __init__(
@@ -73,3 +73,32 @@ class AttentionKernel:
     ) -> None: ...
     @property
     def scratch_bytes(self) -> int: ...
+
+class Decoder:
+    outputs: int
+    def __init__(self, kernel: AttentionKernel) -> None: ...
+    def add(
+        self,
+        layer: AttentionLayer,
+        between: Between,
+        group: int,
+        rope: int,
+        stores: bool,
+        q_norm: int,
+        q_eps: float,
+        q_wide: bool,
+        k_norm: int,
+        k_eps: float,
+        k_wide: bool,
+    ) -> None: ...
+    def run(
+        self,
+        x: int,
+        projected: int,
+        workspace: int,
+        out: int,
+        is_bf16: bool,
+        batches: list[AttentionBatch],
+        angles: list[Angles],
+    ) -> None: ...
+    def workspace(self, rows: int) -> int: ...

@@ -12,16 +12,9 @@ namespace kvtrove {
 
 namespace {
 
-template <class T>
-T* pointer(std::uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
 void set_matrix(Matrix& matrix, const PackedWeights* weights, std::uintptr_t bias) {
     matrix = {weights, pointer<const float>(bias)};
 }
-
-NormWeight norm_weight(std::uintptr_t weight, float eps, bool wide) { return {pointer<const void>(weight), eps, wide}; }
 
 }  // namespace
 
@@ -35,8 +28,8 @@ void bind_between(nb::module_& m) {
                  new (self) Between();
                  set_matrix(self->o, &o, o_bias), set_matrix(self->gate_up, &gate_up, gate_up_bias);
                  set_matrix(self->down, &down, down_bias), set_matrix(self->next, next, next_bias);
-                 self->norm = norm_weight(norm, eps, wide);
-                 self->next_norm = norm_weight(next_norm, next_eps, next_wide);
+                 self->norm = {pointer<const void>(norm), eps, wide};
+                 self->next_norm = {pointer<const void>(next_norm), next_eps, next_wide};
                  self->check();
              },
              nb::arg("o"), nb::arg("o_bias"), nb::arg("gate_up"), nb::arg("gate_up_bias"), nb::arg("down"),

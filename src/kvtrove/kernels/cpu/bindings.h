@@ -3,7 +3,15 @@
 
 #include <nanobind/nanobind.h>
 
+#include <cstdint>
+
 namespace kvtrove {
+
+// What Python passes as an address.
+template <class T>
+T* pointer(std::uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
 
 void bind_attention(nanobind::module_& m);  // attention_binding.cpp
 void bind_between(nanobind::module_& m);    // between_binding.cpp

@@ -15,24 +15,21 @@ namespace kvtrove {
 
 namespace {
 
-std::uint8_t* at(std::uintptr_t address) { return reinterpret_cast<std::uint8_t*>(address); }
-
-NormWeight norm_weight(std::uintptr_t weight, float eps, bool wide) { return {at(weight), eps, wide}; }
-
 struct BoundDecoder {
     BoundKernel& kernel;
     Decoder decoder;
 
     void add(const BoundLayer& layer, const Between& between, std::size_t group, std::size_t rope, bool stores,
              std::uintptr_t q_norm, float q_eps, bool q_wide, std::uintptr_t k_norm, float k_eps, bool k_wide) {
-        decoder.add({&layer.layer, &between, norm_weight(q_norm, q_eps, q_wide), norm_weight(k_norm, k_eps, k_wide), group,
-                     rope, stores});
+        decoder.add({&layer.layer, &between, {pointer<const void>(q_norm), q_eps, q_wide},
+                     {pointer<const void>(k_norm), k_eps, k_wide}, group, rope, stores});
     }
 
     void run(std::uintptr_t x, std::uintptr_t projected, std::uintptr_t workspace, std::uintptr_t out, bool is_bf16,
              const std::vector<const BoundBatch*>& batches, const std::vector<Angles>& angles) {
         if (decoder.layers.empty() || batches.size() < decoder.batches || angles.size() < decoder.ropes) {
-            throw std::invalid_argument("there are no layers, or one of them names a batch or a rotation that the step does not have");
+            throw std::invalid_argument("there are no layers, or one of them names a batch or a rotation that the step does "
+                                        "not have");
         }
         DecoderStep step{is_bf16 ? Float::bf16 : Float::f32, 0, {}, {}};
         for (const BoundBatch* batch : batches) step.batches.push_back(&batch->batch);
@@ -45,8 +42,8 @@ struct BoundDecoder {
         }
         step.rows = static_cast<std::size_t>(step.batches.front()->tokens());
         const nb::gil_scoped_release unlocked;
-        kvtrove::run(decoder, step, {kernel.scratch, kernel.num_threads, kernel.isa}, at(x), at(projected), at(workspace),
-                     at(out));
+        kvtrove::run(decoder, step, {kernel.scratch, kernel.num_threads, kernel.isa}, pointer<std::uint8_t>(x),
+                     pointer<std::uint8_t>(projected), pointer<std::uint8_t>(workspace), pointer<std::uint8_t>(out));
     }
 };
 

@@ -13,31 +13,29 @@ namespace kvtrove {
 
 namespace {
 
-void* at(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
-
 Float float_type(bool is_bf16) { return is_bf16 ? Float::bf16 : Float::f32; }
 
 // What all norms are told, in this order.
 Norm norm_of(std::uintptr_t weight, bool is_bf16, bool wide, std::size_t rows, std::size_t size, float eps) {
-    return {float_type(is_bf16), rows, size, at(weight), eps, wide};
+    return {float_type(is_bf16), rows, size, pointer<void>(weight), eps, wide};
 }
 
 void norm(std::uintptr_t x, std::uintptr_t y, std::uintptr_t weight, bool is_bf16, bool wide, std::size_t rows,
           std::size_t size, float eps) {
     const nb::gil_scoped_release unlocked;
-    rms_norm(norm_of(weight, is_bf16, wide, rows, size, eps), at(x), at(y));
+    rms_norm(norm_of(weight, is_bf16, wide, rows, size, eps), pointer<void>(x), pointer<void>(y));
 }
 
 void add_norm(std::uintptr_t x, std::uintptr_t added, std::uintptr_t y, std::uintptr_t weight, bool is_bf16, bool wide,
               std::size_t rows, std::size_t size, float eps) {
     const nb::gil_scoped_release unlocked;
-    add_rms_norm(norm_of(weight, is_bf16, wide, rows, size, eps), at(x), at(added), at(y));
+    add_rms_norm(norm_of(weight, is_bf16, wide, rows, size, eps), pointer<void>(x), pointer<void>(added), pointer<void>(y));
 }
 
 void gate_and_mul(std::uintptr_t gate, std::uintptr_t up, std::uintptr_t y, bool is_bf16, std::size_t rows,
                   std::size_t size, std::ptrdiff_t stride) {
     const nb::gil_scoped_release unlocked;
-    silu_and_mul(float_type(is_bf16), rows, size, stride, at(gate), at(up), at(y));
+    silu_and_mul(float_type(is_bf16), rows, size, stride, pointer<void>(gate), pointer<void>(up), pointer<void>(y));
 }
 
 }  // namespace
