@@ -11,7 +11,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SAY := @printf '==> %s\n'
-COMPILED := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/kvtrove/kernels/cpu/*)
+COMPILED := pyproject.toml constraints.txt CMakeLists.txt \
+	$(wildcard src/kvtrove/kernels/cpu/* src/kvtrove/kernels/cpu/*/*)
 
 # Every install, the build environment's included, gets the tested versions.
 export PIP_CONSTRAINT := constraints.txt

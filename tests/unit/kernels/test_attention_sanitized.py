@@ -7,7 +7,7 @@ import pytest
 from tests.unit.kernels.sanitized import Kernels
 
 LEVELS = ("amx", "avx512", "avx2", "portable")
-NAMES = (*(f"attention/{name}" for name in (*LEVELS, "store", "work")), "isa")  # what takes longest comes first
+NAMES = (*(f"attention/{name}" for name in (*LEVELS, "store", "work")), "isa", "threads")  # the longest comes first
 
 
 @pytest.fixture(scope="module")

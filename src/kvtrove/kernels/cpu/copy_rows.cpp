@@ -1,11 +1,11 @@
 #include "copy_rows.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+
+#include "threads.h"
 
 namespace kvtrove {
 
@@ -26,8 +26,8 @@ void check(const RowPair* pairs, std::size_t num_pairs, std::size_t num_rows) {
 
 }  // namespace
 
-//            thread 0   thread 1   thread 2
-//   row 0  | ........ | ........ | ........ |      Each thread owns a range of columns and runs through all pairs in
+//             part 0     part 1     part 2
+//   row 0  | ........ | ........ | ........ |      Each part owns a range of columns and runs through all pairs in
 //   row 1  | ........ | ........ | ........ |      order, so the order holds for every byte and nobody waits.
 //   row 2  | ........ | ........ | ........ |
 void copy_rows(std::uint8_t* rows, std::size_t num_rows, std::size_t row_bytes, const RowPair* pairs,
@@ -35,20 +35,17 @@ void copy_rows(std::uint8_t* rows, std::size_t num_rows, std::size_t row_bytes, 
     check(pairs, num_pairs, num_rows);
     const std::size_t lines = (row_bytes + kCacheLine - 1) / kCacheLine;
     const std::size_t useful = std::max<std::size_t>(1, num_pairs * row_bytes / kWorthAThread);
-    const std::size_t most = omp_get_max_threads();
-    const int threads = num_threads > 0 ? num_threads : static_cast<int>(std::min(most, useful));
+    const std::size_t team = num_threads > 0 ? num_threads : std::min(max_threads(), useful);
 
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        const std::size_t thread = omp_get_thread_num(), team = omp_get_num_threads();
-        const std::size_t begin = std::min(row_bytes, lines * thread / team * kCacheLine);
-        const std::size_t end = std::min(row_bytes, lines * (thread + 1) / team * kCacheLine);
+    parallel(team, team, [&](std::size_t part, std::size_t) {
+        const std::size_t begin = std::min(row_bytes, lines * part / team * kCacheLine);
+        const std::size_t end = std::min(row_bytes, lines * (part + 1) / team * kCacheLine);
         for (std::size_t i = 0; i < num_pairs; ++i) {
             const auto [source, target] = pairs[i];
             if (source == target) continue;
             std::memcpy(rows + target * row_bytes + begin, rows + source * row_bytes + begin, end - begin);
         }
-    }
+    });
 }
 
 }  // namespace kvtrove

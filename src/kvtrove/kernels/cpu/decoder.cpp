@@ -4,9 +4,13 @@
 #include <stdexcept>
 #include <string>
 
+#include "threads.h"
+
 namespace kvtrove {
 
 namespace {
+
+constexpr std::size_t kWorthThreads = 1 << 16;  // numbers to norm before other threads are woken
 
 using attention::Element;
 using attention::Rows;
@@ -14,11 +18,13 @@ using attention::Rows;
 // Every head by itself, in place.
 void norm_heads(const NormWeight& norm, Float type, std::size_t rows, const Rows& x, std::size_t heads, std::size_t dim) {
     if (!norm.weight) return;
-#pragma omp parallel for if (rows * heads * dim > (1 << 16))
-    for (std::ptrdiff_t row = 0; row < static_cast<std::ptrdiff_t>(rows); ++row) {
-        auto* at = x.data + row * x.stride;
-        rms_norm({type, heads, dim, norm.weight, norm.eps, norm.wide}, at, at);
-    }
+    const std::size_t threads = rows * heads * dim > kWorthThreads ? max_threads() : 1;
+    parallel_ranges(rows, threads, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t row = begin; row < end; ++row) {
+            auto* at = x.data + static_cast<std::ptrdiff_t>(row) * x.stride;
+            rms_norm({type, heads, dim, norm.weight, norm.eps, norm.wide}, at, at);
+        }
+    });
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -137,24 +138,21 @@ void PackedWeights::fill(std::size_t first_output, const FloatMatrix& source) {
                                     std::to_string(first_output) + " of weights [" + std::to_string(outputs_) + ", " +
                                     std::to_string(inputs_) + "]");
     }
-    std::ptrdiff_t broken = -1;
-#pragma omp parallel if (source.rows * inputs_ > kWorthAThread)
-    {
+    std::atomic<std::ptrdiff_t> broken{-1};
+    parallel_ranges(source.rows, threads_for(source.rows * inputs_), [&](std::size_t begin, std::size_t end) {
         std::vector<float> values(inputs_);
         Row row(inputs_);
-#pragma omp for
-        for (std::ptrdiff_t i = 0; i < static_cast<std::ptrdiff_t>(source.rows); ++i) {
+        for (std::size_t i = begin; i < end; ++i) {
             widen(source.data, source.type, i * inputs_, inputs_, values.data());
             if (kind_ == Kind::int8 && !std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); })) {
-#pragma omp atomic write
-                broken = i;
+                broken = static_cast<std::ptrdiff_t>(i);
             } else {
                 fill_row(first_output + i, values.data(), row);
             }
         }
-    }
+    });
     if (broken >= 0) {
-        throw std::invalid_argument("row " + std::to_string(broken) +
+        throw std::invalid_argument("row " + std::to_string(broken.load()) +
                                     " of the source holds a NaN or an infinity, which int8 cannot; use bf16 weights");
     }
 }
@@ -201,12 +199,10 @@ void PackedWeights::gather(const std::int64_t* ids, std::size_t count, void* y, 
         throw std::out_of_range("ids[" + std::to_string(i) + "] is row " + std::to_string(ids[i]) +
                                 ", but the weights have " + std::to_string(outputs_) + " rows");
     }
-#pragma omp parallel if (count * inputs_ > kWorthAThread)
-    {
+    parallel_ranges(count, threads_for(count * inputs_), [&](std::size_t begin, std::size_t end) {
         std::vector<float> values(inputs_);
         Row row(inputs_);
-#pragma omp for
-        for (std::ptrdiff_t i = 0; i < static_cast<std::ptrdiff_t>(count); ++i) {
+        for (std::size_t i = begin; i < end; ++i) {
             read_row(ids[i], values.data(), row);
             if (type == Float::f32) {
                 std::memcpy(static_cast<float*>(y) + i * inputs_, values.data(), inputs_ * sizeof(float));
@@ -215,7 +211,7 @@ void PackedWeights::gather(const std::int64_t* ids, std::size_t count, void* y, 
             auto* to = static_cast<std::uint16_t*>(y) + i * inputs_;
             for (std::size_t k = 0; k < inputs_; ++k) to[k] = bfloat16_of_float(values[k]);
         }
-    }
+    });
 }
 
 }  // namespace kvtrove

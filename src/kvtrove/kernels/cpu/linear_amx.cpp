@@ -56,12 +56,13 @@ PackedX pack(const Product& job, std::size_t rows) {
     const auto* x = static_cast<const T*>(job.x);
     constexpr std::size_t kCost = 16;  // multiply-adds that take as long as packing a number
     const std::size_t threads = threads_for(rows * job.inputs * kCost);
-#pragma omp parallel for num_threads(static_cast<int>(threads)) if (threads > 1)
-    for (std::ptrdiff_t i = 0; i < static_cast<std::ptrdiff_t>(row_tiles * steps); ++i) {
-        const std::size_t row = i / steps * kTileRows, k = i % steps * kStep;
-        pack_tile(x + row * job.inputs + k, job.inputs, rows - row, std::min(kStep, job.inputs - k),
-                  to + i * parts * tile, tile);
-    }
+    parallel_ranges(row_tiles * steps, threads, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t i = begin; i < end; ++i) {
+            const std::size_t row = i / steps * kTileRows, k = i % steps * kStep;
+            pack_tile(x + row * job.inputs + k, job.inputs, rows - row, std::min(kStep, job.inputs - k),
+                      to + i * parts * tile, tile);
+        }
+    });
     return {to, steps, tile};
 }
 

@@ -1,12 +1,11 @@
 // A product cut into parts that threads take.
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstddef>
 
 #include "linear_level.h"
+#include "threads.h"
 
 namespace kvtrove {
 
@@ -14,7 +13,7 @@ constexpr std::size_t kWorthAThread = 1 << 17;  // multiply-adds before another 
 constexpr std::size_t kTasksPerThread = 4;      // so that a thread whose core is busy elsewhere holds up the others less
 
 inline std::size_t threads_for(std::size_t work) {
-    return std::clamp<std::size_t>(work / kWorthAThread, 1, omp_get_max_threads());
+    return std::clamp<std::size_t>(work / kWorthAThread, 1, max_threads());
 }
 
 // Half-open ranges of rows of x and of panels.
@@ -28,8 +27,8 @@ struct Cut {
     std::size_t most_rows, most_panels, together;
 };
 
-// Every thread takes the next part that nobody has: which one does not matter to the result. There are as many parts for
-// each of them, and the parts are as equal as can be.
+// Parts are scheduled dynamically; the result does not depend on who computes which. Their number is a multiple of the
+// threads, their sizes differ by at most one unit.
 template <class Run>
 void in_parts(const Cut& cut, Run run) {
     const std::size_t blocks = ceil_div(cut.rows, cut.most_rows), threads = threads_for(cut.work);
@@ -37,13 +36,11 @@ void in_parts(const Cut& cut, Run run) {
     const std::size_t wanted = ceil_div(threads > 1 ? threads * kTasksPerThread : 1, blocks);
     const std::size_t least = std::max(wanted, ceil_div(units, most_units));
     const std::size_t slices = std::min(units, ceil_div(least, threads) * threads);
-    const auto parts = static_cast<std::ptrdiff_t>(blocks * slices);
-#pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(threads)) if (threads > 1)
-    for (std::ptrdiff_t i = 0; i < parts; ++i) {
+    parallel(blocks * slices, threads, [&](std::size_t i, std::size_t) {
         const std::size_t block = i / slices, slice = i % slices;
         run(Part{cut.rows * block / blocks, cut.rows * (block + 1) / blocks, units * slice / slices * cut.together,
                  std::min(cut.panels, units * (slice + 1) / slices * cut.together)});
-    }
+    });
 }
 
 // run(first, count) for pieces of up to `most` rows, as equal as can be.

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "attention/half.h"
+#include "threads.h"
 
 #define INLINE [[gnu::always_inline]] inline
 // Compiled twice where the loader can choose; sums have one order and products are not joined, so the bits are the same.
@@ -149,8 +150,9 @@ KVTROVE_CLONES void gate_bf16(const std::uint16_t* gate, const std::uint16_t* up
 // run(row) for all rows, on several threads where that pays.
 template <class Run>
 void each_row(std::size_t rows, std::size_t size, Run run) {
-#pragma omp parallel for if (rows * size > kWorthAThread)
-    for (std::ptrdiff_t row = 0; row < static_cast<std::ptrdiff_t>(rows); ++row) run(row);
+    parallel_ranges(rows, rows * size > kWorthAThread ? max_threads() : 1, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t row = begin; row < end; ++row) run(row);
+    });
 }
 
 void norm_at(const Norm& norm, const void* x, void* y, std::size_t at) {

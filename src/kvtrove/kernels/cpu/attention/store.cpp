@@ -1,9 +1,9 @@
 // New K/V into their slots, in the layout of the layer; rotation on the way.
-#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
 
+#include "../threads.h"
 #include "convert.h"
 
 namespace kvtrove::attention {
@@ -129,7 +129,7 @@ void store_token(const Layer& layer, std::int64_t slot, std::int64_t token, cons
 // Threads worth waking for so many tokens.
 int threads_for(std::int64_t tokens, int num_threads) {
     const auto useful = static_cast<int>(std::min<std::int64_t>(tokens / kWorthAThread + 1, 1 << 16));
-    return std::min(num_threads > 0 ? num_threads : omp_get_max_threads(), useful);
+    return std::min(num_threads > 0 ? num_threads : static_cast<int>(max_threads()), useful);
 }
 
 }  // namespace
@@ -137,25 +137,27 @@ int threads_for(std::int64_t tokens, int num_threads) {
 void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v, int num_threads, const Rope* rope) {
     const std::int64_t tokens = batch.tokens();
     const int threads = threads_for(tokens, num_threads);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (std::int64_t token = 0; token < tokens; ++token) {
-        store_token(layer, batch.slots[token], token, k, true, rope);
-        store_token(layer, batch.slots[token], token, v, false, nullptr);
-    }
+    parallel_ranges(tokens, threads, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t token = begin; token < end; ++token) {
+            store_token(layer, batch.slots[token], token, k, true, rope);
+            store_token(layer, batch.slots[token], token, v, false, nullptr);
+        }
+    });
 }
 
 void rotate(const Rows& x, std::int64_t tokens, int heads, int head_dim, const Rope& rope, int num_threads) {
     const int threads = threads_for(tokens, num_threads);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (std::int64_t token = 0; token < tokens; ++token) {
-        for (int head = 0; head < heads; ++head) {
-            std::uint8_t* at = x.data + token * x.stride + head * head_dim * bytes_of(x.element);
-            float wide[kMaxDim];
-            floats_of(at, x.element, 2 * rope.half, wide);
-            turn(wide, rope, token);
-            from_floats(wide, x.element, 2 * rope.half, at);
+    parallel_ranges(tokens, threads, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t token = begin; token < end; ++token) {
+            for (int head = 0; head < heads; ++head) {
+                std::uint8_t* at = x.data + token * x.stride + head * head_dim * bytes_of(x.element);
+                float wide[kMaxDim];
+                floats_of(at, x.element, 2 * rope.half, wide);
+                turn(wide, rope, token);
+                from_floats(wide, x.element, 2 * rope.half, at);
+            }
         }
-    }
+    });
 }
 
 }  // namespace kvtrove::attention

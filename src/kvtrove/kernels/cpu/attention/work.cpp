@@ -1,10 +1,10 @@
 #include "work.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+
+#include "../threads.h"
 
 namespace kvtrove::attention {
 
@@ -104,7 +104,7 @@ void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& o
     for (std::int64_t s = 0; s < batch.sequences(); ++s) cut(layer, batch, s, level.target_rows, scratch.tiles);
     if (scratch.tiles.empty()) return;
 
-    const int threads = num_threads > 0 ? num_threads : omp_get_max_threads();
+    const int threads = num_threads > 0 ? num_threads : static_cast<int>(max_threads());
     Step step{layer, batch, q, out, lse, nullptr, 0};
     for (const Tile& tile : scratch.tiles) step.max_rows = std::max(step.max_rows, step.rows(tile));
     const std::size_t each = step.partial_floats(), own = level.workspace_floats(layer, step.max_rows);
@@ -113,22 +113,14 @@ void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& o
     step.partials = scratch.memory.data();
     float* const workspaces = step.partials + partials;
 
-    const auto items = static_cast<std::int64_t>(scratch.items.size());
-    const auto tiles = static_cast<std::int64_t>(scratch.tiles.size());
-#pragma omp parallel num_threads(threads) if (threads > 1 && items > 1)
-    {
-        float* const workspace = workspaces + own * omp_get_thread_num();
-#pragma omp for schedule(dynamic, 1)
-        for (std::int64_t i = 0; i < items; ++i) {
-            level.attend(step, scratch.tiles[scratch.items[i].tile], scratch.items[i].split, workspace);
-        }
-        if (partials > 0) {
-#pragma omp for schedule(static)
-            for (std::int64_t i = 0; i < tiles; ++i) {
-                if (scratch.tiles[i].partial >= 0) level.merge(step, scratch.tiles[i], workspace);
-            }
-        }
-    }
+    parallel(scratch.items.size(), threads, [&](std::size_t i, std::size_t worker) {
+        const Item& item = scratch.items[i];
+        level.attend(step, scratch.tiles[item.tile], item.split, workspaces + own * worker);
+    });
+    if (partials == 0) return;
+    parallel(scratch.tiles.size(), threads, [&](std::size_t i, std::size_t worker) {
+        if (scratch.tiles[i].partial >= 0) level.merge(step, scratch.tiles[i], workspaces + own * worker);
+    });
 }
 
 void run(const Layer& layer, const Batch& batch, const Inputs& inputs, const Rows& out, Scratch& scratch, int num_threads,
