@@ -95,6 +95,7 @@ class Engine:
         )
         limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
         self.scheduler = Scheduler(self.kv, limits, clock)
+        self._end_token_ids = self._known_ends()
         self._random = random.Random(config.seed)
         self._texts: dict[str, RequestText] = {}
         self._arrivals = 0
@@ -130,7 +131,8 @@ class Engine:
         self._refuse_bad(request_id, prompt_token_ids, params)
         longest = self.max_model_len
         wanted = longest if params.max_tokens is None else len(prompt_token_ids) + params.max_tokens
-        own_ends = () if params.ignore_eos else (*self.spec.eos_token_ids, *self.tokenizer.eos_token_ids)
+        own_ends = () if params.ignore_eos else self._end_token_ids
+        ends = frozenset(i for i in (*own_ends, *(params.stop_token_ids or ())) if 0 <= i < self.spec.vocab_size)
         request = Request(
             id=request_id,
             arrival=self._arrivals,
@@ -139,7 +141,7 @@ class Engine:
             seed=params.seed if params.seed is not None else self._random.getrandbits(63),
             salt=salt.encode(),
             max_len=min(longest, wanted),
-            end_token_ids=frozenset((*own_ends, *(params.stop_token_ids or ()))),
+            end_token_ids=ends,
             metrics=RequestMetrics(arrival_time=self.clock()),
             guide=guide,
         )
@@ -166,6 +168,17 @@ class Engine:
                     raise RequestError(
                         f"{param}: token id {token_id} is not in the vocabulary (0 to {vocab - 1})", param
                     )
+
+    def _known_ends(self) -> tuple[int, ...]:
+        """The model's own end tokens. Some checkpoints name ids past the vocabulary, which it can never produce."""
+        ends = dict.fromkeys((*self.spec.eos_token_ids, *self.tokenizer.eos_token_ids))
+        unknown = [i for i in ends if not 0 <= i < self.spec.vocab_size]
+        if unknown:
+            log.warning(
+                "end tokens %s of the checkpoint lie past its vocabulary of %d and are ignored",
+                *(unknown, self.spec.vocab_size),
+            )
+        return tuple(i for i in ends if i not in unknown)
 
     def abort(self, request_id: str) -> bool:
         """Drop a request at any moment; all that it held is free when this returns. False when it is not known."""

@@ -69,6 +69,7 @@ class RequestText:
             num_cached_tokens=request.num_cached_tokens or 0,
             prompt_logprobs=request.prompt_logprobs,
             metrics=request.metrics,
+            error=request.error,
         )
 
     def _completion(self, seq: Sequence) -> CompletionOutput:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kvtrove.runner.logprobs import LARGEST
 from kvtrove.runner.ranking import EXCLUDED
 from kvtrove.scheduler.output import SampleSpec
 
@@ -23,11 +24,10 @@ def adjusts(spec: SampleSpec) -> bool:
     return bool(limited or spec.banned or params.logit_bias or params.penalised)
 
 
-def adjusted(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
-    """A copy of logits [R, V]: tokens allowed, biased, banned, then penalised.
+def adjusted(logits: Tensor, specs: Sequence[SampleSpec]) -> tuple[Tensor, list[int]]:
+    """A copy of logits [R, V]: tokens allowed, biased, banned, then penalised; and the rows left without any token.
 
-    A row that is left without any token keeps its best raw one, whatever forbade it: a request whose rules contradict
-    each other must end by its own limits, not end the batch.
+    Such a row, of a request whose rules contradict each other, keeps its best raw one, so that the others can be drawn.
     """
     work = logits.clone()
     _allow(work, specs)
@@ -38,8 +38,9 @@ def adjusted(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
     _penalise_repetition(work, specs)
     _penalise_output(work, specs)
     lost = (work.amax(-1) == EXCLUDED).nonzero().squeeze(1)
-    work[lost, logits[lost].argmax(-1)] = 0.0
-    return work
+    if len(lost):
+        work[lost, logits[lost].argmax(-1)] = 0.0
+    return work, lost.tolist()
 
 
 def ban(work: Tensor, specs: Sequence[SampleSpec]) -> None:
@@ -67,7 +68,8 @@ def _penalise_repetition(work: Tensor, specs: Sequence[SampleSpec]) -> None:
     rows, columns = _cells(work, seen)
     values, strength = work[rows, columns], penalty[rows]
     # A token seen twice is written twice, with the same value.
-    work[rows, columns] = torch.where(values > 0, values / strength, values * strength)
+    changed = torch.where(values > 0, values / strength, values * strength).clamp_(-LARGEST, LARGEST)
+    work[rows, columns] = changed.masked_fill_(values == EXCLUDED, EXCLUDED)
 
 
 def _penalise_output(work: Tensor, specs: Sequence[SampleSpec]) -> None:

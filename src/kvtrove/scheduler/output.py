@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrove.request import SamplingParams, TokenLogprobs
+from kvtrove.request import EngineError, RequestError, SamplingParams, TokenLogprobs
 
 NO_TOKENS: array[int] = array("i")
 
@@ -80,10 +80,14 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class SequenceResult:
-    """`samples`: one per stream, or the candidates, best first. `prompt_logprobs`: one entry per prompt target."""
+    """`samples`: one per stream, or the candidates, best first. `prompt_logprobs`: one entry per prompt target.
+
+    error: why there is nothing of either; it ends the request.
+    """
 
     samples: list[SampledToken]
     prompt_logprobs: list[TokenLogprobs] | None = None
+    error: RequestError | EngineError | None = None
 
 
 @dataclass(frozen=True, slots=True)

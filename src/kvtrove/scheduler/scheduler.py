@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvtrove.kv.manager import KVCacheManager
-from kvtrove.request import FinishReason, RequestError
+from kvtrove.request import EngineError, FinishReason, RequestError
 from kvtrove.scheduler import beam
 from kvtrove.scheduler.output import ModelOutput, SampledToken, SchedulerOutput
 from kvtrove.scheduler.policies import end_of, share
@@ -94,6 +94,12 @@ class Scheduler:
         self._leave(seq)
         if seq.request.finished:
             self._retire(seq.request)
+
+    def fail(self, request: Request, error: RequestError | EngineError) -> None:
+        """End a request that cannot go on; every output of it that is still open is dropped."""
+        request.error = error
+        for seq in request.unfinished:
+            self.finish(seq, "abort")
 
     @property
     def has_unfinished(self) -> bool:
@@ -312,6 +318,9 @@ class Scheduler:
                 continue
             request = seq.request
             touched[request.id] = request
+            if result.error is not None:
+                self.fail(request, result.error)
+                continue
             if result.prompt_logprobs and request.prompt_logprobs is not None:
                 request.prompt_logprobs.extend(result.prompt_logprobs)
             if not result.samples:
@@ -325,7 +334,8 @@ class Scheduler:
             else:
                 self._extend(seq, result.samples)
         for request_id, candidates in beams.items():
-            self._advance_beams(touched[request_id], candidates)
+            if not touched[request_id].finished:
+                self._advance_beams(touched[request_id], candidates)
         return list(touched.values())
 
     def _commit(self, seq: Sequence, num: int) -> None:

@@ -6,7 +6,15 @@ from array import array
 from dataclasses import dataclass, field
 
 from kvtrove.kv.table import SequenceKV
-from kvtrove.request import FinishReason, Guide, RequestMetrics, SamplingParams, TokenLogprobs
+from kvtrove.request import (
+    EngineError,
+    FinishReason,
+    Guide,
+    RequestError,
+    RequestMetrics,
+    SamplingParams,
+    TokenLogprobs,
+)
 from kvtrove.scheduler.output import SampledToken, SampleSpec
 
 
@@ -88,6 +96,7 @@ class Request:
     completed: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    error: RequestError | EngineError | None = None
 
     @property
     def beam(self) -> bool:

@@ -96,10 +96,12 @@ class OutputStream:
         return not self._unfinished and self._news.empty()
 
     async def next(self) -> tuple[int, RequestOutput]:
-        """(index of the request, its news). Raises ApiError when the engine fails."""
+        """(index of the request, its news). Raises what ended it, or ApiError when the engine fails."""
         news = await self._news.get()
         if isinstance(news, Exception):
             raise news
+        if news.error is not None:
+            raise news.error
         return self._index[news.request_id], news
 
     def push(self, output: RequestOutput) -> None:
