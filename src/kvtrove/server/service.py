@@ -102,6 +102,9 @@ class Service:
             raise RequestError(text, "allowed_token_ids")
         return guide
 
-    def refuse_unless_it_fits(self, num_tokens: int, max_tokens: int | None, param: str) -> None:
-        """ApiError `context_length_exceeded` when a prompt and its answer do not fit into the context."""
-        refuse_unless_it_fits(num_tokens, max_tokens, self.max_model_len, self.limits.max_prompt_tokens, param)
+    def refuse_unless_it_fits(
+        self, num_tokens: int, max_tokens: int | None, param: str, limit_param: str = "max_tokens"
+    ) -> None:
+        """ApiError when a prompt and its answer do not fit into the context: see `context`."""
+        limit = self.limits.max_prompt_tokens
+        refuse_unless_it_fits(num_tokens, max_tokens, self.max_model_len, limit, param, limit_param)

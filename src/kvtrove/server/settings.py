@@ -15,14 +15,17 @@ ToolFormat = Literal["auto", "hermes", "llama3"]
 class Limits:
     """What one request and all of them together may ask.
 
-    max_body_bytes: of a request. max_prompt_tokens: None is what the context holds. max_prompts: of one completion.
-    max_n: sequences per prompt (n, best_of, beams). max_stops, max_stop_chars: stop strings and their lengths.
+    max_body_bytes: of a request. max_nesting: levels of arrays and objects in it. max_prompt_tokens: None is what the
+    context holds. max_prompts: of one completion. max_n: sequences per prompt (n, best_of, beams).
+    max_stops, max_stop_chars: stop strings and their lengths.
     max_schema_bytes: JSON schema, grammar or all tools of a request. max_concurrent: requests in flight.
     max_queue: sequences that wait for the engine; one more request is refused with 429 then.
     request_timeout: seconds a request may take. idle_timeout: seconds for a client to send its body, or read an event.
+    keep_alive: seconds of silence after which a stream shows that it still lives.
     """
 
     max_body_bytes: int = 4 * 2**20
+    max_nesting: int = 128
     max_prompt_tokens: int | None = None
     max_prompts: int = 256
     max_n: int = 32
@@ -34,6 +37,7 @@ class Limits:
     max_queue: int = 256
     request_timeout: float = 600.0
     idle_timeout: float = 60.0
+    keep_alive: float = 10.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -19,7 +19,7 @@ from kvtrove.server.protocol.common import TokenId
 from kvtrove.server.reports import MAX_REPORTS, CacheReport, Reports, remembered, tool_names
 from kvtrove.server.reports_place import Conversation
 from kvtrove.server.reports_recent import as_tokens
-from kvtrove.server.routes.chat import conversation_of
+from kvtrove.server.routes.chat_input import conversation_of
 from kvtrove.server.routes.common import ANSWERS, ServiceOf, errors
 from kvtrove.server.service import Service
 
