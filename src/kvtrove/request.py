@@ -215,8 +215,7 @@ class SamplingParams:
 def _token_id_problems(ids: Collection[object]) -> Iterator[str]:
     if len(ids) > MAX_TOKEN_IDS:
         yield f"{len(ids)} token ids are more than the {MAX_TOKEN_IDS} allowed"
-    wrong = next((i for i in ids if not isinstance(i, int)), None)
-    if wrong is not None:
+    for wrong in (i for i in ids if not isinstance(i, int)):
         yield f"{_short(wrong)} is not a token id, which is a whole number"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvtrove.kv.table import SequenceKV
 from kvtrove.request import (
@@ -97,6 +98,8 @@ class Request:
     num_cached_tokens: int | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     error: RequestError | EngineError | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    """The runner's (`SampleSpec.notes`)."""
 
     @property
     def beam(self) -> bool:

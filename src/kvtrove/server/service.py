@@ -35,8 +35,8 @@ class Service:
         self.config, self.spec, self.tokenizer = engine.config, engine.spec, engine.tokenizer
         self.sampling_defaults = sampling_defaults(engine.config.model)
         self.max_model_len = engine.max_model_len
-        self.engine = EngineThread(engine, self.observers.on_step)
-        self.admission = Admission(settings.limits, lambda: self.engine.stats.num_waiting)
+        self.engine = EngineThread(engine, self.observers.on_step, settings.limits.step_timeout)
+        self.admission = Admission(settings.limits, lambda: self.engine.num_waiting, self._num_seats)
         self.created = int(time.time())
         eos = dict.fromkeys((*self.spec.eos_token_ids, *self.tokenizer.eos_token_ids))
         self._grammars = Grammars(self.tokenizer.backend, self.spec.vocab_size, tuple(eos))
@@ -49,6 +49,11 @@ class Service:
         await self.engine.stop()
         self._grammars.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _num_seats(self) -> int:
+        """Sequences that the engine would begin at once: none while others wait, whatever they wait for."""
+        stats = self.engine.stats
+        return 0 if stats.num_waiting else max(0, self.config.max_num_seqs - stats.num_running)
 
     async def in_pool(self, function: Callable[..., T], *args: object) -> T:
         """Run `function` off the event loop."""
