@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
@@ -21,6 +22,7 @@ from kvtrove.server.routes import admin, cache, chat, completions, health, messa
 from kvtrove.server.service import Service
 
 log = logging.getLogger(__name__)
+_ALTERNATIVE = re.compile(r"[A-Z]|.*\[|(str|int|float|bool|dict|list)$")  # pydantic's name for one type of several
 ROUTERS = tuple(
     module.router for module in (models, chat, completions, responses, messages, tokenize, cache, admin, health)
 )
@@ -106,7 +108,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return _answer(request, refused(f"the body is not JSON: {first['ctx']['error']}", code="invalid_json"))
-    where = [part for part in first["loc"] if part != "body"]
+    where = [part for part in first["loc"] if part != "body" and not _ALTERNATIVE.match(str(part))]
     param = str(where[0]) if where else None
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
     message = f"{place}: {first['msg']}" if place else f"the body: {first['msg']}; send JSON as application/json"

@@ -29,7 +29,8 @@ def refuse_unless_it_fits(
     if limit is not None and num_tokens > limit:
         raise _too_long(f"{num_tokens} tokens", limit, context, param)
     if num_tokens >= context:
-        raise _too_long(f"{num_tokens} tokens", context - 1, context, param)
+        most = context - (max_tokens or 1)
+        raise _too_long(f"{num_tokens} tokens", most if most > 0 else context - 1, context, param)
     if max_tokens is not None and num_tokens + max_tokens > context:
         wanted = f"{num_tokens} prompt tokens and {limit_param} {max_tokens} are {num_tokens + max_tokens}"
         remedy = f"lower {limit_param} to {context - num_tokens}"

@@ -42,6 +42,7 @@ class Job:
         self.created = int(time.time())
         self.results: tuple[PromptResult, ...] = ()
         self.notes: dict[str, Any] = {}  # the answer's `kvtrove` object
+        self.findings: Mapping[str, Any] = {}  # what observers know of a request before it runs
         self._arrival: Arrival | None = None
         self._stream: OutputStream | None = None
         self._departed = self._closed = self._prepared = False
@@ -65,9 +66,10 @@ class Job:
             tenant=self.caller.tenant,
             body=self.body,
             requests=tuple(requests),
+            answer=self.key,
             messages=messages,
         )
-        self.service.observers.on_arrival(self._arrival)
+        self.findings = self.service.observers.on_arrival(self._arrival)
 
     async def outputs(self) -> AsyncIterator[tuple[int, RequestOutput]]:
         """(prompt, news of it) until all have ended. ApiError when it takes too long, the engine fails, or a

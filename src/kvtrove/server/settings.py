@@ -57,6 +57,7 @@ class ServerSettings:
     cors_origins: web pages that may call the server ("*" is all of them); none by default.
     drain_timeout: seconds that accepted requests have to finish after SIGTERM.
     tool_format: how this model writes tool calls; "auto" reads it off the chat template.
+    stable_prefix: volatile lines at the head of a system message go behind the conversation, unless a request says no.
     """
 
     host: str = "127.0.0.1"
@@ -65,6 +66,7 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     drain_timeout: float = 60.0
     tool_format: ToolFormat = "auto"
+    stable_prefix: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

@@ -91,6 +91,12 @@ class MessagesRequest(ConversationFields):
     truncation: Literal["auto", "disabled"] | None = None
     diagnostics: DiagnosticsFields | None = None
 
+    @property
+    def compared_with(self) -> str | None:
+        """The answer with whose request this one is to be compared, without the prefix of its id."""
+        asked = self.diagnostics and self.diagnostics.previous_message_id
+        return asked.removeprefix("msg_") if asked else None
+
 
 class MessagesUsage(TypedDict):
     """input_tokens were computed, cache_read_input_tokens reused; together they are the prompt."""
@@ -122,7 +128,7 @@ class MessageAnswer(TypedDict):
     stop_reason: str | None
     stop_sequence: str | None
     usage: MessagesUsage
-    diagnostics: dict[str, Any] | None
+    diagnostics: NotRequired[dict[str, Any] | None]
     kvtrove: NotRequired[dict[str, Any]]
 
 

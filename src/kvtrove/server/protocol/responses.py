@@ -115,6 +115,12 @@ class ResponsesRequest(ConversationFields):
     def limit_field(self) -> str:
         return "max_output_tokens"
 
+    @property
+    def compared_with(self) -> str | None:
+        """The answer with whose request this one is to be compared, without the prefix of its id."""
+        asked = self.prompt_cache_options and self.prompt_cache_options.comparison_response_id
+        return asked.removeprefix("resp_") if asked else None
+
 
 class InputTokensDetails(TypedDict):
     """cache_write_tokens: of those that are charged, which none is here."""
@@ -151,7 +157,6 @@ class ResponseObject(TypedDict):
     metadata: dict[str, str]
     parallel_tool_calls: bool
     previous_response_id: None
-    store: bool
     temperature: float
     text: dict[str, Any]
     tool_choice: Any

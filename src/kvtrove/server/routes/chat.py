@@ -24,7 +24,7 @@ from kvtrove.server.protocol.chat import (
 from kvtrove.server.respond import COMMENT, DONE, open_job, respond, sse
 from kvtrove.server.routes.chat_input import conversation_of, params_of
 from kvtrove.server.routes.chat_legacy import legacy, legacy_reason
-from kvtrove.server.routes.common import GENERATES, ServiceOf, UsageInStream, errors, notes_of
+from kvtrove.server.routes.common import GENERATES, ServiceOf, UsageInStream, errors, notes_of, settled
 from kvtrove.server.routes.toolset import LeftOut
 
 router = APIRouter()
@@ -52,7 +52,8 @@ class Chat:
         params = params_of(self.body, self.job.service)
         left_out = LeftOut()
         conversation = conversation_of(self.body, left_out)
-        self.job.notes |= left_out.note()
+        conversation, moved = settled(conversation, self.job.service, self.body.stable_prefix)
+        self.job.notes |= left_out.note() | moved
         run = await submit_chat(
             self.job, conversation, params, self.body.grammar(), truncate=self.body.truncation == "auto"
         )

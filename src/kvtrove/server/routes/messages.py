@@ -21,8 +21,9 @@ from kvtrove.server.protocol.messages import (
     MessagesUsage,
     TokenCount,
 )
+from kvtrove.server.reports_change import Comparison
 from kvtrove.server.respond import open_job, respond, sse
-from kvtrove.server.routes.common import ANSWERS, GENERATES, ServiceOf, errors, notes_of
+from kvtrove.server.routes.common import ANSWERS, GENERATES, ServiceOf, errors, notes_of, settled
 from kvtrove.server.routes.messages_input import conversation_of
 from kvtrove.server.routes.toolset import LeftOut
 
@@ -41,7 +42,8 @@ async def messages(body: MessagesRequest, request: Request, service: ServiceOf) 
 async def count_tokens(body: ConversationFields, service: ServiceOf) -> TokenCount:
     """Tokens of the prompt that a conversation makes."""
     service.check_model(body.model)
-    text = await service.in_pool(render, service, conversation_of(body))
+    conversation, _ = settled(conversation_of(body), service, body.stable_prefix)
+    text = await service.in_pool(render, service, conversation)
     tokens = await service.in_pool(lambda: service.tokenizer.encode(text, add_special_tokens=False))
     return {"input_tokens": len(tokens)}
 
@@ -65,8 +67,8 @@ class Messages:
             max_tokens=max(1, body.max_tokens), stop=tuple(stops), **service.sampling_defaults | given
         )
         left_out = LeftOut()
-        conversation = conversation_of(body, left_out)
-        self.job.notes |= left_out.note()
+        conversation, moved = settled(conversation_of(body, left_out), service, body.stable_prefix)
+        self.job.notes |= left_out.note() | moved
         run = await submit_chat(
             self.job,
             conversation,
@@ -140,7 +142,23 @@ class Messages:
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
+            **self._diagnostics(),
         }
+
+    def _diagnostics(self) -> dict[str, Any]:
+        """Null unless the conversation has changed since the answer that it is compared with."""
+        if self.body.diagnostics is None:
+            return {}
+        found: Comparison = self.job.findings.get("comparison", Comparison(found=True))
+        if not found.found:
+            reason: dict[str, Any] = {"type": "previous_message_not_found"}
+        elif found.change is not None:
+            reason = {"type": f"{found.change}_changed", "cache_missed_input_tokens": found.missed}
+        elif not found.explained:
+            reason = {"type": "unavailable"}
+        else:
+            return {"diagnostics": None}
+        return {"diagnostics": {"cache_miss_reason": reason}}
 
 
 def _event(data: dict[str, Any]) -> str:

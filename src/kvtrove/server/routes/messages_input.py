@@ -10,8 +10,7 @@ from kvtrove.request import RequestError
 from kvtrove.server.chat.conversation import Conversation, checked, join_text
 from kvtrove.server.protocol.messages import Block, ConversationFields, InputMessage, MessagesToolChoice
 from kvtrove.server.routes.toolset import LeftOut, Toolset
-
-BILLING = "x-anthropic-billing-header"  # Claude Code's first system block; it changes with every request
+from kvtrove.server.volatile import BILLING
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _THOUGHTS = ("thinking", "redacted_thinking")

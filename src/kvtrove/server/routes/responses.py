@@ -23,8 +23,9 @@ from kvtrove.server.protocol.responses import (
     ResponsesRequest,
     ResponseUsage,
 )
+from kvtrove.server.reports_change import Comparison
 from kvtrove.server.respond import COMMENT, open_job, respond, sse
-from kvtrove.server.routes.common import ANSWERS, GENERATES, ServiceOf, errors, notes_of
+from kvtrove.server.routes.common import ANSWERS, GENERATES, ServiceOf, errors, notes_of, settled
 from kvtrove.server.routes.responses_input import grammar_of, read
 from kvtrove.server.routes.toolset import LeftOut
 
@@ -44,7 +45,7 @@ async def responses(body: ResponsesRequest, request: Request, service: ServiceOf
 async def input_tokens(body: ConversationFields, service: ServiceOf) -> InputTokens:
     """Tokens of the prompt that a conversation makes."""
     service.check_model(body.model)
-    conversation, _ = read(body, LeftOut())
+    conversation, _ = settled(read(body, LeftOut())[0], service, body.stable_prefix)
     text = await service.in_pool(render, service, conversation)
     tokens = await service.in_pool(lambda: service.tokenizer.encode(text, add_special_tokens=False))
     return {"object": "response.input_tokens", "input_tokens": len(tokens)}
@@ -64,7 +65,8 @@ class Responses:
         body = self.body
         left_out = LeftOut()
         conversation, functions = read(body, left_out)
-        self.job.notes |= left_out.note()
+        conversation, moved = settled(conversation, self.job.service, body.stable_prefix)
+        self.job.notes |= left_out.note() | moved
         self.items = OutputItems(self.job.key, functions.namespaces)
         run = await submit_chat(
             self.job, conversation, self._params(), grammar_of(body), truncate=body.truncation == "auto"
@@ -150,7 +152,6 @@ class Responses:
             "metadata": body.metadata or {},
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "store": False,
             "temperature": temperature,
             "text": {"format": {"type": "text"}} | (_as_sent(body.text) or {}),
             "tool_choice": _as_sent(body.tool_choice) or "auto",
@@ -163,7 +164,25 @@ class Responses:
             "truncation": body.truncation or "disabled",
             "usage": self._usage() if ended else None,
         }
-        return cast(ResponseObject, response | (notes_of(self.job) if ended else {}))
+        return cast(ResponseObject, response | self._diagnostics() | (notes_of(self.job) if ended else {}))
+
+    def _diagnostics(self) -> dict[str, Any]:
+        """How the conversation has changed since the answer that it is compared with."""
+        found: Comparison | None = self.job.findings.get("comparison")
+        if found is None:
+            return {}
+        if not found.found:
+            diagnosis: dict[str, Any] = {"type": "comparison_response_not_found"}
+        elif found.change is not None:
+            diagnosis = {
+                "type": "cache_miss",
+                "reason": "tools_changed" if found.change == "tools" else "input_changed",
+                "cache_missed_tokens": found.missed,
+                "comparison_reusable_tokens": found.common,
+            }
+        else:
+            diagnosis = {"type": "cache_hit" if found.explained else "unavailable"}
+        return {"prompt_cache_diagnostics": diagnosis}
 
     def _usage(self) -> ResponseUsage:
         usage = self.job.usage()
