@@ -64,9 +64,8 @@ def _openai(url: str) -> Any:
 
 
 def chat_answer(url: str) -> None:
-    wants(
-        bool(_openai(url).chat.completions.create(model="demo", messages=HI, max_tokens=8).choices[0].message.content)
-    )
+    answer = _openai(url).chat.completions.create(model="demo", messages=HI, max_tokens=8)
+    wants(bool(answer.choices[0].message.content))
 
 
 def chat_stream(url: str) -> None:
@@ -153,7 +152,7 @@ def responses_usage(url: str) -> None:
         model="demo", input="Hi", instructions=SYSTEM, max_output_tokens=2, prompt_cache_options=options
     )
     wants(again.usage.input_tokens_details.cached_tokens > 0, again.usage)
-    found = again.prompt_cache_diagnostics  # releases before 3.50 leave it as it came
+    found = again.prompt_cache_diagnostics  # older releases leave it as it came
     wants((found["type"] if isinstance(found, dict) else found.type) == "cache_hit", found)
 
 
@@ -190,9 +189,8 @@ def messages_result(url: str) -> None:
 
 
 def messages_parse(url: str) -> None:
-    wants(
-        isinstance(_messages(url).parse(model="demo", messages=HI, max_tokens=60, output_format=Pet).parsed_output, Pet)
-    )
+    message = _messages(url).parse(model="demo", messages=HI, max_tokens=60, output_format=Pet)
+    wants(isinstance(message.parsed_output, Pet))
 
 
 def messages_overflow(url: str) -> None:
@@ -276,14 +274,8 @@ def litellm(provider: str) -> dict[str, Feature]:
         import litellm as package
 
         base = url if provider == "anthropic" else f"{url}/v1"
-        return package.completion(
-            model=f"{provider}/demo",
-            api_base=base,
-            api_key=KEY,
-            messages=messages,
-            num_retries=0,
-            **{"max_tokens": 90} | more,
-        )
+        settings = {"model": f"{provider}/demo", "api_base": base, "api_key": KEY, "num_retries": 0, "max_tokens": 90}
+        return package.completion(messages=messages, **settings | more)
 
     def stream(url: str) -> None:
         wants(bool("".join(chunk.choices[0].delta.content or "" for chunk in ask(url, stream=True, max_tokens=8))))
@@ -330,10 +322,8 @@ def instructor_structured(mode: str) -> Feature:
         import instructor
 
         client = instructor.from_openai(_openai(url), mode=instructor.Mode[mode])
-        pet = client.chat.completions.create(
-            model="demo", messages=HI, response_model=Pet, max_tokens=90, max_retries=0
-        )
-        wants(isinstance(pet, Pet))
+        settings: Any = {"model": "demo", "messages": HI, "max_tokens": 90, "max_retries": 0}
+        wants(isinstance(client.chat.completions.create(response_model=Pet, **settings), Pet))
 
     return structured
 
@@ -355,15 +345,34 @@ def pydantic_ai_stream(url: str) -> None:
     wants(bool(asyncio.run(run())))
 
 
+def _llama_index(url: str) -> Any:
+    from llama_index.llms.openai_like import OpenAILike
+
+    settings: Any = {"model": "demo", "api_base": f"{url}/v1", "api_key": KEY, "max_tokens": 90, "context_window": 4096}
+    return OpenAILike(**settings, max_retries=0, is_chat_model=True, should_use_structured_outputs=True)
+
+
+def llama_index_stream(url: str) -> None:
+    from llama_index.core.llms import ChatMessage
+
+    wants(bool("".join(piece.delta or "" for piece in _llama_index(url).stream_chat([ChatMessage("Hi")]))))
+
+
+def llama_index_structured(url: str) -> None:
+    from llama_index.core.llms import ChatMessage
+
+    pet = _llama_index(url).as_structured_llm(Pet).chat([ChatMessage("Hi")]).raw
+    wants(isinstance(pet, Pet), pet)
+
+
 def _agent(url: str, **more: Any) -> tuple[Any, Any]:
     import agents
     import openai
 
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
     model = agents.OpenAIResponsesModel(model="demo", openai_client=client)
-    return agents.Runner, agents.Agent(
-        name="a", model=model, model_settings=agents.ModelSettings(max_tokens=90), **more
-    )
+    settings = agents.ModelSettings(max_tokens=90)
+    return agents.Runner, agents.Agent(name="a", model=model, model_settings=settings, **more)
 
 
 def agents_answer(url: str) -> None:
@@ -434,6 +443,11 @@ CLIENTS: dict[tuple[str, str | None], dict[str, Feature]] = {
         "answer": lambda url: wants(bool(_pydantic_ai(url).run_sync("Hi").output)),
         "stream": pydantic_ai_stream,
         "structured": lambda url: wants(isinstance(_pydantic_ai(url, output_type=Pet).run_sync("Hi").output, Pet)),
+    },
+    ("llama-index", "llama-index-llms-openai-like"): {
+        "answer": lambda url: wants(bool(_llama_index(url).complete("Hi").text)),
+        "stream": llama_index_stream,
+        "structured": llama_index_structured,
     },
     ("openai-agents", "openai-agents"): {"answer": agents_answer, "structured": agents_structured},
     ("Codex, a recorded request", None): {"stream": recorded("codex", "/v1/responses", "response.completed")},
