@@ -20,8 +20,10 @@ class Limits:
     max_stops, max_stop_chars: stop strings and their lengths.
     max_schema_bytes: JSON schema, grammar or all tools of a request. max_concurrent: requests in flight.
     max_queue: sequences that wait for the engine; one more request is refused with 429 then.
+    max_connections: open at once, as far as there are file descriptors; one more pushes out an idle one or gets 503.
     request_timeout: seconds a request may take. idle_timeout: seconds for a client to send its body, or read an event.
     keep_alive: seconds of silence after which a stream shows that it still lives.
+    step_timeout: seconds after which a step of the engine counts as hung; whoever is at fault is ended.
     """
 
     max_body_bytes: int = 4 * 2**20
@@ -35,9 +37,11 @@ class Limits:
     max_schema_bytes: int = 128 * 2**10
     max_concurrent: int = 1024
     max_queue: int = 256
+    max_connections: int = 4096
     request_timeout: float = 600.0
     idle_timeout: float = 60.0
     keep_alive: float = 10.0
+    step_timeout: float = 300.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
