@@ -100,11 +100,18 @@ def test_responses(alice: httpx.Client, body: dict[str, Any]) -> None:
     check(responses.Response, whole)
     told = events(post(alice, "/v1/responses", input="Hi", stream=True, temperature=0, **body))
     for n, event in enumerate(told):
+        if event["type"] == "response.function_call_arguments.done":
+            assert event.pop("name")  # some releases of the client demand it, others do not know it
         check(event_type(responses.ResponseStreamEvent, event), event)
         assert event["sequence_number"] == n
 
     def content(answer: dict[str, Any]) -> list[Any]:
-        return [{k: v for k, v in item.items() if k not in ("id", "call_id")} for item in answer["output"]]
+        for item in answer["output"]:
+            del item["id"]
+            item.pop("call_id", None)
+            for part in item.get("content", []):  # values differ in the last bits between a cold and a warm cache
+                part["logprobs"] = [entry["token"] for entry in part["logprobs"]]
+        return list(answer["output"])
 
     assert content(told[-1]["response"]) == content(whole)
     check(responses.InputTokenCountResponse, post(alice, "/v1/responses/input_tokens", input="Hi", **body).json())
