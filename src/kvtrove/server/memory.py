@@ -53,8 +53,8 @@ class DeviceMemory(TypedDict):
 
 
 class ProcessMemory(TypedDict):
-    """Bytes of RAM. resident: held now; null where the system does not say. planned: the most that it may come to by the
-    ledger, once every block of the cache has been used; null without a warm-up, which measures where it begins.
+    """Bytes of RAM. resident: held now; null where the system does not say. planned: the most that the ledger expects,
+    once every block of the cache has been used; null without a warm-up, which measures where it begins.
     """
 
     resident: int | None
