@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
     from kvtrove.kv.explain import Explanation
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
+"""error: the grammar of the request cannot go on; `stop_reason` says why, and the text is not in the grammar."""
+
 OutputKind = Literal["cumulative", "delta", "final_only"]
 MAX_LOGPROBS = 100
 MAX_STOPS = 64
@@ -95,6 +97,13 @@ class Guide(Protocol):
 
     def accept(self, token_id: int) -> None:
         """The sequence goes on with this token."""
+        ...
+
+    @property
+    def problem(self) -> str | None:
+        """Why the output is not a text of the grammar and will never be: a token that it does not allow was accepted,
+        or it has become too complex. None while all is well.
+        """
         ...
 
     def copy(self) -> Guide:

@@ -22,11 +22,14 @@ def share(budget: int, needs: Seq[int]) -> list[int]:
     return given
 
 
-def end_of(seq: Sequence) -> tuple[FinishReason, int | None] | None:
+def end_of(seq: Sequence) -> tuple[FinishReason, int | str | None] | None:
     """(finish reason, stop reason) after the last token was appended, or None to go on.
 
-    As in vLLM, a stop token that the request named is the stop reason; the model's own end token is None.
+    As in vLLM, a stop token that the request named is the stop reason; the model's own end token is None. An output
+    that has left its grammar ends with an error, whatever its last token is.
     """
+    if seq.guide is not None and (problem := seq.guide.problem):
+        return "error", problem
     request, params, last = seq.request, seq.request.params, seq.tokens[-1]
     if last in request.end_token_ids and seq.num_output >= params.min_tokens:
         return "stop", last if last in (params.stop_token_ids or ()) else None
