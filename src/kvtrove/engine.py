@@ -24,6 +24,7 @@ from kvtrove.output_processor import RequestText
 from kvtrove.recovery import NO_FAULTS, FaultStats, NoProgressError, Recovery
 from kvtrove.request import EngineError, Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
 from kvtrove.scheduler.output import SchedulerOutput
+from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
 from kvtrove.text.tokenizer import Tokenizer
@@ -100,6 +101,7 @@ class Engine:
         )
         limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
         self.scheduler = Scheduler(self.kv, limits, clock)
+        self._pace = Pace(config.max_prompt_seconds, config.max_num_batched_tokens, config.block_size)
         self.recovery = Recovery(self.scheduler, self.kv, self.runner.execute, clock)
         self.guard: Callable[[], AbstractContextManager[object]] = nullcontext
         """Entered around what a step computes; a watchdog may raise inside of it."""
@@ -129,6 +131,7 @@ class Engine:
         return self._report(touched)
 
     def _advance(self) -> list[Request]:
+        start = self.clock()
         self.last_step = scheduled = self.scheduler.schedule()
         if not scheduled.sequences and self.scheduler.has_unfinished:
             raise NoProgressError(f"{len(self.scheduler.requests)} requests are unfinished and none can go on")
@@ -137,6 +140,9 @@ class Engine:
             if isinstance(result.error, EngineError):
                 forget(self.kv, self.scheduler.running[seq_id].kv)
         touched = self.scheduler.update(scheduled, output)
+        decodes = sum(len(s.tokens) == 1 for s in scheduled.sequences)
+        self._pace.learn(scheduled.num_tokens - decodes, decodes, self.clock() - start)
+        self.scheduler.prompt_limit = self._pace.tokens
         if self._cache_log:
             self._log_cache(scheduled.num_tokens)
         return touched
