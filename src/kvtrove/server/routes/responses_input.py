@@ -120,7 +120,7 @@ class _Reader:
         self._functions, self._left_out = functions, left_out
 
     def add(self, item: InputItem, where: str) -> None:
-        kind = item.type
+        kind = "item_reference" if item.type is None and item.role is None and item.id is not None else item.type
         if kind == "function_call":
             self._add_call(item, self._functions.shown(item.namespace, item.name), item.arguments or "{}", where)
         elif kind == "custom_tool_call":
