@@ -3,8 +3,8 @@
     python benchmarks/clients/drive.py                          starts `kvtrove serve` on the embedded model
     python benchmarks/clients/drive.py --url http://host:8000   against a server that runs; needs no kvtrove here
 
-Clients that are not installed are left out of the run; their rows in the page stay as they were. `features.py` lists the
-clients; a feature is a function that raises unless what the client gives back is right.
+Clients that are not installed are left out of the run; their rows in the page stay as they were. `features.py` lists
+the clients; a feature is a function that raises unless what the client gives back is right.
 """
 
 from __future__ import annotations

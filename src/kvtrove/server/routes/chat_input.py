@@ -88,10 +88,9 @@ def tools_of(tools: Sequence[Tool] | None, left_out: LeftOut) -> Toolset:
     """The functions among the tools of a request."""
     toolset = Toolset(left_out)
     for i, tool in enumerate(tools or ()):
-        spec, where = tool.function, f"tools[{i}]"
+        where = f"tools[{i}]"
         if tool.type == "function":
-            name, about, parameters = (spec.name, spec.description, spec.parameters) if spec else (None, None, None)
-            toolset.add(f"{where}.function", name, about, parameters)
+            toolset.add(f"{where}.function", tool.function.model_dump() if tool.function else {})
         else:
             name = (tool.custom or {}).get("name")
             toolset.skip(where, tool.type, name if isinstance(name, str) else None)
@@ -104,7 +103,7 @@ def _choice(body: ChatRequest, toolset: Toolset) -> tuple[str, tuple[str, ...] |
         if body.tools:
             raise refused("functions: the old name of tools; give one of them", "functions")
         for i, function in enumerate(body.functions):
-            toolset.add(f"functions[{i}]", function.name, function.description, function.parameters)
+            toolset.add(f"functions[{i}]", function.model_dump())
         call = body.function_call
         return (call.name if isinstance(call, NamedFunction) else call or "auto"), None
     choice = body.tool_choice
