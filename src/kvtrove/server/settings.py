@@ -17,6 +17,7 @@ class Limits:
 
     max_body_bytes: of a request. max_prompt_tokens: None is what the context holds. max_prompts: of one completion.
     max_n: sequences per prompt (n, best_of, beams). max_stops, max_stop_chars: stop strings and their lengths.
+    text_timeout: seconds that a chat template may take.
     max_schema_bytes: JSON schema, grammar or all tools of a request. max_concurrent: requests in flight.
     max_queue: sequences that wait for the engine; one more request is refused with 429 then.
     request_timeout: seconds a request may take. idle_timeout: seconds for a client to send its body, or read an event.
@@ -33,6 +34,7 @@ class Limits:
     max_concurrent: int = 1024
     max_queue: int = 256
     request_timeout: float = 600.0
+    text_timeout: float = 10.0
     idle_timeout: float = 60.0
 
     def __post_init__(self) -> None:

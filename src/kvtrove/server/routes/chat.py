@@ -8,6 +8,7 @@ from typing import Any, cast
 from fastapi import APIRouter, Request, Response
 
 from kvtrove.request import CompletionOutput, SamplingParams
+from kvtrove.server.body import BodyRoute
 from kvtrove.server.chat.conversation import Conversation, checked, plain_message
 from kvtrove.server.chat.prepare import ChoiceReader, streaming, submit_chat
 from kvtrove.server.chat.tool_calls import CallArguments, CallBegins, ChatEvent, Text
@@ -27,7 +28,7 @@ from kvtrove.server.respond import DONE, open_job, respond, sse
 from kvtrove.server.routes.common import GENERATES, ServiceOf, UsageInStream, errors, notes_of
 from kvtrove.server.service import Service
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post(
@@ -90,7 +91,7 @@ class Chat:
 
     async def submit(self) -> None:
         params = params_of(self.body, self.job.service)
-        conversation = conversation_of(self.body)
+        conversation = await self.job.service.in_pool(conversation_of, self.body)
         run = await submit_chat(
             self.job, conversation, params, self.body.grammar(), truncate=self.body.truncation == "auto"
         )

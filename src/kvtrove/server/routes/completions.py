@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from kvtrove.prompts import Prompt
 from kvtrove.request import CompletionOutput, RequestOutput, SamplingParams
+from kvtrove.server.body import BodyRoute
 from kvtrove.server.chat.prepare import streaming
 from kvtrove.server.engine_thread import EngineRequest
 from kvtrove.server.errors import ApiError, refused
@@ -21,7 +22,7 @@ from kvtrove.server.respond import DONE, open_job, respond, sse
 from kvtrove.server.routes.common import GENERATES, ServiceOf, UsageInStream, errors, notes_of
 from kvtrove.server.service import Service
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post("/v1/completions", response_model=None, responses={200: {"model": Completion}, **errors(*GENERATES)})

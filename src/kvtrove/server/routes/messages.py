@@ -8,6 +8,7 @@ from typing import Any, cast
 from fastapi import APIRouter, Request, Response
 
 from kvtrove.request import CompletionOutput, RequestError, SamplingParams
+from kvtrove.server.body import BodyRoute
 from kvtrove.server.chat.content_blocks import BlockStream, blocks_of
 from kvtrove.server.chat.conversation import Conversation, checked, join_text
 from kvtrove.server.chat.prepare import ChoiceReader, render, streaming, submit_chat
@@ -29,7 +30,7 @@ from kvtrove.server.protocol.messages import (
 from kvtrove.server.respond import open_job, respond, sse
 from kvtrove.server.routes.common import ANSWERS, GENERATES, ServiceOf, errors, notes_of
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _IGNORED = ("thinking", "redacted_thinking")
 
@@ -46,7 +47,7 @@ async def messages(body: MessagesRequest, request: Request, service: ServiceOf) 
 async def count_tokens(body: ConversationFields, service: ServiceOf) -> TokenCount:
     """Tokens of the prompt that a conversation makes."""
     service.check_model(body.model)
-    text = await service.in_pool(render, service, conversation_of(body))
+    text = await service.in_pool(lambda: render(service, conversation_of(body)))
     tokens = await service.in_pool(lambda: service.tokenizer.encode(text, add_special_tokens=False))
     return {"input_tokens": len(tokens)}
 
@@ -128,7 +129,7 @@ class Messages:
         )
         run = await submit_chat(
             self.job,
-            conversation_of(body),
+            await self.job.service.in_pool(conversation_of, body),
             streaming(params, bool(body.stream)),
             self._grammar(),
             truncate=body.truncation == "auto",

@@ -8,6 +8,7 @@ from typing import Any, cast
 from fastapi import APIRouter, Request, Response
 
 from kvtrove.request import CompletionOutput, RequestError, SamplingParams
+from kvtrove.server.body import BodyRoute
 from kvtrove.server.chat.conversation import Conversation, checked, join_text, plain_message
 from kvtrove.server.chat.output_items import OutputItems
 from kvtrove.server.chat.prepare import ChoiceReader, streaming, submit_chat
@@ -26,7 +27,7 @@ from kvtrove.server.protocol.responses import (
 from kvtrove.server.respond import open_job, respond, sse
 from kvtrove.server.routes.common import GENERATES, ServiceOf, errors, notes_of
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post("/v1/responses", response_model=None, responses={200: {"model": ResponseObject}, **errors(*GENERATES)})
@@ -120,7 +121,7 @@ class Responses:
         params = SamplingParams(max_tokens=body.max_output_tokens, **self.job.service.sampling_defaults | given)
         run = await submit_chat(
             self.job,
-            conversation_of(body),
+            await self.job.service.in_pool(conversation_of, body),
             streaming(params, bool(body.stream)),
             grammar_of(body),
             truncate=body.truncation == "auto",
