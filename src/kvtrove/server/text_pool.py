@@ -6,6 +6,7 @@ Large bodies have a lane of their own: whatever they hold, a short prompt does n
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +35,12 @@ class TextPool:
         self._running: set[Budget] = set()
 
     def start(self) -> None:
-        """The engine's thread shares the interpreter with these: it gets its turn sooner than by default."""
+        """The engine's thread shares the interpreter with these: it gets its turn sooner than by default, and the
+        garbage collector, which stops everybody, no longer looks at what lives as long as the process.
+        """
         sys.setswitchinterval(SWITCH_SECONDS)
+        gc.collect()
+        gc.freeze()
 
     def stop(self) -> None:
         """What runs ends at its next look at its budget, what waits is never begun."""

@@ -162,7 +162,8 @@ class SamplingFields(CacheFields):
         elif wanted.json_schema is None or wanted.json_schema.schema_ is None:
             raise RequestError("response_format: json_schema needs a schema", "response_format")
         else:
-            yield Grammar("json_schema", wanted.json_schema.schema_, "response_format")
+            lenient = wanted.json_schema.strict is not True
+            yield Grammar("json_schema", wanted.json_schema.schema_, "response_format", lenient)
 
     def _structured(self) -> Iterator[Grammar]:
         inner = self.structured_outputs

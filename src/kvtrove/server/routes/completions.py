@@ -94,8 +94,14 @@ class Completions:
         await self.job.submit(requests)
 
     async def answer(self) -> Completion:
+        outputs = await self.job.final()
+        choices = await self.job.service.in_pool(self._ranked, outputs)
+        return cast(Completion, self._envelope(choices) | {"usage": self.job.usage()} | notes_of(self.job))
+
+    def _ranked(self, outputs: Sequence[RequestOutput]) -> list[CompletionChoice]:
+        """All choices, of which thousands of log-probabilities may take a while to write."""
         choices = []
-        for index, output in enumerate(await self.job.final()):
+        for index, output in enumerate(outputs):
             drawn = not self.body.use_beam_search  # beams come ranked
             best = (
                 sorted(output.outputs, key=_likeliest_first)
@@ -105,7 +111,7 @@ class Completions:
             echo = self._echo(index, output)
             for rank, one in enumerate(best[: self.asked.n]):
                 choices.append(self._choice(index * self.asked.n + rank, one, echo))
-        return cast(Completion, self._envelope(choices) | {"usage": self.job.usage()} | notes_of(self.job))
+        return choices
 
     async def events(self) -> AsyncGenerator[str, None]:
         usage = UsageInStream(self.job, self.body.stream_options)
