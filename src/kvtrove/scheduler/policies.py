@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from kvtrove.request import FinishReason
-from kvtrove.scheduler.sequence import Sequence
+from kvtrove.scheduler.sequence import Request, Sequence
 
 
 def share(budget: int, needs: Seq[int]) -> list[int]:
@@ -35,3 +36,17 @@ def end_of(seq: Sequence) -> tuple[FinishReason, int | str | None] | None:
     if len(seq.tokens) >= request.max_len:
         return "length", None
     return None
+
+
+def too_long(request: Request, usable: int, blocks: Callable[[int], int]) -> str:
+    """Why a request that needs more than `usable` blocks is refused, and what would fit. blocks: by length."""
+    low, high = 0, request.max_len
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if blocks(middle) <= usable else (low, middle - 1)
+    prompt, beams = len(request.prompt), f" in {request.params.beam_width} beams" if request.beam else ""
+    advice = f"lower max_tokens to {low - prompt}" if low > prompt else f"shorten the prompt to under {low} tokens"
+    return (
+        f"{prompt} prompt + {request.max_len - prompt} new tokens{beams} need {blocks(request.max_len)} blocks of the "
+        f"KV cache, which has {usable} (at most {low} tokens): {advice}, or give the cache more memory"
+    )

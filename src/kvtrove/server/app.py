@@ -17,7 +17,7 @@ from kvtrove import __version__
 from kvtrove.server.auth import Keyring
 from kvtrove.server.body import invalid
 from kvtrove.server.errors import ApiError, as_api_error, refused
-from kvtrove.server.middleware import Bound, Guard, Identify, state_of
+from kvtrove.server.middleware import Bound, Guard, Heads, Identify, state_of
 from kvtrove.server.routes import admin, cache, chat, completions, health, messages, models, responses, tokenize
 from kvtrove.server.service import Service
 
@@ -53,7 +53,7 @@ def create_app(service: Service, keyring: Keyring, more_routers: Iterable[APIRou
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    for kind in (ApiError, ValueError):  # RequestError and UnicodeEncodeError are ValueErrors
+    for kind in (ApiError, ValueError, RecursionError):  # RequestError and UnicodeEncodeError are ValueErrors
         app.add_exception_handler(kind, _failed)
     return app
 
@@ -75,6 +75,7 @@ def _middleware(service: Service, keyring: Keyring) -> list[Middleware]:
         *(cors if origins else []),
         Middleware(Guard, keyring=keyring),
         Middleware(Bound, limits=service.limits),
+        Middleware(Heads),
     ]
 
 

@@ -9,6 +9,7 @@ scan runs in numpy, which lets other threads work.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -21,9 +22,9 @@ from pydantic_core import from_json
 from kvtrove.server.errors import ApiError, refused
 from kvtrove.server.text_pool import BODY_SIZE, LARGE
 
-MAX_DEPTH = 200  # objects and lists within each other
 MAX_CONTAINERS = 20_000  # objects and lists
 MAX_MEMBERS = 100_000  # names in all objects
+_ALTERNATIVE = re.compile(r"[A-Z]|.*\[|(str|int|float|bool|dict|list)$")  # pydantic's name for one type of several
 _BLOCK = 2**18  # bytes that are scanned at once: they stay in a core's cache
 
 
@@ -50,12 +51,13 @@ def scan(body: bytes) -> tuple[int, int, int]:
     return deepest, containers, members
 
 
-def parse(body: bytes) -> Any:
-    """The value of a JSON text. ApiError when it is none, or past the limits of this module."""
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH or len(body) >= LARGE:
+def parse(body: bytes, max_nesting: int) -> Any:
+    """The value of a JSON text. ApiError when it is none, nests deeper than `max_nesting`, or holds too much."""
+    if body.count(b"[") + body.count(b"{") > max_nesting or len(body) >= LARGE:
         depth, containers, members = scan(body)
-        if depth > MAX_DEPTH:
-            raise refused(f"the body nests {depth} levels deep; at most {MAX_DEPTH} are read", code="too_deep")
+        if depth > max_nesting:
+            text = f"the body nests arrays and objects {depth} deep; at most {max_nesting} levels are allowed"
+            raise refused(text, code="nested_too_deep")
         if containers > MAX_CONTAINERS:
             text = f"the body holds {containers} objects and lists; at most {MAX_CONTAINERS} are read"
             raise refused(text, code="too_many_values")
@@ -76,9 +78,9 @@ def _not_json(error: Exception) -> ApiError:
     return refused(f"the body is not JSON: {error}", code="invalid_json")
 
 
-def read(body: bytes, model: type[BaseModel]) -> BaseModel:
+def read(body: bytes, model: type[BaseModel], max_nesting: int) -> BaseModel:
     """The body as `model`. ApiError that names the first field that is wrong, and what it should be."""
-    value = parse(body)
+    value = parse(body, max_nesting)
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -88,7 +90,7 @@ def read(body: bytes, model: type[BaseModel]) -> BaseModel:
 def invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The first of pydantic's errors, as clients see it."""
     first = errors[0]
-    where = [part for part in first["loc"] if part != "body"]
+    where = [part for part in first["loc"] if part != "body" and not _ALTERNATIVE.match(str(part))]
     param = str(where[0]) if where else None
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
     message = f"{place}: {first['msg']}" if place else f"the body: {first['msg']}; send JSON as application/json"
@@ -120,10 +122,9 @@ class BodyRoute(APIRoute):
             BODY_SIZE.set(len(body))
             known = _ReadRequest(request.scope, request.receive)
             known._body = body
-            if len(body) < LARGE:
-                known.value = read(body, model)
-            else:
-                known.value = await request.app.state.service.in_pool(read, body, model)
+            service = request.app.state.service
+            arguments = body, model, service.limits.max_nesting
+            known.value = read(*arguments) if len(body) < LARGE else await service.in_pool(read, *arguments)
             return await handle(known)
 
         return read_first

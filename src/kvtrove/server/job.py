@@ -42,15 +42,18 @@ class Job:
         self.created = int(time.time())
         self.results: tuple[PromptResult, ...] = ()
         self.notes: dict[str, Any] = {}  # the answer's `kvtrove` object
+        self.findings: Mapping[str, Any] = {}  # what observers know of a request before it runs
         self._arrival: Arrival | None = None
         self._stream: OutputStream | None = None
-        self._departed = self._closed = False
+        self._departed = self._closed = self._prepared = False
         self._timer: asyncio.TimerHandle | None = None
 
     async def submit(
         self, requests: Sequence[EngineRequest], messages: tuple[Mapping[str, Any], ...] | None = None
     ) -> None:
         """Hand the prompts to the engine. RequestError when one can never be served; then none is."""
+        self._prepared = True
+        self.service.admission.prepared(len(requests))
         self._stream = await self.service.engine.submit(requests)
         limit = self.service.limits.request_timeout
         left = limit - (time.monotonic() - self.caller.time)
@@ -63,9 +66,10 @@ class Job:
             tenant=self.caller.tenant,
             body=self.body,
             requests=tuple(requests),
+            answer=self.key,
             messages=messages,
         )
-        self.service.observers.on_arrival(self._arrival)
+        self.findings = self.service.observers.on_arrival(self._arrival)
 
     async def outputs(self) -> AsyncIterator[tuple[int, RequestOutput]]:
         """(prompt, news of it) until all have ended. ApiError when it takes too long, the engine fails, or a
@@ -123,5 +127,7 @@ class Job:
             self._timer.cancel()
         if self._stream is not None:
             self._stream.close()
+        if not self._prepared:
+            self.service.admission.prepared()
         self.service.admission.leave(self.caller.tenant, time.monotonic() - self.caller.time)
         self.finish(error)

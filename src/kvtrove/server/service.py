@@ -34,8 +34,8 @@ class Service:
         self.config, self.spec, self.tokenizer = engine.config, engine.spec, engine.tokenizer
         self.sampling_defaults = sampling_defaults(engine.config.model)
         self.max_model_len = engine.max_model_len
-        self.engine = EngineThread(engine, self.observers.on_step)
-        self.admission = Admission(settings.limits, lambda: self.engine.stats.num_waiting)
+        self.engine = EngineThread(engine, self.observers.on_step, settings.limits.step_timeout)
+        self.admission = Admission(settings.limits, lambda: self.engine.num_waiting, self._num_seats)
         self.created = int(time.time())
         eos = dict.fromkeys((*self.spec.eos_token_ids, *self.tokenizer.eos_token_ids))
         self._grammars = Grammars(self.tokenizer.backend, self.spec.vocab_size, tuple(eos))
@@ -49,6 +49,11 @@ class Service:
         await self.engine.stop()
         self._grammars.close()
         self._pool.stop()
+
+    def _num_seats(self) -> int:
+        """Sequences that the engine would begin at once: none while others wait, whatever they wait for."""
+        stats = self.engine.stats
+        return 0 if stats.num_waiting else max(0, self.config.max_num_seqs - stats.num_running)
 
     async def in_pool(self, function: Callable[..., T], *args: object) -> T:
         """Run `function` off the event loop, in the lane that the size of the request's body says."""
@@ -105,6 +110,9 @@ class Service:
             raise refused(text, grammar.param, "schema_too_large")
         return self._grammars.compile(grammar)
 
-    def refuse_unless_it_fits(self, num_tokens: int, max_tokens: int | None, param: str) -> None:
-        """ApiError `context_length_exceeded` when a prompt and its answer do not fit into the context."""
-        refuse_unless_it_fits(num_tokens, max_tokens, self.max_model_len, self.limits.max_prompt_tokens, param)
+    def refuse_unless_it_fits(
+        self, num_tokens: int, max_tokens: int | None, param: str, limit_param: str = "max_tokens"
+    ) -> None:
+        """ApiError when a prompt and its answer do not fit into the context: see `context`."""
+        limit = self.limits.max_prompt_tokens
+        refuse_unless_it_fits(num_tokens, max_tokens, self.max_model_len, limit, param, limit_param)

@@ -18,7 +18,7 @@ from kvtrove.server.errors import ApiError, refused
 from kvtrove.server.job import Job
 from kvtrove.server.logprobs import completion_logprobs, joined
 from kvtrove.server.protocol.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
-from kvtrove.server.respond import DONE, open_job, respond, sse
+from kvtrove.server.respond import COMMENT, DONE, open_job, respond, sse
 from kvtrove.server.routes.common import GENERATES, ServiceOf, UsageInStream, errors, notes_of
 from kvtrove.server.service import Service
 
@@ -75,6 +75,8 @@ class _Asked:
 class Completions:
     """The endpoint of one request."""
 
+    keep_alive = COMMENT
+
     def __init__(self, job: Job, body: CompletionRequest) -> None:
         self.job, self.body = job, body
 
@@ -86,6 +88,8 @@ class Completions:
         for prompt in self.prompts:
             service.refuse_unless_it_fits(len(prompt.token_ids), params.max_tokens, "prompt")
         guide = await service.guide(body.grammar(), params)
+        if guide is not None and guide.relaxed:
+            self.job.notes["relaxed"] = list(guide.relaxed)
         salt = self.job.caller.tenant.cache_salt(body.cache_salt)
         requests = [
             EngineRequest(f"{self.job.key}-{i}", p.token_ids, params, p.text, salt, guide and guide.copy())
@@ -171,13 +175,15 @@ class Completions:
                 stream.offset += sum(map(len, logprobs["tokens"]))
             if before is not None:
                 logprobs = joined(before, logprobs)
-        return {
+        choice: CompletionChoice = {
             "index": number,
             "text": text + output.text if shown else text,
             "logprobs": logprobs,
             "finish_reason": output.finish_reason if shown else output.finish_reason and "length",
-            "stop_reason": output.stop_reason if shown else None,
         }
+        if shown and output.stop_reason is not None:
+            choice["stop_reason"] = output.stop_reason
+        return choice
 
 
 class _ChoiceStream:
