@@ -199,4 +199,4 @@ def grammar_of(body: ConversationFields) -> Grammar | None:
         return Grammar("json_schema", wanted.schema_ or {"type": "object"}, "text")
     if wanted.schema_ is None:
         raise RequestError("text: json_schema needs a schema", "text")
-    return Grammar("json_schema", wanted.schema_, "text")
+    return Grammar("json_schema", wanted.schema_, "text", lenient=wanted.strict is not True)
