@@ -39,6 +39,7 @@ class Conversation:
             continue_final_message=self.continue_final_message,
             tools=self.tools or None,
             documents=self.documents,
+            keep_null_content=True,
             **self.variables,
         )
 
@@ -93,14 +94,14 @@ def plain_message(message: Message, where: str) -> dict[str, Any]:
 
 
 def join_text(parts: Sequence[Mapping[str, Any]], where: str) -> str:
-    """The text of content parts. RequestError for a part that is none (images, audio, files)."""
+    """The text of content parts, on lines of their own. RequestError for a part that is none (images, audio, files)."""
     texts = []
     for n, part in enumerate(parts):
         text = part.get("refusal" if part.get("type") == "refusal" else "text")
         if part.get("type") not in TEXT_PARTS or not isinstance(text, str):
             raise RequestError(f"{where}[{n}]: this model reads text, not {part.get('type')!r}", where.split("[")[0])
         texts.append(text)
-    return "".join(texts)
+    return "\n".join(texts)
 
 
 def _plain_call(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""The output of a Responses answer, as it grows: messages and function calls, and the events that tell about them."""
+"""The output of a Responses answer, as it grows: thoughts, messages, function calls, and the events about them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from kvtrove.server.chat.tool_calls import CallArguments, CallBegins, ChatEvent, Text
+from kvtrove.server.chat.events import CallArguments, CallBegins, ChatEvent, Reasoning, Text
 
 Event = dict[str, Any]
 
@@ -19,6 +19,11 @@ class OutputItems:
 
     def push(self, event: ChatEvent) -> Iterator[Event]:
         match event:
+            case Reasoning(text):
+                if not self._open("reasoning"):
+                    yield from self._begin_reasoning()
+                self.items[-1]["content"][0]["text"] += text
+                yield self._about("response.reasoning_text.delta", content_index=0, delta=text)
             case Text(text):
                 if not self._open("message"):
                     yield from self._begin_message()
@@ -44,6 +49,10 @@ class OutputItems:
             part = item["content"][0]
             yield self._about("response.output_text.done", content_index=0, text=part["text"], logprobs=[])
             yield self._about("response.content_part.done", content_index=0, part=dict(part))
+        elif item["type"] == "reasoning":
+            text = item["content"][0]["text"]
+            yield self._about("response.reasoning_text.done", content_index=0, text=text)
+            yield self._about("response.content_part.done", content_index=0, part=dict(item["content"][0]))
         else:
             done = {"name": item["name"], "arguments": item["arguments"]}
             yield self._about("response.function_call_arguments.done", **done)
@@ -57,6 +66,14 @@ class OutputItems:
         item_id = f"msg_{self._key}_{len(self.items)}"
         yield from self._begin({"type": "message", "id": item_id, "role": "assistant", "content": []})
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        self.items[-1]["content"].append(part)
+        yield self._about("response.content_part.added", content_index=0, part=dict(part))
+
+    def _begin_reasoning(self) -> Iterator[Event]:
+        yield from self.end()
+        item_id = f"rs_{self._key}_{len(self.items)}"
+        yield from self._begin({"type": "reasoning", "id": item_id, "summary": [], "content": []})
+        part = {"type": "reasoning_text", "text": ""}
         self.items[-1]["content"].append(part)
         yield self._about("response.content_part.added", content_index=0, part=dict(part))
 

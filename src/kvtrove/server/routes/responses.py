@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from kvtrove.request import CompletionOutput, RequestError, SamplingParams
 from kvtrove.server.chat.conversation import Conversation, checked, join_text, plain_message
 from kvtrove.server.chat.output_items import OutputItems
-from kvtrove.server.chat.prepare import ChoiceReader, streaming, submit_chat
+from kvtrove.server.chat.prepare import streaming, submit_chat
 from kvtrove.server.errors import ApiError, refused
 from kvtrove.server.guidance import Grammar
 from kvtrove.server.job import Job
@@ -118,19 +118,17 @@ class Responses:
         body = self.body
         given = body.given("temperature", "top_p", "ignore_eos")
         params = SamplingParams(max_tokens=body.max_output_tokens, **self.job.service.sampling_defaults | given)
-        run = await submit_chat(
+        self.run = await submit_chat(
             self.job,
             conversation_of(body),
             streaming(params, bool(body.stream)),
             grammar_of(body),
             truncate=body.truncation == "auto",
         )
-        self.reader = ChoiceReader(run.parsers[0])
 
     async def answer(self) -> ResponseObject:
-        [output] = await self.job.final()
-        [one] = output.outputs
-        for event in self.reader.read(one):
+        [(one, events)] = await self.run.whole()
+        for event in events:
             list(self.items.push(event))
         list(self.items.end(_status(one)))
         return self._response(_status(one), ended=True)
@@ -138,9 +136,8 @@ class Responses:
     async def events(self) -> AsyncGenerator[str, None]:
         yield self._event({"type": "response.created", "response": self._response("in_progress")})
         yield self._event({"type": "response.in_progress", "response": self._response("in_progress")})
-        async for _, output in self.job.outputs():
-            [one] = output.outputs
-            for event in self.reader.read(one):
+        async for one, events in self.run.stream():
+            for event in events:
                 for piece in self.items.push(event):
                     yield self._event(piece)
             if one.finished:
@@ -196,7 +193,7 @@ class Responses:
             "input_tokens": usage["prompt_tokens"],
             "input_tokens_details": {"cached_tokens": usage["prompt_tokens_details"]["cached_tokens"]},
             "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self.job.reasoning_tokens},
             "total_tokens": usage["total_tokens"],
         }
 
