@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -85,7 +84,9 @@ class Service:
         """How the model writes tool calls and thoughts."""
         found = detect_syntax(self.tokenizer.chat_template, self.capabilities)
         tools, thoughts = format_named(self.settings.tool_format), thoughts_named(self.settings.reasoning_parser)
-        return replace(found, tools=tools or found.tools, thoughts=thoughts or found.thoughts)
+        return AnswerSyntax(
+            tools or found.tools, thoughts or found.thoughts, found.id_length, found.thinks or thoughts is not None
+        )
 
     @cached_property
     def spell(self) -> Spell:

@@ -28,11 +28,14 @@ def call_ids(length: int | None) -> NewId:
 
 @dataclass(frozen=True)
 class AnswerSyntax:
-    """How a model writes its answers. id_length: of calls' ids, None where any will do."""
+    """How a model writes its answers. id_length: of calls' ids, None where any will do. thinks: it is known to think,
+    rather than only read as one that may.
+    """
 
     tools: ToolFormat
     thoughts: ThoughtFormat
     id_length: int | None = None
+    thinks: bool = False
 
     @property
     def marks(self) -> tuple[str, ...]:

@@ -21,9 +21,9 @@ def detect_syntax(template: ChatTemplate | None, capabilities: Capabilities) -> 
         return AnswerSyntax(TOOL_FORMATS[_FALLBACK], THOUGHTS["think"])
     source = "\n".join(template.sources.values())
     thoughts = detect_thoughts(source)
-    if thoughts.name == "harmony":
-        return AnswerSyntax(TOOL_FORMATS["harmony"], thoughts, capabilities.id_length)
-    return AnswerSyntax(_tools(template, capabilities, source), thoughts, capabilities.id_length)
+    harmony = thoughts is not None and thoughts.name == "harmony"
+    tools = TOOL_FORMATS["harmony"] if harmony else _tools(template, capabilities, source)
+    return AnswerSyntax(tools, thoughts or THOUGHTS["think"], capabilities.id_length, thoughts is not None)
 
 
 def _tools(template: ChatTemplate, capabilities: Capabilities, source: str) -> ToolFormat:

@@ -14,7 +14,7 @@ from kvtrove.server.chat.conversation import Conversation
 from kvtrove.server.chat.events import ChatEvent
 from kvtrove.server.chat.folding import dropped_in_silence, folded
 from kvtrove.server.chat.reader import ChoiceReader
-from kvtrove.server.chat.thoughts import opens_thought
+from kvtrove.server.chat.thoughts import closes_thought, opens_thought
 from kvtrove.server.chat.truncation import cuts, smallest_cut
 from kvtrove.server.engine_thread import EngineRequest
 from kvtrove.server.errors import ApiError
@@ -91,7 +91,8 @@ async def submit_chat(
     owner = job.caller.tenant.cache_salt(job.body.cache_salt)
     prompt, dropped = await _prompt(service, conversation, owner, None if cap else params.max_tokens, truncate)
     in_thought = opens_thought(service.answer_syntax.thoughts, prompt.text or "", _prefill(conversation))
-    guide = await service.guide(_grammar(service, conversation, grammar, in_thought), params)
+    thought_over = closes_thought(service.answer_syntax.thoughts, prompt.text or "")
+    guide = await service.guide(_grammar(service, conversation, grammar, in_thought, thought_over), params)
     if cap and len(prompt.token_ids) + (params.max_tokens or 0) > service.max_model_len:
         params = replace(params, max_tokens=None)
     if dropped:
@@ -129,14 +130,21 @@ def _prefill(conversation: Conversation) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def _grammar(service: Service, conversation: Conversation, grammar: Grammar | None, in_thought: bool) -> Grammar | None:
-    """A forced call's form wins over what the answer should look like otherwise; both hold behind the thought."""
+def _grammar(
+    service: Service, conversation: Conversation, grammar: Grammar | None, in_thought: bool, thought_over: bool
+) -> Grammar | None:
+    """A forced call's form wins over what the answer should look like otherwise; both hold behind the thought.
+
+    thought_over: the prompt holds the thought of this answer already.
+    """
     syntax, spell = service.answer_syntax, service.spell
     if conversation.must_call:
         parallel = conversation.parallel_tool_calls and conversation.tool_choice == "required"
         source = call_grammar(syntax.tools, conversation.offered_tools, parallel, spell)
         grammar = Grammar("lark", source, "tools")
-    return None if grammar is None else after_thought(grammar, syntax.thoughts, in_thought, spell)
+    if grammar is None or not (syntax.thinks or in_thought) or thought_over:
+        return grammar
+    return after_thought(grammar, syntax.thoughts, in_thought, spell)
 
 
 def _warn(job: Job, conversation: Conversation) -> None:

@@ -54,11 +54,11 @@ def thoughts_named(name: str) -> ThoughtFormat | None:
     return THOUGHTS[name]
 
 
-def detect_thoughts(template: str) -> ThoughtFormat:
-    """The format whose marks a chat template has; `think`, the commonest, where it has none."""
+def detect_thoughts(template: str) -> ThoughtFormat | None:
+    """The format whose marks a chat template has, if any."""
     if "<|channel|>" in template and "analysis" in template:
         return THOUGHTS["harmony"]
-    return next((f for f in _FORMATS if f.close and f.close in template), THOUGHTS["think"])
+    return next((f for f in _FORMATS if f.close and f.close in template), None)
 
 
 def opens_thought(format: ThoughtFormat, prompt: str, prefill: str | None = None) -> bool:
@@ -68,6 +68,11 @@ def opens_thought(format: ThoughtFormat, prompt: str, prefill: str | None = None
     if prefill is not None and format.open in prefill:
         return format.close not in prefill[prefill.rindex(format.open) :]
     return prompt.rstrip().endswith(format.open)
+
+
+def closes_thought(format: ThoughtFormat, prompt: str) -> bool:
+    """Whether the prompt ends behind a thought, which templates write where none is wanted."""
+    return bool(format.close) and prompt.rstrip().endswith(format.close)
 
 
 class ThoughtSplitter:
