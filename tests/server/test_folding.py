@@ -170,6 +170,19 @@ def test_real_templates(path: Path) -> None:
     for name, messages in CONVERSATIONS.items():
         if any(m.get("tool_calls") for m in messages) and not (can.calls and can.results):
             continue
-        text = folded(Conversation(tuple(messages)), can).render(template)
+        conversation = folded(Conversation(tuple(messages)), can)
+        text = conversation.render(template)
         for message in messages:
             assert message["content"] in text, f"{name}: {message} in {text}"
+        if list(conversation.messages) == messages:
+            assert text == _reference(template, messages)
+
+
+def _reference(template: ChatTemplate, messages: list[dict[str, Any]]) -> str:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    source = template.sources["default"]
+    [text], _ = render_jinja_template(
+        [messages], chat_template=source, add_generation_prompt=True, **template.named_tokens
+    )
+    return str(text)
