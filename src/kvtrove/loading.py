@@ -163,6 +163,10 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
         activations = "float32"
         if slow:
             log.info("this processor has no bf16 instructions: weights and cache stay bf16, activations are float32")
+    if dtype == "float16" and spec.sandwich_norms:
+        raise ConfigError(
+            f"dtype: activations of {spec.architecture} pass 65,504, the largest float16: --dtype bfloat16 or float32"
+        )
     if config.weights == "int8" and activations == "float16":
         raise ConfigError("dtype: float16 does not go with int8 weights: --dtype auto, float32 or bfloat16")
     return Precision(dtype, activations, int8=config.weights == "int8")

@@ -65,7 +65,7 @@ def _read(path: Path, tokenizer: Tokenizer) -> _Given:
     from kvtrove.server.chat.folding import folded
     from kvtrove.server.reports import tool_names
     from kvtrove.server.reports_place import Conversation
-    from kvtrove.server.routes.chat import conversation_of
+    from kvtrove.server.routes.chat_input import conversation_of
     from kvtrove.server.routes.reports import ExplainRequest
     from kvtrove.text.capabilities import probe
 

@@ -11,7 +11,8 @@ from typing import Any
 from kvtrove.server.chat.thoughts import ThoughtFormat
 from kvtrove.server.chat.tool_format import Tool, ToolFormat, Written
 from kvtrove.server.chat.tool_schema import allowed_types, arguments_schema
-from kvtrove.server.guidance import JSON_STYLE, Grammar
+from kvtrove.server.guidance import Grammar
+from kvtrove.server.json_schema import prepare
 
 Spell = Callable[[str], str]
 """A plain text in Lark's notation."""
@@ -54,8 +55,12 @@ class _CallGrammar:
     def _call(self, n: int, function: Mapping[str, Any]) -> str:
         written, spell = self._written, self._spell
         before, after = written.before.replace("{name}", function["name"]), _maybe(written.after, spell)
-        schema = arguments_schema(function.get("parameters"))
-        body = self._rule(f"args{n}", _json(schema)) if written.kind == "object" else self._parameters(n, schema)
+        schema, strict = arguments_schema(function.get("parameters")), function.get("strict") is True
+        body = (
+            self._rule(f"args{n}", _json(schema, strict))
+            if written.kind == "object"
+            else self._parameters(n, schema, strict)
+        )
         self._rule(f"call{n}", " ".join(filter(None, [_maybe(before, spell), body, after])))
         return f"call{n}"
 
@@ -63,25 +68,25 @@ class _CallGrammar:
         self._rules.append(f"{name}: {body}")
         return name
 
-    def _parameters(self, n: int, schema: Mapping[str, Any]) -> str:
+    def _parameters(self, n: int, schema: Mapping[str, Any], strict: bool) -> str:
         """All that are required and perhaps the others, in the order of the schema."""
         required = set(schema.get("required") or ())
         shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
         parts: list[str] = []
         joint = _maybe(self._written.joint, self._spell)
         for m, (key, inner) in enumerate((schema.get("properties") or {}).items()):
-            rule = self._rule(f"param{n}_{m}", self._parameter(f"{n}_{m}", key, inner, shared))
+            rule = self._rule(f"param{n}_{m}", self._parameter(f"{n}_{m}", key, inner, shared, strict))
             item = f"{joint} {rule}" if joint and parts else rule
             parts.append(item if key in required or (joint and not parts) else f"({item})?")
         return " ".join(parts)
 
-    def _parameter(self, at: str, key: str, schema: Any, shared: Mapping[str, Any]) -> str:
+    def _parameter(self, at: str, key: str, schema: Any, shared: Mapping[str, Any], strict: bool) -> str:
         written, spell = self._written, self._spell
         inner = schema if isinstance(schema, Mapping) else {}
         is_text = written.kind == "parameters" and ("string" in (allowed_types(inner) or {"string"}))
         opening = written.opening.replace("{key}", key).replace("{string}", "true" if is_text else "false")
         if not is_text:
-            value = self._rule(f"value{at}", _json({**inner, **shared}))
+            value = self._rule(f"value{at}", _json({**inner, **shared}, strict))
             return " ".join(filter(None, [_maybe(opening, spell), value, _maybe(written.closing, spell)]))
         choices = inner.get("enum") if isinstance(inner.get("enum"), list) else None
         if "const" in inner:
@@ -109,8 +114,10 @@ def _maybe(text: str, spell: Spell) -> str:
     return spell(text) if text else ""
 
 
-def _json(schema: Mapping[str, Any]) -> str:
-    return "%json " + json.dumps({"x-guidance": JSON_STYLE} | dict(schema))
+def _json(schema: Mapping[str, Any], strict: bool) -> str:
+    """What cannot be enforced is left out unless the tool is strict: callers check arguments anyway."""
+    given = schema if strict else {**schema, "x-guidance": {"coerce_one_of": True}}
+    return "%json " + json.dumps(prepare(given, "tools", lenient=not strict).schema)
 
 
 @dataclass(frozen=True)
@@ -119,11 +126,11 @@ class AfterThought(Grammar):
 
     lead: str = ""
 
-    def source(self) -> str:
-        inner = super().source()
+    def source(self) -> tuple[str, list[str]]:
+        inner, relaxed = super().source()
         grammars = json.loads(inner)["grammars"] if inner.lstrip().startswith("{") else [{"lark_grammar": inner}]
         grammars[0] = {**grammars[0], "name": "answer"}
-        return json.dumps({"grammars": [{"lark_grammar": self.lead}, *grammars]})
+        return json.dumps({"grammars": [{"lark_grammar": self.lead}, *grammars]}), relaxed
 
 
 def after_thought(grammar: Grammar, thoughts: ThoughtFormat, is_open: bool, spell: Spell) -> Grammar:
@@ -134,19 +141,20 @@ def after_thought(grammar: Grammar, thoughts: ThoughtFormat, is_open: bool, spel
     """
     rules: list[str] = []
     if thoughts.name == "harmony":
-        if grammar.param == "tools":
-            start = f"({spell('<|channel|>analysis<|message|>')} {text_until('thought', '<|end|>', spell, rules)} "
-            start += f"{spell('<|start|>assistant')})? @answer"
-        else:
-            start = f"({spell('<|channel|>analysis<|message|>')} {text_until('thought', '<|end|>', spell, rules)} "
-            start += f"{spell('<|start|>assistant')})? {spell('<|channel|>final<|message|>')} @answer"
-        return AfterThought(grammar.kind, grammar.value, grammar.param, "\n".join([f"start: {start}", *rules, ""]))
+        until = text_until("thought", "<|end|>", spell, rules)
+        thought = f"{spell('<|channel|>analysis<|message|>')} {until} {spell('<|start|>assistant')}"
+        opening = "" if grammar.param == "tools" else spell("<|channel|>final<|message|>")
+        return _led(grammar, f"({thought})? {opening} @answer", rules)
     described = grammar.kind != "json_schema" and grammar.param != "tools" and thoughts.close in _texts(grammar.value)
     if not thoughts.open or described:
         return grammar
     rest = f"{text_until('thought', thoughts.close, spell, rules)} /\\n{{0,2}}/"
-    start = f"{rest} @answer" if is_open else f"({spell(thoughts.open)} {rest})? @answer"
-    return AfterThought(grammar.kind, grammar.value, grammar.param, "\n".join([f"start: {start}", *rules, ""]))
+    return _led(grammar, f"{rest} @answer" if is_open else f"({spell(thoughts.open)} {rest})? @answer", rules)
+
+
+def _led(grammar: Grammar, start: str, rules: Sequence[str]) -> AfterThought:
+    lead = "\n".join([f"start: {start}", *rules, ""])
+    return AfterThought(grammar.kind, grammar.value, grammar.param, grammar.lenient, lead)
 
 
 def _texts(value: Any) -> str:

@@ -89,7 +89,7 @@ async def submit_chat(
     """
     service = job.service
     owner = job.caller.tenant.cache_salt(job.body.cache_salt)
-    prompt, dropped = await _prompt(service, conversation, owner, None if cap else params.max_tokens, truncate)
+    prompt, dropped = await _prompt(job, conversation, owner, None if cap else params.max_tokens, truncate)
     in_thought = opens_thought(service.answer_syntax.thoughts, prompt.text or "", _prefill(conversation))
     thought_over = closes_thought(service.answer_syntax.thoughts, prompt.text or "")
     guide = await service.guide(_grammar(service, conversation, grammar, in_thought, thought_over), params)
@@ -158,13 +158,14 @@ def _warn(job: Job, conversation: Conversation) -> None:
 
 
 async def _prompt(
-    service: Service, conversation: Conversation, owner: str, max_tokens: int | None, truncate: bool
+    job: Job, conversation: Conversation, owner: str, max_tokens: int | None, truncate: bool
 ) -> tuple[KeptPrompt, list[int]]:
     """A prompt that fits, and the indices of the messages that it leaves out."""
+    service, body = job.service, job.body
     tokenize = partial(service.in_pool, tokenized, service)
     try:
         prompt = await tokenize(conversation, owner)
-        service.refuse_unless_it_fits(len(prompt.token_ids), max_tokens, "messages")
+        service.refuse_unless_it_fits(len(prompt.token_ids), max_tokens, body.prompt_field, body.limit_field)
         return prompt, []
     except ApiError:
         if not truncate:

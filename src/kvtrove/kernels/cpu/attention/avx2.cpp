@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "convert.h"
 #include "work.h"
@@ -51,10 +52,13 @@ INLINE F float_of_float16s(I x) {
 }
 
 #include "vector.h"
+#include "ahead.h"
 #include "product.h"
 #include "softmax.h"
 #include "gather.h"
+#include "chunk.h"
 #include "pass.h"
+#include "vector_stages.h"
 #include "level.h"
 
 }  // namespace avx2

@@ -7,3 +7,6 @@ INLINE I add_pairs(I sum, I a, I b) { return (I)_mm512_dpwssd_epi32((__m512i)sum
 
 // The lower 16 bits of each lane are a float16.
 INLINE F float_of_float16s(I x) { return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)x)); }
+
+// To nearest, ties to even; normal numbers and zero alone.
+INLINE H bfloat16_of(F x) { return (H)_mm512_cvtneps_pbh((__m512)x); }

@@ -18,3 +18,9 @@ INLINE F float_of_float16s(I x) {
     const I finite = (I)((F)rest * 0x1p112f);
     return (F)(sign | ((rest >= 0x7C00 << 13) ? rest | 0x7F800000 : finite));
 }
+
+// To nearest, ties to even; normal numbers and zero alone.
+INLINE H bfloat16_of(F x) {
+    const U bits = (U)x;
+    return __builtin_convertvector((bits + 0x7FFF + (bits >> 16 & 1)) >> 16, H);
+}

@@ -12,18 +12,30 @@ INLINE I all(std::int32_t x) { return x - I{}; }
 INLINE F larger(F a, F b) { return a > b ? a : b; }
 INLINE F smaller(F a, F b) { return a < b ? a : b; }
 
-// One order for all levels of equal W, independent of what lies beside.
-INLINE float sum_of(F x) {
-    float total = 0;
-    for (int i = 0; i < W; ++i) total += x[i];
-    return total;
+// The numbers of x in another order: lanes i and i ^ Step trade places.
+template <int Step, int... I>
+INLINE F trade(F x, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(x, x, (I ^ Step)...);
 }
 
-INLINE float largest_of(F x) {
-    float best = x[0];
-    for (int i = 1; i < W; ++i) best = x[i] > best ? x[i] : best;
-    return best;
+struct Sum {
+    INLINE static F of(F a, F b) { return a + b; }
+};
+
+struct Largest {
+    INLINE static F of(F a, F b) { return larger(a, b); }
+};
+
+// Halves joined until one number is left: one order for all levels of equal W.
+template <class Joined, int Step = W / 2>
+INLINE float joined(F x) {
+    x = Joined::of(x, trade<Step>(x, std::make_integer_sequence<int, W>{}));
+    if constexpr (Step > 1) return joined<Joined, Step / 2>(x);
+    else return x[0];
 }
+
+INLINE float sum_of(F x) { return joined<Sum>(x); }
+INLINE float largest_of(F x) { return joined<Largest>(x); }
 
 // 2^x for x <= 127, within 2^-22; 0 below -126, so that no subnormal number ever enters a product.
 INLINE F exp2(F x) {
