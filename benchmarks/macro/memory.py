@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from kvtrove.plan.process import PROC, resident_bytes
 
 KINDS: tuple[dict[str, Any], ...] = (
@@ -107,18 +109,17 @@ def served(args: argparse.Namespace, more: Callable[[Samples], bool]) -> dict[st
         address = re.match(r"(http://\S+)/v1 serves", server.stdout.readline())
         if address is None:
             sys.exit("the server did not start")
-        ledger = server.stdout.readline().strip()
         samples = Samples(args.every, Path(f"/proc/{server.pid}"))
         asyncio.run(_clients(address[1], samples, more))
-        return samples.report() | {"ledger": ledger}
+        process = httpx.get(f"{address[1]}/v1/cache/memory", timeout=30).json()["process"]
+        over = process["resident"] / process["planned"] - 1
+        return samples.report() | {"process": process, "over_the_ledger": round(over, 4)}
     finally:
         server.terminate()
         server.wait(60)
 
 
 async def _clients(url: str, samples: Samples, more: Callable[[Samples], bool]) -> None:
-    import httpx
-
     async def client(seed: int) -> None:
         rng = random.Random(seed)
         async with httpx.AsyncClient(base_url=url, timeout=120) as http:

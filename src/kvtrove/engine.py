@@ -194,9 +194,10 @@ class Engine:
             metrics=RequestMetrics(arrival_time=self.clock()),
             guide=guide,
         )
+        text = RequestText(request, prompt, self.tokenizer)
         self.scheduler.add(request)
+        self._texts[request_id] = text
         self._arrivals += 1
-        self._texts[request_id] = RequestText(request, prompt, self.tokenizer)
 
     def _refuse_bad(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
         if request_id in self._texts:

@@ -58,6 +58,7 @@ def test_codex_is_read() -> None:
         *("system", "system", "user", "user", "assistant", "tool", "assistant", "tool", "assistant", "tool"),
         *("assistant", "tool", "assistant", "user"),
     ]
+    assert [m["reasoning_content"] for m in conversation.messages if "reasoning_content" in m] == ["Look at the files."]
     calls = [call["function"] for m in conversation.messages for call in m.get("tool_calls", ())]
     assert [(call["name"], call["arguments"]) for call in calls] == [
         ("exec_command", {"cmd": "ls"}),
@@ -117,7 +118,7 @@ def test_claude_code_is_read() -> None:
     assert "billing" not in system["content"]
     assert system["content"].startswith("You are an agent")
     assert "Read the notes" in first["content"]
-    assert called["content"] == "Reading."
+    assert (called["content"], called["reasoning_content"]) == ("Reading.", "I read them.")
     assert [call["function"]["name"] for call in called["tool_calls"]] == ["Read", "Read", "ToolSearch"]
     texts = [result["content"] for result in results]
     assert "Buy milk." in texts[0]
@@ -179,7 +180,7 @@ def test_a_chat_of_another_time_is_read() -> None:
     _, called, result, answer, *others = conversation.messages
     assert called["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": 1}}
     assert (result["role"], result["tool_call_id"]) == ("tool", called["tool_calls"][0]["id"])
-    assert answer["content"] == "One."
+    assert (answer["content"], answer["reasoning_content"]) == ("One.", "hm")
     assert [m["tool_calls"][0]["function"]["arguments"] for m in others] == [{}, {"a": 2}, {"input": "x"}]
     assert conversation.tool_choice == "f"
     assert [tool["function"]["name"] for tool in conversation.offered_tools] == ["f"]

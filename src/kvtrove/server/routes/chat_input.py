@@ -14,7 +14,7 @@ from kvtrove.server.protocol.chat import ChatMessage, ChatRequest, FunctionCall,
 from kvtrove.server.routes.toolset import LeftOut, Toolset
 from kvtrove.server.service import Service
 
-THOUGHTS = ("thinking", "redacted_thinking", "reasoning")  # parts of earlier answers that are no text of them
+THOUGHTS = ("thinking", "redacted_thinking", "reasoning")  # templates that want them read reasoning_content
 
 
 def conversation_of(body: ChatRequest, left_out: LeftOut | None = None) -> Conversation:
@@ -47,6 +47,9 @@ def messages_of(messages: Sequence[ChatMessage]) -> tuple[dict[str, Any], ...]:
         fields = message.model_dump(exclude_none=True, exclude={"tool_calls", "function_call"})
         if isinstance(content := fields.get("content"), list):
             fields["content"] = [part for part in content if part["type"] not in THOUGHTS]
+            thoughts = [part.get("thinking") or part.get("text") for part in content if part["type"] in THOUGHTS]
+            if thought := "".join(text for text in thoughts if isinstance(text, str)):
+                fields.setdefault("reasoning_content", thought)
         calls = [_call(call.function or call.custom, call.id) for call in message.tool_calls or ()]
         if message.function_call is not None:
             calls.append(_call(message.function_call, f"call{i:05}"))

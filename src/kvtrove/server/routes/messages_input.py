@@ -13,7 +13,7 @@ from kvtrove.server.routes.toolset import LeftOut, Toolset
 from kvtrove.server.volatile import BILLING
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-_THOUGHTS = ("thinking", "redacted_thinking")
+_THOUGHTS = ("thinking", "redacted_thinking")  # the templates that want a thought find it in reasoning_content
 _RUN_ELSEWHERE = re.compile("server_tool_use|mcp_tool_use|.+_tool_result|container_upload|compaction")
 
 
@@ -72,7 +72,7 @@ class _Reader:
             return
         texts: list[dict[str, Any]] = []
         calls: list[dict[str, Any]] = []
-        thoughts: list[str] = []
+        thought = "".join(block.thinking or "" for block in message.content if block.type == "thinking")
         for n, block in enumerate(message.content):
             place = f"{where}[{n}]"
             if block.type == "tool_result":
@@ -83,17 +83,12 @@ class _Reader:
                 texts.append({"type": "text", "text": text})
             elif _RUN_ELSEWHERE.fullmatch(block.type):
                 self.left_out.add(place, block.type)
-            elif block.type in _THOUGHTS:
-                thought = getattr(block, "thinking", None)  # redacted ones have none
-                thoughts += [thought] if isinstance(thought, str) and message.role == "assistant" else []
-            elif not (message.role == "system" and _is_billing(block)):
+            elif block.type not in _THOUGHTS and not (message.role == "system" and _is_billing(block)):
                 texts.append(block.model_dump(exclude_none=True))
         content = join_text(texts, where)
         if content or calls or not message.content:
-            extra: dict[str, Any] = {"tool_calls": calls} if calls else {}
-            if thoughts:
-                extra["reasoning_content"] = "\n".join(thoughts)  # the template decides whether the model sees it
-            yield {"role": message.role, "content": content, **extra}
+            more = {"tool_calls": calls, "reasoning_content": thought}
+            yield {"role": message.role, "content": content, **{name: value for name, value in more.items() if value}}
 
     def _result(self, block: Block, where: str) -> str:
         """The text of what a tool gave. What else it gave is left out, and named in its place if there was no text."""

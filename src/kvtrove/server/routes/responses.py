@@ -96,7 +96,8 @@ class Responses:
         if self._listed:
             tokenizer = self.job.service.tokenizer
             new = chat_logprobs(output.token_ids, output.logprobs or [], self.body.top_logprobs or 0, tokenizer)
-            self._untold += new["content"]
+            listed = zip(output.token_ids, new["content"], strict=True)
+            self._untold += [entry for token, entry in listed if token not in tokenizer.special_ids]  # they are no text
         for event in events:
             told = self._untold if isinstance(event, Text) else []
             self._untold = []
