@@ -68,8 +68,12 @@ CONVERSATIONS = {
 }
 
 
+def template_of(source: str) -> ChatTemplate:
+    return ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
+
+
 def render(source: str, messages: list[dict[str, Any]]) -> str:
-    template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
+    template = template_of(source)
     return folded(Conversation(tuple(messages)), probe(template)).render(template)
 
 
@@ -77,7 +81,7 @@ def render(source: str, messages: list[dict[str, Any]]) -> str:
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_every_word_is_in_the_prompt_once(template: str, conversation: str) -> None:
     messages = CONVERSATIONS[conversation]
-    can = probe(ChatTemplate(TEMPLATES[template]))
+    can = probe(template_of(TEMPLATES[template]))
     text = render(TEMPLATES[template], messages)
     for message in messages:
         assert text.count(message["content"]) == 1 or not message["content"], f"{message} in {text}"
@@ -89,7 +93,7 @@ def test_every_word_is_in_the_prompt_once(template: str, conversation: str) -> N
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_what_needs_no_folding_stays_as_it_is(template: str) -> None:
     """The same text as without it: the prompt is what transformers would render."""
-    given = ChatTemplate(TEMPLATES[template], {"bos_token": "<s>", "eos_token": "</s>"})
+    given = template_of(TEMPLATES[template])
     can = probe(given)
     for messages in ([user("Hi.")], [user("Hi."), answer("Yes."), user("Go.")], [system("A."), user("Hi.")]):
         if can.content == "text" and (can.system != "none" or messages[0]["role"] != "system"):
@@ -97,7 +101,7 @@ def test_what_needs_no_folding_stays_as_it_is(template: str) -> None:
 
 
 def test_templates_are_told_apart() -> None:
-    found = {name: probe(ChatTemplate(source)) for name, source in TEMPLATES.items()}
+    found = {name: probe(template_of(source)) for name, source in TEMPLATES.items()}
     assert found["ChatML"] == Capabilities(tools=False, calls=False)
     assert (found["one system first"].system, found["one system first"].several_systems) == ("first", False)
     assert (found["no system"].system, found["no system"].alternates) == ("none", True)
@@ -110,13 +114,13 @@ def test_templates_are_told_apart() -> None:
     strict = MISTRAL.replace("{{- bos_token }}", "{{- bos_token }}{%- for m in messages %}"
         "{%- for c in m.tool_calls or [] %}{%- if c.id|length != 9 %}" \
         "{{ raise_exception('9') }}{%- endif %}{%- endfor %}{%- endfor %}")  # fmt: skip
-    assert probe(ChatTemplate(strict)).id_length == 9
+    assert probe(template_of(strict)).id_length == 9
 
 
 def test_what_is_lost_in_silence_has_a_name() -> None:
-    lost = dropped_in_silence(Conversation((user("x"), ASKS, RESULT), (TOOL,)), probe(ChatTemplate(CHATML)))
+    lost = dropped_in_silence(Conversation((user("x"), ASKS, RESULT), (TOOL,)), probe(template_of(CHATML)))
     assert lost == ["tools", "earlier tool calls"]
-    assert dropped_in_silence(Conversation((user("x"), ASKS), (TOOL,)), probe(ChatTemplate(QWEN))) == []
+    assert dropped_in_silence(Conversation((user("x"), ASKS), (TOOL,)), probe(template_of(QWEN))) == []
 
 
 @pytest.mark.parametrize(
@@ -139,7 +143,7 @@ def test_what_is_lost_in_silence_has_a_name() -> None:
     ],
 )
 def test_the_form_is_read_off_what_the_template_writes(source: str, tools: str, thoughts: str) -> None:
-    template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
+    template = template_of(source)
     syntax = detect_syntax(template, probe(template))
     assert (syntax.tools.name, syntax.thoughts.name) == (tools, thoughts)
 
@@ -161,7 +165,7 @@ def _given_templates() -> Iterator[Path]:
 @pytest.mark.parametrize("path", _given_templates(), ids=lambda path: path.stem)
 def test_real_templates(path: Path) -> None:
     """No conversation is refused that folding could mend, no word is lost, and the text is transformers' elsewhere."""
-    template = ChatTemplate(path.read_text(encoding="utf-8"), {"bos_token": "<s>", "eos_token": "</s>"})
+    template = template_of(path.read_text(encoding="utf-8"))
     can = probe(template)
     try:
         template.render([user("Hi.")])

@@ -32,7 +32,8 @@ def _tools(template: ChatTemplate, capabilities: Capabilities, source: str) -> T
     written = _written_call(template, capabilities)
     if written is not None:
         reading = [f for f in formats if _reads(f, written)]
-        alike = [f for f in reading if all(part in written for part in f.written.beginning(CALL["function"]["name"]))]
+        name, squeezed = CALL["function"]["name"], written.replace(" ", "")
+        alike = [f for f in reading if all(p.replace(" ", "") in squeezed for p in f.written.beginning(name))]
         marked = [f for f in reading if f.syntax and f.syntax.mark.search(written)]
         if found := [*alike, *marked, *reading]:
             return found[0]
