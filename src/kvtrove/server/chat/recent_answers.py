@@ -95,7 +95,7 @@ class RecentAnswers:
         before every text that they encode.
         """
         seam = self._tokenizer.decode_after(before[-_SEAM:].tolist(), list(after[:_SEAM]))
-        return text.startswith(seam) if len(after) > _SEAM else text == seam
+        return text.startswith(seam.rstrip(REPLACEMENT)) if len(after) > _SEAM else text == seam
 
 
 def _digest(text: str) -> bytes:
