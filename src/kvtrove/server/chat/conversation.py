@@ -107,10 +107,10 @@ def join_text(parts: Sequence[Mapping[str, Any]], where: str) -> str:
 
 
 def _plain_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Templates write arguments with `tojson`: as a string they would be quoted twice."""
+    """Templates write arguments with `tojson`: as a string they would be quoted twice. null is no argument at all."""
     function = dict(call["function"])
     try:
-        arguments = json.loads(function.get("arguments") or "{}")
+        arguments = json.loads(function.get("arguments") or "{}") or {}
     except (ValueError, RecursionError):
         arguments = function["arguments"]  # a broken call of an earlier turn is repeated as it was
     return {**call, "function": {**function, "arguments": arguments}}
