@@ -60,6 +60,7 @@ class RequestText:
             include_stop=params.include_stop_str_in_output,
             min_tokens=params.min_tokens,
             skip_special_tokens=params.skip_special_tokens,
+            shown=params.shown_token_ids,
         )
 
     def output(self) -> RequestOutput | None:

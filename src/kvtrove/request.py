@@ -151,6 +151,7 @@ class SamplingParams:
     beam_width: int = 0
     length_penalty: float = 1.0
     skip_special_tokens: bool = True
+    shown_token_ids: tuple[int, ...] = ()
     detokenize: bool = True
     output_kind: OutputKind = "cumulative"
 

@@ -31,7 +31,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """The arguments of `Engine.add`."""
+    """The arguments of `Engine.add`, and what the reports say of the prompt.
+
+    num_kept: its tokens that are an earlier answer's, as they were drawn.
+    """
 
     id: str
     prompt_token_ids: Sequence[int]
@@ -39,6 +42,7 @@ class EngineRequest:
     prompt: str | None = None
     salt: str = ""
     guide: Guide | None = None
+    num_kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)

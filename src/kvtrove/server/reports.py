@@ -48,6 +48,7 @@ class Divergence(TypedDict):
 class CacheReport(TypedDict):
     """How one prompt used the cache. reused_from: tokens by tier. evicted_seconds_ago: for `evicted`, if it is known.
 
+    kept_tokens: of the prompt, those of an earlier answer whose ids were kept, rather than encoded again.
     first_divergence: null when the prompt only continues an earlier one, or nothing earlier begins like it.
     """
 
@@ -58,6 +59,7 @@ class CacheReport(TypedDict):
     computed_tokens: int
     reason: str
     evicted_seconds_ago: NotRequired[float | None]
+    kept_tokens: NotRequired[int]
     first_divergence: Divergence | None
 
 
@@ -126,6 +128,8 @@ class Reports(Observer):
                 continue
             report = self._report(pending, result)
             if report is not None:
+                if request.num_kept:
+                    report["kept_tokens"] = request.num_kept
                 self._memory(arrival.tenant.name).reports.append(report)
                 self._on_report(report)
                 reports.append(report)

@@ -226,13 +226,18 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionTokensDetails(TypedDict):
+    reasoning_tokens: int
+
+
 class Usage(TypedDict):
-    """Tokens. `cached_tokens` of the prompt were reused, the others computed."""
+    """Tokens. `cached_tokens` of the prompt were reused, the others computed; `reasoning_tokens` belong to thoughts."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class ErrorDetail(TypedDict):
