@@ -51,6 +51,7 @@ class Service:
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="kvtrove-text")
 
     def start(self) -> None:
+        _ = self.answer_syntax, self.spell, self.mark_token_ids  # now, so that no request waits for it
         self.engine.start()
 
     async def stop(self) -> None:
