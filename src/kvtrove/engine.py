@@ -21,6 +21,7 @@ from kvtrove.kv.stats import KVStats
 from kvtrove.models.config_reader import read_config, read_spec
 from kvtrove.models.fingerprint import model_fingerprint
 from kvtrove.output_processor import RequestText
+from kvtrove.plan.process import return_freed_memory
 from kvtrove.recovery import NO_FAULTS, FaultStats, NoProgressError, Recovery
 from kvtrove.request import EngineError, Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
 from kvtrove.scheduler.output import SchedulerOutput
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from kvtrove.loading import Progress, Variant
 
 log = logging.getLogger(__name__)
+TRIM_EVERY = 1000
+"""Requests after which the C library hands back what it holds of freed memory, some ten milliseconds' work: its heaps
+have holes between what lives long, and would grow by half of themselves over thousands of requests.
+"""
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ class Engine:
         self._end_token_ids = self._known_ends()
         self._random = random.Random(config.seed)
         self._texts: dict[str, RequestText] = {}
-        self._arrivals = 0
+        self._arrivals = self._ended = 0
         self._pins: dict[str, tuple[Pin, PinnedPrefix]] = {}
         self._cache_log = Environment.read().cache_log
         self.last_step: SchedulerOutput | None = None
@@ -140,11 +145,11 @@ class Engine:
             if isinstance(result.error, EngineError):
                 forget(self.kv, self.scheduler.running[seq_id].kv)
         touched = self.scheduler.update(scheduled, output)
-        decodes = sum(len(s.tokens) == 1 for s in scheduled.sequences)
-        self._pace.learn(scheduled.num_tokens - decodes, decodes, self.clock() - start)
+        num_tokens, decodes = scheduled.num_tokens, sum(len(s.tokens) == 1 for s in scheduled.sequences)
+        self._pace.learn(num_tokens - decodes, decodes, self.clock() - start)
         self.scheduler.prompt_limit = self._pace.tokens
         if self._cache_log:
-            self._log_cache(scheduled.num_tokens)
+            self._log_cache(num_tokens)
         return touched
 
     def _recover(self, error: Exception) -> list[RequestOutput]:
@@ -234,11 +239,14 @@ class Engine:
         """Drop a request at any moment; all that it held is free when this returns. False when it is not known."""
         self._texts.pop(request_id, None)
         request = self.scheduler.requests.get(request_id)
+        if request is None:
+            return False
         try:
             self.scheduler.abort(request_id)
         except Exception as error:
             self._fault(error, [], request)
-        return request is not None
+        self._let_go(request)
+        return True
 
     def has_unfinished_requests(self) -> bool:
         return bool(self.scheduler.requests)
@@ -305,7 +313,17 @@ class Engine:
                 outputs.append(output)
             if request.finished:
                 del self._texts[request.id]
+                self._let_go(request)
         return outputs
+
+    def _let_go(self, request: Request) -> None:
+        """Of a request that has ended. A request and its sequences name each other: left alone they would wait for the
+        collector of cycles by the ten thousand, and what is freed between them would be of little use to anyone.
+        """
+        request.sequences, request.completed = [], []
+        self._ended += 1
+        if self._ended % TRIM_EVERY == 0:
+            return_freed_memory()
 
     def _news(self, text: RequestText) -> RequestOutput | None:
         for seq, stop in text.update():

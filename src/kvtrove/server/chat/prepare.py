@@ -15,7 +15,7 @@ from kvtrove.server.chat.events import ChatEvent
 from kvtrove.server.chat.folding import dropped_in_silence, folded
 from kvtrove.server.chat.reader import ChoiceReader
 from kvtrove.server.chat.thoughts import closes_thought, opens_thought
-from kvtrove.server.chat.truncation import cuts, smallest_cut
+from kvtrove.server.chat.truncation import Cuts, smallest_cut
 from kvtrove.server.engine_thread import EngineRequest
 from kvtrove.server.errors import ApiError
 from kvtrove.server.guidance import Grammar
@@ -95,6 +95,8 @@ async def submit_chat(
     guide = await service.guide(_grammar(service, conversation, grammar, in_thought, thought_over), params)
     if cap and len(prompt.token_ids) + (params.max_tokens or 0) > service.max_model_len:
         params = replace(params, max_tokens=None)
+    if guide is not None and guide.relaxed:
+        job.notes["relaxed"] = list(guide.relaxed)
     if dropped:
         job.notes["truncated_messages"] = dropped
     _warn(job, conversation)
@@ -203,7 +205,7 @@ def _cut(service: Service, conversation: Conversation, room: int) -> list[int] |
         except ApiError:
             return False
 
-    return smallest_cut(cuts(conversation.messages), fits)
+    return smallest_cut(Cuts(conversation.messages), fits)
 
 
 def streaming(params: SamplingParams, stream: bool) -> SamplingParams:
