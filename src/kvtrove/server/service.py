@@ -50,6 +50,7 @@ class Service:
         self._pool = TextPool(settings.limits.text_timeout)
 
     def start(self) -> None:
+        _ = self.answer_syntax, self.spell, self.mark_token_ids  # now, so that no request waits for it
         self._pool.start()
         self.engine.start()
 
