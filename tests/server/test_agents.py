@@ -46,6 +46,7 @@ def test_codex_is_served(alice: httpx.Client) -> None:
         "input[8].output[1]: input_image",
         "input[14]: compaction",
         "input[15]: item_reference",
+        "input[16]: item_reference",
     ]
 
 
@@ -58,6 +59,7 @@ def test_codex_is_read() -> None:
         *("system", "system", "user", "user", "assistant", "tool", "assistant", "tool", "assistant", "tool"),
         *("assistant", "tool", "assistant", "user"),
     ]
+    assert [m["reasoning_content"] for m in conversation.messages if "reasoning_content" in m] == ["Look at the files."]
     calls = [call["function"] for m in conversation.messages for call in m.get("tool_calls", ())]
     assert [(call["name"], call["arguments"]) for call in calls] == [
         ("exec_command", {"cmd": "ls"}),
@@ -117,7 +119,7 @@ def test_claude_code_is_read() -> None:
     assert "billing" not in system["content"]
     assert system["content"].startswith("You are an agent")
     assert "Read the notes" in first["content"]
-    assert called["content"] == "Reading."
+    assert (called["content"], called["reasoning_content"]) == ("Reading.", "I read them.")
     assert [call["function"]["name"] for call in called["tool_calls"]] == ["Read", "Read", "ToolSearch"]
     texts = [result["content"] for result in results]
     assert "Buy milk." in texts[0]
@@ -179,10 +181,21 @@ def test_a_chat_of_another_time_is_read() -> None:
     _, called, result, answer, *others = conversation.messages
     assert called["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": 1}}
     assert (result["role"], result["tool_call_id"]) == ("tool", called["tool_calls"][0]["id"])
-    assert answer["content"] == "One."
+    assert (answer["content"], answer["reasoning_content"]) == ("One.", "hm")
     assert [m["tool_calls"][0]["function"]["arguments"] for m in others] == [{}, {"a": 2}, {"input": "x"}]
     assert conversation.tool_choice == "f"
     assert [tool["function"]["name"] for tool in conversation.offered_tools] == ["f"]
+
+
+def test_a_picture_that_a_tool_took_is_left_out_of_a_chat(alice: httpx.Client) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    messages: list[Any] = [*HI, {"role": "assistant", "tool_calls": [call]}]
+    messages.append({"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "done"}, picture]})
+    answer = alice.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 1}).json()
+    assert answer["kvtrove"]["left_out"] == ["messages[2].content[1]: image_url"]
+    messages[0] = {"role": "user", "content": [picture]}
+    assert alice.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 1}).status_code == 400
 
 
 def test_legacy_functions_are_answered_in_their_words(server: LiveServer) -> None:

@@ -35,14 +35,13 @@ public:
     // As many lines as fall to a piece of work of so many bytes.
     INLINE void ask(std::int64_t bytes) {
         due_ += bytes * per_byte_;
-        std::int64_t lines = due_ >> kShift;
-        due_ &= (std::int64_t{1} << kShift) - 1;
-        while (lines > 0 && left_ > 0) {
-            const std::int64_t some = std::min(lines, left_);
-            for (std::int64_t i = 0; i < some; ++i) __builtin_prefetch(at_ + i * kLine, 0, 2);
-            lines -= some, left_ -= some, at_ += some * kLine;
-            if (left_ == 0 && ++now_ < runs_) enter();
-        }
+        if (due_ >> kShift) fetch_apart();
+    }
+
+    // The same where sums are in registers, which a call would have to save.
+    INLINE void ask_in_place(std::int64_t bytes) {
+        due_ += bytes * per_byte_;
+        fetch();
     }
 
 private:
@@ -54,6 +53,19 @@ private:
     INLINE void enter() {
         at_ = reinterpret_cast<const std::uint8_t*>(run_[now_].first * kLine);
         left_ = static_cast<std::int64_t>(run_[now_].end - run_[now_].first);
+    }
+
+    [[gnu::noinline]] void fetch_apart() { fetch(); }
+
+    INLINE void fetch() {
+        std::int64_t lines = due_ >> kShift;
+        due_ &= (std::int64_t{1} << kShift) - 1;
+        while (lines > 0 && left_ > 0) {
+            const std::int64_t some = std::min(lines, left_);
+            for (std::int64_t i = 0; i < some; ++i) __builtin_prefetch(at_ + i * kLine, 0, 2);
+            lines -= some, left_ -= some, at_ += some * kLine;
+            if (left_ == 0 && ++now_ < runs_) enter();
+        }
     }
 
     Lines run_[4 * (kChunk / kTile)];

@@ -174,7 +174,7 @@ struct Bfloat16Values {
         const auto keep = [&](int j, F weights) __attribute__((always_inline)) {
             const H rounded = bfloat16_of(weights);
             *reinterpret_cast<UnalignedH*>(halves + j) = rounded;
-            return (F)(__builtin_convertvector(rounded, U) << 16);
+            return float_of(rounded);
         };
         const float shrink = weigh_row(pass.scores(r), chunk.count * kTile, most, work.best[r], work.sum[r], ahead, keep);
         shrink_values(pass, r, shrink);

@@ -29,6 +29,7 @@ template <class Format, int R, int N>
 void product_block(const Columns<Format>& columns, int column, const Left<Format>& left, int row, Ahead& ahead) {
     using Lanes = typename Format::Lanes;
     constexpr int step_bytes = N * W * Format::kRows * sizeof(typename Format::T);
+    constexpr int some = 4;  // steps
     const std::ptrdiff_t width = columns.width, advance = columns.advance;
     const std::ptrdiff_t x_stride = left.x_stride, sums_stride = left.sums_stride;
     const auto* x = left.x + row * x_stride;
@@ -44,7 +45,7 @@ void product_block(const Columns<Format>& columns, int column, const Left<Format
         for (int n = 0; n < N; ++n) tile[n] = columns.first[run * columns.count + column + n];
         std::ptrdiff_t at = 0;
         for (int step = 0; step < columns.steps[run]; ++step, at += advance, x += 2) {
-            if (row == 0) ahead.ask(step_bytes);
+            if (row == 0 && step % some == 0) ahead.ask_in_place(some * step_bytes);
             Lanes lanes[N];
             for (int n = 0; n < N; ++n) lanes[n] = Format::even(tile[n] + at, width);
             for (int r = 0; r < R; ++r) {

@@ -50,15 +50,16 @@ INLINE F largest_in_row(const float* scores, int count) {
 }
 
 // Scores become weights 2^(score - best), best and sum the maximum and the sum over all chunks so far. most: the largest
-// of the scores, per lane. keep(j, weights): stores the two vectors from j on, and returns what the sum gets. Returns the
+// of the scores, per lane. keep(j, weights): stores those from j on, and returns what the sum gets. Returns the
 // factor by which everything before shrinks.
 template <class Keep>
 INLINE float weigh_row(const float* scores, int count, F most, float& best, float& sum, Ahead& ahead, const Keep& keep) {
     const float now = std::max(best, largest_of(most));
     F total = F{};
-    for (int j = 0; j < count; j += W) {
-        ahead.ask(W * kScoreBytes);
-        total += keep(j, exp2(load(scores + j) - all(now)));
+    constexpr int some = 4 * kTile;
+    for (int begin = 0; begin < count; begin += some) {
+        ahead.ask(some * kScoreBytes);
+        for (int j = begin; j < std::min(count, begin + some); j += W) total += keep(j, exp2(load(scores + j) - all(now)));
     }
     const float shrink = exp2(best - now);
     best = now;
