@@ -88,6 +88,7 @@ def test_the_cache_stays_as_it_was() -> None:
 
 def test_it_measures_what_the_process_holds() -> None:
     """Two kinds of layers with a step of tens of megabytes, so that the C library's own books do not matter."""
+    process.return_large_buffers()
     runner = random_runner(replace(model(2), vocab_size=50_000), 64)
     measured = warm_up(runner, StepLimits(1024, 32, 1024, 2048))
     assert measured is not None
