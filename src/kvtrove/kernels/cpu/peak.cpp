@@ -15,11 +15,13 @@ constexpr std::size_t kPartsPerThread = 8;
 #if defined(__x86_64__)
 // Sums that are independent of each other, more than one instruction takes cycles.
 constexpr int kSums = 12;
+constexpr std::size_t kVectorRounds = 16;  // so that rounds of all levels take about as long
 
 #define KVTROVE_FMAS(bytes, target_of_level)                                                             \
     typedef float Floats __attribute__((vector_size(bytes)));                                            \
     __attribute__((target(target_of_level))) double run(std::size_t rounds) {                            \
         Floats sums[kSums] = {}, factor = Floats{} + 0.5f;                                               \
+        rounds *= kVectorRounds;                                                                         \
         for (std::size_t i = 0; i < rounds; ++i) {                                                       \
             _Pragma("GCC unroll 12") for (int s = 0; s < kSums; ++s) {                                   \
                 sums[s] = sums[s] * factor + factor;                                                     \
