@@ -2,7 +2,7 @@
 // machines where the package is not installed, and for emulators (argument "small").
 //
 //   cd src/kvtrove/kernels/cpu && g++ -std=c++17 -O2 -static -fopenmp -I. ../../../../benchmarks/micro/linear_levels.cpp
-//       linear.cpp linear_amx.cpp isa.cpp threads.cpp -o linear_levels && OMP_NUM_THREADS=2 ./linear_levels
+//       linear.cpp linear_amx.cpp pages.cpp isa.cpp threads.cpp -o linear_levels && OMP_NUM_THREADS=2 ./linear_levels
 #include <algorithm>
 #include <chrono>
 #include <cmath>

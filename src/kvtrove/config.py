@@ -17,6 +17,7 @@ KV_DTYPES = (*DTYPES, "int8")
 WEIGHTS = ("auto", "int8")
 LINEAR = ("auto", "torch", "onednn", "own")
 ATTENTION_BACKENDS = ("auto", "reference", "cpu")
+HUGE_PAGES = ("auto", "hugetlb", "off")
 CHECK_LEVELS = (0, 1, 2)
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 
@@ -99,6 +100,8 @@ class EngineConfig:
     num_blocks: an exact number of blocks instead of `kv` (tests, benchmarks).
     kv_cache_dtype: how cached K/V are stored; "auto" is the model's dtype, "int8" half of its bytes.
     attention_backend: "auto" takes the fastest that serves the model here, "reference" plain torch, "cpu" the kernels.
+    huge_pages: of weights and cache on a CPU. "auto" asks the system for transparent ones; "hugetlb" takes those of the
+        pool in /proc/sys/vm/nr_hugepages, as long as it lasts; "off" leaves small ones (to compare).
     max_model_len: longest prompt + output in tokens, or "32k"; None takes the model's own, or what the pool can hold.
     max_num_seqs: sequences computed in one step at most.
     max_num_batched_tokens: token budget of a step.
@@ -129,6 +132,7 @@ class EngineConfig:
     check: int | None = None
     warm_up: bool = False
     attention_backend: str = "auto"
+    huge_pages: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -136,6 +140,7 @@ class EngineConfig:
         known = {
             **{"dtype": DTYPES, "kv_cache_dtype": KV_DTYPES, "attention_backend": ATTENTION_BACKENDS},
             **{"load_format": LOAD_FORMATS, "weights": WEIGHTS, "linear": LINEAR},
+            "huge_pages": HUGE_PAGES,
         }
         for name, names in known.items():
             if getattr(self, name) not in names:

@@ -24,13 +24,17 @@ PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "jinja2", "typer", "r
 
 @dataclass
 class Report:
-    """What was found. memory: bytes. kernels: instruction set of the CPU kernels, None when they do not load."""
+    """What was found. memory: bytes. kernels: instruction set of the CPU kernels, None when they do not load.
+
+    huge_pages: whether packed weights get them, and what the system says about them.
+    """
 
     versions: dict[str, str] = field(default_factory=dict)
     cpu: dict[str, int] = field(default_factory=dict)
     kernels: str | None = None
     openmp: list[str] = field(default_factory=list)
     memory: dict[str, int | None] = field(default_factory=dict)
+    huge_pages: dict[str, str] = field(default_factory=dict)
     cuda: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -57,6 +61,7 @@ def examine(root: Path = Path("/")) -> Report:
     report.versions = {"kvtrove": __version__, "python": platform.python_version()}
     report.versions |= {name: _version(name) for name in PACKAGES}
     _examine_kernels(report)
+    _examine_huge_pages(report, root)
     _examine_torch(report)
     # after torch and the kernels are loaded: only now all runtimes are mapped
     report.openmp = kernels.openmp_runtimes((root / "proc/self/maps").read_text())
@@ -87,6 +92,27 @@ def _examine_kernels(report: Report) -> None:
         return
     if report.kernels == "portable":
         report.warnings.append("the CPU kernels found neither AVX2 nor AVX-512 and run in portable code, which is slow")
+
+
+def _examine_huge_pages(report: Report, root: Path) -> None:
+    """By packing weights of one huge page, and asking where they lie."""
+    if report.kernels is None:
+        return
+    from kvtrove.kernels.linear import PackedWeights
+
+    weights = PackedWeights(1024, 1024)
+    huge, total = kernels.huge_page_bytes()
+    report.huge_pages["packed_weights"] = "yes" if huge >= weights.nbytes else "no"
+    for name, path in (
+        ("transparent", "sys/kernel/mm/transparent_hugepage/enabled"),
+        ("pool", "proc/sys/vm/nr_hugepages"),
+    ):
+        report.huge_pages[name] = (root / path).read_text().strip() if (root / path).exists() else "unknown"
+    if total and huge < weights.nbytes:
+        report.warnings.append(
+            "packed weights get no huge pages, so decoding takes up to half as long again: "
+            "'echo madvise > /sys/kernel/mm/transparent_hugepage/enabled' allows them"
+        )
 
 
 def _examine_torch(report: Report) -> None:
@@ -130,7 +156,10 @@ def _sections(report: Report) -> dict[str, list[str]]:
             f"CPU kernels: {report.kernels or 'not loaded'}",
             *(f"OpenMP: {path}" for path in report.openmp),
         ],
-        "memory": [f"{name}: {size}" for name, size in memory.items()],
+        "memory": [
+            *(f"{name}: {size}" for name, size in memory.items()),
+            *(f"huge pages, {name.replace('_', ' ')}: {value}" for name, value in report.huge_pages.items()),
+        ],
         "CUDA": [
             f"{d['device']}: {d['name']}, {readable(d['free'])} of {readable(d['total'])} free" for d in report.cuda
         ]

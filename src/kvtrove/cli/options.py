@@ -50,6 +50,9 @@ class EngineOptions:
         "auto"
     )
     attention_backend: Annotated[str, _engine("NAME", "auto, cpu (kernels) or reference (plain torch).")] = "auto"
+    huge_pages: Annotated[str, _engine("KIND", "Of weights and cache: auto, hugetlb (the system's pool) or off.")] = (
+        "auto"
+    )
     block_size: Annotated[int, _engine("N", "Tokens in a block of the cache.")] = 32
     num_blocks: Annotated[int | None, _engine("N", "Exact number of blocks instead of --kv.")] = None
     max_num_seqs: Annotated[int, _engine("N", "Sequences in one step at most.")] = 256

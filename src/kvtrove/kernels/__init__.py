@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MEMORY_MAP = Path("/proc/self/maps")
+MEMORY_USE = Path("/proc/self/smaps")
 _OPENMP = re.compile(r"/.*/lib(?:gomp|omp|iomp5)(?:-\w+)?\.so[.\d]*$", re.MULTILINE)
+
+_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
 
 
 def copy_rows(arena: NDArray[np.uint8] | Tensor, pairs: NDArray[np.int32] | Tensor, *, num_threads: int = 0) -> None:
@@ -37,6 +40,41 @@ def isa(wanted: str = "auto") -> str:
     Raises ValueError when the name is unknown or the processor lacks it.
     """
     return str(_extension().isa(wanted))
+
+
+def set_huge_pages(kind: str) -> None:
+    """Where weights and scratch memory that are taken from now on shall lie.
+
+    "auto": huge pages where the system gives them (madvise), "hugetlb": those of the pool in /proc/sys/vm/nr_hugepages
+    as long as it lasts, "off": small pages. ValueError for another one.
+    """
+    _extension().set_huge_pages(kind)
+
+
+def huge_page_bytes(memory_use: str | None = None) -> tuple[int, int]:
+    """(bytes in huge pages, bytes in all) of the memory that holds packed weights and scratch, in whole pages of 2 MiB.
+
+    memory_use: text of /proc/self/smaps; None reads it. Where there is no such file, nothing is in huge pages.
+    """
+    ranges = _extension().page_ranges()
+    if memory_use is None:
+        memory_use = MEMORY_USE.read_text() if MEMORY_USE.exists() else ""
+    huge, ours = 0, False
+    for line in memory_use.splitlines():
+        if found := _MAPPING.match(line):
+            start, end = (int(number, 16) for number in found.groups())
+            ours = any(start < last and first < end for first, last in ranges)
+        elif ours and line.startswith(("AnonHugePages:", "Private_Hugetlb:")):
+            huge += int(line.split()[1]) * 1024
+    return huge, sum(last - first for first, last in ranges)
+
+
+def run_at_peak(wanted: str, rounds: int) -> float:
+    """The most that a level can multiply: `rounds` rounds on every thread, from registers; returns the operations.
+
+    Of bf16 tiles at "amx", of float32 vectors else; 0 where there is nothing to measure ("portable").
+    """
+    return float(_extension().run_at_peak(wanted, rounds))
 
 
 def openmp_runtimes(memory_map: str) -> list[str]:

@@ -1,8 +1,10 @@
 // Python's view of linear.h.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
+#include <nanobind/stl/vector.h>
 
 #include <stdexcept>
 #include <string>
@@ -10,6 +12,8 @@
 
 #include "bindings.h"
 #include "linear.h"
+#include "pages.h"
+#include "peak.h"
 
 namespace nb = nanobind;
 
@@ -58,6 +62,15 @@ void gather(const PackedWeights& weights, std::uintptr_t ids, std::size_t count,
     weights.gather(pointer<const std::int64_t>(ids), count, pointer<void>(y), is_bf16 ? Float::bf16 : Float::f32);
 }
 
+void set_huge_pages(std::string_view kind) {
+    if (kind != "auto" && kind != "hugetlb" && kind != "off") {
+        throw std::invalid_argument("huge_pages: '" + std::string(kind) + "' is not one of auto, hugetlb, off");
+    }
+    page_arena().set_kind(kind == "auto"      ? HugePages::transparent
+                          : kind == "hugetlb" ? HugePages::hugetlb
+                                              : HugePages::off);
+}
+
 }  // namespace
 
 void bind_linear(nb::module_& m) {
@@ -70,6 +83,15 @@ void bind_linear(nb::module_& m) {
         .def("multiply", &multiply, nb::arg("x"), nb::arg("y"), nb::arg("is_bf16"), nb::arg("rows"), nb::arg("bias"))
         .def("gather", &gather, nb::arg("ids"), nb::arg("count"), nb::arg("y"), nb::arg("is_bf16"))
         .def_prop_ro("nbytes", &PackedWeights::nbytes);
+    m.def("set_huge_pages", &set_huge_pages, nb::arg("kind"));
+    m.def("page_ranges", [] { return page_arena().mapped(); });
+    m.def("run_at_peak",
+          [](std::string_view isa, std::size_t rounds) {
+              const Isa level = choose_isa(isa);
+              const nb::gil_scoped_release unlocked;
+              return run_at_peak(level, rounds);
+          },
+          nb::arg("isa"), nb::arg("rounds"));
 }
 
 }  // namespace kvtrove
