@@ -16,6 +16,7 @@ from kvtrove import __version__, kernels
 from kvtrove.cli.options import JsonFlag
 from kvtrove.cli.text import say
 from kvtrove.config import Environment
+from kvtrove.kernels.cores import openmp_runtimes
 from kvtrove.plan.capacity import readable
 from kvtrove.plan.memory import available_bytes
 
@@ -59,7 +60,7 @@ def examine(root: Path = Path("/")) -> Report:
     _examine_kernels(report)
     _examine_torch(report)
     # after torch and the kernels are loaded: only now all runtimes are mapped
-    report.openmp = kernels.openmp_runtimes((root / "proc/self/maps").read_text())
+    report.openmp = openmp_runtimes((root / "proc/self/maps").read_text())
     if len(report.openmp) > 1:
         report.warnings.append(
             f"{len(report.openmp)} OpenMP runtimes compete for the cores: {', '.join(report.openmp)}"

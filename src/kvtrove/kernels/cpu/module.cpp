@@ -12,6 +12,7 @@
 #include "bindings.h"
 #include "copy_rows.h"
 #include "isa.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 
@@ -38,6 +39,8 @@ NB_MODULE(_cpu, m) {
           nb::arg("num_threads") = 0);
     m.def("isa", [](std::string_view wanted) { return std::string(kvtrove::name(kvtrove::choose_isa(wanted))); },
           nb::arg("wanted") = "auto");
+    m.def("threads", &kvtrove::max_threads);
+    m.def("set_threads", &kvtrove::set_max_threads, nb::arg("threads"));
     kvtrove::bind_linear(m);
     kvtrove::bind_rows(m);
     kvtrove::bind_between(m);
