@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kvtrove import kernels
 from kvtrove.kernels.linear import PackedWeights
 
 OUTPUTS, INPUTS = 4864, 896
@@ -104,7 +105,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.clock == "cpu" and args.threads != 1:
         parser.error("--clock cpu counts one thread: add --threads 1")
-    torch.set_num_threads(args.threads)
+    kernels.set_threads(args.threads)
     weights = [torch.randn(OUTPUTS, INPUTS).bfloat16() for _ in range(args.weights)]
     calls, plain = implementations(weights), torch.randn(args.weights * OUTPUTS * INPUTS // 2)
     results = []

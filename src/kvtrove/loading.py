@@ -68,6 +68,8 @@ def load_runner(
     device, directory = choose_device(config.device), Path(config.model)
     precision = choose_precision(config, spec)
     isa = Environment.read().isa
+    if device == "cpu":
+        kernels.set_threads(config.threads or min(kernels.threads(), torch.get_num_threads()))
     products = Products(precision, device, config.linear, isa)
     kv_dtype = precision.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     cache = cache_spec(spec, engine_format(kv_dtype), config.block_size)
@@ -86,7 +88,9 @@ def load_runner(
     model = None if variant is None else variant.model
     if model is None:
         model = load_model(directory, spec, products, progress, max_model_len=length, load_format=config.load_format)
-        log.info("%s; linear layers: %s", precision, products.summary())
+        log.info("%s; linear layers: %s; %d threads", precision, products.summary(), torch.get_num_threads())
+        if device == "cpu" and not products.same_in_every_batch:
+            log.info("last bits may depend on the batch: only bf16 and int8 weights are multiplied by own kernels")
     arena = Arena(cache, capacity.num_blocks, device)
     backend = choose_backend(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
     runner = ModelRunner(model, cache, arena, backend, token_text)
@@ -163,6 +167,10 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
         activations = "float32"
         if slow:
             log.info("this processor has no bf16 instructions: weights and cache stay bf16, activations are float32")
+    if dtype == "float16" and spec.sandwich_norms:
+        raise ConfigError(
+            f"dtype: activations of {spec.architecture} pass 65,504, the largest float16: --dtype bfloat16 or float32"
+        )
     if config.weights == "int8" and activations == "float16":
         raise ConfigError("dtype: float16 does not go with int8 weights: --dtype auto, float32 or bfloat16")
     return Precision(dtype, activations, int8=config.weights == "int8")

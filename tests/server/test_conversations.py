@@ -98,10 +98,15 @@ def test_what_does_not_fit_is_told_what_would(num_tokens: int, max_tokens: int |
     context = 200
     fits = num_tokens + (max_tokens or 1) <= context
     try:
-        refuse_unless_it_fits(num_tokens, max_tokens, context, None, "prompt")
+        refuse_unless_it_fits(num_tokens, max_tokens, context, None, "prompt", "max_tokens")
         assert fits
     except ApiError as error:
         assert not fits
+        too_long = num_tokens >= context
+        assert (error.param, error.code) == (
+            ("prompt", "context_length_exceeded") if too_long else ("max_tokens", "invalid_value")
+        )
+        assert ("This model's maximum context length is" in str(error)) == too_long
         numbers = [int(word) for word in str(error).replace(",", " ").replace(":", " ").split() if word.isdigit()]
         assert context in numbers
         assert num_tokens in numbers

@@ -6,7 +6,7 @@ import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from kvtrove.kernels.cores import MOST_THREADS, find_cores
+from kvtrove.kernels.cores import find_cores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,10 +43,10 @@ def threads() -> int:
 def set_threads(count: int) -> None:
     """Let kernels and torch use so many threads, in all engines of this process. Results do not depend on it.
 
-    Raises ValueError for a number that cannot be.
+    Raises ValueError for a number below 1.
     """
-    if not 1 <= count <= MOST_THREADS:
-        raise ValueError(f"threads: {count} is not between 1 and {MOST_THREADS}")
+    if count < 1:
+        raise ValueError(f"threads: {count} must be at least 1")
     _extension().set_threads(count)
     importlib.import_module("torch").set_num_threads(count)
 

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-MOST_THREADS = 1024
-"""What a pool holds (cpu/threads.cpp)."""
 _OPENMP = re.compile(r"/.*/lib(?:gomp|omp|iomp5)(?:-\w+)?\.so[.\d]*$", re.MULTILINE)
 
 
@@ -35,8 +33,8 @@ class Cores:
         A quota is rounded down: threads that use it up are all stopped for the rest of its period.
         """
         if self.asked is not None:
-            return min(self.asked, MOST_THREADS)
-        return max(1, min(self.physical, MOST_THREADS, self.physical if self.quota is None else int(self.quota)))
+            return self.asked
+        return self.physical if self.quota is None else max(1, min(self.physical, int(self.quota)))
 
     @property
     def reason(self) -> str:

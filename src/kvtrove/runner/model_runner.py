@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,7 +13,9 @@ from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.decoder import Model
+from kvtrove.request import EngineError
 from kvtrove.runner.batch import Batch, build_batch
+from kvtrove.runner.logprobs import undrawable
 from kvtrove.runner.sampler import Sampler, logprob_table
 from kvtrove.scheduler.output import ModelOutput, ScheduledSequence, SchedulerOutput, SequenceResult
 
@@ -76,13 +79,17 @@ class ModelRunner:
         if sampling:
             logits = self.model.logits(hidden[: len(sampling)])
             specs = [s.sample for s in sampling if s.sample is not None]
-            for s, samples in zip(sampling, self.sampler.sample(logits, specs, self.token_text), strict=True):
-                results[s.seq_id] = SequenceResult(samples)
+            for row, samples in enumerate(self.sampler.sample(logits, specs, self.token_text)):
+                error = None if samples else undrawable(logits[row])
+                results[sampling[row].seq_id] = SequenceResult(samples, error=error)
         at = len(sampling)
         for s in sequences:
             if s.prompt_logprobs is not None:
-                report = [*self._prompt_logprobs(s, hidden[at : at + len(s.prompt_targets)])]
-                results[s.seq_id] = SequenceResult(results[s.seq_id].samples, report)
+                try:
+                    report = [*self._prompt_logprobs(s, hidden[at : at + len(s.prompt_targets)])]
+                    results[s.seq_id] = replace(results[s.seq_id], prompt_logprobs=report)
+                except EngineError as error:
+                    results[s.seq_id] = SequenceResult([], error=error)
                 at += len(s.prompt_targets)
         return ModelOutput(results)
 

@@ -18,12 +18,13 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from kvtrove.kv.manager import KVCacheManager
-from kvtrove.request import FinishReason, RequestError
+from kvtrove.request import EngineError, FinishReason, RequestError
 from kvtrove.scheduler import beam
-from kvtrove.scheduler.output import ModelOutput, SampledToken, SchedulerOutput
-from kvtrove.scheduler.policies import end_of, share
+from kvtrove.scheduler.output import ModelOutput, SampledToken, ScheduledSequence, SchedulerOutput
+from kvtrove.scheduler.policies import end_of, share, too_long
 from kvtrove.scheduler.sequence import Request, Sequence
 from kvtrove.scheduler.work import scheduled_sequence
 
@@ -64,6 +65,8 @@ class Scheduler:
         self._next_seq_id = 0
         self._computing: dict[bytes, int] = {}  # key of a block being computed -> id of the sequence that computes it
         self._step: dict[int, int] = {}  # sequence id -> tokens in the step being planned
+        self.at_work: Request | None = None
+        """Whose turn it is while something is done for one request alone: an error then is that request's."""
 
     # ---- requests come and go ----
 
@@ -74,7 +77,8 @@ class Scheduler:
                 f"n: {request.width} sequences are more than max_num_seqs ({self.limits.max_num_seqs})", "n"
             )
         if self._blocks_alone(request, request.max_len) > self.kv.num_blocks - self.kv.num_pinned_blocks:
-            raise RequestError(self._too_long(request), "max_tokens")
+            usable = self.kv.num_blocks - self.kv.num_pinned_blocks
+            raise RequestError(too_long(request, usable, partial(self._blocks_alone, request)), "max_tokens")
         self.requests[request.id] = request
         if request.params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
@@ -95,6 +99,12 @@ class Scheduler:
         if seq.request.finished:
             self._retire(seq.request)
 
+    def fail(self, request: Request, error: RequestError | EngineError) -> None:
+        """End a request that cannot go on; every output of it that is still open is dropped."""
+        request.error = error
+        for seq in request.unfinished:
+            self.finish(seq, "abort")
+
     @property
     def has_unfinished(self) -> bool:
         return bool(self.running or self.waiting)
@@ -102,6 +112,12 @@ class Scheduler:
     def stats(self) -> SchedulerStats:
         tokens = self.num_prompt_tokens, self.num_generation_tokens
         return SchedulerStats(len(self.running), len(self.waiting), self.num_preemptions, *tokens)
+
+    def forget_step(self) -> None:
+        """Nothing runs any more, nor is being computed."""
+        self.running.clear()
+        self._computing.clear()
+        self._step, self.at_work = {}, None
 
     def _sequence(self, request: Request, index: int, tokens: array[int]) -> Sequence:
         self._next_seq_id += 1
@@ -137,19 +153,6 @@ class Scheduler:
         alone = [self._blocks_alone(request, request.max_len) for request in self.requests.values()]
         return self.kv.num_blocks - self.kv.num_pinned_blocks - max([*alone, self._blocks(max_model_len)])
 
-    def _too_long(self, request: Request) -> str:
-        usable, low, high = self.kv.num_blocks - self.kv.num_pinned_blocks, 0, request.max_len
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self._blocks_alone(request, middle) <= usable else (low, middle - 1)
-        prompt, beams = len(request.prompt), f" in {request.params.beam_width} beams" if request.beam else ""
-        advice = f"lower max_tokens to {low - prompt}" if low > prompt else f"shorten the prompt to under {low} tokens"
-        return (
-            f"{prompt} prompt + {request.max_len - prompt} new tokens{beams} need "
-            f"{self._blocks_alone(request, request.max_len)} blocks of the KV cache, which has {usable} "
-            f"(at most {low} tokens): {advice}, or give the cache more memory"
-        )
-
     # ---- a step ----
 
     def schedule(self) -> SchedulerOutput:
@@ -158,8 +161,13 @@ class Scheduler:
         self._plan_step()
         while not self._step and (self._decodes() or self._make_room()):
             self._plan_step()
-        sequences = [scheduled_sequence(seq, self._step[i]) for i, seq in self.running.items() if i in self._step]
+        sequences = [self._work(seq, self._step[i]) for i, seq in self.running.items() if i in self._step]
+        self.at_work = None
         return SchedulerOutput(sequences, self.kv.take_copies())
+
+    def _work(self, seq: Sequence, num: int) -> ScheduledSequence:
+        self.at_work = seq.request
+        return scheduled_sequence(seq, num)
 
     def _plan_step(self) -> None:
         for seq in self._decodes():
@@ -194,9 +202,9 @@ class Scheduler:
             if self.kv.allocate(seq.kv, num):
                 self._step[seq.id] = num
                 return
-            self._preempt(max(self.running.values(), key=lambda s: (s.request.arrival, s.index)))
+            self.preempt(max(self.running.values(), key=lambda s: (s.request.arrival, s.index)))
 
-    def _preempt(self, last: Sequence) -> None:
+    def preempt(self, last: Sequence) -> None:
         """Take the blocks of a sequence (of all beams of its request); it starts again at the head of the queue."""
         request = last.request
         siblings = [s for s in request.unfinished if s.id in self.running] if request.beam else [last]
@@ -216,7 +224,7 @@ class Scheduler:
         head = self.waiting[0].request
         others = [s for s in self.running.values() if s.request is not head]
         if others:
-            self._preempt(max(others, key=lambda s: (s.request.arrival, s.index)))
+            self.preempt(max(others, key=lambda s: (s.request.arrival, s.index)))
         elif not self.running:
             raise RuntimeError(
                 f"request {head.id!r} fits the empty cache but not what is left of it: "
@@ -306,12 +314,16 @@ class Scheduler:
             seq = self.running.get(done.seq_id)
             if seq is None:
                 continue  # aborted since
+            self.at_work = seq.request
             self._commit(seq, len(done.tokens))
             result = output.results.get(done.seq_id)
             if result is None:
                 continue
             request = seq.request
             touched[request.id] = request
+            if result.error is not None:
+                self.fail(request, result.error)
+                continue
             if result.prompt_logprobs and request.prompt_logprobs is not None:
                 request.prompt_logprobs.extend(result.prompt_logprobs)
             if not result.samples:
@@ -325,7 +337,10 @@ class Scheduler:
             else:
                 self._extend(seq, result.samples)
         for request_id, candidates in beams.items():
-            self._advance_beams(touched[request_id], candidates)
+            self.at_work = touched[request_id]
+            if not self.at_work.finished:
+                self._advance_beams(self.at_work, candidates)
+        self.at_work = None
         return list(touched.values())
 
     def _commit(self, seq: Sequence, num: int) -> None:

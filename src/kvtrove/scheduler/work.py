@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtrove.scheduler.output import NO_TOKENS, SampleSpec, ScheduledSequence
+from kvtrove.scheduler.output import NO_ENDS, NO_TOKENS, SampleSpec, ScheduledSequence
 from kvtrove.scheduler.sequence import Sequence
 
 
@@ -36,9 +36,10 @@ def sample_spec(seq: Sequence) -> SampleSpec:
         position,
         request.prompt,
         seq.output if params.penalised else NO_TOKENS,
-        tuple(sorted(request.end_token_ids)) if too_short else (),
+        request.end_token_ids if too_short else NO_ENDS,
         2 * params.beam_width,
         None if guide is None else guide.mask(),
+        request.notes,
     )
     if not (forks or too_short or params.penalised or request.beam or guide is not None):
         seq.steady_spec = spec

@@ -44,7 +44,10 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """How much the engine's totals grew between two looks. queries, hits: prompt tokens looked up and found."""
+    """How much the engine's totals grew between two looks. queries, hits: prompt tokens looked up and found.
+
+    faults: steps that failed. failed: requests ended for it.
+    """
 
     queries: int
     hits: int
@@ -54,18 +57,23 @@ class Growth:
     evictions: int
     duplicates: int
     mismatches: int
+    faults: int
+    failed: int
+    restarts: int
 
     @classmethod
     def between(cls, before: EngineStats | None, now: EngineStats) -> Growth:
         """`before` None is an engine that has done nothing."""
-        totals = [_totals(now), _totals(before) if before else (0,) * 8]
+        after = _totals(now)
+        totals = [after, _totals(before) if before else (0,) * len(after)]
         return cls(*(new - old for new, old in zip(*totals, strict=True)))
 
 
 def _totals(stats: EngineStats) -> tuple[int, ...]:
     kv = stats.kv
     tokens = (kv.queries, kv.hits, stats.num_prompt_tokens, stats.num_generation_tokens)
-    return (*tokens, stats.num_preemptions, kv.evictions, kv.duplicates, kv.mismatches)
+    faults = stats.faults.steps, stats.faults.requests, stats.faults.restarts
+    return (*tokens, stats.num_preemptions, kv.evictions, kv.duplicates, kv.mismatches, *faults)
 
 
 @dataclass(frozen=True, slots=True)

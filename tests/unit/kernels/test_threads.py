@@ -75,6 +75,22 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
     assert result(script).split() == ["0", "2", "True", "True", "True"]
 
 
+def test_a_process_ends_while_another_thread_computes() -> None:
+    """Beside a daemon thread that comes back from a kernel when the interpreter is gone."""
+    script = """
+import numpy as np
+arena, pairs = np.zeros((8, 1 << 20), np.uint8), np.array([[0, 1]] * 8, np.int32)
+def copy():
+    while True:
+        kernels.copy_rows(arena, pairs)
+for _ in range(3):
+    threading.Thread(target=copy, daemon=True).start()
+time.sleep(0.2)
+print("end")
+"""
+    assert result(script) == "end\n"
+
+
 def test_an_interrupt_reaches_the_program_and_not_a_helper() -> None:
     script = """
 print(*(int(status["SigBlk"], 16) >> signal.SIGINT - 1 & 1 for status in helpers()), flush=True)
@@ -123,8 +139,8 @@ def test_threads_are_set_for_kernels_and_torch() -> None:
         assert kernels.threads() == torch.get_num_threads() == 2
     finally:
         kernels.set_threads(before)
-    for wrong in (0, -1, 1025):
-        with pytest.raises(ValueError, match=f"threads: {wrong} is not between 1 and 1024"):
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match=f"threads: {wrong} must be at least 1"):
             kernels.set_threads(wrong)
 
 
@@ -141,7 +157,6 @@ def test_threads_are_set_for_kernels_and_torch() -> None:
         (Cores(2, 2, quota=16.0), 2, "one a core"),
         (Cores(1, 1, quota=0.5), 1, "one a core"),
         (Cores(8, 8, quota=2.0, asked=3), 3, "OMP_NUM_THREADS"),
-        (Cores(4096, 4096), 1024, "one a core"),
     ],
 )
 def test_cores_quota_and_the_environment_decide(cores: Cores, threads: int, reason: str) -> None:
