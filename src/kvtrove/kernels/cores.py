@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _OPENMP = re.compile(r"/.*/lib(?:gomp|omp|iomp5)(?:-\w+)?\.so[.\d]*$", re.MULTILINE)
 
 
@@ -63,6 +64,22 @@ def find_cores(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) 
 def openmp_runtimes(memory_map: str) -> list[str]:
     """Paths of the OpenMP runtimes that a process has mapped, given the text of its /proc/self/maps."""
     return sorted(set(_OPENMP.findall(memory_map)))
+
+
+def bound_spinning(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Let idle threads of torch's OpenMP sleep soon, before torch is imported; what the user set stays.
+
+    After a loop they would keep cores busy for milliseconds that kernels and other processes need. The number outlasts
+    what lies between two loops of a step, as that of the kernels' own threads does.
+    """
+    if not any(name in environ for name in _WAITING):
+        environ["GOMP_SPINCOUNT"] = "3000"
+
+
+def spinning(environ: Mapping[str, str] = os.environ) -> str:
+    """How idle threads of OpenMP wait, as part of a sentence."""
+    asked = [f"{name}={environ[name]}" for name in _WAITING if name in environ]
+    return ", ".join(asked) or "spins: set GOMP_SPINCOUNT=3000 where other processes run"
 
 
 def _quotas(root: Path) -> Iterator[float]:

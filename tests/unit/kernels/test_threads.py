@@ -10,9 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from kvtrove import kernels
-from kvtrove.kernels.cores import Cores, find_cores, openmp_runtimes
+from kvtrove.config import EngineConfig
+from kvtrove.engine import Engine
+from kvtrove.kernels.cores import Cores, bound_spinning, find_cores, openmp_runtimes, spinning
+from tests.checkpoints import Checkpoints
 from tests.unit.kernels.sanitized import RACES, Kernels
 
 PRODUCT = """
@@ -131,8 +135,6 @@ def test_a_process_on_one_core_uses_one_thread() -> None:
 
 
 def test_threads_are_set_for_kernels_and_torch() -> None:
-    import torch
-
     before = kernels.threads()
     try:
         kernels.set_threads(2)
@@ -142,6 +144,18 @@ def test_threads_are_set_for_kernels_and_torch() -> None:
     for wrong in (0, -1):
         with pytest.raises(ValueError, match=f"threads: {wrong} must be at least 1"):
             kernels.set_threads(wrong)
+
+
+def test_an_engine_sets_the_threads_of_kernels_and_torch(checkpoints: Checkpoints) -> None:
+    before = kernels.threads()
+    try:
+        Engine(EngineConfig(str(checkpoints.get("llama")), device="cpu", num_blocks=16, threads=2))
+        assert kernels.threads() == torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        Engine(EngineConfig(str(checkpoints.get("llama")), device="cpu", num_blocks=16))
+        assert kernels.threads() == 1, "what a program asks of torch holds for kernels as well"
+    finally:
+        kernels.set_threads(before)
 
 
 # ---- how many there are ----
@@ -218,3 +232,11 @@ def test_every_openmp_runtime_of_a_process_is_found() -> None:
         "/usr/lib/x86_64-linux-gnu/libgomp.so.1.0.0",
         "/venv/sklearn.libs/libgomp-a34b3233.so.1",
     ]
+
+
+@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
+def test_threads_of_torch_spin_as_long_as_the_user_says(given: dict[str, str]) -> None:
+    environ = dict(given)
+    bound_spinning(environ)
+    assert environ == (given or {"GOMP_SPINCOUNT": "3000"})
+    assert spinning(environ) == ", ".join(f"{name}={value}" for name, value in environ.items())
