@@ -21,9 +21,11 @@ from kvtrove.kv.stats import KVStats
 from kvtrove.models.config_reader import read_config, read_spec
 from kvtrove.models.fingerprint import model_fingerprint
 from kvtrove.output_processor import RequestText
+from kvtrove.plan.process import return_freed_memory
 from kvtrove.recovery import NO_FAULTS, FaultStats, NoProgressError, Recovery
 from kvtrove.request import EngineError, Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
 from kvtrove.scheduler.output import SchedulerOutput
+from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
 from kvtrove.text.tokenizer import Tokenizer
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from kvtrove.loading import Progress, Variant
 
 log = logging.getLogger(__name__)
+TRIM_EVERY = 1000
+"""Requests after which the C library hands back what it holds of freed memory, some ten milliseconds' work: its heaps
+have holes between what lives long, and would grow by half of themselves over thousands of requests.
+"""
 
 
 @dataclass(frozen=True)
@@ -100,13 +106,14 @@ class Engine:
         )
         limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
         self.scheduler = Scheduler(self.kv, limits, clock)
+        self._pace = Pace(config.max_prompt_seconds, config.max_num_batched_tokens, config.block_size)
         self.recovery = Recovery(self.scheduler, self.kv, self.runner.execute, clock)
         self.guard: Callable[[], AbstractContextManager[object]] = nullcontext
         """Entered around what a step computes; a watchdog may raise inside of it."""
         self._end_token_ids = self._known_ends()
         self._random = random.Random(config.seed)
         self._texts: dict[str, RequestText] = {}
-        self._arrivals = 0
+        self._arrivals = self._ended = 0
         self._pins: dict[str, tuple[Pin, PinnedPrefix]] = {}
         self._cache_log = Environment.read().cache_log
         self.last_step: SchedulerOutput | None = None
@@ -129,6 +136,7 @@ class Engine:
         return self._report(touched)
 
     def _advance(self) -> list[Request]:
+        start = self.clock()
         self.last_step = scheduled = self.scheduler.schedule()
         if not scheduled.sequences and self.scheduler.has_unfinished:
             raise NoProgressError(f"{len(self.scheduler.requests)} requests are unfinished and none can go on")
@@ -137,8 +145,11 @@ class Engine:
             if isinstance(result.error, EngineError):
                 forget(self.kv, self.scheduler.running[seq_id].kv)
         touched = self.scheduler.update(scheduled, output)
+        num_tokens, decodes = scheduled.num_tokens, sum(len(s.tokens) == 1 for s in scheduled.sequences)
+        self._pace.learn(num_tokens - decodes, decodes, self.clock() - start)
+        self.scheduler.prompt_limit = self._pace.tokens
         if self._cache_log:
-            self._log_cache(scheduled.num_tokens)
+            self._log_cache(num_tokens)
         return touched
 
     def _recover(self, error: Exception) -> list[RequestOutput]:
@@ -188,9 +199,10 @@ class Engine:
             metrics=RequestMetrics(arrival_time=self.clock()),
             guide=guide,
         )
+        text = RequestText(request, prompt, self.tokenizer)
         self.scheduler.add(request)
+        self._texts[request_id] = text
         self._arrivals += 1
-        self._texts[request_id] = RequestText(request, prompt, self.tokenizer)
 
     def _refuse_bad(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
         if request_id in self._texts:
@@ -227,11 +239,14 @@ class Engine:
         """Drop a request at any moment; all that it held is free when this returns. False when it is not known."""
         self._texts.pop(request_id, None)
         request = self.scheduler.requests.get(request_id)
+        if request is None:
+            return False
         try:
             self.scheduler.abort(request_id)
         except Exception as error:
             self._fault(error, [], request)
-        return request is not None
+        self._let_go(request)
+        return True
 
     def has_unfinished_requests(self) -> bool:
         return bool(self.scheduler.requests)
@@ -298,7 +313,17 @@ class Engine:
                 outputs.append(output)
             if request.finished:
                 del self._texts[request.id]
+                self._let_go(request)
         return outputs
+
+    def _let_go(self, request: Request) -> None:
+        """Of a request that has ended. A request and its sequences name each other: left alone they would wait for the
+        collector of cycles by the ten thousand, and what is freed between them would be of little use to anyone.
+        """
+        request.sequences, request.completed = [], []
+        self._ended += 1
+        if self._ended % TRIM_EVERY == 0:
+            return_freed_memory()
 
     def _news(self, text: RequestText) -> RequestOutput | None:
         for seq, stop in text.update():

@@ -28,6 +28,7 @@ from kvtrove.plan.activations import StepLimits
 from kvtrove.plan.capacity import Capacity, readable
 from kvtrove.plan.ledger import Ledger
 from kvtrove.plan.memory import available_bytes
+from kvtrove.plan.process import return_large_buffers
 from kvtrove.plan.source import read_model
 from kvtrove.plan.startup import StartSettings, plan_start, settle
 from kvtrove.runner.model_runner import ModelRunner, attention_layers
@@ -66,6 +67,8 @@ def load_runner(
 ) -> Loaded:
     """Plans, loads, and with `config.warm_up` measures the largest steps and corrects the plan by them."""
     device, directory = choose_device(config.device), Path(config.model)
+    if device == "cpu":
+        return_large_buffers()
     precision = choose_precision(config, spec)
     isa = Environment.read().isa
     if device == "cpu":

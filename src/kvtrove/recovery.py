@@ -78,7 +78,7 @@ class Recovery:
 
     @property
     def degraded(self) -> bool:
-        return bool(self._groups)
+        return any(i in self._scheduler.requests for group in self._groups for i in group)
 
     @property
     def stats(self) -> FaultStats:
@@ -121,6 +121,8 @@ class Recovery:
             if culprit is not None:
                 self._end(culprit, error)
             self._repair(error)
+        except EngineDeadError:
+            raise
         except Exception as second:
             log.critical("the repair failed too: the engine is restarted", exc_info=second)
             self._restart()
@@ -206,10 +208,12 @@ class Recovery:
             raise RuntimeError("an empty cache has no block")
         sample = SampleSpec(SamplingParams(temperature=0), 0, (0,), 0, tokens, array("i"))
         work = ScheduledSequence(0, tokens, 0, kv.block_ids(), sample)
-        result = self._execute(SchedulerOutput([work], [])).results[0]
-        self._kv.free(kv)
-        if result.error is not None:
-            raise result.error
+        try:
+            error = self._execute(SchedulerOutput([work], [])).results[0].error
+        finally:
+            self._kv.free(kv)
+        if error is not None:
+            raise error
 
 
 def _num_tokens(request: Request) -> int:

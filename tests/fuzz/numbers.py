@@ -86,31 +86,37 @@ class Fuzz:
         self.failures: list[tuple[int, str]] = []
 
     def run(self, numbers: list[int]) -> None:
-        running = {str(number): number for number in numbers if self._add(number)}
+        running: set[int] = set()
+        for number in numbers:
+            self._add(number, running)
         for _ in range(2000):
             if not running:
                 break
-            for output in self.engine.step():
-                if output.finished:
-                    self._end(running.pop(output.request_id), output.error)
-        for request_id, number in running.items():
+            self._step(running)
+        for number in running:
             self._end(number, TimeoutError("2,000 steps without an end"))
-            self.engine.abort(request_id)
+            self.engine.abort(str(number))
 
-    def _add(self, number: int) -> bool:
+    def _add(self, number: int, running: set[int]) -> None:
         prompt, fields = fields_of(number)
         try:
             params = SamplingParams(**fields)
             self.engine.add(str(number), prompt, params)
         except Exception as error:
-            self._end(number, error)
-            return False
-        if params.max_tokens is None or params.max_tokens > 8:  # as when a client hangs up
-            self.engine.step()
-            self.engine.abort(str(number))
-            self._end(number, None)
-            return False
-        return True
+            return self._end(number, error)
+        running.add(number)
+        if params.max_tokens is None or params.max_tokens > 8:
+            self._step(running)
+            if self.engine.abort(str(number)) or number in running:  # as when a client hangs up
+                running.remove(number)
+                self._end(number, None)
+        return None
+
+    def _step(self, running: set[int]) -> None:
+        for output in self.engine.step():
+            if output.finished:
+                running.remove(int(output.request_id))
+                self._end(int(output.request_id), output.error)
 
     def _end(self, number: int, error: Exception | None) -> None:
         end = "200" if error is None else "400" if isinstance(error, RequestError) else type(error).__name__

@@ -22,7 +22,7 @@ from kvtrove.models.config_reader import read_spec
 from kvtrove.request import CompletionOutput, Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
 from kvtrove.text.tokenizer import Tokenizer
 
-FATAL, ENDLESS = 3333, 4444
+FATAL, ENDLESS = 3333, 2222
 """max_tokens of requests that end the engine of a process, or make it hang in native code."""
 
 

@@ -10,7 +10,7 @@ import httpx
 from pydantic import BaseModel, TypeAdapter
 
 # Fields that the clients' types do not have, and docs/server.md does.
-OURS = {"kvtrove", "stop_reason", "reasoning_content", "max_model_len", "param", "code"}
+OURS = {"kvtrove", "stop_reason", "reasoning_content", "reasoning", "max_model_len", "param", "code"}
 
 
 def check(kind: Any, value: Any) -> None:

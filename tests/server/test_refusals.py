@@ -18,8 +18,20 @@ TEXT = {"type": "text", "text": ""}
 FUNCTION = {"type": "function", "function": {"name": "f"}}
 CUSTOM = {"type": "custom", "custom": {"name": "c"}}
 SEARCH = {"type": "web_search"}
-BASH = {"type": "bash_20250124", "name": "bash"}
 LISTED = "message.output_text.logprobs"
+
+
+def function(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def bash(choice: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "messages": HI,
+        "max_tokens": 4,
+        "tools": [{"type": "bash_20250124", "name": "bash"}],
+        "tool_choice": choice,
+    }
 
 
 def allowed(name: str) -> dict[str, Any]:
@@ -48,13 +60,9 @@ WRONG: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     (CHAT, {"messages": HI, "seed": "1"}, 400, "invalid_type", "seed"),
     (CHAT, {"messages": HI, "tool_choice": "any"}, 400, "invalid_type", "tool_choice"),
     (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, 400, "invalid_value", "tools"),
-    (
-        CHAT,
-        {"messages": HI, "tools": [{"type": "function", "function": {"name": "a/b"}}]},
-        400,
-        "invalid_value",
-        "tools",
-    ),
+    (CHAT, {"messages": HI, "tools": [function("a/b")]}, 400, "invalid_value", "tools"),
+    (CHAT, {"messages": HI, "tools": [function("a" * 65)]}, 400, "invalid_value", "tools"),
+    (CHAT, {"messages": HI, "tools": [function("")]}, 400, "invalid_value", "tools"),
     (CHAT, {"messages": HI, "tools": [CUSTOM], "tool_choice": CUSTOM}, 400, "invalid_value", "tool_choice"),
     (CHAT, {"messages": HI, "tools": [FUNCTION], "functions": [{"name": "f"}]}, 400, "invalid_value", "functions"),
     (CHAT, {"messages": HI, "tools": [FUNCTION], "tool_choice": allowed("g")}, 400, "invalid_value", "tool_choice"),
@@ -148,27 +156,9 @@ WRONG: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("/v1/responses", {"prompt": {"id": "p"}}, 400, "invalid_value", "prompt"),
     ("/v1/responses", {"input": "x", "include": [LISTED], "top_logprobs": 30}, 400, "invalid_value", "top_logprobs"),
     ("/v1/responses", {"input": "x", "tools": [SEARCH], "tool_choice": SEARCH}, 400, "invalid_value", "tool_choice"),
-    (
-        "/v1/responses",
-        {"input": "x", "tools": [SEARCH], "tool_choice": "required"},
-        400,
-        "invalid_value",
-        "tool_choice",
-    ),
-    (
-        "/v1/messages",
-        {"messages": HI, "max_tokens": 4, "tools": [BASH], "tool_choice": {"type": "any"}},
-        400,
-        "invalid_value",
-        None,
-    ),
-    (
-        "/v1/messages",
-        {"messages": HI, "max_tokens": 4, "tools": [BASH], "tool_choice": {"type": "tool", "name": "bash"}},
-        400,
-        "invalid_value",
-        "tool_choice",
-    ),
+    ("/v1/responses", {"input": "x", "tools": [SEARCH], "tool_choice": "required"}, 400, "invalid_value", None),
+    ("/v1/messages", bash({"type": "any"}), 400, "invalid_value", "tool_choice"),
+    ("/v1/messages", bash({"type": "tool", "name": "bash"}), 400, "invalid_value", "tool_choice"),
     ("/tokenize", {}, 400, "invalid_value", "prompt"),
     ("/detokenize", {"tokens": ["x"]}, 400, "invalid_type", "tokens"),
     ("/v1/nothing", {}, 404, "not_found", None),
@@ -211,7 +201,7 @@ def test_what_the_message_says_would_fit_does_fit(alice: httpx.Client) -> None:
         (b'{"messages": []}', "text/plain", "invalid_type"),
         (b"\xff\xfe", "application/json", "invalid_json"),
         (b"[" * 100_000, "application/json", "nested_too_deep"),
-        (b'{"n": ' + b"9" * 5000 + b"}", "application/json", "bad_request"),
+        (b'{"n": ' + b"9" * 5000 + b"}", "application/json", "invalid_json"),
     ],
 )
 def test_a_body_that_is_no_json_object(alice: httpx.Client, content: bytes, kind: str, code: str) -> None:

@@ -13,7 +13,7 @@ import httpx2
 import openai
 import pytest
 
-from kvtrove.server.nesting import nesting
+from kvtrove.server.body import scan
 from kvtrove.server.settings import Limits
 from tests.server.fake_engine import FakeEngine
 from tests.server.in_process import Connection, running_app
@@ -151,7 +151,7 @@ def test_json_inside_a_string_may_nest_too_deep_as_well(alice: httpx.Client) -> 
     [("[]", 1), ('{"a":[{}]}', 3), ('["[[[", "]]]", "\\"[["]', 1), ("1", 0), ('[[],"\\\\",[[]]]', 3), ('["[[[', 1)],
 )
 def test_nesting_is_that_of_the_json(text: str, depth: int) -> None:
-    assert nesting(text.encode(), 0) == depth
+    assert scan(text.encode())[0] == depth
 
 
 def test_nesting_is_found_in_a_moment() -> None:
@@ -159,7 +159,7 @@ def test_nesting_is_found_in_a_moment() -> None:
     for unit in ('"' + "x" * 10_000 + '",', '"a",', "[],", '"\\\\\\"",'):
         small, large = (b"[" + unit.encode() * (size // len(unit)) for size in (2**17, 2**21))
         start = time.perf_counter()
-        nesting(small, 0)
+        scan(small)
         middle = time.perf_counter()
-        nesting(large, 0)
+        scan(large)
         assert time.perf_counter() - middle < 200 * (middle - start) + 0.5

@@ -59,6 +59,7 @@ RESPONSES: list[dict[str, Any]] = [
 MESSAGES: list[dict[str, Any]] = [
     {"max_tokens": 4, "system": "Be kind."},
     {"max_tokens": 0},
+    {"max_tokens": 2, "system": "Today is 2026-11-29.\nBe kind.", "stable_prefix": True},
     {"max_tokens": 80, "tools": [TOOL, {"type": "bash_20250124", "name": "bash"}], "tool_choice": {"type": "any"}},
     {"max_tokens": 40, "output_config": {"format": {"type": "json_schema", "schema": ONE}}},
     {"max_tokens": 4, "diagnostics": {"previous_message_id": "msg_1"}, "cache_report": True},
@@ -100,11 +101,18 @@ def test_responses(alice: httpx.Client, body: dict[str, Any]) -> None:
     check(responses.Response, whole)
     told = events(post(alice, "/v1/responses", input="Hi", stream=True, temperature=0, **body))
     for n, event in enumerate(told):
+        if event["type"] == "response.function_call_arguments.done":
+            assert event.pop("name")  # some releases of the client demand it, others do not know it
         check(event_type(responses.ResponseStreamEvent, event), event)
         assert event["sequence_number"] == n
 
     def content(answer: dict[str, Any]) -> list[Any]:
-        return [{k: v for k, v in item.items() if k not in ("id", "call_id")} for item in answer["output"]]
+        for item in answer["output"]:
+            del item["id"]
+            item.pop("call_id", None)
+            for part in item.get("content", []):  # values differ in the last bits between a cold and a warm cache
+                part["logprobs"] = [entry["token"] for entry in part["logprobs"]]
+        return list(answer["output"])
 
     assert content(told[-1]["response"]) == content(whole)
     check(responses.InputTokenCountResponse, post(alice, "/v1/responses/input_tokens", input="Hi", **body).json())

@@ -9,6 +9,9 @@ def add_rms_norm(
     x: int, added: int, y: int, weight: int, is_bf16: bool, wide: bool, rows: int, size: int, eps: float
 ) -> None: ...
 def silu_and_mul(gate: int, up: int, y: int, is_bf16: bool, rows: int, size: int, stride: int) -> None: ...
+def race(
+    weights: int, size: int, places: int, keys: int, draws: int, most: int, candidates: int, counts: int
+) -> None: ...
 
 class PackedWeights:
     nbytes: int

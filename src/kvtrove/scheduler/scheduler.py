@@ -65,8 +65,8 @@ class Scheduler:
         self._next_seq_id = 0
         self._computing: dict[bytes, int] = {}  # key of a block being computed -> id of the sequence that computes it
         self._step: dict[int, int] = {}  # sequence id -> tokens in the step being planned
-        self.at_work: Request | None = None
-        """Whose turn it is while something is done for one request alone: an error then is that request's."""
+        self.prompt_limit = self.limits.max_num_batched_tokens  # of prompt tokens in a step that also decodes (`Pace`)
+        self.at_work: Request | None = None  # an error now is this request's: something is done for it alone
 
     # ---- requests come and go ----
 
@@ -173,6 +173,7 @@ class Scheduler:
         for seq in self._decodes():
             self._give(seq, 1)
         budget = self.limits.max_num_batched_tokens - len(self._step)
+        budget = min(budget, self.prompt_limit) if self._step else budget
         prefills = [s for s in self.running.values() if s.id not in self._step and self._prefill_need(s)]
         if self.waiting:
             self._admit(prefills, budget)

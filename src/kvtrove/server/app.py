@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
@@ -16,13 +15,13 @@ from starlette.responses import JSONResponse, Response
 
 from kvtrove import __version__
 from kvtrove.server.auth import Keyring
+from kvtrove.server.body import invalid
 from kvtrove.server.errors import ApiError, as_api_error, refused
 from kvtrove.server.middleware import Bound, Guard, Heads, Identify, state_of
 from kvtrove.server.routes import admin, cache, chat, completions, health, messages, models, responses, tokenize
 from kvtrove.server.service import Service
 
 log = logging.getLogger(__name__)
-_ALTERNATIVE = re.compile(r"[A-Z]|.*\[|(str|int|float|bool|dict|list)$")  # pydantic's name for one type of several
 ROUTERS = tuple(
     module.router for module in (models, chat, completions, responses, messages, tokenize, cache, admin, health)
 )
@@ -103,13 +102,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    """A body or a parameter of the wrong type: names the first field that is wrong, and what it should be."""
+    """A parameter of the wrong type, or a body that is no JSON (`body.read` reads the others)."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return _answer(request, refused(f"the body is not JSON: {first['ctx']['error']}", code="invalid_json"))
-    where = [part for part in first["loc"] if part != "body" and not _ALTERNATIVE.match(str(part))]
-    param = str(where[0]) if where else None
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
-    message = f"{place}: {first['msg']}" if place else f"the body: {first['msg']}; send JSON as application/json"
-    return _answer(request, refused(message, param, "missing_field" if first["type"] == "missing" else "invalid_type"))
+    return _answer(request, invalid([first]))

@@ -3,7 +3,7 @@
 Identify    x-request-id on every answer, one access-log line, unexpected exceptions become a 500 in our shape
 (CORS)      only when asked for
 Guard       API keys, and host names where there are none
-Bound       size and nesting of the body, and the time in which it must arrive
+Bound       size of the body, and the time in which it must arrive
 Heads       HEAD is answered like GET, without the body
 """
 
@@ -22,8 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvtrove.server.auth import Keyring, Tenant
-from kvtrove.server.errors import ApiError, as_api_error, refused
-from kvtrove.server.nesting import nesting
+from kvtrove.server.errors import ApiError, as_api_error
 from kvtrove.server.observer import Observer
 from kvtrove.server.settings import Limits, is_loopback
 
@@ -130,9 +129,7 @@ def _presented_key(headers: Headers) -> str | None:
 
 
 class Bound:
-    """Refuses bodies that are too large (413), too slow (408) or nested too deeply (400), and reads the others whole
-    before a route runs.
-    """
+    """Refuses bodies that are too large (413) or too slow (408), and reads the others whole before a route runs."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self.app, self.limits = app, limits
@@ -168,12 +165,7 @@ class Bound:
         except TimeoutError:
             text = f"the body did not arrive within {self.limits.idle_timeout:g} s"
             raise ApiError(408, text, code="body_timeout", headers={"connection": "close"}) from None
-        body = b"".join(parts)
-        deepest = self.limits.max_nesting
-        if (depth := nesting(body, deepest)) > deepest:
-            text = f"the body nests arrays and objects {depth} deep; at most {deepest} levels are allowed"
-            raise refused(text, code="nested_too_deep")
-        return body
+        return b"".join(parts)
 
 
 class Heads:

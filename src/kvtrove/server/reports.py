@@ -105,7 +105,9 @@ class Reports(Observer):
         client = _client_of(arrival.body)
         for request in arrival.requests:
             tokens, outline = as_tokens(request.prompt_token_ids), _outline(arrival)
-            prompt = Remembered(arrival.id, arrival.time, request.salt, client, tokens, arrival.answer, outline)
+            prompt = Remembered(
+                arrival.id, arrival.time, request.salt, client, tokens, answer=arrival.answer, outline=outline
+            )
             conversation = _conversation(arrival, request)
             best = memory.recent.best(prompt.tokens, prompt.salt)
             self._warn(memory, arrival.tenant.name, prompt, conversation)

@@ -31,9 +31,9 @@ class Remembered:
     salt: str
     client: str
     tokens: Tokens
+    complete: bool = False
     answer: str = ""
     outline: Outline | None = None
-    complete: bool = False
     num_prompt: int = field(init=False)  # of the tokens
 
     def __post_init__(self) -> None:

@@ -57,7 +57,9 @@ def open_job(service: Service, request: Request, body: Any) -> Job:
 async def respond(request: Request, job: Job, endpoint: Endpoint, stream: bool) -> Response:
     """Run the job; when this raises or the client leaves, nothing of it is left."""
     try:
-        await endpoint.submit()
+        if not await _unless_gone(request.receive, _submitted(endpoint)):
+            job.close()
+            return Response(status_code=CLIENT_GONE)
         if stream:
             return EventStream(job, endpoint)
         answer = await _unless_gone(request.receive, endpoint.answer())
@@ -71,6 +73,11 @@ async def respond(request: Request, job: Job, endpoint: Endpoint, stream: bool) 
     finally:
         if not stream:
             job.close()
+
+
+async def _submitted(endpoint: Endpoint) -> bool:
+    await endpoint.submit()
+    return True
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:

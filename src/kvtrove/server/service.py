@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TypeVar
 
@@ -20,10 +19,10 @@ from kvtrove.server.errors import ApiError, refused
 from kvtrove.server.guidance import Grammar, Grammars, TokenGuide
 from kvtrove.server.observer import Observer, Observers
 from kvtrove.server.settings import ServerSettings
+from kvtrove.server.text_pool import TextPool
 from kvtrove.text.generation_config import sampling_defaults
 
 T = TypeVar("T")
-POOL_THREADS = 4  # tokenising lets go of the interpreter, so a few threads keep all cores busy
 
 
 class Service:
@@ -40,15 +39,16 @@ class Service:
         self.created = int(time.time())
         eos = dict.fromkeys((*self.spec.eos_token_ids, *self.tokenizer.eos_token_ids))
         self._grammars = Grammars(self.tokenizer.backend, self.spec.vocab_size, tuple(eos))
-        self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="kvtrove-text")
+        self._pool = TextPool(settings.limits.text_timeout)
 
     def start(self) -> None:
+        self._pool.start()
         self.engine.start()
 
     async def stop(self) -> None:
         await self.engine.stop()
         self._grammars.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.stop()
 
     def _num_seats(self) -> int:
         """Sequences that the engine would begin at once: none while others wait, whatever they wait for."""
@@ -56,8 +56,8 @@ class Service:
         return 0 if stats.num_waiting else max(0, self.config.max_num_seqs - stats.num_running)
 
     async def in_pool(self, function: Callable[..., T], *args: object) -> T:
-        """Run `function` off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+        """Run `function` off the event loop, in the lane that the size of the request's body says."""
+        return await self._pool.run(function, *args)
 
     @property
     def model_name(self) -> str:
@@ -98,14 +98,17 @@ class Service:
         if params.ignore_eos:
             text = f"ignore_eos: a text that {grammar.param} describes ends where it is complete"
             raise RequestError(text, "ignore_eos")
-        if grammar.size > self.limits.max_schema_bytes:
-            text = f"{grammar.param}: {grammar.size} bytes are more than the {self.limits.max_schema_bytes} allowed"
-            raise refused(text, grammar.param, "schema_too_large")
-        guide = await asyncio.get_running_loop().run_in_executor(self._grammars.pool, self._grammars.compile, grammar)
+        guide = await asyncio.get_running_loop().run_in_executor(self._grammars.pool, self._compile, grammar)
         if params.allowed_token_ids is not None and not guide.meets(params.allowed_token_ids):
             text = f"allowed_token_ids: no text that {grammar.param} describes begins with one of them"
             raise RequestError(text, "allowed_token_ids")
         return guide
+
+    def _compile(self, grammar: Grammar) -> TokenGuide:
+        if (size := grammar.size) > self.limits.max_schema_bytes:
+            text = f"{grammar.param}: {size} bytes are more than the {self.limits.max_schema_bytes} allowed"
+            raise refused(text, grammar.param, "schema_too_large")
+        return self._grammars.compile(grammar)
 
     def refuse_unless_it_fits(
         self, num_tokens: int, max_tokens: int | None, param: str, limit_param: str = "max_tokens"

@@ -18,6 +18,7 @@ class Limits:
     max_body_bytes: of a request. max_nesting: levels of arrays and objects in it. max_prompt_tokens: None is what the
     context holds. max_prompts: of one completion. max_n: sequences per prompt (n, best_of, beams).
     max_stops, max_stop_chars: stop strings and their lengths.
+    text_timeout: seconds that a chat template may take.
     max_schema_bytes: JSON schema, grammar or all tools of a request. max_concurrent: requests in flight.
     max_queue: sequences that wait for the engine; one more request is refused with 429 then.
     max_connections: open at once, as far as there are file descriptors; one more pushes out an idle one or gets 503.
@@ -39,6 +40,7 @@ class Limits:
     max_queue: int = 256
     max_connections: int = 4096
     request_timeout: float = 600.0
+    text_timeout: float = 10.0
     idle_timeout: float = 60.0
     keep_alive: float = 10.0
     step_timeout: float = 300.0

@@ -12,7 +12,7 @@ from kvtrove import kernels
 from kvtrove.kernels.linear import Kind, PackedWeights
 
 LEVELS = ["portable", "avx2", "avx512", "amx"]
-STRETCH = 128  # inputs that share a scale where x is multiplied with int8 weights
+STRETCH = {"amx": 256}  # inputs that share a scale where x is multiplied with int8 weights; 128 elsewhere
 ISAS = LEVELS[: LEVELS.index(kernels.isa()) + 1]
 each_isa = pytest.mark.parametrize("isa", ISAS)
 each_kind = pytest.mark.parametrize("kind", ["bf16", "int8"])
@@ -51,7 +51,7 @@ def bound(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind, isa: str) 
     off = (weight.shape[1] + 2) * 2.0**-24 * magnitudes + 1e-30
     if kind == "int8":
         most = 127 * 128 if isa == "amx" else 32767
-        stretches = x.abs().double().split(STRETCH, dim=1)
+        stretches = x.abs().double().split(STRETCH.get(isa, 128), dim=1)
         steps = torch.cat([one.amax(1, keepdim=True).expand_as(one) / most for one in stretches], dim=1)
         off += reference(steps / 2, weight.abs(), None) * 1.001
     return off

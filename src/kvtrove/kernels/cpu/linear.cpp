@@ -192,14 +192,14 @@ void PackedWeights::read_row(std::size_t output, float* values, Row& row) const 
 }
 
 void PackedWeights::multiply(const void* x, void* y, Float type, std::size_t rows, const float* bias) const {
-    run({data_.get(), panel_bytes(), inputs_, outputs_, scales_.get(), bias, x, y, type, false}, rows);
+    run({data_.get(), panel_bytes(), inputs_, outputs_, scales_.get(), bias, x, y, type}, rows);
 }
 
 bool PackedWeights::gates() const { return level_->gates && outputs_ % (2 * level_->layout.width) == 0; }
 
 void PackedWeights::multiply_gated(const void* x, void* y, Float type, std::size_t rows, const float* bias) const {
     if (!gates()) throw std::invalid_argument("these weights do not serve gated products");
-    run({data_.get(), panel_bytes(), inputs_, outputs_, scales_.get(), bias, x, y, type, true}, rows);
+    run({data_.get(), panel_bytes(), inputs_, outputs_, scales_.get(), bias, x, y, type, false, true}, rows);
 }
 
 std::size_t PackedWeights::rows_at_once() const { return level_->rows_at_once; }

@@ -10,7 +10,8 @@ namespace kvtrove {
 
 namespace amx {
 
-constexpr std::size_t kMostRows = 512;  // that are packed at a time; what they need of x and sums stays in L2
+constexpr std::size_t kMostRows = 512;        // that are packed at a time; what they need of x and sums stays in L2
+constexpr std::size_t kStreamed = 512 << 10; // bytes of y that leave no room for what else L2 should hold
 
 // Parts of panels of y for many rows; rows are cut only where there are too few panels for all threads. run(part, worker).
 template <class Run>
@@ -19,6 +20,13 @@ void in_many_parts(const Product& job, std::size_t units, std::size_t most_panel
     const std::size_t most_units = panels >= wanted ? units : ceil_div(units, ceil_div(wanted, panels));
     in_parts({units, panels, work, most_units, most_panels, 1}, run);
 }
+
+// Of a part: all, unless sums of several blocks of inputs are kept for each of them.
+std::size_t most_panels(const Product& job, std::size_t kept) {
+    return kept ? kBlockPanels / (job.gated ? 2 : 1) : ceil_div(job.y_width(), kWidth);
+}
+
+std::size_t whole_lines(std::size_t bytes) { return ceil_div(bytes, kCacheLine) * kCacheLine; }
 
 template <class T>
 void multiply_bf16(const Product& job, std::size_t rows) {
@@ -31,12 +39,11 @@ void multiply_bf16(const Product& job, std::size_t rows) {
             few_rows<kParts>(job, x, rows, begin, end);
         });
     }
-    const std::size_t groups = ceil_div(rows, kGroupRows), bytes = bytes_of_x(job, rows);
+    const std::size_t groups = ceil_div(rows, kGroupRows), bytes = whole_lines(bytes_of_x(job, rows));
     const std::size_t sums = ManyRows<kParts>::sums(ceil_div(job.inputs, kStep), groups);
     std::uint8_t* memory = scratch(bytes + sums * sizeof(float) * threads_for(work));
     const PackedX x = pack<T>(job, rows, memory);
-    const std::size_t most_panels = sums ? kBlockPanels / (job.gated ? 2 : 1) : panels;
-    in_many_parts(job, groups, most_panels, work, [&](const Part& part, std::size_t worker) {
+    in_many_parts(job, groups, most_panels(job, sums), work, [&](const Part& part, std::size_t worker) {
         ManyRows<kParts>(job, x, rows, part, reinterpret_cast<float*>(memory + bytes) + worker * sums).run();
     });
 }
@@ -44,21 +51,32 @@ void multiply_bf16(const Product& job, std::size_t rows) {
 template <class T>
 void multiply_int8(const Product& job, std::size_t rows) {
     const std::size_t work = rows * job.inputs * job.outputs, panels = ceil_div(job.y_width(), kWidth);
-    const ByteX x = pack_bytes<T>(job, rows, scratch(bytes_of_planes(job, rows)));
     if (rows <= kGroupRows) {
+        const ByteX x = pack_bytes<T>(job, rows, scratch(bytes_of_planes(job, rows)));
         return in_runs(panels, 1, threads_for(work), [&](std::size_t begin, std::size_t end) {
             ByteRows(job, x, rows).few(begin, end);
         });
     }
-    in_many_parts(job, ceil_div(rows, kTileRows), panels, work,
-                  [&](const Part& part, std::size_t) { ByteRows(job, x, rows).many(part); });
+    const std::size_t row_tiles = ceil_div(rows, kTileRows), bytes = whole_lines(bytes_of_planes(job, rows));
+    const std::size_t kept = ByteRows::kept(ceil_div(job.inputs, kStretch), row_tiles);
+    std::uint8_t* memory = scratch(bytes + kept * sizeof(float) * threads_for(work));
+    const ByteX x = pack_bytes<T>(job, rows, memory);
+    in_many_parts(job, row_tiles, most_panels(job, kept), work, [&](const Part& part, std::size_t worker) {
+        ByteRows(job, x, rows).many(part, reinterpret_cast<float*>(memory + bytes) + worker * kept);
+    });
 }
 
 void multiply(const Product& job, std::size_t rows) {
     const bool f32 = job.type == Float::f32;
     const auto some = job.scales ? f32 ? multiply_int8<float> : multiply_int8<std::uint16_t>
                                  : f32 ? multiply_bf16<float> : multiply_bf16<std::uint16_t>;
-    in_pieces(rows, kMostRows, [&](std::size_t row, std::size_t count) { some(job.from(row), count); });
+    const std::size_t line = job.y_width() * bytes_of(job.type);
+    in_pieces(rows, kMostRows, [&](std::size_t row, std::size_t count) {
+        Product piece = job.from(row);
+        piece.streams = count > kGroupRows && count * line > kStreamed && line % kCacheLine == 0 &&
+                        reinterpret_cast<std::uintptr_t>(job.y) % kCacheLine == 0;
+        some(piece, count);
+    });
 }
 
 }  // namespace amx

@@ -9,6 +9,7 @@ namespace kvtrove::amx {
 
 constexpr std::size_t kGroupRows = 2 * kTileRows;  // whose sums are in tiles at once
 constexpr std::size_t kMostSteps = 40;             // of a block of inputs: x of 512 rows takes 1.25 MiB of L2
+constexpr std::size_t kPause = 4;                  // steps
 constexpr std::size_t kBlockPanels = 8;            // of a part, where there are several blocks: the sums wait in L2
 // Weights are asked for so many bytes before they are needed: the processor's own prefetching starts anew in every panel,
 // and tile loads alone keep too few lines under way.
@@ -43,7 +44,11 @@ KVTROVE_AMX inline void pack_row(const float* x, std::size_t count, std::uint8_t
 }
 
 KVTROVE_AMX inline void pack_row(const std::uint16_t* x, std::size_t count, std::uint8_t* to, std::size_t) {
-    if (count < kStep) std::memset(to, 0, kStep * 2);
+    if (count == kStep) {  // a size that is known becomes one instruction
+        std::memcpy(to, x, kStep * 2);
+        return;
+    }
+    std::memset(to, 0, kStep * 2);
     std::memcpy(to, x, count * 2);
 }
 
@@ -158,7 +163,8 @@ struct Block {
 template <int Parts, bool TwoRowTiles>
 KVTROVE_AMX void dot_block(const PackedX& packed, Block block, Waiting& waiting) {
     const std::size_t tile = packed.tile, second = packed.row_tile_bytes();
-    const std::size_t lines = ceil_div(waiting.rows - waiting.line, block.steps);
+    // sums that were just stored are slow to load: the first steps leave them alone
+    const std::size_t pause = std::min(kPause, block.steps / 2), lines = ceil_div(waiting.rows, block.steps - pause);
     if (const float* before = block.before) {
         tiles::load<0>(before, tiles::kRowBytes), tiles::load<1>(before + kSums, tiles::kRowBytes);
         tiles::load<2>(before + 2 * kSums, tiles::kRowBytes), tiles::load<3>(before + 3 * kSums, tiles::kRowBytes);
@@ -180,7 +186,7 @@ KVTROVE_AMX void dot_block(const PackedX& packed, Block block, Waiting& waiting)
                 tiles::dot_bf16<3, 5, 7>();
             }
         }
-        waiting.some(lines);
+        if (i >= pause) waiting.some(lines);
     }
     waiting.all();
     tiles::store<0>(block.sums, tiles::kRowBytes), tiles::store<1>(block.sums + kSums, tiles::kRowBytes);
@@ -246,6 +252,7 @@ class ManyRows {
         }
         waiting_.all();
         tiles::release();
+        fence();
     }
 
   private:

@@ -1,4 +1,4 @@
-// Products of int8 weights on tiles, in whole numbers: every stretch of 128 inputs of a row of x becomes integers of 15
+// Products of int8 weights on tiles, in whole numbers: every stretch of 256 inputs of a row of x becomes integers of 15
 // bits and one float32 scale, off by 2^-15 of the stretch's largest number at most. An integer is 128 * high + low, both
 // int8: two products of bytes, added up exactly in 32 bits. Up to 8 rows, both planes are rows of one operand, and the
 // second product is free. The stretches' sums are added in float32, in their order, whatever the number of rows.
@@ -8,10 +8,11 @@
 
 namespace kvtrove::amx {
 
-constexpr std::size_t kStretch = 128;
+constexpr std::size_t kStretch = 256;  // 256 * 127 * 127 * 128 < 2^31; shorter ones store sums more often
 constexpr std::size_t kStretchSteps = kStretch / kByteStep;
 constexpr std::size_t kPlanes = 2;
-constexpr float kMostX = 127 * 128;      // 128 * 127 * 127 * 128 < 2^31
+constexpr std::size_t kMostStretches = 4;  // of a block of inputs
+constexpr float kMostX = 127 * 128;
 constexpr std::size_t kStackedRows = 8;  // whose planes fit into one operand
 
 // x in operands A: steps of 64 inputs, parts are its planes; scales [tiles of 16 rows][stretches][16].
@@ -25,7 +26,8 @@ struct ByteX {
 // so every sum of the row.
 template <class T>
 KVTROVE_AMX float pack_stretch(const T* x, std::size_t count, std::uint8_t* high, std::size_t tile, std::size_t step_bytes) {
-    alignas(64) float values[kStretch] = {};
+    alignas(64) float values[kStretch];
+    std::fill(values + count, values + kStretch, 0.0f);
     for (std::size_t i = 0; i < count; ++i) {
         if constexpr (sizeof(T) == 2) values[i] = float_of_bfloat16(x[i]);
         else values[i] = x[i];
@@ -94,22 +96,33 @@ struct WaitingStretch {
     std::size_t row, line, rows;
 
     [[gnu::always_inline]] KVTROVE_AMX void some(std::size_t lines) {
-        for (const std::size_t end = std::min(rows, line + lines); line < end; ++line) {
-            Floats values[kHalves];
+        const std::size_t begin = line, end = std::min(rows, line + lines);
+        line = end;
+        if (last) return finish(begin, end);
+        float* to = totals + begin * kWidth;
+        for (std::size_t i = begin; i < end; ++i, to += kWidth) {
             for (std::size_t half = 0; half < kHalves; ++half) {
-                const std::size_t at = half * kPlanes * kSums + line * kColumns;
-                Ints top, rest;
-                std::memcpy(&top, high + at, sizeof top), std::memcpy(&rest, low + at, sizeof rest);
-                values[half] = __builtin_convertvector((top << 7) + rest, Floats) * scales[line];
-                Floats total;
-                std::memcpy(&total, totals + line * kWidth + half * kColumns, sizeof total);
-                if (!first) values[half] += total;
+                const Floats value = total(i, half);
+                std::memcpy(to + half * kColumns, &value, sizeof value);
             }
-            if (last) output.put(row + line, line, values[0], values[1]);
-            else std::memcpy(totals + line * kWidth, values, sizeof values);
         }
     }
     KVTROVE_AMX void all() { some(rows); }
+
+  private:
+    [[gnu::always_inline]] KVTROVE_AMX Floats total(std::size_t i, std::size_t half) const {
+        const std::size_t at = half * kPlanes * kSums + i * kColumns;
+        Ints top, rest;
+        std::memcpy(&top, high + at, sizeof top), std::memcpy(&rest, low + at, sizeof rest);
+        const Floats value = __builtin_convertvector((top << 7) + rest, Floats) * scales[i];
+        if (first) return value;
+        Floats before;
+        std::memcpy(&before, totals + i * kWidth + half * kColumns, sizeof before);
+        return before + value;
+    }
+    KVTROVE_AMX __attribute__((noinline)) void finish(std::size_t begin, std::size_t end) const {
+        for (std::size_t i = begin; i < end; ++i) output.put(row + i, i, total(i, 0), total(i, 1));
+    }
 };
 
 // Tiles 0-3: sums [half][plane]; 4, 5: planes of x; 6, 7: weights. Up to 8 rows both planes are in 4, their sums in 0 and 2.
@@ -135,7 +148,8 @@ class ByteRows {
                 for (std::size_t stretch = 0; stretch < x_.stretches; ++stretch) {
                     const std::uint8_t* at = weights + stretch * kStretchSteps * kStepBytes;
                     for (std::size_t tile = 0; tile * kTileRows < rows_; ++tile) {
-                        multiply(from.panels[i], tile, stretch, at, at + kAhead, tile ? 0 : kStepBytes / kCacheLine);
+                        multiply(from.panels[i], tile, stretch, at, at + kAhead, tile ? 0 : kStepBytes / kCacheLine,
+                                 totals_[tile]);
                     }
                 }
             }
@@ -144,34 +158,51 @@ class ByteRows {
         tiles::release();
     }
 
-    // More rows, and the panels of a part: a panel stays in L1 where it fits.
-    KVTROVE_AMX void many(const Part& part) {
+    static std::size_t blocks(std::size_t stretches) { return ceil_div(stretches, kMostStretches); }
+    // Numbers of `kept` in `many` for parts of so many tiles of 16 rows.
+    static std::size_t kept(std::size_t stretches, std::size_t row_tiles) {
+        return blocks(stretches) > 1 ? kBlockPanels * row_tiles * kTileRows * kWidth : 0;
+    }
+
+    // More rows, tiles and panels of a part: block after block of inputs, so that x of one stays in L2, a panel of it in L1.
+    KVTROVE_AMX void many(const Part& part, float* kept) {
         configure_bytes(rows_);
-        for (std::size_t panel = part.panel; panel < part.panel_end; ++panel) {
-            const Sources from(job_, panel);
-            for (std::size_t tile = part.row; tile < part.row_end; ++tile) {
-                for (std::size_t i = 0; i < from.count; ++i) {
-                    // the next panel comes into L2 meanwhile
-                    const std::size_t lines = ceil_div(kStepBytes / kCacheLine, part.row_end - part.row);
-                    const std::size_t skipped = (tile - part.row) * lines;
-                    const bool none = panel + 1 == part.panel_end || skipped >= kStepBytes / kCacheLine;
-                    const std::uint8_t* weights = stored(job_, from.panels[i], 0);
-                    const std::uint8_t* next = stored(job_, from.panels[i] + 1, 0) + skipped * kCacheLine;
-                    for (std::size_t stretch = 0; stretch < x_.stretches; ++stretch) {
-                        const std::size_t at = stretch * kStretchSteps * kStepBytes;
-                        multiply(from.panels[i], tile, stretch, weights + at, next + at, none ? 0 : lines);
-                    }
+        const std::size_t blocks = ByteRows::blocks(x_.stretches);
+        for (std::size_t block = 0; block < blocks; ++block) {
+            const std::size_t first = x_.stretches * block / blocks, end = x_.stretches * (block + 1) / blocks;
+            for (std::size_t panel = part.panel; panel < part.panel_end; ++panel) {
+                for (std::size_t tile = part.row; tile < part.row_end; ++tile) {
+                    multiply_block(part, panel, tile, first, end, blocks > 1 ? kept : nullptr);
                 }
             }
         }
         waiting_.all();
         tiles::release();
+        fence();
     }
 
   private:
+    KVTROVE_AMX void multiply_block(const Part& part, std::size_t panel, std::size_t tile, std::size_t first,
+                                    std::size_t end, float* kept) {
+        const Sources from(job_, panel);
+        const std::size_t tiles = part.row_end - part.row, lines = ceil_div(kStepBytes / kCacheLine, tiles);
+        const std::size_t skipped = (tile - part.row) * lines;  // of the lines of the next panel that come into L2 meanwhile
+        const bool none = panel + 1 == part.panel_end || skipped >= kStepBytes / kCacheLine;
+        for (std::size_t i = 0; i < from.count; ++i) {
+            const std::uint8_t* weights = stored(job_, from.panels[i], 0);
+            const std::uint8_t* next = stored(job_, from.panels[i] + 1, 0) + skipped * kCacheLine;
+            const std::size_t place = ((panel - part.panel) * from.count + i) * tiles + tile - part.row;
+            float* totals = kept ? kept + place * kTileRows * kWidth : totals_[tile % 2];
+            for (std::size_t stretch = first; stretch < end; ++stretch) {
+                const std::size_t at = stretch * kStretchSteps * kStepBytes;
+                multiply(from.panels[i], tile, stretch, weights + at, next + at, none ? 0 : lines, totals);
+            }
+        }
+    }
+
     // One stretch of 16 rows and a panel. What comes into L2 meanwhile: `lines` from `next` on for every step.
     KVTROVE_AMX void multiply(std::size_t panel, std::size_t row_tile, std::size_t stretch, const std::uint8_t* weights,
-                              const std::uint8_t* next, std::size_t lines) {
+                              const std::uint8_t* next, std::size_t lines, float* totals) {
         const bool stacked = rows_ <= kStackedRows;
         std::int32_t* sums = sums_[turn_ ^= 1];
         const std::size_t first = stretch * kStretchSteps, steps = std::min(kStretchSteps, x_.planes.steps - first);
@@ -181,7 +212,7 @@ class ByteRows {
         const bool last = stretch + 1 == x_.stretches;
         waiting_.high = sums, waiting_.low = sums + (stacked ? rows * kColumns : kSums);
         waiting_.scales = x_.scales + (row_tile * x_.stretches + stretch) * kTileRows;
-        waiting_.totals = totals_[row_tile % 2], waiting_.first = stretch == 0, waiting_.last = last;
+        waiting_.totals = totals, waiting_.first = stretch == 0, waiting_.last = last;
         waiting_.row = row_tile * kTileRows, waiting_.line = 0, waiting_.rows = rows;
         if (last) waiting_.output = Output(job_, panel, gates_[row_tile % 2]);
     }

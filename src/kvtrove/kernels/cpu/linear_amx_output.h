@@ -24,6 +24,24 @@ KVTROVE_AMX inline Floats gated(Floats gate, Floats up, Float type) {
     return reinterpret_cast<Floats>(rounded(gate) << 16) * up;
 }
 
+// A cache line to memory, past the caches: nobody fetches it first in order to write to it. See `fence`.
+[[gnu::always_inline]] KVTROVE_AMX inline void stream(const std::uint8_t* from, std::uint8_t* to) {
+#if defined(KVTROVE_EMULATE_AMX)
+    std::memcpy(to, from, kCacheLine);
+#else
+    Words line;
+    std::memcpy(&line, from, sizeof line);
+    asm volatile("vmovntdq %1, %0" : "=m"(*reinterpret_cast<Words*>(to)) : "v"(line));
+#endif
+}
+
+// What was streamed comes before what this thread writes from now on.
+inline void fence() {
+#if !defined(KVTROVE_EMULATE_AMX)
+    asm volatile("sfence" : : : "memory");
+#endif
+}
+
 // One panel of y. Where the product is gated, the panels of the gate come first and wait for those they belong to.
 class Output {
   public:
@@ -35,6 +53,7 @@ class Output {
         role_ = !job.gated ? plain : panel < gate_panels ? gate : up;
         column_ = first - (role_ == up ? gate_panels * kWidth : 0);
         columns_ = std::min(kWidth, job.outputs - first);
+        streams_ = job.streams && columns_ == kWidth;
         if (job.scales) std::memcpy(scale_, job.scales + first, sizeof scale_);
         if (job.bias) std::memcpy(bias_, job.bias + first, columns_ * sizeof(float));
     }
@@ -63,23 +82,34 @@ class Output {
 
     // Outputs that only fill up the last panel are left out.
     [[gnu::always_inline]] KVTROVE_AMX void store(std::size_t at, Floats low, Floats high) const {
-        alignas(64) std::uint8_t line[kWidth * sizeof(float)];
         if (job_->type == Float::f32) {
-            auto* to = static_cast<float*>(job_->y) + at;
-            auto* from = columns_ == kWidth ? to : reinterpret_cast<float*>(line);
-            std::memcpy(from, &low, sizeof low), std::memcpy(from + kColumns, &high, sizeof high);
-            if (from != to) std::memcpy(to, from, columns_ * sizeof(float));
-            return;
+            const Floats values[] = {low, high};
+            copy(static_cast<float*>(job_->y) + at, values);
+        } else {
+            const Halfwords values[] = {__builtin_convertvector(rounded(low), Halfwords),
+                                        __builtin_convertvector(rounded(high), Halfwords)};
+            copy(static_cast<std::uint16_t*>(job_->y) + at, values);
         }
-        const Halfwords words[] = {__builtin_convertvector(rounded(low), Halfwords),
-                                   __builtin_convertvector(rounded(high), Halfwords)};
-        auto* to = static_cast<std::uint16_t*>(job_->y) + at;
-        std::memcpy(to, words, columns_ == kWidth ? sizeof words : columns_ * sizeof(std::uint16_t));
+    }
+
+    template <class T, class Values>
+    [[gnu::always_inline]] KVTROVE_AMX void copy(T* to, const Values& values) const {
+        if (streams_) {
+            for (std::size_t line = 0; line < sizeof values / kCacheLine; ++line) {
+                stream(reinterpret_cast<const std::uint8_t*>(values) + line * kCacheLine,
+                       reinterpret_cast<std::uint8_t*>(to) + line * kCacheLine);
+            }
+        } else if (columns_ == kWidth) {  // a size that is known becomes two instructions
+            std::memcpy(to, values, sizeof values);
+        } else {
+            std::memcpy(to, values, columns_ * sizeof(T));
+        }
     }
 
     const Product* job_ = nullptr;
     float* gates_ = nullptr;
     Role role_ = plain;
+    bool streams_ = false;
     std::size_t column_ = 0, columns_ = 0;
     Floats scale_[kHalves] = {}, bias_[kHalves] = {};
 };

@@ -29,7 +29,8 @@ struct Product {
     const void* x;
     void* y;
     Float type;  // of x and y
-    bool gated;  // y [rows, outputs / 2] = silu(first half of the outputs) * second half
+    bool streams = false;  // y is written past the caches: it is large, and its rows are whole cache lines
+    bool gated = false;    // y [rows, outputs / 2] = silu(first half of the outputs) * second half
 
     std::size_t y_width() const { return gated ? outputs / 2 : outputs; }
 

@@ -1,10 +1,11 @@
-// Python's view of rows.h. Called several times a layer, so arrays come as addresses that rows.py has checked: importing
+// Python's view of rows.h and draw.h. Called several times a layer, so arrays come as addresses that rows.py has checked: importing
 // an array costs as much as a small row.
 #include <nanobind/nanobind.h>
 
 #include <cstdint>
 
 #include "bindings.h"
+#include "draw.h"
 #include "rows.h"
 
 namespace nb = nanobind;
@@ -38,12 +39,20 @@ void gate_and_mul(std::uintptr_t gate, std::uintptr_t up, std::uintptr_t y, bool
     silu_and_mul(float_type(is_bf16), rows, size, stride, pointer<void>(gate), pointer<void>(up), pointer<void>(y));
 }
 
+void race_of(std::uintptr_t weights, std::size_t size, std::uintptr_t places, std::uintptr_t keys, std::size_t draws,
+             std::size_t most, std::uintptr_t candidates, std::uintptr_t counts) {
+    const nb::gil_scoped_release unlocked;
+    race({pointer<float>(weights), pointer<std::int64_t>(places), pointer<std::uint32_t>(keys), draws, size}, most,
+         pointer<std::int32_t>(candidates), pointer<std::int32_t>(counts));
+}
+
 }  // namespace
 
 void bind_rows(nb::module_& m) {
     m.def("rms_norm", &norm);
     m.def("add_rms_norm", &add_norm);
     m.def("silu_and_mul", &gate_and_mul);
+    m.def("race", &race_of);
 }
 
 }  // namespace kvtrove

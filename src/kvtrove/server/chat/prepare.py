@@ -11,7 +11,7 @@ from kvtrove.request import CompletionOutput, RequestError, SamplingParams
 from kvtrove.server.chat.conversation import Conversation
 from kvtrove.server.chat.tool_calls import CallBegins, ChatEvent, PlainText, ToolCallParser
 from kvtrove.server.chat.tool_format import call_grammar, parser_for
-from kvtrove.server.chat.truncation import cuts, smallest_cut
+from kvtrove.server.chat.truncation import Cuts, smallest_cut
 from kvtrove.server.engine_thread import EngineRequest
 from kvtrove.server.errors import ApiError
 from kvtrove.server.guidance import Grammar
@@ -48,6 +48,8 @@ async def submit_chat(
     prompt, dropped = await _prompt(job, conversation, None if cap else params.max_tokens, truncate)
     if cap and len(prompt.token_ids) + (params.max_tokens or 0) > service.max_model_len:
         params = replace(params, max_tokens=None)
+    if guide is not None and guide.relaxed:
+        job.notes["relaxed"] = list(guide.relaxed)
     if dropped:
         job.notes["truncated_messages"] = dropped
     salt = caller.tenant.cache_salt(job.body.cache_salt)
@@ -108,7 +110,7 @@ def _cut(service: Service, conversation: Conversation, room: int) -> list[int] |
         except ApiError:
             return False
 
-    return smallest_cut(cuts(conversation.messages), fits)
+    return smallest_cut(Cuts(conversation.messages), fits)
 
 
 class ChoiceReader:

@@ -7,11 +7,13 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 from typing_extensions import TypedDict
 
 from kvtrove.request import RequestError, SamplingParams
 from kvtrove.server.guidance import Grammar, Kind
+from kvtrove.server.protocol.fail_fast import fail_fast
 from kvtrove.server.settings import Limits
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,15 @@ Seed = Annotated[Integer, Field(ge=-(2**63), le=2**64 - 1)]
 Count = Annotated[Integer, Field(ge=0, le=2**31 - 1)]
 
 
-class Body(BaseModel):
+class Bounded(BaseModel):
+    """A model that is wrong with its first wrong item: a million of them would take minutes to describe."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return fail_fast(handler(source))
+
+
+class Body(Bounded):
     """A request. Types are strict; fields that nobody knows are ignored, and listed in the debug log."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
@@ -42,7 +52,7 @@ class Body(BaseModel):
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-class Part(BaseModel):
+class Part(Bounded):
     """A piece of a request, with whatever else its sender put in."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
@@ -170,7 +180,8 @@ class SamplingFields(CacheFields):
         elif wanted.json_schema is None or wanted.json_schema.schema_ is None:
             raise RequestError("response_format: json_schema needs a schema", "response_format")
         else:
-            yield Grammar("json_schema", wanted.json_schema.schema_, "response_format")
+            lenient = wanted.json_schema.strict is not True
+            yield Grammar("json_schema", wanted.json_schema.schema_, "response_format", lenient)
 
     def _structured(self) -> Iterator[Grammar]:
         inner = self.structured_outputs

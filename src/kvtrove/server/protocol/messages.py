@@ -11,13 +11,14 @@ from kvtrove.server.protocol.common import CacheFields, Count, Integer, Part
 
 
 class Block(Part):
-    """text, tool_use, tool_result, document (of text); thoughts and what servers ran are passed over, images refused.
+    """text, thinking, tool_use, tool_result, document (of text); what servers ran is passed over, images are refused.
 
     content, source: read where the block's type has them.
     """
 
     type: str
     text: str | None = None
+    thinking: str | None = None
     id: str | None = None
     name: str | None = None
     input: Any = None

@@ -8,6 +8,7 @@ from typing import Any, cast
 from fastapi import APIRouter, Request, Response
 
 from kvtrove.request import CompletionOutput
+from kvtrove.server.body import BodyRoute
 from kvtrove.server.chat.prepare import ChoiceReader, submit_chat
 from kvtrove.server.chat.tool_calls import CallArguments, CallBegins, ChatEvent, Text
 from kvtrove.server.errors import ApiError
@@ -27,7 +28,7 @@ from kvtrove.server.routes.chat_legacy import legacy, legacy_reason
 from kvtrove.server.routes.common import GENERATES, ServiceOf, UsageInStream, errors, notes_of, settled
 from kvtrove.server.routes.toolset import LeftOut
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post(
@@ -51,8 +52,10 @@ class Chat:
     async def submit(self) -> None:
         params = params_of(self.body, self.job.service)
         left_out = LeftOut()
-        conversation = conversation_of(self.body, left_out)
-        conversation, moved = settled(conversation, self.job.service, self.body.stable_prefix)
+        service, stable = self.job.service, self.body.stable_prefix
+        conversation, moved = await service.in_pool(
+            lambda: settled(conversation_of(self.body, left_out), service, stable)
+        )
         self.job.notes |= left_out.note() | moved
         run = await submit_chat(
             self.job, conversation, params, self.body.grammar(), truncate=self.body.truncation == "auto"

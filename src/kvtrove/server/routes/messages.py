@@ -8,6 +8,7 @@ from typing import Any, cast
 from fastapi import APIRouter, Request, Response
 
 from kvtrove.request import CompletionOutput, RequestError, SamplingParams
+from kvtrove.server.body import BodyRoute
 from kvtrove.server.chat.content_blocks import BlockStream, blocks_of
 from kvtrove.server.chat.prepare import ChoiceReader, render, streaming, submit_chat
 from kvtrove.server.chat.tool_calls import ChatEvent
@@ -27,7 +28,7 @@ from kvtrove.server.routes.common import ANSWERS, GENERATES, ServiceOf, errors, 
 from kvtrove.server.routes.messages_input import conversation_of
 from kvtrove.server.routes.toolset import LeftOut
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post("/v1/messages", response_model=None, responses={200: {"model": MessageAnswer}, **errors(*GENERATES)})
@@ -42,8 +43,9 @@ async def messages(body: MessagesRequest, request: Request, service: ServiceOf) 
 async def count_tokens(body: ConversationFields, service: ServiceOf) -> TokenCount:
     """Tokens of the prompt that a conversation makes."""
     service.check_model(body.model)
-    conversation, _ = settled(conversation_of(body), service, body.stable_prefix)
-    text = await service.in_pool(render, service, conversation)
+    text = await service.in_pool(
+        lambda: render(service, settled(conversation_of(body), service, body.stable_prefix)[0])
+    )
     tokens = await service.in_pool(lambda: service.tokenizer.encode(text, add_special_tokens=False))
     return {"input_tokens": len(tokens)}
 
@@ -67,7 +69,9 @@ class Messages:
             max_tokens=max(1, body.max_tokens), stop=tuple(stops), **service.sampling_defaults | given
         )
         left_out = LeftOut()
-        conversation, moved = settled(conversation_of(body, left_out), service, body.stable_prefix)
+        conversation, moved = await service.in_pool(
+            lambda: settled(conversation_of(body, left_out), service, body.stable_prefix)
+        )
         self.job.notes |= left_out.note() | moved
         run = await submit_chat(
             self.job,
@@ -81,7 +85,7 @@ class Messages:
 
     def _grammar(self) -> Grammar | None:
         wanted = self.body.output_config and self.body.output_config.format
-        return Grammar("json_schema", wanted.schema_, "output_config") if wanted else None
+        return Grammar("json_schema", wanted.schema_, "output_config", lenient=True) if wanted else None
 
     def _read(self, output: CompletionOutput) -> list[ChatEvent]:
         events = self.reader.read(output)

@@ -13,7 +13,7 @@ from kvtrove.server.routes.toolset import LeftOut, Toolset
 from kvtrove.server.volatile import BILLING
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-_THOUGHTS = ("thinking", "redacted_thinking")
+_THOUGHTS = ("thinking", "redacted_thinking")  # the templates that want a thought find it in reasoning_content
 _RUN_ELSEWHERE = re.compile("server_tool_use|mcp_tool_use|.+_tool_result|container_upload|compaction")
 
 
@@ -50,8 +50,8 @@ def _tools(body: ConversationFields, left_out: LeftOut) -> Toolset:
     toolset = Toolset(left_out, longest=128)
     for i, tool in enumerate(body.tools or ()):
         if tool.type in (None, "custom"):
-            parameters = tool.input_schema or {"type": "object"}
-            toolset.add(f"tools[{i}]", tool.name, tool.description or "", parameters)
+            function = {"name": tool.name, "description": tool.description or ""}
+            toolset.add(f"tools[{i}]", function | {"parameters": tool.input_schema or {"type": "object"}})
         else:
             toolset.skip(f"tools[{i}]", tool.type or "", tool.name)
     return toolset
@@ -72,6 +72,7 @@ class _Reader:
             return
         texts: list[dict[str, Any]] = []
         calls: list[dict[str, Any]] = []
+        thought = "".join(block.thinking or "" for block in message.content if block.type == "thinking")
         for n, block in enumerate(message.content):
             place = f"{where}[{n}]"
             if block.type == "tool_result":
@@ -86,7 +87,8 @@ class _Reader:
                 texts.append(block.model_dump(exclude_none=True))
         content = join_text(texts, where)
         if content or calls or not message.content:
-            yield {"role": message.role, "content": content} | ({"tool_calls": calls} if calls else {})
+            more = {"tool_calls": calls, "reasoning_content": thought}
+            yield {"role": message.role, "content": content, **{name: value for name, value in more.items() if value}}
 
     def _result(self, block: Block, where: str) -> str:
         """The text of what a tool gave. What else it gave is left out, and named in its place if there was no text."""

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from kvtrove.kv.explain import peek
 from kvtrove.prompts import Prompt
 from kvtrove.server.auth import Tenant
+from kvtrove.server.body import BodyRoute
 from kvtrove.server.chat.prepare import render
 from kvtrove.server.errors import refused
 from kvtrove.server.protocol.chat import ChatMessage, ChatRequest
@@ -40,7 +41,7 @@ class ExplainRequest(ChatRequest):
 
 
 def reports_router(reports: Reports) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=BodyRoute)
 
     @router.get("/v1/cache/reports", responses=errors(400, 401, 403))
     async def recent(request: Request, limit: Annotated[int, Query(ge=1, le=MAX_REPORTS)] = 20) -> ReportList:
@@ -70,7 +71,7 @@ async def _read(body: ExplainRequest, service: Service) -> tuple[Prompt, Convers
         raise refused("messages: give the messages of a chat or one prompt, and not both", "messages")
     special = body.add_special_tokens is not False
     if body.prompt is None:
-        chat, _ = settled(conversation_of(body), service, body.stable_prefix)
+        chat, _ = await service.in_pool(lambda: settled(conversation_of(body), service, body.stable_prefix))
         text = await service.in_pool(render, service, chat)
         prompt = await service.in_pool(lambda: service.encode(text, "messages", add_special_tokens=False))
         return prompt, Conversation(text, chat.messages, tool_names(body))

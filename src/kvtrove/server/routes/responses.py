@@ -8,6 +8,7 @@ from typing import Any, cast
 from fastapi import APIRouter, Request, Response
 
 from kvtrove.request import CompletionOutput, SamplingParams
+from kvtrove.server.body import BodyRoute
 from kvtrove.server.chat.output_items import OutputItems
 from kvtrove.server.chat.prepare import ChoiceReader, render, streaming, submit_chat
 from kvtrove.server.chat.tool_calls import ChatEvent, Text
@@ -29,7 +30,7 @@ from kvtrove.server.routes.common import ANSWERS, GENERATES, ServiceOf, errors, 
 from kvtrove.server.routes.responses_input import grammar_of, read
 from kvtrove.server.routes.toolset import LeftOut
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 LOGPROBS = "message.output_text.logprobs"
 
 
@@ -45,8 +46,9 @@ async def responses(body: ResponsesRequest, request: Request, service: ServiceOf
 async def input_tokens(body: ConversationFields, service: ServiceOf) -> InputTokens:
     """Tokens of the prompt that a conversation makes."""
     service.check_model(body.model)
-    conversation, _ = settled(read(body, LeftOut())[0], service, body.stable_prefix)
-    text = await service.in_pool(render, service, conversation)
+    text = await service.in_pool(
+        lambda: render(service, settled(read(body, LeftOut())[0], service, body.stable_prefix)[0])
+    )
     tokens = await service.in_pool(lambda: service.tokenizer.encode(text, add_special_tokens=False))
     return {"object": "response.input_tokens", "input_tokens": len(tokens)}
 
@@ -64,8 +66,9 @@ class Responses:
     async def submit(self) -> None:
         body = self.body
         left_out = LeftOut()
-        conversation, functions = read(body, left_out)
-        conversation, moved = settled(conversation, self.job.service, body.stable_prefix)
+        service = self.job.service
+        conversation, functions = await service.in_pool(read, body, left_out)
+        conversation, moved = await service.in_pool(settled, conversation, service, body.stable_prefix)
         self.job.notes |= left_out.note() | moved
         self.items = OutputItems(self.job.key, functions.namespaces)
         run = await submit_chat(
@@ -96,7 +99,8 @@ class Responses:
         if self._listed:
             tokenizer = self.job.service.tokenizer
             new = chat_logprobs(output.token_ids, output.logprobs or [], self.body.top_logprobs or 0, tokenizer)
-            self._untold += new["content"]
+            listed = zip(output.token_ids, new["content"], strict=True)
+            self._untold += [entry for token, entry in listed if token not in tokenizer.special_ids]  # they are no text
         for event in events:
             told = self._untold if isinstance(event, Text) else []
             self._untold = []

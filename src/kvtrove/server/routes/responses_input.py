@@ -21,7 +21,7 @@ from kvtrove.server.routes.toolset import LeftOut, Toolset
 
 ROLES = ("developer", "system", "user", "assistant")
 
-_THOUGHTS = ("reasoning", "program", "program_output")
+_PROGRAMS = ("program", "program_output")
 _ELSEWHERE = re.compile(
     "item_reference|compaction.*|additional_tools|configuration_update|mcp_.+|tool_search_.+|.+_call|.+_call_output"
 )
@@ -51,7 +51,7 @@ class Functions:
         for i, tool in enumerate(tools):
             where = f"tools[{i}]"
             if tool.type == "function":
-                self.toolset.add(where, tool.name, tool.description, tool.parameters)
+                self.toolset.add(where, _function(tool, tool.name))
             elif tool.type == "namespace" and tool.name:
                 for n, inner in enumerate(tool.tools or ()):
                     self._add(f"{where}.tools[{n}]", tool.name, inner, names)
@@ -63,13 +63,17 @@ class Functions:
             return self.toolset.skip(where, tool.type, tool.name)
         shown = tool.name if tool.name not in names else f"{namespace}.{tool.name}"
         names.append(shown)
-        self.toolset.add(where, shown, tool.description, tool.parameters)
+        self.toolset.add(where, _function(tool, shown))
         self.namespaces[shown] = (namespace, tool.name)
         self._shown[namespace, tool.name] = shown
 
     def shown(self, namespace: str | None, name: str | None) -> str:
         """The model's name of a function."""
         return self._shown.get((namespace or "", name or ""), name or "")
+
+
+def _function(tool: FlatTool, name: str | None) -> dict[str, Any]:
+    return {"name": name, "description": tool.description, "parameters": tool.parameters}
 
 
 def read(body: ConversationFields, left_out: LeftOut) -> tuple[Conversation, Functions]:
@@ -116,10 +120,11 @@ class _Reader:
 
     def __init__(self, functions: Functions, left_out: LeftOut) -> None:
         self.messages: list[dict[str, Any]] = []
+        self._thought = ""  # of the assistant's message to come
         self._functions, self._left_out = functions, left_out
 
     def add(self, item: InputItem, where: str) -> None:
-        kind = item.type
+        kind = "item_reference" if item.type is None and item.role is None and item.id is not None else item.type
         if kind == "function_call":
             self._add_call(item, self._functions.shown(item.namespace, item.name), item.arguments or "{}", where)
         elif kind == "custom_tool_call":
@@ -134,20 +139,27 @@ class _Reader:
                 remedy = "; send what a tool gave as a function_call_output" if item.role == "tool" else ""
                 raise RequestError(f"{where}.role: {item.role!r:.64} is not one of {', '.join(ROLES)}{remedy}", "input")
             content = self._text(item.content, f"{where}.content")
-            self.messages.append(plain_message({"role": item.role, "content": content}, where))
-        elif kind in _THOUGHTS:
+            self._append(plain_message({"role": item.role, "content": content}, where))
+        elif kind == "reasoning":
+            self._thought += _thought_of(item)
+        elif kind in _PROGRAMS:
             return
         elif kind is not None and _ELSEWHERE.fullmatch(kind):
             self._left_out.add(where, kind)
         else:
             raise RequestError(f"{where}: this server does not take items of type {kind!r:.64}", "input")
 
+    def _append(self, message: dict[str, Any]) -> None:
+        thought = {"reasoning_content": self._thought} if self._thought and message["role"] == "assistant" else {}
+        self.messages.append(message | thought)
+        self._thought = ""
+
     def _add_call(self, item: InputItem, name: str, arguments: Any, where: str) -> None:
         """Calls join the assistant's message before them."""
         text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         call = {"id": item.call_id or item.id, "type": "function", "function": {"name": name, "arguments": text}}
         if not self.messages or self.messages[-1]["role"] != "assistant":
-            self.messages.append({"role": "assistant", "content": ""})
+            self._append({"role": "assistant", "content": ""})
         last = self.messages[-1]
         [plain] = plain_message({"role": "assistant", "tool_calls": [call]}, where)["tool_calls"]
         last["tool_calls"] = [*last.get("tool_calls", []), plain]
@@ -171,6 +183,13 @@ class _Reader:
         return join_text(texts, where)
 
 
+def _thought_of(item: InputItem) -> str:
+    """The text of a reasoning item, or else its summary."""
+    parts = item.content or (item.model_extra or {}).get("summary")
+    texts = [part.get("text") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    return "".join(text for text in texts if isinstance(text, str))
+
+
 def grammar_of(body: ConversationFields) -> Grammar | None:
     """What `text.format` asks for."""
     wanted = body.text.format if body.text else None
@@ -180,4 +199,4 @@ def grammar_of(body: ConversationFields) -> Grammar | None:
         return Grammar("json_schema", wanted.schema_ or {"type": "object"}, "text")
     if wanted.schema_ is None:
         raise RequestError("text: json_schema needs a schema", "text")
-    return Grammar("json_schema", wanted.schema_, "text")
+    return Grammar("json_schema", wanted.schema_, "text", lenient=wanted.strict is not True)
