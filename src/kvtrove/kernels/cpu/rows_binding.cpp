@@ -41,7 +41,7 @@ void gate_and_mul(std::uintptr_t gate, std::uintptr_t up, std::uintptr_t y, bool
 
 void race_of(std::uintptr_t weights, std::size_t size, std::uintptr_t places, std::uintptr_t keys, std::size_t draws,
              std::size_t most, std::uintptr_t candidates, std::uintptr_t counts) {
-    const nb::gil_scoped_release unlocked;
+    const kvtrove::Unlocked unlocked;
     race({pointer<float>(weights), pointer<std::int64_t>(places), pointer<std::uint32_t>(keys), draws, size}, most,
          pointer<std::int32_t>(candidates), pointer<std::int32_t>(counts));
 }
