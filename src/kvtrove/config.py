@@ -20,6 +20,8 @@ ATTENTION_BACKENDS = ("auto", "reference", "cpu")
 HUGE_PAGES = ("auto", "hugetlb", "off")
 CHECK_LEVELS = (0, 1, 2)
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
+MOST_THREADS = 1024
+"""What the pool of the kernels holds."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -94,7 +96,10 @@ class EngineConfig:
     dtype: of weights and activations; "auto" takes the checkpoint's own. On a CPU that multiplies bf16 slowly, auto
         leaves bf16 weights as they are and computes in float32.
     weights: "int8" quantises the matrices of linear layers at load (CPU): half the memory and half the time of bf16.
-    linear: what multiplies on a CPU: torch, onednn or own; "auto" measures each shape once at load.
+    linear: what multiplies on a CPU: own (kernels), torch or onednn. With "auto", bf16 and int8 weights take own, where
+        an answer has the same tokens alone and in any batch; float32 and float16 take torch, which does not promise it.
+    threads: that kernels and torch use on the CPU, in all engines of the process; None is one a core that the process
+        may use, or OMP_NUM_THREADS.
     device: "auto" (cuda when torch sees one, else cpu), "cpu", "cuda", "cuda:1".
     kv: memory for the KV cache in bytes, or "8GiB"; None takes a safe share of what is free.
     num_blocks: an exact number of blocks instead of `kv` (tests, benchmarks).
@@ -117,6 +122,7 @@ class EngineConfig:
     dtype: str = "auto"
     weights: str = "auto"
     linear: str = "auto"
+    threads: int | None = None
     device: str = "auto"
     kv: int | str | None = None
     num_blocks: int | None = None
@@ -165,6 +171,8 @@ class EngineConfig:
             object.__setattr__(self, "max_model_len", parse_tokens(self.max_model_len, "max_model_len"))
         if self.num_blocks is not None and not _whole(self.num_blocks):
             raise ConfigError(f"num_blocks: {self.num_blocks!r} must be a whole number of at least 1")
+        if self.threads is not None and not (_whole(self.threads) and self.threads <= MOST_THREADS):
+            raise ConfigError(f"threads: {self.threads!r} is not a whole number between 1 and {MOST_THREADS}")
         if not isinstance(self.warm_up, bool):
             raise ConfigError(f"warm_up: {self.warm_up!r} is not one of True, False")
         check = Environment.read().check if self.check is None else self.check

@@ -72,6 +72,8 @@ def load_runner(
         return_large_buffers()
     precision = choose_precision(config, spec)
     isa = Environment.read().isa
+    if device == "cpu":
+        kernels.set_threads(config.threads or min(kernels.threads(), torch.get_num_threads()))
     products = Products(precision, device, config.linear, isa)
     kv_dtype = precision.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     cache = cache_spec(spec, engine_format(kv_dtype), config.block_size)
@@ -93,9 +95,11 @@ def load_runner(
             kernels.set_huge_pages(config.huge_pages)
     if model is None:
         model = load_model(directory, spec, products, progress, max_model_len=length, load_format=config.load_format)
-        log.info("%s; linear layers: %s", precision, products.summary())
+        log.info("%s; linear layers: %s; %d threads", precision, products.summary(), torch.get_num_threads())
         if device == "cpu":
             _say_where_weights_lie(config.huge_pages)
+        if device == "cpu" and not products.same_in_every_batch:
+            log.info("last bits may depend on the batch: only bf16 and int8 weights are multiplied by own kernels")
     arena = Arena(cache, capacity.num_blocks, device, config.huge_pages)
     backend = choose_backend(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
     runner = ModelRunner(model, cache, arena, backend, token_text)

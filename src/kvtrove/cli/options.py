@@ -44,7 +44,8 @@ class EngineOptions:
     max_model_len: Annotated[str | None, _engine("TOKENS", "Longest prompt and output together, such as 32k.")] = None
     dtype: Annotated[str, _engine("TYPE", "Of the weights: auto, bfloat16, float16 or float32.")] = "auto"
     weights: Annotated[str, _engine("TYPE", "auto, or int8: quantise matrices at load (CPU).")] = "auto"
-    linear: Annotated[str, _engine("NAME", "What multiplies on a CPU: auto, torch, onednn or own.")] = "auto"
+    linear: Annotated[str, _engine("NAME", "What multiplies on a CPU: auto, own, torch or onednn.")] = "auto"
+    threads: Annotated[int | None, _engine("N", "On a CPU; one a core that the process may use without it.")] = None
     device: Annotated[str, _engine("DEVICE", "auto, cpu, cuda or cuda:N.")] = "auto"
     kv_cache_dtype: Annotated[str, _engine("TYPE", "How the cache stores K and V: auto (as the model) or int8.")] = (
         "auto"
