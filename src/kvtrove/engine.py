@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 import time
@@ -19,6 +20,7 @@ from kvtrove.models.config_reader import read_config, read_spec
 from kvtrove.models.fingerprint import model_fingerprint
 from kvtrove.output_processor import RequestText
 from kvtrove.request import Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
+from kvtrove.scheduler.drafts import Drafter, DraftRules, DraftStats
 from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
@@ -43,6 +45,7 @@ class EngineStats:
     kv: KVStats
     num_prompt_tokens: int = 0
     num_generation_tokens: int = 0
+    drafts: DraftStats | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ class PinnedPrefix:
     id: str
     num_tokens: int
     num_blocks: int
+
+
+def drafter(config: EngineConfig) -> Drafter | None:
+    """What proposes drafts under these settings."""
+    if config.speculation == "off":
+        return None
+    longest, least = config.prompt_lookup_max, config.prompt_lookup_min
+    return Drafter(DraftRules(config.num_speculative_tokens, longest, least, answers=config.speculation == "suffix"))
 
 
 class Engine:
@@ -94,7 +105,7 @@ class Engine:
             clock=clock,
         )
         limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
-        self.scheduler = Scheduler(self.kv, limits, clock)
+        self.scheduler = Scheduler(self.kv, limits, clock, drafter(config))
         self._random = random.Random(config.seed)
         self._texts: dict[str, RequestText] = {}
         self._arrivals = 0
@@ -158,6 +169,12 @@ class Engine:
                 f"the answer: at most {self.max_model_len - 1} fit",
                 "prompt",
             )
+        if params.speculation and self.scheduler.drafter is None:
+            raise RequestError(
+                "speculation: this engine drafts nothing; start it with speculation='ngram' (--speculation ngram), or "
+                "leave it out",
+                "speculation",
+            )
         vocab = self.spec.vocab_size
         bias, allowed = params.logit_bias or (), params.allowed_token_ids or ()
         for param, ids in (("prompt", prompt), ("logit_bias", bias), ("allowed_token_ids", allowed)):
@@ -215,7 +232,9 @@ class Engine:
     def stats(self) -> EngineStats:
         now = self.scheduler.stats()
         tokens = now.num_prompt_tokens, now.num_generation_tokens
-        return EngineStats(now.num_running, now.num_waiting, now.num_preemptions, self.kv.stats(), *tokens)
+        drafter = self.scheduler.drafter
+        drafts = None if drafter is None else copy.deepcopy(drafter.stats)
+        return EngineStats(now.num_running, now.num_waiting, now.num_preemptions, self.kv.stats(), *tokens, drafts)
 
     def _log_cache(self, num_tokens: int) -> None:
         """Asked for by KVTROVE_CACHE_LOG, so it is not a debug message that a log level hides."""
@@ -227,11 +246,8 @@ class Engine:
         outputs = []
         for request in touched:
             text = self._texts[request.id]
-            for seq, stop in text.update():
-                if seq.finish_reason is None:
-                    self.scheduler.finish(seq, "stop", stop)
-                else:
-                    seq.finish("stop", stop)  # it reached its length with the very token that completed the string
+            for seq, stop, num_output in text.update():
+                self.scheduler.stop(seq, stop, num_output)
             output = text.output()
             if output is not None:
                 outputs.append(output)

@@ -14,7 +14,7 @@ from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.decoder import Model
 from kvtrove.runner.batch import Batch, build_batch
 from kvtrove.runner.sampler import Sampler, logprob_table
-from kvtrove.scheduler.output import ModelOutput, ScheduledSequence, SchedulerOutput, SequenceResult
+from kvtrove.scheduler.output import ModelOutput, ScheduledSequence, SchedulerOutput, SequenceResult, accept
 
 PROMPT_LOGPROB_ROWS = 256  # rows of logits held at once while prompt logprobs are reported
 
@@ -71,14 +71,17 @@ class ModelRunner:
 
     def _results(self, sequences: list[ScheduledSequence], hidden: Tensor) -> ModelOutput:
         """hidden: [R, hidden] in the order of `build_batch`: sampling rows, then prompt-logprob rows."""
-        sampling = [s for s in sequences if s.sample is not None]
+        sampling, at = [s for s in sequences if s.sample is not None], 0
         results = {s.seq_id: SequenceResult([]) for s in sequences if s.prompt_logprobs is not None}
         if sampling:
-            logits = self.model.logits(hidden[: len(sampling)])
-            specs = [s.sample for s in sampling if s.sample is not None]
-            for s, samples in zip(sampling, self.sampler.sample(logits, specs, self.token_text), strict=True):
-                results[s.seq_id] = SequenceResult(samples)
-        at = len(sampling)
+            specs = [spec for s in sampling if s.sample is not None for spec in (s.sample, *s.verify)]
+            at = len(specs)
+            drawn = iter(self.sampler.sample(self.model.logits(hidden[:at]), specs, self.token_text))
+            for s in sampling:
+                result = results[s.seq_id] = SequenceResult(next(drawn))
+                if s.verify:
+                    after = [token for _ in s.verify for token in next(drawn)]
+                    result.accepted.extend(accept(s.tokens[-len(s.verify) :], result.samples[0], after))
         for s in sequences:
             if s.prompt_logprobs is not None:
                 report = [*self._prompt_logprobs(s, hidden[at : at + len(s.prompt_targets)])]

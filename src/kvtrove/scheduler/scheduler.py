@@ -22,7 +22,15 @@ from dataclasses import dataclass
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.request import FinishReason, RequestError
 from kvtrove.scheduler import beam
-from kvtrove.scheduler.output import ModelOutput, SampledToken, SchedulerOutput
+from kvtrove.scheduler.drafts import Drafter
+from kvtrove.scheduler.output import (
+    NO_TOKENS,
+    ModelOutput,
+    SampledToken,
+    ScheduledSequence,
+    SchedulerOutput,
+    SequenceResult,
+)
 from kvtrove.scheduler.policies import end_of, share
 from kvtrove.scheduler.sequence import Request, Sequence
 from kvtrove.scheduler.work import scheduled_sequence
@@ -52,9 +60,14 @@ class Scheduler:
     """schedule() -> SchedulerOutput, then update() with what the model answered."""
 
     def __init__(
-        self, kv: KVCacheManager, limits: SchedulerLimits | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        kv: KVCacheManager,
+        limits: SchedulerLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        drafter: Drafter | None = None,
     ) -> None:
         self.kv = kv
+        self.drafter = drafter
         self.limits = limits or SchedulerLimits()
         self.clock = clock
         self.requests: dict[str, Request] = {}
@@ -90,10 +103,20 @@ class Scheduler:
 
     def finish(self, seq: Sequence, reason: FinishReason, stop_reason: int | str | None = None) -> None:
         """End a sequence, whoever decided it (stop token, stop string, caller), and release what it holds."""
+        if self.drafter is not None and reason != "abort":
+            self.drafter.finished(seq)
         seq.finish(reason, stop_reason)
         self._leave(seq)
         if seq.request.finished:
             self._retire(seq.request)
+
+    def stop(self, seq: Sequence, stop_reason: str, num_output: int) -> None:
+        """End a sequence at a stop string, found in the text of its first `num_output` tokens."""
+        self.num_generation_tokens -= seq.cut(num_output)
+        if seq.finish_reason is None:
+            self.finish(seq, "stop", stop_reason)
+        else:
+            seq.finish("stop", stop_reason)  # it ended with, or behind, the token that completed the string
 
     @property
     def has_unfinished(self) -> bool:
@@ -158,7 +181,12 @@ class Scheduler:
         self._plan_step()
         while not self._step and (self._decodes() or self._make_room()):
             self._plan_step()
-        sequences = [scheduled_sequence(seq, self._step[i]) for i, seq in self.running.items() if i in self._step]
+        drafts = self._draft()
+        sequences = [
+            scheduled_sequence(seq, self._step[i], drafts.get(i, NO_TOKENS))
+            for i, seq in self.running.items()
+            if i in self._step
+        ]
         return SchedulerOutput(sequences, self.kv.take_copies())
 
     def _plan_step(self) -> None:
@@ -172,6 +200,16 @@ class Scheduler:
         for seq, num in zip(prefills, share(budget, needs), strict=True):
             if num:
                 self._give(seq, num)
+
+    def _draft(self) -> dict[int, array[int]]:
+        """Drafts for the decodes of the step: last, from what budget, rows of logits and blocks the others leave."""
+        if self.drafter is None or not self._step:
+            return {}
+        decodes = [seq for i, seq in self.running.items() if i in self._step and seq.num_uncomputed == 1]
+        num_tokens = sum(self._step.values())
+        rows = max(self.limits.max_num_seqs, 1 + self.drafter.rules.most) - len(self._step)
+        room = min(self.limits.max_num_batched_tokens - num_tokens, rows)
+        return self.drafter.plan(decodes, num_tokens, room, self.kv)
 
     def _decodes(self) -> list[Sequence]:
         """Sequences with one token left. Beams advance together or not at all."""
@@ -306,27 +344,41 @@ class Scheduler:
             seq = self.running.get(done.seq_id)
             if seq is None:
                 continue  # aborted since
-            self._commit(seq, len(done.tokens))
             result = output.results.get(done.seq_id)
+            samples = [] if result is None else result.samples
+            if done.verify and result is not None:
+                samples = self._accept(seq, done, result)
+            self._commit(seq, len(done.tokens) - len(done.verify) + (len(result.accepted) if result else 0))
             if result is None:
                 continue
             request = seq.request
             touched[request.id] = request
             if result.prompt_logprobs and request.prompt_logprobs is not None:
                 request.prompt_logprobs.extend(result.prompt_logprobs)
-            if not result.samples:
+            if not samples:
                 continue
             if request.metrics.first_token_time is None:
                 request.metrics.first_token_time = now
                 self.num_prompt_tokens += len(request.prompt)
             request.metrics.token_times.append(now)
             if request.beam:
-                beams.setdefault(request.id, {})[seq.id] = result.samples
+                beams.setdefault(request.id, {})[seq.id] = samples
             else:
-                self._extend(seq, result.samples)
+                self._extend(seq, samples)
         for request_id, candidates in beams.items():
             self._advance_beams(touched[request_id], candidates)
         return list(touched.values())
+
+    def _accept(self, seq: Sequence, done: ScheduledSequence, result: SequenceResult) -> list[SampledToken]:
+        """Append the drafts that were right, none of which can end the sequence; what was drawn after them is left."""
+        assert self.drafter is not None
+        self.drafter.learn(seq, len(done.verify), len(result.accepted))
+        *right, last = *result.samples, *result.accepted
+        seq.sums = []
+        for token in right:
+            seq.append(token)
+        self.num_generation_tokens += len(right)
+        return [last]
 
     def _commit(self, seq: Sequence, num: int) -> None:
         before = seq.kv.num_computed

@@ -14,7 +14,7 @@ from kvtrove.server.auth import Tenant
 from kvtrove.server.engine_thread import EngineRequest, OutputStream
 from kvtrove.server.errors import timed_out
 from kvtrove.server.observer import Arrival, Departure, PromptResult
-from kvtrove.server.protocol.common import Usage
+from kvtrove.server.protocol.common import CompletionTokensDetails, Usage
 from kvtrove.server.service import Service
 
 
@@ -94,12 +94,18 @@ class Job:
         """Tokens so far."""
         prompt = sum(r.prompt_tokens for r in self.results)
         output = sum(r.output_tokens for r in self.results)
-        return {
+        usage: Usage = {
             "prompt_tokens": prompt,
             "completion_tokens": output,
             "total_tokens": prompt + output,
             "prompt_tokens_details": {"cached_tokens": sum(r.cached_tokens for r in self.results)},
         }
+        known = [r.metrics for r in self.results if r.metrics is not None]
+        drafted, accepted = sum(m.num_draft_tokens for m in known), sum(m.num_accepted_tokens for m in known)
+        if drafted:
+            details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}
+            usage["completion_tokens_details"] = CompletionTokensDetails(**details)
+        return usage
 
     def finish(self, error: str | None = None) -> dict[str, Any]:
         """Tell the observers, once, how it ended; returns what goes into the answer's `kvtrove` object."""

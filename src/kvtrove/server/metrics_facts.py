@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING
 
 from kvtrove.plan.parameters import count_parameters
 from kvtrove.request import RequestMetrics
+from kvtrove.scheduler.drafts import DraftStats
 from kvtrove.server.observer import PromptResult
 
 if TYPE_CHECKING:
@@ -54,18 +55,28 @@ class Growth:
     evictions: int
     duplicates: int
     mismatches: int
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_per_pos: tuple[int, ...] = ()
 
     @classmethod
     def between(cls, before: EngineStats | None, now: EngineStats) -> Growth:
         """`before` None is an engine that has done nothing."""
-        totals = [_totals(now), _totals(before) if before else (0,) * 8]
-        return cls(*(new - old for new, old in zip(*totals, strict=True)))
+        new, old = _totals(now), _totals(before) if before else ()
+        grown = [one - other for one, other in zip_longest(new, old, fillvalue=0)]
+        places = now.drafts.accepted_per_pos if now.drafts else []
+        earlier = before.drafts.accepted_per_pos if before and before.drafts else []
+        per_pos = tuple(one - other for one, other in zip_longest(places, earlier, fillvalue=0))
+        return cls(*grown, accepted_per_pos=per_pos)
 
 
 def _totals(stats: EngineStats) -> tuple[int, ...]:
     kv = stats.kv
     tokens = (kv.queries, kv.hits, stats.num_prompt_tokens, stats.num_generation_tokens)
-    return (*tokens, stats.num_preemptions, kv.evictions, kv.duplicates, kv.mismatches)
+    drafts = stats.drafts or DraftStats()
+    drafted = (drafts.num_drafts, drafts.num_draft_tokens, drafts.num_accepted_tokens)
+    return (*tokens, stats.num_preemptions, kv.evictions, kv.duplicates, kv.mismatches, *drafted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +103,9 @@ class Timing:
 
     @property
     def mean_gap(self) -> float:
-        """0 for outputs of one token."""
-        return self.decode / len(self.gaps) if self.gaps else 0.0
+        """Per token, of which a step with drafts yields several; 0 for outputs of one token."""
+        gaps = max(len(self.gaps), sum(self.output_lengths) - len(self.output_lengths))
+        return self.decode / gaps if self.gaps else 0.0
 
     @classmethod
     def of(cls, arrival: float, result: PromptResult) -> Timing | None:
