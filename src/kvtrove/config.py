@@ -103,6 +103,7 @@ class EngineConfig:
     max_model_len: longest prompt + output in tokens, or "32k"; None takes the model's own, or what the pool can hold.
     max_num_seqs: sequences computed in one step at most.
     max_num_batched_tokens: token budget of a step.
+    max_prompt_seconds: what prompts may add to a step in which others decode; 0 sets no limit but the token budget.
     max_concurrent_prefills: prompts that share the budget of a step when it is too small for all; later ones wait.
     warm_up: run and measure the largest possible steps at start (`kvtrove serve` does), so that no request can be the
         first to find that memory does not suffice. It takes from a fraction of a second to a few seconds.
@@ -127,6 +128,7 @@ class EngineConfig:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     max_concurrent_prefills: int = 4
+    max_prompt_seconds: float = 0.25
     enable_prefix_caching: bool = True
     seed: int | None = None
     check: int | None = None
@@ -153,6 +155,8 @@ class EngineConfig:
         for name in (*counts, "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"):
             if not _whole(getattr(self, name)):
                 raise ConfigError(f"{name}: {getattr(self, name)!r} must be a whole number of at least 1")
+        if not 0 <= self.max_prompt_seconds <= 3600:
+            raise ConfigError(f"max_prompt_seconds: {self.max_prompt_seconds!r} must lie between 0 (no limit) and 3600")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens: {self.max_num_batched_tokens} is smaller than max_num_seqs "

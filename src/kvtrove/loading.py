@@ -28,6 +28,7 @@ from kvtrove.plan.activations import StepLimits
 from kvtrove.plan.capacity import Capacity, readable
 from kvtrove.plan.ledger import Ledger
 from kvtrove.plan.memory import available_bytes
+from kvtrove.plan.process import return_large_buffers
 from kvtrove.plan.source import read_model
 from kvtrove.plan.startup import StartSettings, plan_start, settle
 from kvtrove.runner.model_runner import ModelRunner, attention_layers
@@ -66,6 +67,8 @@ def load_runner(
 ) -> Loaded:
     """Plans, loads, and with `config.warm_up` measures the largest steps and corrects the plan by them."""
     device, directory = choose_device(config.device), Path(config.model)
+    if device == "cpu":
+        return_large_buffers()
     precision = choose_precision(config, spec)
     isa = Environment.read().isa
     products = Products(precision, device, config.linear, isa)
@@ -163,6 +166,10 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
         activations = "float32"
         if slow:
             log.info("this processor has no bf16 instructions: weights and cache stay bf16, activations are float32")
+    if dtype == "float16" and spec.sandwich_norms:
+        raise ConfigError(
+            f"dtype: activations of {spec.architecture} pass 65,504, the largest float16: --dtype bfloat16 or float32"
+        )
     if config.weights == "int8" and activations == "float16":
         raise ConfigError("dtype: float16 does not go with int8 weights: --dtype auto, float32 or bfloat16")
     return Precision(dtype, activations, int8=config.weights == "int8")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from kvtrove.request import CompletionOutput, RequestOutput
 from kvtrove.scheduler.sequence import Request, Sequence
 from kvtrove.text.detokenizer import IncrementalDetokenizer
 from kvtrove.text.tokenizer import Tokenizer
+
+_index = attrgetter("index")
 
 
 class RequestText:
@@ -23,7 +27,11 @@ class RequestText:
 
         Returns those in which a stop string was found, the string, and the number of output tokens that completed it.
         """
-        if not self.request.params.detokenize or (self.request.beam and not self.request.finished):
+        if (
+            self.request.error is not None
+            or not self.request.params.detokenize
+            or (self.request.beam and not self.request.finished)
+        ):
             return []
         stopped = []
         for seq in self.request.sequences:
@@ -73,11 +81,12 @@ class RequestText:
             request_id=request.id,
             prompt=self.prompt,
             prompt_token_ids=self._prompt_ids,
-            outputs=[self._completion(seq) for seq in sorted(request.sequences, key=lambda s: s.index)],
+            outputs=[] if request.error else [self._completion(seq) for seq in sorted(request.sequences, key=_index)],
             finished=finished,
             num_cached_tokens=request.num_cached_tokens or 0,
             prompt_logprobs=request.prompt_logprobs,
             metrics=request.metrics,
+            error=request.error,
         )
 
     def _completion(self, seq: Sequence) -> CompletionOutput:

@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_told_what_would(num_tokens: int, max_tokens: int |
     context = 200
     fits = num_tokens + (max_tokens or 1) <= context
     try:
-        refuse_unless_it_fits(num_tokens, max_tokens, context, None, "prompt")
+        refuse_unless_it_fits(num_tokens, max_tokens, context, None, "prompt", "max_tokens")
         assert fits
     except ApiError as error:
         assert not fits
@@ -107,6 +107,16 @@ def test_what_does_not_fit_is_told_what_would(num_tokens: int, max_tokens: int |
         assert num_tokens in numbers
         better = {"lower": context - num_tokens, "shorten": context - (max_tokens or 1)}
         assert any(n in numbers for n in better.values()) or better["shorten"] < 1
+
+
+def test_only_a_prompt_that_is_too_long_says_so_in_the_clients_words() -> None:
+    """Whoever reads them shortens the conversation; an answer that is asked to be too long needs no such thing."""
+    for num_tokens, param, code in ((200, "prompt", "context_length_exceeded"), (199, "max_tokens", "invalid_value")):
+        with pytest.raises(ApiError) as refused:
+            refuse_unless_it_fits(num_tokens, 50, 200, None, "prompt", "max_tokens")
+        assert (refused.value.param, refused.value.code) == (param, code)
+        for phrase in ("prompt is too long: 200 tokens > 150 maximum", "This model's maximum context length is 200 "):
+            assert (phrase in str(refused.value)) == (num_tokens == 200)
 
 
 def test_a_hopeless_text_is_refused_unread() -> None:

@@ -64,7 +64,7 @@ def _read(path: Path, tokenizer: Tokenizer) -> _Given:
 
     from kvtrove.server.reports import tool_names
     from kvtrove.server.reports_place import Conversation
-    from kvtrove.server.routes.chat import conversation_of
+    from kvtrove.server.routes.chat_input import conversation_of
     from kvtrove.server.routes.reports import ExplainRequest
 
     try:

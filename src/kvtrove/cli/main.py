@@ -17,9 +17,10 @@ from typer.core import TyperGroup
 
 from kvtrove.config import ConfigError, Environment, nearest
 from kvtrove.models.spec import ModelError
-from kvtrove.request import RequestError
+from kvtrove.request import EngineError, RequestError
 
-REFUSED = 2  # exit codes
+FAILED = 1  # exit codes
+REFUSED = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 1
 COMMANDS = {
@@ -54,6 +55,8 @@ class Commands(TyperGroup):
             sys.stdout.flush()
         except (ConfigError, ModelError, RequestError) as error:
             code = _refuse(str(error), error)
+        except EngineError as error:
+            code = _refuse(str(error), error) and FAILED
         except KeyboardInterrupt:
             code = INTERRUPTED
         except BrokenPipeError:

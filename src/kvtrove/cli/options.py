@@ -55,6 +55,9 @@ class EngineOptions:
     max_num_seqs: Annotated[int, _engine("N", "Sequences in one step at most.")] = 256
     max_num_batched_tokens: Annotated[int, _engine("N", "Tokens in one step at most.")] = 2048
     max_concurrent_prefills: Annotated[int, _engine("N", "Prompts that share a step.")] = 4
+    max_prompt_seconds: Annotated[
+        float, _engine("SECONDS", "What prompts may add to a step in which others decode; 0: no limit.")
+    ] = 0.25
     enable_prefix_caching: Annotated[
         bool, _engine(None, "Reuse the blocks of prompts that begin alike.", "--prefix-caching/--no-prefix-caching")
     ] = True

@@ -33,13 +33,16 @@ class Sampler:
     ) -> list[list[SampledToken]]:
         """logits [R, V], one row per spec: a token per stream of the spec, or its candidates, best first.
 
-        token_text: spells a token for `Logprob.decoded_token`. Broken rows (NaN, +inf) never raise: see `usable`.
-        ValueError when the shape does not fit.
+        token_text: spells a token for `Logprob.decoded_token`. A row from which nothing can be drawn is empty and
+        leaves the others alone; `undrawable` says why. ValueError when the shape does not fit.
         """
         if logits.shape != (len(specs), self.vocab_size):
             raise ValueError(f"logits are {list(logits.shape)}, expected [{len(specs)}, {self.vocab_size}]")
-        logits, total = usable(logits.float())
-        return report(logits, total, choose(logits, specs), specs, token_text)
+        logits, total, broken = usable(logits.float())
+        chosen = choose(logits, specs)
+        for row in broken:
+            chosen[row] = []
+        return report(logits, total, chosen, specs, token_text)
 
 
 def choose(logits: Tensor, specs: Sequence[SampleSpec]) -> list[list[int]]:
@@ -77,21 +80,24 @@ def pick_candidates(logits: Tensor, specs: Sequence[SampleSpec]) -> list[list[in
 
 
 def pick_adjusted(logits: Tensor, specs: Sequence[SampleSpec]) -> list[list[int]]:
-    """Greedy or drawn tokens of rows that are not a plain argmax."""
+    """Greedy or drawn tokens of rows that are not a plain argmax; none where the request's rules leave no token."""
+    lost: list[int] = []
     if any(adjusts(s) for s in specs):
-        logits = adjusted(logits, specs)
+        logits, lost = adjusted(logits, specs)
     drawn = [row for row, s in enumerate(specs) if not s.params.greedy]
     picked = pick_greedy(logits, specs) if len(drawn) < len(specs) else [[]] * len(specs)
     if drawn:
         for row, tokens in zip(drawn, pick_drawn(take(logits, drawn), [specs[row] for row in drawn]), strict=True):
             picked[row] = tokens
+    for row in lost:
+        picked[row] = []
     return picked
 
 
 def pick_drawn(logits: Tensor, specs: Sequence[SampleSpec]) -> list[list[int]]:
     """A token per stream of every row, by temperature, min_p, top_k, top_p and the row's noise."""
-    scaled = logits / column([s.params.temperature for s in specs], logits)
-    scaled -= scaled.amax(-1, keepdim=True)
+    scaled = logits - logits.amax(-1, keepdim=True)  # first: a quotient could overflow where a difference cannot
+    scaled /= column([s.params.temperature for s in specs], logits)
     if any(s.params.min_p for s in specs):
         floor = column([math.log(s.params.min_p) if s.params.min_p else EXCLUDED for s in specs], logits)
         scaled.masked_fill_(scaled < floor, EXCLUDED)

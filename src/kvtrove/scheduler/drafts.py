@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrove.kv.manager import KVCacheManager
-from kvtrove.scheduler.output import NO_TOKENS
+from kvtrove.scheduler.output import NO_TOKENS, SampledToken, ScheduledSequence, SequenceResult
 from kvtrove.scheduler.sequence import Sequence
 
 CANDIDATES = 64  # latest occurrences that are compared in full
@@ -35,7 +35,7 @@ Ids = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class DraftRules:
-    """most: drafts of a sequence in a step. longest, least: tokens that can and must match. answers: search them too."""
+    """most: of a sequence in a step. longest, least: tokens that can and must match. answers: search these, too."""
 
     most: int = 12
     longest: int = 32
@@ -102,6 +102,17 @@ class Drafter:
                 room -= len(found)
         return drafts
 
+    def accept(self, seq: Sequence, done: ScheduledSequence, result: SequenceResult) -> list[SampledToken]:
+        """Append the drafts that were right, none of which can end the sequence; returns what was drawn after them."""
+        if not result.samples:
+            return []
+        self.learn(seq, len(done.verify), len(result.accepted))
+        *right, last = *result.samples, *result.accepted
+        seq.sums = []
+        for token in right:
+            seq.append(token)
+        return [last]
+
     def learn(self, seq: Sequence, num_drafts: int, num_accepted: int) -> None:
         """So many of the drafts of a step were right; the one after them was wrong, those behind it were not tried."""
         seq.draft_right += num_accepted
@@ -121,12 +132,12 @@ class Drafter:
             self.answers.add(seq.request.salt, seq.output)
 
     def _propose(self, seq: Sequence, bar: float, most: int) -> array[int]:
-        tokens = np.frombuffer(seq.tokens, dtype=np.int32)  # a view: gone before a token is appended
+        tokens = self._view(seq.tokens)
         tail = tokens[-self.rules.longest :]
         at, length = longest_match(tokens[:-1], tail, self.rules.least)
         source = tokens[at:]
         if self.rules.answers:
-            kept = np.frombuffer(self.answers.of(seq.request.salt), dtype=np.int32)
+            kept = self._view(self.answers.of(seq.request.salt))
             there, longer = longest_match(kept[:-1], tail, max(self.rules.least, length + 1))
             if longer:
                 source, length = kept[there : there + most], longer
@@ -136,6 +147,11 @@ class Drafter:
         draft = np.resize(source, count)  # what repeats itself up to its very end goes on to do so
         ends = np.flatnonzero((draft == BETWEEN) | np.isin(draft, [*seq.request.end_token_ids]))
         return array("i", draft[: ends[0] if len(ends) else count].tolist())
+
+    @staticmethod
+    def _view(tokens: array[int]) -> Ids:
+        """To be gone before `tokens` grows again."""
+        return np.frombuffer(tokens, dtype=np.int32) if tokens else np.empty(0, dtype=np.int32)
 
     @staticmethod
     def _worth(seq: Sequence, length: int, bar: float) -> int:

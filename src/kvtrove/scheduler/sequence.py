@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvtrove.kv.table import SequenceKV
-from kvtrove.request import FinishReason, Guide, RequestMetrics, SamplingParams, TokenLogprobs
+from kvtrove.request import (
+    EngineError,
+    FinishReason,
+    Guide,
+    RequestError,
+    RequestMetrics,
+    SamplingParams,
+    TokenLogprobs,
+)
 from kvtrove.scheduler.output import SampledToken, SampleSpec
 
 
@@ -109,6 +118,9 @@ class Request:
     completed: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    error: RequestError | EngineError | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    """The runner's (`SampleSpec.notes`)."""
 
     @property
     def beam(self) -> bool:

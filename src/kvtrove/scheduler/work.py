@@ -6,7 +6,7 @@ from array import array
 from dataclasses import replace
 
 from kvtrove.request import Guide
-from kvtrove.scheduler.output import NO_TOKENS, SampleSpec, ScheduledSequence
+from kvtrove.scheduler.output import NO_ENDS, NO_TOKENS, SampleSpec, ScheduledSequence
 from kvtrove.scheduler.sequence import Sequence
 
 
@@ -45,6 +45,7 @@ def sample_spec(seq: Sequence) -> SampleSpec:
         _banned(seq, position),
         2 * params.beam_width,
         None if guide is None else guide.mask(),
+        request.notes,
     )
     if not (forks or spec.banned or params.penalised or request.beam or guide is not None):
         seq.steady_spec = spec
@@ -69,7 +70,7 @@ def draft_specs(seq: Sequence, sample: SampleSpec, drafts: array[int]) -> tuple[
     return tuple(specs)
 
 
-def _banned(seq: Sequence, position: int) -> tuple[int, ...]:
+def _banned(seq: Sequence, position: int) -> frozenset[int]:
     """End tokens before min_tokens; a grammar alone says where its text may end."""
     too_short = position < seq.request.params.min_tokens and seq.guide is None
-    return tuple(sorted(seq.request.end_token_ids)) if too_short else ()
+    return seq.request.end_token_ids if too_short else NO_ENDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
@@ -16,11 +17,12 @@ from starlette.responses import JSONResponse, Response
 from kvtrove import __version__
 from kvtrove.server.auth import Keyring
 from kvtrove.server.errors import ApiError, as_api_error, refused
-from kvtrove.server.middleware import Bound, Guard, Identify, state_of
+from kvtrove.server.middleware import Bound, Guard, Heads, Identify, state_of
 from kvtrove.server.routes import admin, cache, chat, completions, health, messages, models, responses, tokenize
 from kvtrove.server.service import Service
 
 log = logging.getLogger(__name__)
+_ALTERNATIVE = re.compile(r"[A-Z]|.*\[|(str|int|float|bool|dict|list)$")  # pydantic's name for one type of several
 ROUTERS = tuple(
     module.router for module in (models, chat, completions, responses, messages, tokenize, cache, admin, health)
 )
@@ -52,7 +54,7 @@ def create_app(service: Service, keyring: Keyring, more_routers: Iterable[APIRou
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    for kind in (ApiError, ValueError):  # RequestError and UnicodeEncodeError are ValueErrors
+    for kind in (ApiError, ValueError, RecursionError):  # RequestError and UnicodeEncodeError are ValueErrors
         app.add_exception_handler(kind, _failed)
     return app
 
@@ -74,6 +76,7 @@ def _middleware(service: Service, keyring: Keyring) -> list[Middleware]:
         *(cors if origins else []),
         Middleware(Guard, keyring=keyring),
         Middleware(Bound, limits=service.limits),
+        Middleware(Heads),
     ]
 
 
@@ -105,7 +108,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return _answer(request, refused(f"the body is not JSON: {first['ctx']['error']}", code="invalid_json"))
-    where = [part for part in first["loc"] if part != "body"]
+    where = [part for part in first["loc"] if part != "body" and not _ALTERNATIVE.match(str(part))]
     param = str(where[0]) if where else None
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
     message = f"{place}: {first['msg']}" if place else f"the body: {first['msg']}; send JSON as application/json"

@@ -45,7 +45,10 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """How much the engine's totals grew between two looks. queries, hits: prompt tokens looked up and found."""
+    """How much the engine's totals grew between two looks. queries, hits: prompt tokens looked up and found.
+
+    faults: steps that failed. failed: requests ended for it.
+    """
 
     queries: int
     hits: int
@@ -55,9 +58,12 @@ class Growth:
     evictions: int
     duplicates: int
     mismatches: int
-    drafts: int = 0
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
+    faults: int
+    failed: int
+    restarts: int
+    drafts: int
+    draft_tokens: int
+    accepted_tokens: int
     accepted_per_pos: tuple[int, ...] = ()
 
     @classmethod
@@ -74,9 +80,10 @@ class Growth:
 def _totals(stats: EngineStats) -> tuple[int, ...]:
     kv = stats.kv
     tokens = (kv.queries, kv.hits, stats.num_prompt_tokens, stats.num_generation_tokens)
+    faults = stats.faults.steps, stats.faults.requests, stats.faults.restarts
     drafts = stats.drafts or DraftStats()
-    drafted = (drafts.num_drafts, drafts.num_draft_tokens, drafts.num_accepted_tokens)
-    return (*tokens, stats.num_preemptions, kv.evictions, kv.duplicates, kv.mismatches, *drafted)
+    drafted = drafts.num_drafts, drafts.num_draft_tokens, drafts.num_accepted_tokens
+    return (*tokens, stats.num_preemptions, kv.evictions, kv.duplicates, kv.mismatches, *faults, *drafted)
 
 
 @dataclass(frozen=True, slots=True)

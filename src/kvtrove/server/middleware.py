@@ -3,7 +3,8 @@
 Identify    x-request-id on every answer, one access-log line, unexpected exceptions become a 500 in our shape
 (CORS)      only when asked for
 Guard       API keys, and host names where there are none
-Bound       size of the body, and the time in which it must arrive
+Bound       size and nesting of the body, and the time in which it must arrive
+Heads       HEAD is answered like GET, without the body
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvtrove.server.auth import Keyring, Tenant
-from kvtrove.server.errors import ApiError, as_api_error
+from kvtrove.server.errors import ApiError, as_api_error, refused
+from kvtrove.server.nesting import nesting
 from kvtrove.server.observer import Observer
 from kvtrove.server.settings import Limits, is_loopback
 
@@ -128,7 +130,9 @@ def _presented_key(headers: Headers) -> str | None:
 
 
 class Bound:
-    """Refuses bodies that are too large (413) or too slow (408), and reads the others whole before a route runs."""
+    """Refuses bodies that are too large (413), too slow (408) or nested too deeply (400), and reads the others whole
+    before a route runs.
+    """
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self.app, self.limits = app, limits
@@ -164,7 +168,28 @@ class Bound:
         except TimeoutError:
             text = f"the body did not arrive within {self.limits.idle_timeout:g} s"
             raise ApiError(408, text, code="body_timeout", headers={"connection": "close"}) from None
-        return b"".join(parts)
+        body = b"".join(parts)
+        deepest = self.limits.max_nesting
+        if (depth := nesting(body, deepest)) > deepest:
+            text = f"the body nests arrays and objects {depth} deep; at most {deepest} levels are allowed"
+            raise refused(text, code="nested_too_deep")
+        return body
+
+
+class Heads:
+    """Answers HEAD wherever GET is answered: probes and load balancers ask so."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self.app(scope, receive, send)
+
+        async def send_head(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self.app({**scope, "method": "GET"}, receive, send_head)
 
 
 def _too_large(most: int) -> ApiError:

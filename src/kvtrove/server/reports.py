@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from kvtrove.kv.explain import Explanation, Reason
 from kvtrove.server.engine_thread import EngineRequest
 from kvtrove.server.observer import Arrival, Departure, Observer, PromptResult
+from kvtrove.server.reports_change import Outline
 from kvtrove.server.reports_place import SEARCHED, Conversation, around, place, volatile
 from kvtrove.server.reports_recent import Best, RecentPrompts, Remembered, Tokens, as_tokens, common_prefix
 from kvtrove.text.tokenizer import Tokenizer
@@ -97,16 +98,24 @@ class Reports(Observer):
 
     # ---- requests come and go ----
 
-    def on_arrival(self, arrival: Arrival) -> None:
+    def on_arrival(self, arrival: Arrival) -> Mapping[str, Any] | None:
+        """`comparison`: with the answer that the request names, if it names one."""
+        asked, findings = getattr(arrival.body, "compared_with", None), {}
         memory = self._memory(arrival.tenant.name)
         client = _client_of(arrival.body)
         for request in arrival.requests:
-            prompt = Remembered(arrival.id, arrival.time, request.salt, client, as_tokens(request.prompt_token_ids))
+            tokens, outline = as_tokens(request.prompt_token_ids), _outline(arrival)
+            prompt = Remembered(
+                arrival.id, arrival.time, request.salt, client, tokens, answer=arrival.answer, outline=outline
+            )
             conversation = _conversation(arrival, request)
             best = memory.recent.best(prompt.tokens, prompt.salt)
             self._warn(memory, arrival.tenant.name, prompt, conversation)
             self._pending[request.id] = _Pending(prompt, best, self._divergence(prompt, best, conversation))
+            if asked is not None:
+                findings["comparison"] = memory.recent.compare(prompt, asked)
             memory.recent.add(prompt)
+        return findings
 
     def on_departure(self, departure: Departure) -> Mapping[str, Any] | None:
         arrival = departure.arrival
@@ -178,7 +187,8 @@ class Reports(Observer):
         memory.warned.append((prompt.client, kind, where))
         text = (
             f"prompts of one client differ from token {common:,} of {total:,} ({where or 'prompt'}), where a {kind} "
-            "stands: nothing behind it can be reused; move it to the end of the prompt, or leave it out"
+            "stands: nothing behind it can be reused; move it to the end of the prompt (--stable-prefix does, where it "
+            "opens the system message), or leave it out"
         )
         facts = {"request_id": prompt.request_id, "tenant": tenant, "position": common, "volatile": kind}
         log.warning("%s", text, extra={"facts": facts})
@@ -263,6 +273,13 @@ def tool_names(body: Any) -> list[str]:
 
 def _conversation(arrival: Arrival, request: EngineRequest) -> Conversation:
     return Conversation(request.prompt, arrival.messages or (), tool_names(arrival.body))
+
+
+def _outline(arrival: Arrival) -> Outline | None:
+    if arrival.messages is None or not hasattr(arrival.body, "compared_with"):
+        return None
+    tools = getattr(arrival.body, "tools", None) or ()
+    return Outline.of(arrival.messages, [tool.model_dump(exclude_unset=True) for tool in tools])
 
 
 def _client_of(body: Any) -> str:

@@ -11,13 +11,13 @@ from typing import TypeVar
 
 from kvtrove.engine import Engine
 from kvtrove.prompts import Prompt
-from kvtrove.request import Guide, RequestError, SamplingParams
+from kvtrove.request import RequestError, SamplingParams
 from kvtrove.server.admission import Admission
 from kvtrove.server.chat.tool_format import Format, detect_format
 from kvtrove.server.context import refuse_hopeless, refuse_unless_it_fits
 from kvtrove.server.engine_thread import EngineThread
 from kvtrove.server.errors import ApiError, refused
-from kvtrove.server.guidance import Grammar, Grammars
+from kvtrove.server.guidance import Grammar, Grammars, TokenGuide
 from kvtrove.server.observer import Observer, Observers
 from kvtrove.server.settings import ServerSettings
 from kvtrove.text.generation_config import sampling_defaults
@@ -35,8 +35,8 @@ class Service:
         self.config, self.spec, self.tokenizer = engine.config, engine.spec, engine.tokenizer
         self.sampling_defaults = sampling_defaults(engine.config.model)
         self.max_model_len = engine.max_model_len
-        self.engine = EngineThread(engine, self.observers.on_step)
-        self.admission = Admission(settings.limits, lambda: self.engine.stats.num_waiting)
+        self.engine = EngineThread(engine, self.observers.on_step, settings.limits.step_timeout)
+        self.admission = Admission(settings.limits, lambda: self.engine.num_waiting, self._num_seats)
         self.created = int(time.time())
         eos = dict.fromkeys((*self.spec.eos_token_ids, *self.tokenizer.eos_token_ids))
         self._grammars = Grammars(self.tokenizer.backend, self.spec.vocab_size, tuple(eos))
@@ -47,7 +47,13 @@ class Service:
 
     async def stop(self) -> None:
         await self.engine.stop()
+        self._grammars.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _num_seats(self) -> int:
+        """Sequences that the engine would begin at once: none while others wait, whatever they wait for."""
+        stats = self.engine.stats
+        return 0 if stats.num_waiting else max(0, self.config.max_num_seqs - stats.num_running)
 
     async def in_pool(self, function: Callable[..., T], *args: object) -> T:
         """Run `function` off the event loop."""
@@ -83,7 +89,7 @@ class Service:
         refuse_hopeless(len(text), self._longest_token, self.max_model_len, param)
         return Prompt(self.tokenizer.encode(text, add_special_tokens=add_special_tokens), text)
 
-    async def guide(self, grammar: Grammar | None, params: SamplingParams) -> Guide | None:
+    async def guide(self, grammar: Grammar | None, params: SamplingParams) -> TokenGuide | None:
         """Compile a grammar off the event loop. ApiError when it is too large, RequestError when it is wrong, or when
         the request would not end where its text is complete.
         """
@@ -95,8 +101,15 @@ class Service:
         if grammar.size > self.limits.max_schema_bytes:
             text = f"{grammar.param}: {grammar.size} bytes are more than the {self.limits.max_schema_bytes} allowed"
             raise refused(text, grammar.param, "schema_too_large")
-        return await self.in_pool(self._grammars.compile, grammar)
+        guide = await asyncio.get_running_loop().run_in_executor(self._grammars.pool, self._grammars.compile, grammar)
+        if params.allowed_token_ids is not None and not guide.meets(params.allowed_token_ids):
+            text = f"allowed_token_ids: no text that {grammar.param} describes begins with one of them"
+            raise RequestError(text, "allowed_token_ids")
+        return guide
 
-    def refuse_unless_it_fits(self, num_tokens: int, max_tokens: int | None, param: str) -> None:
-        """ApiError `context_length_exceeded` when a prompt and its answer do not fit into the context."""
-        refuse_unless_it_fits(num_tokens, max_tokens, self.max_model_len, self.limits.max_prompt_tokens, param)
+    def refuse_unless_it_fits(
+        self, num_tokens: int, max_tokens: int | None, param: str, limit_param: str = "max_tokens"
+    ) -> None:
+        """ApiError when a prompt and its answer do not fit into the context: see `context`."""
+        limit = self.limits.max_prompt_tokens
+        refuse_unless_it_fits(num_tokens, max_tokens, self.max_model_len, limit, param, limit_param)

@@ -49,12 +49,12 @@ class Kernels:
         build([self.compiler, *FLAGS, self.optimise, *SANITIZE, "-c", source, "-o", target])
         return target
 
-    def run(self, driver: str) -> str:
+    def run(self, driver: str, *arguments: float) -> str:
         """What <driver>.cpp prints."""
         main, binary = self.compile(Path(__file__).with_name(f"{driver}.cpp")), self.directory / driver
         build([self.compiler, "-fopenmp", *SANITIZE, main, *self.objects, "-o", binary])
         # libgomp keeps its threads until the process ends, which is no leak of ours
         environment = {"ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "2"}
-        done = subprocess.run([binary], capture_output=True, text=True, env=environment)
+        done = subprocess.run([binary, *map(str, arguments)], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         return done.stdout

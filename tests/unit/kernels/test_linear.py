@@ -12,7 +12,7 @@ from kvtrove import kernels
 from kvtrove.kernels.linear import Kind, PackedWeights
 
 LEVELS = ["portable", "avx2", "avx512", "amx"]
-STRETCH = 128  # inputs that share a scale where x is multiplied with int8 weights
+STRETCH = {"amx": 256}  # inputs that share a scale where x is multiplied with int8 weights; 128 elsewhere
 ISAS = LEVELS[: LEVELS.index(kernels.isa()) + 1]
 each_isa = pytest.mark.parametrize("isa", ISAS)
 each_kind = pytest.mark.parametrize("kind", ["bf16", "int8"])
@@ -42,16 +42,17 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
 
 
-def bound(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind) -> Tensor:
+def bound(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind, isa: str) -> Tensor:
     """What a chain of float32 multiply-adds may be off: inputs + 2 roundings of sums below that of magnitudes.
 
-    int8 also rounds every x to a 65534th of its stretch's largest number.
+    int8 also rounds every x to a whole number of steps, of which 32767 (on tiles 127 * 128) are its stretch's largest.
     """
     magnitudes = reference(x.abs(), weight.abs(), None if bias is None else bias.abs())
     off = (weight.shape[1] + 2) * 2.0**-24 * magnitudes + 1e-30
     if kind == "int8":
-        stretches = x.abs().double().split(STRETCH, dim=1)
-        steps = torch.cat([one.amax(1, keepdim=True).expand_as(one) / 32767 for one in stretches], dim=1)
+        most = 127 * 128 if isa == "amx" else 32767
+        stretches = x.abs().double().split(STRETCH.get(isa, 128), dim=1)
+        steps = torch.cat([one.amax(1, keepdim=True).expand_as(one) / most for one in stretches], dim=1)
         off += reference(steps / 2, weight.abs(), None) * 1.001
     return off
 
@@ -75,7 +76,7 @@ def test_products_equal_float64(
     expected = reference(x, weight, bias)
     rounding = 2.0**-8 * expected.abs() if dtype == "bfloat16" else 0.0
     error = (y.double() - expected).abs()
-    assert bool((error <= bound(x, weight, bias, kind) + rounding).all()), float(error.max())
+    assert bool((error <= bound(x, weight, bias, kind, isa) + rounding).all()), float(error.max())
 
 
 @each_isa

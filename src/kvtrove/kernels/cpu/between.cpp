@@ -25,7 +25,7 @@ void run_piece(const Between& layer, Float type, std::size_t rows, std::uint8_t*
         workspace += rows * width * bytes;
         return part;
     };
-    auto *added = take(hidden), *normed = take(hidden), *gate_up = take(2 * inner), *gated = take(inner);
+    auto *added = take(hidden), *normed = take(hidden), *gated = take(inner);
     const auto multiply = [&](const Matrix& matrix, const void* from, void* to) {
         matrix.weights->multiply(from, to, type, rows, matrix.bias);
     };
@@ -34,8 +34,13 @@ void run_piece(const Between& layer, Float type, std::size_t rows, std::uint8_t*
     };
     multiply(layer.o, mixed, added);
     add_and_norm(layer.norm, normed);
-    multiply(layer.gate_up, normed, gate_up);
-    silu_and_mul(type, rows, inner, static_cast<std::ptrdiff_t>(2 * inner), gate_up, gate_up + inner * bytes, gated);
+    if (layer.gate_up.weights->gates()) {
+        layer.gate_up.weights->multiply_gated(normed, gated, type, rows, layer.gate_up.bias);
+    } else {
+        auto* gate_up = take(2 * inner);
+        multiply(layer.gate_up, normed, gate_up);
+        silu_and_mul(type, rows, inner, static_cast<std::ptrdiff_t>(2 * inner), gate_up, gate_up + inner * bytes, gated);
+    }
     multiply(layer.down, gated, added);
     add_and_norm(layer.next_norm, layer.next.weights ? normed : out);
     if (layer.next.weights) multiply(layer.next, normed, out);
@@ -46,7 +51,7 @@ void run_piece(const Between& layer, Float type, std::size_t rows, std::uint8_t*
 void run(const Between& layer, Float type, std::size_t rows, std::uint8_t* x, const std::uint8_t* mixed,
          std::uint8_t* workspace, std::uint8_t* out) {
     const std::size_t bytes = bytes_of(type);
-    in_pieces(rows, Between::kRowsAtOnce, [&](std::size_t row, std::size_t count) {
+    in_pieces(rows, layer.gate_up.weights->rows_at_once(), [&](std::size_t row, std::size_t count) {
         run_piece(layer, type, count, x + row * layer.o.weights->outputs() * bytes,
                   mixed + row * layer.o.weights->inputs() * bytes, workspace, out + row * layer.outputs() * bytes);
     });

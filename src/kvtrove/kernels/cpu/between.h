@@ -29,11 +29,10 @@ struct Between {
     Matrix o, gate_up, down, next;  // next: none behind the last layer
     NormWeight norm, next_norm;
 
-    // Rows that pass through all matrices before the next ones do.
-    static constexpr std::size_t kRowsAtOnce = 288;
     // Elements of `workspace` for so many rows.
     std::size_t workspace(std::size_t rows) const {
-        return std::min(rows, kRowsAtOnce) * (2 * o.weights->outputs() + 3 * down.weights->inputs());
+        const std::size_t inner = (gate_up.weights->gates() ? 1 : 3) * down.weights->inputs();
+        return std::min(rows, gate_up.weights->rows_at_once()) * (2 * o.weights->outputs() + inner);
     }
     std::size_t outputs() const { return next.weights ? next.weights->outputs() : o.weights->outputs(); }
     // Throws std::invalid_argument when the shapes do not follow from one another.

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "linear_level.h"
+#include "linear_memory.h"
 #include "linear_parts.h"
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed weights are read as little-endian words");
@@ -125,10 +126,11 @@ PackedWeights::PackedWeights(std::size_t outputs, std::size_t inputs, Kind kind,
         throw std::invalid_argument("weights of shape [" + std::to_string(outputs) + ", " + std::to_string(inputs) +
                                     "]: both must be at least 1");
     }
-    const Layout& layout = level_->layout;
-    data_ = cache_lines(panels() * panel_bytes());
-    std::memset(data_.get(), kind == Kind::int8 ? layout.int8_zero : 0, panels() * panel_bytes());
-    if (kind == Kind::int8) scales_ = std::make_unique<float[]>(panels() * layout.width);
+    const std::size_t bytes = panels() * panel_bytes();
+    data_ = take_pages(bytes);
+    std::memset(data_.get(), 0, bytes);
+    page_arena().collapse(data_.get(), bytes);
+    if (kind == Kind::int8) scales_ = std::make_unique<float[]>(panels() * level_->layout.width);
 }
 
 void PackedWeights::fill(std::size_t first_output, const FloatMatrix& source) {
@@ -168,7 +170,7 @@ void PackedWeights::fill_row(std::size_t output, const float* values, Row& row) 
     float largest = 0;
     for (std::size_t k = 0; k < inputs_; ++k) largest = std::max(largest, std::fabs(values[k]));
     const float scale = largest / 127;
-    scales_[output] = scale * layout.int8_unit;
+    scales_[output] = scale;
     for (std::size_t k = 0; k < inputs_; ++k) {
         const float steps = scale > 0 ? std::nearbyint(values[k] / scale) : 0;
         row.int8[k] = static_cast<std::int8_t>(std::clamp(steps, -127.0f, 127.0f));
@@ -185,12 +187,25 @@ void PackedWeights::read_row(std::size_t output, float* values, Row& row) const 
         return;
     }
     layout.get_int8(panel, output % layout.width, row.int8.data(), inputs_);
-    const float scale = scales_[output] / layout.int8_unit;
+    const float scale = scales_[output];
     for (std::size_t k = 0; k < inputs_; ++k) values[k] = row.int8[k] * scale;
 }
 
 void PackedWeights::multiply(const void* x, void* y, Float type, std::size_t rows, const float* bias) const {
-    if (rows) level_->multiply({data_.get(), panel_bytes(), inputs_, outputs_, scales_.get(), bias, x, y, type}, rows);
+    run({data_.get(), panel_bytes(), inputs_, outputs_, scales_.get(), bias, x, y, type}, rows);
+}
+
+bool PackedWeights::gates() const { return level_->gates && outputs_ % (2 * level_->layout.width) == 0; }
+
+void PackedWeights::multiply_gated(const void* x, void* y, Float type, std::size_t rows, const float* bias) const {
+    if (!gates()) throw std::invalid_argument("these weights do not serve gated products");
+    run({data_.get(), panel_bytes(), inputs_, outputs_, scales_.get(), bias, x, y, type, false, true}, rows);
+}
+
+std::size_t PackedWeights::rows_at_once() const { return level_->rows_at_once; }
+
+void PackedWeights::run(const Product& product, std::size_t rows) const {
+    if (rows) level_->multiply(product, rows);
 }
 
 void PackedWeights::gather(const std::int64_t* ids, std::size_t count, void* y, Float type) const {

@@ -10,7 +10,7 @@
 #include <memory>
 
 #include "isa.h"
-#include "linear_memory.h"
+#include "pages.h"
 
 namespace kvtrove {
 
@@ -26,6 +26,7 @@ struct FloatMatrix {
 };
 
 struct LinearLevel;  // the functions of one instruction set
+struct Product;
 
 // W [outputs, inputs], repacked for streaming: panels of as many outputs as the level wants, in each of them input
 // after input, so that one thread reads one run of memory. The last panel is filled up with zeros.
@@ -43,6 +44,14 @@ class PackedWeights {
     // y [rows, outputs] = x [rows, inputs] * W^T + bias; x and y are both of type `type`, bias float32 [outputs] or null.
     void multiply(const void* x, void* y, Float type, std::size_t rows, const float* bias) const;
 
+    // y [rows, outputs / 2] = silu(first half of what multiply() gives) * second half, with the bits of both calls one after
+    // the other (rows.h). Throws std::invalid_argument unless gates().
+    void multiply_gated(const void* x, void* y, Float type, std::size_t rows, const float* bias) const;
+    bool gates() const;
+
+    // Rows that pass through several matrices before the next ones do, so that what lies between them stays in caches.
+    std::size_t rows_at_once() const;
+
     // y [count, inputs] = the rows `ids` of W, as embeddings are looked up. Throws std::out_of_range for other rows.
     void gather(const std::int64_t* ids, std::size_t count, void* y, Float type) const;
 
@@ -53,6 +62,7 @@ class PackedWeights {
   private:
     std::size_t panels() const;
     std::size_t panel_bytes() const;
+    void run(const Product& product, std::size_t rows) const;
     struct Row;
     void fill_row(std::size_t output, const float* values, Row& row);
     void read_row(std::size_t output, float* values, Row& row) const;
@@ -60,7 +70,7 @@ class PackedWeights {
     std::size_t outputs_, inputs_;
     Kind kind_;
     const LinearLevel* level_;
-    CacheLines data_;
+    Pages data_;
     std::unique_ptr<float[]> scales_;  // [panels * width], int8 only
 };
 

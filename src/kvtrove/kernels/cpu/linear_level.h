@@ -24,17 +24,21 @@ constexpr std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1
 struct Product {
     const std::uint8_t* weights;
     std::size_t panel_bytes, inputs, outputs;
-    const float* scales;  // of int8 weights, times the level's unit; whole panels; null: the weights are bf16
+    const float* scales;  // of int8 weights, whole panels; null: the weights are bf16
     const float* bias;    // null: none
     const void* x;
     void* y;
     Float type;  // of x and y
+    bool streams = false;  // y is written past the caches: it is large, and its rows are whole cache lines
+    bool gated = false;    // y [rows, outputs / 2] = silu(first half of the outputs) * second half
+
+    std::size_t y_width() const { return gated ? outputs / 2 : outputs; }
 
     // The same for rows from `row` on.
     Product from(std::size_t row) const {
         Product rest = *this;
         rest.x = static_cast<const std::uint8_t*>(x) + row * inputs * bytes_of(type);
-        rest.y = static_cast<std::uint8_t*>(y) + row * outputs * bytes_of(type);
+        rest.y = static_cast<std::uint8_t*>(y) + row * y_width() * bytes_of(type);
         return rest;
     }
 };
@@ -42,8 +46,6 @@ struct Product {
 // Where a weight lies in its panel. Rows hold the weights of one output, `at` of its panel: bf16 bits, or int8 numbers.
 struct Layout {
     std::size_t width;                               // outputs in a panel
-    float int8_unit;                                 // what sums of int8 weights are to be multiplied with
-    std::uint8_t int8_zero;                          // the byte of a weight that is zero
     std::size_t (*elements)(std::size_t inputs, bool int8);  // of a panel
     void (*put_bf16)(std::uint8_t* panel, std::size_t at, const std::uint16_t* row, std::size_t inputs);
     void (*put_int8)(std::uint8_t* panel, std::size_t at, const std::int8_t* row, std::size_t inputs);
@@ -51,27 +53,25 @@ struct Layout {
     void (*get_int8)(const std::uint8_t* panel, std::size_t at, std::int8_t* row, std::size_t inputs);
 };
 
-// The layout whose places are those of `Places`: kWidth, kInt8Unit, elements(), bf16(at, input) and int8(at, input), the
-// number of an element in its panel, and encode() and decode() between an int8 weight and its byte.
+// The layout whose places are those of `Places`: kWidth, elements(), bf16(at, input) and int8(at, input), the number of an
+// element in its panel.
 template <class Places>
 constexpr Layout layout_of() {
     return {Places::kWidth,
-            Places::kInt8Unit,
-            Places::encode(0),
             Places::elements,
             [](std::uint8_t* panel, std::size_t at, const std::uint16_t* row, std::size_t inputs) {
                 auto* to = reinterpret_cast<std::uint16_t*>(panel);
                 for (std::size_t k = 0; k < inputs; ++k) to[Places::bf16(at, k)] = row[k];
             },
             [](std::uint8_t* panel, std::size_t at, const std::int8_t* row, std::size_t inputs) {
-                for (std::size_t k = 0; k < inputs; ++k) panel[Places::int8(at, k)] = Places::encode(row[k]);
+                for (std::size_t k = 0; k < inputs; ++k) panel[Places::int8(at, k)] = static_cast<std::uint8_t>(row[k]);
             },
             [](const std::uint8_t* panel, std::size_t at, std::uint16_t* row, std::size_t inputs) {
                 const auto* from = reinterpret_cast<const std::uint16_t*>(panel);
                 for (std::size_t k = 0; k < inputs; ++k) row[k] = from[Places::bf16(at, k)];
             },
             [](const std::uint8_t* panel, std::size_t at, std::int8_t* row, std::size_t inputs) {
-                for (std::size_t k = 0; k < inputs; ++k) row[k] = Places::decode(panel[Places::int8(at, k)]);
+                for (std::size_t k = 0; k < inputs; ++k) row[k] = static_cast<std::int8_t>(panel[Places::int8(at, k)]);
             }};
 }
 
@@ -80,7 +80,6 @@ template <std::size_t Lanes>
 struct VectorPlaces {
     static constexpr std::size_t kWidth = 2 * Lanes;  // a low and a high vector
     static constexpr std::size_t kByteGroup = 4;      // inputs of int8 weights that lie together
-    static constexpr float kInt8Unit = 1;
 
     static std::size_t elements(std::size_t inputs, bool int8) {
         return kWidth * (int8 ? ceil_div(inputs, kByteGroup) * kByteGroup : inputs);
@@ -92,12 +91,12 @@ struct VectorPlaces {
         const std::size_t in_word = input % 2 * 2 + input / 2 % 2;  // 0, 2, 1, 3: see linear_int8.inc
         return (input / kByteGroup * kWidth + at) * kByteGroup + in_word;
     }
-    static constexpr std::uint8_t encode(std::int8_t weight) { return static_cast<std::uint8_t>(weight); }
-    static constexpr std::int8_t decode(std::uint8_t byte) { return static_cast<std::int8_t>(byte); }
 };
 
 struct LinearLevel {
     Layout layout;
+    std::size_t rows_at_once;                            // that pass through several matrices before the next ones do
+    bool gates;                                          // takes gated products whose halves are whole panels
     void (*multiply)(const Product&, std::size_t rows);  // all of it, with all threads
 };
 

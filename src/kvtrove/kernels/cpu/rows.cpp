@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "attention/half.h"
+#include "silu.h"
 #include "threads.h"
 
 #define INLINE [[gnu::always_inline]] inline
@@ -102,28 +103,11 @@ INLINE void store(std::uint16_t* p, const Floats& x) {  // as bfloat16_of_float
     std::memcpy(p, &halves, sizeof halves);
 }
 
-// x = x / (1 + e^-x). e^-x has a relative error up to (1 + |x|) * 2^-22 and lies between 2^-126 and 2^127.
-INLINE void silu(Floats& x) {
-    const Floats low = Floats{} - 126.0f, high = Floats{} + 127.0f;
-    const Floats magic = Floats{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-    Floats t = x * -1.44269504f;
-    t = t < low ? low : t, t = t > high ? high : t;
-    const Floats shifted = t + magic, f = t - (shifted - magic);  // f in [-1/2, 1/2]
-    Floats y = Floats{} + 1.540353039e-4f;                        // Taylor series of 2^f: ln(2)^k / k!
-    y = y * f + 1.333355815e-3f;
-    y = y * f + 9.618129108e-3f;
-    y = y * f + 5.550410866e-2f;
-    y = y * f + 2.402265070e-1f;
-    y = y * f + 6.931471806e-1f;
-    y = y * f + 1.0f;
-    x = x / (1.0f + (Floats)((Words)y + (((Words)shifted - 0x4B400000u) << 23)));
-}
-
 template <class T>
 INLINE void gate_lanes(const T* gate, const T* up, T* y) {
     Floats x, other;
     load(gate, x), load(up, other);
-    silu(x);
+    silu<Words>(x);
     T held[kLanes];  // as T holds it
     store(held, x), load(held, x);
     store(y, x * other);

@@ -20,12 +20,15 @@ AUTO, NONE, REQUIRED = "auto", "none", "required"
 class Conversation:
     """messages, tools: plain dictionaries in OpenAI's shape. tool_choice: auto, none, required or a tool's name.
 
+    allowed: names of the tools that auto and required choose among; None is all.
+
     variables: passed on to the template.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     tool_choice: str = AUTO
+    allowed: tuple[str, ...] | None = None
     parallel_tool_calls: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -49,9 +52,8 @@ class Conversation:
         """
         if self.tool_choice == NONE:
             return ()
-        if self.tool_choice in (AUTO, REQUIRED):
-            return self.tools
-        return tuple(tool for tool in self.tools if tool["function"]["name"] == self.tool_choice)
+        chosen = self.allowed if self.tool_choice in (AUTO, REQUIRED) else (self.tool_choice,)
+        return self.tools if chosen is None else tuple(t for t in self.tools if t["function"]["name"] in chosen)
 
     @property
     def must_call(self) -> bool:

@@ -45,7 +45,7 @@ async def submit_chat(
     """
     service, caller = job.service, job.caller
     guide = await service.guide(_grammar(service, conversation, grammar), params)
-    prompt, dropped = await _prompt(service, conversation, None if cap else params.max_tokens, truncate)
+    prompt, dropped = await _prompt(job, conversation, None if cap else params.max_tokens, truncate)
     if cap and len(prompt.token_ids) + (params.max_tokens or 0) > service.max_model_len:
         params = replace(params, max_tokens=None)
     if dropped:
@@ -70,13 +70,14 @@ def _grammar(service: Service, conversation: Conversation, grammar: Grammar | No
 
 
 async def _prompt(
-    service: Service, conversation: Conversation, max_tokens: int | None, truncate: bool
+    job: Job, conversation: Conversation, max_tokens: int | None, truncate: bool
 ) -> tuple[Prompt, list[int]]:
     """A prompt that fits, and the indices of the messages that it leaves out."""
+    service, body = job.service, job.body
     tokenize = partial(service.in_pool, _tokenize, service)
     try:
         prompt = await tokenize(conversation)
-        service.refuse_unless_it_fits(len(prompt.token_ids), max_tokens, "messages")
+        service.refuse_unless_it_fits(len(prompt.token_ids), max_tokens, body.prompt_field, body.limit_field)
         return prompt, []
     except ApiError:
         if not truncate:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from kvtrove.request import RequestError, SamplingParams
@@ -16,9 +16,16 @@ from kvtrove.server.settings import Limits
 
 log = logging.getLogger(__name__)
 
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
-Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+def _whole(value: Any) -> Any:
+    """3.0 is an integer to JSON Schema, and what languages with one type of number send."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_whole)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]  # without _whole: there may be a million
+Seed = Annotated[Integer, Field(ge=-(2**63), le=2**64 - 1)]
+Count = Annotated[Integer, Field(ge=0, le=2**31 - 1)]
 
 
 class Body(BaseModel):
@@ -53,8 +60,11 @@ class JsonSchema(Part):
 
 
 class ResponseFormat(Part):
+    """schema: beside json_object, as llama.cpp and others take it."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
 
 
 class StructuredOutputs(Part):
@@ -72,13 +82,21 @@ class CacheFields(Body):
 
     cache_salt: only requests with the same one share cached blocks. prompt_cache_key, priority: accepted; one engine
     has one cache, and it serves first come, first served. cache_report: the answer's `kvtrove` object says what was
-    reused, and why no more.
+    reused, and why no more. stable_prefix: volatile lines at the head of the system message go behind the conversation.
     """
+
+    prompt_field: ClassVar[str] = "messages"
 
     cache_salt: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     prompt_cache_key: str | None = None
-    priority: int | None = None
+    priority: Integer | None = None
     cache_report: bool | None = None
+    stable_prefix: bool | None = None
+
+    @property
+    def limit_field(self) -> str:
+        """The field that holds the most tokens of an answer."""
+        return "max_tokens"
 
 
 class SamplingFields(CacheFields):
@@ -86,10 +104,10 @@ class SamplingFields(CacheFields):
 
     model: str | None = None
     user: str | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[Integer, Field(ge=1)] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Integer | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
@@ -149,7 +167,7 @@ class SamplingFields(CacheFields):
         if wanted is None or wanted.type == "text":
             return
         if wanted.type == "json_object":
-            yield Grammar("json_schema", {"type": "object"}, "response_format")
+            yield Grammar("json_schema", wanted.schema_ or {"type": "object"}, "response_format")
         elif wanted.json_schema is None or wanted.json_schema.schema_ is None:
             raise RequestError("response_format: json_schema needs a schema", "response_format")
         else:

@@ -17,7 +17,7 @@ from kvtrove.server.errors import ApiError, refused
 from kvtrove.server.job import Job
 from kvtrove.server.logprobs import completion_logprobs, joined
 from kvtrove.server.protocol.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
-from kvtrove.server.respond import DONE, open_job, respond, sse
+from kvtrove.server.respond import COMMENT, DONE, open_job, respond, sse
 from kvtrove.server.routes.common import GENERATES, ServiceOf, UsageInStream, errors, notes_of
 from kvtrove.server.service import Service
 
@@ -73,6 +73,8 @@ class _Asked:
 
 class Completions:
     """The endpoint of one request."""
+
+    keep_alive = COMMENT
 
     def __init__(self, job: Job, body: CompletionRequest) -> None:
         self.job, self.body = job, body
@@ -164,13 +166,15 @@ class Completions:
                 stream.offset += sum(map(len, logprobs["tokens"]))
             if before is not None:
                 logprobs = joined(before, logprobs)
-        return {
+        choice: CompletionChoice = {
             "index": number,
             "text": text + output.text if shown else text,
             "logprobs": logprobs,
             "finish_reason": output.finish_reason if shown else output.finish_reason and "length",
-            "stop_reason": output.stop_reason if shown else None,
         }
+        if shown and output.stop_reason is not None:
+            choice["stop_reason"] = output.stop_reason
+        return choice
 
 
 class _ChoiceStream:

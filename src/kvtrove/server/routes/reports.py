@@ -19,8 +19,8 @@ from kvtrove.server.protocol.common import TokenId
 from kvtrove.server.reports import MAX_REPORTS, CacheReport, Reports, remembered, tool_names
 from kvtrove.server.reports_place import Conversation
 from kvtrove.server.reports_recent import as_tokens
-from kvtrove.server.routes.chat import conversation_of
-from kvtrove.server.routes.common import ANSWERS, ServiceOf, errors
+from kvtrove.server.routes.chat_input import conversation_of
+from kvtrove.server.routes.common import ANSWERS, ServiceOf, errors, settled
 from kvtrove.server.service import Service
 
 
@@ -70,7 +70,7 @@ async def _read(body: ExplainRequest, service: Service) -> tuple[Prompt, Convers
         raise refused("messages: give the messages of a chat or one prompt, and not both", "messages")
     special = body.add_special_tokens is not False
     if body.prompt is None:
-        chat = conversation_of(body)
+        chat, _ = settled(conversation_of(body), service, body.stable_prefix)
         text = await service.in_pool(render, service, chat)
         prompt = await service.in_pool(lambda: service.encode(text, "messages", add_special_tokens=False))
         return prompt, Conversation(text, chat.messages, tool_names(body))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from kvtrove.server.chat.conversation import Conversation, checked, plain_message
+from kvtrove.server.chat.conversation import Conversation, checked
 from kvtrove.server.chat.prepare import render
 from kvtrove.server.errors import refused
 from kvtrove.server.protocol.tokenize import (
@@ -14,7 +14,9 @@ from kvtrove.server.protocol.tokenize import (
     TokenizeRequest,
     TokenizerInfo,
 )
+from kvtrove.server.routes.chat_input import messages_of, tools_of
 from kvtrove.server.routes.common import ANSWERS, ServiceOf, errors
+from kvtrove.server.routes.toolset import LeftOut
 
 router = APIRouter()
 
@@ -38,12 +40,11 @@ async def tokenize(body: TokenizeRequest, service: ServiceOf) -> Tokenized:
 
 
 def _conversation(body: TokenizeRequest) -> Conversation:
-    messages = [message.model_dump(exclude_none=True) for message in body.messages or ()]
     continues = bool(body.continue_final_message)
     return checked(
         Conversation(
-            messages=tuple(plain_message(message, f"messages[{i}].content") for i, message in enumerate(messages)),
-            tools=tuple(tool.model_dump(exclude_none=True) for tool in body.tools or ()),
+            messages=messages_of(body.messages or ()),
+            tools=tuple(tools_of(body.tools, LeftOut()).functions),
             add_generation_prompt=not continues if body.add_generation_prompt is None else body.add_generation_prompt,
             continue_final_message=continues,
             variables=body.chat_template_kwargs or {},

@@ -1,0 +1,126 @@
+// From the sums of a panel to y: scale, bias, gate, rounding.
+#pragma once
+
+#include "linear_amx_tiles.h"
+#include "silu.h"
+
+namespace kvtrove::amx {
+
+// As in bfloat16_of_float: to nearest, ties to even; a NaN stays one.
+KVTROVE_AMX inline Words rounded(Floats values) {
+    const Words bits = reinterpret_cast<Words>(values);
+    const Words nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return values == values ? nearest : (bits >> 16 | 0x40);
+}
+
+// silu(gate) * up, with every number rounded to bf16 that silu_and_mul would find or leave in memory.
+KVTROVE_AMX inline Floats gated(Floats gate, Floats up, Float type) {
+    if (type == Float::f32) {
+        silu<Words>(gate);
+        return gate * up;
+    }
+    gate = reinterpret_cast<Floats>(rounded(gate) << 16), up = reinterpret_cast<Floats>(rounded(up) << 16);
+    silu<Words>(gate);
+    return reinterpret_cast<Floats>(rounded(gate) << 16) * up;
+}
+
+// A cache line to memory, past the caches: nobody fetches it first in order to write to it. See `fence`.
+[[gnu::always_inline]] KVTROVE_AMX inline void stream(const std::uint8_t* from, std::uint8_t* to) {
+#if defined(KVTROVE_EMULATE_AMX)
+    std::memcpy(to, from, kCacheLine);
+#else
+    Words line;
+    std::memcpy(&line, from, sizeof line);
+    asm volatile("vmovntdq %1, %0" : "=m"(*reinterpret_cast<Words*>(to)) : "v"(line));
+#endif
+}
+
+// What was streamed comes before what this thread writes from now on.
+inline void fence() {
+#if !defined(KVTROVE_EMULATE_AMX)
+    asm volatile("sfence" : : : "memory");
+#endif
+}
+
+// One panel of y. Where the product is gated, the panels of the gate come first and wait for those they belong to.
+class Output {
+  public:
+    Output() = default;
+
+    // gates: [rows of a block][32], of the thread.
+    KVTROVE_AMX Output(const Product& job, std::size_t panel, float* gates) : job_(&job), gates_(gates) {
+        const std::size_t first = panel * kWidth, gate_panels = job.gated ? job.outputs / 2 / kWidth : 0;
+        role_ = !job.gated ? plain : panel < gate_panels ? gate : up;
+        column_ = first - (role_ == up ? gate_panels * kWidth : 0);
+        columns_ = std::min(kWidth, job.outputs - first);
+        streams_ = job.streams && columns_ == kWidth;
+        if (job.scales) std::memcpy(scale_, job.scales + first, sizeof scale_);
+        if (job.bias) std::memcpy(bias_, job.bias + first, columns_ * sizeof(float));
+    }
+
+    // Row `row` of y from its sums; `line`: which one of the block it is.
+    [[gnu::always_inline]] KVTROVE_AMX void put(std::size_t row, std::size_t line, Floats low, Floats high) const {
+        if (job_->scales) low *= scale_[0], high *= scale_[1];
+        if (job_->bias) low += bias_[0], high += bias_[1];
+        float* waiting = gates_ + line * kWidth;
+        if (role_ == gate) {
+            std::memcpy(waiting, &low, sizeof low);
+            std::memcpy(waiting + kColumns, &high, sizeof high);
+            return;
+        }
+        if (role_ == up) {
+            Floats gate_low, gate_high;
+            std::memcpy(&gate_low, waiting, sizeof gate_low);
+            std::memcpy(&gate_high, waiting + kColumns, sizeof gate_high);
+            low = gated(gate_low, low, job_->type), high = gated(gate_high, high, job_->type);
+        }
+        store(row * job_->y_width() + column_, low, high);
+    }
+
+  private:
+    enum Role { plain, gate, up };
+
+    // Outputs that only fill up the last panel are left out.
+    [[gnu::always_inline]] KVTROVE_AMX void store(std::size_t at, Floats low, Floats high) const {
+        if (job_->type == Float::f32) {
+            const Floats values[] = {low, high};
+            copy(static_cast<float*>(job_->y) + at, values);
+        } else {
+            const Halfwords values[] = {__builtin_convertvector(rounded(low), Halfwords),
+                                        __builtin_convertvector(rounded(high), Halfwords)};
+            copy(static_cast<std::uint16_t*>(job_->y) + at, values);
+        }
+    }
+
+    template <class T, class Values>
+    [[gnu::always_inline]] KVTROVE_AMX void copy(T* to, const Values& values) const {
+        if (streams_) {
+            for (std::size_t line = 0; line < sizeof values / kCacheLine; ++line) {
+                stream(reinterpret_cast<const std::uint8_t*>(values) + line * kCacheLine,
+                       reinterpret_cast<std::uint8_t*>(to) + line * kCacheLine);
+            }
+        } else if (columns_ == kWidth) {  // a size that is known becomes two instructions
+            std::memcpy(to, values, sizeof values);
+        } else {
+            std::memcpy(to, values, columns_ * sizeof(T));
+        }
+    }
+
+    const Product* job_ = nullptr;
+    float* gates_ = nullptr;
+    Role role_ = plain;
+    bool streams_ = false;
+    std::size_t column_ = 0, columns_ = 0;
+    Floats scale_[kHalves] = {}, bias_[kHalves] = {};
+};
+
+// The panels of weights behind panel `panel` of y: one, or that of the gate and that of what it is multiplied with.
+struct Sources {
+    std::size_t panels[2];
+    std::size_t count;
+
+    Sources(const Product& job, std::size_t panel)
+        : panels{panel, panel + job.outputs / 2 / kWidth}, count(job.gated ? 2 : 1) {}
+};
+
+}  // namespace kvtrove::amx
