@@ -49,6 +49,7 @@ class CacheReport(TypedDict):
     """How one prompt used the cache. reused_from: tokens by tier. evicted_seconds_ago: for `evicted`, if it is known.
 
     first_divergence: null when the prompt only continues an earlier one, or nothing earlier begins like it.
+    drafted_tokens, accepted_tokens: of its output, when there were drafts.
     """
 
     request_id: str
@@ -59,6 +60,8 @@ class CacheReport(TypedDict):
     reason: str
     evicted_seconds_ago: NotRequired[float | None]
     first_divergence: Divergence | None
+    drafted_tokens: NotRequired[int]
+    accepted_tokens: NotRequired[int]
 
 
 @dataclass(slots=True)
@@ -164,7 +167,11 @@ class Reports(Observer):
             return None
         reason = conclude(explanation, pending.best, self.block_size)
         tiers = dict(result.metrics.reused_from)
-        return _written(pending.prompt.request_id, explanation, reason, tiers, pending.divergence)
+        report = _written(pending.prompt.request_id, explanation, reason, tiers, pending.divergence)
+        if result.metrics.num_draft_tokens:
+            report["drafted_tokens"] = result.metrics.num_draft_tokens
+            report["accepted_tokens"] = result.metrics.num_accepted_tokens
+        return report
 
     def _divergence(self, prompt: Remembered, best: Best | None, conversation: Conversation) -> Divergence | None:
         if best is None or best.common == min(len(prompt.tokens), len(best.earlier.tokens)):
