@@ -34,7 +34,7 @@ NEWS = (
     "The city council of Marlow decided on Tuesday to close the old bridge over the river to cars from the first of "
     "March. Cyclists and pedestrians may still cross it. The mayor, Helen Ward, said that the foundations of the "
     "bridge, which was built in 1832, had been damaged by lorries that ignored the weight limit. Repairs will cost "
-    "four million pounds and take at least two years. Shop owners in the High Street fear that customers will stay away."
+    "four million pounds and take two years at least. Shop owners in the High Street fear that customers stay away."
 )
 REPEATS = {
     "code editing": f"Repeat this function with `strict` renamed to `exact`:\n```python\n{CODE}```",

@@ -93,6 +93,7 @@ class Timing:
         arrival | queue | prefill | decode: gap, gap, ... | end
                         ^ first scheduled ^ first token (first_token seconds after the arrival)
 
+    accepted: tokens that came as drafts, without a gap of their own.
     A preemption leaves `queue` and makes `prefill` or a gap longer, whichever it interrupts.
     """
 
@@ -107,12 +108,12 @@ class Timing:
     output_lengths: Sequence[int]
     n: int
     max_tokens: int | None
+    accepted: int = 0
 
     @property
     def mean_gap(self) -> float:
         """Per token, of which a step with drafts yields several; 0 for outputs of one token."""
-        gaps = max(len(self.gaps), sum(self.output_lengths) - len(self.output_lengths))
-        return self.decode / gaps if self.gaps else 0.0
+        return self.decode / (len(self.gaps) + self.accepted) if self.gaps else 0.0
 
     @classmethod
     def of(cls, arrival: float, result: PromptResult) -> Timing | None:
@@ -134,4 +135,5 @@ class Timing:
             output_lengths=[len(ids) for ids in result.output_token_ids.values()],
             n=result.params.n,
             max_tokens=result.params.max_tokens,
+            accepted=m.num_accepted_tokens,
         )
