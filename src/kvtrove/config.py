@@ -18,6 +18,7 @@ WEIGHTS = ("auto", "int8")
 LINEAR = ("auto", "torch", "onednn", "own")
 ATTENTION_BACKENDS = ("auto", "reference", "cpu")
 HUGE_PAGES = ("auto", "hugetlb", "off")
+SPECULATION = ("off", "ngram", "suffix")
 CHECK_LEVELS = (0, 1, 2)
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 MOST_THREADS = 1024
@@ -114,6 +115,10 @@ class EngineConfig:
     max_concurrent_prefills: prompts that share the budget of a step when it is too small for all; later ones wait.
     warm_up: run and measure the largest possible steps at start (`kvtrove serve` does), so that no request can be the
         first to find that memory does not suffice. It takes from a fraction of a second to a few seconds.
+    speculation: what drafts tokens that a step then checks: "ngram" looks them up in prompt and output, "suffix" also
+        in recent answers to the same tenant; "off". Tokens are the same, there are more of them in a step.
+    num_speculative_tokens: drafts of a sequence in a step at most; fewer when they are not worth their time.
+    prompt_lookup_max, prompt_lookup_min: most tokens that are compared, and fewest that must match, for a draft.
     """
 
     model: str
@@ -139,13 +144,17 @@ class EngineConfig:
     warm_up: bool = False
     attention_backend: str = "auto"
     huge_pages: str = "auto"
+    speculation: str = "off"
+    num_speculative_tokens: int = 12
+    prompt_lookup_max: int = 32
+    prompt_lookup_min: int = 2
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("model: give the directory of a checkpoint")
         known = {
             **{"dtype": DTYPES, "kv_cache_dtype": KV_DTYPES, "attention_backend": ATTENTION_BACKENDS},
-            **{"load_format": LOAD_FORMATS, "weights": WEIGHTS, "linear": LINEAR},
+            **{"speculation": SPECULATION, "load_format": LOAD_FORMATS, "weights": WEIGHTS, "linear": LINEAR},
             "huge_pages": HUGE_PAGES,
         }
         for name, names in known.items():
@@ -153,7 +162,8 @@ class EngineConfig:
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(names)}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device: {self.device!r} is not one of auto, cpu, cuda, cuda:N")
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_concurrent_prefills"):
+        counts = "block_size", "max_num_seqs", "max_num_batched_tokens", "max_concurrent_prefills"
+        for name in (*counts, "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"):
             if not _whole(getattr(self, name)):
                 raise ConfigError(f"{name}: {getattr(self, name)!r} must be a whole number of at least 1")
         if not 0 <= self.max_prompt_seconds <= 3600:
@@ -162,6 +172,10 @@ class EngineConfig:
             raise ConfigError(
                 f"max_num_batched_tokens: {self.max_num_batched_tokens} is smaller than max_num_seqs "
                 f"({self.max_num_seqs}), so not every running sequence could advance; raise it to {self.max_num_seqs}"
+            )
+        if self.prompt_lookup_min > self.prompt_lookup_max:
+            raise ConfigError(
+                f"prompt_lookup_min: {self.prompt_lookup_min} is more than prompt_lookup_max ({self.prompt_lookup_max})"
             )
         if self.kv is not None and self.num_blocks is not None:
             raise ConfigError("kv and num_blocks say the same thing twice; give one of them")
@@ -180,6 +194,11 @@ class EngineConfig:
             raise ConfigError(f"check: {check!r} is not one of 0 (off), 1 (when idle), 2 (every step)")
         object.__setattr__(self, "check", check)
 
+    @property
+    def max_logit_rows(self) -> int:
+        """Rows of logits of a step at most: one per sequence, or those of one with all its drafts."""
+        return max(self.max_num_seqs, 1 + self.num_speculative_tokens if self.speculation != "off" else 0)
+
     @classmethod
     def from_kwargs(cls, model: str, **settings: Any) -> tuple[EngineConfig, list[str]]:
         """A config from keyword arguments under our or vLLM's names, and the names that were ignored.
@@ -190,7 +209,7 @@ class EngineConfig:
         known = {f.name for f in fields(cls)}
         kept: dict[str, Any] = {}
         ignored = []
-        for name, value in settings.items():
+        for name, value in (settings | speculative(settings.pop("speculative_config", None))).items():
             ours = _VLLM_ALIASES.get(name, name)
             if ours in kept:
                 raise ConfigError(f"{ours} and {name} say the same thing twice; give one of them")
@@ -201,6 +220,25 @@ class EngineConfig:
             else:
                 raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
         return cls(model, **kept), ignored
+
+
+def speculative(config: Any) -> dict[str, Any]:
+    """Our settings of vLLM's `speculative_config`. ConfigError for what needs a draft model, or is unknown."""
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"speculative_config: {config!r} is not a dict such as {{'method': 'ngram'}}")
+    known = ("num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min")
+    for name in config:
+        if name not in ("method", *known):
+            raise ConfigError(
+                f"speculative_config: {name!r} has no meaning here{nearest(name, known)}; drafts need no model: "
+                "method 'ngram' or 'suffix'"
+            )
+    method = config.get("method")
+    if method not in SPECULATION[1:]:
+        raise ConfigError(f"speculative_config: method {method!r} is not one of {', '.join(SPECULATION[1:])}")
+    return {"speculation": method} | {name: config[name] for name in known if config.get(name) is not None}
 
 
 @dataclass(frozen=True)

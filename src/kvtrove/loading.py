@@ -80,7 +80,7 @@ def load_runner(
     if variant is not None:
         cache = variant.change(cache)
     settings = StartSettings(
-        config.max_num_seqs,
+        config.max_logit_rows,
         config.max_num_batched_tokens,
         None if config.kv is None else parse_size(config.kv, "kv"),
         config.num_blocks,

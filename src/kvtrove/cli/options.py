@@ -69,6 +69,12 @@ class EngineOptions:
     load_format: Annotated[
         str, _engine("KIND", "auto: the checkpoint's weights; dummy: random ones for a config.json.")
     ] = "auto"
+    speculation: Annotated[
+        str, _engine("METHOD", "Drafts from prompt and output (ngram), or recent answers too (suffix); off.")
+    ] = "off"
+    num_speculative_tokens: Annotated[int, _engine("N", "Drafts of a sequence in a step at most.")] = 12
+    prompt_lookup_max: Annotated[int, _engine("N", "Tokens compared at most to find a draft.")] = 32
+    prompt_lookup_min: Annotated[int, _engine("N", "Tokens that must match for a draft.")] = 2
     check: Annotated[int | None, _engine("LEVEL", "Check the cache's books: 0 never, 1 when idle, 2 always.")] = None
 
     def load(self, model: str, quiet: bool = False, **more: Any) -> LLM:

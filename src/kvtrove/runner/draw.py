@@ -68,8 +68,8 @@ def best_of_all(scaled: Tensor, places: Tensor, keys: Tensor) -> Tensor:
     """Token ids int64 [d] of draws from whole rows `places` of scaled [n, V].
 
     Noise over a whole vocabulary would cost two logarithms a token. Seen as a race, weight w finishes at
-    -log(1 - u) / w, which is at least u / w: only tokens whose u / w is below the finish of one runner can win, and
-    only these few, mostly one to three, get their noise.
+    -log(1 - u) / w, which is at least u / w: only tokens whose u / w is below the finish of one runner can win, mostly
+    one to three, and only these get their noise.
     """
     weights = scaled.exp()
     if not scaled.is_cpu:
