@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 import time
@@ -24,6 +25,7 @@ from kvtrove.output_processor import RequestText
 from kvtrove.plan.process import return_freed_memory
 from kvtrove.recovery import NO_FAULTS, FaultStats, NoProgressError, Recovery
 from kvtrove.request import EngineError, Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
+from kvtrove.scheduler.drafts import Drafter, DraftRules, DraftStats
 from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
@@ -54,6 +56,7 @@ class EngineStats:
     num_prompt_tokens: int = 0
     num_generation_tokens: int = 0
     faults: FaultStats = NO_FAULTS
+    drafts: DraftStats | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,14 @@ class PinnedPrefix:
     id: str
     num_tokens: int
     num_blocks: int
+
+
+def drafter(config: EngineConfig) -> Drafter | None:
+    """What proposes drafts under these settings."""
+    if config.speculation == "off":
+        return None
+    longest, least = config.prompt_lookup_max, config.prompt_lookup_min
+    return Drafter(DraftRules(config.num_speculative_tokens, longest, least, answers=config.speculation == "suffix"))
 
 
 class Engine:
@@ -105,7 +116,7 @@ class Engine:
             clock=clock,
         )
         limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
-        self.scheduler = Scheduler(self.kv, limits, clock)
+        self.scheduler = Scheduler(self.kv, limits, clock, drafter(config))
         self._pace = Pace(config.max_prompt_seconds, config.max_num_batched_tokens, config.block_size)
         self.recovery = Recovery(self.scheduler, self.kv, self.runner.execute, clock)
         self.guard: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -145,7 +156,8 @@ class Engine:
             if isinstance(result.error, EngineError):
                 forget(self.kv, self.scheduler.running[seq_id].kv)
         touched = self.scheduler.update(scheduled, output)
-        num_tokens, decodes = scheduled.num_tokens, sum(len(s.tokens) == 1 for s in scheduled.sequences)
+        num_tokens = scheduled.num_tokens
+        decodes = sum(len(s.tokens) for s in scheduled.sequences if len(s.tokens) - len(s.verify) == 1)
         self._pace.learn(num_tokens - decodes, decodes, self.clock() - start)
         self.scheduler.prompt_limit = self._pace.tokens
         if self._cache_log:
@@ -214,6 +226,12 @@ class Engine:
                 f"the prompt has {len(prompt)} tokens, the context holds {self.max_model_len} with at least one for "
                 f"the answer: at most {self.max_model_len - 1} fit",
                 "prompt",
+            )
+        if params.speculation and self.scheduler.drafter is None:
+            raise RequestError(
+                "speculation: this engine drafts nothing; start it with speculation='ngram' (--speculation ngram), or "
+                "leave it out",
+                "speculation",
             )
         vocab = self.spec.vocab_size
         bias, allowed = params.logit_bias or (), params.allowed_token_ids or ()
@@ -292,7 +310,9 @@ class Engine:
         now = self.scheduler.stats()
         tokens = now.num_prompt_tokens, now.num_generation_tokens
         waiting, faults = now.num_waiting + self.recovery.num_held, self.recovery.stats
-        return EngineStats(now.num_running, waiting, now.num_preemptions, self.kv.stats(), *tokens, faults)
+        drafter = self.scheduler.drafter
+        drafts = None if drafter is None else copy.deepcopy(drafter.stats)
+        return EngineStats(now.num_running, waiting, now.num_preemptions, self.kv.stats(), *tokens, faults, drafts)
 
     def _log_cache(self, num_tokens: int) -> None:
         """Asked for by KVTROVE_CACHE_LOG, so it is not a debug message that a log level hides."""
@@ -326,9 +346,6 @@ class Engine:
             return_freed_memory()
 
     def _news(self, text: RequestText) -> RequestOutput | None:
-        for seq, stop in text.update():
-            if seq.finish_reason is None:
-                self.scheduler.finish(seq, "stop", stop)
-            else:
-                seq.finish("stop", stop)  # it reached its length with the very token that completed the string
+        for seq, stop, num_output in text.update():
+            self.scheduler.stop(seq, stop, num_output)
         return text.output()

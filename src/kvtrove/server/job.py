@@ -105,13 +105,21 @@ class Job:
         """Tokens so far."""
         prompt = sum(r.prompt_tokens for r in self.results)
         output = sum(r.output_tokens for r in self.results)
-        return {
+        usage: Usage = {
             "prompt_tokens": prompt,
             "completion_tokens": output,
             "total_tokens": prompt + output,
             "prompt_tokens_details": {"cached_tokens": sum(r.cached_tokens for r in self.results)},
             "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }
+        known = [r.metrics for r in self.results if r.metrics is not None]
+        drafted, accepted = sum(m.num_draft_tokens for m in known), sum(m.num_accepted_tokens for m in known)
+        if drafted:
+            usage["completion_tokens_details"] |= {
+                "accepted_prediction_tokens": accepted,
+                "rejected_prediction_tokens": drafted - accepted,
+            }
+        return usage
 
     @property
     def headers(self) -> dict[str, str]:

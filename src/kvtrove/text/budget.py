@@ -13,10 +13,10 @@ class BudgetError(Exception):
 class Budget:
     """`spend` raises when it is used up. `cancel` may be called by any thread.
 
-    seconds: on the clock. steps: of a loop, calls, operations. characters: of text that was made.
+    seconds: on the clock. steps: of a loop, calls, operations. characters: of text that was made or copied.
     """
 
-    def __init__(self, seconds: float = 10.0, steps: int = 5_000_000, characters: int = 64 * 2**20) -> None:
+    def __init__(self, seconds: float = 10.0, steps: int = 10_000_000, characters: int = 2**31) -> None:
         self.seconds, self.steps, self.characters = seconds, steps, characters
         self._deadline = time.monotonic() + seconds
         self._steps_left, self._characters_left = steps, characters
