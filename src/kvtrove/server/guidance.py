@@ -213,6 +213,8 @@ def explained(error: object) -> str:
         text = f"the regular expression {lines[1]!r} cannot be read: {fault}"
     if "oo many items" in text or "too many expressions" in text or "too many states" in text.lower():
         text = f"it is too complex, or never ends ({text})"
+    if text.startswith("Resource ") and "registry" in text:
+        text = f"$ref: {text.split()[1]} lies outside of the schema; only references within it are followed"
     if text.startswith("oneOf constraints"):
         text = "oneOf: more than one of its branches may hold, which cannot be excluded"
     return text[:400]
