@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kvtrove import kernels
 from kvtrove.attention.backend import AttentionBackend, AttentionBatch, AttentionLayer, GroupTables
 from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
@@ -149,7 +150,7 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each cell")
     args = parser.parse_args()
-    if args.cpu_time and torch.get_num_threads() > 1:
+    if args.cpu_time and kernels.threads() > 1:
         parser.error("--cpu-time counts the work of one thread; set OMP_NUM_THREADS=1")
     torch.manual_seed(0)
     cells = []
@@ -159,7 +160,7 @@ def main() -> None:
                 for context in map(int, args.context.split(",")):
                     cells.append(measure(args, shape, fmt, batch, context))
                     sys.stderr.write(json.dumps(cells[-1]) + "\n")
-    text = json.dumps({"benchmark": "attention", "threads": torch.get_num_threads(), "cells": cells}, indent=1) + "\n"
+    text = json.dumps({"benchmark": "attention", "threads": kernels.threads(), "cells": cells}, indent=1) + "\n"
     if args.json == "-":
         sys.stdout.write(text)
     else:

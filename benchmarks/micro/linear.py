@@ -1,118 +1,142 @@
-"""Linear layers: how near a product of few rows comes to the speed of memory, one of many rows to that of arithmetic.
+"""Linear layers: how near a product of few rows comes to the speed of memory, one of many rows to the peak.
 
-    python benchmarks/micro/linear.py [--rows 1 8 32 512] [--weights 60] [--threads 2] [--rounds 7] [--json FILE]
-    python benchmarks/micro/linear.py --threads 1 --clock cpu          on a machine that is busy with other things
+    python benchmarks/micro/linear.py [--rows 1 2 4 8 16 32 64 512] [--shapes 4864x896 896x4864 ...] [--levels amx avx2]
+                                      [--kinds bf16 int8] [--rounds 7] [--threads 2] [--json FILE]
 
-Every implementation multiplies x [rows, 896] with `--weights` different matrices [4864, 896], so that they come from
-memory as in a step (4 of them from 128 rows on, where arithmetic decides). Rounds alternate between implementations and
-a plain read of as many bytes; the best round of each counts. What this processor lacks is left out.
+Every level multiplies x [rows, inputs] (bf16) with as many different matrices as take `--megabytes`, so that they come
+from memory as in a step. Rounds alternate between levels, a plain read from huge pages, and the peak of each level's
+instructions; medians count. `--peers` adds torch's and oneDNN's bf16 products.
 
-GB/s: bytes of weights in their stored form per second. read: those of the plain read (a torch sum), in the same run.
+GB/s: bytes of weights in their stored form per second, and their share of the plain read. TFLOP/s, and their share of
+the peak.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kvtrove.kernels.linear import PackedWeights
+from kvtrove import kernels
+from kvtrove.kernels.linear import Kind, PackedWeights
 
-OUTPUTS, INPUTS = 4864, 896
-MANY_ROWS = 128
-CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
+LEVELS = ("avx2", "avx512", "amx")
+SHAPES = ("4864x896", "896x4864", "1152x896", "9728x896", "1024x1024", "32000x896")
+PEAK_ROUNDS = 20_000
+READ_BYTES = 256 << 20
 Call = Callable[[Tensor], Tensor]
-Implementations = dict[str, tuple[torch.dtype, float, list[Call]]]
 
 
-def implementations(weights: list[Tensor]) -> Implementations:
-    """name -> (dtype of x, bytes per weight, a product per matrix). weights: bf16."""
-    wide = [w.float() for w in weights]
-    found: Implementations = {
-        "torch float32": (torch.float32, 4, [lambda x, w=w: F.linear(x, w) for w in wide]),
-        "torch bf16": (torch.bfloat16, 2, [lambda x, w=w: F.linear(x, w) for w in weights]),
-        "own bf16": (torch.float32, 2, [packed(w, "bf16").multiply for w in weights]),
-        "own int8": (torch.float32, 1, [packed(w, "int8").multiply for w in weights]),
-    }
-    for name, source in (("onednn float32", wide), ("onednn bf16", weights)):
-        try:
-            calls = [onednn(w) for w in source]
-        except RuntimeError:
-            continue
-        found[name] = (source[0].dtype, source[0].element_size(), calls)
+def own(weight: Tensor, kind: Kind, level: str, count: int) -> list[Call]:
+    products: list[Call] = []
+    for _ in range(count):
+        packed = PackedWeights(*weight.shape, kind, level)
+        packed.fill(0, weight)
+        products.append(packed.multiply)
+    return products
+
+
+def peers(weight: Tensor, count: int) -> dict[str, list[Call]]:
+    """torch's product, and oneDNN's in its own layout where it serves this processor."""
+    copies = [weight.clone() for _ in range(count)]
+    found: dict[str, list[Call]] = {"torch": [lambda x, w=w: F.linear(x, w) for w in copies]}
+    try:
+        reordered = [torch.ops.mkldnn._reorder_linear_weight(w, None) for w in copies]
+    except RuntimeError:
+        return found
+    found["onednn"] = [lambda x, w=w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "") for w in reordered]
     return found
 
 
-def packed(weight: Tensor, kind: str) -> PackedWeights:
-    result = PackedWeights(*weight.shape, kind)  # type: ignore[arg-type]
-    result.fill(0, weight)
-    return result
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
-def onednn(weight: Tensor) -> Call:
-    reordered = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, reordered, None, "none", [], "")
-
-
-def measure(rows: int, calls: Implementations, plain: Tensor, rounds: int, clock: Callable[[], float]) -> dict:
-    """GB/s and GFLOP/s per implementation, and GB/s of the plain read."""
-    best = dict.fromkeys([*calls, "read"], float("inf"))
-    count = {name: len(c) if rows < MANY_ROWS else min(4, len(c)) for name, (_, _, c) in calls.items()}
-    inputs = {dtype: torch.randn(rows, INPUTS).to(dtype) for dtype in (torch.float32, torch.bfloat16)}
-
-    def seconds(run: Callable[[], object]) -> float:
-        start = clock()
-        run()
-        return clock() - start
-
-    for _ in range(rounds):
-        best["read"] = min(best["read"], seconds(plain.sum))
-        for name, (dtype, _, products) in calls.items():
-            x, used = inputs[dtype], products[: count[name]]
-            best[name] = min(best[name], seconds(lambda x=x, used=used: [product(x) for product in used]))
-    result: dict = {"rows": rows, "read": plain.nbytes / best.pop("read") / 1e9}
-    for name, taken in best.items():
-        elements = count[name] * OUTPUTS * INPUTS
-        result[name] = {"gb_s": elements * calls[name][1] / taken / 1e9, "gflop_s": 2 * rows * elements / taken / 1e9}
-    return result
+def measure(shape: tuple[int, int], kind: Kind, args: argparse.Namespace, plain: Tensor) -> list[dict]:
+    """A result for each number of rows."""
+    outputs, inputs = shape
+    weight = torch.randn(outputs, inputs).bfloat16()
+    nbytes = outputs * inputs * (2 if kind == "bf16" else 1)
+    count = max(2, args.megabytes * 2**20 // nbytes)
+    calls = {level: own(weight, kind, level, count) for level in args.levels}
+    if args.peers and kind == "bf16":
+        calls |= peers(weight, count)
+    results = []
+    for rows in args.rows:
+        x = torch.randn(rows, inputs).bfloat16()
+        took: dict[str, list[float]] = {name: [] for name in calls}
+        read: list[float] = []
+        peak: dict[str, list[float]] = {level: [] for level in args.levels}
+        for _ in range(args.rounds):
+            read.append(READ_BYTES / seconds(plain.view(torch.float64).sum))
+            for level in args.levels:
+                start = time.perf_counter()
+                peak[level].append(kernels.run_at_peak(level, PEAK_ROUNDS) / (time.perf_counter() - start))
+            for name, products in calls.items():
+                took[name].append(seconds(lambda x=x, all=products: [one(x) for one in all]) / count)
+        result: dict = {"shape": list(shape), "kind": kind, "rows": rows, "read_gb_s": median(read) / 1e9, "runs": {}}
+        for name, times in took.items():
+            speed, flops = nbytes / median(times), 2 * rows * outputs * inputs / median(times)
+            top = median(peak.get(name, [float("nan")]))
+            result["runs"][name] = {
+                "us": median(times) * 1e6,
+                "gb_s": speed / 1e9,
+                "of_read": speed / median(read),
+                "tflop_s": flops / 1e12,
+                "of_peak": flops / top,
+            }
+        results.append(result)
+    return results
 
 
 def show(result: dict) -> None:
-    print(f"{result['rows']} rows, plain read {result['read']:.1f} GB/s")
-    for name, figures in result.items():
-        if isinstance(figures, dict):
-            share = figures["gb_s"] / result["read"]
-            print(f"  {name:15} {figures['gb_s']:6.1f} GB/s {share:6.0%} of read {figures['gflop_s']:7.1f} GFLOP/s")
+    outputs, inputs = result["shape"]
+    head = f"{outputs}x{inputs} {result['kind']} {result['rows']:4} rows, read {result['read_gb_s']:5.1f} GB/s"
+    for name, run in result["runs"].items():
+        print(
+            f"{head}  {name:7} {run['us']:9.1f} us {run['gb_s']:6.1f} GB/s {run['of_read']:5.0%}"
+            f"  {run['tflop_s']:6.3f} TFLOP/s {run['of_peak']:5.0%}"
+        )
 
 
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 512])
-    parser.add_argument("--weights", type=int, default=60, help="different matrices")
+    levels = LEVELS[: LEVELS.index(kernels.isa()) + 1] if kernels.isa() in LEVELS else ("portable",)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 512])
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="OUTPUTSxINPUTS")
+    parser.add_argument("--kinds", nargs="+", choices=("bf16", "int8"), default=["bf16", "int8"])
+    parser.add_argument("--levels", nargs="+", default=list(levels))
+    parser.add_argument("--megabytes", type=int, default=200, help="of different matrices")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of the one thread that computes")
+    parser.add_argument("--peers", action="store_true", help="torch's and oneDNN's products as well")
     parser.add_argument("--json", default="-", help="file to write, - for standard output")
     args = parser.parse_args()
-    if args.clock == "cpu" and args.threads != 1:
-        parser.error("--clock cpu counts one thread: add --threads 1")
-    torch.set_num_threads(args.threads)
-    weights = [torch.randn(OUTPUTS, INPUTS).bfloat16() for _ in range(args.weights)]
-    calls, plain = implementations(weights), torch.randn(args.weights * OUTPUTS * INPUTS // 2)
+    kernels.set_threads(args.threads)
+    memory = mmap.mmap(-1, READ_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    plain = torch.frombuffer(memory, dtype=torch.uint8).fill_(1)
     results = []
-    for rows in args.rows:
-        results.append(measure(rows, calls, plain, args.rounds, CLOCKS[args.clock]))
-        if args.json != "-":
-            show(results[-1])
-    text = json.dumps({"benchmark": "linear", "shape": [OUTPUTS, INPUTS], **vars(args), "results": results}, indent=1)
+    for shape in args.shapes:
+        outputs, inputs = (int(size) for size in shape.split("x"))
+        for kind in args.kinds:
+            for result in measure((outputs, inputs), kind, args, plain):
+                results.append(result)
+                if args.json != "-":
+                    show(result)
+    text = json.dumps({"benchmark": "linear", **vars(args), "results": results}, indent=1)
     if args.json == "-":
         sys.stdout.write(text + "\n")
     else:

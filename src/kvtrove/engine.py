@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 import time
@@ -21,8 +22,10 @@ from kvtrove.kv.stats import KVStats
 from kvtrove.models.config_reader import read_config, read_spec
 from kvtrove.models.fingerprint import model_fingerprint
 from kvtrove.output_processor import RequestText
+from kvtrove.plan.process import return_freed_memory
 from kvtrove.recovery import NO_FAULTS, FaultStats, NoProgressError, Recovery
 from kvtrove.request import EngineError, Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
+from kvtrove.scheduler.drafts import Drafter, DraftRules, DraftStats
 from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
@@ -33,6 +36,10 @@ if TYPE_CHECKING:
     from kvtrove.loading import Progress, Variant
 
 log = logging.getLogger(__name__)
+TRIM_EVERY = 1000
+"""Requests after which the C library hands back what it holds of freed memory, some ten milliseconds' work: its heaps
+have holes between what lives long, and would grow by half of themselves over thousands of requests.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class EngineStats:
     num_prompt_tokens: int = 0
     num_generation_tokens: int = 0
     faults: FaultStats = NO_FAULTS
+    drafts: DraftStats | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,14 @@ class PinnedPrefix:
     id: str
     num_tokens: int
     num_blocks: int
+
+
+def drafter(config: EngineConfig) -> Drafter | None:
+    """What proposes drafts under these settings."""
+    if config.speculation == "off":
+        return None
+    longest, least = config.prompt_lookup_max, config.prompt_lookup_min
+    return Drafter(DraftRules(config.num_speculative_tokens, longest, least, answers=config.speculation == "suffix"))
 
 
 class Engine:
@@ -100,7 +116,7 @@ class Engine:
             clock=clock,
         )
         limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
-        self.scheduler = Scheduler(self.kv, limits, clock)
+        self.scheduler = Scheduler(self.kv, limits, clock, drafter(config))
         self._pace = Pace(config.max_prompt_seconds, config.max_num_batched_tokens, config.block_size)
         self.recovery = Recovery(self.scheduler, self.kv, self.runner.execute, clock)
         self.guard: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -108,7 +124,7 @@ class Engine:
         self._end_token_ids = self._known_ends()
         self._random = random.Random(config.seed)
         self._texts: dict[str, RequestText] = {}
-        self._arrivals = 0
+        self._arrivals = self._ended = 0
         self._pins: dict[str, tuple[Pin, PinnedPrefix]] = {}
         self._cache_log = Environment.read().cache_log
         self.last_step: SchedulerOutput | None = None
@@ -140,11 +156,12 @@ class Engine:
             if isinstance(result.error, EngineError):
                 forget(self.kv, self.scheduler.running[seq_id].kv)
         touched = self.scheduler.update(scheduled, output)
-        decodes = sum(len(s.tokens) == 1 for s in scheduled.sequences)
-        self._pace.learn(scheduled.num_tokens - decodes, decodes, self.clock() - start)
+        num_tokens = scheduled.num_tokens
+        decodes = sum(len(s.tokens) for s in scheduled.sequences if len(s.tokens) - len(s.verify) == 1)
+        self._pace.learn(num_tokens - decodes, decodes, self.clock() - start)
         self.scheduler.prompt_limit = self._pace.tokens
         if self._cache_log:
-            self._log_cache(scheduled.num_tokens)
+            self._log_cache(num_tokens)
         return touched
 
     def _recover(self, error: Exception) -> list[RequestOutput]:
@@ -210,6 +227,12 @@ class Engine:
                 f"the answer: at most {self.max_model_len - 1} fit",
                 "prompt",
             )
+        if params.speculation and self.scheduler.drafter is None:
+            raise RequestError(
+                "speculation: this engine drafts nothing; start it with speculation='ngram' (--speculation ngram), or "
+                "leave it out",
+                "speculation",
+            )
         vocab = self.spec.vocab_size
         bias, allowed = params.logit_bias or (), params.allowed_token_ids or ()
         for param, ids in (("prompt", prompt), ("logit_bias", bias), ("allowed_token_ids", allowed)):
@@ -234,11 +257,14 @@ class Engine:
         """Drop a request at any moment; all that it held is free when this returns. False when it is not known."""
         self._texts.pop(request_id, None)
         request = self.scheduler.requests.get(request_id)
+        if request is None:
+            return False
         try:
             self.scheduler.abort(request_id)
         except Exception as error:
             self._fault(error, [], request)
-        return request is not None
+        self._let_go(request)
+        return True
 
     def has_unfinished_requests(self) -> bool:
         return bool(self.scheduler.requests)
@@ -284,7 +310,9 @@ class Engine:
         now = self.scheduler.stats()
         tokens = now.num_prompt_tokens, now.num_generation_tokens
         waiting, faults = now.num_waiting + self.recovery.num_held, self.recovery.stats
-        return EngineStats(now.num_running, waiting, now.num_preemptions, self.kv.stats(), *tokens, faults)
+        drafter = self.scheduler.drafter
+        drafts = None if drafter is None else copy.deepcopy(drafter.stats)
+        return EngineStats(now.num_running, waiting, now.num_preemptions, self.kv.stats(), *tokens, faults, drafts)
 
     def _log_cache(self, num_tokens: int) -> None:
         """Asked for by KVTROVE_CACHE_LOG, so it is not a debug message that a log level hides."""
@@ -305,12 +333,19 @@ class Engine:
                 outputs.append(output)
             if request.finished:
                 del self._texts[request.id]
+                self._let_go(request)
         return outputs
 
+    def _let_go(self, request: Request) -> None:
+        """Of a request that has ended. A request and its sequences name each other: left alone they would wait for the
+        collector of cycles by the ten thousand, and what is freed between them would be of little use to anyone.
+        """
+        request.sequences, request.completed = [], []
+        self._ended += 1
+        if self._ended % TRIM_EVERY == 0:
+            return_freed_memory()
+
     def _news(self, text: RequestText) -> RequestOutput | None:
-        for seq, stop in text.update():
-            if seq.finish_reason is None:
-                self.scheduler.finish(seq, "stop", stop)
-            else:
-                seq.finish("stop", stop)  # it reached its length with the very token that completed the string
+        for seq, stop, num_output in text.update():
+            self.scheduler.stop(seq, stop, num_output)
         return text.output()

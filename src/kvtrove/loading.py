@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,13 +72,15 @@ def load_runner(
         return_large_buffers()
     precision = choose_precision(config, spec)
     isa = Environment.read().isa
+    if device == "cpu":
+        kernels.set_threads(config.threads or min(kernels.threads(), torch.get_num_threads()))
     products = Products(precision, device, config.linear, isa)
     kv_dtype = precision.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     cache = cache_spec(spec, engine_format(kv_dtype), config.block_size)
     if variant is not None:
         cache = variant.change(cache)
     settings = StartSettings(
-        config.max_num_seqs,
+        config.max_logit_rows,
         config.max_num_batched_tokens,
         None if config.kv is None else parse_size(config.kv, "kv"),
         config.num_blocks,
@@ -87,10 +90,17 @@ def load_runner(
     capacity, ledger = plan_start(planned, cache, free_bytes(device), settings)
     length = capacity.max_model_len
     model = None if variant is None else variant.model
+    if device == "cpu":
+        with contextlib.suppress(ImportError):  # choose_backend says what follows from that
+            kernels.set_huge_pages(config.huge_pages)
     if model is None:
         model = load_model(directory, spec, products, progress, max_model_len=length, load_format=config.load_format)
-        log.info("%s; linear layers: %s", precision, products.summary())
-    arena = Arena(cache, capacity.num_blocks, device)
+        log.info("%s; linear layers: %s; %d threads", precision, products.summary(), torch.get_num_threads())
+        if device == "cpu":
+            _say_where_weights_lie(config.huge_pages)
+        if device == "cpu" and not products.same_in_every_batch:
+            log.info("last bits may depend on the batch: only bf16 and int8 weights are multiplied by own kernels")
+    arena = Arena(cache, capacity.num_blocks, device, config.huge_pages)
     backend = choose_backend(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
     runner = ModelRunner(model, cache, arena, backend, token_text)
     loaded = Loaded(runner, capacity, ledger)
@@ -105,6 +115,23 @@ def load_runner(
     )
     log.info("memory: %s", loaded.ledger.sentence())
     return loaded
+
+
+def _say_where_weights_lie(wanted: str) -> None:
+    """In huge pages or not; a warning where they were wanted and most weights lie in small ones."""
+    try:
+        huge, total = kernels.huge_page_bytes()
+    except ImportError:
+        return
+    if total:
+        log.info("packed weights: %s of %s in huge pages", readable(huge), readable(total))
+    if wanted != "off" and huge < total / 2:
+        log.warning(
+            "huge_pages: this system gives %s of %s for packed weights, so decoding takes up to half as long again; "
+            "'echo madvise > /sys/kernel/mm/transparent_hugepage/enabled' allows them, or set pages aside in "
+            "/proc/sys/vm/nr_hugepages and start with huge_pages=hugetlb",
+            *(readable(huge) if huge else "none", readable(total)),
+        )
 
 
 def choose_backend(wanted: str, layers: Sequence[AttentionLayer], device: str) -> AttentionBackend:
@@ -144,7 +171,7 @@ def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
     settled, ledger = settle(capacity, ledger, runner.cache, settings)
     if settled != capacity:
         log.warning("a step takes more than planned, so the cache gets %d blocks", settled.num_blocks)
-        arena = Arena(runner.cache, settled.num_blocks, runner.arena.device)
+        arena = Arena(runner.cache, settled.num_blocks, runner.arena.device, runner.arena.huge_pages)
         model = runner.model.serving(settled.max_model_len)
         runner = ModelRunner(model, runner.cache, arena, runner.backend, runner.token_text)
     return Loaded(runner, settled, ledger)

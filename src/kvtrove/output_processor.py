@@ -22,8 +22,11 @@ class RequestText:
         self._read: dict[int, int] = {}  # output tokens that the detokenizer has seen
         self._told: dict[int, tuple[int, int]] = {}  # (characters, tokens) reported so far, for deltas
 
-    def update(self) -> list[tuple[Sequence, str]]:
-        """Detokenise what all sequences appended since; returns those in which a stop string was found, with it."""
+    def update(self) -> list[tuple[Sequence, str, int]]:
+        """Detokenise what all sequences appended since.
+
+        Returns those in which a stop string was found, the string, and the number of output tokens that completed it.
+        """
         if (
             self.request.error is not None
             or not self.request.params.detokenize
@@ -35,7 +38,7 @@ class RequestText:
             if seq.num_output > self._read.get(seq.index, 0):
                 found = self._push(seq)
                 if found is not None:
-                    stopped.append((seq, found))
+                    stopped.append((seq, found, self._read[seq.index]))
         return stopped
 
     def _push(self, seq: Sequence) -> str | None:
@@ -43,10 +46,16 @@ class RequestText:
         if text is None:
             text = self._texts[seq.index] = self._detokenizer()
         news = seq.tokens[len(self._prompt_ids) + self._read.get(seq.index, 0) :].tolist()
-        self._read[seq.index] = seq.num_output
+        read = seq.num_output
         if seq.finish_reason == "stop" and not self.request.params.include_stop_str_in_output:
             news = news[:-1]  # the token that ended the sequence is not part of its text
-        found = text.push(news)
+        found = None
+        for count, token in enumerate(news, self._read.get(seq.index, 0) + 1):
+            found = text.push([token])
+            if found is not None:
+                read = count  # a step of several tokens may go on behind the string
+                break
+        self._read[seq.index] = read
         if seq.finish_reason is not None and found is None:
             text.finish()
         return found
@@ -60,6 +69,7 @@ class RequestText:
             include_stop=params.include_stop_str_in_output,
             min_tokens=params.min_tokens,
             skip_special_tokens=params.skip_special_tokens,
+            shown=params.shown_token_ids,
         )
 
     def output(self) -> RequestOutput | None:

@@ -127,6 +127,7 @@ class SamplingParams:
     max_tokens: None runs to the end of the context. logit_bias: token id -> value added to its logit (`BIAS`).
     allowed_token_ids: the only tokens that may be drawn.
     output_kind: each step reports all so far ("cumulative") or the news ("delta"), or only the end does ("final_only").
+    speculation: False drafts nothing for this request; True insists on an engine that drafts. Tokens are the same.
     """
 
     n: int = 1
@@ -151,8 +152,10 @@ class SamplingParams:
     beam_width: int = 0
     length_penalty: float = 1.0
     skip_special_tokens: bool = True
+    shown_token_ids: tuple[int, ...] = ()
     detokenize: bool = True
     output_kind: OutputKind = "cumulative"
+    speculation: bool | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -177,6 +180,8 @@ class SamplingParams:
             yield from ((name, problem) for problem in _token_id_problems(getattr(self, name) or ()))
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             yield "allowed_token_ids", "an empty list allows no token"
+        if self.speculation not in (None, True, False):
+            yield "speculation", f"{self.speculation!r} is not one of true, false"
         yield from (("logit_bias", problem) for problem in self._bias_problems())
         if self.output_kind not in get_args(OutputKind):
             yield "output_kind", f"{self.output_kind!r} is not one of {', '.join(get_args(OutputKind))}"
@@ -286,6 +291,8 @@ class RequestMetrics:
     first_token_time: float | None = None
     finished_time: float | None = None
     num_preemptions: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     token_times: array[float] = field(default_factory=lambda: array("d"))
     reused_from: dict[str, int] = field(default_factory=dict)
     explanation: Explanation | None = None

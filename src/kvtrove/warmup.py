@@ -141,7 +141,7 @@ def _parameters(part: object) -> Iterator[Tensor | PackedWeights]:
 
 
 def _place(part: Tensor | PackedWeights) -> int:
-    if isinstance(part, PackedWeights):
+    if isinstance(part, PackedWeights) or part.is_mkldnn:
         return -id(part)
     return int(part.untyped_storage().data_ptr() + part.storage_offset() * part.element_size())
 
@@ -161,9 +161,9 @@ def _walk(part: object) -> Iterator[Tensor | PackedWeights]:
 
 
 def _read_in(tensor: Tensor | PackedWeights) -> int:
-    """Touch every page of a parameter; returns its bytes. Packed ones were written at load."""
+    """Touch every page of a parameter; returns its bytes. Packed ones, oneDNN's as well, were written at load."""
     if isinstance(tensor, PackedWeights):
         return tensor.nbytes
-    if tensor.is_contiguous() and tensor.numel():
+    if not tensor.is_mkldnn and tensor.is_contiguous() and tensor.numel():
         tensor.flatten().view(torch.uint8)[::PAGE].amax()
     return tensor.numel() * tensor.element_size()

@@ -46,6 +46,7 @@ def test_codex_is_served(alice: httpx.Client) -> None:
         "input[8].output[1]: input_image",
         "input[14]: compaction",
         "input[15]: item_reference",
+        "input[16]: item_reference",
     ]
 
 
@@ -184,6 +185,17 @@ def test_a_chat_of_another_time_is_read() -> None:
     assert [m["tool_calls"][0]["function"]["arguments"] for m in others] == [{}, {"a": 2}, {"input": "x"}]
     assert conversation.tool_choice == "f"
     assert [tool["function"]["name"] for tool in conversation.offered_tools] == ["f"]
+
+
+def test_a_picture_that_a_tool_took_is_left_out_of_a_chat(alice: httpx.Client) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    messages: list[Any] = [*HI, {"role": "assistant", "tool_calls": [call]}]
+    messages.append({"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "done"}, picture]})
+    answer = alice.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 1}).json()
+    assert answer["kvtrove"]["left_out"] == ["messages[2].content[1]: image_url"]
+    messages[0] = {"role": "user", "content": [picture]}
+    assert alice.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 1}).status_code == 400
 
 
 def test_legacy_functions_are_answered_in_their_words(server: LiveServer) -> None:

@@ -68,7 +68,7 @@ def test_a_template_sees_plain_messages() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     assert plain_message({"role": "developer", "content": "x"}, "m") == {"role": "system", "content": "x"}
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert plain_message({"role": "user", "content": parts}, "m")["content"] == "ab"
+    assert plain_message({"role": "user", "content": parts}, "m")["content"] == "a\nb"
     plain = plain_message({"role": "assistant", "content": None, "tool_calls": [call]}, "m")
     assert plain["content"] == ""
     assert plain["tool_calls"][0]["function"]["arguments"] == {"a": 1}

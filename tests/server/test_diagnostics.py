@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from types import SimpleNamespace
 from typing import Any
 
 import anthropic
@@ -10,6 +11,9 @@ import httpx
 import openai
 import pytest
 
+from kvtrove.server.chat.conversation import Conversation
+from kvtrove.server.routes.common import settled
+from kvtrove.server.settings import ServerSettings
 from kvtrove.server.volatile import kind_of, moved_back
 from tests.server.conftest import ALICE
 from tests.server.live import LiveServer
@@ -135,6 +139,17 @@ def test_only_the_head_of_the_system_message_moves() -> None:
     only = {"role": "system", "content": "Today is 2026-11-29."}
     for same in ([only, user], [user, answer], [rest, user], [system], [system, answer]):
         assert moved_back(same) == (tuple(same), [])
+
+
+@pytest.mark.parametrize(
+    ("flag", "field", "moves"), [(False, None, False), (True, None, True), (True, False, False), (False, True, True)]
+)
+def test_a_request_decides_before_the_server(flag: bool, field: bool | None, moves: bool) -> None:
+    service: Any = SimpleNamespace(settings=ServerSettings(stable_prefix=flag))
+    system = {"role": "system", "content": "Today is 2026-11-29.\nYou are kind."}
+    given = Conversation((system, *talk("Hi")))
+    conversation, note = settled(given, service, field)
+    assert (conversation != given, note) == (moves, {"moved_lines": ["date"]} if moves else {})
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from kvtrove.demo import demo_model_dir
 from kvtrove.request import RequestError
-from kvtrove.server.chat.tool_format import call_grammar
+from kvtrove.server.chat.call_grammar import call_grammar, spelling
+from kvtrove.server.chat.tool_format import TOOL_FORMATS
 from kvtrove.server.guidance import Grammar, Grammars, TokenGuide
 from kvtrove.text.tokenizer import Tokenizer
 from tests.server.live import VOCAB
@@ -47,6 +48,12 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]
 
 
 CALL = '{"name": "f", "%s": {"a": 1}}'
+
+
+def forced(format: str, parallel: bool) -> str:
+    return call_grammar(TOOL_FORMATS[format], TOOLS, parallel, spelling({}))
+
+
 TEXTS = [
     (Grammar("json_schema", SCHEMA, "x"), '{"a": 12}'),
     (Grammar("json_schema", {"type": "object"}, "x"), '{"any": [1, {"b": null}]}'),
@@ -54,8 +61,8 @@ TEXTS = [
     (Grammar("choice", ["yes", 'a "quoted" \\ one', "näh"], "x"), 'a "quoted" \\ one'),
     (Grammar("choice", ["yes", "näh"], "x"), "näh"),
     (Grammar("lark", 'start: "a" ("," "a")*', "x"), "a,a,a"),
-    (Grammar("lark", call_grammar("hermes", TOOLS, False), "x"), f"<tool_call>\n{CALL % 'arguments'}\n</tool_call>"),
-    (Grammar("lark", call_grammar("llama3", TOOLS, True), "x"), "; ".join([CALL % "parameters"] * 3)),
+    (Grammar("lark", forced("hermes", False), "x"), f"<tool_call>\n{CALL % 'arguments'}\n</tool_call>"),
+    (Grammar("lark", forced("llama3", True), "x"), "; ".join([CALL % "parameters"] * 3)),
 ]
 
 

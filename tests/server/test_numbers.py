@@ -63,7 +63,6 @@ SERVED: list[tuple[str, dict[str, Any]]] = [
 CONTRADICTING: list[dict[str, Any]] = [
     {"min_tokens": 1, "stop_token_ids": EVERYTHING},
     {**BEAMS, "min_tokens": 1, "max_tokens": 4, "stop_token_ids": EVERYTHING},
-    {"guided_choice": ["abc"], "allowed_token_ids": [1]},
 ]
 
 

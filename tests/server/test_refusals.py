@@ -87,13 +87,6 @@ WRONG: list[tuple[str, dict[str, Any], int, str, str | None]] = [
         "invalid_value",
         "tool_choice",
     ),
-    (
-        CHAT,
-        {"messages": HI, "tools": [FUNCTION], "tool_choice": "required", "response_format": {"type": "json_object"}},
-        400,
-        "invalid_value",
-        "response_format",
-    ),
     (CHAT, {"messages": HI, "response_format": {"type": "json_schema"}}, 400, "invalid_value", "response_format"),
     (CHAT, {"messages": HI, "response_format": schema({"type": "nonsense"})}, 400, "invalid_value", "response_format"),
     (

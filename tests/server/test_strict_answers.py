@@ -59,6 +59,7 @@ RESPONSES: list[dict[str, Any]] = [
 MESSAGES: list[dict[str, Any]] = [
     {"max_tokens": 4, "system": "Be kind."},
     {"max_tokens": 0},
+    {"max_tokens": 2, "system": "Today is 2026-11-29.\nBe kind.", "stable_prefix": True},
     {"max_tokens": 80, "tools": [TOOL, {"type": "bash_20250124", "name": "bash"}], "tool_choice": {"type": "any"}},
     {"max_tokens": 40, "output_config": {"format": {"type": "json_schema", "schema": ONE}}},
     {"max_tokens": 4, "diagnostics": {"previous_message_id": "msg_1"}, "cache_report": True},

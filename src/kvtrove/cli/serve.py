@@ -67,7 +67,16 @@ def serve(
         list[str] | None, typer.Option(metavar="NAME", help="What requests call the model; repeatable.")
     ] = None,
     tool_format: Annotated[
-        str, typer.Option(metavar="FORMAT", help="How the model writes tool calls: auto, hermes or llama3.")
+        str,
+        typer.Option(
+            "--tool-format",
+            "--tool-call-parser",
+            metavar="FORMAT",
+            help="How the model writes tool calls: auto, hermes, qwen3_coder, llama3, mistral, ...",
+        ),
+    ] = "auto",
+    reasoning_parser: Annotated[
+        str, typer.Option(metavar="FORMAT", help="How the model writes thoughts: auto, none, think, harmony, ...")
     ] = "auto",
     cors_origin: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="A web page that may call the server; repeatable.")
@@ -119,7 +128,8 @@ def serve(
         served_model_names=tuple(served_model_name or (model if model == "demo" else Path(model).resolve().name,)),
         cors_origins=tuple(cors_origin or ()),
         drain_timeout=drain_timeout,
-        tool_format=tool_format,  # type: ignore[arg-type]  # it checks the value
+        tool_format=tool_format,
+        reasoning_parser=reasoning_parser,
         stable_prefix=stable_prefix,
         limits=limits.limits(),
     )

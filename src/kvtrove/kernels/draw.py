@@ -13,8 +13,8 @@ MOST = 64
 def race(weights: Tensor, places: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """(candidates int32 [D, MOST] ascending, counts int32 [D]): the tokens that can win each of D draws.
 
-    A count beyond MOST: there are that many, only the first are listed. Weight w of token i finishes after -log(1 - u) / w,
-    u from the bits of `kvtrove.runner.random.token_bits`; candidates are all that may finish first.
+    A count beyond MOST: there are that many, only the first are listed. Weight w of token i finishes after
+    -log(1 - u) / w, u from the bits of `kvtrove.runner.random.token_bits`; candidates are all that may finish first.
     weights: float32 [R, V], the largest of a row 1. places: int64 [D], a row each. keys: int32 [D, 4], of the draws.
     TypeError for other arrays, or others than contiguous ones on the CPU.
     """

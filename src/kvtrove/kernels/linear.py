@@ -1,8 +1,9 @@
 """Linear layers whose weights stay bf16 or int8 in memory: y = x W^T + bias.
 
 bf16 becomes float32 in registers. Rows of x meet int8 weights as 16-bit integers, with a scale per 128 inputs: off
-by 2^-16 of the largest of them at most, and added up exactly. Sums are taken in the order of the inputs, whatever the
-batch, the blocking or the number of threads, so a row gives the same bits in every batch.
+by 2^-16 of the largest of them at most, and added up exactly (on AMX 15 bits, per 256 inputs: 2^-15). Sums are taken
+in the order of the inputs, whatever the batch, the blocking or the number of threads, so a row gives the same bits in
+every batch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ FILLED_AT_ONCE = 1 << 22
 
 
 class PackedWeights:
-    """W [outputs, inputs] in memory of its own, repacked so that a product reads one run of bytes.
+    """W [outputs, inputs] in memory of its own (huge pages), repacked so that a product reads one run of bytes.
 
     kind: "bf16", or "int8": symmetric, one float32 scale per output, |error| <= scale / 2. isa: as for `kernels.isa`.
     All weights are zero until they are filled.

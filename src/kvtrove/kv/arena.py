@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import zlib
 from collections.abc import Iterable
@@ -13,6 +14,12 @@ from torch import Tensor
 from kvtrove.config import ConfigError
 from kvtrove.kv.spec import KVCacheSpec
 
+log = logging.getLogger(__name__)
+
+HUGE_PAGE = 2 << 20
+MAP_HUGETLB = getattr(mmap, "MAP_HUGETLB", 0x40000)
+"""Of Linux; Python names it from 3.13 on."""
+
 
 class Arena:
     """uint8 [num_blocks, block_bytes] on one device.
@@ -20,16 +27,19 @@ class Arena:
         row | layer 0: k | layer 0: v | layer 4: k | layer 4: v | padding |     the rows of a block's group only
 
     Rows start as zeros. On a CPU the system provides their pages when they are first written, so an unused cache takes
-    no memory. Raises ConfigError when the device cannot hold it.
+    no memory. huge_pages: of a CPU, as in EngineConfig. Raises ConfigError when the device cannot hold it.
     """
 
-    def __init__(self, spec: KVCacheSpec, num_blocks: int, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, spec: KVCacheSpec, num_blocks: int, device: str | torch.device = "cpu", huge_pages: str = "auto"
+    ) -> None:
         self.spec = spec
+        self.huge_pages = huge_pages
         self.num_blocks = num_blocks
         self.device = str(device)
         self.nbytes = num_blocks * spec.block_bytes
         try:
-            self.rows = _zeros(self.nbytes, torch.device(device)).view(num_blocks, spec.block_bytes)
+            self.rows = _zeros(self.nbytes, torch.device(device), huge_pages).view(num_blocks, spec.block_bytes)
         except (RuntimeError, OSError, OverflowError) as error:
             raise ConfigError(
                 f"kv: {self.nbytes} bytes ({self.nbytes / 2**30:.1f} GiB) for {num_blocks} blocks cannot be allocated "
@@ -60,15 +70,30 @@ class Arena:
         return zlib.crc32(self.rows[block_id].cpu().numpy().data)
 
 
-def _zeros(nbytes: int, device: torch.device) -> Tensor:
+def _zeros(nbytes: int, device: torch.device, huge_pages: str) -> Tensor:
     """uint8 [nbytes]; `torch.zeros` would write, and so occupy, every page of a CPU's memory at once.
 
     In huge pages where the system has them: a step reads a few KiB of every block, each of them on a page of its own.
     """
     if device.type != "cpu":
         return torch.zeros(nbytes, dtype=torch.uint8, device=device)
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    return torch.frombuffer(_map(nbytes, huge_pages), dtype=torch.uint8, count=nbytes)
+
+
+def _map(nbytes: int, huge_pages: str) -> mmap.mmap:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    if huge_pages == "hugetlb":
+        try:
+            return mmap.mmap(-1, -(-nbytes // HUGE_PAGE) * HUGE_PAGE, flags=flags | MAP_HUGETLB)
+        except OSError:
+            log.warning(
+                "huge_pages: the pool has not %d pages left for the cache, which takes transparent ones; raise "
+                "/proc/sys/vm/nr_hugepages",
+                -(-nbytes // HUGE_PAGE),
+            )
+    memory = mmap.mmap(-1, nbytes, flags=flags)
+    advice = "MADV_NOHUGEPAGE" if huge_pages == "off" else "MADV_HUGEPAGE"
+    if hasattr(mmap, advice):
         with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+            memory.madvise(getattr(mmap, advice))
+    return memory

@@ -33,11 +33,11 @@ def adjusted(logits: Tensor, specs: Sequence[SampleSpec]) -> tuple[Tensor, list[
     Such a row, of a request whose rules contradict each other, keeps its best raw one, so that the others can be drawn.
     """
     work = logits.clone()
-    for row, s in zip(work, specs, strict=True):
+    for row, s in enumerate(specs):
         if s.params.allowed_token_ids is not None:
-            row.masked_fill_(_forbidden(s, row), EXCLUDED)
+            work[row].masked_fill_(_forbidden(s, work), EXCLUDED)
         if s.params.logit_bias:
-            row.index_add_(0, *_bias(s, row))
+            work[row].index_add_(0, *_bias(s, work))
     ban(work, specs)
     _penalise_repetition(work, specs)
     _penalise_output(work, specs)
@@ -71,18 +71,18 @@ def _once(make: Callable[[SampleSpec, Tensor], T]) -> Callable[[SampleSpec, Tens
 
 
 @_once
-def _forbidden(spec: SampleSpec, row: Tensor) -> Tensor:
+def _forbidden(spec: SampleSpec, work: Tensor) -> Tensor:
     """bool [V]: all but `allowed_token_ids`."""
-    mask = torch.ones(len(row), dtype=torch.bool)
+    mask = torch.ones(work.shape[-1], dtype=torch.bool)
     mask[torch.tensor(spec.params.allowed_token_ids)] = False
-    return mask.to(row.device)
+    return mask.to(work.device)
 
 
 @_once
-def _bias(spec: SampleSpec, row: Tensor) -> tuple[Tensor, Tensor]:
+def _bias(spec: SampleSpec, work: Tensor) -> tuple[Tensor, Tensor]:
     """Ids int64 [B] and what is added to their logits [B]."""
     bias = spec.params.logit_bias or {}
-    return torch.tensor(list(bias), device=row.device), torch.tensor(list(bias.values())).to(row)
+    return torch.tensor(list(bias), device=work.device), torch.tensor(list(bias.values())).to(work)
 
 
 @_once

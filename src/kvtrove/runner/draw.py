@@ -68,8 +68,8 @@ def best_of_all(scaled: Tensor, places: Tensor, keys: Tensor) -> Tensor:
     """Token ids int64 [d] of draws from whole rows `places` of scaled [n, V].
 
     Noise over a whole vocabulary would cost two logarithms a token. Seen as a race, weight w finishes at
-    -log(1 - u) / w, which is at least u / w: only tokens whose u / w is below the finish of one runner can win, and only
-    these few, mostly one to three, get their noise.
+    -log(1 - u) / w, which is at least u / w: only tokens whose u / w is below the finish of one runner can win, mostly
+    one to three, and only these get their noise.
     """
     weights = scaled.exp()
     if not scaled.is_cpu:
@@ -102,9 +102,9 @@ def _race(scaled: Tensor, weights: Tensor, places: Tensor, keys: Tensor) -> Tens
 
 def _first_best(draw: Tensor, token: Tensor, score: Tensor, num_draws: int) -> Tensor:
     """int64 [num_draws]: of each draw the token with the best score, the lowest id of several."""
-    draw, token, score = draw.cpu().numpy(), token.cpu().numpy(), score.cpu().numpy()
-    order = np.lexsort((token, -score, draw))
-    return torch.from_numpy(token[order][np.searchsorted(draw[order], np.arange(num_draws))])
+    draws, tokens, scores = draw.cpu().numpy(), token.cpu().numpy(), score.cpu().numpy()
+    order = np.lexsort((tokens, -scores, draws))
+    return torch.from_numpy(tokens[order][np.searchsorted(draws[order], np.arange(num_draws))])
 
 
 def _draw_limited(scaled: Tensor, at: Tensor, specs: Sequence[SampleSpec], draws: Draws, num_rows: int) -> None:

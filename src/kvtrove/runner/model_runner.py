@@ -17,7 +17,7 @@ from kvtrove.request import EngineError
 from kvtrove.runner.batch import Batch, build_batch
 from kvtrove.runner.logprobs import undrawable
 from kvtrove.runner.sampler import Sampler, logprob_table
-from kvtrove.scheduler.output import ModelOutput, ScheduledSequence, SchedulerOutput, SequenceResult
+from kvtrove.scheduler.output import ModelOutput, ScheduledSequence, SchedulerOutput, SequenceResult, accept
 
 PROMPT_LOGPROB_ROWS = 256  # rows of logits held at once while prompt logprobs are reported
 
@@ -74,15 +74,18 @@ class ModelRunner:
 
     def _results(self, sequences: list[ScheduledSequence], hidden: Tensor) -> ModelOutput:
         """hidden: [R, hidden] in the order of `build_batch`: sampling rows, then prompt-logprob rows."""
-        sampling = [s for s in sequences if s.sample is not None]
+        sampling, at = [s for s in sequences if s.sample is not None], 0
         results = {s.seq_id: SequenceResult([]) for s in sequences if s.prompt_logprobs is not None}
         if sampling:
-            logits = self.model.logits(hidden[: len(sampling)])
-            specs = [s.sample for s in sampling if s.sample is not None]
-            for row, samples in enumerate(self.sampler.sample(logits, specs, self.token_text)):
-                error = None if samples else undrawable(logits[row])
-                results[sampling[row].seq_id] = SequenceResult(samples, error=error)
-        at = len(sampling)
+            specs = [spec for s in sampling if s.sample is not None for spec in (s.sample, *s.verify)]
+            logits = self.model.logits(hidden[: len(specs)])
+            drawn = self.sampler.sample(logits, specs, self.token_text)
+            for s in sampling:
+                samples, after = drawn[at], [row[0] for row in drawn[at + 1 : at + 1 + len(s.verify)] if row]
+                error = None if samples else undrawable(logits[at])
+                accepted = accept(s.tokens[-len(s.verify) :], samples[0], after) if samples and s.verify else []
+                results[s.seq_id] = SequenceResult(samples, error=error, accepted=accepted)
+                at += 1 + len(s.verify)
         for s in sequences:
             if s.prompt_logprobs is not None:
                 try:

@@ -50,6 +50,8 @@ class ScheduledSequence:
     """Compute K/V of `tokens` at positions start, start + 1, ...
 
     block_ids: per group the block table, -1 where no block is held.
+    sample: draw after the last token that is not a draft. verify: the last len(verify) tokens are drafts; draw after
+        each of them as if all up to it had been drawn.
     """
 
     seq_id: int
@@ -57,6 +59,7 @@ class ScheduledSequence:
     start: int
     block_ids: tuple[NDArray[np.int32], ...]
     sample: SampleSpec | None = None
+    verify: tuple[SampleSpec, ...] = ()
     prompt_logprobs: int | None = None
     prompt_targets: array[int] = field(default_factory=lambda: NO_TOKENS)
     """With prompt_logprobs: the token that follows each of `tokens`, as far as it is a prompt token."""
@@ -85,14 +88,28 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class SequenceResult:
-    """`samples`: one per stream, or the candidates, best first. `prompt_logprobs`: one entry per prompt target.
+    """samples: one per stream, or the candidates, best first. prompt_logprobs: one entry per prompt target.
 
     error: why there is nothing of either; it ends the request.
+    accepted: as many as drafts were right: what was drawn after each of these, in order.
     """
 
     samples: list[SampledToken]
     prompt_logprobs: list[TokenLogprobs] | None = None
     error: RequestError | EngineError | None = None
+    accepted: list[SampledToken] = field(default_factory=list)
+
+
+def accept(drafts: array[int], first: SampledToken, after: list[SampledToken]) -> list[SampledToken]:
+    """Of `after`, drawn after each draft, what follows the drafts that are the tokens drawn at their places.
+
+    `after` ends early where nothing could be drawn: the next step finds out again.
+    """
+    drawn = [first, *after]
+    right = 0
+    while right < len(after) and drawn[right].token_id == drafts[right]:
+        right += 1
+    return after[:right]
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ def _middleware(service: Service, keyring: Keyring) -> list[Middleware]:
             allow_origins=origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", "x-kvtrove-warning"],
         )
     ]
     return [

@@ -112,7 +112,7 @@ class BodyRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         model = self.body_field and self.body_field.field_info.annotation
-        if model is None:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return handle
 
         async def read_first(request: Request) -> Response:

@@ -31,7 +31,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """The arguments of `Engine.add`."""
+    """The arguments of `Engine.add`, and what the reports say of the prompt.
+
+    num_kept: its tokens that are an earlier answer's, as they were drawn.
+    """
 
     id: str
     prompt_token_ids: Sequence[int]
@@ -39,6 +42,7 @@ class EngineRequest:
     prompt: str | None = None
     salt: str = ""
     guide: Guide | None = None
+    num_kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,7 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._replies: list[_Reply] = []  # to the messages read since the last delivery; engine thread only
         self._on_the_way = 0  # requests that were sent to the engine and not yet answered; event loop only
+        self._asked: set[asyncio.Future[Any]] = set()  # replies that somebody waits for; event loop only
         self._silent = True  # nothing has happened since the last delivery; engine thread only
         self._streams: dict[str, OutputStream] = {}  # event loop only
         self._thread = threading.Thread(target=self._run, name="kvtrove-engine", daemon=True)
@@ -215,8 +220,12 @@ class EngineThread:
         if not self.alive:
             raise engine_stopped()
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked.add(reply)
         self._inbox.put(message(reply))
-        return await reply
+        try:
+            return await reply
+        finally:
+            self._asked.discard(reply)
 
     def _deliver(self, replies: list[_Reply], stats: EngineStats, step: Step | None) -> None:
         self.stats = stats
@@ -232,21 +241,17 @@ class EngineThread:
                     del self._streams[output.request_id]
         self._on_step(step)
 
-    def _died(self, error: BaseException, replies: list[_Reply]) -> None:
+    def _died(self, error: BaseException) -> None:
         self.error = error
         self._fail_all(engine_failed(error))
-        for reply in replies:
-            _settle(reply)
         self.on_death()
 
     def _fail_all(self, error: Exception) -> None:
         for stream in set(self._streams.values()):
             stream.fail(error)
         self._streams.clear()
-        while not self._inbox.empty():
-            message = self._inbox.get_nowait()
-            if isinstance(message, _Add | _Call):
-                _settle(_Reply(message.reply, None, error))
+        for reply in self._asked:
+            _settle(_Reply(reply, None, error))
 
     # ---- the engine's thread ----
 
@@ -256,7 +261,7 @@ class EngineThread:
                 pass
         except BaseException as error:
             log.critical("the engine failed and has stopped", exc_info=error)
-            self._post(self._died, error, self._replies)
+            self._post(self._died, error)
 
     def _turn(self) -> bool:
         """Read the inbox and make a step. False: stop."""
@@ -271,7 +276,7 @@ class EngineThread:
     def _give_up(self) -> None:
         """Called by the watchdog: the thread will not come back."""
         self.stuck = True
-        self._post(self._died, StepTimeoutError(), [])
+        self._post(self._died, StepTimeoutError())
 
     def _read_inbox(self) -> bool:
         """Handle every message that is there; with nothing to do and nothing to tell, wait for one. False: stop."""

@@ -42,6 +42,8 @@ class Job:
         self.created = int(time.time())
         self.results: tuple[PromptResult, ...] = ()
         self.notes: dict[str, Any] = {}  # the answer's `kvtrove` object
+        self.warnings: list[str] = []  # of the answer's headers
+        self.reasoning_tokens = 0  # of the output tokens, those of thoughts
         self.findings: Mapping[str, Any] = {}  # what observers know of a request before it runs
         self._arrival: Arrival | None = None
         self._stream: OutputStream | None = None
@@ -103,12 +105,33 @@ class Job:
         """Tokens so far."""
         prompt = sum(r.prompt_tokens for r in self.results)
         output = sum(r.output_tokens for r in self.results)
-        return {
+        usage: Usage = {
             "prompt_tokens": prompt,
             "completion_tokens": output,
             "total_tokens": prompt + output,
             "prompt_tokens_details": {"cached_tokens": sum(r.cached_tokens for r in self.results)},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }
+        known = [r.metrics for r in self.results if r.metrics is not None]
+        drafted, accepted = sum(m.num_draft_tokens for m in known), sum(m.num_accepted_tokens for m in known)
+        if drafted:
+            usage["completion_tokens_details"] |= {
+                "accepted_prediction_tokens": accepted,
+                "rejected_prediction_tokens": drafted - accepted,
+            }
+        return usage
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the answer."""
+        return {"x-kvtrove-warning": "; ".join(self.warnings)} if self.warnings else {}
+
+    def end_early(self) -> None:
+        """All that is wanted has been written: the engine stops, and the request counts as finished."""
+        if self._stream is not None and not self._stream.finished:
+            self._stream.close()
+            for result in self.results:
+                result.finish_reasons = result.finish_reasons or ["stop"] * max(1, result.params.n)
 
     def finish(self, error: str | None = None) -> dict[str, Any]:
         """Tell the observers, once, how it ended; returns what goes into the answer's `kvtrove` object."""

@@ -48,7 +48,9 @@ class Divergence(TypedDict):
 class CacheReport(TypedDict):
     """How one prompt used the cache. reused_from: tokens by tier. evicted_seconds_ago: for `evicted`, if it is known.
 
+    kept_tokens: of the prompt, those of an earlier answer whose ids were kept, rather than encoded again.
     first_divergence: null when the prompt only continues an earlier one, or nothing earlier begins like it.
+    drafted_tokens, accepted_tokens: of its output, when there were drafts.
     """
 
     request_id: str
@@ -58,7 +60,10 @@ class CacheReport(TypedDict):
     computed_tokens: int
     reason: str
     evicted_seconds_ago: NotRequired[float | None]
+    kept_tokens: NotRequired[int]
     first_divergence: Divergence | None
+    drafted_tokens: NotRequired[int]
+    accepted_tokens: NotRequired[int]
 
 
 @dataclass(slots=True)
@@ -126,6 +131,8 @@ class Reports(Observer):
                 continue
             report = self._report(pending, result)
             if report is not None:
+                if request.num_kept:
+                    report["kept_tokens"] = request.num_kept
                 self._memory(arrival.tenant.name).reports.append(report)
                 self._on_report(report)
                 reports.append(report)
@@ -164,7 +171,11 @@ class Reports(Observer):
             return None
         reason = conclude(explanation, pending.best, self.block_size)
         tiers = dict(result.metrics.reused_from)
-        return _written(pending.prompt.request_id, explanation, reason, tiers, pending.divergence)
+        report = _written(pending.prompt.request_id, explanation, reason, tiers, pending.divergence)
+        if result.metrics.num_draft_tokens:
+            report["drafted_tokens"] = result.metrics.num_draft_tokens
+            report["accepted_tokens"] = result.metrics.num_accepted_tokens
+        return report
 
     def _divergence(self, prompt: Remembered, best: Best | None, conversation: Conversation) -> Divergence | None:
         if best is None or best.common == min(len(prompt.tokens), len(best.earlier.tokens)):

@@ -63,7 +63,7 @@ async def respond(request: Request, job: Job, endpoint: Endpoint, stream: bool) 
         if stream:
             return EventStream(job, endpoint)
         answer = await _unless_gone(request.receive, endpoint.answer())
-        return Response(status_code=CLIENT_GONE) if answer is None else JSONResponse(answer)
+        return Response(status_code=CLIENT_GONE) if answer is None else JSONResponse(answer, headers=job.headers)
     except Exception as error:
         job.close(as_api_error(error).body["error"]["code"])
         raise
@@ -121,7 +121,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, job: Job, endpoint: Endpoint) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **job.headers})
         del self.headers["content-length"]
         self.job, self.endpoint = job, endpoint
         self._open = False  # events may be sent

@@ -12,7 +12,12 @@ from kvtrove.engine import Engine
 from kvtrove.prompts import Prompt
 from kvtrove.request import RequestError, SamplingParams
 from kvtrove.server.admission import Admission
-from kvtrove.server.chat.tool_format import Format, detect_format
+from kvtrove.server.chat.answer import AnswerSyntax
+from kvtrove.server.chat.call_grammar import Spell, spelling
+from kvtrove.server.chat.detect import detect_syntax
+from kvtrove.server.chat.recent_answers import RecentAnswers
+from kvtrove.server.chat.thoughts import thoughts_named
+from kvtrove.server.chat.tool_format import format_named
 from kvtrove.server.context import refuse_hopeless, refuse_unless_it_fits
 from kvtrove.server.engine_thread import EngineThread
 from kvtrove.server.errors import ApiError, refused
@@ -20,6 +25,7 @@ from kvtrove.server.guidance import Grammar, Grammars, TokenGuide
 from kvtrove.server.observer import Observer, Observers
 from kvtrove.server.settings import ServerSettings
 from kvtrove.server.text_pool import TextPool
+from kvtrove.text.capabilities import Capabilities, probe
 from kvtrove.text.generation_config import sampling_defaults
 
 T = TypeVar("T")
@@ -39,9 +45,12 @@ class Service:
         self.created = int(time.time())
         eos = dict.fromkeys((*self.spec.eos_token_ids, *self.tokenizer.eos_token_ids))
         self._grammars = Grammars(self.tokenizer.backend, self.spec.vocab_size, tuple(eos))
+        self.recent_answers = RecentAnswers(self.tokenizer)
+        self.warned: set[str] = set()  # what the log has been told once
         self._pool = TextPool(settings.limits.text_timeout)
 
     def start(self) -> None:
+        _ = self.answer_syntax, self.spell, self.mark_token_ids  # now, so that no request waits for it
         self._pool.start()
         self.engine.start()
 
@@ -72,12 +81,31 @@ class Service:
             )
 
     @cached_property
-    def tool_format(self) -> Format:
-        """How the model writes tool calls."""
-        if self.settings.tool_format != "auto":
-            return self.settings.tool_format
+    def capabilities(self) -> Capabilities:
+        """What the model's chat template makes of conversations."""
         template = self.tokenizer.chat_template
-        return detect_format("" if template is None else "\n".join(template.sources.values()))
+        return Capabilities() if template is None else probe(template)
+
+    @cached_property
+    def answer_syntax(self) -> AnswerSyntax:
+        """How the model writes tool calls and thoughts."""
+        found = detect_syntax(self.tokenizer.chat_template, self.capabilities)
+        tools, thoughts = format_named(self.settings.tool_format), thoughts_named(self.settings.reasoning_parser)
+        return AnswerSyntax(
+            tools or found.tools, thoughts or found.thoughts, found.id_length, found.thinks or thoughts is not None
+        )
+
+    @cached_property
+    def spell(self) -> Spell:
+        """Texts in grammars for this tokenizer."""
+        return spelling({token.content: id for id, token in self.tokenizer.backend.get_added_tokens_decoder().items()})
+
+    @cached_property
+    def mark_token_ids(self) -> tuple[int, ...]:
+        """Special tokens by which calls and thoughts are told: their text must reach the parsers."""
+        marks = [mark for mark in self.answer_syntax.marks if mark]
+        tokens = self.tokenizer.backend.get_added_tokens_decoder().items()
+        return tuple(id for id, t in tokens if t.special and any(t.content in mark for mark in marks))
 
     @cached_property
     def _longest_token(self) -> int:
@@ -86,8 +114,12 @@ class Service:
 
     def encode(self, text: str, param: str, *, add_special_tokens: bool = True) -> Prompt:
         """Tokenise a prompt: call it off the event loop. ApiError at once when it is too long by far."""
-        refuse_hopeless(len(text), self._longest_token, self.max_model_len, param)
+        self.refuse_hopeless(text, param)
         return Prompt(self.tokenizer.encode(text, add_special_tokens=add_special_tokens), text)
+
+    def refuse_hopeless(self, text: str, param: str) -> None:
+        """ApiError when a text is too long by far, whatever its tokens are."""
+        refuse_hopeless(len(text), self._longest_token, self.max_model_len, param)
 
     async def guide(self, grammar: Grammar | None, params: SamplingParams) -> TokenGuide | None:
         """Compile a grammar off the event loop. ApiError when it is too large, RequestError when it is wrong, or when

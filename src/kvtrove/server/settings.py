@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
-from typing import Literal
 
 from kvtrove.config import ConfigError
-
-ToolFormat = Literal["auto", "hermes", "llama3"]
+from kvtrove.server.chat.thoughts import thoughts_named
+from kvtrove.server.chat.tool_format import format_named
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ class ServerSettings:
     served_model_names: names that requests may use; the first is the one that answers carry.
     cors_origins: web pages that may call the server ("*" is all of them); none by default.
     drain_timeout: seconds that accepted requests have to finish after SIGTERM.
-    tool_format: how this model writes tool calls; "auto" reads it off the chat template.
+    tool_format, reasoning_parser: how this model writes tool calls and thoughts (names of `chat.tool_format` and of
+    `chat.thoughts`); "auto" reads them off the chat template.
     stable_prefix: volatile lines at the head of a system message go behind the conversation, unless a request says no.
     """
 
@@ -67,7 +67,8 @@ class ServerSettings:
     served_model_names: tuple[str, ...] = ("kvtrove",)
     cors_origins: tuple[str, ...] = ()
     drain_timeout: float = 60.0
-    tool_format: ToolFormat = "auto"
+    tool_format: str = "auto"
+    reasoning_parser: str = "auto"
     stable_prefix: bool = False
     limits: Limits = field(default_factory=Limits)
 
@@ -76,8 +77,8 @@ class ServerSettings:
             raise ConfigError(f"port: {self.port} must lie between 0 (any free one) and 65535")
         if self.drain_timeout < 0:
             raise ConfigError(f"drain_timeout: {self.drain_timeout} must be at least 0 seconds")
-        if self.tool_format not in ("auto", "hermes", "llama3"):
-            raise ConfigError(f"tool_format: {self.tool_format!r} is not one of auto, hermes, llama3")
+        format_named(self.tool_format)
+        thoughts_named(self.reasoning_parser)
         if not self.served_model_names or not all(self.served_model_names):
             raise ConfigError("served_model_names: give at least one name, and none that is empty")
 

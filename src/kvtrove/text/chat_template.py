@@ -52,16 +52,18 @@ class ChatTemplate:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
+        keep_null_content: bool = False,
         **variables: Any,
     ) -> str:
         """The text of a conversation; encode it without special tokens, it holds its own.
 
         add_generation_prompt: end with the opening of an answer. continue_final_message: leave the last message open.
+        keep_null_content: content that is None reaches the template as none, rather than not at all.
         variables: for the template, for example enable_thinking; they may replace named tokens.
         RequestError: a message is malformed (it says which field), or the template refuses the conversation.
         """
         name = self._name(has_tools=tools is not None)
-        conversation = read_messages(messages)
+        conversation = read_messages(messages, keep_null_content)
         context = {
             **self.named_tokens,
             **plain(variables, "chat_template_kwargs"),

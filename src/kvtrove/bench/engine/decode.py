@@ -101,7 +101,8 @@ def limits_of(engine: Engine, clock: Clock) -> Limits:
 def limit_figures(limits: Limits) -> dict[str, Figure]:
     """Under the names of the JSON."""
     products = {f"matmul_tflop_per_s.{dtype}": figure for dtype, figure in limits.matmul_tflop_per_s.items()}
-    return {"read_gb_per_s": limits.read_gb_per_s, **products}
+    peaks = {f"peak_tflop_per_s.{dtype}": figure for dtype, figure in limits.instructions_tflop_per_s.items()}
+    return {"read_gb_per_s": limits.read_gb_per_s, **products, **peaks}
 
 
 def _figures(samples: Samples, limits: Limits, batch: int, facts: Mapping[str, Any]) -> dict[str, Figure]:

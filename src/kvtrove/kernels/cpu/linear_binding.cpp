@@ -1,8 +1,10 @@
 // Python's view of linear.h.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
+#include <nanobind/stl/vector.h>
 
 #include <stdexcept>
 #include <string>
@@ -10,6 +12,8 @@
 
 #include "bindings.h"
 #include "linear.h"
+#include "pages.h"
+#include "peak.h"
 
 namespace nb = nanobind;
 
@@ -35,7 +39,7 @@ PackedWeights make(std::size_t outputs, std::size_t inputs, std::string_view kin
 
 void fill(PackedWeights& weights, std::size_t first_output, const Input& source) {
     const FloatMatrix matrix{source.data(), float_type(source), source.shape(0), source.shape(1)};
-    const nb::gil_scoped_release unlocked;
+    const kvtrove::Unlocked unlocked;
     weights.fill(first_output, matrix);
 }
 
@@ -48,14 +52,23 @@ T* pointer(std::uintptr_t address) {
 
 void multiply(const PackedWeights& weights, std::uintptr_t x, std::uintptr_t y, bool is_bf16, std::size_t rows,
               std::uintptr_t bias) {
-    const nb::gil_scoped_release unlocked;
+    const kvtrove::Unlocked unlocked;
     weights.multiply(pointer<const void>(x), pointer<void>(y), is_bf16 ? Float::bf16 : Float::f32, rows,
                      pointer<const float>(bias));
 }
 
 void gather(const PackedWeights& weights, std::uintptr_t ids, std::size_t count, std::uintptr_t y, bool is_bf16) {
-    const nb::gil_scoped_release unlocked;
+    const kvtrove::Unlocked unlocked;
     weights.gather(pointer<const std::int64_t>(ids), count, pointer<void>(y), is_bf16 ? Float::bf16 : Float::f32);
+}
+
+void set_huge_pages(std::string_view kind) {
+    if (kind != "auto" && kind != "hugetlb" && kind != "off") {
+        throw std::invalid_argument("huge_pages: '" + std::string(kind) + "' is not one of auto, hugetlb, off");
+    }
+    page_arena().set_kind(kind == "auto"      ? HugePages::transparent
+                          : kind == "hugetlb" ? HugePages::hugetlb
+                                              : HugePages::off);
 }
 
 }  // namespace
@@ -70,6 +83,15 @@ void bind_linear(nb::module_& m) {
         .def("multiply", &multiply, nb::arg("x"), nb::arg("y"), nb::arg("is_bf16"), nb::arg("rows"), nb::arg("bias"))
         .def("gather", &gather, nb::arg("ids"), nb::arg("count"), nb::arg("y"), nb::arg("is_bf16"))
         .def_prop_ro("nbytes", &PackedWeights::nbytes);
+    m.def("set_huge_pages", &set_huge_pages, nb::arg("kind"));
+    m.def("page_ranges", [] { return page_arena().mapped(); });
+    m.def("run_at_peak",
+          [](std::string_view isa, std::size_t rounds) {
+              const Isa level = choose_isa(isa);
+              const nb::gil_scoped_release unlocked;
+              return run_at_peak(level, rounds);
+          },
+          nb::arg("isa"), nb::arg("rounds"));
 }
 
 }  // namespace kvtrove

@@ -1,11 +1,11 @@
-"""The output of a Responses answer, as it grows: messages and function calls, and the events that tell about them."""
+"""The output of a Responses answer, as it grows: thoughts, messages, function calls, and the events about them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kvtrove.server.chat.tool_calls import CallArguments, CallBegins, ChatEvent, Text
+from kvtrove.server.chat.events import CallArguments, CallBegins, ChatEvent, Reasoning, Text
 
 Event = dict[str, Any]
 
@@ -23,6 +23,11 @@ class OutputItems:
     def push(self, event: ChatEvent, logprobs: Sequence[Mapping[str, Any]] = ()) -> Iterator[Event]:
         """logprobs: entries of the tokens that a text is made of."""
         match event:
+            case Reasoning(text):
+                if not self._open("reasoning"):
+                    yield from self._begin_reasoning()
+                self.items[-1]["content"][0]["text"] += text
+                yield self._about("response.reasoning_text.delta", content_index=0, delta=text)
             case Text(text):
                 if not self._open("message"):
                     yield from self._begin_message()
@@ -53,6 +58,10 @@ class OutputItems:
             told = _without_bytes(part["logprobs"])
             yield self._about("response.output_text.done", content_index=0, text=part["text"], logprobs=told)
             yield self._about("response.content_part.done", content_index=0, part=_part(part))
+        elif item["type"] == "reasoning":
+            text = item["content"][0]["text"]
+            yield self._about("response.reasoning_text.done", content_index=0, text=text)
+            yield self._about("response.content_part.done", content_index=0, part=dict(item["content"][0]))
         else:
             done = {"name": item["name"], "arguments": item["arguments"]}
             yield self._about("response.function_call_arguments.done", **done)
@@ -68,6 +77,14 @@ class OutputItems:
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         self.items[-1]["content"].append(part)
         yield self._about("response.content_part.added", content_index=0, part=_part(part))
+
+    def _begin_reasoning(self) -> Iterator[Event]:
+        yield from self.end()
+        item_id = f"rs_{self._key}_{len(self.items)}"
+        yield from self._begin({"type": "reasoning", "id": item_id, "summary": [], "content": []})
+        part = {"type": "reasoning_text", "text": ""}
+        self.items[-1]["content"].append(part)
+        yield self._about("response.content_part.added", content_index=0, part=dict(part))
 
     def _begin(self, item: dict[str, Any]) -> Iterator[Event]:
         self.items.append(item | {"status": "in_progress"})

@@ -139,10 +139,12 @@ class ToolCallDelta(TypedDict, total=False):
 
 
 class ChatAnswer(TypedDict, total=False):
-    """A message, or in a stream what is added to it."""
+    """A message, or in a stream what is added to it. A thought comes under both names that clients look for."""
 
     role: Literal["assistant"]
     content: str | None
+    reasoning_content: str
+    reasoning: str
     refusal: None
     tool_calls: list[ToolCallDelta]
     function_call: FunctionDelta

@@ -141,6 +141,7 @@ class SamplingFields(CacheFields):
     guided_regex: str | None = None
     guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
     guided_grammar: str | None = None
+    speculation: bool | None = None
 
     def sampling_params(self, limits: Limits, defaults: Mapping[str, Any], **more: Any) -> SamplingParams:
         """The engine's parameters; `more` are those that each route reads in its own way. RequestError past a limit.
@@ -158,7 +159,7 @@ class SamplingFields(CacheFields):
         given = self.given(
             *("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"),
             *("frequency_penalty", "length_penalty", "seed", "stop", "stop_token_ids", "include_stop_str_in_output"),
-            *("ignore_eos", "min_tokens", "allowed_token_ids", "skip_special_tokens"),
+            *("ignore_eos", "min_tokens", "allowed_token_ids", "skip_special_tokens", "speculation"),
         )
         return SamplingParams(**dict(defaults) | given | {"logit_bias": self._logit_bias()} | more)
 
@@ -226,13 +227,23 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionTokensDetails(TypedDict):
+    reasoning_tokens: int
+    accepted_prediction_tokens: NotRequired[int]
+    rejected_prediction_tokens: NotRequired[int]
+
+
 class Usage(TypedDict):
-    """Tokens. `cached_tokens` of the prompt were reused, the others computed."""
+    """Tokens. `cached_tokens` of the prompt were reused, the others computed; `reasoning_tokens` belong to thoughts.
+
+    Drafts that were right are part of the completion, rejected ones are not; both are told of requests that had drafts.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class ErrorDetail(TypedDict):

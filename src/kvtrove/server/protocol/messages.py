@@ -113,6 +113,14 @@ class TextBlock(TypedDict):
     text: str
 
 
+class ThinkingBlock(TypedDict):
+    """What the model thought before its answer. `signature` is empty: nobody here checks one."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str
+
+
 class ToolUseBlock(TypedDict):
     type: Literal["tool_use"]
     id: str
@@ -125,7 +133,7 @@ class MessageAnswer(TypedDict):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[TextBlock | ToolUseBlock]
+    content: list[ThinkingBlock | TextBlock | ToolUseBlock]
     stop_reason: str | None
     stop_sequence: str | None
     usage: MessagesUsage

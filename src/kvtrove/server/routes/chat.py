@@ -9,8 +9,9 @@ from fastapi import APIRouter, Request, Response
 
 from kvtrove.request import CompletionOutput
 from kvtrove.server.body import BodyRoute
-from kvtrove.server.chat.prepare import ChoiceReader, submit_chat
-from kvtrove.server.chat.tool_calls import CallArguments, CallBegins, ChatEvent, Text
+from kvtrove.server.chat.events import CallArguments, CallBegins, ChatEvent, Reasoning, Text
+from kvtrove.server.chat.prepare import submit_chat
+from kvtrove.server.chat.reader import ChoiceReader
 from kvtrove.server.errors import ApiError
 from kvtrove.server.job import Job
 from kvtrove.server.logprobs import chat_logprobs
@@ -57,18 +58,15 @@ class Chat:
             lambda: settled(conversation_of(self.body, left_out), service, stable)
         )
         self.job.notes |= left_out.note() | moved
-        run = await submit_chat(
+        self.run = await submit_chat(
             self.job, conversation, params, self.body.grammar(), truncate=self.body.truncation == "auto"
         )
-        self.readers = [ChoiceReader(parser) for parser in run.parsers]
 
     async def answer(self) -> ChatCompletion:
-        [output] = await self.job.final()
         choices: list[ChatChoice] = []
-        for one in output.outputs:
-            reader = self.readers[one.index]
-            choice = self._choice(one, self._logprobs(one), {"message": message_of(reader.read(one))})
-            choices.append(choice | {"finish_reason": self._finish_reason(reader, one)})
+        for one, events in await self.run.whole():
+            choice = self._choice(one, self._logprobs(one), {"message": message_of(events)})
+            choices.append(choice | {"finish_reason": self._finish_reason(self.run.readers[one.index], one)})
         answer = self._envelope("chat.completion", choices) | {"usage": self.job.usage()}
         return cast(ChatCompletion, answer | notes_of(self.job))
 
@@ -79,15 +77,14 @@ class Chat:
             return sse(self._envelope("chat.completion.chunk", [choice]) | usage.of_chunk())
 
         begun = False
-        async for _, output in self.job.outputs():
+        async for one, events in self.run.stream():
             if not begun:
                 begun = True
                 opening: ChatAnswer = {"role": "assistant", "content": ""}
-                for index in range(len(self.readers)):
+                for index in range(len(self.run.readers)):
                     yield chunk({"index": index, "delta": opening, "logprobs": None, "finish_reason": None})
-            for one in output.outputs:
-                for choice in self._news(self.readers[one.index], one):
-                    yield chunk(choice)
+            for choice in self._news(self.run.readers[one.index], one, events):
+                yield chunk(choice)
         if last_words := usage.at_end() | notes_of(self.job):
             yield sse(self._envelope("chat.completion.chunk", []) | last_words)
         yield DONE
@@ -95,11 +92,11 @@ class Chat:
     def error_event(self, error: ApiError) -> str:
         return sse(error.body) + DONE
 
-    def _news(self, reader: ChoiceReader, output: CompletionOutput) -> Iterator[ChatChoice]:
+    def _news(
+        self, reader: ChoiceReader, output: CompletionOutput, events: Sequence[ChatEvent]
+    ) -> Iterator[ChatChoice]:
         """What one choice adds to the stream; logprobs go with the first delta of their step."""
-        if reader.finished:
-            return
-        deltas, logprobs = [delta_of(event) for event in reader.read(output)], self._logprobs(output)
+        deltas, logprobs = [delta_of(event) for event in events], self._logprobs(output)
         if not deltas and logprobs is not None and logprobs["content"]:
             deltas = [{"content": ""}]
         for delta in deltas:
@@ -141,6 +138,8 @@ class Chat:
 def delta_of(event: ChatEvent) -> ChatAnswer:
     """What a piece of a stream adds to the message."""
     match event:
+        case Reasoning(text):
+            return {"reasoning_content": text, "reasoning": text}
         case Text(text):
             return {"content": text}
         case CallBegins(index, call_id, name):
@@ -153,6 +152,7 @@ def delta_of(event: ChatEvent) -> ChatAnswer:
 def message_of(events: Sequence[ChatEvent]) -> ChatAnswer:
     """The whole message that a stream of events makes. Content is null beside tool calls without text."""
     content = "".join(event.text for event in events if isinstance(event, Text))
+    thought = "".join(event.text for event in events if isinstance(event, Reasoning))
     calls: list[ToolCallDelta] = []
     for event in events:
         if isinstance(event, CallBegins):
@@ -160,4 +160,6 @@ def message_of(events: Sequence[ChatEvent]) -> ChatAnswer:
         elif isinstance(event, CallArguments):
             calls[event.index]["function"]["arguments"] += event.text
     message: ChatAnswer = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
+    if thought:
+        message |= {"reasoning_content": thought, "reasoning": thought}
     return message | {"tool_calls": calls} if calls else message

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvtrove.request import RequestError, SamplingParams
-from kvtrove.server.chat.conversation import Conversation, checked, plain_message
+from kvtrove.server.chat.conversation import TEXT_PARTS, Conversation, checked, plain_message
 from kvtrove.server.chat.prepare import streaming
 from kvtrove.server.errors import refused
 from kvtrove.server.protocol.chat import ChatMessage, ChatRequest, FunctionCall, NamedFunction, Tool, ToolChoice
@@ -23,11 +23,12 @@ def conversation_of(body: ChatRequest, left_out: LeftOut | None = None) -> Conve
     begins = not continues if body.add_generation_prompt is None else body.add_generation_prompt
     if continues and begins:
         raise refused("continue_final_message: set add_generation_prompt to false with it", "continue_final_message")
-    toolset = tools_of(body.tools, left_out or LeftOut())
+    left_out = LeftOut() if left_out is None else left_out
+    toolset = tools_of(body.tools, left_out)
     choice, allowed = _choice(body, toolset)
     return checked(
         Conversation(
-            messages=messages_of(body.messages),
+            messages=messages_of(body.messages, left_out),
             tools=tuple(toolset.functions),
             tool_choice=choice,
             allowed=allowed,
@@ -40,16 +41,13 @@ def conversation_of(body: ChatRequest, left_out: LeftOut | None = None) -> Conve
     )
 
 
-def messages_of(messages: Sequence[ChatMessage]) -> tuple[dict[str, Any], ...]:
-    """The messages for the template. RequestError for a part that is no text."""
+def messages_of(messages: Sequence[ChatMessage], left_out: LeftOut) -> tuple[dict[str, Any], ...]:
+    """The messages for the template. RequestError for a part that is no text, but in what a tool gave."""
     plain: list[dict[str, Any]] = []
     for i, message in enumerate(messages):
         fields = message.model_dump(exclude_none=True, exclude={"tool_calls", "function_call"})
         if isinstance(content := fields.get("content"), list):
-            fields["content"] = [part for part in content if part["type"] not in THOUGHTS]
-            thoughts = [part.get("thinking") or part.get("text") for part in content if part["type"] in THOUGHTS]
-            if thought := "".join(text for text in thoughts if isinstance(text, str)):
-                fields.setdefault("reasoning_content", thought)
+            fields |= _read_parts(content, message.role in ("tool", "function"), f"messages[{i}].content", left_out)
         calls = [_call(call.function or call.custom, call.id) for call in message.tool_calls or ()]
         if message.function_call is not None:
             calls.append(_call(message.function_call, f"call{i:05}"))
@@ -60,6 +58,20 @@ def messages_of(messages: Sequence[ChatMessage]) -> tuple[dict[str, Any], ...]:
             fields |= {"role": "tool", "tool_call_id": called[-1]["id"] if called else f"call{i:05}"}
         plain.append(plain_message(fields, f"messages[{i}].content"))
     return tuple(plain)
+
+
+def _read_parts(parts: list[dict[str, Any]], of_tool: bool, where: str, left_out: LeftOut) -> dict[str, Any]:
+    """The content without thoughts, and the thoughts. What a tool gave loses what is no text."""
+    kept, thoughts = [], []
+    for n, part in enumerate(parts):
+        if part["type"] in THOUGHTS:
+            thoughts.append(part.get("thinking") or part.get("text"))
+        elif of_tool and part["type"] not in TEXT_PARTS:
+            left_out.add(f"{where}[{n}]", part["type"])
+        else:
+            kept.append(part)
+    thought = "".join(text for text in thoughts if isinstance(text, str))
+    return {"content": kept} | ({"reasoning_content": thought} if thought else {})
 
 
 def _call(call: Any, call_id: str | None) -> dict[str, Any]:
@@ -76,10 +88,9 @@ def tools_of(tools: Sequence[Tool] | None, left_out: LeftOut) -> Toolset:
     """The functions among the tools of a request."""
     toolset = Toolset(left_out)
     for i, tool in enumerate(tools or ()):
-        spec, where = tool.function, f"tools[{i}]"
+        where = f"tools[{i}]"
         if tool.type == "function":
-            name, about, parameters = (spec.name, spec.description, spec.parameters) if spec else (None, None, None)
-            toolset.add(f"{where}.function", name, about, parameters)
+            toolset.add(f"{where}.function", tool.function.model_dump() if tool.function else {})
         else:
             name = (tool.custom or {}).get("name")
             toolset.skip(where, tool.type, name if isinstance(name, str) else None)
@@ -92,7 +103,7 @@ def _choice(body: ChatRequest, toolset: Toolset) -> tuple[str, tuple[str, ...] |
         if body.tools:
             raise refused("functions: the old name of tools; give one of them", "functions")
         for i, function in enumerate(body.functions):
-            toolset.add(f"functions[{i}]", function.name, function.description, function.parameters)
+            toolset.add(f"functions[{i}]", function.model_dump())
         call = body.function_call
         return (call.name if isinstance(call, NamedFunction) else call or "auto"), None
     choice = body.tool_choice

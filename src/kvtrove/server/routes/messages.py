@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 from kvtrove.request import CompletionOutput, RequestError, SamplingParams
 from kvtrove.server.body import BodyRoute
 from kvtrove.server.chat.content_blocks import BlockStream, blocks_of
-from kvtrove.server.chat.prepare import ChoiceReader, render, streaming, submit_chat
-from kvtrove.server.chat.tool_calls import ChatEvent
+from kvtrove.server.chat.events import ChatEvent
+from kvtrove.server.chat.prepare import render, streaming, submit_chat
 from kvtrove.server.errors import ApiError
 from kvtrove.server.guidance import Grammar
 from kvtrove.server.job import Job
@@ -73,7 +73,7 @@ class Messages:
             lambda: settled(conversation_of(body, left_out), service, body.stable_prefix)
         )
         self.job.notes |= left_out.note() | moved
-        run = await submit_chat(
+        self.run = await submit_chat(
             self.job,
             conversation,
             streaming(params, bool(body.stream)),
@@ -81,32 +81,28 @@ class Messages:
             truncate=body.truncation == "auto",
             cap=True,  # clients of this API send one generous max_tokens whatever the model is
         )
-        self.reader = ChoiceReader(run.parsers[0])
 
     def _grammar(self) -> Grammar | None:
         wanted = self.body.output_config and self.body.output_config.format
         return Grammar("json_schema", wanted.schema_, "output_config", lenient=True) if wanted else None
 
-    def _read(self, output: CompletionOutput) -> list[ChatEvent]:
-        events = self.reader.read(output)
+    def _wanted(self, events: list[ChatEvent]) -> list[ChatEvent]:
         return events if self.body.max_tokens else []
 
     async def answer(self) -> MessageAnswer:
-        [output] = await self.job.final()
-        [one] = output.outputs
-        content = blocks_of(self._read(one))
+        [(one, events)] = await self.run.whole()
+        content = blocks_of(self._wanted(events))
         answer = self._envelope() | {"content": content, **self._end(one), "usage": self._usage()}
         return cast(MessageAnswer, answer | notes_of(self.job))
 
     async def events(self) -> AsyncGenerator[str, None]:
         blocks = BlockStream()
         begun = False
-        async for _, output in self.job.outputs():
+        async for one, events in self.run.stream():
             if not begun:
                 begun = True
                 yield _event({"type": "message_start", "message": self._envelope() | {"usage": self._usage()}})
-            [one] = output.outputs
-            for event in self._read(one):
+            for event in self._wanted(events):
                 for piece in blocks.push(event):
                     yield _event(piece)
             if one.finished:
@@ -124,7 +120,7 @@ class Messages:
         enough = self.job.usage()["completion_tokens"] >= self.body.max_tokens
         reason = "max_tokens" if enough else "model_context_window_exceeded"
         if output.finish_reason == "stop" and self.body.max_tokens:
-            reason = "tool_use" if self.reader.called else "stop_sequence" if by_string else "end_turn"
+            reason = "tool_use" if self.run.readers[0].called else "stop_sequence" if by_string else "end_turn"
         return {"stop_reason": reason, "stop_sequence": output.stop_reason if by_string else None}
 
     def _usage(self) -> MessagesUsage:

@@ -50,8 +50,8 @@ def _tools(body: ConversationFields, left_out: LeftOut) -> Toolset:
     toolset = Toolset(left_out, longest=128)
     for i, tool in enumerate(body.tools or ()):
         if tool.type in (None, "custom"):
-            parameters = tool.input_schema or {"type": "object"}
-            toolset.add(f"tools[{i}]", tool.name, tool.description or "", parameters)
+            function = {"name": tool.name, "description": tool.description or ""}
+            toolset.add(f"tools[{i}]", function | {"parameters": tool.input_schema or {"type": "object"}})
         else:
             toolset.skip(f"tools[{i}]", tool.type or "", tool.name)
     return toolset

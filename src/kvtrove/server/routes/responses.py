@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 
 from kvtrove.request import CompletionOutput, SamplingParams
 from kvtrove.server.body import BodyRoute
+from kvtrove.server.chat.events import ChatEvent, Text
 from kvtrove.server.chat.output_items import OutputItems
-from kvtrove.server.chat.prepare import ChoiceReader, render, streaming, submit_chat
-from kvtrove.server.chat.tool_calls import ChatEvent, Text
+from kvtrove.server.chat.prepare import render, streaming, submit_chat
 from kvtrove.server.errors import ApiError, refused
 from kvtrove.server.job import Job
 from kvtrove.server.logprobs import chat_logprobs
@@ -71,10 +71,9 @@ class Responses:
         conversation, moved = await service.in_pool(settled, conversation, service, body.stable_prefix)
         self.job.notes |= left_out.note() | moved
         self.items = OutputItems(self.job.key, functions.namespaces)
-        run = await submit_chat(
+        self.run = await submit_chat(
             self.job, conversation, self._params(), grammar_of(body), truncate=body.truncation == "auto"
         )
-        self.reader = ChoiceReader(run.parsers[0])
 
     def _params(self) -> SamplingParams:
         """ApiError for log-probabilities past the limit."""
@@ -93,9 +92,10 @@ class Responses:
         """Whether log-probabilities are asked for."""
         return LOGPROBS in (self.body.include or ())
 
-    def _read(self, output: CompletionOutput) -> Iterator[tuple[ChatEvent, list[TokenLogprob]]]:
+    def _told(
+        self, output: CompletionOutput, events: Sequence[ChatEvent]
+    ) -> Iterator[tuple[ChatEvent, list[TokenLogprob]]]:
         """What is new, and the log-probabilities of a step beside its first text."""
-        events = self.reader.read(output)
         if self._listed:
             tokenizer = self.job.service.tokenizer
             new = chat_logprobs(output.token_ids, output.logprobs or [], self.body.top_logprobs or 0, tokenizer)
@@ -107,9 +107,8 @@ class Responses:
             yield event, told
 
     async def answer(self) -> ResponseObject:
-        [output] = await self.job.final()
-        [one] = output.outputs
-        for event, logprobs in self._read(one):
+        [(one, events)] = await self.run.whole()
+        for event, logprobs in self._told(one, events):
             list(self.items.push(event, logprobs))
         list(self.items.end(_status(one)))
         return self._response(_status(one), ended=True)
@@ -117,9 +116,8 @@ class Responses:
     async def events(self) -> AsyncGenerator[str, None]:
         yield self._event({"type": "response.created", "response": self._response("in_progress")})
         yield self._event({"type": "response.in_progress", "response": self._response("in_progress")})
-        async for _, output in self.job.outputs():
-            [one] = output.outputs
-            for event, logprobs in self._read(one):
+        async for one, events in self.run.stream():
+            for event, logprobs in self._told(one, events):
                 for piece in self.items.push(event, logprobs):
                     yield self._event(piece)
             if one.finished:
@@ -197,7 +195,7 @@ class Responses:
                 "cache_write_tokens": 0,
             },
             "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self.job.reasoning_tokens},
             "total_tokens": usage["total_tokens"],
         }
 

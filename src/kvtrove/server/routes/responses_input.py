@@ -51,7 +51,7 @@ class Functions:
         for i, tool in enumerate(tools):
             where = f"tools[{i}]"
             if tool.type == "function":
-                self.toolset.add(where, tool.name, tool.description, tool.parameters)
+                self.toolset.add(where, _function(tool, tool.name))
             elif tool.type == "namespace" and tool.name:
                 for n, inner in enumerate(tool.tools or ()):
                     self._add(f"{where}.tools[{n}]", tool.name, inner, names)
@@ -63,13 +63,17 @@ class Functions:
             return self.toolset.skip(where, tool.type, tool.name)
         shown = tool.name if tool.name not in names else f"{namespace}.{tool.name}"
         names.append(shown)
-        self.toolset.add(where, shown, tool.description, tool.parameters)
+        self.toolset.add(where, _function(tool, shown))
         self.namespaces[shown] = (namespace, tool.name)
         self._shown[namespace, tool.name] = shown
 
     def shown(self, namespace: str | None, name: str | None) -> str:
         """The model's name of a function."""
         return self._shown.get((namespace or "", name or ""), name or "")
+
+
+def _function(tool: FlatTool, name: str | None) -> dict[str, Any]:
+    return {"name": name, "description": tool.description, "parameters": tool.parameters}
 
 
 def read(body: ConversationFields, left_out: LeftOut) -> tuple[Conversation, Functions]:
@@ -120,7 +124,7 @@ class _Reader:
         self._functions, self._left_out = functions, left_out
 
     def add(self, item: InputItem, where: str) -> None:
-        kind = item.type
+        kind = "item_reference" if item.type is None and item.role is None and item.id is not None else item.type
         if kind == "function_call":
             self._add_call(item, self._functions.shown(item.namespace, item.name), item.arguments or "{}", where)
         elif kind == "custom_tool_call":

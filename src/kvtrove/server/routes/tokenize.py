@@ -41,11 +41,11 @@ async def tokenize(body: TokenizeRequest, service: ServiceOf) -> Tokenized:
 
 
 def _conversation(body: TokenizeRequest) -> Conversation:
-    continues = bool(body.continue_final_message)
+    continues, left_out = bool(body.continue_final_message), LeftOut()
     return checked(
         Conversation(
-            messages=messages_of(body.messages or ()),
-            tools=tuple(tools_of(body.tools, LeftOut()).functions),
+            messages=messages_of(body.messages or (), left_out),
+            tools=tuple(tools_of(body.tools, left_out).functions),
             add_generation_prompt=not continues if body.add_generation_prompt is None else body.add_generation_prompt,
             continue_final_message=continues,
             variables=body.chat_template_kwargs or {},

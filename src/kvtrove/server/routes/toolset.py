@@ -44,12 +44,12 @@ class Toolset:
         self._left_out, self._longest = left_out, longest
         self._skipped: set[str] = set()
 
-    def add(self, where: str, name: str | None, description: str | None, parameters: Mapping[str, Any] | None) -> None:
-        """Take a function in. RequestError for a name that cannot be called."""
+    def add(self, where: str, function: Mapping[str, Any]) -> None:
+        """Take a function in, without fields that are None. RequestError for a name that cannot be called."""
+        name = function.get("name")
         if name is None or not re.fullmatch(rf"[a-zA-Z0-9_.-]{{1,{self._longest}}}", name):
             allowed = f"letters, digits, `_`, `-` and `.`, {self._longest} at most"
             raise RequestError(f"{where}: a function needs a name of {allowed}, not {name!r:.100}", where.split("[")[0])
-        function = {"name": name, "description": description, "parameters": parameters}
         given = {field: value for field, value in function.items() if value is not None}
         self.functions.append({"type": "function", "function": given})
 
