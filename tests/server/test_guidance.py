@@ -175,3 +175,100 @@ def test_an_output_outside_its_grammar_says_so(grammars: Grammars, tokenizer: To
     guide.accept(letter)
     assert guide.problem is not None
     assert guide.problem.startswith("field: ")
+
+
+def array(**more: Any) -> dict[str, Any]:
+    return {"type": "array", "items": {"enum": ["a", "b"]}, **more}
+
+
+def thing(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+RELAXED = [
+    (thing(t=array(uniqueItems=True)), '{"t": ["a", "a"]}', "uniqueItems at #/properties/t"),
+    (thing(t={"type": "integer", "not": {"const": 1}}), '{"t": 1}', "not at #/properties/t"),
+    (thing(t={"type": "string", "pattern": "^(?!x)a$"}), '{"t": "x"}', "pattern at #/properties/t"),
+    (thing(t={"type": "string", "pattern": r"\bfoo"}), '{"t": "x"}', "pattern at #/properties/t"),
+    (thing(t=array(contains={"const": "a"})), '{"t": ["b"]}', "contains at #/properties/t"),
+    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "1", "oneOf whose branches may overlap"),
+    (thing(a={"type": "null"}) | {"dependentRequired": {"a": ["b"]}}, '{"a": null}', "dependentRequired at #"),
+]
+
+
+@pytest.mark.parametrize(("schema", "text", "what"), RELAXED)
+def test_what_cannot_be_enforced_is_refused_or_relaxed_and_told(
+    grammars: Grammars, tokenizer: Tokenizer, schema: dict[str, Any], text: str, what: str
+) -> None:
+    with pytest.raises(RequestError, match=what.split()[0]) as error:
+        grammars.compile(Grammar("json_schema", schema, "response_format"))
+    assert what.split()[-1] in str(error.value) or what.startswith("oneOf")
+    guide = grammars.compile(Grammar("json_schema", schema, "response_format", lenient=True))
+    assert guide.relaxed == (what,)
+    write(guide, tokenizer, text)
+    assert EOS in allowed(guide)
+
+
+ENFORCED = [
+    (thing(t={"type": "string", "format": "password"}), '{"t": "x"}', None),
+    (thing(t=array(uniqueItems=False)), '{"t": ["a", "a"]}', None),
+    ({"type": "object", "propertyNames": {"enum": ["x"]}, "minProperties": 1}, '{"x": 1}', '{"y'),
+    ({"type": "object", "propertyNames": {"pattern": "^k[0-9]$"}, "minProperties": 1}, '{"k1": 1}', '{"x'),
+    (
+        thing(a={"type": "null"}) | {"additionalProperties": True, "unevaluatedProperties": False},
+        '{"a": null, "b',
+        None,
+    ),
+    (
+        {"type": "object", "properties": {"a": {"type": "null"}}, "unevaluatedProperties": False, "required": ["a"]},
+        '{"a": null}',
+        '{"b',
+    ),
+    ({"type": "array", "maxItems": 1.0, "uniqueItems": True, "items": {"type": "null"}}, "[null]", "[null,"),
+]
+
+
+@pytest.mark.parametrize(("schema", "text", "wrong"), ENFORCED)
+def test_annotations_are_ignored_and_equals_are_enforced(
+    grammars: Grammars, tokenizer: Tokenizer, schema: dict[str, Any], text: str, wrong: str | None
+) -> None:
+    grammar = Grammar("json_schema", schema, "x")
+    write(grammars.compile(grammar), tokenizer, text)
+    if wrong is not None:
+        with pytest.raises(AssertionError, match="is not allowed"):
+            write(grammars.compile(grammar), tokenizer, wrong)
+
+
+def test_a_schema_can_ask_for_leniency_itself_and_stays_compact(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    schema = thing(t=array(uniqueItems=True)) | {"x-guidance": {"lenient": True}}
+    guide = grammars.compile(Grammar("json_schema", schema, "guided_json"))
+    [space] = tokenizer.encode(" ", add_special_tokens=False)
+    guide.accept(tokenizer.encode("{", add_special_tokens=False)[0])
+    assert space not in allowed(guide)
+
+
+ENDLESS = [
+    {"type": "object", "properties": {"n": {"type": "integer"}, "a": {"$ref": "#"}}, "required": ["n", "a"]},
+    {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
+    {"type": "object", "properties": {"a": {"anyOf": [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}]}}, "required": ["a"]},
+]
+
+
+@pytest.mark.parametrize("schema", ENDLESS)
+def test_a_schema_that_no_finite_text_fits_is_refused(grammars: Grammars, schema: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="no text fits"):
+        grammars.compile(Grammar("json_schema", schema, "x"))
+
+
+CLEAR = [
+    (thing(t={"type": "string", "pattern": "(("}), r"'\(\(' cannot be read: unclosed group \(at #/properties/t\)"),
+    (thing(t={"type": "text"}), "type at #/properties/t: 'text' is none of object"),
+    (thing(t={"$ref": "http://a/b"}), "outside of the schema"),
+    (thing(t=5), "#/properties/t: a schema is an object"),
+]
+
+
+@pytest.mark.parametrize(("schema", "words"), CLEAR)
+def test_errors_name_the_place(grammars: Grammars, schema: dict[str, Any], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        grammars.compile(Grammar("json_schema", schema, "x", lenient=True))

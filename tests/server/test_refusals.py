@@ -104,6 +104,13 @@ WRONG: list[tuple[str, dict[str, Any], int, str, str | None]] = [
         "response_format",
     ),
     (CHAT, {"messages": HI, "guided_regex": "(("}, 400, "invalid_value", "guided_regex"),
+    (
+        CHAT,
+        {"messages": HI, "guided_choice": ["abc"], "allowed_token_ids": [1]},
+        400,
+        "invalid_value",
+        "allowed_token_ids",
+    ),
     (CHAT, {"messages": HI, "guided_regex": "a", "guided_choice": ["a"]}, 400, "invalid_value", "guided_choice"),
     (CHAT, {"messages": HI, "guided_json": "{"}, 400, "invalid_value", "guided_json"),
     (CHAT, {"messages": HI, "guided_grammar": "start: nothing"}, 400, "invalid_value", "guided_grammar"),

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 from kvtrove.request import RequestError
 from kvtrove.server import grammar_worker
 from kvtrove.server.helper import Helper, HelperError
-from kvtrove.server.json_schema import JSON_STYLE, place_of, prepare
+from kvtrove.server.json_schema import place_of, prepare
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-__all__ = ["JSON_STYLE", "Grammar", "Grammars", "Kind", "TokenGuide"]
 
 COMPILE_SECONDS = 5.0  # for one grammar
 NUM_HELPERS = 2  # a grammar that takes its time holds up one of them
@@ -137,14 +135,9 @@ class Grammars:
                 raise
             raise RequestError(f"{grammar.param}: {explained(error)}", grammar.param) from error
         compiled = self._compiled(source)
-        if grammar.lenient and compiled.problem.startswith("oneOf constraints"):
-            assert grammar.kind == "json_schema"
-            source = str(
-                llguidance.LLMatcher.grammar_from_json_schema(
-                    json.dumps(prepare(grammar.value, grammar.param, lenient=True).schema),
-                    overrides={"coerce_one_of": True},
-                )
-            )
+        if grammar.lenient and grammar.kind == "json_schema" and compiled.problem.startswith("oneOf constraints"):
+            style = {**(grammar.value.get("x-guidance") or {}), "coerce_one_of": True}
+            source, _ = replace(grammar, value={**grammar.value, "x-guidance": style}).source()
             compiled, relaxed = self._compiled(source), [*relaxed, _COERCED]
         if compiled.matcher is None:
             text = explained(compiled.problem)
@@ -213,6 +206,8 @@ def explained(error: object) -> str:
         text = f"the regular expression {lines[1]!r} cannot be read: {fault}"
     if "oo many items" in text or "too many expressions" in text or "too many states" in text.lower():
         text = f"it is too complex, or never ends ({text})"
+    if text.startswith("Resource ") and "registry" in text:
+        text = f"$ref: {text.split()[1]} lies outside of the schema; only references within it are followed"
     if text.startswith("oneOf constraints"):
         text = "oneOf: more than one of its branches may hold, which cannot be excluded"
     return text[:400]

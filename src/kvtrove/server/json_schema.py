@@ -28,6 +28,7 @@ FORMATS = frozenset(
 TYPES = (None, "object", "array", "string", "number", "integer", "boolean", "null")
 _IN_MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _IN_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _ALONE = ("additionalProperties", "additionalItems")
 _UNENFORCED = (
     *("not", "if", "then", "else", "dependentSchemas", "dependentRequired", "dependencies", "contains"),
@@ -57,7 +58,8 @@ def prepare(schema: Mapping[str, Any], param: str, *, lenient: bool) -> Prepared
     rewritten = reader.read(schema, "#", 0)
     assert isinstance(rewritten, dict)
     if never_ends(rewritten):
-        raise RequestError(f"{param}: no finite text is in this schema: what it requires requires itself", param)
+        text = "no text fits this schema: what it requires is forbidden, or requires itself without end"
+        raise RequestError(f"{param}: {text}", param)
     if not _points_inside(rewritten):
         rewritten = _flattened(rewritten)
     rewritten["x-guidance"] = JSON_STYLE | given | {"lenient": False}
@@ -82,6 +84,9 @@ class _Reader:
         for name in _list(new.get("type")) or [new.get("type")]:
             if name not in TYPES:
                 raise self._error(f"type at {place}: {name!r:.60} is none of {', '.join(filter(None, TYPES))}")
+        for name in _COUNTS:
+            if isinstance(new.get(name), float) and new[name].is_integer():
+                new[name] = int(new[name])  # 2.0 is an integer to the standard
         self._drop_annotations(new)
         self._rewrite(new)
         for keyword in _UNENFORCED:

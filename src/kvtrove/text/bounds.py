@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import nodes, pass_context
 from jinja2.exceptions import TemplateSyntaxError
-from jinja2.runtime import Context, Undefined
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import _PassArg
 
@@ -67,7 +67,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         _check_operation(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
-    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         current().spend()
         target = getattr(obj, "__self__", None)
         if isinstance(target, str):
@@ -92,7 +92,7 @@ def check_source(source: str) -> None:
                 raise TemplateSyntaxError(f"it nests more than {MAX_PARENTHESES} parentheses", 1)
 
 
-def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
+def _filter(node: Any, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
@@ -233,6 +233,6 @@ def _measure(value: Any) -> None:
 
 def _written(value: Any) -> Any:
     """A value that is about to be written."""
-    if isinstance(value, (list, tuple, dict)) and not isinstance(value, Undefined):
+    if isinstance(value, (list, tuple, dict)):
         _measure(value)
     return value

@@ -13,6 +13,7 @@ from kvtrove.models.spec import ModelError
 from kvtrove.request import RequestError
 from kvtrove.text.chat_template import ChatTemplate, read_chat_template
 from kvtrove.text.files import read_json
+from kvtrove.text.tokenizer_check import check_tokenizer
 
 MANY_IDS = 1024
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -130,9 +131,12 @@ def _backend(directory: Path) -> tokenizers.Tokenizer:
         others = [name for name in ("tokenizer.model", "tekken.json", "vocab.json") if (directory / name).is_file()]
         hint = f"; convert {others[0]} with transformers' AutoTokenizer(...).save_pretrained(...)" if others else ""
         raise ModelError(f"{path}: no such file, and the tokenizer is read from it{hint}")
+    check_tokenizer(path)
     try:
         return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
+    except BaseException as error:  # the library raises nothing narrower, and panics are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         raise ModelError(
             f"{path}: not a tokenizer that `tokenizers` {tokenizers.__version__} reads: {error}"
         ) from error

@@ -1,0 +1,70 @@
+"""Bodies: how much is read of one, and that the first thing wrong with it ends the reading."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from kvtrove.server.body import MAX_CONTAINERS, MAX_MEMBERS, read, scan
+from kvtrove.server.errors import ApiError
+from kvtrove.server.protocol.chat import ChatRequest
+from kvtrove.server.protocol.completions import CompletionRequest
+from kvtrove.server.protocol.messages import MessagesRequest
+from kvtrove.server.protocol.responses import ResponsesRequest
+from kvtrove.server.protocol.tokenize import DetokenizeRequest
+
+MANY = 19_000
+HI = {"role": "user", "content": "hi"}
+WRONG = [
+    (CompletionRequest, {"prompt": [1.5] * MANY}, "prompt"),
+    (CompletionRequest, {"prompt": [None] * MANY}, "prompt"),
+    (CompletionRequest, {"prompt": [[1.5] * MANY]}, "prompt"),
+    (CompletionRequest, {"prompt": "x", "stop_token_ids": [1.5] * MANY}, "stop_token_ids[0]"),
+    (CompletionRequest, {"prompt": "x", "logit_bias": dict.fromkeys(map(str, range(MANY)), "x")}, "logit_bias"),
+    (ChatRequest, {"messages": [1] * MANY}, "messages[0]"),
+    (ChatRequest, {"messages": [{"role": "user", "content": [1] * MANY}]}, "messages[0].content"),
+    (MessagesRequest, {"max_tokens": 1, "messages": [{"role": "user", "content": [1] * MANY}]}, "messages[0].content"),
+    (ResponsesRequest, {"input": [1] * MANY}, "input"),
+    (ResponsesRequest, {"input": "x", "metadata": dict.fromkeys(map(str, range(MANY)), 1)}, "metadata"),
+    (DetokenizeRequest, {"tokens": [1.5] * MANY}, "tokens[0]"),
+]
+
+
+@pytest.mark.parametrize(("model", "body", "place"), WRONG)
+def test_validation_ends_with_the_first_wrong_item(model: type[BaseModel], body: dict[str, Any], place: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        model.model_validate(body)
+    assert error.value.error_count() < 20, "one for each form that the field may have"
+    with pytest.raises(ApiError) as refusal:
+        read(json.dumps(body).encode(), model, 128)
+    assert refusal.value.status == 400
+    assert str(refusal.value).startswith(place)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [HI] * (MAX_CONTAINERS + 1)},
+        {"messages": [HI], "x": [[]] * (MAX_CONTAINERS + 1)},
+        {"messages": [HI], "x": dict.fromkeys(map(str, range(MAX_MEMBERS + 1)), 1)},
+    ],
+)
+def test_a_body_of_too_many_parts_is_refused(body: dict[str, Any]) -> None:
+    with pytest.raises(ApiError, match="at most") as refusal:
+        read(json.dumps(body).encode(), ChatRequest, 128)
+    assert (refusal.value.status, refusal.value.code) == (400, "too_many_values")
+
+
+@pytest.mark.parametrize("blocks", ["", "x" * (2**18 - 7), "x" * 2**19])
+def test_the_scan_counts_across_blocks_and_not_in_strings(blocks: str) -> None:
+    value = {"a": [{"b": '}]"[{:'}, blocks], blocks + "\\": [[1]], "c": '\\"'}
+    assert scan(json.dumps(value).encode()) == (3, 5, 4)
+
+
+def test_halves_of_surrogate_pairs_and_byte_order_marks_are_read() -> None:
+    text = b'{"messages": [{"role": "user", "content": "\\ud800"}]}'
+    for body in (text, b"\xef\xbb\xbf" + text.replace(b"\\ud800", b"hi")):
+        assert isinstance(read(body, ChatRequest, 128), ChatRequest)
