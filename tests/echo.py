@@ -29,6 +29,7 @@ from kvtrove.scheduler.output import (
     ScheduledSequence,
     SchedulerOutput,
     SequenceResult,
+    accept,
 )
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
@@ -95,8 +96,9 @@ class EchoModel:
             k, v = (values.view(-1, 1, 1).int() for values in (torch.tensor(s.tokens.tolist()), positions))
             ECHO.encode(k, v, self.arena.views(layer.layer), blocks * size + positions % size)
 
-    def _read(self, s: ScheduledSequence) -> list[tuple[int, int]]:
-        size, n = self.spec.block_size, s.start + len(s.tokens) - 1
+    def _read(self, s: ScheduledSequence, drafts: int) -> list[tuple[int, int]]:
+        """What the token reads that has `drafts` tokens of the step behind it."""
+        size, n = self.spec.block_size, s.start + len(s.tokens) - 1 - drafts
         seen = []
         for layer in self.spec.layers:
             table = s.block_ids[self.spec.group_of[layer.layer]]
@@ -109,11 +111,15 @@ class EchoModel:
         return seen
 
     def _answer(self, s: ScheduledSequence) -> SequenceResult:
-        samples = [] if s.sample is None else self._draw(self._read(s), s.sample)
+        specs = [] if s.sample is None else [s.sample, *s.verify]
+        drawn = [self._draw(self._read(s, len(specs) - 1 - row), spec) for row, spec in enumerate(specs)]
+        samples = drawn[0] if drawn else []
+        after = [row[0] for row in drawn[1:]]
         report = None
         if s.prompt_logprobs is not None:
             report = [{token: Logprob(-float(token), 1)} for token in s.prompt_targets]
-        return SequenceResult(samples, report)
+        accepted = accept(s.tokens[-len(after) :], samples[0], after) if after else []
+        return SequenceResult(samples, report, accepted=accepted)
 
     def _draw(self, seen: list[tuple[int, int]], spec: SampleSpec) -> list[SampledToken]:
         if spec.candidates:

@@ -23,6 +23,7 @@ import torch
 from attention import SHAPES, caller, interleaved, make
 from torch.nn import functional as F
 
+from kvtrove import kernels
 from kvtrove.attention.cpu import CpuBackend
 from kvtrove.kernels.linear import PackedWeights
 
@@ -82,7 +83,7 @@ def main() -> int:
         seconds = interleaved(runs, args.seconds, time.perf_counter)
         ms = {f"{part}_ms": 1e3 * value / CALLS for part, value in seconds.items()}
         ratio = seconds["in_turn"] / (seconds["product"] + seconds["attention"])
-        results.append({"product": name, "threads": torch.get_num_threads(), **ms, "ratio": ratio})
+        results.append({"product": name, "threads": kernels.threads(), **ms, "ratio": ratio})
         parts = " + ".join(f"{part} {ms[f'{part}_ms']:.2f} ms" for part in ("product", "attention"))
         print(f"{name:>6}: {parts}, in turn {ms['in_turn_ms']:.2f} ms: ratio {ratio:.3f}", file=sys.stderr)
     if args.json:

@@ -1,13 +1,14 @@
 """Decode attention in GB/s of live K/V, beside a plain read of as many bytes and beside the reference backend.
 
     python benchmarks/micro/attention.py [--json FILE] [--shapes M1,M3] [--batch 1,8,32] [--context 1024,4096]
-                                         [--formats float32,bfloat16,int8] [--isa auto] [--prefill]
+                                         [--formats float32,bfloat16,int8] [--isa auto|avx2,avx512,...] [--prefill]
                                          [--no-reference] [--cpu-time]
 
 Every round times one call of each contestant in turn, so that other work on the machine hits them alike; medians over
-all rounds are printed. `read` sums as many int64 as the live K/V fill: what memory gives. `efficiency` is the kernel's
-GB/s over that. Arenas hold several layers and are visited in turn, so that nothing is read from a cache; blocks lie in
-random order. With --prefill: milliseconds for a chunk of 512 new tokens after `context` computed ones.
+all rounds are printed. `read` sums as many int64 as the live K/V fill: what memory gives. `share` is a level's GB/s
+over that; each level of --isa is a contestant of its own, so that one slower than a lower one shows. Arenas hold
+several layers and are visited in turn, so that nothing is read from a cache; blocks lie in random order.
+With --prefill: milliseconds for a chunk of 512 new tokens after `context` computed ones.
 With --cpu-time, for a machine that others use as well: processor time, of OMP_NUM_THREADS=1.
 """
 
@@ -25,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kvtrove import kernels
 from kvtrove.attention.backend import AttentionBackend, AttentionBatch, AttentionLayer, GroupTables
 from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
@@ -34,7 +36,7 @@ from kvtrove.kv.formats.int8 import Int8Format
 from kvtrove.kv.retention import Full
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 
-SHAPES = {"M1": (14, 2, 64), "M3": (16, 16, 64)}  # heads, kv_heads, head_dim
+SHAPES = {"M1": (14, 2, 64), "M3": (16, 16, 64), "8B": (32, 8, 128)}  # heads, kv_heads, head_dim
 BLOCK, PREFILL = 32, 512
 COLD = 192 << 20  # bytes of K/V that are visited before any is read again
 
@@ -116,7 +118,8 @@ def interleaved(
 def measure(args: argparse.Namespace, shape: str, fmt: str, batch: int, context: int) -> dict[str, object]:
     new = PREFILL if args.prefill else 1
     bench = make(shape, fmt, batch, context, new)
-    runs: dict[str, Iterator[None]] = {"kernel": caller(bench, CpuBackend(args.isa))}
+    levels = args.isa.split(",")
+    runs: dict[str, Iterator[None]] = {level: caller(bench, CpuBackend(level)) for level in levels}
     if not args.no_reference:
         runs["reference"] = caller(bench, ReferenceBackend())
     if not args.prefill:
@@ -130,24 +133,24 @@ def measure(args: argparse.Namespace, shape: str, fmt: str, batch: int, context:
     cell |= {f"{name}_ms": round(seconds * 1e3, 3) for name, seconds in took.items()}
     if not args.prefill:
         cell |= {f"{name}_gb_s": round(bench.live_bytes / seconds / 1e9, 2) for name, seconds in took.items()}
-        cell["efficiency"] = round(took["read"] / took["kernel"], 3)
+        cell["share"] = {level: round(took["read"] / took[level], 3) for level in levels}
     return cell
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", default="-", help="file to write, - for standard output")
-    parser.add_argument("--shapes", default="M1,M3")
+    parser.add_argument("--shapes", default="M1,M3", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--batch", default="1,8,32")
     parser.add_argument("--context", default="1024,4096")
     parser.add_argument("--formats", default="float32,bfloat16,int8")
-    parser.add_argument("--isa", default="auto")
+    parser.add_argument("--isa", default="auto", help="instruction sets to compare, separated by commas")
     parser.add_argument("--prefill", action="store_true")
     parser.add_argument("--no-reference", action="store_true")
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each cell")
     args = parser.parse_args()
-    if args.cpu_time and torch.get_num_threads() > 1:
+    if args.cpu_time and kernels.threads() > 1:
         parser.error("--cpu-time counts the work of one thread; set OMP_NUM_THREADS=1")
     torch.manual_seed(0)
     cells = []
@@ -157,7 +160,7 @@ def main() -> None:
                 for context in map(int, args.context.split(",")):
                     cells.append(measure(args, shape, fmt, batch, context))
                     sys.stderr.write(json.dumps(cells[-1]) + "\n")
-    text = json.dumps({"benchmark": "attention", "threads": torch.get_num_threads(), "cells": cells}, indent=1) + "\n"
+    text = json.dumps({"benchmark": "attention", "threads": kernels.threads(), "cells": cells}, indent=1) + "\n"
     if args.json == "-":
         sys.stdout.write(text)
     else:

@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="torch's and oneDNN's products as well")
     parser.add_argument("--json", default="-", help="file to write, - for standard output")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    kernels.set_threads(args.threads)
     memory = mmap.mmap(-1, READ_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     plain = torch.frombuffer(memory, dtype=torch.uint8).fill_(1)

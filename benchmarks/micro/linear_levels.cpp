@@ -1,9 +1,10 @@
 // Linear layers at two levels of instructions, without Python: how far apart their results are, and how fast each is. For
 // machines where the package is not installed, and for emulators (argument "small").
 //
-//   cd src/kvtrove/kernels/cpu && g++ -std=c++17 -O2 -static -fopenmp -I. ../../../../benchmarks/micro/linear_levels.cpp
-//       linear.cpp linear_amx.cpp pages.cpp isa.cpp threads.cpp -o linear_levels && OMP_NUM_THREADS=2 ./linear_levels
+//   cd src/kvtrove/kernels/cpu && g++ -std=c++17 -O2 -static -I. ../../../../benchmarks/micro/linear_levels.cpp
+//       linear.cpp linear_amx.cpp pages.cpp isa.cpp threads.cpp -o linear_levels && ./linear_levels
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -14,6 +15,7 @@
 
 #include "linear.h"
 #include "linear_level.h"
+#include "threads.h"
 
 using namespace kvtrove;
 
@@ -61,10 +63,13 @@ double read_bandwidth() {
     std::vector<std::uint64_t> memory(kColdBytes / 8, 1);
     double best = 1e9;
     for (int round = 0; round < 3; ++round) {
-        std::uint64_t sum = 0;
+        std::atomic<std::uint64_t> sum{0};
         const double start = seconds();
-#pragma omp parallel for reduction(+ : sum)
-        for (std::size_t i = 0; i < memory.size(); i += 8) sum += memory[i];
+        parallel_ranges(memory.size() / 8, max_threads(), [&](std::size_t begin, std::size_t end) {
+            std::uint64_t own = 0;
+            for (std::size_t i = begin; i < end; ++i) own += memory[8 * i];
+            sum += own;
+        });
         best = std::min(best, seconds() - start + (sum == 0 ? 1 : 0));
     }
     return static_cast<double>(kColdBytes) / best;

@@ -18,8 +18,11 @@ WEIGHTS = ("auto", "int8")
 LINEAR = ("auto", "torch", "onednn", "own")
 ATTENTION_BACKENDS = ("auto", "reference", "cpu")
 HUGE_PAGES = ("auto", "hugetlb", "off")
+SPECULATION = ("off", "ngram", "suffix")
 CHECK_LEVELS = (0, 1, 2)
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
+MOST_THREADS = 1024
+"""What the pool of the kernels holds."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -94,7 +97,10 @@ class EngineConfig:
     dtype: of weights and activations; "auto" takes the checkpoint's own. On a CPU that multiplies bf16 slowly, auto
         leaves bf16 weights as they are and computes in float32.
     weights: "int8" quantises the matrices of linear layers at load (CPU): half the memory and half the time of bf16.
-    linear: what multiplies on a CPU: torch, onednn or own; "auto" measures each shape once at load.
+    linear: what multiplies on a CPU: own (kernels), torch or onednn. With "auto", bf16 and int8 weights take own, where
+        an answer has the same tokens alone and in any batch; float32 and float16 take torch, which does not promise it.
+    threads: that kernels and torch use on the CPU, in all engines of the process; None is one a core that the process
+        may use, or OMP_NUM_THREADS.
     device: "auto" (cuda when torch sees one, else cpu), "cpu", "cuda", "cuda:1".
     kv: memory for the KV cache in bytes, or "8GiB"; None takes a safe share of what is free.
     num_blocks: an exact number of blocks instead of `kv` (tests, benchmarks).
@@ -105,9 +111,14 @@ class EngineConfig:
     max_model_len: longest prompt + output in tokens, or "32k"; None takes the model's own, or what the pool can hold.
     max_num_seqs: sequences computed in one step at most.
     max_num_batched_tokens: token budget of a step.
+    max_prompt_seconds: what prompts may add to a step in which others decode; 0 sets no limit but the token budget.
     max_concurrent_prefills: prompts that share the budget of a step when it is too small for all; later ones wait.
     warm_up: run and measure the largest possible steps at start (`kvtrove serve` does), so that no request can be the
         first to find that memory does not suffice. It takes from a fraction of a second to a few seconds.
+    speculation: what drafts tokens that a step then checks: "ngram" looks them up in prompt and output, "suffix" also
+        in recent answers to the same tenant; "off". Tokens are the same, there are more of them in a step.
+    num_speculative_tokens: drafts of a sequence in a step at most; fewer when they are not worth their time.
+    prompt_lookup_max, prompt_lookup_min: most tokens that are compared, and fewest that must match, for a draft.
     """
 
     model: str
@@ -116,6 +127,7 @@ class EngineConfig:
     dtype: str = "auto"
     weights: str = "auto"
     linear: str = "auto"
+    threads: int | None = None
     device: str = "auto"
     kv: int | str | None = None
     num_blocks: int | None = None
@@ -125,19 +137,24 @@ class EngineConfig:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     max_concurrent_prefills: int = 4
+    max_prompt_seconds: float = 0.25
     enable_prefix_caching: bool = True
     seed: int | None = None
     check: int | None = None
     warm_up: bool = False
     attention_backend: str = "auto"
     huge_pages: str = "auto"
+    speculation: str = "off"
+    num_speculative_tokens: int = 12
+    prompt_lookup_max: int = 32
+    prompt_lookup_min: int = 2
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("model: give the directory of a checkpoint")
         known = {
             **{"dtype": DTYPES, "kv_cache_dtype": KV_DTYPES, "attention_backend": ATTENTION_BACKENDS},
-            **{"load_format": LOAD_FORMATS, "weights": WEIGHTS, "linear": LINEAR},
+            **{"speculation": SPECULATION, "load_format": LOAD_FORMATS, "weights": WEIGHTS, "linear": LINEAR},
             "huge_pages": HUGE_PAGES,
         }
         for name, names in known.items():
@@ -145,13 +162,20 @@ class EngineConfig:
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(names)}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device: {self.device!r} is not one of auto, cpu, cuda, cuda:N")
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_concurrent_prefills"):
+        counts = "block_size", "max_num_seqs", "max_num_batched_tokens", "max_concurrent_prefills"
+        for name in (*counts, "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"):
             if not _whole(getattr(self, name)):
                 raise ConfigError(f"{name}: {getattr(self, name)!r} must be a whole number of at least 1")
+        if not 0 <= self.max_prompt_seconds <= 3600:
+            raise ConfigError(f"max_prompt_seconds: {self.max_prompt_seconds!r} must lie between 0 (no limit) and 3600")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens: {self.max_num_batched_tokens} is smaller than max_num_seqs "
                 f"({self.max_num_seqs}), so not every running sequence could advance; raise it to {self.max_num_seqs}"
+            )
+        if self.prompt_lookup_min > self.prompt_lookup_max:
+            raise ConfigError(
+                f"prompt_lookup_min: {self.prompt_lookup_min} is more than prompt_lookup_max ({self.prompt_lookup_max})"
             )
         if self.kv is not None and self.num_blocks is not None:
             raise ConfigError("kv and num_blocks say the same thing twice; give one of them")
@@ -161,12 +185,19 @@ class EngineConfig:
             object.__setattr__(self, "max_model_len", parse_tokens(self.max_model_len, "max_model_len"))
         if self.num_blocks is not None and not _whole(self.num_blocks):
             raise ConfigError(f"num_blocks: {self.num_blocks!r} must be a whole number of at least 1")
+        if self.threads is not None and not (_whole(self.threads) and self.threads <= MOST_THREADS):
+            raise ConfigError(f"threads: {self.threads!r} is not a whole number between 1 and {MOST_THREADS}")
         if not isinstance(self.warm_up, bool):
             raise ConfigError(f"warm_up: {self.warm_up!r} is not one of True, False")
         check = Environment.read().check if self.check is None else self.check
         if check not in CHECK_LEVELS:
             raise ConfigError(f"check: {check!r} is not one of 0 (off), 1 (when idle), 2 (every step)")
         object.__setattr__(self, "check", check)
+
+    @property
+    def max_logit_rows(self) -> int:
+        """Rows of logits of a step at most: one per sequence, or those of one with all its drafts."""
+        return max(self.max_num_seqs, 1 + self.num_speculative_tokens if self.speculation != "off" else 0)
 
     @classmethod
     def from_kwargs(cls, model: str, **settings: Any) -> tuple[EngineConfig, list[str]]:
@@ -178,7 +209,7 @@ class EngineConfig:
         known = {f.name for f in fields(cls)}
         kept: dict[str, Any] = {}
         ignored = []
-        for name, value in settings.items():
+        for name, value in (settings | speculative(settings.pop("speculative_config", None))).items():
             ours = _VLLM_ALIASES.get(name, name)
             if ours in kept:
                 raise ConfigError(f"{ours} and {name} say the same thing twice; give one of them")
@@ -189,6 +220,25 @@ class EngineConfig:
             else:
                 raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
         return cls(model, **kept), ignored
+
+
+def speculative(config: Any) -> dict[str, Any]:
+    """Our settings of vLLM's `speculative_config`. ConfigError for what needs a draft model, or is unknown."""
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"speculative_config: {config!r} is not a dict such as {{'method': 'ngram'}}")
+    known = ("num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min")
+    for name in config:
+        if name not in ("method", *known):
+            raise ConfigError(
+                f"speculative_config: {name!r} has no meaning here{nearest(name, known)}; drafts need no model: "
+                "method 'ngram' or 'suffix'"
+            )
+    method = config.get("method")
+    if method not in SPECULATION[1:]:
+        raise ConfigError(f"speculative_config: method {method!r} is not one of {', '.join(SPECULATION[1:])}")
+    return {"speculation": method} | {name: config[name] for name in known if config.get(name) is not None}
 
 
 @dataclass(frozen=True)

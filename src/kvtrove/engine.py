@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 import time
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrove.config import EngineConfig, Environment
 from kvtrove.kv import debug
-from kvtrove.kv.manager import KVCacheManager, Pin
+from kvtrove.kv.invariants import InvariantError
+from kvtrove.kv.manager import CHECK_EVERY_CALL, KVCacheManager, Pin
+from kvtrove.kv.repair import forget
 from kvtrove.kv.stats import KVStats
 from kvtrove.models.config_reader import read_config, read_spec
 from kvtrove.models.fingerprint import model_fingerprint
 from kvtrove.output_processor import RequestText
-from kvtrove.request import Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
+from kvtrove.plan.process import return_freed_memory
+from kvtrove.recovery import NO_FAULTS, FaultStats, NoProgressError, Recovery
+from kvtrove.request import EngineError, Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
+from kvtrove.scheduler.drafts import Drafter, DraftRules, DraftStats
 from kvtrove.scheduler.output import SchedulerOutput
+from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
 from kvtrove.text.tokenizer import Tokenizer
@@ -28,6 +36,10 @@ if TYPE_CHECKING:
     from kvtrove.loading import Progress, Variant
 
 log = logging.getLogger(__name__)
+TRIM_EVERY = 1000
+"""Requests after which the C library hands back what it holds of freed memory, some ten milliseconds' work: its heaps
+have holes between what lives long, and would grow by half of themselves over thousands of requests.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,8 @@ class EngineStats:
     kv: KVStats
     num_prompt_tokens: int = 0
     num_generation_tokens: int = 0
+    faults: FaultStats = NO_FAULTS
+    drafts: DraftStats | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,14 @@ class PinnedPrefix:
     id: str
     num_tokens: int
     num_blocks: int
+
+
+def drafter(config: EngineConfig) -> Drafter | None:
+    """What proposes drafts under these settings."""
+    if config.speculation == "off":
+        return None
+    longest, least = config.prompt_lookup_max, config.prompt_lookup_min
+    return Drafter(DraftRules(config.num_speculative_tokens, longest, least, answers=config.speculation == "suffix"))
 
 
 class Engine:
@@ -94,23 +116,68 @@ class Engine:
             clock=clock,
         )
         limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
-        self.scheduler = Scheduler(self.kv, limits, clock)
+        self.scheduler = Scheduler(self.kv, limits, clock, drafter(config))
+        self._pace = Pace(config.max_prompt_seconds, config.max_num_batched_tokens, config.block_size)
+        self.recovery = Recovery(self.scheduler, self.kv, self.runner.execute, clock)
+        self.guard: Callable[[], AbstractContextManager[object]] = nullcontext
+        """Entered around what a step computes; a watchdog may raise inside of it."""
+        self._end_token_ids = self._known_ends()
         self._random = random.Random(config.seed)
         self._texts: dict[str, RequestText] = {}
-        self._arrivals = 0
+        self._arrivals = self._ended = 0
         self._pins: dict[str, tuple[Pin, PinnedPrefix]] = {}
         self._cache_log = Environment.read().cache_log
         self.last_step: SchedulerOutput | None = None
         """What the last step computed, for those who measure steps."""
 
     def step(self) -> list[RequestOutput]:
-        """Advance every request that can; returns those with news."""
-        self.last_step = scheduled = self.scheduler.schedule()
-        output = self.runner.execute(scheduled)
-        touched = self.scheduler.update(scheduled, output)
-        if self._cache_log:
-            self._log_cache(scheduled.num_tokens)
+        """Advance every request that can; returns those with news.
+
+        A step that fails ends at most the requests that are at fault, with an `error` (see `recovery`). EngineDeadError
+        when the engine cannot go on.
+        """
+        self.last_step = None
+        try:
+            with self.guard():
+                self.recovery.before()
+                touched = self._advance()
+        except Exception as error:
+            return self._recover(error)
+        self.recovery.passed()
         return self._report(touched)
+
+    def _advance(self) -> list[Request]:
+        start = self.clock()
+        self.last_step = scheduled = self.scheduler.schedule()
+        if not scheduled.sequences and self.scheduler.has_unfinished:
+            raise NoProgressError(f"{len(self.scheduler.requests)} requests are unfinished and none can go on")
+        output = self.runner.execute(scheduled)
+        for seq_id, result in output.results.items():
+            if isinstance(result.error, EngineError):
+                forget(self.kv, self.scheduler.running[seq_id].kv)
+        touched = self.scheduler.update(scheduled, output)
+        num_tokens = scheduled.num_tokens
+        decodes = sum(len(s.tokens) for s in scheduled.sequences if len(s.tokens) - len(s.verify) == 1)
+        self._pace.learn(num_tokens - decodes, decodes, self.clock() - start)
+        self.scheduler.prompt_limit = self._pace.tokens
+        if self._cache_log:
+            self._log_cache(num_tokens)
+        return touched
+
+    def _recover(self, error: Exception) -> list[RequestOutput]:
+        """Repair what a failed step left; returns the requests that have ended, for it or before it failed."""
+        planned = () if self.last_step is None else self.last_step.sequences
+        running = self.scheduler.running
+        seqs = [running[s.seq_id] for s in planned if s.seq_id in running] or list(running.values())
+        members = list({seq.request.id: seq.request for seq in seqs or list(self.scheduler.waiting)[:1]}.values())
+        self._fault(error, members, self.scheduler.at_work)
+        return self._report([text.request for text in self._texts.values() if text.request.finished])
+
+    def _fault(self, error: Exception, members: Sequence[Request], culprit: Request | None) -> None:
+        if isinstance(error, InvariantError) and self.config.check == CHECK_EVERY_CALL:
+            raise error  # asked for by those who look for bugs
+        self.recovery.failed(error, members, culprit)
+        self._pins = {name: kept for name, kept in self._pins.items() if id(kept[0]) in self.kv.pins}
 
     def add(
         self,
@@ -130,7 +197,8 @@ class Engine:
         self._refuse_bad(request_id, prompt_token_ids, params)
         longest = self.max_model_len
         wanted = longest if params.max_tokens is None else len(prompt_token_ids) + params.max_tokens
-        own_ends = () if params.ignore_eos else (*self.spec.eos_token_ids, *self.tokenizer.eos_token_ids)
+        own_ends = () if params.ignore_eos else self._end_token_ids
+        ends = frozenset(i for i in (*own_ends, *(params.stop_token_ids or ())) if 0 <= i < self.spec.vocab_size)
         request = Request(
             id=request_id,
             arrival=self._arrivals,
@@ -139,13 +207,14 @@ class Engine:
             seed=params.seed if params.seed is not None else self._random.getrandbits(63),
             salt=salt.encode(),
             max_len=min(longest, wanted),
-            end_token_ids=frozenset((*own_ends, *(params.stop_token_ids or ()))),
+            end_token_ids=ends,
             metrics=RequestMetrics(arrival_time=self.clock()),
             guide=guide,
         )
+        text = RequestText(request, prompt, self.tokenizer)
         self.scheduler.add(request)
+        self._texts[request_id] = text
         self._arrivals += 1
-        self._texts[request_id] = RequestText(request, prompt, self.tokenizer)
 
     def _refuse_bad(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
         if request_id in self._texts:
@@ -158,6 +227,12 @@ class Engine:
                 f"the answer: at most {self.max_model_len - 1} fit",
                 "prompt",
             )
+        if params.speculation and self.scheduler.drafter is None:
+            raise RequestError(
+                "speculation: this engine drafts nothing; start it with speculation='ngram' (--speculation ngram), or "
+                "leave it out",
+                "speculation",
+            )
         vocab = self.spec.vocab_size
         bias, allowed = params.logit_bias or (), params.allowed_token_ids or ()
         for param, ids in (("prompt", prompt), ("logit_bias", bias), ("allowed_token_ids", allowed)):
@@ -167,13 +242,32 @@ class Engine:
                         f"{param}: token id {token_id} is not in the vocabulary (0 to {vocab - 1})", param
                     )
 
+    def _known_ends(self) -> tuple[int, ...]:
+        """The model's own end tokens. Some checkpoints name ids past the vocabulary, which it can never produce."""
+        ends = dict.fromkeys((*self.spec.eos_token_ids, *self.tokenizer.eos_token_ids))
+        unknown = [i for i in ends if not 0 <= i < self.spec.vocab_size]
+        if unknown:
+            log.warning(
+                "end tokens %s of the checkpoint lie past its vocabulary of %d and are ignored",
+                *(unknown, self.spec.vocab_size),
+            )
+        return tuple(i for i in ends if i not in unknown)
+
     def abort(self, request_id: str) -> bool:
         """Drop a request at any moment; all that it held is free when this returns. False when it is not known."""
         self._texts.pop(request_id, None)
-        return self.scheduler.abort(request_id) is not None
+        request = self.scheduler.requests.get(request_id)
+        if request is None:
+            return False
+        try:
+            self.scheduler.abort(request_id)
+        except Exception as error:
+            self._fault(error, [], request)
+        self._let_go(request)
+        return True
 
     def has_unfinished_requests(self) -> bool:
-        return self.scheduler.has_unfinished
+        return bool(self.scheduler.requests)
 
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request uses; returns how many."""
@@ -215,7 +309,10 @@ class Engine:
     def stats(self) -> EngineStats:
         now = self.scheduler.stats()
         tokens = now.num_prompt_tokens, now.num_generation_tokens
-        return EngineStats(now.num_running, now.num_waiting, now.num_preemptions, self.kv.stats(), *tokens)
+        waiting, faults = now.num_waiting + self.recovery.num_held, self.recovery.stats
+        drafter = self.scheduler.drafter
+        drafts = None if drafter is None else copy.deepcopy(drafter.stats)
+        return EngineStats(now.num_running, waiting, now.num_preemptions, self.kv.stats(), *tokens, faults, drafts)
 
     def _log_cache(self, num_tokens: int) -> None:
         """Asked for by KVTROVE_CACHE_LOG, so it is not a debug message that a log level hides."""
@@ -227,14 +324,28 @@ class Engine:
         outputs = []
         for request in touched:
             text = self._texts[request.id]
-            for seq, stop in text.update():
-                if seq.finish_reason is None:
-                    self.scheduler.finish(seq, "stop", stop)
-                else:
-                    seq.finish("stop", stop)  # it reached its length with the very token that completed the string
-            output = text.output()
+            try:
+                output = self._news(text)
+            except Exception as error:
+                self._fault(error, [], request)
+                output = text.output()
             if output is not None:
                 outputs.append(output)
             if request.finished:
                 del self._texts[request.id]
+                self._let_go(request)
         return outputs
+
+    def _let_go(self, request: Request) -> None:
+        """Of a request that has ended. A request and its sequences name each other: left alone they would wait for the
+        collector of cycles by the ten thousand, and what is freed between them would be of little use to anyone.
+        """
+        request.sequences, request.completed = [], []
+        self._ended += 1
+        if self._ended % TRIM_EVERY == 0:
+            return_freed_memory()
+
+    def _news(self, text: RequestText) -> RequestOutput | None:
+        for seq, stop, num_output in text.update():
+            self.scheduler.stop(seq, stop, num_output)
+        return text.output()

@@ -83,7 +83,8 @@ class LLM:
         """Complete every prompt; one result per prompt, in the order of the prompts.
 
         prompts: see `kvtrove.prompts`. sampling_params: one for all, or one per prompt; None: the model's own.
-        Raises RequestError when one of them can never be served; then none of them is left in the engine.
+        Raises RequestError when one of them can never be served, EngineError when the engine could not compute one;
+        then none of them is left in the engine.
         """
         read = read_prompts(prompts, self.get_tokenizer())
         asked = self.get_default_sampling_params() if sampling_params is None else sampling_params
@@ -94,6 +95,8 @@ class LLM:
             while len(results) < len(requests):
                 self._step()
                 for output in _drain(inbox):
+                    if output.error is not None:
+                        raise output.error
                     if output.finished:
                         results[output.request_id] = output
                         bar.finished(len(output.prompt_token_ids), sum(len(o.token_ids) for o in output.outputs))
@@ -159,6 +162,8 @@ class LLM:
                 if not inbox:  # another caller's steps may have served this one meanwhile
                     self._step()
                 for output in _drain(inbox):
+                    if output.error is not None:
+                        raise output.error
                     finished = output.finished
                     yield output
 

@@ -29,6 +29,7 @@ from kvtrove.plan.activations import StepLimits
 from kvtrove.plan.capacity import Capacity, readable
 from kvtrove.plan.ledger import Ledger
 from kvtrove.plan.memory import available_bytes
+from kvtrove.plan.process import return_large_buffers
 from kvtrove.plan.source import read_model
 from kvtrove.plan.startup import StartSettings, plan_start, settle
 from kvtrove.runner.model_runner import ModelRunner, attention_layers
@@ -67,15 +68,19 @@ def load_runner(
 ) -> Loaded:
     """Plans, loads, and with `config.warm_up` measures the largest steps and corrects the plan by them."""
     device, directory = choose_device(config.device), Path(config.model)
+    if device == "cpu":
+        return_large_buffers()
     precision = choose_precision(config, spec)
     isa = Environment.read().isa
+    if device == "cpu":
+        kernels.set_threads(config.threads or min(kernels.threads(), torch.get_num_threads()))
     products = Products(precision, device, config.linear, isa)
     kv_dtype = precision.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     cache = cache_spec(spec, engine_format(kv_dtype), config.block_size)
     if variant is not None:
         cache = variant.change(cache)
     settings = StartSettings(
-        config.max_num_seqs,
+        config.max_logit_rows,
         config.max_num_batched_tokens,
         None if config.kv is None else parse_size(config.kv, "kv"),
         config.num_blocks,
@@ -90,9 +95,11 @@ def load_runner(
             kernels.set_huge_pages(config.huge_pages)
     if model is None:
         model = load_model(directory, spec, products, progress, max_model_len=length, load_format=config.load_format)
-        log.info("%s; linear layers: %s", precision, products.summary())
+        log.info("%s; linear layers: %s; %d threads", precision, products.summary(), torch.get_num_threads())
         if device == "cpu":
             _say_where_weights_lie(config.huge_pages)
+        if device == "cpu" and not products.same_in_every_batch:
+            log.info("last bits may depend on the batch: only bf16 and int8 weights are multiplied by own kernels")
     arena = Arena(cache, capacity.num_blocks, device, config.huge_pages)
     backend = choose_backend(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
     runner = ModelRunner(model, cache, arena, backend, token_text)
@@ -186,6 +193,10 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
         activations = "float32"
         if slow:
             log.info("this processor has no bf16 instructions: weights and cache stay bf16, activations are float32")
+    if dtype == "float16" and spec.sandwich_norms:
+        raise ConfigError(
+            f"dtype: activations of {spec.architecture} pass 65,504, the largest float16: --dtype bfloat16 or float32"
+        )
     if config.weights == "int8" and activations == "float16":
         raise ConfigError("dtype: float16 does not go with int8 weights: --dtype auto, float32 or bfloat16")
     return Precision(dtype, activations, int8=config.weights == "int8")

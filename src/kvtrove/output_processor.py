@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from kvtrove.request import CompletionOutput, RequestOutput
 from kvtrove.scheduler.sequence import Request, Sequence
 from kvtrove.text.detokenizer import IncrementalDetokenizer
 from kvtrove.text.tokenizer import Tokenizer
+
+_index = attrgetter("index")
 
 
 class RequestText:
@@ -18,16 +22,23 @@ class RequestText:
         self._read: dict[int, int] = {}  # output tokens that the detokenizer has seen
         self._told: dict[int, tuple[int, int]] = {}  # (characters, tokens) reported so far, for deltas
 
-    def update(self) -> list[tuple[Sequence, str]]:
-        """Detokenise what all sequences appended since; returns those in which a stop string was found, with it."""
-        if not self.request.params.detokenize or (self.request.beam and not self.request.finished):
+    def update(self) -> list[tuple[Sequence, str, int]]:
+        """Detokenise what all sequences appended since.
+
+        Returns those in which a stop string was found, the string, and the number of output tokens that completed it.
+        """
+        if (
+            self.request.error is not None
+            or not self.request.params.detokenize
+            or (self.request.beam and not self.request.finished)
+        ):
             return []
         stopped = []
         for seq in self.request.sequences:
             if seq.num_output > self._read.get(seq.index, 0):
                 found = self._push(seq)
                 if found is not None:
-                    stopped.append((seq, found))
+                    stopped.append((seq, found, self._read[seq.index]))
         return stopped
 
     def _push(self, seq: Sequence) -> str | None:
@@ -35,10 +46,16 @@ class RequestText:
         if text is None:
             text = self._texts[seq.index] = self._detokenizer()
         news = seq.tokens[len(self._prompt_ids) + self._read.get(seq.index, 0) :].tolist()
-        self._read[seq.index] = seq.num_output
+        read = seq.num_output
         if seq.finish_reason == "stop" and not self.request.params.include_stop_str_in_output:
             news = news[:-1]  # the token that ended the sequence is not part of its text
-        found = text.push(news)
+        found = None
+        for count, token in enumerate(news, self._read.get(seq.index, 0) + 1):
+            found = text.push([token])
+            if found is not None:
+                read = count  # a step of several tokens may go on behind the string
+                break
+        self._read[seq.index] = read
         if seq.finish_reason is not None and found is None:
             text.finish()
         return found
@@ -52,6 +69,7 @@ class RequestText:
             include_stop=params.include_stop_str_in_output,
             min_tokens=params.min_tokens,
             skip_special_tokens=params.skip_special_tokens,
+            shown=params.shown_token_ids,
         )
 
     def output(self) -> RequestOutput | None:
@@ -64,11 +82,12 @@ class RequestText:
             request_id=request.id,
             prompt=self.prompt,
             prompt_token_ids=self._prompt_ids,
-            outputs=[self._completion(seq) for seq in sorted(request.sequences, key=lambda s: s.index)],
+            outputs=[] if request.error else [self._completion(seq) for seq in sorted(request.sequences, key=_index)],
             finished=finished,
             num_cached_tokens=request.num_cached_tokens or 0,
             prompt_logprobs=request.prompt_logprobs,
             metrics=request.metrics,
+            error=request.error,
         )
 
     def _completion(self, seq: Sequence) -> CompletionOutput:

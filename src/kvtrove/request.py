@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -13,24 +13,64 @@ if TYPE_CHECKING:
 
     from kvtrove.kv.explain import Explanation
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
+"""error: the grammar of the request cannot go on; `stop_reason` says why, and the text is not in the grammar."""
+
 OutputKind = Literal["cumulative", "delta", "final_only"]
 MAX_LOGPROBS = 100
 MAX_STOPS = 64
+MAX_STOP_CHARS = 4096
+MAX_TOKEN_IDS = 300_000
+"""Entries of a list of token ids or of logit_bias, repeats included: more than any vocabulary has tokens."""
 INF = float("inf")
-_WHOLE = frozenset({"n", "max_tokens", "min_tokens", "top_k", "logprobs", "prompt_logprobs", "beam_width"})
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "n": (1, INF),
-    "max_tokens": (1, INF),
-    "min_tokens": (0, INF),
-    "top_k": (-1, INF),
-    "min_p": (0, 1),
-    "presence_penalty": (-2, 2),
-    "frequency_penalty": (-2, 2),
-    "logprobs": (0, MAX_LOGPROBS),
-    "prompt_logprobs": (0, MAX_LOGPROBS),
-    "beam_width": (0, INF),
+INT32 = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a number may be: low <= x <= high, or low < x where `above`. whole: an int."""
+
+    low: float
+    high: float
+    whole: bool = False
+    above: bool = False
+
+    def problem(self, value: object) -> str | None:
+        """Why `value` is not such a number, or None. NaN lies outside of every bound."""
+        if not isinstance(value, int if self.whole else int | float):
+            return f"{_short(value)} must be a {'whole ' if isinstance(value, float) else ''}number"
+        low = self.low < value if self.above else self.low <= value
+        return None if low and value <= self.high else f"{_short(value)} must {self}"
+
+    def __str__(self) -> str:
+        if self.above:
+            return f"be above {self.low} and at most {self.high}"
+        return f"lie between {self.low} and {self.high}"
+
+
+BOUNDS: dict[str, Bound] = {
+    "n": Bound(1, INT32, whole=True),
+    "temperature": Bound(0, 100),
+    "top_p": Bound(0, 1, above=True),
+    "top_k": Bound(-1, INT32, whole=True),
+    "min_p": Bound(0, 1),
+    "repetition_penalty": Bound(0.01, 100),
+    "presence_penalty": Bound(-2, 2),
+    "frequency_penalty": Bound(-2, 2),
+    "seed": Bound(-(2**63), 2**64 - 1, whole=True),
+    "max_tokens": Bound(1, INT32, whole=True),
+    "min_tokens": Bound(0, INT32, whole=True),
+    "logprobs": Bound(0, MAX_LOGPROBS, whole=True),
+    "prompt_logprobs": Bound(0, MAX_LOGPROBS, whole=True),
+    "beam_width": Bound(0, INT32, whole=True),
+    "length_penalty": Bound(-10, 10),
 }
+"""Fields of SamplingParams that are numbers. Within these bounds no step of the arithmetic overflows: logits, float32,
+are scaled by at most 100 / 1e-5, and 2**31 tokens to the power of 10 are a double.
+"""
+_OPTIONAL = frozenset({"seed", "max_tokens", "logprobs", "prompt_logprobs"})
+BIAS = Bound(-100, 100)
+"""Values of logit_bias, as OpenAI has them: 100 forces a token and -100 bans it."""
 
 
 class RequestError(ValueError):
@@ -39,6 +79,10 @@ class RequestError(ValueError):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class EngineError(RuntimeError):
+    """A request that was accepted and cannot be finished, through no fault of its sender's. The message is for them."""
 
 
 class Guide(Protocol):
@@ -55,6 +99,13 @@ class Guide(Protocol):
         """The sequence goes on with this token."""
         ...
 
+    @property
+    def problem(self) -> str | None:
+        """Why the output is not a text of the grammar and will never be: a token that it does not allow was accepted,
+        or it has become too complex. None while all is well.
+        """
+        ...
+
     def copy(self) -> Guide:
         """A guide in the same state, for a fork of the sequence."""
         ...
@@ -62,7 +113,7 @@ class Guide(Protocol):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen.
+    """How tokens are chosen. Numbers lie within `BOUNDS`; RequestError names the field and the bound.
 
     n: sequences returned, sampled in parallel from one prefill.
     beam_width: 0 samples; otherwise the number of beams, of which the best `n` are returned (best first).
@@ -71,9 +122,12 @@ class SamplingParams:
     seed: makes the request reproducible whatever runs beside it; None draws one.
     stop: strings that end the text (not included unless include_stop_str_in_output).
     stop_token_ids: tokens that end the sequence beside the model's own end tokens; ignore_eos ignores only the latter.
+        Ids that the model cannot produce never end anything: clients send those of other models.
     logprobs: top alternatives reported per output token beside the chosen one; prompt_logprobs: per prompt token.
-    max_tokens: None runs to the end of the context. logit_bias: token id -> value added to its logit.
+    max_tokens: None runs to the end of the context. logit_bias: token id -> value added to its logit (`BIAS`).
+    allowed_token_ids: the only tokens that may be drawn.
     output_kind: each step reports all so far ("cumulative") or the news ("delta"), or only the end does ("final_only").
+    speculation: False drafts nothing for this request; True insists on an engine that drafts. Tokens are the same.
     """
 
     n: int = 1
@@ -98,53 +152,56 @@ class SamplingParams:
     beam_width: int = 0
     length_penalty: float = 1.0
     skip_special_tokens: bool = True
+    shown_token_ids: tuple[int, ...] = ()
     detokenize: bool = True
     output_kind: OutputKind = "cumulative"
+    speculation: bool | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
         for param, problem in self._problems():
             raise RequestError(f"{param}: {problem}", param)
+        object.__setattr__(self, "stop_token_ids", tuple(dict.fromkeys(self.stop_token_ids or ())))
+        if self.allowed_token_ids is not None:
+            object.__setattr__(self, "allowed_token_ids", tuple(dict.fromkeys(self.allowed_token_ids)))
 
     def _problems(self) -> Iterator[tuple[str, str]]:
-        """(field, what is wrong with it)."""
-        for name in (*_BOUNDS, "temperature", "top_p", "repetition_penalty"):
+        """(field, what is wrong with it); the first ends the search, so later ones may rely on it."""
+        for name, bound in BOUNDS.items():
             value = getattr(self, name)
-            whole = name in _WHOLE and isinstance(value, float)
-            if not isinstance(value, int | float | None) or whole:
-                yield name, f"{value!r} must be a {'whole ' if whole else ''}number"
-                return  # what follows compares numbers
-        for name, (low, high) in _BOUNDS.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                yield (
-                    name,
-                    f"{value} must " + (f"be at least {low}" if high == INF else f"lie between {low} and {high}"),
-                )
-        if not 0 <= self.temperature < INF:
-            yield "temperature", f"{self.temperature} must be a finite number of at least 0"
-        if not 0 < self.top_p <= 1:
-            yield "top_p", f"{self.top_p} must be above 0 and at most 1"
-        if not 0 < self.repetition_penalty < INF:
-            yield "repetition_penalty", f"{self.repetition_penalty} must be above 0"
+            if not (value is None and name in _OPTIONAL) and (problem := bound.problem(value)):
+                yield name, problem
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             yield "min_tokens", f"{self.min_tokens} is more than max_tokens ({self.max_tokens})"
         if 0 < self.beam_width < self.n:
             yield "beam_width", f"{self.beam_width} beams cannot return n={self.n} sequences; raise it to {self.n}"
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            yield from ((name, problem) for problem in _token_id_problems(getattr(self, name) or ()))
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             yield "allowed_token_ids", "an empty list allows no token"
+        if self.speculation not in (None, True, False):
+            yield "speculation", f"{self.speculation!r} is not one of true, false"
+        yield from (("logit_bias", problem) for problem in self._bias_problems())
         if self.output_kind not in get_args(OutputKind):
             yield "output_kind", f"{self.output_kind!r} is not one of {', '.join(get_args(OutputKind))}"
         yield from (("stop", problem) for problem in self._stop_problems())
 
+    def _bias_problems(self) -> Iterator[str]:
+        for token_id, value in (self.logit_bias or {}).items():
+            if problem := BIAS.problem(value):
+                yield f"of token {token_id}, {problem}"
+
     def _stop_problems(self) -> Iterator[str]:
         stop = self.stop or ()
+        if not all(isinstance(one, str) for one in stop):
+            yield "every stop must be a string"
         if not all(stop):
             yield "an empty string would stop at once; leave it out"
         if len(stop) > MAX_STOPS:
             yield f"{len(stop)} strings are more than the {MAX_STOPS} allowed"
+        if any(len(one) > MAX_STOP_CHARS for one in stop):
+            yield f"a string has more than {MAX_STOP_CHARS} characters"
         if stop and not self.detokenize:
             yield "stop strings need detokenize=True"
         if stop and self.beam_width > 0:
@@ -158,6 +215,20 @@ class SamplingParams:
     def penalised(self) -> bool:
         """Whether the choice depends on which tokens came before."""
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+def _token_id_problems(ids: Collection[object]) -> Iterator[str]:
+    if len(ids) > MAX_TOKEN_IDS:
+        yield f"{len(ids)} token ids are more than the {MAX_TOKEN_IDS} allowed"
+    for wrong in (i for i in ids if not isinstance(i, int)):
+        yield f"{_short(wrong)} is not a token id, which is a whole number"
+
+
+def _short(value: object) -> str:
+    """For messages: a number may have thousands of digits, and Python refuses to print those."""
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return f"a number of {value.bit_length()} bits"
+    return f"{value!r:.80}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +262,10 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """A request so far. `num_cached_tokens` of the prompt were not computed but reused."""
+    """A request so far. `num_cached_tokens` of the prompt were not computed but reused.
+
+    error: why it ended without an answer: RequestError (its rules leave no token) or EngineError.
+    """
 
     request_id: str
     prompt: str | None
@@ -201,6 +275,7 @@ class RequestOutput:
     num_cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     metrics: RequestMetrics | None = None
+    error: RequestError | EngineError | None = None
 
 
 @dataclass(slots=True)
@@ -216,6 +291,8 @@ class RequestMetrics:
     first_token_time: float | None = None
     finished_time: float | None = None
     num_preemptions: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     token_times: array[float] = field(default_factory=lambda: array("d"))
     reused_from: dict[str, int] = field(default_factory=dict)
     explanation: Explanation | None = None

@@ -27,7 +27,6 @@ from kvtrove.plan.process import (
     reset_peak,
     resident_bytes,
     return_freed_memory,
-    return_large_buffers,
 )
 from kvtrove.request import MAX_LOGPROBS, SamplingParams
 from kvtrove.runner.model_runner import PROMPT_LOGPROB_ROWS, ModelRunner
@@ -55,12 +54,10 @@ class Measured:
 def warm_up(runner: ModelRunner, limits: StepLimits) -> Measured | None:
     """Run the worst steps within `limits` and measure them; None where the system does not tell what is held.
 
-    On a CPU the weights are read in first, so the first request does not wait for a disk either, and the C library is
-    told to return large buffers, so that no later step holds more than this one.
+    On a CPU the weights are read in first, so the first request does not wait for a disk either. The C library should
+    have been told to return large buffers (`load_runner` does), so that no later step holds more than this one.
     """
     on_host = runner.arena.device == "cpu"
-    if on_host:
-        return_large_buffers()
     weights = sum(map(_read_in, _parameters(runner.model))) if on_host else 0
     _run(runner, [(0, 1), (0, 1)])  # libraries allocate their own buffers, and every layer is met
     alone = _one_layer_of_each_kind(runner)
@@ -144,7 +141,7 @@ def _parameters(part: object) -> Iterator[Tensor | PackedWeights]:
 
 
 def _place(part: Tensor | PackedWeights) -> int:
-    if isinstance(part, PackedWeights):
+    if isinstance(part, PackedWeights) or part.is_mkldnn:
         return -id(part)
     return int(part.untyped_storage().data_ptr() + part.storage_offset() * part.element_size())
 
@@ -164,9 +161,9 @@ def _walk(part: object) -> Iterator[Tensor | PackedWeights]:
 
 
 def _read_in(tensor: Tensor | PackedWeights) -> int:
-    """Touch every page of a parameter; returns its bytes. Packed ones were written at load."""
+    """Touch every page of a parameter; returns its bytes. Packed ones, oneDNN's as well, were written at load."""
     if isinstance(tensor, PackedWeights):
         return tensor.nbytes
-    if tensor.is_contiguous() and tensor.numel():
+    if not tensor.is_mkldnn and tensor.is_contiguous() and tensor.numel():
         tensor.flatten().view(torch.uint8)[::PAGE].amax()
     return tensor.numel() * tensor.element_size()

@@ -228,14 +228,27 @@ def test_doctor_reports_this_machine(shell: Run) -> None:
     assert report["kernels"] in ("amx", "avx512", "avx2", "portable")
     assert report["cpu"]["cores"] >= report["cpu"]["usable"] >= 1
     assert report["memory"]["total"] >= report["memory"]["available"] > 0
-    assert len(report["openmp"]) == 1, "torch and the kernels share one thread pool"
+    assert report["threads"]["number"] >= 1
+    assert report["threads"]["reason"]
+    assert report["load"] >= 0
+    assert len(report["openmp"]) == 1, "torch's alone: the kernels bring none"
     assert not any("OpenMP" in warning for warning in report["warnings"])
 
 
 def test_doctor_as_text(run: Run) -> None:
     result = run("doctor")
     assert result.code == 0
-    assert all(word in result.out for word in ("torch ", "cores usable", "CPU kernels: ", "OpenMP: /", "available: "))
+    assert all(
+        word in result.out
+        for word in (
+            "torch ",
+            "cores usable",
+            "CPU kernels: ",
+            "OpenMP (torch): /",
+            "GOMP_SPINCOUNT=3000",
+            "available: ",
+        )
+    )
 
 
 def test_doctor_warns_of_a_second_openmp_runtime_and_reads_the_container_limit(tmp_path: Path) -> None:

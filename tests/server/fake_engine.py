@@ -2,13 +2,14 @@
 
 Also a server of its own for tests of processes, which starts in a moment because it loads no torch:
 
-    python -m tests.server.fake_engine [--drain-timeout SECONDS]
+    python -m tests.server.fake_engine [--drain-timeout SECONDS] [--step-timeout SECONDS]
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,9 @@ from kvtrove.kv.stats import KVStats
 from kvtrove.models.config_reader import read_spec
 from kvtrove.request import CompletionOutput, Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
 from kvtrove.text.tokenizer import Tokenizer
+
+FATAL, ENDLESS = 3333, 2222
+"""max_tokens of requests that end the engine of a process, or make it hang in native code."""
 
 
 @dataclass
@@ -47,8 +51,9 @@ class FakeEngine:
 
     def __post_init__(self) -> None:
         directory = demo_model_dir()
-        self.config = EngineConfig(str(directory), num_blocks=100)
+        self.config = EngineConfig(str(directory), num_blocks=100, max_num_seqs=self.seats)
         self.spec, self.tokenizer = read_spec(directory), Tokenizer.load(directory)
+        self.guard: Callable[[], Any] = nullcontext
         self._requests: dict[str, _Request] = {}
 
     def add(
@@ -75,8 +80,9 @@ class FakeEngine:
         return bool(self._requests)
 
     def step(self) -> list[RequestOutput]:
-        self.before_step()
-        time.sleep(self.step_seconds)
+        with self.guard():
+            self.before_step()
+            time.sleep(self.step_seconds)
         self.steps += 1
         return [output for r in list(self._requests.values())[: self.seats] if (output := self._advance(r))]
 
@@ -110,14 +116,29 @@ def main(arguments: Any) -> None:
     from kvtrove.server.auth import Keyring
     from kvtrove.server.run import address_of, bind, run
     from kvtrove.server.service import Service
-    from kvtrove.server.settings import ServerSettings
+    from kvtrove.server.settings import Limits, ServerSettings
 
-    settings = ServerSettings(port=0, served_model_names=("demo",), drain_timeout=arguments.drain_timeout)
+    settings = ServerSettings(
+        port=0,
+        served_model_names=("demo",),
+        drain_timeout=arguments.drain_timeout,
+        limits=Limits(step_timeout=arguments.step_timeout),
+    )
     listener = bind(settings, Keyring())
-    service = Service(FakeEngine(step_seconds=0.01), settings)  # type: ignore[arg-type]
+    engine = FakeEngine(step_seconds=0.01)
+
+    def fail() -> None:
+        for request in engine._requests.values():
+            if request.params.max_tokens == FATAL:
+                raise RuntimeError("asked for by the test")
+            if request.params.max_tokens == ENDLESS:
+                time.sleep(60)
+
+    engine.before_step = fail
+    service = Service(engine, settings)  # type: ignore[arg-type]
     logs.configure("info", as_json=True)
     print(f"{address_of(listener)}/v1 serves demo", flush=True)
-    run(create_app(service, Keyring()), service, listener)
+    run(create_app(service, Keyring()), service, listener, Keyring())
 
 
 if __name__ == "__main__":
@@ -125,4 +146,5 @@ if __name__ == "__main__":
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--drain-timeout", type=float, default=60.0)
+    parser.add_argument("--step-timeout", type=float, default=60.0)
     main(SimpleNamespace(**vars(parser.parse_args())))

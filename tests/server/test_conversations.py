@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvtrove.request import RequestError
 from kvtrove.server.chat.conversation import Conversation, checked, plain_message
-from kvtrove.server.chat.truncation import STRIDE, cuts, smallest_cut, turns
+from kvtrove.server.chat.truncation import STRIDE, Cuts, smallest_cut, turns
 from kvtrove.server.context import refuse_hopeless, refuse_unless_it_fits
 from kvtrove.server.errors import ApiError
 from tests.server.live import CONTEXT
@@ -30,7 +30,7 @@ def test_cuts_take_whole_turns_and_leave_system_and_the_newest(roles: list[str])
     groups = turns(talk)
     assert sorted(i for group in groups for i in group) == [i for i, role in enumerate(roles) if role != "system"]
     assert all(roles[group[0]] == "user" for group in groups[1:])
-    options = cuts(talk)
+    options = Cuts(talk)
     assert all(set(a) < set(b) for a, b in itertools.pairwise(options)), "each drops more than the last"
     for dropped in options:
         assert not {i for i in dropped if roles[i] == "system"}
@@ -43,7 +43,7 @@ def test_the_cut_stays_where_it_is_while_the_conversation_grows() -> None:
 
     def dropped(num_turns: int, room: int) -> list[int]:
         talk = messages(["system", *["user", "assistant"] * num_turns])
-        return smallest_cut(cuts(talk), lambda cut: len(talk) - len(cut) <= room) or []
+        return smallest_cut(Cuts(talk), lambda cut: len(talk) - len(cut) <= room) or []
 
     first = [len(dropped(n, 21)) // 2 for n in range(11, 30)]
     assert first == sorted(first)
@@ -59,7 +59,7 @@ def test_the_smallest_cut_that_fits_is_found_in_few_tries() -> None:
         return len(cut) >= 77
 
     assert smallest_cut(options, fits) == list(range(77))
-    assert len(tries) <= 8
+    assert len(tries) <= 2 * 8, "twice log2 of the options"
     assert smallest_cut(options, lambda cut: False) is None
     assert smallest_cut([], lambda cut: True) is None
 
@@ -68,7 +68,7 @@ def test_a_template_sees_plain_messages() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     assert plain_message({"role": "developer", "content": "x"}, "m") == {"role": "system", "content": "x"}
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert plain_message({"role": "user", "content": parts}, "m")["content"] == "ab"
+    assert plain_message({"role": "user", "content": parts}, "m")["content"] == "a\nb"
     plain = plain_message({"role": "assistant", "content": None, "tool_calls": [call]}, "m")
     assert plain["content"] == ""
     assert plain["tool_calls"][0]["function"]["arguments"] == {"a": 1}
@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_told_what_would(num_tokens: int, max_tokens: int |
     context = 200
     fits = num_tokens + (max_tokens or 1) <= context
     try:
-        refuse_unless_it_fits(num_tokens, max_tokens, context, None, "prompt")
+        refuse_unless_it_fits(num_tokens, max_tokens, context, None, "prompt", "max_tokens")
         assert fits
     except ApiError as error:
         assert not fits
@@ -107,6 +107,16 @@ def test_what_does_not_fit_is_told_what_would(num_tokens: int, max_tokens: int |
         assert num_tokens in numbers
         better = {"lower": context - num_tokens, "shorten": context - (max_tokens or 1)}
         assert any(n in numbers for n in better.values()) or better["shorten"] < 1
+
+
+def test_only_a_prompt_that_is_too_long_says_so_in_the_clients_words() -> None:
+    """Whoever reads them shortens the conversation; an answer that is asked to be too long needs no such thing."""
+    for num_tokens, param, code in ((200, "prompt", "context_length_exceeded"), (199, "max_tokens", "invalid_value")):
+        with pytest.raises(ApiError) as refused:
+            refuse_unless_it_fits(num_tokens, 50, 200, None, "prompt", "max_tokens")
+        assert (refused.value.param, refused.value.code) == (param, code)
+        for phrase in ("prompt is too long: 200 tokens > 150 maximum", "This model's maximum context length is 200 "):
+            assert (phrase in str(refused.value)) == (num_tokens == 200)
 
 
 def test_a_hopeless_text_is_refused_unread() -> None:

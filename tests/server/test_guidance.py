@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from kvtrove.demo import demo_model_dir
 from kvtrove.request import RequestError
-from kvtrove.server.chat.tool_format import call_grammar
+from kvtrove.server.chat.call_grammar import call_grammar, spelling
+from kvtrove.server.chat.tool_format import TOOL_FORMATS
 from kvtrove.server.guidance import Grammar, Grammars, TokenGuide
 from kvtrove.text.tokenizer import Tokenizer
 from tests.server.live import VOCAB
@@ -47,6 +48,12 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]
 
 
 CALL = '{"name": "f", "%s": {"a": 1}}'
+
+
+def forced(format: str, parallel: bool) -> str:
+    return call_grammar(TOOL_FORMATS[format], TOOLS, parallel, spelling({}))
+
+
 TEXTS = [
     (Grammar("json_schema", SCHEMA, "x"), '{"a": 12}'),
     (Grammar("json_schema", {"type": "object"}, "x"), '{"any": [1, {"b": null}]}'),
@@ -54,8 +61,8 @@ TEXTS = [
     (Grammar("choice", ["yes", 'a "quoted" \\ one', "näh"], "x"), 'a "quoted" \\ one'),
     (Grammar("choice", ["yes", "näh"], "x"), "näh"),
     (Grammar("lark", 'start: "a" ("," "a")*', "x"), "a,a,a"),
-    (Grammar("lark", call_grammar("hermes", TOOLS, False), "x"), f"<tool_call>\n{CALL % 'arguments'}\n</tool_call>"),
-    (Grammar("lark", call_grammar("llama3", TOOLS, True), "x"), "; ".join([CALL % "parameters"] * 3)),
+    (Grammar("lark", forced("hermes", False), "x"), f"<tool_call>\n{CALL % 'arguments'}\n</tool_call>"),
+    (Grammar("lark", forced("llama3", True), "x"), "; ".join([CALL % "parameters"] * 3)),
 ]
 
 
@@ -112,3 +119,59 @@ def test_a_wrong_grammar_is_refused_in_one_line(grammars: Grammars, kind: Any, v
 def test_the_size_of_a_grammar_is_that_of_its_text() -> None:
     assert Grammar("regex", "a" * 10, "x").size == 10
     assert Grammar("json_schema", SCHEMA, "x").size == len(json.dumps(SCHEMA))
+
+
+def chain(length: int) -> str:
+    """A Lark grammar of rules, each of which names the next."""
+    rules = [f'r{i}: "a" r{i + 1} | "b" r{i + 1}' for i in range(length)]
+    return "\n".join(["start: r0", *rules, f'r{length}: "c"'])
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
+    return schema
+
+
+REFERENCES = {f"d{i}": {"type": "object", "properties": {"x": {"$ref": f"#/$defs/d{i + 1}"}}} for i in range(1000)}
+HOSTILE = [
+    (Grammar("lark", chain(3500), "x"), "too deeply nested"),
+    (Grammar("json_schema", {"$defs": REFERENCES | {"d1000": {}}, "$ref": "#/$defs/d0"}, "x"), "too deeply nested"),
+    (Grammar("regex", "((a{1000}){1000}){1000}", "x"), "too complex"),
+    (Grammar("regex", "(a?){300}a{300}", "x"), "too complex"),
+    (Grammar("lark", 'start: "a" start', "x"), "never ends"),
+    (Grammar("json_schema", nested(121), "x"), "levels deep"),
+]
+
+
+@pytest.mark.parametrize(("grammar", "words"), HOSTILE)
+def test_a_grammar_that_would_end_the_process_is_refused(grammars: Grammars, grammar: Grammar, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        grammars.compile(grammar)
+    assert grammars.compile(Grammar("regex", "ab", "x")).problem is None, "the next one finds everything in order"
+
+
+WIDE = {f"p{i}": {"type": "integer"} for i in range(700)}
+LARGE = [
+    (Grammar("choice", [f"label-{i:04d}" for i in range(2500)], "x"), "label-1234"),
+    (Grammar("json_schema", {"type": "object", "properties": WIDE}, "x"), '{"p3": 1, "p699": 2}'),
+    (Grammar("json_schema", nested(80), "x"), '{"a": ' * 80 + "7" + "}" * 80),
+]
+
+
+@pytest.mark.parametrize(("grammar", "text"), LARGE)
+def test_large_grammars_are_served(grammars: Grammars, tokenizer: Tokenizer, grammar: Grammar, text: str) -> None:
+    guide = grammars.compile(grammar)
+    write(guide, tokenizer, text)
+    assert EOS in allowed(guide)
+    assert guide.problem is None
+
+
+def test_an_output_outside_its_grammar_says_so(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    guide = grammars.compile(Grammar("regex", "abc", "field"))
+    [letter] = tokenizer.encode("x", add_special_tokens=False)
+    assert not guide.meets([letter])
+    guide.accept(letter)
+    assert guide.problem is not None
+    assert guide.problem.startswith("field: ")

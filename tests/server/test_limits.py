@@ -54,6 +54,26 @@ def test_a_full_queue_sheds_load_and_keeps_the_latency_of_those_inside() -> None
     asyncio.run(scenario())
 
 
+def test_a_burst_does_not_pass_the_limit_of_the_queue() -> None:
+    """All at once, so none of them is in the engine when the next one asks: two run, four wait, no other comes in."""
+
+    async def scenario() -> None:
+        async with running_app(FakeEngine(0.002, seats=2), limits=Limits(max_queue=4)) as app:
+            answers = await asyncio.gather(*(app.complete(max_tokens=200) for _ in range(40)))
+            assert [answer.status_code for answer in answers].count(200) == 6
+            assert {answer.status_code for answer in answers} == {200, 429}
+            many = {"prompt": ["x"] * 9, "max_tokens": 30}
+            alone = await app.client.post("/v1/completions", json=many)
+            assert alone.status_code == 200, "a request of many prompts may wait for itself"
+            first = asyncio.gather(*(app.complete(max_tokens=200) for _ in range(4)))
+            await app.until(lambda: app.service.engine.stats.num_waiting == 2)
+            assert (await app.client.post("/v1/completions", json=many)).status_code == 429
+            assert {answer.status_code for answer in await first} == {200}
+            assert app.service.admission.num_in_flight == 0
+
+    asyncio.run(scenario())
+
+
 def test_a_tenant_has_its_own_limit() -> None:
     keys = Keyring([("a" * 16, Tenant("a", max_concurrent=1)), ("b" * 16, Tenant("b"))])
 

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from kvtrove.engine import EngineStats
 from kvtrove.kv.stats import KVStats
 from kvtrove.request import RequestMetrics, SamplingParams
+from kvtrove.scheduler.drafts import DraftStats
 from kvtrove.server.auth import Tenant
 from kvtrove.server.engine_thread import EngineRequest, Step
 from kvtrove.server.metrics import Metrics
@@ -410,3 +411,15 @@ def test_a_request_is_one_span_in_wall_clock_time(error: str | None) -> None:
 
 def test_without_a_provider_nothing_is_recorded() -> None:
     Traces("m").on_departure(Departure(arrival(), 15.0, (ended(),)))
+
+
+def test_drafts_are_counted_under_vllms_names() -> None:
+    metrics = Metrics(FACTS)
+    metrics.refresh(replace(STATS, drafts=DraftStats(2, 9, 5, [2, 2, 1])))
+    metrics.refresh(replace(STATS, drafts=DraftStats(3, 12, 6, [3, 2, 1])))
+    found = series_of(metrics)
+    assert value(found, "vllm:spec_decode_num_drafts_total") == 3
+    assert value(found, "vllm:spec_decode_num_draft_tokens_total") == 12
+    assert value(found, "vllm:spec_decode_num_accepted_tokens_total") == 6
+    per_pos = [value(found, "vllm:spec_decode_num_accepted_tokens_per_pos_total", position=str(n)) for n in range(3)]
+    assert per_pos == [3, 2, 1]

@@ -16,6 +16,27 @@ HI = [{"role": "user", "content": "Hi"}]
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 TEXT = {"type": "text", "text": ""}
 FUNCTION = {"type": "function", "function": {"name": "f"}}
+CUSTOM = {"type": "custom", "custom": {"name": "c"}}
+SEARCH = {"type": "web_search"}
+LISTED = "message.output_text.logprobs"
+
+
+def function(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def bash(choice: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "messages": HI,
+        "max_tokens": 4,
+        "tools": [{"type": "bash_20250124", "name": "bash"}],
+        "tool_choice": choice,
+    }
+
+
+def allowed(name: str) -> dict[str, Any]:
+    tool = {"type": "function", "function": {"name": name}}
+    return {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [tool, CUSTOM]}}
 
 
 def schema(value: Any) -> dict[str, Any]:
@@ -32,7 +53,20 @@ WRONG: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     (CHAT, {"messages": HI, "max_tokens": "10"}, 400, "invalid_type", "max_tokens"),
     (CHAT, {"messages": HI, "max_tokens": 0}, 400, "invalid_type", "max_tokens"),
     (CHAT, {"messages": HI, "max_tokens": True}, 400, "invalid_type", "max_tokens"),
-    (CHAT, {"messages": HI, "max_tokens": 5000}, 400, "context_length_exceeded", "messages"),
+    (CHAT, {"messages": HI, "max_tokens": 5000}, 400, "invalid_value", "max_tokens"),
+    (CHAT, {"messages": HI, "max_completion_tokens": 5000}, 400, "invalid_value", "max_completion_tokens"),
+    (CHAT, {"messages": [{"role": "user", "content": "x " * 9000}]}, 400, "context_length_exceeded", "messages"),
+    (CHAT, {"messages": HI, "max_tokens": 2.5}, 400, "invalid_type", "max_tokens"),
+    (CHAT, {"messages": HI, "seed": "1"}, 400, "invalid_type", "seed"),
+    (CHAT, {"messages": HI, "tool_choice": "any"}, 400, "invalid_type", "tool_choice"),
+    (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, 400, "invalid_value", "tools"),
+    (CHAT, {"messages": HI, "tools": [function("a/b")]}, 400, "invalid_value", "tools"),
+    (CHAT, {"messages": HI, "tools": [function("a" * 65)]}, 400, "invalid_value", "tools"),
+    (CHAT, {"messages": HI, "tools": [function("")]}, 400, "invalid_value", "tools"),
+    (CHAT, {"messages": HI, "tools": [CUSTOM], "tool_choice": CUSTOM}, 400, "invalid_value", "tool_choice"),
+    (CHAT, {"messages": HI, "tools": [FUNCTION], "functions": [{"name": "f"}]}, 400, "invalid_value", "functions"),
+    (CHAT, {"messages": HI, "tools": [FUNCTION], "tool_choice": allowed("g")}, 400, "invalid_value", "tool_choice"),
+    (CHAT, {"messages": HI, "tools": [CUSTOM], "tool_choice": allowed("c")}, 400, "invalid_value", "tool_choice"),
     (CHAT, {"messages": HI, "temperature": 1e999}, 400, "invalid_type", "temperature"),
     (CHAT, {"messages": HI, "temperature": -0.5}, 400, "invalid_value", "temperature"),
     (CHAT, {"messages": HI, "top_p": 2}, 400, "invalid_value", "top_p"),
@@ -52,13 +86,6 @@ WRONG: list[tuple[str, dict[str, Any], int, str, str | None]] = [
         400,
         "invalid_value",
         "tool_choice",
-    ),
-    (
-        CHAT,
-        {"messages": HI, "tools": [FUNCTION], "tool_choice": "required", "response_format": {"type": "json_object"}},
-        400,
-        "invalid_value",
-        "response_format",
     ),
     (CHAT, {"messages": HI, "response_format": {"type": "json_schema"}}, 400, "invalid_value", "response_format"),
     (CHAT, {"messages": HI, "response_format": schema({"type": "nonsense"})}, 400, "invalid_value", "response_format"),
@@ -111,7 +138,20 @@ WRONG: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("/v1/messages", {"messages": [{"role": "user", "content": [TEXT]}], "max_tokens": 4}, 400, "invalid_value", None),
     ("/v1/responses", {"input": []}, 400, "invalid_type", "input"),
     ("/v1/responses", {"input": [{"type": "item_reference"}]}, 400, "invalid_value", "input"),
-    ("/v1/responses", {"input": "x", "tools": [{"type": "web_search"}]}, 400, "invalid_value", "tools"),
+    ("/v1/responses", {"input": [{"type": "mesage"}]}, 400, "invalid_value", "input"),
+    ("/v1/responses", {"input": [{"role": "tool", "content": "x"}]}, 400, "invalid_value", "input"),
+    ("/v1/responses", {"instructions": "x"}, 400, "missing_field", "input"),
+    ("/v1/responses", {"input": "x", "max_output_tokens": 5000}, 400, "invalid_value", "max_output_tokens"),
+    ("/v1/responses", {"input": "x " * 9000}, 400, "context_length_exceeded", "input"),
+    ("/v1/responses", {"input": "x", "conversation": "c"}, 400, "invalid_value", "conversation"),
+    ("/v1/responses", {"input": "x", "conversation": {"id": "c"}}, 400, "invalid_value", "conversation"),
+    ("/v1/responses", {"input": "x", "background": True}, 400, "invalid_value", "background"),
+    ("/v1/responses", {"prompt": {"id": "p"}}, 400, "invalid_value", "prompt"),
+    ("/v1/responses", {"input": "x", "include": [LISTED], "top_logprobs": 30}, 400, "invalid_value", "top_logprobs"),
+    ("/v1/responses", {"input": "x", "tools": [SEARCH], "tool_choice": SEARCH}, 400, "invalid_value", "tool_choice"),
+    ("/v1/responses", {"input": "x", "tools": [SEARCH], "tool_choice": "required"}, 400, "invalid_value", None),
+    ("/v1/messages", bash({"type": "any"}), 400, "invalid_value", "tool_choice"),
+    ("/v1/messages", bash({"type": "tool", "name": "bash"}), 400, "invalid_value", "tool_choice"),
     ("/tokenize", {}, 400, "invalid_value", "prompt"),
     ("/detokenize", {"tokens": ["x"]}, 400, "invalid_type", "tokens"),
     ("/v1/nothing", {}, 404, "not_found", None),
@@ -153,8 +193,8 @@ def test_what_the_message_says_would_fit_does_fit(alice: httpx.Client) -> None:
         (b"", "application/json", "missing_field"),
         (b'{"messages": []}', "text/plain", "invalid_type"),
         (b"\xff\xfe", "application/json", "invalid_json"),
-        (b"[" * 100_000, "application/json", "bad_request"),
-        (b'{"n": ' + b"9" * 5000 + b"}", "application/json", "bad_request"),
+        (b"[" * 100_000, "application/json", "nested_too_deep"),
+        (b'{"n": ' + b"9" * 5000 + b"}", "application/json", "invalid_json"),
     ],
 )
 def test_a_body_that_is_no_json_object(alice: httpx.Client, content: bytes, kind: str, code: str) -> None:

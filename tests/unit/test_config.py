@@ -175,3 +175,34 @@ def test_a_wrong_environment_variable_is_refused(environ: dict[str, str], messag
     with pytest.raises(ConfigError) as caught:
         Environment.read(environ)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("wrong", [0, -2, 1.5, "two", True, 5000])
+def test_a_number_of_threads_that_cannot_be_is_refused(wrong: object) -> None:
+    with pytest.raises(ConfigError, match=f"threads: {wrong!r} is not a whole number between 1 and 1024"):
+        EngineConfig("model", threads=wrong)  # type: ignore[arg-type]
+
+
+def test_speculation_in_our_words_and_in_vllms() -> None:
+    ours = EngineConfig("m", speculation="ngram", num_speculative_tokens=5, prompt_lookup_max=4)
+    given = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4, "prompt_lookup_min": None}
+    assert EngineConfig.from_kwargs("m", speculative_config=given) == (ours, [])
+    assert EngineConfig.from_kwargs("m", speculative_config=None) == (EngineConfig("m"), [])
+    assert (EngineConfig("m", max_num_seqs=1).max_logit_rows, ours.max_logit_rows) == (1, 256)
+    assert EngineConfig("m", max_num_seqs=1, speculation="suffix").max_logit_rows == 13
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"method": "eagle", "num_speculative_tokens": 2}, "method 'eagle' is not one of ngram, suffix"),
+        ({"num_speculative_tokens": 2}, "method None is not one of ngram, suffix"),
+        ({"method": "ngram", "model": "tiny"}, "'model' has no meaning here"),
+        ("ngram", "is not a dict such as"),
+        ({"method": "ngram", "prompt_lookup_min": 9, "prompt_lookup_max": 4}, "prompt_lookup_min: 9 is more than"),
+        ({"method": "ngram", "num_speculative_tokens": 0}, "num_speculative_tokens: 0 must be a whole number"),
+    ],
+)
+def test_speculative_configs_that_cannot_work(config: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EngineConfig.from_kwargs("m", speculative_config=config)

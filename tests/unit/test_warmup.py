@@ -88,6 +88,7 @@ def test_the_cache_stays_as_it_was() -> None:
 
 def test_it_measures_what_the_process_holds() -> None:
     """Two kinds of layers with a step of tens of megabytes, so that the C library's own books do not matter."""
+    process.return_large_buffers()
     runner = random_runner(replace(model(2), vocab_size=50_000), 64)
     measured = warm_up(runner, StepLimits(1024, 32, 1024, 2048))
     assert measured is not None
@@ -179,3 +180,26 @@ def test_a_number_of_blocks_is_taken_as_it_is(qwen: PlanModel) -> None:
 def test_warm_up_is_yes_or_no() -> None:
     with pytest.raises(ConfigError, match="warm_up: 'sometimes' is not one of True, False"):
         EngineConfig("m", warm_up="sometimes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("linear", ["auto", "own", "torch", "onednn"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_every_kind_of_product_is_warmed_up(linear: str, dtype: str, checkpoints: Checkpoints) -> None:
+    """oneDNN's weights are opaque: nothing can read their pages."""
+    if (linear, dtype) == ("own", "float32"):
+        pytest.skip("own kernels have no float32 weights")
+    directory = checkpoints.get("llama", tie_word_embeddings=True)
+    config = EngineConfig(
+        str(directory), device="cpu", dtype=dtype, linear=linear, warm_up=True, num_blocks=64, max_num_seqs=4
+    )
+    try:
+        engine = Engine(config)
+    except ConfigError as error:
+        if "oneDNN cannot serve this processor" not in str(error):
+            raise
+        pytest.skip(str(error))
+    engine.add("a", [5, 6, 7], SamplingParams(max_tokens=3, ignore_eos=True))
+    outputs = []
+    while engine.has_unfinished_requests():
+        outputs += engine.step()
+    assert len(outputs[-1].outputs[0].token_ids) == 3

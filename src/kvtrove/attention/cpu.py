@@ -66,7 +66,7 @@ class JoinedCpuLayers:
 class CpuBackend:
     """An AttentionBackend of the C++ kernels. Results do not depend on batch, prefill chunks or number of threads.
 
-    isa: instruction set (`kvtrove.kernels.isa`). num_threads: 0 is torch's own number.
+    isa: instruction set (`kvtrove.kernels.isa`). num_threads: 0 is `kvtrove.kernels.threads()`.
     Raises ImportError when the extension is not built, ValueError when the processor lacks `isa`.
     """
 

@@ -16,6 +16,7 @@ from kvtrove import __version__, kernels
 from kvtrove.cli.options import JsonFlag
 from kvtrove.cli.text import say
 from kvtrove.config import Environment
+from kvtrove.kernels.cores import find_cores, openmp_runtimes, spinning
 from kvtrove.plan.capacity import readable
 from kvtrove.plan.memory import available_bytes
 
@@ -26,16 +27,20 @@ PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "jinja2", "typer", "r
 class Report:
     """What was found. memory: bytes. kernels: instruction set of the CPU kernels, None when they do not load.
 
+    threads: of the kernels, and why; quota: processors' worth of time that control groups grant, None without a limit.
+    load: processes that wanted to run in the last minute.
     huge_pages: whether packed weights get them, and what the system says about them.
     """
 
     versions: dict[str, str] = field(default_factory=dict)
     cpu: dict[str, int] = field(default_factory=dict)
     kernels: str | None = None
+    threads: dict[str, Any] = field(default_factory=dict)
     openmp: list[str] = field(default_factory=list)
     memory: dict[str, int | None] = field(default_factory=dict)
     huge_pages: dict[str, str] = field(default_factory=dict)
     cuda: list[dict[str, Any]] = field(default_factory=list)
+    load: float = 0.0
     warnings: list[str] = field(default_factory=list)
 
 
@@ -60,17 +65,20 @@ def examine(root: Path = Path("/")) -> Report:
     report = Report()
     report.versions = {"kvtrove": __version__, "python": platform.python_version()}
     report.versions |= {name: _version(name) for name in PACKAGES}
+    cores = find_cores(root)
     _examine_kernels(report)
     _examine_huge_pages(report, root)
     _examine_torch(report)
+    _examine_neighbours(report, cores.usable)
     # after torch and the kernels are loaded: only now all runtimes are mapped
-    report.openmp = kernels.openmp_runtimes((root / "proc/self/maps").read_text())
+    report.openmp = openmp_runtimes((root / "proc/self/maps").read_text())
     if len(report.openmp) > 1:
         report.warnings.append(
             f"{len(report.openmp)} OpenMP runtimes compete for the cores: {', '.join(report.openmp)}"
         )
+    report.threads = {"number": cores.threads, "reason": cores.reason, "quota": cores.quota}
     report.cpu["cores"] = os.cpu_count() or 1
-    report.cpu["usable"] = len(os.sched_getaffinity(0))
+    report.cpu["usable"] = cores.usable
     if report.cpu["torch_threads"] > report.cpu["usable"]:
         report.warnings.append(
             f"torch uses {report.cpu['torch_threads']} threads on {report.cpu['usable']} usable cores"
@@ -115,6 +123,13 @@ def _examine_huge_pages(report: Report, root: Path) -> None:
         )
 
 
+def _examine_neighbours(report: Report, usable: int) -> None:
+    """Who else wants the cores."""
+    report.load = round(os.getloadavg()[0], 2)
+    if report.load > usable / 2:
+        report.warnings.append(f"other processes keep {report.load:g} of {usable} cores busy (load of the last minute)")
+
+
 def _examine_torch(report: Report) -> None:
     import torch
 
@@ -153,8 +168,10 @@ def _sections(report: Report) -> dict[str, list[str]]:
         "versions": [f"{name} {number}" for name, number in report.versions.items()],
         "processor": [
             f"{cpu['usable']} of {cpu['cores']} cores usable, {cpu['torch_threads']} torch threads",
-            f"CPU kernels: {report.kernels or 'not loaded'}",
-            *(f"OpenMP: {path}" for path in report.openmp),
+            f"CPU kernels: {report.kernels or 'not loaded'}, {report.threads['number']} threads "
+            f"({report.threads['reason']}; CPU quota: {report.threads['quota'] or 'none'})",
+            *(f"OpenMP (torch): {path}, {spinning(os.environ)}" for path in report.openmp),
+            f"load of the last minute: {report.load:g}",
         ],
         "memory": [
             *(f"{name}: {size}" for name, size in memory.items()),

@@ -62,10 +62,12 @@ def _read(path: Path, tokenizer: Tokenizer) -> _Given:
     """ConfigError names the file and what is wrong with it."""
     from pydantic import ValidationError
 
+    from kvtrove.server.chat.folding import folded
     from kvtrove.server.reports import tool_names
     from kvtrove.server.reports_place import Conversation
-    from kvtrove.server.routes.chat import conversation_of
+    from kvtrove.server.routes.chat_input import conversation_of
     from kvtrove.server.routes.reports import ExplainRequest
+    from kvtrove.text.capabilities import probe
 
     try:
         body = ExplainRequest.model_validate_json(path.read_bytes())
@@ -80,7 +82,7 @@ def _read(path: Path, tokenizer: Tokenizer) -> _Given:
         if tokenizer.chat_template is None:
             raise ConfigError(f"{path}: this model has no chat template; compare prompts instead of messages")
         chat = conversation_of(body)
-        text = chat.render(tokenizer.chat_template)
+        text = folded(chat, probe(tokenizer.chat_template)).render(tokenizer.chat_template)
         ids = tokenizer.encode(text, add_special_tokens=False)
         return _Given(body.model, body.cache_salt, ids, Conversation(text, chat.messages, tool_names(body)))
     ids = body.prompt if isinstance(body.prompt, list) else tokenizer.encode(body.prompt)

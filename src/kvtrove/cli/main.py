@@ -16,10 +16,12 @@ import typer
 from typer.core import TyperGroup
 
 from kvtrove.config import ConfigError, Environment, nearest
+from kvtrove.kernels.cores import bound_spinning
 from kvtrove.models.spec import ModelError
-from kvtrove.request import RequestError
+from kvtrove.request import EngineError, RequestError
 
-REFUSED = 2  # exit codes
+FAILED = 1  # exit codes
+REFUSED = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 1
 COMMANDS = {
@@ -54,6 +56,8 @@ class Commands(TyperGroup):
             sys.stdout.flush()
         except (ConfigError, ModelError, RequestError) as error:
             code = _refuse(str(error), error)
+        except EngineError as error:
+            code = _refuse(str(error), error) and FAILED
         except KeyboardInterrupt:
             code = INTERRUPTED
         except BrokenPipeError:
@@ -109,5 +113,6 @@ def kvtrove(
     """An LLM inference engine built around its KV cache."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+    bound_spinning()
     logging.basicConfig(format="%(name)s: %(message)s")
     logging.getLogger("kvtrove").setLevel(Environment.read().log.upper())

@@ -44,7 +44,8 @@ class EngineOptions:
     max_model_len: Annotated[str | None, _engine("TOKENS", "Longest prompt and output together, such as 32k.")] = None
     dtype: Annotated[str, _engine("TYPE", "Of the weights: auto, bfloat16, float16 or float32.")] = "auto"
     weights: Annotated[str, _engine("TYPE", "auto, or int8: quantise matrices at load (CPU).")] = "auto"
-    linear: Annotated[str, _engine("NAME", "What multiplies on a CPU: auto, torch, onednn or own.")] = "auto"
+    linear: Annotated[str, _engine("NAME", "What multiplies on a CPU: auto, own, torch or onednn.")] = "auto"
+    threads: Annotated[int | None, _engine("N", "On a CPU; one a core that the process may use without it.")] = None
     device: Annotated[str, _engine("DEVICE", "auto, cpu, cuda or cuda:N.")] = "auto"
     kv_cache_dtype: Annotated[str, _engine("TYPE", "How the cache stores K and V: auto (as the model) or int8.")] = (
         "auto"
@@ -58,6 +59,9 @@ class EngineOptions:
     max_num_seqs: Annotated[int, _engine("N", "Sequences in one step at most.")] = 256
     max_num_batched_tokens: Annotated[int, _engine("N", "Tokens in one step at most.")] = 2048
     max_concurrent_prefills: Annotated[int, _engine("N", "Prompts that share a step.")] = 4
+    max_prompt_seconds: Annotated[
+        float, _engine("SECONDS", "What prompts may add to a step in which others decode; 0: no limit.")
+    ] = 0.25
     enable_prefix_caching: Annotated[
         bool, _engine(None, "Reuse the blocks of prompts that begin alike.", "--prefix-caching/--no-prefix-caching")
     ] = True
@@ -65,6 +69,12 @@ class EngineOptions:
     load_format: Annotated[
         str, _engine("KIND", "auto: the checkpoint's weights; dummy: random ones for a config.json.")
     ] = "auto"
+    speculation: Annotated[
+        str, _engine("METHOD", "Drafts from prompt and output (ngram), or recent answers too (suffix); off.")
+    ] = "off"
+    num_speculative_tokens: Annotated[int, _engine("N", "Drafts of a sequence in a step at most.")] = 12
+    prompt_lookup_max: Annotated[int, _engine("N", "Tokens compared at most to find a draft.")] = 32
+    prompt_lookup_min: Annotated[int, _engine("N", "Tokens that must match for a draft.")] = 2
     check: Annotated[int | None, _engine("LEVEL", "Check the cache's books: 0 never, 1 when idle, 2 always.")] = None
 
     def load(self, model: str, quiet: bool = False, **more: Any) -> LLM:

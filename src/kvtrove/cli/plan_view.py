@@ -40,6 +40,8 @@ def _headline(console: Console, plan: Plan, report: dict[str, Any]) -> None:
     console.print(
         f"[bold]{model.name}[/bold]  {model.architecture}, {about}{model.parameters.total / 1e9:.3g} B parameters"
     )
+    if model.assumed:
+        console.print(f"[yellow]about:[/yellow] {model.assumed}", soft_wrap=True)
     constant = f" + {readable(kv.constant)} constant" if kv.constant else ""
     console.print(f"KV cache: {kv.per_token:,} bytes per token{constant} in {plan.kv_format}")
     if "classic_bytes" in report:

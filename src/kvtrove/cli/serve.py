@@ -31,6 +31,9 @@ class LimitOptions:
     max_body_size: Annotated[str, _flag("Limits", "SIZE", "Largest request, for example 8MiB.")] = "4MiB"
     request_timeout: Annotated[float, _flag("Limits", "SECONDS", "Longest time that a request may take.")] = 600.0
     idle_timeout: Annotated[float, _flag("Limits", "SECONDS", "Longest silence of a client.")] = 60.0
+    step_timeout: Annotated[float, _flag("Limits", "SECONDS", "A step of the engine that takes longer hangs.")] = 300.0
+    max_connections: Annotated[int, _flag("Limits", "N", "Connections open at once.")] = 4096
+    keep_alive: Annotated[float, _flag("Limits", "SECONDS", "Longest silence of a stream.")] = 10.0
 
     def limits(self) -> Limits:
         from kvtrove.config import parse_size
@@ -44,6 +47,9 @@ class LimitOptions:
             max_queue=self.max_queue,
             request_timeout=self.request_timeout,
             idle_timeout=self.idle_timeout,
+            step_timeout=self.step_timeout,
+            max_connections=self.max_connections,
+            keep_alive=self.keep_alive,
         )
 
 
@@ -61,7 +67,16 @@ def serve(
         list[str] | None, typer.Option(metavar="NAME", help="What requests call the model; repeatable.")
     ] = None,
     tool_format: Annotated[
-        str, typer.Option(metavar="FORMAT", help="How the model writes tool calls: auto, hermes or llama3.")
+        str,
+        typer.Option(
+            "--tool-format",
+            "--tool-call-parser",
+            metavar="FORMAT",
+            help="How the model writes tool calls: auto, hermes, qwen3_coder, llama3, mistral, ...",
+        ),
+    ] = "auto",
+    reasoning_parser: Annotated[
+        str, typer.Option(metavar="FORMAT", help="How the model writes thoughts: auto, none, think, harmony, ...")
     ] = "auto",
     cors_origin: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="A web page that may call the server; repeatable.")
@@ -74,6 +89,10 @@ def serve(
     ] = True,
     cache_report: Annotated[
         bool, typer.Option("--cache-report", help="Every answer says what the cache did for it.")
+    ] = False,
+    stable_prefix: Annotated[
+        bool,
+        typer.Option("--stable-prefix", help="Dates and nonces that open a prompt go to its end."),
     ] = False,
     vllm_metrics: Annotated[
         bool, typer.Option("--vllm-metrics/--no-vllm-metrics", help="Metrics under vLLM's names beside our own.")
@@ -109,7 +128,9 @@ def serve(
         served_model_names=tuple(served_model_name or (model if model == "demo" else Path(model).resolve().name,)),
         cors_origins=tuple(cors_origin or ()),
         drain_timeout=drain_timeout,
-        tool_format=tool_format,  # type: ignore[arg-type]  # it checks the value
+        tool_format=tool_format,
+        reasoning_parser=reasoning_parser,
+        stable_prefix=stable_prefix,
         limits=limits.limits(),
     )
     listener = bind(settings, keyring)
@@ -120,7 +141,7 @@ def serve(
     logs.configure(log_level, log_json)
     typer.echo(banner(service, address_of(listener)))
     typer.echo(f"memory: {llm.ledger.sentence()}")
-    run(create_app(service, keyring, [reports_router(reports), metrics_router(metrics)]), service, listener)
+    run(create_app(service, keyring, [reports_router(reports), metrics_router(metrics)]), service, listener, keyring)
 
 
 def banner(service: Service, address: str) -> str:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from kvtrove.kernels.cores import find_cores
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
-MEMORY_MAP = Path("/proc/self/maps")
 MEMORY_USE = Path("/proc/self/smaps")
-_OPENMP = re.compile(r"/.*/lib(?:gomp|omp|iomp5)(?:-\w+)?\.so[.\d]*$", re.MULTILINE)
-
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
 
 
@@ -25,7 +23,7 @@ def copy_rows(arena: NDArray[np.uint8] | Tensor, pairs: NDArray[np.int32] | Tens
     """Copy whole rows of `arena` in place, as if pair by pair: a later pair reads what an earlier one wrote.
 
     arena: uint8 [num_rows, row_bytes], contiguous, on the CPU. pairs: int32 [n, 2] of (source row, target row).
-    num_threads: 0 lets the amount of data decide, up to OpenMP's number of threads.
+    num_threads: 0 lets the amount of data decide, up to `threads()`.
 
     Raises IndexError, before anything is copied, for a row that does not exist; ValueError for a negative
     num_threads; TypeError for another dtype, shape, layout or device.
@@ -77,29 +75,30 @@ def run_at_peak(wanted: str, rounds: int) -> float:
     return float(_extension().run_at_peak(wanted, rounds))
 
 
-def openmp_runtimes(memory_map: str) -> list[str]:
-    """Paths of the OpenMP runtimes that a process has mapped, given the text of its /proc/self/maps."""
-    return sorted(set(_OPENMP.findall(memory_map)))
+def threads() -> int:
+    """Threads that kernels of this process use, the caller's own among them."""
+    return int(_extension().threads())
+
+
+def set_threads(count: int) -> None:
+    """Let kernels and torch use so many threads, in all engines of this process. Results do not depend on it.
+
+    Raises ValueError for a number below 1.
+    """
+    if count < 1:
+        raise ValueError(f"threads: {count} must be at least 1")
+    _extension().set_threads(count)
+    importlib.import_module("torch").set_num_threads(count)
 
 
 @functools.cache
 def _extension() -> Any:
-    """The loaded `_cpu` module. ImportError says how to build it."""
-    # torch first: its wheel carries libgomp.so.1, and the loader then gives the extension that same runtime. Two
-    # runtimes in one process would each start a thread per core and compete for them.
-    importlib.import_module("torch")
+    """The loaded `_cpu` module, sized for this machine. ImportError says how to build it."""
     try:
         extension = importlib.import_module("kvtrove.kernels._cpu")
     except ImportError as error:
         raise ImportError(
             f"the CPU kernels cannot be loaded ({error}); build them with 'pip install -e .' in the repository"
         ) from error
-    runtimes = openmp_runtimes(MEMORY_MAP.read_text()) if MEMORY_MAP.exists() else []
-    if len(runtimes) > 1:
-        warnings.warn(
-            f"{len(runtimes)} OpenMP runtimes are loaded and compete for the same cores: {', '.join(runtimes)}; "
-            "import kvtrove before the library that brings the other one",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    extension.set_threads(find_cores().threads)
     return extension

@@ -82,7 +82,7 @@ def paged_batch(
 
 
 class AttentionKernel:
-    """isa: as `kvtrove.kernels.isa`. num_threads: 0 takes OpenMP's own number, which torch sets as well."""
+    """isa: as `kvtrove.kernels.isa`. num_threads: 0 takes `kvtrove.kernels.threads()`."""
 
     def __init__(self, isa: str = "auto", num_threads: int = 0) -> None:
         self.handle = _extension().AttentionKernel(isa, num_threads)

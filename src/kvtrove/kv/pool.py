@@ -26,8 +26,8 @@ class BlockPool:
         self.num_evictions = 0
         self.eviction_age: float | None = None
         self._free: list[Block] = []
-        self._forget = forget
-        self._clock = clock
+        self.forget = forget
+        self.clock = clock
 
     @property
     def num_free(self) -> int:
@@ -64,8 +64,8 @@ class BlockPool:
             return self.blocks[-1]
         block = self.cached.pop_first()
         self.num_evictions += 1
-        self.eviction_age = self._clock() - block.idle_since
-        self._forget(block)
+        self.eviction_age = self.clock() - block.idle_since
+        self.forget(block)
         block.wipe()
         return block
 
@@ -85,7 +85,7 @@ class BlockPool:
             if block.ref_count:
                 continue
             if block.published:
-                block.idle_since = self._clock()
+                block.idle_since = self.clock()
                 self.cached.append(block)
             else:
                 block.wipe()
@@ -96,7 +96,7 @@ class BlockPool:
         dropped = list(self.cached)
         for block in dropped:
             self.cached.unlink(block)
-            self._forget(block)
+            self.forget(block)
             block.wipe()
         self._free.extend(dropped)
         return len(dropped)

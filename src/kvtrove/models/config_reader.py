@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvtrove.models.config_view import ConfigView, read_json
-from kvtrove.models.families import REGISTRY, find_family
+from kvtrove.models.families import REGISTRY, architecture_of, find_family
 from kvtrove.models.families.common import token_ids
 from kvtrove.models.spec import ModelError, ModelSpec
 
@@ -30,10 +30,12 @@ def read_spec(directory: Path) -> ModelSpec:
 def read_config(path: Path) -> ModelSpec:
     """The model that a config.json describes, under whatever name the file has. Raises ModelError like `read_spec`."""
     values = read_json(path)
-    architectures = values.get("architectures") or []
-    if not architectures:
-        raise ModelError(f"{path}: 'architectures' is missing; supported: {', '.join(sorted(REGISTRY))}")
-    architecture = next((a for a in architectures if a in REGISTRY), str(architectures[0]))
+    architecture = architecture_of(values)
+    if architecture is None:
+        raise ModelError(
+            f"{path}: 'architectures' is missing and 'model_type' is {values.get('model_type')!r}; "
+            f'add one, for example "architectures": ["LlamaForCausalLM"]; supported: {", ".join(sorted(REGISTRY))}'
+        )
     try:
         family = find_family(architecture)
     except ModelError as error:

@@ -13,7 +13,7 @@ from kvtrove.models.spec import ModelError
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ModelError when the file is missing, broken, or holds something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ModelError(f"{path}: the file is missing") from None
     except (ValueError, OSError) as error:
@@ -40,8 +40,10 @@ class ConfigView:
         return self.values[key] if self.has(key) else default
 
     def size(self, key: str, default: int | None = None, least: int = 1) -> int:
-        """A whole number of at least `least`."""
+        """A whole number of at least `least`; JSON counts 4608.0 as one."""
         value = self._required(key, default)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise self.error(f"{key!r} is {value!r}, expected a whole number of at least {least}")
         return value

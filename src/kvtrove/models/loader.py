@@ -53,10 +53,10 @@ def load_model(
     longest = max_model_len or spec.max_position
     if load_format == "dummy":
         random = RandomWeights(spec, products.precision, products.device)
-        drawn = Weights(random.take, random.matrix, products.build, products.precision)
+        drawn = Weights(random.take, random.matrix, products.build, products.precision, products.build_router)
         return Model.load(drawn, random.head, spec, longest, loaded)
     reader = _Reader(Checkpoint(directory), find_family(spec.architecture), spec, products)
-    weights = Weights(reader.take, reader.matrix, products.build, products.precision)
+    weights = Weights(reader.take, reader.matrix, products.build, products.precision, products.build_router)
     model = Model.load(weights, reader.head, spec, longest, loaded)
     reader.log_ignored()
     return model

@@ -81,13 +81,14 @@ def read_rope(
 
 
 def served_positions(rope: RopeSpec) -> int:
-    """Longest context in tokens: linear and yarn reach `factor` times the original, the others say it themselves.
+    """Longest context in tokens: linear and yarn reach `factor` times the original, the others say it themselves, and
+    so does a yarn without an original: its `max_position_embeddings` is the stretched length already.
 
     As vLLM derives it, except for "dynamic", whose numbers inside the original context would change (layers/rope.py).
     """
     if rope.scaling == "linear":
         return int(rope.max_position * rope.param("factor"))
-    if rope.scaling == "yarn":
+    if rope.scaling == "yarn" and rope.param(ORIGINAL):
         return int(rope.param(ORIGINAL) * rope.param("factor"))
     return rope.max_position
 
@@ -107,9 +108,11 @@ def _params(view: ConfigView, section: ConfigView, scaling: str, rotary_dim: int
     params: dict[str, Any] = {}
     if keys.has_original:
         max_position = view.size("max_position_embeddings")
-        params[ORIGINAL] = view.size(ORIGINAL, section.size(ORIGINAL, max_position))
+        original = view.size(ORIGINAL, section.size(ORIGINAL, max_position))
+        if scaling != "yarn" or view.has(ORIGINAL) or section.has(ORIGINAL):
+            params[ORIGINAL] = original
         if scaling in ("yarn", "longrope"):
-            params["factor"] = section.number("factor", max_position / params[ORIGINAL])
+            params["factor"] = section.number("factor", max_position / original)
     for key in keys.required:
         if key.endswith("_factor") and scaling == "longrope":
             params[key] = _factors(section, key, rotary_dim // 2)

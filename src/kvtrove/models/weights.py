@@ -14,11 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kvtrove.models.config_view import ConfigView, read_json
+from kvtrove.models.shards import INDEX, SINGLE, find_shards
 from kvtrove.models.spec import ModelError
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -27,10 +25,16 @@ class Checkpoint:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.listing = directory / (INDEX if (directory / INDEX).exists() else SINGLE)
-        """The file that says which tensors there are."""
         self._open: dict[Path, Any] = {}
-        self._files = self._indexed() if self.listing.name == INDEX else self._unindexed()
+        shards = find_shards(directory)
+        if shards is None:
+            raise self._no_weights()
+        self.listing = shards.listing
+        """The file or directory that says which tensors there are."""
+        self._files = dict(shards.weight_map or {})
+        if shards.weight_map is None:
+            for file in shards.files:
+                self._files |= dict.fromkeys(self._handle(file).keys(), file)
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -57,26 +61,14 @@ class Checkpoint:
         tensor: Tensor = handle.get_tensor(name)
         return tensor
 
-    def _indexed(self) -> dict[str, Path]:
-        weight_map = ConfigView(read_json(self.listing), str(self.listing)).section("weight_map").values
-        files = {name: self.directory / str(file) for name, file in weight_map.items()}
-        for path in sorted(set(files.values())):
-            if not path.exists():
-                raise ModelError(
-                    f"{path}: the shard is missing, though {INDEX} names it; download the checkpoint again"
-                )
-        return files
-
-    def _unindexed(self) -> dict[str, Path]:
-        if self.listing.exists():
-            return dict.fromkeys(self._handle(self.listing).keys(), self.listing)
+    def _no_weights(self) -> ModelError:
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in self.directory.glob(pattern))
         if pickles:
-            raise ModelError(
+            return ModelError(
                 f"{self.directory}: the weights are pickled ({pickles[0]}). Only safetensors are read, because loading "
                 f"a pickle can run any code in it; convert them with safetensors.torch.save_file to {SINGLE}"
             )
-        raise ModelError(f"{self.directory}: no weights found; expected {SINGLE} or {INDEX} with its shards")
+        return ModelError(f"{self.directory}: no weights found; expected {SINGLE} or {INDEX} with its shards")
 
     def _handle(self, path: Path) -> Any:
         if path not in self._open:

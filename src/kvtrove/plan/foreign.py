@@ -7,26 +7,34 @@ from pathlib import Path
 
 from kvtrove.kv.spec import DTYPE_BYTES
 from kvtrove.models.config_view import ConfigView
+from kvtrove.models.families import REGISTRY, find_family
+from kvtrove.models.precision import Precision
 from kvtrove.models.spec import ModelError
 from kvtrove.plan import gguf
+from kvtrove.plan.config_names import PLAIN, canonical
 from kvtrove.plan.estimate import EXACT, dense_widths, estimate_parameters, model_type, read_experts
-from kvtrove.plan.geometry import canonical, read_layers
-from kvtrove.plan.model import PlanModel
+from kvtrove.plan.geometry import READERS, read_layers
+from kvtrove.plan.model import PlanModel, from_spec
 from kvtrove.plan.parameters import Parameters
+from kvtrove.plan.quantized import KEYS, bits_per_parameter, quantization_of
 
 
 def from_config(values: ConfigView, name: str, architecture: str | None, dtype: str) -> PlanModel:
     """values: a config.json, or what a GGUF header says in its words. dtype: "auto" takes the checkpoint's own."""
+    settings = quantization_of(values.values)
+    bits = None if settings is None else bits_per_parameter(ConfigView(settings, f"{values.where}: quantization"))
+    if architecture in REGISTRY:
+        return _known(values, name, architecture, dtype, bits)
     view = canonical(values)
     layers, experts = read_layers(view), read_experts(view)
     parameters = estimate_parameters(view, layers, experts)
     stored = str(view.get("dtype", view.get("torch_dtype", "bfloat16"))).removeprefix("torch.")
     dtype = (stored if stored in DTYPE_BYTES else "bfloat16") if dtype == "auto" else dtype
-    bits, exact = _weight_bits(view, dtype)
+    kind = model_type(view)
     widths = [width for width, sparse in zip(dense_widths(view, layers), experts.sparse, strict=True) if not sparse]
     return PlanModel(
         name=name,
-        architecture=architecture or model_type(view) or "unknown",
+        architecture=architecture or kind or "unknown",
         dtype=dtype,
         layers=layers,
         hidden_size=view.size("hidden_size"),
@@ -35,11 +43,24 @@ def from_config(values: ConfigView, name: str, architecture: str | None, dtype: 
         ffn=max([*widths, experts.width, experts.shared_width]),
         max_position=view.size("max_position_embeddings", 2**31 - 1),
         parameters=parameters,
-        weight_bytes=round(parameters.total * bits / 8),
-        exact_weights=exact and model_type(view) in EXACT,
+        weight_bytes=round(parameters.total * (bits or DTYPE_BYTES[dtype] * 8.0) / 8),
+        exact_weights=bits is None and kind in EXACT,
+        assumed="" if kind in PLAIN | READERS.keys() else f"model type {kind!r} is not known: read as plain attention",
         num_experts=experts.num,
         top_k=experts.top_k,
     )
+
+
+def _known(values: ConfigView, name: str, architecture: str, dtype: str, bits: float | None) -> PlanModel:
+    """A model whose architecture the engine runs, but not with these weights: its cache is known exactly."""
+    plain = {key: value for key, value in values.values.items() if key not in KEYS}
+    if isinstance(text := plain.get("text_config"), dict):
+        plain["text_config"] = {key: value for key, value in text.items() if key not in KEYS}
+    spec = find_family(architecture).read(ConfigView({**plain, "architecture": architecture}, values.where))
+    dtype = spec.dtype if dtype == "auto" else dtype
+    model = from_spec(spec, name, Precision.plain(dtype))
+    nbytes = model.weight_bytes if bits is None else round(model.parameters.total * bits / 8)
+    return replace(model, weight_bytes=nbytes, exact_weights=False, spec=None, precision=None)
 
 
 def from_gguf(path: Path) -> PlanModel:
@@ -61,26 +82,3 @@ def from_gguf(path: Path) -> PlanModel:
         weight_bytes=sum(tensor.nbytes for tensor in header.tensors),
         exact_weights=True,
     )
-
-
-def _weight_bits(view: ConfigView, dtype: str) -> tuple[float, bool]:
-    """(bits per parameter, exact): of the dtype, or about what the quantisation says."""
-    plain = DTYPE_BYTES[dtype] * 8.0
-    if not view.has("quantization_config"):
-        return plain, True
-    settings = view.section("quantization_config")
-    method = str(settings.get("quant_method", "unknown"))
-    if method == "bitsandbytes":
-        bits = 4.5 if settings.flag("load_in_4bit", False) else 8.0
-    elif method in ("fp8", "fbgemm_fp8"):
-        bits = 8.0
-    elif method == "mxfp4":
-        bits = 4.25
-    elif method in ("gptq", "awq"):
-        group = settings.size("group_size", 128, least=-1)
-        bits = settings.size("bits", 4) + (32 / group if group > 0 else 0.0)
-    else:
-        raise settings.error(
-            f"'quant_method' {method!r} is not planned; planned: awq, bitsandbytes, fbgemm_fp8, fp8, gptq, mxfp4"
-        )
-    return bits, False

@@ -14,52 +14,22 @@ from dataclasses import replace
 
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SlidingWindow
 from kvtrove.models.config_view import ConfigView
+from kvtrove.models.families.common import sliding_window
+from kvtrove.plan.config_names import refuse_states, refuse_unknown_patterns
 from kvtrove.plan.model import LayerGeometry
 
-ALIASES: Mapping[str, Sequence[str]] = {
-    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
-    "hidden_size": ("n_embd", "d_model", "hidden_dim"),
-    "num_attention_heads": ("n_head", "n_heads", "num_heads"),
-    "num_key_value_heads": ("num_kv_heads", "n_head_kv", "multi_query_group_num"),
-    "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size"),
-    "max_position_embeddings": ("n_positions", "seq_length", "max_seq_len", "max_sequence_length", "model_max_length"),
-    "vocab_size": ("padded_vocab_size",),
-    "head_dim": ("attention_head_dim", "kv_channels"),
-    "n_routed_experts": ("num_experts", "num_local_experts", "moe_num_experts"),
-    "num_experts_per_tok": ("top_k_experts", "moe_topk", "num_experts_per_token", "moe_top_k"),
-}
-RECURRENT = (
-    "mamba_d_state",
-    "ssm_cfg",
-    "state_size",
-    "ssm_state_size",
-    "linear_num_value_heads",
-    "mb_per_layer",
-    "lru_width",
-)
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
-
-
-def canonical(view: ConfigView) -> ConfigView:
-    """The language model's part of a config under Hugging Face's usual names."""
-    if view.has("text_config"):
-        inherited = {key: view.values[key] for key in ("dtype", "torch_dtype", "quantization_config") if view.has(key)}
-        text = view.section("text_config")
-        view = ConfigView({**inherited, **text.values}, text.where)
-    values = dict(view.values)
-    for name, others in ALIASES.items():
-        found = next((view.values[key] for key in (name, *others) if view.has(key)), None)
-        if found is not None:
-            values[name] = found
-    return ConfigView(values, view.where)
+_LETTERS = {"L": SLIDING, "G": FULL, "S": SLIDING, "F": FULL}
+"""A pattern of layers in letters: local or sliding, global or full."""
 
 
 def read_layers(view: ConfigView) -> tuple[LayerGeometry, ...]:
     """view: from `canonical`. ModelError naming the key when one is missing or a layer keeps something else."""
-    recurrent = [key for key in RECURRENT if view.has(key)]
-    if recurrent:
-        raise view.error(f"{recurrent[0]!r}: recurrent layers keep a state, which is not planned")
-    reader = _READERS.get(str(view.get("model_type", "")).removesuffix("_text"), _plain)
+    refuse_states(view)
+    reader = READERS.get(str(view.get("model_type", "")).removesuffix("_text"))
+    if reader is None:
+        refuse_unknown_patterns(view)
+        return _plain(view)
     return reader(view)
 
 
@@ -67,6 +37,8 @@ def _plain(view: ConfigView) -> tuple[LayerGeometry, ...]:
     """Full, sliding and chunked layers as `layer_types` says, or MLA."""
     if view.has("kv_lora_rank"):
         return _latent(view)
+    if view.has("block_configs"):
+        return _searched(view)
     query = view.size("num_attention_heads")
     dim = view.size("head_dim", max(1, view.size("hidden_size") // query))
     values = view.size("v_head_dim", dim)
@@ -102,7 +74,7 @@ def _rules(view: ConfigView) -> dict[str, Retention]:
 
 
 def _window(view: ConfigView) -> int | None:
-    return view.optional_size("sliding_window") if view.flag("use_sliding_window", True) else None
+    return sliding_window(view) if view.flag("use_sliding_window", True) else None
 
 
 def _kinds(view: ConfigView) -> list[str]:
@@ -124,6 +96,15 @@ def _implied_kinds(view: ConfigView, count: int) -> list[str]:
         return [CHUNKED if rotates else FULL for rotates in rotated]
     if _window(view) is None:
         return [FULL] * count
+    letters = view.get("sliding_window_pattern")
+    if isinstance(letters, str):  # EXAONE 4: "LLLG"
+        if not letters or set(letters) - set(_LETTERS):
+            raise view.error(f"'sliding_window_pattern' is {letters!r}, expected letters of {', '.join(_LETTERS)}")
+        return [_LETTERS[letters[i % len(letters)]] for i in range(count)]
+    if view.has("max_window_layers"):
+        return [SLIDING if i >= view.size("max_window_layers", least=0) else FULL for i in range(count)]
+    if view.has("global_attn_every_n_layers"):  # ModernBERT counts from the first layer
+        return [SLIDING if i % view.size("global_attn_every_n_layers") else FULL for i in range(count)]
     pattern = view.size("sliding_window_pattern", 0, least=0)
     return [FULL if pattern and (i + 1) % pattern == 0 else SLIDING for i in range(count)]
 
@@ -137,6 +118,35 @@ def _latent(view: ConfigView) -> tuple[LayerGeometry, ...]:
     index = view.size("index_head_dim", 0, least=0)
     extra = index + -(-index // 128) * 4
     return (LayerGeometry(1, width, 0, extra_bytes=extra, replicated=True),) * view.size("num_hidden_layers")
+
+
+def _searched(view: ConfigView) -> tuple[LayerGeometry, ...]:
+    """Puzzle (arXiv 2411.19146): every layer has its own number of KV heads, or no attention at all."""
+    query, count = view.size("num_attention_heads"), view.size("num_hidden_layers")
+    dim = view.size("head_dim", max(1, view.size("hidden_size") // query))
+    blocks = view.get("block_configs")
+    if not isinstance(blocks, list) or len(blocks) != count:
+        raise view.error(f"'block_configs' must be a list of 'num_hidden_layers' = {count} objects")
+    layers = []
+    for index, block in enumerate(blocks):
+        attention = ConfigView(block, f"{view.where}: block_configs[{index}]").section("attention")
+        none = attention.flag("no_op", False) or attention.flag("replace_with_linear", False)
+        layers.append(LayerGeometry(0 if none else query // attention.size("n_heads_in_group"), dim, dim))
+    return tuple(layers)
+
+
+def _mimo(view: ConfigView) -> tuple[LayerGeometry, ...]:
+    """MiMo-V2: 1 in `hybrid_layer_pattern` is a layer with a window and heads of its own."""
+    pattern, window = view.get("hybrid_layer_pattern"), view.size("sliding_window")
+    count, heads, dim = (view.size(key) for key in ("num_hidden_layers", "num_key_value_heads", "head_dim"))
+    if not isinstance(pattern, list) or len(pattern) != count:
+        raise view.error(f"'hybrid_layer_pattern' must be a list of 'num_hidden_layers' = {count} numbers")
+    full = LayerGeometry(heads, dim, view.size("v_head_dim", dim))
+    inner = view.size("swa_head_dim", dim)
+    slides = LayerGeometry(
+        view.size("swa_num_key_value_heads", heads), inner, view.size("swa_v_head_dim", inner), SlidingWindow(window)
+    )
+    return tuple(slides if kind else full for kind in pattern)
 
 
 def _gemma(view: ConfigView) -> tuple[LayerGeometry, ...]:
@@ -177,11 +187,13 @@ def _shared(layer: LayerGeometry, source: int) -> LayerGeometry:
     return replace(layer, source=source)
 
 
-_READERS: Mapping[str, Callable[[ConfigView], tuple[LayerGeometry, ...]]] = {
+READERS: Mapping[str, Callable[[ConfigView], tuple[LayerGeometry, ...]]] = {
     "gemma3n": _gemma,
     "gemma4": _gemma,
     "hunyuan": _hunyuan,
     "hunyuan_v1_dense": _hunyuan,
     "hunyuan_v1_moe": _hunyuan,
     "afm7": _afm,
+    "mimo_v2_flash": _mimo,
+    "mimo_v2": _mimo,
 }

@@ -65,6 +65,7 @@ def cache_of(model: PlanModel, format_name: str, block_size: int, tensor_paralle
         tuple(
             LayerKV(i, one.kv_heads, one.k_dim, _format(one, format_name), one.retention, one.source)
             for i, one in enumerate(layers)
+            if one.kv_heads  # layers without attention keep nothing
         ),
         block_size,
     )

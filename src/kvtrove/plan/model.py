@@ -36,7 +36,8 @@ class PlanModel:
     name: as the user wrote it. ffn: widest intermediate vector of a token in a feed-forward layer. num_experts, top_k:
     0 without a mixture of experts. max_position: longest context that is served unasked. dtype: of weights; precision:
     None when everything has that one. weight_bytes: as the engine keeps them; exact_weights: counted tensor by tensor
-    (or read from the files), not estimated. spec: of a model that the engine runs.
+    (or read from the files), not estimated. assumed: words about what the config leaves open, empty when nothing is.
+    spec: of a model that the engine runs.
     """
 
     name: str
@@ -51,6 +52,7 @@ class PlanModel:
     parameters: Parameters
     weight_bytes: int
     exact_weights: bool = True
+    assumed: str = ""
     num_experts: int = 0
     top_k: int = 0
     spec: ModelSpec | None = None

@@ -10,7 +10,9 @@ from pathlib import Path
 PROC = Path("/proc/self")
 LARGE = 4 * 2**20
 """Buffers from here on go back to the system when they are freed (`return_large_buffers`)."""
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # mallopt(3)
+ARENAS = 2
+"""Heaps of the C library (`return_large_buffers`)."""
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_ARENA_MAX = -3, -1, -8  # mallopt(3)
 _RESET_PEAK = "5"  # proc(5), clear_refs: the peak of the resident size starts anew
 
 
@@ -46,10 +48,11 @@ def return_freed_memory(load: Callable[[None], ctypes.CDLL] = ctypes.CDLL) -> bo
 def return_large_buffers(
     environ: Mapping[str, str] = os.environ, load: Callable[[None], ctypes.CDLL] = ctypes.CDLL
 ) -> bool:
-    """Let the C library return large buffers at once, from now on, instead of moving that limit as it goes.
+    """Let the C library return large buffers at once, from now on, and keep small ones in few heaps.
 
     Left alone, glibc raises the limit with every buffer that is freed, to 32 MiB, so that the same step holds more when
-    it is run again. Whoever set MALLOC_* or GLIBC_TUNABLES decided otherwise. Returns whether it was told.
+    it is run again; and it gives each of up to eight threads per core a heap, each of which keeps what its thread has
+    freed. Whoever set MALLOC_* or GLIBC_TUNABLES decided otherwise. Returns whether it was told.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environ):
         return False
@@ -57,7 +60,9 @@ def return_large_buffers(
         mallopt = load(None).mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, LARGE)) and bool(mallopt(_M_TRIM_THRESHOLD, 4 * LARGE))
+    wanted = {_M_MMAP_THRESHOLD: LARGE, _M_TRIM_THRESHOLD: 4 * LARGE, _M_ARENA_MAX: ARENAS}
+    told = [bool(mallopt(name, value)) for name, value in wanted.items()]
+    return all(told)
 
 
 def _status(field: str, proc: Path) -> int | None:

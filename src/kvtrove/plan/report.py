@@ -23,6 +23,7 @@ def plan_report(plan: Plan, kt: KTransformers) -> dict[str, Any]:
         "architecture": model.architecture,
         "parameters": model.parameters.total,
         "weights_exact": model.exact_weights,
+        "assumed": model.assumed,
         "kv_format": plan.kv_format,
         "kv_bytes_per_token": plan.kv.per_token,
         "kv_constant_bytes": plan.kv.constant,

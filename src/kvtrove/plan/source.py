@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -12,10 +13,14 @@ from typing import Any
 
 from kvtrove.kv.spec import DTYPE_BYTES
 from kvtrove.models.config_view import ConfigView, read_json
-from kvtrove.models.families import REGISTRY, find_family
+from kvtrove.models.families import REGISTRY, architecture_of, find_family
 from kvtrove.models.precision import Precision
+from kvtrove.models.shards import find_shards
 from kvtrove.models.spec import ModelError
 from kvtrove.plan.model import PlanModel, from_spec
+from kvtrove.plan.quantized import quantization_of
+
+log = logging.getLogger(__name__)
 
 _FLOATS = ("F32", "F16", "BF16")
 _STORED_BYTES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2}  # of what is not converted; everything else is one byte
@@ -43,12 +48,11 @@ def read_model(path: Path, dtype: str = "auto", *, int8: bool = False, activatio
 
 def _from_config(file: Path, name: str, dtype: str, int8: bool, activations: str | None) -> PlanModel:
     values = read_json(file)
-    architectures = [str(a) for a in values.get("architectures") or []]
-    architecture = next((a for a in architectures if a in REGISTRY), None)
-    if architecture is None or "quantization_config" in values:
+    architecture = architecture_of(values)
+    if architecture not in REGISTRY or quantization_of(values) is not None:
         from kvtrove.plan.foreign import from_config
 
-        return from_config(ConfigView(values, str(file)), name, next(iter(architectures), None), dtype)
+        return from_config(ConfigView(values, str(file)), name, architecture, dtype)
     spec = find_family(architecture).read(ConfigView({**values, "architecture": architecture}, str(file)))
     dtype = spec.dtype if dtype == "auto" else dtype
     return from_spec(spec, name, Precision(dtype, activations or ("float32" if int8 else dtype), int8))
@@ -68,13 +72,14 @@ def _with_real_weights(model: PlanModel, directory: Path) -> PlanModel:
     return replace(model, weight_bytes=nbytes, exact_weights=True)
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    """Shards that the index names, else the single file; none when there are no safetensors yet."""
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        names = set(ConfigView(read_json(index), str(index)).section("weight_map").values.values())
-        return [path for name in sorted(names) if (path := directory / str(name)).exists()]
-    return [path for path in (directory / "model.safetensors",) if path.exists()]
+def _weight_files(directory: Path) -> Sequence[Path]:
+    """None when there are no safetensors, or not all of them yet: the config is counted then."""
+    try:
+        shards = find_shards(directory)
+    except ModelError as error:
+        log.warning("%s; the size of the weights is counted from the config", error)
+        return ()
+    return shards.files if shards else ()
 
 
 def _tensors(file: Path, model: PlanModel) -> Iterator[tuple[str, list[int]]]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kvtrove.runner.logprobs import LARGEST
 from kvtrove.runner.ranking import EXCLUDED
 from kvtrove.scheduler.output import SampleSpec
 
+T = TypeVar("T")
 Cells = tuple[Tensor, Tensor]  # (rows [C], columns [C]) of logits [R, V]
 
 
@@ -23,41 +27,68 @@ def adjusts(spec: SampleSpec) -> bool:
     return bool(limited or spec.banned or params.logit_bias or params.penalised)
 
 
-def adjusted(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
-    """A copy of logits [R, V]: tokens allowed, biased, banned, then penalised.
+def adjusted(logits: Tensor, specs: Sequence[SampleSpec]) -> tuple[Tensor, list[int]]:
+    """A copy of logits [R, V]: tokens allowed, biased, banned, then penalised; and the rows left without any token.
 
-    A row that is left without any token keeps its best raw one, whatever forbade it: a request whose rules contradict
-    each other must end by its own limits, not end the batch.
+    Such a row, of a request whose rules contradict each other, keeps its best raw one, so that the others can be drawn.
     """
     work = logits.clone()
-    _allow(work, specs)
-    rows, columns = _cells(work, [tuple(s.params.logit_bias or ()) for s in specs])
-    bias = [value for s in specs for value in (s.params.logit_bias or {}).values()]
-    work[rows, columns] += torch.tensor(bias, dtype=work.dtype, device=work.device)
+    for row, s in enumerate(specs):
+        if s.params.allowed_token_ids is not None:
+            work[row].masked_fill_(_forbidden(s, work), EXCLUDED)
+        if s.params.logit_bias:
+            work[row].index_add_(0, *_bias(s, work))
     ban(work, specs)
     _penalise_repetition(work, specs)
     _penalise_output(work, specs)
     lost = (work.amax(-1) == EXCLUDED).nonzero().squeeze(1)
-    work[lost, logits[lost].argmax(-1)] = 0.0
-    return work
+    if len(lost):
+        work[lost, logits[lost].argmax(-1)] = 0.0
+    return work, lost.tolist()
 
 
 def ban(work: Tensor, specs: Sequence[SampleSpec]) -> None:
     """Exclude each row's banned tokens, and those that its grammar does not allow, in place."""
-    work[_cells(work, [s.banned for s in specs])] = EXCLUDED
     for row, s in enumerate(specs):
+        if s.banned:
+            work[row].index_fill_(0, _banned(s, work), EXCLUDED)
         if s.allowed is not None:
             bits = np.unpackbits(s.allowed.view(np.uint8), count=work.shape[1], bitorder="little")
             work[row].masked_fill_(torch.from_numpy(bits == 0).to(work.device), EXCLUDED)
 
 
-def _allow(work: Tensor, specs: Sequence[SampleSpec]) -> None:
-    """Exclude all but `allowed_token_ids` in the rows that name some."""
-    limited = [row for row, s in enumerate(specs) if s.params.allowed_token_ids is not None]
-    cells = _cells(work, [s.params.allowed_token_ids or () for s in specs])
-    kept = work[cells]
-    work[limited] = EXCLUDED
-    work[cells] = kept
+def _once(make: Callable[[SampleSpec, Tensor], T]) -> Callable[[SampleSpec, Tensor], T]:
+    """Made at the first draw of a request, and kept in its notes: a list may name all of a vocabulary."""
+
+    @functools.wraps(make)
+    def kept(spec: SampleSpec, like: Tensor) -> T:
+        made: T | None = spec.notes.get(make.__name__)
+        if made is None:
+            made = spec.notes[make.__name__] = make(spec, like)
+        return made
+
+    return kept
+
+
+@_once
+def _forbidden(spec: SampleSpec, work: Tensor) -> Tensor:
+    """bool [V]: all but `allowed_token_ids`."""
+    mask = torch.ones(work.shape[-1], dtype=torch.bool)
+    mask[torch.tensor(spec.params.allowed_token_ids)] = False
+    return mask.to(work.device)
+
+
+@_once
+def _bias(spec: SampleSpec, work: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids int64 [B] and what is added to their logits [B]."""
+    bias = spec.params.logit_bias or {}
+    return torch.tensor(list(bias), device=work.device), torch.tensor(list(bias.values())).to(work)
+
+
+@_once
+def _banned(spec: SampleSpec, work: Tensor) -> Tensor:
+    """int64 [B]."""
+    return torch.tensor(list(spec.banned), device=work.device)
 
 
 def _penalise_repetition(work: Tensor, specs: Sequence[SampleSpec]) -> None:
@@ -67,7 +98,8 @@ def _penalise_repetition(work: Tensor, specs: Sequence[SampleSpec]) -> None:
     rows, columns = _cells(work, seen)
     values, strength = work[rows, columns], penalty[rows]
     # A token seen twice is written twice, with the same value.
-    work[rows, columns] = torch.where(values > 0, values / strength, values * strength)
+    changed = torch.where(values > 0, values / strength, values * strength).clamp_(-LARGEST, LARGEST)
+    work[rows, columns] = changed.masked_fill_(values == EXCLUDED, EXCLUDED)
 
 
 def _penalise_output(work: Tensor, specs: Sequence[SampleSpec]) -> None:

@@ -44,8 +44,14 @@ def build_batch(sequences: Sequence[ScheduledSequence], block_size: int, device:
 
 
 def _logit_rows(sequences: Sequence[ScheduledSequence], query_start: NDArray[np.int64]) -> NDArray[np.int64]:
-    """First the last row of every sequence that samples, then the rows that report prompt logprobs, in order."""
-    samples = [query_start[i + 1] - 1 for i, s in enumerate(sequences) if s.sample is not None]
+    """First the last row of every sequence that samples, and the rows of its drafts; then those that report prompt
+    logprobs, in order."""
+    samples = [
+        row
+        for end, s in zip(query_start[1:].tolist(), sequences, strict=True)
+        if s.sample is not None
+        for row in range(end - 1 - len(s.verify), end)
+    ]
     reports = [query_start[i] + np.arange(len(s.prompt_targets)) for i, s in enumerate(sequences)]
     return np.concatenate([np.array(samples, dtype=np.int64), *reports])
 

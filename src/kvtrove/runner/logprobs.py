@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from kvtrove.request import Logprob, TokenLogprobs
+from kvtrove.request import EngineError, Logprob, RequestError, TokenLogprobs
 from kvtrove.runner.ranking import EXCLUDED, rankings
 
 LARGEST = 1e30  # stands for +inf: float32 can still divide it by any temperature or penalty in use
@@ -16,27 +16,49 @@ TokenText = Callable[[int], str]
 Ranking = tuple[list[int], list[float]]  # token ids and their log-probabilities, likeliest first
 
 
-def usable(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(logits, log of the sum of their exponentials [R]) of float32 logits [R, V], with broken values made harmless.
+def usable(logits: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    """(logits, log of the sum of their exponentials [R], broken rows) of float32 logits [R, V].
 
-    NaN counts as -inf, +inf as 1e30. A row in which nothing is left becomes uniform, so that a broken row gives
-    meaningless tokens to its own request and leaves the batch alone. The input is not modified.
+    A row is broken by NaN, by +inf, and when all of it is -inf. It comes back harmless, so that what is computed for
+    all rows at once goes on: NaN as -inf, +inf as 1e30, nothing at all as uniform. The input is not modified.
     """
     total = logits.logsumexp(-1)
     broken = ~total.isfinite()  # NaN and +inf show in the sum, and so does a row of nothing but -inf
-    if bool(broken.any()):
-        rows = logits[broken].nan_to_num(nan=EXCLUDED, posinf=LARGEST, neginf=EXCLUDED)
-        rows[rows.amax(-1) == EXCLUDED] = 0.0
-        logits, total = logits.clone(), total.clone()
-        logits[broken], total[broken] = rows, rows.logsumexp(-1)
-    return logits, total
+    if not bool(broken.any()):
+        return logits, total, []
+    rows = logits[broken].nan_to_num(nan=EXCLUDED, posinf=LARGEST, neginf=EXCLUDED)
+    rows[rows.amax(-1) == EXCLUDED] = 0.0
+    logits, total = logits.clone(), total.clone()
+    logits[broken], total[broken] = rows, rows.logsumexp(-1)
+    return logits, total, broken.nonzero().squeeze(1).tolist()
+
+
+def undrawable(logits: Tensor) -> RequestError | EngineError:
+    """Why the sampler found no token in a row of logits [V]: they are broken, or else the request excludes them all."""
+    logits = logits.float()
+    if bool(logits.logsumexp(-1).isfinite()):
+        return RequestError(
+            "the rules of this request leave no token to go on with: allowed_token_ids, its grammar, and end tokens "
+            "that min_tokens holds back exclude each other"
+        )
+    wrong = int((~logits.isfinite()).sum())
+    return EngineError(
+        f"the model's logits are not finite ({wrong} of {len(logits)} are NaN or infinite); if loaded in float16 "
+        "it overflowed: try --dtype bfloat16 or float32. Otherwise the checkpoint may be damaged"
+    )
 
 
 def logprob_table(
     logits: Tensor, targets: Sequence[int], top_k: int, token_text: TokenText | None = None
 ) -> list[TokenLogprobs]:
-    """One entry per row of logits [N, V]: targets[i] first, then the `top_k` likeliest tokens of row i, best first."""
-    per_row = tables_of(*usable(logits.float()), [(t,) for t in targets], [top_k] * len(targets), token_text)
+    """One entry per row of logits [N, V]: targets[i] first, then the `top_k` likeliest tokens of row i, best first.
+
+    EngineError when a row is broken.
+    """
+    usable_logits, total, broken = usable(logits.float())
+    if broken:
+        raise undrawable(logits[broken[0]])
+    per_row = tables_of(usable_logits, total, [(t,) for t in targets], [top_k] * len(targets), token_text)
     return [table for [table] in per_row]
 
 

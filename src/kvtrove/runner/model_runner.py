@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,9 +13,11 @@ from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.decoder import Model
+from kvtrove.request import EngineError
 from kvtrove.runner.batch import Batch, build_batch
+from kvtrove.runner.logprobs import undrawable
 from kvtrove.runner.sampler import Sampler, logprob_table
-from kvtrove.scheduler.output import ModelOutput, ScheduledSequence, SchedulerOutput, SequenceResult
+from kvtrove.scheduler.output import ModelOutput, ScheduledSequence, SchedulerOutput, SequenceResult, accept
 
 PROMPT_LOGPROB_ROWS = 256  # rows of logits held at once while prompt logprobs are reported
 
@@ -71,18 +74,25 @@ class ModelRunner:
 
     def _results(self, sequences: list[ScheduledSequence], hidden: Tensor) -> ModelOutput:
         """hidden: [R, hidden] in the order of `build_batch`: sampling rows, then prompt-logprob rows."""
-        sampling = [s for s in sequences if s.sample is not None]
+        sampling, at = [s for s in sequences if s.sample is not None], 0
         results = {s.seq_id: SequenceResult([]) for s in sequences if s.prompt_logprobs is not None}
         if sampling:
-            logits = self.model.logits(hidden[: len(sampling)])
-            specs = [s.sample for s in sampling if s.sample is not None]
-            for s, samples in zip(sampling, self.sampler.sample(logits, specs, self.token_text), strict=True):
-                results[s.seq_id] = SequenceResult(samples)
-        at = len(sampling)
+            specs = [spec for s in sampling if s.sample is not None for spec in (s.sample, *s.verify)]
+            logits = self.model.logits(hidden[: len(specs)])
+            drawn = self.sampler.sample(logits, specs, self.token_text)
+            for s in sampling:
+                samples, after = drawn[at], [row[0] for row in drawn[at + 1 : at + 1 + len(s.verify)] if row]
+                error = None if samples else undrawable(logits[at])
+                accepted = accept(s.tokens[-len(s.verify) :], samples[0], after) if samples and s.verify else []
+                results[s.seq_id] = SequenceResult(samples, error=error, accepted=accepted)
+                at += 1 + len(s.verify)
         for s in sequences:
             if s.prompt_logprobs is not None:
-                report = [*self._prompt_logprobs(s, hidden[at : at + len(s.prompt_targets)])]
-                results[s.seq_id] = SequenceResult(results[s.seq_id].samples, report)
+                try:
+                    report = [*self._prompt_logprobs(s, hidden[at : at + len(s.prompt_targets)])]
+                    results[s.seq_id] = replace(results[s.seq_id], prompt_logprobs=report)
+                except EngineError as error:
+                    results[s.seq_id] = SequenceResult([], error=error)
                 at += len(s.prompt_targets)
         return ModelOutput(results)
 

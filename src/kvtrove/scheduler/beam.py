@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 
+from kvtrove.request import FinishReason
 from kvtrove.scheduler.output import SampledToken
 from kvtrove.scheduler.sequence import Request, Sequence
 
@@ -94,5 +95,7 @@ def _hypothesis(c: Continuation) -> Sequence:
     copy = Sequence(parent.id, request, 0, array("i", parent.tokens), parent.kv)
     copy.inherit(parent)
     copy.append(c.token)
-    copy.finish("stop" if c.token.token_id in request.end_token_ids else "length")
+    problem = None if copy.guide is None else copy.guide.problem
+    reason: FinishReason = "error" if problem else "stop" if c.token.token_id in request.end_token_ids else "length"
+    copy.finish(reason, problem)
     return copy

@@ -7,14 +7,17 @@ frozen dataclass takes four times as long to make.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrove.request import SamplingParams, TokenLogprobs
+from kvtrove.request import EngineError, RequestError, SamplingParams, TokenLogprobs
 
 NO_TOKENS: array[int] = array("i")
+NO_ENDS: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -24,7 +27,7 @@ class SampleSpec:
     seed, streams: one token is drawn per stream; draw number `position` of stream s of a request depends on
         (seed, s, position) alone, so results do not depend on the batch, on preemption or on forks.
     position: index of the drawn token in the output. prompt, output: token ids so far, for penalties.
-    banned: token ids that may not be drawn (end tokens before min_tokens).
+    banned: token ids that may not be drawn (end tokens before min_tokens); the same at every draw that has some.
     candidates: > 0 asks for that many best tokens and draws none (beams).
     allowed: the only tokens that may be drawn, as `Guide.mask` packs them; None is all.
     """
@@ -35,9 +38,11 @@ class SampleSpec:
     position: int
     prompt: array[int]
     output: array[int]
-    banned: tuple[int, ...] = ()
+    banned: Collection[int] = NO_ENDS
     candidates: int = 0
     allowed: NDArray[np.int32] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    """The runner's own, the same at every draw of a request: what it derives from `params` and `banned` only once."""
 
 
 @dataclass(slots=True)
@@ -45,6 +50,8 @@ class ScheduledSequence:
     """Compute K/V of `tokens` at positions start, start + 1, ...
 
     block_ids: per group the block table, -1 where no block is held.
+    sample: draw after the last token that is not a draft. verify: the last len(verify) tokens are drafts; draw after
+        each of them as if all up to it had been drawn.
     """
 
     seq_id: int
@@ -52,6 +59,7 @@ class ScheduledSequence:
     start: int
     block_ids: tuple[NDArray[np.int32], ...]
     sample: SampleSpec | None = None
+    verify: tuple[SampleSpec, ...] = ()
     prompt_logprobs: int | None = None
     prompt_targets: array[int] = field(default_factory=lambda: NO_TOKENS)
     """With prompt_logprobs: the token that follows each of `tokens`, as far as it is a prompt token."""
@@ -80,10 +88,28 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class SequenceResult:
-    """`samples`: one per stream, or the candidates, best first. `prompt_logprobs`: one entry per prompt target."""
+    """samples: one per stream, or the candidates, best first. prompt_logprobs: one entry per prompt target.
+
+    error: why there is nothing of either; it ends the request.
+    accepted: as many as drafts were right: what was drawn after each of these, in order.
+    """
 
     samples: list[SampledToken]
     prompt_logprobs: list[TokenLogprobs] | None = None
+    error: RequestError | EngineError | None = None
+    accepted: list[SampledToken] = field(default_factory=list)
+
+
+def accept(drafts: array[int], first: SampledToken, after: list[SampledToken]) -> list[SampledToken]:
+    """Of `after`, drawn after each draft, what follows the drafts that are the tokens drawn at their places.
+
+    `after` ends early where nothing could be drawn: the next step finds out again.
+    """
+    drawn = [first, *after]
+    right = 0
+    while right < len(after) and drawn[right].token_id == drafts[right]:
+        right += 1
+    return after[:right]
 
 
 @dataclass(frozen=True, slots=True)

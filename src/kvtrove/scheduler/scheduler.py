@@ -17,44 +17,40 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 from kvtrove.kv.manager import KVCacheManager
-from kvtrove.request import FinishReason, RequestError
+from kvtrove.request import EngineError, FinishReason, RequestError
 from kvtrove.scheduler import beam
-from kvtrove.scheduler.output import ModelOutput, SampledToken, SchedulerOutput
-from kvtrove.scheduler.policies import end_of, share
+from kvtrove.scheduler.computing import BlocksInWork
+from kvtrove.scheduler.drafts import Drafter
+from kvtrove.scheduler.limits import SchedulerLimits, SchedulerStats
+from kvtrove.scheduler.output import (
+    NO_TOKENS,
+    ModelOutput,
+    SampledToken,
+    ScheduledSequence,
+    SchedulerOutput,
+)
+from kvtrove.scheduler.policies import end_of, share, too_long
 from kvtrove.scheduler.sequence import Request, Sequence
 from kvtrove.scheduler.work import scheduled_sequence
 
-
-@dataclass(frozen=True)
-class SchedulerLimits:
-    """max_num_batched_tokens: budget of a step. max_concurrent_prefills: prompts that share one too small for all."""
-
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
-    max_concurrent_prefills: int = 4
-
-
-@dataclass(frozen=True)
-class SchedulerStats:
-    """num_prompt_tokens: of prompts that have got their first token. num_generation_tokens: drawn since the start."""
-
-    num_running: int
-    num_waiting: int
-    num_preemptions: int
-    num_prompt_tokens: int
-    num_generation_tokens: int
+__all__ = ["Scheduler", "SchedulerLimits", "SchedulerStats"]
 
 
 class Scheduler:
     """schedule() -> SchedulerOutput, then update() with what the model answered."""
 
     def __init__(
-        self, kv: KVCacheManager, limits: SchedulerLimits | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        kv: KVCacheManager,
+        limits: SchedulerLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        drafter: Drafter | None = None,
     ) -> None:
         self.kv = kv
+        self.drafter = drafter
         self.limits = limits or SchedulerLimits()
         self.clock = clock
         self.requests: dict[str, Request] = {}
@@ -62,8 +58,10 @@ class Scheduler:
         self.running: dict[int, Sequence] = {}  # by sequence id, in order of admission
         self.num_preemptions = self.num_prompt_tokens = self.num_generation_tokens = 0
         self._next_seq_id = 0
-        self._computing: dict[bytes, int] = {}  # key of a block being computed -> id of the sequence that computes it
+        self._computing = BlocksInWork(kv.block_size)
         self._step: dict[int, int] = {}  # sequence id -> tokens in the step being planned
+        self.prompt_limit = self.limits.max_num_batched_tokens  # of prompt tokens in a step that also decodes (`Pace`)
+        self.at_work: Request | None = None  # an error now is this request's: something is done for it alone
 
     # ---- requests come and go ----
 
@@ -74,7 +72,8 @@ class Scheduler:
                 f"n: {request.width} sequences are more than max_num_seqs ({self.limits.max_num_seqs})", "n"
             )
         if self._blocks_alone(request, request.max_len) > self.kv.num_blocks - self.kv.num_pinned_blocks:
-            raise RequestError(self._too_long(request), "max_tokens")
+            usable = self.kv.num_blocks - self.kv.num_pinned_blocks
+            raise RequestError(too_long(request, usable, partial(self._blocks_alone, request)), "max_tokens")
         self.requests[request.id] = request
         if request.params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
@@ -90,10 +89,26 @@ class Scheduler:
 
     def finish(self, seq: Sequence, reason: FinishReason, stop_reason: int | str | None = None) -> None:
         """End a sequence, whoever decided it (stop token, stop string, caller), and release what it holds."""
+        if self.drafter is not None and reason != "abort":
+            self.drafter.finished(seq)
         seq.finish(reason, stop_reason)
         self._leave(seq)
         if seq.request.finished:
             self._retire(seq.request)
+
+    def fail(self, request: Request, error: RequestError | EngineError) -> None:
+        """End a request that cannot go on; every output of it that is still open is dropped."""
+        request.error = error
+        for seq in request.unfinished:
+            self.finish(seq, "abort")
+
+    def stop(self, seq: Sequence, stop_reason: str, num_output: int) -> None:
+        """End a sequence at a stop string, found in the text of its first `num_output` tokens."""
+        self.num_generation_tokens -= seq.cut(num_output)
+        if seq.finish_reason is None:
+            self.finish(seq, "stop", stop_reason)
+        else:
+            seq.finish("stop", stop_reason)  # it ended with, or behind, the token that completed the string
 
     @property
     def has_unfinished(self) -> bool:
@@ -102,6 +117,12 @@ class Scheduler:
     def stats(self) -> SchedulerStats:
         tokens = self.num_prompt_tokens, self.num_generation_tokens
         return SchedulerStats(len(self.running), len(self.waiting), self.num_preemptions, *tokens)
+
+    def forget_step(self) -> None:
+        """Nothing runs any more, nor is being computed."""
+        self.running.clear()
+        self._computing.clear()
+        self._step, self.at_work = {}, None
 
     def _sequence(self, request: Request, index: int, tokens: array[int]) -> Sequence:
         self._next_seq_id += 1
@@ -115,8 +136,7 @@ class Scheduler:
         """Free the blocks of `seq` and take it out of the queues."""
         self.kv.free(seq.kv)
         self._step.pop(seq.id, None)
-        for key in [key for key, owner in self._computing.items() if owner == seq.id]:
-            del self._computing[key]
+        self._computing.leave(seq)
         if self.running.pop(seq.id, None) is None and seq in self.waiting:
             self.waiting.remove(seq)
 
@@ -137,19 +157,6 @@ class Scheduler:
         alone = [self._blocks_alone(request, request.max_len) for request in self.requests.values()]
         return self.kv.num_blocks - self.kv.num_pinned_blocks - max([*alone, self._blocks(max_model_len)])
 
-    def _too_long(self, request: Request) -> str:
-        usable, low, high = self.kv.num_blocks - self.kv.num_pinned_blocks, 0, request.max_len
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self._blocks_alone(request, middle) <= usable else (low, middle - 1)
-        prompt, beams = len(request.prompt), f" in {request.params.beam_width} beams" if request.beam else ""
-        advice = f"lower max_tokens to {low - prompt}" if low > prompt else f"shorten the prompt to under {low} tokens"
-        return (
-            f"{prompt} prompt + {request.max_len - prompt} new tokens{beams} need "
-            f"{self._blocks_alone(request, request.max_len)} blocks of the KV cache, which has {usable} "
-            f"(at most {low} tokens): {advice}, or give the cache more memory"
-        )
-
     # ---- a step ----
 
     def schedule(self) -> SchedulerOutput:
@@ -158,13 +165,20 @@ class Scheduler:
         self._plan_step()
         while not self._step and (self._decodes() or self._make_room()):
             self._plan_step()
-        sequences = [scheduled_sequence(seq, self._step[i]) for i, seq in self.running.items() if i in self._step]
+        drafts = self._draft()
+        sequences = [self._work(seq, self._step[i], drafts) for i, seq in self.running.items() if i in self._step]
+        self.at_work = None
         return SchedulerOutput(sequences, self.kv.take_copies())
+
+    def _work(self, seq: Sequence, num: int, drafts: dict[int, array[int]]) -> ScheduledSequence:
+        self.at_work = seq.request
+        return scheduled_sequence(seq, num, drafts.get(seq.id, NO_TOKENS))
 
     def _plan_step(self) -> None:
         for seq in self._decodes():
             self._give(seq, 1)
         budget = self.limits.max_num_batched_tokens - len(self._step)
+        budget = min(budget, self.prompt_limit) if self._step else budget
         prefills = [s for s in self.running.values() if s.id not in self._step and self._prefill_need(s)]
         if self.waiting:
             self._admit(prefills, budget)
@@ -172,6 +186,15 @@ class Scheduler:
         for seq, num in zip(prefills, share(budget, needs), strict=True):
             if num:
                 self._give(seq, num)
+
+    def _draft(self) -> dict[int, array[int]]:
+        """Drafts for the decodes of the step: last, from what budget, rows of logits and blocks the others leave."""
+        if self.drafter is None or not self._step:
+            return {}
+        decodes = [seq for i, seq in self.running.items() if i in self._step and seq.num_uncomputed == 1]
+        num_tokens, limits = sum(self._step.values()), self.limits
+        rows = max(limits.max_num_seqs, 1 + self.drafter.rules.most) - len(self._step)
+        return self.drafter.plan(decodes, num_tokens, min(limits.max_num_batched_tokens - num_tokens, rows), self.kv)
 
     def _decodes(self) -> list[Sequence]:
         """Sequences with one token left. Beams advance together or not at all."""
@@ -194,9 +217,9 @@ class Scheduler:
             if self.kv.allocate(seq.kv, num):
                 self._step[seq.id] = num
                 return
-            self._preempt(max(self.running.values(), key=lambda s: (s.request.arrival, s.index)))
+            self.preempt(max(self.running.values(), key=lambda s: (s.request.arrival, s.index)))
 
-    def _preempt(self, last: Sequence) -> None:
+    def preempt(self, last: Sequence) -> None:
         """Take the blocks of a sequence (of all beams of its request); it starts again at the head of the queue."""
         request = last.request
         siblings = [s for s in request.unfinished if s.id in self.running] if request.beam else [last]
@@ -216,7 +239,7 @@ class Scheduler:
         head = self.waiting[0].request
         others = [s for s in self.running.values() if s.request is not head]
         if others:
-            self._preempt(max(others, key=lambda s: (s.request.arrival, s.index)))
+            self.preempt(max(others, key=lambda s: (s.request.arrival, s.index)))
         elif not self.running:
             raise RuntimeError(
                 f"request {head.id!r} fits the empty cache but not what is left of it: "
@@ -247,7 +270,7 @@ class Scheduler:
                 continue
             limit = 0 if seq.request.wants_prompt_logprobs else len(seq.tokens) - 1
             match = self.kv.match(seq.kv, seq.tokens, limit)
-            seq.held_for = self._being_computed(seq, match.num_tokens, limit)
+            seq.held_for = self._computing.run_after(seq, match.num_tokens, limit)
             if seq.held_for is not None:
                 passed_over.append(self.waiting.popleft())
                 continue
@@ -276,24 +299,10 @@ class Scheduler:
             request.metrics.first_scheduled_time = self.clock()
             request.metrics.reused_from = {"memory": num_reused} if num_reused else {}
             request.metrics.explanation = self.kv.explain(seq.kv, len(seq.tokens), limit)
-        for key in self._keys_to_compute(seq, seq.kv.num_computed, limit):
-            self._computing.setdefault(key, seq.id)
+        self._computing.begin(seq, limit)
 
     def _still_needed(self, seq: Sequence) -> int:
         return self._blocks(len(seq.tokens)) - seq.kv.num_blocks
-
-    def _keys_to_compute(self, seq: Sequence, num_matched: int, limit: int) -> list[bytes]:
-        """Keys of the full blocks after the match that a hit could have served."""
-        return seq.kv.chain.keys[num_matched // self.kv.block_size : limit // self.kv.block_size]
-
-    def _being_computed(self, seq: Sequence, num_matched: int, limit: int) -> bytes | None:
-        """Key of the last block of the run that another sequence is computing, when the run starts at the match."""
-        last = None
-        for key in self._keys_to_compute(seq, num_matched, limit):
-            if key not in self._computing:
-                break
-            last = key
-        return last
 
     # ---- after the step ----
 
@@ -306,36 +315,44 @@ class Scheduler:
             seq = self.running.get(done.seq_id)
             if seq is None:
                 continue  # aborted since
-            self._commit(seq, len(done.tokens))
+            self.at_work = seq.request
             result = output.results.get(done.seq_id)
             if result is None:
+                self._commit(seq, len(done.tokens))
                 continue
+            samples = result.samples
+            if done.verify and self.drafter is not None:
+                samples = self.drafter.accept(seq, done, result)
+                self.num_generation_tokens += len(result.accepted)
+            self._commit(seq, len(done.tokens) - len(done.verify) + len(result.accepted))
             request = seq.request
             touched[request.id] = request
+            if result.error is not None:
+                self.fail(request, result.error)
+                continue
             if result.prompt_logprobs and request.prompt_logprobs is not None:
                 request.prompt_logprobs.extend(result.prompt_logprobs)
-            if not result.samples:
+            if not samples:
                 continue
             if request.metrics.first_token_time is None:
                 request.metrics.first_token_time = now
                 self.num_prompt_tokens += len(request.prompt)
             request.metrics.token_times.append(now)
             if request.beam:
-                beams.setdefault(request.id, {})[seq.id] = result.samples
+                beams.setdefault(request.id, {})[seq.id] = samples
             else:
-                self._extend(seq, result.samples)
+                self._extend(seq, samples)
         for request_id, candidates in beams.items():
-            self._advance_beams(touched[request_id], candidates)
+            self.at_work = touched[request_id]
+            if not self.at_work.finished:
+                self._advance_beams(self.at_work, candidates)
+        self.at_work = None
         return list(touched.values())
 
     def _commit(self, seq: Sequence, num: int) -> None:
         before = seq.kv.num_computed
         self.kv.commit(seq.kv, seq.tokens, num)
-        if self._computing:
-            size = self.kv.block_size
-            for key in seq.kv.chain.keys[before // size : (before + num) // size]:
-                if self._computing.get(key) == seq.id:
-                    del self._computing[key]
+        self._computing.end(seq, before, before + num)
 
     def _extend(self, seq: Sequence, samples: list[SampledToken]) -> None:
         """Append the drawn token; after the prompt, fork one sequence per further stream first."""

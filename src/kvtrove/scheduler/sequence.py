@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvtrove.kv.table import SequenceKV
-from kvtrove.request import FinishReason, Guide, RequestMetrics, SamplingParams, TokenLogprobs
+from kvtrove.request import (
+    EngineError,
+    FinishReason,
+    Guide,
+    RequestError,
+    RequestMetrics,
+    SamplingParams,
+    TokenLogprobs,
+)
 from kvtrove.scheduler.output import SampledToken, SampleSpec
 
 
@@ -32,8 +41,16 @@ class Sequence:
     held_for: bytes | None = None
     """Key of a block that another sequence is computing: waiting for it turns a duplicate computation into a hit."""
     guide: Guide | None = None
+    draft_right: float = 0.0
+    draft_tried: float = 0.0
+    """Drafts that were checked lately, and how many of them were right; old ones count less."""
+    sums: list[float] | None = None
+    """cumulative_logprob after each token of the last step that checked drafts."""
     steady_spec: SampleSpec | None = None
     """How to draw, once that depends on nothing but the position any more (`work.sample_spec`)."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
     @property
     def num_uncomputed(self) -> int:
@@ -50,10 +67,23 @@ class Sequence:
     def append(self, token: SampledToken) -> None:
         self.tokens.append(token.token_id)
         self.cumulative_logprob += token.logprob
+        if self.sums is not None:
+            self.sums.append(self.cumulative_logprob)
         if self.guide is not None:
             self.guide.accept(token.token_id)
         if self.logprobs is not None and token.logprobs is not None:
             self.logprobs.append(token.logprobs)
+
+    def cut(self, num_output: int) -> int:
+        """Take back what the last step appended behind `num_output` tokens; returns how many those were."""
+        surplus = self.num_output - num_output
+        if surplus:
+            assert self.sums is not None, "only a step that checked drafts appends several tokens"
+            del self.tokens[-surplus:]
+            self.cumulative_logprob = self.sums[-1 - surplus]
+            if self.logprobs is not None:
+                del self.logprobs[num_output:]
+        return surplus
 
     def inherit(self, parent: Sequence) -> None:
         """Take over what belongs to the parent's tokens."""
@@ -88,6 +118,9 @@ class Request:
     completed: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    error: RequestError | EngineError | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    """The runner's (`SampleSpec.notes`)."""
 
     @property
     def beam(self) -> bool:

@@ -15,10 +15,14 @@ MAX_RETRY_AFTER = 60  # seconds
 
 
 class Admission:
-    """`num_waiting` tells how many sequences the engine has not begun. Event loop only."""
+    """`num_waiting` tells how many sequences the engine has not begun, `num_seats` how many more it would begin now.
+    Event loop only.
+    """
 
-    def __init__(self, limits: Limits, num_waiting: Callable[[], int]) -> None:
+    def __init__(self, limits: Limits, num_waiting: Callable[[], int], num_seats: Callable[[], int]) -> None:
         self.limits = limits
+        self._num_seats = num_seats
+        self._preparing = 0  # requests that were let in and have not come to the engine
         self.draining = False
         self.in_flight: Counter[str] = Counter()  # by tenant
         self._num_waiting = num_waiting
@@ -38,12 +42,26 @@ class Admission:
             raise busy(
                 f"{self.limits.max_concurrent} requests are in flight, the most there may be", self.retry_after()
             )
-        if self._num_waiting() >= self.limits.max_queue:
-            raise busy(f"{self.limits.max_queue} sequences wait already, the most that may", self.retry_after())
+        self._refuse_beyond_queue(1)
         if tenant.max_concurrent is not None and self.in_flight[tenant.name] >= tenant.max_concurrent:
             raise busy(f"{tenant.name} has {tenant.max_concurrent} requests in flight, its most", self.retry_after())
         self.in_flight[tenant.name] += 1
+        self._preparing += 1
         self._empty.clear()
+
+    def prepared(self, num_prompts: int = 0) -> None:
+        """A request that was let in comes to the engine with so many prompts; 0 when it never does.
+
+        ApiError 429 when they are more than may wait; the prompts of one request may, if nobody else does.
+        """
+        self._preparing -= 1
+        if num_prompts > 1 and self._num_waiting():
+            self._refuse_beyond_queue(num_prompts)
+
+    def _refuse_beyond_queue(self, num: int) -> None:
+        """Those who will wait once `num` more have come, beyond the seats that are free, are at most `max_queue`."""
+        if self._num_waiting() + self._preparing + num > self.limits.max_queue + self._num_seats():
+            raise busy(f"{self.limits.max_queue} sequences wait already, the most that may", self.retry_after())
 
     def leave(self, tenant: Tenant, seconds: float) -> None:
         """Count a request out that took `seconds`."""

@@ -15,8 +15,9 @@ from starlette.responses import JSONResponse, Response
 
 from kvtrove import __version__
 from kvtrove.server.auth import Keyring
+from kvtrove.server.body import invalid
 from kvtrove.server.errors import ApiError, as_api_error, refused
-from kvtrove.server.middleware import Bound, Guard, Identify, state_of
+from kvtrove.server.middleware import Bound, Guard, Heads, Identify, state_of
 from kvtrove.server.routes import admin, cache, chat, completions, health, messages, models, responses, tokenize
 from kvtrove.server.service import Service
 
@@ -52,7 +53,7 @@ def create_app(service: Service, keyring: Keyring, more_routers: Iterable[APIRou
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    for kind in (ApiError, ValueError):  # RequestError and UnicodeEncodeError are ValueErrors
+    for kind in (ApiError, ValueError, RecursionError):  # RequestError and UnicodeEncodeError are ValueErrors
         app.add_exception_handler(kind, _failed)
     return app
 
@@ -66,7 +67,7 @@ def _middleware(service: Service, keyring: Keyring) -> list[Middleware]:
             allow_origins=origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", "x-kvtrove-warning"],
         )
     ]
     return [
@@ -74,6 +75,7 @@ def _middleware(service: Service, keyring: Keyring) -> list[Middleware]:
         *(cors if origins else []),
         Middleware(Guard, keyring=keyring),
         Middleware(Bound, limits=service.limits),
+        Middleware(Heads),
     ]
 
 
@@ -100,13 +102,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    """A body or a parameter of the wrong type: names the first field that is wrong, and what it should be."""
+    """A parameter of the wrong type, or a body that is no JSON (`body.read` reads the others)."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return _answer(request, refused(f"the body is not JSON: {first['ctx']['error']}", code="invalid_json"))
-    where = [part for part in first["loc"] if part != "body"]
-    param = str(where[0]) if where else None
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
-    message = f"{place}: {first['msg']}" if place else f"the body: {first['msg']}; send JSON as application/json"
-    return _answer(request, refused(message, param, "missing_field" if first["type"] == "missing" else "invalid_type"))
+    return _answer(request, invalid([first]))

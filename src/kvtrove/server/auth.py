@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvtrove.config import ConfigError, nearest
 
+log = logging.getLogger(__name__)
 MIN_KEY_LENGTH = 16
 _KEY_FILE_FIELDS = {"key": str, "shared": bool, "admin": bool, "max_concurrent": int}
 
@@ -50,13 +52,31 @@ def digest(*parts: str) -> str:
 
 
 class Keyring:
-    """The keys that open the server. Without any, everyone is one tenant, and the server must stay on loopback."""
+    """The keys that open the server. Without any, everyone is one tenant, and the server must stay on loopback.
 
-    def __init__(self, keys: Iterable[tuple[str, Tenant]] = ()) -> None:
-        self._tenants = [(hashlib.sha256(key.encode()).digest(), tenant) for key, tenant in keys]
-        digests = [key for key, _ in self._tenants]
-        if len(set(digests)) != len(digests):
-            raise ConfigError("api_keys: two tenants have the same key; give each its own")
+    source: reads them again (`reload`).
+    """
+
+    def __init__(
+        self, keys: Iterable[tuple[str, Tenant]] = (), source: Callable[[], Iterable[tuple[str, Tenant]]] | None = None
+    ) -> None:
+        self._source = source
+        self._tenants = _checked_tenants(keys)
+
+    def reload(self) -> None:
+        """Take the keys that the source has now; when they are wrong, or all are gone, the old ones stay."""
+        if self._source is None:
+            log.info("there is no file of keys to read again")
+            return
+        try:
+            tenants = _checked_tenants(self._source())
+            if self.guarded and not tenants:
+                raise ConfigError("there is no key any more")
+        except ConfigError as error:
+            log.error("the keys stay as they are: %s", error)
+        else:
+            self._tenants = tenants
+            log.warning("the keys were read again: %d", len(tenants))
 
     @property
     def guarded(self) -> bool:
@@ -74,11 +94,33 @@ class Keyring:
         return found
 
 
+def _checked_tenants(keys: Iterable[tuple[str, Tenant]]) -> list[tuple[bytes, Tenant]]:
+    tenants = [(hashlib.sha256(key.encode()).digest(), tenant) for key, tenant in keys]
+    if len({key for key, _ in tenants}) != len(tenants):
+        raise ConfigError("api_keys: two tenants have the same key; give each its own")
+    names = [tenant.name for _, tenant in tenants]
+    for name in names:
+        if names.count(name) > 1:  # they would share a cache and see each other's reports
+            raise ConfigError(
+                f"api_keys: [{name}] is also the tenant of a key in the environment "
+                "(KVTROVE_API_KEY is `default`, KVTROVE_ADMIN_KEY is `admin`); give it another name"
+            )
+    return tenants
+
+
 def load_keyring(api_key: str | None, admin_key: str | None, file: Path | None) -> Keyring:
     """Keys of the environment (`KVTROVE_API_KEY`, `KVTROVE_ADMIN_KEY`) and of a key file together.
 
     Raises ConfigError naming what is wrong, never the key itself.
     """
+
+    def read() -> list[tuple[str, Tenant]]:
+        return _read_keys(api_key, admin_key, file)
+
+    return Keyring(read(), None if file is None else read)
+
+
+def _read_keys(api_key: str | None, admin_key: str | None, file: Path | None) -> list[tuple[str, Tenant]]:
     keys = []
     if api_key is not None:
         keys.append((_checked(api_key, "KVTROVE_API_KEY"), Tenant("default", tenant_salt("default"))))
@@ -90,7 +132,7 @@ def load_keyring(api_key: str | None, admin_key: str | None, file: Path | None) 
         raise ConfigError(
             "KVTROVE_ADMIN_KEY: there is no ordinary key beside it; set KVTROVE_API_KEY or --api-keys too"
         )
-    return Keyring(keys)
+    return keys
 
 
 def _read_file(file: Path) -> Mapping[str, Any]:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kvtrove.request import Guide, RequestOutput, SamplingParams
 from kvtrove.server.errors import engine_failed, engine_stopped, shut_down
+from kvtrove.server.settings import Limits
+from kvtrove.server.watchdog import StepTimeoutError, Watchdog
 
 if TYPE_CHECKING:
     from kvtrove.engine import Engine, EngineStats
@@ -29,7 +31,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """The arguments of `Engine.add`."""
+    """The arguments of `Engine.add`, and what the reports say of the prompt.
+
+    num_kept: its tokens that are an earlier answer's, as they were drawn.
+    """
 
     id: str
     prompt_token_ids: Sequence[int]
@@ -37,6 +42,7 @@ class EngineRequest:
     prompt: str | None = None
     salt: str = ""
     guide: Guide | None = None
+    num_kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +102,12 @@ class OutputStream:
         return not self._unfinished and self._news.empty()
 
     async def next(self) -> tuple[int, RequestOutput]:
-        """(index of the request, its news). Raises ApiError when the engine fails."""
+        """(index of the request, its news). Raises what ended it, or ApiError when the engine fails."""
         news = await self._news.get()
         if isinstance(news, Exception):
             raise news
+        if news.error is not None:
+            raise news.error
         return self._index[news.request_id], news
 
     def push(self, output: RequestOutput) -> None:
@@ -125,17 +133,29 @@ class OutputStream:
 class EngineThread:
     """Owns the engine. All methods are called on the event loop.
 
-    on_step is called there after every step. A step that raises ends the engine: every request is told, `error` is set,
-    and whatever comes later gets an ApiError at once.
+    on_step is called there after every step. A step that raises, which is one after which the engine cannot go on, or
+    that never ends, ends the thread: every request is told, `error` is set, whatever comes later gets an ApiError at
+    once, and `on_death` is called. step_timeout: seconds.
     """
 
-    def __init__(self, engine: Engine, on_step: Callable[[Step], None] = lambda step: None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        on_step: Callable[[Step], None] = lambda step: None,
+        step_timeout: float = Limits.step_timeout,
+    ) -> None:
         self.engine = engine
+        self.on_death: Callable[[], None] = lambda: None
+        self.stuck = False
+        self._watchdog = Watchdog(step_timeout, self._give_up)
+        engine.guard = lambda: self._watchdog
         self.stats = engine.stats()
         self.error: BaseException | None = None
         self._on_step = on_step
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._replies: list[_Reply] = []  # to the messages read since the last delivery; engine thread only
+        self._on_the_way = 0  # requests that were sent to the engine and not yet answered; event loop only
+        self._asked: set[asyncio.Future[Any]] = set()  # replies that somebody waits for; event loop only
         self._silent = True  # nothing has happened since the last delivery; engine thread only
         self._streams: dict[str, OutputStream] = {}  # event loop only
         self._thread = threading.Thread(target=self._run, name="kvtrove-engine", daemon=True)
@@ -146,26 +166,42 @@ class EngineThread:
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
+        self._watchdog.start()
 
     async def stop(self) -> None:
         """End the thread after its current step; what still runs is told so. A second call does nothing more."""
         self._inbox.put(_Stop())
-        await asyncio.to_thread(self._thread.join)
+        if not self.stuck:
+            await asyncio.to_thread(self._thread.join)
+        self._watchdog.stop()
         self._fail_all(shut_down())
 
     @property
     def alive(self) -> bool:
         return self.error is None and self._thread.is_alive()
 
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that have not begun, those included that the engine's thread has not even seen."""
+        return self.stats.num_waiting + self._on_the_way
+
+    @property
+    def degraded(self) -> bool:
+        """Whether a step has failed, or hangs, and it is still being found out whose fault it is."""
+        return self.stats.faults.degraded or self._watchdog.late
+
     async def submit(self, requests: Sequence[EngineRequest]) -> OutputStream:
         """Queue requests, all of them or none. RequestError when one can never be served."""
         stream = OutputStream(self, [request.id for request in requests])
         self._streams.update((request.id, stream) for request in requests)
+        self._on_the_way += len(requests)
         try:
             await self._ask(lambda reply: _Add(requests, reply))
         except BaseException:
             stream.close()
             raise
+        finally:
+            self._on_the_way -= len(requests)
         return stream
 
     async def call(self, function: Callable[[Engine], T]) -> T:
@@ -184,8 +220,12 @@ class EngineThread:
         if not self.alive:
             raise engine_stopped()
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked.add(reply)
         self._inbox.put(message(reply))
-        return await reply
+        try:
+            return await reply
+        finally:
+            self._asked.discard(reply)
 
     def _deliver(self, replies: list[_Reply], stats: EngineStats, step: Step | None) -> None:
         self.stats = stats
@@ -201,31 +241,42 @@ class EngineThread:
                     del self._streams[output.request_id]
         self._on_step(step)
 
-    def _died(self, error: BaseException, replies: list[_Reply]) -> None:
+    def _died(self, error: BaseException) -> None:
         self.error = error
         self._fail_all(engine_failed(error))
-        for reply in replies:
-            _settle(reply)
+        self.on_death()
 
     def _fail_all(self, error: Exception) -> None:
         for stream in set(self._streams.values()):
             stream.fail(error)
         self._streams.clear()
-        while not self._inbox.empty():
-            message = self._inbox.get_nowait()
-            if isinstance(message, _Add | _Call):
-                _settle(_Reply(message.reply, None, error))
+        for reply in self._asked:
+            _settle(_Reply(reply, None, error))
 
     # ---- the engine's thread ----
 
     def _run(self) -> None:
         try:
-            while self._read_inbox():
-                self._send(self._step() if self.engine.has_unfinished_requests() else None)
+            while self._turn():
+                pass
         except BaseException as error:
-            # After a failed step the cache's books may be wrong: serving on could mix up requests.
             log.critical("the engine failed and has stopped", exc_info=error)
-            self._post(self._died, error, self._replies)
+            self._post(self._died, error)
+
+    def _turn(self) -> bool:
+        """Read the inbox and make a step. False: stop."""
+        try:
+            if not self._read_inbox():
+                return False
+            self._send(self._step() if self.engine.has_unfinished_requests() else None)
+        except StepTimeoutError:
+            log.warning("a step ended at the very moment at which it was told to")
+        return True
+
+    def _give_up(self) -> None:
+        """Called by the watchdog: the thread will not come back."""
+        self.stuck = True
+        self._post(self._died, StepTimeoutError())
 
     def _read_inbox(self) -> bool:
         """Handle every message that is there; with nothing to do and nothing to tell, wait for one. False: stop."""

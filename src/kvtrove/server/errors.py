@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from kvtrove.request import RequestError
+from kvtrove.request import EngineError, RequestError
 
 _TYPES = {
     400: "invalid_request_error",
@@ -86,6 +86,10 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, RequestError):
         return refused(str(error), error.param)
+    if isinstance(error, EngineError):
+        return ApiError(500, str(error), code="engine_error")
     if isinstance(error, UnicodeEncodeError):
         return refused("the text holds half of a surrogate pair, which is no character", code="invalid_unicode")
+    if isinstance(error, RecursionError):  # JSON inside a string, such as the arguments of a call
+        return refused("the request nests arrays and objects too deeply", code="nested_too_deep")
     return ApiError(500, "an unexpected error happened; see the server's log", code="internal_error")

@@ -12,7 +12,7 @@ from typing import Any
 from kvtrove.request import RequestOutput
 from kvtrove.server.auth import Tenant
 from kvtrove.server.engine_thread import EngineRequest, OutputStream
-from kvtrove.server.errors import timed_out
+from kvtrove.server.errors import refused, timed_out
 from kvtrove.server.observer import Arrival, Departure, PromptResult
 from kvtrove.server.protocol.common import Usage
 from kvtrove.server.service import Service
@@ -42,15 +42,20 @@ class Job:
         self.created = int(time.time())
         self.results: tuple[PromptResult, ...] = ()
         self.notes: dict[str, Any] = {}  # the answer's `kvtrove` object
+        self.warnings: list[str] = []  # of the answer's headers
+        self.reasoning_tokens = 0  # of the output tokens, those of thoughts
+        self.findings: Mapping[str, Any] = {}  # what observers know of a request before it runs
         self._arrival: Arrival | None = None
         self._stream: OutputStream | None = None
-        self._departed = self._closed = False
+        self._departed = self._closed = self._prepared = False
         self._timer: asyncio.TimerHandle | None = None
 
     async def submit(
         self, requests: Sequence[EngineRequest], messages: tuple[Mapping[str, Any], ...] | None = None
     ) -> None:
         """Hand the prompts to the engine. RequestError when one can never be served; then none is."""
+        self._prepared = True
+        self.service.admission.prepared(len(requests))
         self._stream = await self.service.engine.submit(requests)
         limit = self.service.limits.request_timeout
         left = limit - (time.monotonic() - self.caller.time)
@@ -63,16 +68,22 @@ class Job:
             tenant=self.caller.tenant,
             body=self.body,
             requests=tuple(requests),
+            answer=self.key,
             messages=messages,
         )
-        self.service.observers.on_arrival(self._arrival)
+        self.findings = self.service.observers.on_arrival(self._arrival)
 
     async def outputs(self) -> AsyncIterator[tuple[int, RequestOutput]]:
-        """(prompt, news of it) until all have ended. ApiError when it takes too long or the engine fails."""
+        """(prompt, news of it) until all have ended. ApiError when it takes too long, the engine fails, or a
+        text cannot be brought to an end within its grammar.
+        """
         assert self._stream is not None, "submit() comes first"
         while not self._stream.finished:
             index, output = await self._stream.next()
             self._count(self.results[index], output)
+            for one in output.outputs:
+                if one.finish_reason == "error":
+                    raise refused(str(one.stop_reason), code="grammar_failed")
             yield index, output
 
     async def final(self) -> list[RequestOutput]:
@@ -94,12 +105,33 @@ class Job:
         """Tokens so far."""
         prompt = sum(r.prompt_tokens for r in self.results)
         output = sum(r.output_tokens for r in self.results)
-        return {
+        usage: Usage = {
             "prompt_tokens": prompt,
             "completion_tokens": output,
             "total_tokens": prompt + output,
             "prompt_tokens_details": {"cached_tokens": sum(r.cached_tokens for r in self.results)},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }
+        known = [r.metrics for r in self.results if r.metrics is not None]
+        drafted, accepted = sum(m.num_draft_tokens for m in known), sum(m.num_accepted_tokens for m in known)
+        if drafted:
+            usage["completion_tokens_details"] |= {
+                "accepted_prediction_tokens": accepted,
+                "rejected_prediction_tokens": drafted - accepted,
+            }
+        return usage
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the answer."""
+        return {"x-kvtrove-warning": "; ".join(self.warnings)} if self.warnings else {}
+
+    def end_early(self) -> None:
+        """All that is wanted has been written: the engine stops, and the request counts as finished."""
+        if self._stream is not None and not self._stream.finished:
+            self._stream.close()
+            for result in self.results:
+                result.finish_reasons = result.finish_reasons or ["stop"] * max(1, result.params.n)
 
     def finish(self, error: str | None = None) -> dict[str, Any]:
         """Tell the observers, once, how it ended; returns what goes into the answer's `kvtrove` object."""
@@ -118,5 +150,7 @@ class Job:
             self._timer.cancel()
         if self._stream is not None:
             self._stream.close()
+        if not self._prepared:
+            self.service.admission.prepared()
         self.service.admission.leave(self.caller.tenant, time.monotonic() - self.caller.time)
         self.finish(error)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from kvtrove.request import Logprob, TokenLogprobs
 from kvtrove.server.protocol.chat import ChatLogprobs, TokenLogprob, TopLogprob
 from kvtrove.server.protocol.completions import CompletionLogprobs
+from kvtrove.text.token_bytes import token_bytes
+from kvtrove.text.tokenizer import Tokenizer
 
 LOWEST = -9999.0  # JSON has no infinity; OpenAI's value for "never"
 
@@ -46,20 +48,21 @@ def joined(first: CompletionLogprobs, second: CompletionLogprobs) -> CompletionL
 
 
 def chat_logprobs(
-    token_ids: Sequence[int], entries: Sequence[TokenLogprobs], top_logprobs: int, token_text: TokenText
+    token_ids: Sequence[int], entries: Sequence[TokenLogprobs], top_logprobs: int, tokenizer: Tokenizer
 ) -> ChatLogprobs:
     """One entry per token with its `top_logprobs` likeliest alternatives, best first."""
     content: list[TokenLogprob] = []
     for token_id, entry in zip(token_ids, entries, strict=True):
         ranked = sorted(entry.items(), key=lambda item: item[1].rank)
-        alternatives = [_entry(i, p, token_text) for i, p in ranked if p.rank <= top_logprobs]
-        content.append({**_entry(token_id, entry[token_id], token_text), "top_logprobs": alternatives})
+        alternatives = [_entry(i, p, tokenizer) for i, p in ranked if p.rank <= top_logprobs]
+        content.append({**_entry(token_id, entry[token_id], tokenizer), "top_logprobs": alternatives})
     return {"content": content}
 
 
-def _entry(token_id: int, logprob: Logprob, token_text: TokenText) -> TopLogprob:
-    text = _text(token_id, logprob, token_text)
-    return {"token": text, "logprob": _value(logprob), "bytes": list(text.encode())}
+def _entry(token_id: int, logprob: Logprob, tokenizer: Tokenizer) -> TopLogprob:
+    text = _text(token_id, logprob, tokenizer.token_text)
+    written = token_bytes(tokenizer.backend.id_to_token(token_id), text)
+    return {"token": text, "logprob": _value(logprob), "bytes": list(written)}
 
 
 def _text(token_id: int, logprob: Logprob | None, token_text: TokenText) -> str:

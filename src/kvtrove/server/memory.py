@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypedDict
 
 from kvtrove.plan.parameters import count_parameters
+from kvtrove.plan.process import resident_bytes
 
 if TYPE_CHECKING:
     from kvtrove.engine import Engine
@@ -51,7 +52,17 @@ class DeviceMemory(TypedDict):
     reserve: int | None
 
 
+class ProcessMemory(TypedDict):
+    """Bytes of RAM. resident: held now; null where the system does not say. planned: the most that the ledger expects,
+    once every block of the cache has been used; null without a warm-up, which measures where it begins.
+    """
+
+    resident: int | None
+    planned: int | None
+
+
 class MemoryReport(TypedDict):
+    process: ProcessMemory
     devices: list[DeviceMemory]
 
 
@@ -78,7 +89,8 @@ def memory_report(engine: Engine) -> MemoryReport:
         "kv_cache": kv,
         "reserve": _free_bytes(arena.device),
     }
-    return {"devices": [device]}
+    planned = engine.ledger.peak if engine.ledger.process else None
+    return {"process": {"resident": resident_bytes(), "planned": planned}, "devices": [device]}
 
 
 def _group(cache: KVCacheSpec, group: KVGroup) -> GroupMemory:

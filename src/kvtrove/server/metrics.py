@@ -98,6 +98,10 @@ class OwnMetrics:
         self.evictions = counter("kv_evictions", "Cached blocks given up for new ones.")
         self.duplicates = counter("kv_duplicates", "Blocks computed beside an equal one.")
         self.mismatches = counter("kv_mismatches", "Blocks of other tokens under the right key; should stay 0.")
+        self.degraded = gauge("engine_degraded", "1 while a failed step is being repeated, else 0.")
+        self.faults = counter("engine_faults", "Steps of the engine that failed.")
+        self.failed = counter("engine_failed_requests", "Requests that were ended because a step failed.")
+        self.restarts = counter("engine_restarts", "Restarts of the engine within the process.")
         self.outcomes = counter("cache_reports", "Prompts by the reason why no more of them was reused.", "reason")
         self.computed = counter("cache_computed_tokens", "Prompt tokens computed, by that reason.", "reason")
         self.requests = counter("requests", "Requests that the engine accepted and that ended.", "route", "outcome")
@@ -128,6 +132,10 @@ class OwnMetrics:
         self.evictions.inc(grown.evictions)
         self.duplicates.inc(grown.duplicates)
         self.mismatches.inc(grown.mismatches)
+        self.degraded.set(stats.faults.degraded)
+        self.faults.inc(grown.faults)
+        self.failed.inc(grown.failed)
+        self.restarts.inc(grown.restarts)
 
     def on_timing(self, timing: Timing) -> None:
         self.first_token.observe(timing.first_token)

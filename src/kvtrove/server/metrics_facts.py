@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING
 
 from kvtrove.plan.parameters import count_parameters
 from kvtrove.request import RequestMetrics
+from kvtrove.scheduler.drafts import DraftStats
 from kvtrove.server.observer import PromptResult
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """How much the engine's totals grew between two looks. queries, hits: prompt tokens looked up and found."""
+    """How much the engine's totals grew between two looks. queries, hits: prompt tokens looked up and found.
+
+    faults: steps that failed. failed: requests ended for it.
+    """
 
     queries: int
     hits: int
@@ -54,18 +58,32 @@ class Growth:
     evictions: int
     duplicates: int
     mismatches: int
+    faults: int
+    failed: int
+    restarts: int
+    drafts: int
+    draft_tokens: int
+    accepted_tokens: int
+    accepted_per_pos: tuple[int, ...] = ()
 
     @classmethod
     def between(cls, before: EngineStats | None, now: EngineStats) -> Growth:
         """`before` None is an engine that has done nothing."""
-        totals = [_totals(now), _totals(before) if before else (0,) * 8]
-        return cls(*(new - old for new, old in zip(*totals, strict=True)))
+        new, old = _totals(now), _totals(before) if before else ()
+        grown = [one - other for one, other in zip_longest(new, old, fillvalue=0)]
+        places = now.drafts.accepted_per_pos if now.drafts else []
+        earlier = before.drafts.accepted_per_pos if before and before.drafts else []
+        per_pos = tuple(one - other for one, other in zip_longest(places, earlier, fillvalue=0))
+        return cls(*grown, accepted_per_pos=per_pos)
 
 
 def _totals(stats: EngineStats) -> tuple[int, ...]:
     kv = stats.kv
     tokens = (kv.queries, kv.hits, stats.num_prompt_tokens, stats.num_generation_tokens)
-    return (*tokens, stats.num_preemptions, kv.evictions, kv.duplicates, kv.mismatches)
+    faults = stats.faults.steps, stats.faults.requests, stats.faults.restarts
+    drafts = stats.drafts or DraftStats()
+    drafted = drafts.num_drafts, drafts.num_draft_tokens, drafts.num_accepted_tokens
+    return (*tokens, stats.num_preemptions, kv.evictions, kv.duplicates, kv.mismatches, *faults, *drafted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +93,7 @@ class Timing:
         arrival | queue | prefill | decode: gap, gap, ... | end
                         ^ first scheduled ^ first token (first_token seconds after the arrival)
 
+    accepted: tokens that came as drafts, without a gap of their own.
     A preemption leaves `queue` and makes `prefill` or a gap longer, whichever it interrupts.
     """
 
@@ -89,11 +108,12 @@ class Timing:
     output_lengths: Sequence[int]
     n: int
     max_tokens: int | None
+    accepted: int = 0
 
     @property
     def mean_gap(self) -> float:
-        """0 for outputs of one token."""
-        return self.decode / len(self.gaps) if self.gaps else 0.0
+        """Per token, of which a step with drafts yields several; 0 for outputs of one token."""
+        return self.decode / (len(self.gaps) + self.accepted) if self.gaps else 0.0
 
     @classmethod
     def of(cls, arrival: float, result: PromptResult) -> Timing | None:
@@ -115,4 +135,5 @@ class Timing:
             output_lengths=[len(ids) for ids in result.output_token_ids.values()],
             n=result.params.n,
             max_tokens=result.params.max_tokens,
+            accepted=m.num_accepted_tokens,
         )

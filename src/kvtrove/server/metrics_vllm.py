@@ -1,6 +1,6 @@
 """The metrics of vLLM's V1 engine under its own names, labels and buckets, so that existing dashboards work.
 
-Only what exists here is there: no LoRA, no speculative decoding, no multi-modal cache, no external tier, no swapping.
+Only what exists here is there: no LoRA, no multi-modal cache, no external tier, no swapping.
 `gpu_cache_usage_perc`, `gpu_prefix_cache_*` and `time_per_output_token_seconds` are names that vLLM has given up and
 that old boards still ask for.
 """
@@ -43,6 +43,9 @@ _COUNTERS = {
     "prompt_tokens_cached": "Prompt tokens that were reused.",
     "generation_tokens": "Tokens drawn.",
     "num_preemptions": "Sequences that lost their blocks.",
+    "spec_decode_num_drafts": "Drafts of one or more tokens.",
+    "spec_decode_num_draft_tokens": "Tokens drafted.",
+    "spec_decode_num_accepted_tokens": "Drafted tokens that were right.",
 }
 _HISTOGRAMS: dict[str, tuple[Sequence[float], str]] = {
     "time_to_first_token_seconds": (TTFT_BUCKETS, "Arrival to first token."),
@@ -80,6 +83,10 @@ class VllmMetrics:
             n: Histogram(f"vllm:{n}", text, names, buckets=buckets, registry=registry)
             for n, (buckets, text) in tables.items()
         }
+        self._per_pos = Counter(
+            "vllm:spec_decode_num_accepted_tokens_per_pos", "Drafted tokens that were right, by place in the draft.",
+            (*names, "position"), registry=registry,
+        )  # fmt: skip
         reason, source = (*names, "reason"), (*names, "source")
         self._waiting = Gauge(
             "vllm:num_requests_waiting_by_reason", "Sequences that wait for room.", reason, registry=registry
@@ -123,6 +130,11 @@ class VllmMetrics:
         self._sources.labels(*self._labels, "local_compute").inc(grown.queries - grown.hits)
         self._add("generation_tokens", grown.generation_tokens)
         self._add("num_preemptions", grown.preemptions)
+        self._add("spec_decode_num_drafts", grown.drafts)
+        self._add("spec_decode_num_draft_tokens", grown.draft_tokens)
+        self._add("spec_decode_num_accepted_tokens", grown.accepted_tokens)
+        for place, count in enumerate(grown.accepted_per_pos):
+            self._per_pos.labels(*self._labels, str(place)).inc(count)
 
     def on_step(self, num_tokens: int) -> None:
         self._observe("iteration_tokens_total", num_tokens)

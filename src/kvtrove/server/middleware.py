@@ -4,6 +4,7 @@ Identify    x-request-id on every answer, one access-log line, unexpected except
 (CORS)      only when asked for
 Guard       API keys, and host names where there are none
 Bound       size of the body, and the time in which it must arrive
+Heads       HEAD is answered like GET, without the body
 """
 
 from __future__ import annotations
@@ -165,6 +166,22 @@ class Bound:
             text = f"the body did not arrive within {self.limits.idle_timeout:g} s"
             raise ApiError(408, text, code="body_timeout", headers={"connection": "close"}) from None
         return b"".join(parts)
+
+
+class Heads:
+    """Answers HEAD wherever GET is answered: probes and load balancers ask so."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self.app(scope, receive, send)
+
+        async def send_head(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self.app({**scope, "method": "GET"}, receive, send_head)
 
 
 def _too_large(most: int) -> ApiError:

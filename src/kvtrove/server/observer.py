@@ -19,7 +19,7 @@ class Arrival:
     """One HTTP request that the engine has accepted. `time`: when it reached the server, monotonic clock, seconds.
 
     body: the validated request (a model of `protocol`). messages: of a chat, as the template saw them.
-    requests: what the engine runs for it, one per prompt.
+    requests: what the engine runs for it, one per prompt. answer: names the answer; its id ends with it.
     """
 
     id: str
@@ -28,6 +28,7 @@ class Arrival:
     tenant: Tenant
     body: Any
     requests: tuple[EngineRequest, ...]
+    answer: str = ""
     messages: tuple[Mapping[str, Any], ...] | None = None
 
 
@@ -60,8 +61,11 @@ class Departure:
 class Observer:
     """Overrides what it wants to hear. Every method runs on the event loop and must be quick."""
 
-    def on_arrival(self, arrival: Arrival) -> None:
-        """The engine has accepted a request; its first step is still to come."""
+    def on_arrival(self, arrival: Arrival) -> Mapping[str, Any] | None:
+        """The engine has accepted a request; its first step is still to come. What is returned, the route finds in
+        `Job.findings` while it writes the answer.
+        """
+        return None
 
     def on_step(self, step: Step) -> None:
         """The engine has finished a step."""
@@ -80,20 +84,23 @@ class Observers(Observer):
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
         self._observers = tuple(observers)
 
-    def on_arrival(self, arrival: Arrival) -> None:
-        self._tell("on_arrival", arrival)
+    def on_arrival(self, arrival: Arrival) -> Mapping[str, Any]:
+        return self._gathered("on_arrival", arrival)
 
     def on_step(self, step: Step) -> None:
         self._tell("on_step", step)
 
     def on_departure(self, departure: Departure) -> Mapping[str, Any]:
-        notes: dict[str, Any] = {}
-        for answer in self._tell("on_departure", departure):
-            notes.update(answer or {})
-        return notes
+        return self._gathered("on_departure", departure)
 
     def on_error(self, route: str, status: int, code: str) -> None:
         self._tell("on_error", route, status, code)
+
+    def _gathered(self, what: str, news: Any) -> dict[str, Any]:
+        gathered: dict[str, Any] = {}
+        for answer in self._tell(what, news):
+            gathered.update(answer or {})
+        return gathered
 
     def _tell(self, what: str, *news: Any) -> list[Any]:
         answers = []

@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from kvtrove.kv.explain import Explanation, Reason
 from kvtrove.server.engine_thread import EngineRequest
 from kvtrove.server.observer import Arrival, Departure, Observer, PromptResult
+from kvtrove.server.reports_change import Outline
 from kvtrove.server.reports_place import SEARCHED, Conversation, around, place, volatile
 from kvtrove.server.reports_recent import Best, RecentPrompts, Remembered, Tokens, as_tokens, common_prefix
 from kvtrove.text.tokenizer import Tokenizer
@@ -47,7 +48,9 @@ class Divergence(TypedDict):
 class CacheReport(TypedDict):
     """How one prompt used the cache. reused_from: tokens by tier. evicted_seconds_ago: for `evicted`, if it is known.
 
+    kept_tokens: of the prompt, those of an earlier answer whose ids were kept, rather than encoded again.
     first_divergence: null when the prompt only continues an earlier one, or nothing earlier begins like it.
+    drafted_tokens, accepted_tokens: of its output, when there were drafts.
     """
 
     request_id: str
@@ -57,7 +60,10 @@ class CacheReport(TypedDict):
     computed_tokens: int
     reason: str
     evicted_seconds_ago: NotRequired[float | None]
+    kept_tokens: NotRequired[int]
     first_divergence: Divergence | None
+    drafted_tokens: NotRequired[int]
+    accepted_tokens: NotRequired[int]
 
 
 @dataclass(slots=True)
@@ -97,16 +103,24 @@ class Reports(Observer):
 
     # ---- requests come and go ----
 
-    def on_arrival(self, arrival: Arrival) -> None:
+    def on_arrival(self, arrival: Arrival) -> Mapping[str, Any] | None:
+        """`comparison`: with the answer that the request names, if it names one."""
+        asked, findings = getattr(arrival.body, "compared_with", None), {}
         memory = self._memory(arrival.tenant.name)
         client = _client_of(arrival.body)
         for request in arrival.requests:
-            prompt = Remembered(arrival.id, arrival.time, request.salt, client, as_tokens(request.prompt_token_ids))
+            tokens, outline = as_tokens(request.prompt_token_ids), _outline(arrival)
+            prompt = Remembered(
+                arrival.id, arrival.time, request.salt, client, tokens, answer=arrival.answer, outline=outline
+            )
             conversation = _conversation(arrival, request)
             best = memory.recent.best(prompt.tokens, prompt.salt)
             self._warn(memory, arrival.tenant.name, prompt, conversation)
             self._pending[request.id] = _Pending(prompt, best, self._divergence(prompt, best, conversation))
+            if asked is not None:
+                findings["comparison"] = memory.recent.compare(prompt, asked)
             memory.recent.add(prompt)
+        return findings
 
     def on_departure(self, departure: Departure) -> Mapping[str, Any] | None:
         arrival = departure.arrival
@@ -117,6 +131,8 @@ class Reports(Observer):
                 continue
             report = self._report(pending, result)
             if report is not None:
+                if request.num_kept:
+                    report["kept_tokens"] = request.num_kept
                 self._memory(arrival.tenant.name).reports.append(report)
                 self._on_report(report)
                 reports.append(report)
@@ -155,7 +171,11 @@ class Reports(Observer):
             return None
         reason = conclude(explanation, pending.best, self.block_size)
         tiers = dict(result.metrics.reused_from)
-        return _written(pending.prompt.request_id, explanation, reason, tiers, pending.divergence)
+        report = _written(pending.prompt.request_id, explanation, reason, tiers, pending.divergence)
+        if result.metrics.num_draft_tokens:
+            report["drafted_tokens"] = result.metrics.num_draft_tokens
+            report["accepted_tokens"] = result.metrics.num_accepted_tokens
+        return report
 
     def _divergence(self, prompt: Remembered, best: Best | None, conversation: Conversation) -> Divergence | None:
         if best is None or best.common == min(len(prompt.tokens), len(best.earlier.tokens)):
@@ -178,7 +198,8 @@ class Reports(Observer):
         memory.warned.append((prompt.client, kind, where))
         text = (
             f"prompts of one client differ from token {common:,} of {total:,} ({where or 'prompt'}), where a {kind} "
-            "stands: nothing behind it can be reused; move it to the end of the prompt, or leave it out"
+            "stands: nothing behind it can be reused; move it to the end of the prompt (--stable-prefix does, where it "
+            "opens the system message), or leave it out"
         )
         facts = {"request_id": prompt.request_id, "tenant": tenant, "position": common, "volatile": kind}
         log.warning("%s", text, extra={"facts": facts})
@@ -263,6 +284,13 @@ def tool_names(body: Any) -> list[str]:
 
 def _conversation(arrival: Arrival, request: EngineRequest) -> Conversation:
     return Conversation(request.prompt, arrival.messages or (), tool_names(arrival.body))
+
+
+def _outline(arrival: Arrival) -> Outline | None:
+    if arrival.messages is None or not hasattr(arrival.body, "compared_with"):
+        return None
+    tools = getattr(arrival.body, "tools", None) or ()
+    return Outline.of(arrival.messages, [tool.model_dump(exclude_unset=True) for tool in tools])
 
 
 def _client_of(body: Any) -> str:

@@ -9,25 +9,13 @@ from itertools import takewhile
 from typing import Any
 
 from kvtrove.server.reports_recent import Tokens
+from kvtrove.server.volatile import VOLATILE
 from kvtrove.text.tokenizer import Tokenizer
 
 SHOWN = 12  # tokens on either side of a divergence
 SEARCHED = 24  # tokens on either side in which volatile values are looked for
 MAX_CHARS = 200  # of them, since a token may be long
 MAX_MISSES = 16  # messages that the template has changed, after which the search for the others ends
-
-_MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*"
-VOLATILE = {
-    "uuid": re.compile(r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b"),
-    "date": re.compile(
-        r"\b\d{4}-\d\d-\d\d\b|\b\d{1,2}[./]\d{1,2}[./]\d{2,4}\b|"
-        rf"\b{_MONTH}\.? \d{{1,2}}\b|\b\d{{1,2}}\.? {_MONTH}"
-    ),
-    "time": re.compile(r"\b\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?"),
-    "nonce": re.compile(r"\b(?=[A-Za-z0-9_-]*\d)[A-Za-z0-9_-]{12,}"),
-    "counter": re.compile(r"\b\d+\b"),
-}
-"""What changes from request to request without meaning to, most specific first."""
 
 
 @dataclass(frozen=True, slots=True)

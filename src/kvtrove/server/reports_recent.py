@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kvtrove.server.reports_change import Comparison, Outline
 
 Tokens = NDArray[np.int32]
 
@@ -21,6 +23,7 @@ class Remembered:
 
     tokens: int32 [T], the prompt, and once it has ended what was computed of the first output too. complete: it ended
     by itself, so all of `tokens` was in the cache. client: who among the tenant's users sent it, as far as they say.
+    answer: names the answer to it. outline: of its conversation, None for a prompt without messages.
     """
 
     request_id: str
@@ -29,6 +32,12 @@ class Remembered:
     client: str
     tokens: Tokens
     complete: bool = False
+    answer: str = ""
+    outline: Outline | None = None
+    num_prompt: int = field(init=False)  # of the tokens
+
+    def __post_init__(self) -> None:
+        self.num_prompt = len(self.tokens)
 
     def finish(self, output: Sequence[int]) -> None:
         """The last token drawn is in no cache: nothing was computed after it."""
@@ -71,6 +80,16 @@ class RecentPrompts:
     def last_of(self, client: str, salt: str) -> Remembered | None:
         """What the same client sent before."""
         return next((p for p in reversed(self._prompts) if (p.client, p.salt) == (client, salt)), None)
+
+    def compare(self, prompt: Remembered, answer: str) -> Comparison:
+        """A prompt beside the one that was answered under this name."""
+        same = (p for p in self._prompts if (p.answer, p.salt) == (answer, prompt.salt))
+        earlier = next(same, None)
+        if earlier is None or earlier.outline is None or prompt.outline is None:
+            return Comparison(found=False)
+        common = common_prefix(prompt.tokens, earlier.tokens[: earlier.num_prompt])
+        missed = min(earlier.num_prompt, len(prompt.tokens)) - common
+        return Comparison(True, prompt.outline.change(earlier.outline), common, missed)
 
     def add(self, prompt: Remembered) -> None:
         """Remember one more; the oldest ones make room."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Protocol, TypeVar
@@ -23,7 +24,9 @@ CLIENT_GONE = 499  # nginx's number for it; nobody reads it but the access log
 
 
 class Endpoint(Protocol):
-    """What one API does with a job: made by its route, used once."""
+    """What one API does with a job: made by its route, used once. keep_alive: an event that its clients pass over."""
+
+    keep_alive: str
 
     async def submit(self) -> None:
         """Build the prompts and hand them to the engine; whatever is wrong with the request is raised here."""
@@ -54,11 +57,13 @@ def open_job(service: Service, request: Request, body: Any) -> Job:
 async def respond(request: Request, job: Job, endpoint: Endpoint, stream: bool) -> Response:
     """Run the job; when this raises or the client leaves, nothing of it is left."""
     try:
-        await endpoint.submit()
+        if not await _unless_gone(request.receive, _submitted(endpoint)):
+            job.close()
+            return Response(status_code=CLIENT_GONE)
         if stream:
             return EventStream(job, endpoint)
         answer = await _unless_gone(request.receive, endpoint.answer())
-        return Response(status_code=CLIENT_GONE) if answer is None else JSONResponse(answer)
+        return Response(status_code=CLIENT_GONE) if answer is None else JSONResponse(answer, headers=job.headers)
     except Exception as error:
         job.close(as_api_error(error).body["error"]["code"])
         raise
@@ -68,6 +73,11 @@ async def respond(request: Request, job: Job, endpoint: Endpoint, stream: bool) 
     finally:
         if not stream:
             job.close()
+
+
+async def _submitted(endpoint: Endpoint) -> bool:
+    await endpoint.submit()
+    return True
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
@@ -92,14 +102,17 @@ async def _cancel(*tasks: asyncio.Future[Any]) -> None:
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_LINE_BREAK = re.compile("[\x85\u2028\u2029]")  # of those that readers of lines know, the ones that JSON may hold
 
 
 def sse(data: Any, event: str | None = None) -> str:
     """One server-sent event."""
-    return f"data: {_encode(data)}\n\n" if event is None else f"event: {event}\ndata: {_encode(data)}\n\n"
+    text = _LINE_BREAK.sub(lambda found: f"\\u{ord(found[0]):04x}", _encode(data))
+    return f"data: {text}\n\n" if event is None else f"event: {event}\ndata: {text}\n\n"
 
 
 DONE = "data: [DONE]\n\n"
+COMMENT = ": keep-alive\n\n"  # no event at all to those who read events
 
 
 class EventStream(Response):
@@ -108,15 +121,19 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, job: Job, endpoint: Endpoint) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **job.headers})
         del self.headers["content-length"]
         self.job, self.endpoint = job, endpoint
+        self._open = False  # events may be sent
+        self._sending = asyncio.Lock()
         self._blocked_since: float | None = None  # time at which the connection took no more
+        self._last_sent = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         events = self.endpoint.events()
         pump = asyncio.ensure_future(self._pump(events, send))
-        others = [asyncio.ensure_future(_disconnect(receive)), asyncio.ensure_future(self._stalled())]
+        watches = (_disconnect(receive), self._stalled(), self._keep_alive(send))
+        others = [asyncio.ensure_future(watch) for watch in watches]
         try:
             await asyncio.wait((pump, *others), return_when=asyncio.FIRST_COMPLETED)
             if pump.done():
@@ -128,6 +145,7 @@ class EventStream(Response):
 
     async def _pump(self, events: AsyncGenerator[str, None], send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._open = True
         try:
             async for event in events:
                 await self._send(send, event)
@@ -137,12 +155,26 @@ class EventStream(Response):
                 log.error("request %s failed while streaming", self.job.caller.request_id, exc_info=failure)
             self.job.finish(error.body["error"]["code"])
             await self._send(send, self.endpoint.error_event(error))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        self._open = False
+        await self._send(send, "", more=False)
 
-    async def _send(self, send: Send, event: str) -> None:
-        self._blocked_since = time.monotonic()
-        await send({"type": "http.response.body", "body": event.encode(errors="replace"), "more_body": True})
-        self._blocked_since = None
+    async def _send(self, send: Send, event: str, *, more: bool = True) -> None:
+        async with self._sending:
+            self._blocked_since = time.monotonic()
+            await send({"type": "http.response.body", "body": event.encode(errors="replace"), "more_body": more})
+            self._blocked_since, self._last_sent = None, time.monotonic()
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Break every silence: proxies and clients give up a connection on which nothing moves."""
+        interval = self.job.service.limits.keep_alive
+        while True:
+            quiet = time.monotonic() - self._last_sent
+            if quiet < interval:
+                await asyncio.sleep(interval - quiet)
+            elif self._open and not self._sending.locked():
+                await self._send(send, self.endpoint.keep_alive)
+            else:
+                await asyncio.sleep(interval / 10)
 
     async def _stalled(self) -> None:
         """Returns when the client has not read for so long that it counts as gone."""

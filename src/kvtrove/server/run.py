@@ -16,10 +16,12 @@ from fastapi import FastAPI
 
 from kvtrove.config import ConfigError
 from kvtrove.server.auth import Keyring
+from kvtrove.server.connections import Connections, guarded, plan_descriptors
 from kvtrove.server.service import Service
 from kvtrove.server.settings import ServerSettings, is_loopback
 
 log = logging.getLogger(__name__)
+ENGINE_DIED = 70  # EX_SOFTWARE of sysexits.h
 
 
 def bind(settings: ServerSettings, keyring: Keyring) -> socket.socket:
@@ -54,14 +56,16 @@ def address_of(listener: socket.socket) -> str:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, but the first signal drains and the second one ends the process at once.
+    """uvicorn, but the first SIGTERM or SIGINT drains, the second one ends the process at once, and SIGHUP reads the
+    keys again.
 
     While it drains the port stays open: new requests are told to come back (503), accepted ones finish.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, keyring: Keyring) -> None:
         super().__init__(config)
-        self.service = service
+        self.service, self.keyring = service, keyring
+        service.engine.on_death = self._engine_died
         self._drain: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
@@ -74,12 +78,21 @@ class DrainingServer(uvicorn.Server):
             self.service.admission.draining = True
             loop.call_soon_threadsafe(self._start_drain)
 
+        def on_hangup(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self.keyring.reload)
+
         before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, on_hangup)
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _engine_died(self) -> None:
+        """End the process once everyone has been told, so that whoever supervises it starts another."""
+        log.critical("the process ends because its engine has")
+        self.should_exit = True
 
     def _start_drain(self) -> None:
         self._drain = asyncio.get_running_loop().create_task(self._finish())
@@ -96,14 +109,23 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def run(app: FastAPI, service: Service, listener: socket.socket) -> None:
-    """Serve until a signal; returns when everything accepted has been answered."""
+def run(app: FastAPI, service: Service, listener: socket.socket, keyring: Keyring) -> None:
+    """Serve until a signal; returns when everything accepted has been answered. SystemExit when the engine dies."""
+    limits = service.limits
+    descriptors = plan_descriptors(limits.max_connections)
     config = uvicorn.Config(
         app,
+        http=guarded(Connections(descriptors.most, limits.idle_timeout)),
+        backlog=descriptors.backlog,
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=int(service.limits.idle_timeout),
+        timeout_keep_alive=int(limits.idle_timeout),
         timeout_graceful_shutdown=5,
     )
-    DrainingServer(config, service).run([listener])
+    DrainingServer(config, service, keyring).run([listener])
+    if service.engine.stuck:
+        logging.shutdown()
+        os._exit(ENGINE_DIED)  # Python would wait for the thread that hangs
+    if service.engine.error is not None:
+        raise SystemExit(ENGINE_DIED)

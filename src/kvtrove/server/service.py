@@ -5,25 +5,30 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TypeVar
 
 from kvtrove.engine import Engine
 from kvtrove.prompts import Prompt
-from kvtrove.request import Guide, RequestError, SamplingParams
+from kvtrove.request import RequestError, SamplingParams
 from kvtrove.server.admission import Admission
-from kvtrove.server.chat.tool_format import Format, detect_format
+from kvtrove.server.chat.answer import AnswerSyntax
+from kvtrove.server.chat.call_grammar import Spell, spelling
+from kvtrove.server.chat.detect import detect_syntax
+from kvtrove.server.chat.recent_answers import RecentAnswers
+from kvtrove.server.chat.thoughts import thoughts_named
+from kvtrove.server.chat.tool_format import format_named
 from kvtrove.server.context import refuse_hopeless, refuse_unless_it_fits
 from kvtrove.server.engine_thread import EngineThread
 from kvtrove.server.errors import ApiError, refused
-from kvtrove.server.guidance import Grammar, Grammars
+from kvtrove.server.guidance import Grammar, Grammars, TokenGuide
 from kvtrove.server.observer import Observer, Observers
 from kvtrove.server.settings import ServerSettings
+from kvtrove.server.text_pool import TextPool
+from kvtrove.text.capabilities import Capabilities, probe
 from kvtrove.text.generation_config import sampling_defaults
 
 T = TypeVar("T")
-POOL_THREADS = 4  # tokenising lets go of the interpreter, so a few threads keep all cores busy
 
 
 class Service:
@@ -35,23 +40,33 @@ class Service:
         self.config, self.spec, self.tokenizer = engine.config, engine.spec, engine.tokenizer
         self.sampling_defaults = sampling_defaults(engine.config.model)
         self.max_model_len = engine.max_model_len
-        self.engine = EngineThread(engine, self.observers.on_step)
-        self.admission = Admission(settings.limits, lambda: self.engine.stats.num_waiting)
+        self.engine = EngineThread(engine, self.observers.on_step, settings.limits.step_timeout)
+        self.admission = Admission(settings.limits, lambda: self.engine.num_waiting, self._num_seats)
         self.created = int(time.time())
         eos = dict.fromkeys((*self.spec.eos_token_ids, *self.tokenizer.eos_token_ids))
         self._grammars = Grammars(self.tokenizer.backend, self.spec.vocab_size, tuple(eos))
-        self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="kvtrove-text")
+        self.recent_answers = RecentAnswers(self.tokenizer)
+        self.warned: set[str] = set()  # what the log has been told once
+        self._pool = TextPool(settings.limits.text_timeout)
 
     def start(self) -> None:
+        _ = self.answer_syntax, self.spell, self.mark_token_ids  # now, so that no request waits for it
+        self._pool.start()
         self.engine.start()
 
     async def stop(self) -> None:
         await self.engine.stop()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._grammars.close()
+        self._pool.stop()
+
+    def _num_seats(self) -> int:
+        """Sequences that the engine would begin at once: none while others wait, whatever they wait for."""
+        stats = self.engine.stats
+        return 0 if stats.num_waiting else max(0, self.config.max_num_seqs - stats.num_running)
 
     async def in_pool(self, function: Callable[..., T], *args: object) -> T:
-        """Run `function` off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+        """Run `function` off the event loop, in the lane that the size of the request's body says."""
+        return await self._pool.run(function, *args)
 
     @property
     def model_name(self) -> str:
@@ -66,12 +81,31 @@ class Service:
             )
 
     @cached_property
-    def tool_format(self) -> Format:
-        """How the model writes tool calls."""
-        if self.settings.tool_format != "auto":
-            return self.settings.tool_format
+    def capabilities(self) -> Capabilities:
+        """What the model's chat template makes of conversations."""
         template = self.tokenizer.chat_template
-        return detect_format("" if template is None else "\n".join(template.sources.values()))
+        return Capabilities() if template is None else probe(template)
+
+    @cached_property
+    def answer_syntax(self) -> AnswerSyntax:
+        """How the model writes tool calls and thoughts."""
+        found = detect_syntax(self.tokenizer.chat_template, self.capabilities)
+        tools, thoughts = format_named(self.settings.tool_format), thoughts_named(self.settings.reasoning_parser)
+        return AnswerSyntax(
+            tools or found.tools, thoughts or found.thoughts, found.id_length, found.thinks or thoughts is not None
+        )
+
+    @cached_property
+    def spell(self) -> Spell:
+        """Texts in grammars for this tokenizer."""
+        return spelling({token.content: id for id, token in self.tokenizer.backend.get_added_tokens_decoder().items()})
+
+    @cached_property
+    def mark_token_ids(self) -> tuple[int, ...]:
+        """Special tokens by which calls and thoughts are told: their text must reach the parsers."""
+        marks = [mark for mark in self.answer_syntax.marks if mark]
+        tokens = self.tokenizer.backend.get_added_tokens_decoder().items()
+        return tuple(id for id, t in tokens if t.special and any(t.content in mark for mark in marks))
 
     @cached_property
     def _longest_token(self) -> int:
@@ -80,10 +114,14 @@ class Service:
 
     def encode(self, text: str, param: str, *, add_special_tokens: bool = True) -> Prompt:
         """Tokenise a prompt: call it off the event loop. ApiError at once when it is too long by far."""
-        refuse_hopeless(len(text), self._longest_token, self.max_model_len, param)
+        self.refuse_hopeless(text, param)
         return Prompt(self.tokenizer.encode(text, add_special_tokens=add_special_tokens), text)
 
-    async def guide(self, grammar: Grammar | None, params: SamplingParams) -> Guide | None:
+    def refuse_hopeless(self, text: str, param: str) -> None:
+        """ApiError when a text is too long by far, whatever its tokens are."""
+        refuse_hopeless(len(text), self._longest_token, self.max_model_len, param)
+
+    async def guide(self, grammar: Grammar | None, params: SamplingParams) -> TokenGuide | None:
         """Compile a grammar off the event loop. ApiError when it is too large, RequestError when it is wrong, or when
         the request would not end where its text is complete.
         """
@@ -92,11 +130,21 @@ class Service:
         if params.ignore_eos:
             text = f"ignore_eos: a text that {grammar.param} describes ends where it is complete"
             raise RequestError(text, "ignore_eos")
-        if grammar.size > self.limits.max_schema_bytes:
-            text = f"{grammar.param}: {grammar.size} bytes are more than the {self.limits.max_schema_bytes} allowed"
-            raise refused(text, grammar.param, "schema_too_large")
-        return await self.in_pool(self._grammars.compile, grammar)
+        guide = await asyncio.get_running_loop().run_in_executor(self._grammars.pool, self._compile, grammar)
+        if params.allowed_token_ids is not None and not guide.meets(params.allowed_token_ids):
+            text = f"allowed_token_ids: no text that {grammar.param} describes begins with one of them"
+            raise RequestError(text, "allowed_token_ids")
+        return guide
 
-    def refuse_unless_it_fits(self, num_tokens: int, max_tokens: int | None, param: str) -> None:
-        """ApiError `context_length_exceeded` when a prompt and its answer do not fit into the context."""
-        refuse_unless_it_fits(num_tokens, max_tokens, self.max_model_len, self.limits.max_prompt_tokens, param)
+    def _compile(self, grammar: Grammar) -> TokenGuide:
+        if (size := grammar.size) > self.limits.max_schema_bytes:
+            text = f"{grammar.param}: {size} bytes are more than the {self.limits.max_schema_bytes} allowed"
+            raise refused(text, grammar.param, "schema_too_large")
+        return self._grammars.compile(grammar)
+
+    def refuse_unless_it_fits(
+        self, num_tokens: int, max_tokens: int | None, param: str, limit_param: str = "max_tokens"
+    ) -> None:
+        """ApiError when a prompt and its answer do not fit into the context: see `context`."""
+        limit = self.limits.max_prompt_tokens
+        refuse_unless_it_fits(num_tokens, max_tokens, self.max_model_len, limit, param, limit_param)

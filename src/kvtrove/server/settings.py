@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
-from typing import Literal
 
 from kvtrove.config import ConfigError
-
-ToolFormat = Literal["auto", "hermes", "llama3"]
+from kvtrove.server.chat.thoughts import thoughts_named
+from kvtrove.server.chat.tool_format import format_named
 
 
 @dataclass(frozen=True)
 class Limits:
     """What one request and all of them together may ask.
 
-    max_body_bytes: of a request. max_prompt_tokens: None is what the context holds. max_prompts: of one completion.
-    max_n: sequences per prompt (n, best_of, beams). max_stops, max_stop_chars: stop strings and their lengths.
+    max_body_bytes: of a request. max_nesting: levels of arrays and objects in it. max_prompt_tokens: None is what the
+    context holds. max_prompts: of one completion. max_n: sequences per prompt (n, best_of, beams).
+    max_stops, max_stop_chars: stop strings and their lengths.
+    text_timeout: seconds that a chat template may take.
     max_schema_bytes: JSON schema, grammar or all tools of a request. max_concurrent: requests in flight.
     max_queue: sequences that wait for the engine; one more request is refused with 429 then.
+    max_connections: open at once, as far as there are file descriptors; one more pushes out an idle one or gets 503.
     request_timeout: seconds a request may take. idle_timeout: seconds for a client to send its body, or read an event.
+    keep_alive: seconds of silence after which a stream shows that it still lives.
+    step_timeout: seconds after which a step of the engine counts as hung; whoever is at fault is ended.
     """
 
     max_body_bytes: int = 4 * 2**20
+    max_nesting: int = 128
     max_prompt_tokens: int | None = None
     max_prompts: int = 256
     max_n: int = 32
@@ -32,8 +37,12 @@ class Limits:
     max_schema_bytes: int = 128 * 2**10
     max_concurrent: int = 1024
     max_queue: int = 256
+    max_connections: int = 4096
     request_timeout: float = 600.0
+    text_timeout: float = 10.0
     idle_timeout: float = 60.0
+    keep_alive: float = 10.0
+    step_timeout: float = 300.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -48,7 +57,9 @@ class ServerSettings:
     served_model_names: names that requests may use; the first is the one that answers carry.
     cors_origins: web pages that may call the server ("*" is all of them); none by default.
     drain_timeout: seconds that accepted requests have to finish after SIGTERM.
-    tool_format: how this model writes tool calls; "auto" reads it off the chat template.
+    tool_format, reasoning_parser: how this model writes tool calls and thoughts (names of `chat.tool_format` and of
+    `chat.thoughts`); "auto" reads them off the chat template.
+    stable_prefix: volatile lines at the head of a system message go behind the conversation, unless a request says no.
     """
 
     host: str = "127.0.0.1"
@@ -56,7 +67,9 @@ class ServerSettings:
     served_model_names: tuple[str, ...] = ("kvtrove",)
     cors_origins: tuple[str, ...] = ()
     drain_timeout: float = 60.0
-    tool_format: ToolFormat = "auto"
+    tool_format: str = "auto"
+    reasoning_parser: str = "auto"
+    stable_prefix: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -64,8 +77,8 @@ class ServerSettings:
             raise ConfigError(f"port: {self.port} must lie between 0 (any free one) and 65535")
         if self.drain_timeout < 0:
             raise ConfigError(f"drain_timeout: {self.drain_timeout} must be at least 0 seconds")
-        if self.tool_format not in ("auto", "hermes", "llama3"):
-            raise ConfigError(f"tool_format: {self.tool_format!r} is not one of auto, hermes, llama3")
+        format_named(self.tool_format)
+        thoughts_named(self.reasoning_parser)
         if not self.served_model_names or not all(self.served_model_names):
             raise ConfigError("served_model_names: give at least one name, and none that is empty")
 

@@ -11,6 +11,8 @@ import jinja2
 
 from kvtrove.models.spec import ModelError
 from kvtrove.request import RequestError
+from kvtrove.text.bounds import check_source
+from kvtrove.text.budget import BudgetError
 from kvtrove.text.files import read_json
 from kvtrove.text.messages import Message, plain, read_messages, read_objects
 from kvtrove.text.sandbox import Clock, sandbox
@@ -23,7 +25,7 @@ class ChatTemplate:
     """One template, or several by name: "tool_use" is taken when there are tools, else "default".
 
     named_tokens: "bos_token" -> "<s>" ..., which templates see as variables. clock: the time they are told.
-    Raises jinja2.TemplateSyntaxError for a text that is not a template.
+    files: where each was found, for errors. Raises jinja2.TemplateSyntaxError for a text that is not a template.
     """
 
     def __init__(
@@ -32,10 +34,14 @@ class ChatTemplate:
         named_tokens: Mapping[str, str] | None = None,
         *,
         clock: Clock = datetime.now,
+        files: Mapping[str, str] | None = None,
     ) -> None:
         self.sources = {DEFAULT: sources} if isinstance(sources, str) else dict(sources)
         self.named_tokens = dict(named_tokens or {})
+        self._files = dict(files or {})
         environment = sandbox(clock)
+        for source in self.sources.values():
+            check_source(source)
         self._templates = {name: environment.from_string(source) for name, source in self.sources.items()}
 
     def render(
@@ -46,16 +52,18 @@ class ChatTemplate:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
+        keep_null_content: bool = False,
         **variables: Any,
     ) -> str:
         """The text of a conversation; encode it without special tokens, it holds its own.
 
         add_generation_prompt: end with the opening of an answer. continue_final_message: leave the last message open.
+        keep_null_content: content that is None reaches the template as none, rather than not at all.
         variables: for the template, for example enable_thinking; they may replace named tokens.
         RequestError: a message is malformed (it says which field), or the template refuses the conversation.
         """
         name = self._name(has_tools=tools is not None)
-        conversation = read_messages(messages)
+        conversation = read_messages(messages, keep_null_content)
         context = {
             **self.named_tokens,
             **plain(variables, "chat_template_kwargs"),
@@ -86,6 +94,9 @@ class ChatTemplate:
     def _render(self, name: str, messages: list[Message], context: Mapping[str, Any]) -> str:
         try:
             return self._templates[name].render({**context, "messages": messages})
+        except BudgetError as error:
+            text = f"the chat template {self._files.get(name, name)} is stopped on these messages: {error}"
+            raise RequestError(text, "messages") from error
         except jinja2.TemplateError as error:
             raise RequestError(f"the chat template refuses these messages: {error}", "messages") from error
         except Exception as error:  # a template can fail as any program can: adding None to a string, range(10**9)
@@ -151,9 +162,11 @@ def _build(texts: Mapping[str, str], named_tokens: Mapping[str, str], paths: Map
     for name, text in texts.items():
         try:
             ChatTemplate(text)
+        except RecursionError as error:
+            raise ModelError(f"{paths[name]}: the chat template {name!r} nests too deeply") from error
         except jinja2.TemplateSyntaxError as error:
             message = (
                 f"{paths[name]}: the chat template {name!r} is not valid Jinja: line {error.lineno}: {error.message}"
             )
             raise ModelError(message) from error
-    return ChatTemplate(texts, named_tokens)
+    return ChatTemplate(texts, named_tokens, files={name: path.name for name, path in paths.items()})

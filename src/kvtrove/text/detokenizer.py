@@ -34,15 +34,17 @@ class IncrementalDetokenizer:
         stop: tuple[str, ...] = (),
         include_stop: bool = False,
         skip_special_tokens: bool = True,
+        shown: Sequence[int] = (),
         min_tokens: int = 0,
     ) -> None:
         """stop: the earliest one found ends the text, of several at one place the longest; `include_stop` leaves it in.
 
+        shown: special tokens that are part of the text whatever `skip_special_tokens` says.
         Stop strings are not looked for in the text of the first `min_tokens` tokens.
         """
         self.tokenizer, self.stop, self.include_stop, self.min_tokens = tokenizer, stop, include_stop, min_tokens
         self.stopped_by: str | None = None
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids - frozenset(shown) if skip_special_tokens else frozenset()
         self._context = self._end_of(prompt_ids)
         self._pending: list[int] = []
         self._decoded = ""  # all final text

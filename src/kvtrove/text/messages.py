@@ -12,15 +12,21 @@ Message = dict[str, Any]
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # names for the same thing; templates read the first
 
 
-def read_messages(messages: Any) -> list[Message]:
+def read_messages(messages: Any, keep_null_content: bool = False) -> list[Message]:
     """A copy of the conversation for a template. RequestError names the message and the field that are malformed.
 
     As in transformers, fields that are None are left out, and a message's reasoning is found under every usual name.
+    keep_null_content: content that is None stays as it is.
     """
     _check(isinstance(messages, Sequence) and not isinstance(messages, str), "messages", "a list of messages", messages)
     if not messages:
         raise RequestError("messages: the conversation is empty; give at least one message", "messages")
-    return [_read_message(message, f"messages[{n}]") for n, message in enumerate(messages)]
+    read = [_read_message(message, f"messages[{n}]") for n, message in enumerate(messages)]
+    if keep_null_content:
+        for found, given in zip(read, messages, strict=True):
+            if "content" in given:
+                found.setdefault("content", None)
+    return read
 
 
 def _read_message(message: Any, where: str) -> Message:

@@ -1,8 +1,8 @@
 """The Jinja environment in which chat templates run, with the names and tags that transformers gives them.
 
 A template is part of a checkpoint that somebody else wrote. It can read what it is given and nothing else: no attribute
-of Python's own, no change to an object, no `range` beyond 100000 (Jinja's limit). It can still waste time and memory
-with nested loops, so take templates only from where you would take weights.
+of Python's own, no change to an object, no `range` beyond 100000 (Jinja's limit). What it may cost is bounded too: see
+`bounds`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import SecurityError
 from jinja2.utils import Namespace
+
+from kvtrove.text.bounds import BoundedEnvironment
 
 Clock = Callable[[], datetime]
 
 
-def sandbox(clock: Clock) -> ImmutableSandboxedEnvironment:
+def sandbox(clock: Clock) -> BoundedEnvironment:
     """An environment for templates; `clock` tells them the time (strftime_now)."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
+    environment = BoundedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols], filters={"tojson": _tojson}
     )
-    environment.filters["tojson"] = _tojson
     environment.globals |= {
         "raise_exception": _raise_exception,
         "strftime_now": lambda format: clock().strftime(format),

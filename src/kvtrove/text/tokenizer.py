@@ -14,6 +14,7 @@ from kvtrove.request import RequestError
 from kvtrove.text.chat_template import ChatTemplate, read_chat_template
 from kvtrove.text.files import read_json
 
+MANY_IDS = 1024
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -40,6 +41,7 @@ class Tokenizer:
         self.eos_token_ids = tuple(dict.fromkeys([*([] if end is None else [end]), *eos_token_ids]))
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self.special_ids = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
+        self._spelled: dict[int, str] = {}
         ordinary = backend.encode("a", add_special_tokens=False).ids[-1:]
         self.ordinary = ordinary if self.decode(ordinary) else []
 
@@ -91,6 +93,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of the ids; ids that no token has are left out, bytes that are not UTF-8 become U+FFFD."""
+        if len(ids) > MANY_IDS:  # a batch lets other threads run meanwhile
+            return self.backend.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)[0]
         return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def decode_after(self, context: Sequence[int], ids: Sequence[int]) -> str:
@@ -106,8 +110,14 @@ class Tokenizer:
         return self.decode(ids, skip_special_tokens=False)
 
     def token_text(self, token_id: int) -> str:
-        """What a token adds in the middle of a text: alone, many tokenizers would drop its leading space."""
-        return self.decode_after(self.ordinary, [token_id])
+        """What a token adds in the middle of a text: alone, many tokenizers would drop its leading space.
+
+        Remembered: thousands of log-probabilities spell the same tokens again and again.
+        """
+        text = self._spelled.get(token_id)
+        if text is None:
+            text = self._spelled[token_id] = self.decode_after(self.ordinary, [token_id])
+        return text
 
     def knows(self, token_id: int) -> bool:
         """Whether a token has this id: models often have more logits than tokens."""

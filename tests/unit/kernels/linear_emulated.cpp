@@ -1,7 +1,6 @@
 // Runs linear layers at the AMX level beside the portable one, over memory that is exactly as large as it must be. Built
 // with emulated tiles and sanitizers by test_linear_emulated.py; on a machine with AMX it runs with real ones as well.
 // Prints what is wrong, or "all equal".
-#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
@@ -15,6 +14,7 @@
 #include "linear.h"
 #include "linear_level.h"
 #include "rows.h"
+#include "threads.h"
 
 using namespace kvtrove;
 
@@ -158,7 +158,7 @@ void check_batches(std::size_t outputs, std::size_t inputs, Kind kind, const std
     check_memory(weights, x, bias);
     check_memory(pack(random(outputs * inputs, 1), inputs, kind, Isa::portable), x, bias);
     for (const int threads : {1, 3}) {
-        omp_set_num_threads(threads);
+        set_max_threads(threads);
         for (const std::size_t rows : batches) {
             expect(same(multiply(weights, x, rows, bias), whole.data()), "other bits in a batch", outputs, inputs, rows);
             if (threads == 1) continue;
@@ -167,7 +167,7 @@ void check_batches(std::size_t outputs, std::size_t inputs, Kind kind, const std
             expect(same(y, whole.data() + (most - rows) * outputs), "other bits at the end", outputs, inputs, rows);
         }
     }
-    omp_set_num_threads(2);
+    set_max_threads(2);
 }
 
 // Every integer of int8 at every kind of place: a product with the unit vectors gives the weights.
@@ -264,7 +264,7 @@ int main() {
 #if !defined(KVTROVE_EMULATE_AMX)
     if (detect_isa() != Isa::amx) return std::puts("this processor has no AMX"), 1;  // asks Linux for it, too
 #endif
-    omp_set_num_threads(2);
+    set_max_threads(2);
     std::vector<std::size_t> all;
     for (std::size_t rows = 1; rows <= 70; ++rows) all.push_back(rows);
     for (const Kind kind : {Kind::bf16, Kind::int8}) {

@@ -14,20 +14,22 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).parents[3] / "src/kvtrove/kernels/cpu"
-FLAGS = ["-std=c++17", "-fopenmp", "-ffp-contract=off", "-Wno-psabi", "-DKVTROVE_EMULATE_AMX", f"-I{SOURCES}"]
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+FLAGS = ["-std=c++17", "-pthread", "-ffp-contract=off", "-Wno-psabi", "-DKVTROVE_EMULATE_AMX", f"-I{SOURCES}"]
+MEMORY = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+RACES = ("-fsanitize=thread", "-fno-omit-frame-pointer")
 
 
-def find_compiler(directory: Path) -> str:
+def find_compiler(directory: Path, sanitize: Sequence[str]) -> str:
     """Skips the test where there is no compiler or no sanitizer."""
     found = shutil.which("g++") or shutil.which("clang++")
     if found is None:
         pytest.skip("no C++ compiler is installed")
-    probe = directory / "probe.cpp"
+    probe, program = directory / "probe.cpp", directory / "probe"
     probe.write_text("int main() {}")
-    built = subprocess.run([found, *SANITIZE, probe, "-o", directory / "probe"], capture_output=True, text=True)
-    if built.returncode:
-        pytest.skip(f"{found} has no sanitizer libraries: {built.stderr.splitlines()[-1]}")
+    for command in ([found, *sanitize, probe, "-o", program], [program]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"{found} has no {sanitize[0]} that works here: {(done.stderr.splitlines() or [''])[-1]}")
     return found
 
 
@@ -39,22 +41,21 @@ def build(command: list[str | Path]) -> None:
 class Kernels:
     """Objects of some sources (no suffix), to link drivers of this folder with."""
 
-    def __init__(self, directory: Path, names: Sequence[str], optimise: str = "-O1") -> None:
-        self.compiler, self.directory, self.optimise = find_compiler(directory), directory, optimise
+    def __init__(self, directory: Path, names: Sequence[str], *flags: str, sanitize: Sequence[str] = MEMORY) -> None:
+        self.compiler, self.directory, self.sanitize = find_compiler(directory, sanitize), directory, sanitize
+        self.flags = flags or ("-O1",)
         with ThreadPoolExecutor(2) as pool:
             self.objects = list(pool.map(self.compile, [SOURCES / f"{name}.cpp" for name in names]))
 
     def compile(self, source: Path) -> Path:
         target = self.directory / f"{source.stem}.o"
-        build([self.compiler, *FLAGS, self.optimise, *SANITIZE, "-c", source, "-o", target])
+        build([self.compiler, *FLAGS, *self.flags, *self.sanitize, "-c", source, "-o", target])
         return target
 
-    def run(self, driver: str) -> str:
+    def run(self, driver: str, *arguments: float) -> str:
         """What <driver>.cpp prints."""
         main, binary = self.compile(Path(__file__).with_name(f"{driver}.cpp")), self.directory / driver
-        build([self.compiler, "-fopenmp", *SANITIZE, main, *self.objects, "-o", binary])
-        # libgomp keeps its threads until the process ends, which is no leak of ours
-        environment = {"ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "2"}
-        done = subprocess.run([binary], capture_output=True, text=True, env=environment)
+        build([self.compiler, "-pthread", *self.sanitize, main, *self.objects, "-o", binary])
+        done = subprocess.run([binary, *map(str, arguments)], capture_output=True, text=True, env={})
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         return done.stdout

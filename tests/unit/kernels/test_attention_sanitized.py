@@ -1,10 +1,15 @@
-"""The attention kernels under address and undefined-behaviour sanitizers."""
+"""The attention kernels under address and undefined-behaviour sanitizers, and emulated tiles beside real ones."""
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
-from tests.unit.kernels.sanitized import Kernels
+from kvtrove import kernels
+from tests.unit.attention.tolerances import SPLIT_QUERY, SUMS, tolerance
+from tests.unit.kernels.sanitized import FLAGS, SOURCES, Kernels, build, find_compiler
 
 LEVELS = ("amx", "avx512", "avx2", "portable")
 NAMES = (*(f"attention/{name}" for name in (*LEVELS, "store", "work")), "isa", "threads")  # the longest comes first
@@ -17,10 +22,39 @@ def attention(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
 
 @pytest.mark.timeout(900)
 def test_kernels_touch_nothing_beyond_their_memory(attention: Kernels) -> None:
-    assert attention.run("attention_sanitized").split() == ["120"], "levels disagree"
+    *distances, steady = attention.run("attention_sanitized").splitlines()
+    assert steady == "steady 120", "steps like the ones before took memory"
+    assert len(distances) % 8 == 0
+    for line in distances:
+        stored, layout, level, far = line.split()
+        reads = "float32" if layout == "plain" and stored != "int8" else stored
+        most = 24 * 2 * 2 * 0.3  # head_dim times the largest q and k, times scale
+        assert float(far) <= 2 * tolerance(reads, level, largest=2.0, scores=most), line
 
 
 @pytest.mark.timeout(900)
 def test_tiles_compute_what_vectors_do_and_depend_on_nothing_else(attention: Kernels) -> None:
-    printed = attention.run("attention_tiles")
+    largest, most = 2.0, 256 * 2 * 2 * 0.3
+    allowed = [tolerance(stored, "amx", largest, most) for stored in ("bfloat16", "int8")]
+    scores = most * (SPLIT_QUERY + SUMS)
+    printed = attention.run("attention_tiles", *allowed, scores)
     assert printed.split() == ["20"], printed
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(kernels.isa() != "amx", reason="this processor has no AMX that emulation could be held against")
+def test_emulated_tiles_have_the_bits_of_real_ones(tmp_path: Path) -> None:
+    compiler = find_compiler(tmp_path)
+    flags = [flag for flag in FLAGS if flag != "-DKVTROVE_EMULATE_AMX"]
+    others = [SOURCES / f"{name}.cpp" for name in NAMES if name != "attention/amx"]
+    objects = [tmp_path / f"{source.stem}.o" for source in others]
+    for source, target in zip(others, objects, strict=True):
+        build([compiler, *flags, "-O1", "-c", source, "-o", target])
+    printed = []
+    # with FMA, lanes in plain C++ round as those of AVX-512 do
+    for kind, extra in {"emulated": ["-DKVTROVE_EMULATE_AMX", "-mfma"], "real": []}.items():
+        main = [Path(__file__).with_name("attention_tiles.cpp"), SOURCES / "attention/amx.cpp"]
+        build([compiler, *flags, "-O1", *extra, *main, *objects, "-o", tmp_path / kind])
+        printed.append(subprocess.run([tmp_path / kind], capture_output=True, text=True, check=True).stdout)
+    assert printed[0] == printed[1]
+    assert len(printed[0].split()) == 20

@@ -52,7 +52,7 @@ def test_a_later_pair_reads_what_an_earlier_one_wrote() -> None:
 
 
 def test_large_rows_are_shared_among_threads() -> None:
-    """4 MiB: enough that more than one thread takes part when OpenMP has more than one."""
+    """4 MiB: enough that more than one thread takes part when there is more than one."""
     arena = arena_of(4, 2**20 + 5)
     want = expected(arena, [(0, 3), (3, 1), (2, 0)])
     kernels.copy_rows(arena, as_pairs([(0, 3), (3, 1), (2, 0)]), num_threads=3)

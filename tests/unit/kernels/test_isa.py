@@ -49,33 +49,6 @@ def test_an_unknown_level_is_refused_with_the_known_ones(name: str) -> None:
         kernels.isa(name)
 
 
-def test_one_openmp_runtime_serves_torch_and_the_kernels() -> None:
-    script = (
-        "import warnings; warnings.simplefilter('error')\n"
-        "from kvtrove import kernels\n"
-        "kernels.isa()\n"
-        "print(*kernels.openmp_runtimes(kernels.MEMORY_MAP.read_text()), sep='\\n')"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert len(done.stdout.split()) == 1, done.stdout
-
-
-def test_every_openmp_runtime_of_a_process_is_found() -> None:
-    memory_map = (
-        "7f00-7f01 r-xp 00000000 fe:00 11  /usr/lib/x86_64-linux-gnu/libgomp.so.1.0.0\n"
-        "7f02-7f03 r--p 00000000 fe:00 11  /usr/lib/x86_64-linux-gnu/libgomp.so.1.0.0\n"
-        "7f04-7f05 r-xp 00000000 fe:00 12  /venv/sklearn.libs/libgomp-a34b3233.so.1\n"
-        "7f06-7f07 r-xp 00000000 fe:00 13  /opt/my tools/libiomp5.so\n"
-        "7f08-7f09 r-xp 00000000 fe:00 14  /usr/lib/libgompertz.txt\n"
-        "7f0a-7f0b rw-p 00000000 00:00 0   [heap]\n"
-    )
-    assert kernels.openmp_runtimes(memory_map) == [
-        "/opt/my tools/libiomp5.so",
-        "/usr/lib/x86_64-linux-gnu/libgomp.so.1.0.0",
-        "/venv/sklearn.libs/libgomp-a34b3233.so.1",
-    ]
-
-
 def test_without_the_extension_the_error_says_how_to_build_it() -> None:
     script = (
         "import sys; sys.modules['kvtrove.kernels._cpu'] = None\n"

@@ -88,14 +88,14 @@ def test_a_row_gives_the_same_bits_in_every_batch_and_with_any_number_of_threads
     weights = packed(random(200, inputs), kind, isa)
     x, bias = random(100, inputs, seed=1), random(200, seed=2)
     alone = torch.cat([weights.multiply(x[i : i + 1], bias) for i in range(len(x))])
-    threads = torch.get_num_threads()
+    threads = kernels.threads()
     try:
         for count in (1, 3):
-            torch.set_num_threads(count)
+            kernels.set_threads(count)
             for rows in (2, 3, 5, 6, 7, 11, 13, 32, 49, 100):
                 assert torch.equal(weights.multiply(x[:rows], bias), alone[:rows])
     finally:
-        torch.set_num_threads(threads)
+        kernels.set_threads(threads)
 
 
 @each_isa

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kvtrove import kernels
 from kvtrove.kernels.rows import add_rms_norm, rms_norm, silu_and_mul
 
 
@@ -42,12 +43,12 @@ def test_views_with_gaps_are_normed_and_left_alone() -> None:
 
 def test_a_row_gives_the_same_bits_in_every_batch() -> None:
     x, weight = torch.randn(200, 896), torch.randn(896)
-    threads = torch.get_num_threads()
+    threads = kernels.threads()
     try:
-        torch.set_num_threads(3)
+        kernels.set_threads(3)
         together = rms_norm(x, weight, 1e-5)
     finally:
-        torch.set_num_threads(threads)
+        kernels.set_threads(threads)
     assert torch.equal(together, torch.cat([rms_norm(row, weight, 1e-5) for row in x.split(1)]))
 
 

@@ -55,6 +55,19 @@ def test_llama(tmp_path: Path) -> None:
     assert not any((spec.tie_embeddings, spec.attention_bias, spec.mlp_bias, spec.qk_norm, spec.sandwich_norms))
 
 
+@pytest.mark.parametrize("architectures", [None, []])
+@pytest.mark.parametrize(("model_type", "family"), [("llama", "llama"), ("qwen3", "qwen3"), ("mixtral", "mixtral")])
+def test_a_model_type_stands_for_its_architecture(
+    tmp_path: Path, architectures: Any, model_type: str, family: str
+) -> None:
+    assert read(tmp_path, LLAMA | {"architectures": architectures, "model_type": model_type}).family == family
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA), encoding="utf-8-sig")
+    assert read_spec(tmp_path).family == "llama"
+
+
 @pytest.mark.parametrize(
     ("own", "generation", "expected"),
     [
@@ -75,6 +88,7 @@ def test_end_tokens(tmp_path: Path, own: Any, generation: Any, expected: tuple[i
         ({"torch_dtype": None, "dtype": "float16"}, "float16"),
         ({"torch_dtype": "torch.bfloat16"}, "bfloat16"),
         ({"torch_dtype": None}, "float32"),
+        ({"torch_dtype": "auto"}, "float32"),
     ],
 )
 def test_dtype_under_either_name(tmp_path: Path, keys: dict[str, Any], expected: str) -> None:
@@ -90,6 +104,7 @@ SLIDES = {"use_sliding_window": True, "sliding_window": 128}
     [
         ("MistralForCausalLM", {"sliding_window": 4096}, [4096] * 4),
         ("MistralForCausalLM", {"sliding_window": None}, [None] * 4),
+        ("MistralForCausalLM", {"sliding_window": 0}, [None] * 4),
         ("MistralForCausalLM", {}, [4096] * 4),
         ("MistralForCausalLM", {"sliding_window": 8192}, [None] * 4),  # no context reaches it
         ("MistralForCausalLM", {"sliding_window": 16, "layer_types": ALTERNATING}, [None, 16] * 2),
@@ -160,6 +175,8 @@ def test_experts(tmp_path: Path) -> None:
         ({"type": "linear", "factor": 4.0}, 32768, 32768),
         ({"type": "dynamic", "factor": 4.0}, 8192, 32768),
         ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}, 16384, 16384),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096.0}, 16384, 16384),
+        ({"type": "yarn", "factor": 4.0}, 8192, 8192),  # the length is the stretched one already
         ({"type": "default"}, 8192, 8192),
     ],
 )
@@ -177,7 +194,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
         r"'LLamaForCausalLM' is not supported \(did you mean 'LlamaForCausalLM'\?\); supported: Gemma2.*Qwen3Moe",
     ),
     ({"architectures": ["MambaForCausalLM"]}, "'MambaForCausalLM' is not supported.*; supported: "),
-    ({"architectures": []}, "'architectures' is missing; supported: Gemma2"),
+    ({"architectures": []}, "'architectures' is missing and 'model_type' is None; add one, for example"),
+    ({"architectures": None, "model_type": "mamba"}, "'architectures' is missing and 'model_type' is 'mamba'"),
     ({"hidden_size": None}, "'hidden_size' is missing"),
     ({"hidden_size": "4096"}, "'hidden_size' is '4096', expected a whole number of at least 1"),
     ({"num_hidden_layers": 0}, "'num_hidden_layers' is 0, expected a whole number of at least 1"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,6 +129,45 @@ def test_shards_load_the_same(checkpoints: Checkpoints, llama: Path) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("leftover", [False, True], ids=["no index", "an index of another download"])
+def test_one_file_needs_no_index(checkpoints: Checkpoints, llama: Path, leftover: bool) -> None:
+    whole = load(checkpoints.get("llama"))
+    if leftover:
+        text = json.dumps({"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}})
+        (llama / "model.safetensors.index.json").write_text(text)
+    else:
+        (llama / "model.safetensors").rename(llama / "model-00001-of-00001.safetensors")
+    for a, b in zip(parameters(whole.layers), parameters(load(llama).layers), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_numbered_shards_load_without_an_index(checkpoints: Checkpoints, llama: Path) -> None:
+    whole = load(checkpoints.get("llama"))
+    shard(llama)
+    (llama / "model.safetensors.index.json").unlink()
+    for a, b in zip(parameters(whole.layers), parameters(load(llama).layers), strict=True):
+        assert torch.equal(a, b)
+    (llama / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model-00002-of-00002\.safetensors: the shard is missing"):
+        load(llama)
+
+
+@pytest.mark.parametrize("file", ["../model-00001-of-00002.safetensors", "/etc/passwd", "..", 7])
+def test_an_index_stays_in_its_directory(llama: Path, file: Any) -> None:
+    weight_map = shard(llama)
+    text = json.dumps({"weight_map": weight_map | {"model.norm.weight": file}})
+    (llama / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"'model.norm.weight' lies in .*, which is not the name of a file"):
+        load(llama)
+
+
+def test_a_pipe_is_no_shard(llama: Path) -> None:
+    (llama / "model.safetensors").unlink()
+    os.mkfifo(llama / "model.safetensors")
+    with pytest.raises(ModelError, match=r"model\.safetensors: is not a plain file"):
+        load(llama)
+
+
 def test_progress_counts_layers(llama: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     load_model(llama, read_spec(llama), Products(Precision.plain("float32")), lambda *args: seen.append(args))
@@ -207,6 +248,7 @@ def test_an_index_with_a_gap_names_the_index(llama: Path) -> None:
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": 3}'])
 def test_a_broken_index_is_named(llama: Path, text: str) -> None:
+    shard(llama)
     (llama / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ModelError, match=r"model\.safetensors\.index\.json: "):
         load(llama)

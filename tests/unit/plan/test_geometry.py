@@ -9,7 +9,8 @@ import pytest
 from kvtrove.kv.retention import ChunkedLocal, Full, SlidingWindow
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.spec import ModelError
-from kvtrove.plan.geometry import canonical, read_layers
+from kvtrove.plan.config_names import canonical
+from kvtrove.plan.geometry import read_layers
 from kvtrove.plan.model import LayerGeometry
 from tests.unit.plan import configs
 
@@ -71,6 +72,70 @@ def test_afm_reads_the_last_own_layer() -> None:
 def test_afm_needs_a_layer_of_its_own() -> None:
     with pytest.raises(ModelError, match="'num_kv_reuse_layers' leaves no layer"):
         layers(configs.AFM_3B, num_kv_reuse_layers=56)
+
+
+def test_mimo_has_other_heads_where_a_window_slides() -> None:
+    found = layers(
+        {**_PLAIN, "model_type": "mimo_v2_flash", "hybrid_layer_pattern": [0, 1, 1, 0], "sliding_window": 128},
+        **{"head_dim": 64, "v_head_dim": 32, "swa_num_key_value_heads": 4, "swa_v_head_dim": 16},
+    )
+    full, slides = LayerGeometry(2, 64, 32), LayerGeometry(4, 64, 16, SlidingWindow(128))
+    assert found == (full, slides, slides, full)
+
+
+def test_searched_layers_have_heads_of_their_own_or_none() -> None:
+    blocks = [{"attention": {"n_heads_in_group": n, "no_op": n is None}} for n in (8, None, 4, None)]
+    found = layers(_PLAIN, num_key_value_heads=None, block_configs=blocks)
+    assert [layer.kv_heads for layer in found] == [1, 0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"attn_config": {"kv_n_heads": 2}},
+        {"num_attention_groups": 2},
+        {"multi_query_group_num": 2},
+        {"n_head_kv": 2},
+    ],
+)
+def test_heads_under_other_names(keys: dict[str, Any]) -> None:
+    found = layers(_PLAIN, num_key_value_heads=None, **keys)
+    assert {layer.kv_heads for layer in found} == {2}
+
+
+@pytest.mark.parametrize(
+    ("keys", "full"),
+    [
+        ({"sliding_window_pattern": "LLG"}, [2]),
+        ({"sliding_window_pattern": 2}, [1, 3]),
+        ({"max_window_layers": 3}, [0, 1, 2]),
+        ({"global_attn_every_n_layers": 3}, [0, 3]),
+        ({}, []),
+    ],
+)
+def test_layers_that_see_everything(keys: dict[str, Any], full: list[int]) -> None:
+    found = layers(_PLAIN, sliding_window=128, **keys)
+    assert [i for i, layer in enumerate(found) if layer.retention == Full()] == full
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"linear_attn_config": {"kda_layers": [1]}}, "linear_attn_config"),
+        ({"attn_type_list": [0, 0, 0, 1]}, "attn_type_list"),
+        ({"full_attn_idxs": [2], "conv_L_cache": 3}, "full_attn_idxs"),
+        ({"layers_block_type": ["mamba", "hybrid"] * 2}, "layers_block_type"),
+        ({"mamba_step": 2, "mamba_enabled": True}, "mamba_step"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder"),
+        ({"attention_pattern": ["local", "global"] * 2, "sliding_window": 128}, "attention_pattern"),
+        ({"full_attention_every": 4, "sliding_window": 128}, "full_attention_every"),
+        ({"num_kv_shared_layers": 2}, "num_kv_shared_layers"),
+        ({"sliding_window_pattern": "LLX", "sliding_window": 128}, "sliding_window_pattern"),
+    ],
+)
+def test_layers_that_no_plan_understands_are_refused_by_their_key(keys: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelError, match=repr(named)):
+        layers(_PLAIN, **keys)
 
 
 def test_a_latent_is_one_head_without_values() -> None:

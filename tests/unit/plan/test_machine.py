@@ -53,6 +53,34 @@ def test_memory_is_ram_capped_by_the_control_group(
     assert available_bytes(root) == free * GIB
 
 
+LIMITS = "Limit   Soft Limit   Hard Limit   Units\nMax address space   {}   unlimited   bytes\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "total", "free"),
+    [
+        # a group inside of another: the tighter one counts, wherever it is
+        ({"proc/self/cgroup": "0::/outer/inner\n", "sys/fs/cgroup/outer/inner/memory.max": str(8 * GIB),
+          "sys/fs/cgroup/outer/inner/memory.current": str(3 * GIB)}, 8, 5),
+        ({"proc/self/cgroup": "0::/outer/inner\n", "sys/fs/cgroup/outer/memory.max": str(6 * GIB),
+          "sys/fs/cgroup/outer/memory.current": str(GIB), "sys/fs/cgroup/outer/inner/memory.max": "max"}, 6, 5),
+        ({"proc/self/cgroup": "5:cpu:/x\n4:memory:/job\n", "sys/fs/cgroup/memory/job/memory.limit_in_bytes": str(GIB),
+          "sys/fs/cgroup/memory/job/memory.usage_in_bytes": "0"}, 1, 1),
+        # pages of files are given up when something else needs them
+        ({"sys/fs/cgroup/memory.max": str(8 * GIB), "sys/fs/cgroup/memory.current": str(7 * GIB),
+          "sys/fs/cgroup/memory.stat": f"anon 5\ninactive_file {4 * GIB}\n"}, 8, 5),
+        # ulimit -v
+        ({"proc/self/limits": LIMITS.format(4 * GIB), "proc/self/status": f"VmSize:\t {GIB // 1024} kB\n"}, 4, 3),
+        ({"proc/self/limits": LIMITS.format("unlimited"), "proc/self/status": "VmSize:\t 5 kB\n"}, 64, 48),
+        ({"proc/self/limits": LIMITS.format(GIB), "proc/self/status": f"VmSize:\t {2 * GIB // 1024} kB\n"}, 1, 0),
+    ],
+)  # fmt: skip
+def test_memory_is_capped_by_nested_groups_and_by_limits_of_the_process(
+    files: dict[str, str], total: int, free: int, tmp_path: Path
+) -> None:
+    assert host(machine_root(tmp_path, files)) == Store("RAM", total * GIB, free * GIB)
+
+
 class FakeNVML:
     """Two devices; `broken` fails every call."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvtrove.plan.process import (
+    ARENAS,
     LARGE,
     peak_bytes,
     reset_peak,
@@ -71,7 +72,7 @@ def test_large_buffers_are_returned_unless_the_environment_says_otherwise() -> N
         return library
 
     assert return_large_buffers({"HOME": "/root"}, load)
-    assert library.told == [(-3, LARGE), (-1, 4 * LARGE)]
+    assert library.told == [(-3, LARGE), (-1, 4 * LARGE), (-8, ARENAS)]
     for name in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
         assert not return_large_buffers({name: "1"}, load)
-    assert len(library.told) == 2
+    assert len(library.told) == 3

@@ -68,6 +68,9 @@ def test_shards_are_those_that_the_index_names(tmp_path: Path) -> None:
     assert read_model(tmp_path).weight_bytes == 200
 
 
+_INT4 = {"num_bits": 4, "type": "int", "group_size": 128}
+
+
 @pytest.mark.parametrize(
     ("settings", "bits"),
     [
@@ -77,6 +80,16 @@ def test_shards_are_those_that_the_index_names(tmp_path: Path) -> None:
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 4.5),
         ({"quant_method": "bitsandbytes", "load_in_4bit": False}, 8),
         ({"quant_method": "mxfp4"}, 4.25),
+        ({"bits": 4, "group_size": 64}, 4.5),
+        ({"quant_method": "auto-round", "bits": 2, "group_size": 32}, 3),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": _INT4}}}, 4.125),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8}}}}, 8),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, 4.5),
+        ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 8, "group_size": 64}}}, 8.5),
+        ({"quant_method": "hqq"}, 4.5),
+        ({"quant_method": "aqlm", "nbits_per_codebook": 16, "num_codebooks": 1, "in_group_size": 8}, 2),
+        ({"quant_method": "torchao", "quant_type": "int4_weight_only"}, 4.5),
+        ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3"}}}, 8),
     ],
 )
 def test_quantised_weights_are_estimated_and_not_served(settings: dict[str, Any], bits: float, tmp_path: Path) -> None:
@@ -86,6 +99,30 @@ def test_quantised_weights_are_estimated_and_not_served(settings: dict[str, Any]
     assert model.spec is None
 
 
+def test_mlx_says_it_under_another_key(tmp_path: Path) -> None:
+    model = read_model(configs.write(tmp_path, configs.LLAMA_31_8B, quantization={"bits": 4, "group_size": 64}))
+    assert model.weight_bytes == pytest.approx(8.03e9 * 4.5 / 8, rel=0.001)
+
+
+def test_quantisation_changes_no_byte_of_the_cache(tmp_path: Path) -> None:
+    """The text part of a multimodal checkpoint leaves out what equals its family's defaults, quantised or not."""
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    config: dict[str, Any] = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    plain = read_model(configs.write(tmp_path, config))
+    for method in ({"quant_method": "awq", "bits": 4}, {"quant_method": "bitsandbytes", "load_in_4bit": True}):
+        quantised = read_model(configs.write(tmp_path, config, quantization_config=method))
+        assert quantised.layers == plain.layers
+        assert quantised.weight_bytes < plain.weight_bytes / 3
+
+
+def test_an_unknown_model_type_is_planned_as_an_assumption(tmp_path: Path) -> None:
+    config = {**configs.LLAMA_31_8B, "architectures": ["NewForCausalLM"], "model_type": "new"}
+    assert read_model(configs.write(tmp_path, config)).assumed == (
+        "model type 'new' is not known: read as plain attention"
+    )
+    assert not read_model(configs.write(tmp_path, configs.LLAMA_31_8B)).assumed
+
+
 ERRORS = {
     "nothing there": (None, "there is no such file; give a checkpoint directory, a config.json or a .gguf file"),
     "no json": ("{", "cannot be read as JSON"),
@@ -93,7 +130,15 @@ ERRORS = {
     "no architecture, no keys": ("{}", "'num_attention_heads' is missing"),
     "unknown quantisation": (
         json.dumps({**configs.LLAMA_31_8B, "quantization_config": {"quant_method": "magic"}}),
-        "'quant_method' 'magic' is not planned; planned: awq",
+        "'quant_method' 'magic' says no width and is not planned; planned: aqlm",
+    ),
+    "a width that is nowhere": (
+        json.dumps({**configs.LLAMA_31_8B, "quantization_config": {"quant_method": "torchao"}}),
+        "says no width; expected it in 'quant_type'",
+    ),
+    "an algorithm of another tool": (
+        json.dumps({**configs.LLAMA_31_8B, "quantization_config": {"quant_method": "modelopt", "quant_algo": "W1"}}),
+        "'quant_algo' 'W1' is not planned; planned: FP8",
     ),
 }
 

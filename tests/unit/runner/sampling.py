@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from kvtrove.request import SamplingParams
-from kvtrove.runner.random import uniform
+from kvtrove.runner.random import draw_keys
 from kvtrove.runner.sampler import Sampler
 from kvtrove.scheduler.output import SampleSpec
 
@@ -77,14 +77,24 @@ def distribution(logits: NDArray[np.float64], s: SampleSpec) -> NDArray[np.float
     return p / p.sum()
 
 
-def drawn_by_hand(logits: NDArray[np.float64], s: SampleSpec) -> list[int]:
-    """The very tokens: the uniform number through the CDF in order of id, or of rank where top_k or top_p limits it."""
-    p = distribution(logits, s)
-    limited = 0 < s.params.top_k < len(p) or s.params.top_p < 1
-    order = sorted(range(len(p)), key=lambda t: (-p[t], t)) if limited else list(range(len(p)))
-    cdf = np.cumsum(p[order])
-    numbers = uniform([s.seed] * len(s.streams), list(s.streams), [s.position] * len(s.streams))
-    return [order[np.searchsorted(cdf, u * cdf[-1], side="right")] for u in numbers]
+def noise_by_hand(s: SampleSpec, stream: int, size: int) -> NDArray[np.float64]:
+    """Gumbel noise [size] of one draw, bit by bit in whole numbers."""
+    k0, k1, k2, k3 = (int(word) % 2**32 for word in draw_keys([s.seed], [stream], [s.position])[0])
+    u = [((_bits(t, k0, k1) << 21) + (_bits(t, k2, k3) >> 10) + 0.5) / 2**52 for t in range(size)]
+    return -np.log(-np.log1p(-np.array(u)))
+
+
+def _bits(token: int, first: int, second: int) -> int:
+    x = (token ^ first) * 0x7FEB352D % 2**32
+    x = ((x ^ x >> 15) + second) * 0x846CA68B % 2**32
+    return (x ^ x >> 16) * 0x7FEB352D % 2**32 >> 1
+
+
+def drawn_by_hand(logits: NDArray[np.float64], s: SampleSpec, first: int = 300) -> list[int]:
+    """The very tokens of the first streams: the largest log-probability + noise of what may be drawn."""
+    with np.errstate(divide="ignore"):
+        log_p = np.log(distribution(logits, s))
+    return [int(np.argmax(log_p + noise_by_hand(s, stream, len(log_p)))) for stream in s.streams[:first]]
 
 
 def chi_square(counts: NDArray[np.float64], p: NDArray[np.float64]) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from kvtrove.request import EngineError
 from kvtrove.runner.sampler import Sampler, logprob_table
 from tests.unit.runner.sampling import spec
 
@@ -69,11 +70,9 @@ def test_sampled_tokens_carry_raw_logprobs_whatever_changed_the_choice():
     assert all(set(token.logprobs) >= set(logits[3].topk(2).indices.tolist()) for token in rows[3])
 
 
-def test_broken_rows_report_finite_numbers():
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_row_has_no_log_probabilities(value):
     logits = logits_of(3)
-    logits[0, 4], logits[1], logits[2, 6] = float("nan"), float("nan"), float("inf")
-    tables = logprob_table(logits, [0, 0, 6], 5)
-    assert all(np.isfinite(entry.logprob) for table in tables for entry in table.values())
-    assert 4 not in tables[0]
-    assert tables[2][6].logprob == pytest.approx(0.0)
-    assert [entry.rank for entry in tables[1].values()] == [1, 2, 3, 4, 5], "a row of NaN is uniform"
+    logits[1, 4] = value
+    with pytest.raises(EngineError, match="the model's logits are not finite"):
+        logprob_table(logits, [0, 0, 6], 5)

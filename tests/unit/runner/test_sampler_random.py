@@ -1,21 +1,23 @@
-"""The random numbers: right bits, uniform along every axis, and a function of (seed, stream, position) alone."""
+"""The random bits: right, uniform along every axis, and a function of (seed, stream, position, token) alone."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtrove.runner.random import philox, uniform
+from kvtrove.runner.random import draw_keys, gumbel, philox
 from tests.unit.runner.sampling import chi_square
 
 WORD = st.integers(0, 2**32 - 1)
 N = 40_000
 AXES = {
-    "positions": ([3] * N, [0] * N, list(range(N))),
-    "streams": ([3] * N, list(range(N)), [0] * N),
-    "seeds": (list(range(N)), [0] * N, [0] * N),
+    "positions": ([3] * N, [0] * N, list(range(N)), [5] * N),
+    "streams": ([3] * N, list(range(N)), [0] * N, [5] * N),
+    "seeds": (list(range(N)), [0] * N, [0] * N, [5] * N),
+    "tokens": ([3] * N, [0] * N, [0] * N, list(range(N))),
 }
 
 
@@ -52,32 +54,45 @@ def test_philox_equals_arithmetic_on_whole_numbers(counter, key):
     assert tuple(int(w[0]) for w in philox(words(*counter), words(*key))) == philox_by_hand(counter, key)
 
 
+def uniforms(seeds: list[int], streams: list[int], positions: list[int], tokens: list[int]) -> np.ndarray:
+    """What the noise was made of, back from it."""
+    keys = torch.from_numpy(draw_keys(seeds, streams, positions))
+    return 1 - np.exp(-np.exp(-gumbel(torch.tensor(tokens, dtype=torch.int32), keys).numpy()))
+
+
 @pytest.mark.parametrize("axis", AXES)
-def test_uniform_along_each_axis(axis):
-    u = uniform(*AXES[axis])
-    assert u.dtype == np.float64
-    assert u.min() >= 0
+def test_noise_is_gumbel_along_each_axis(axis):
+    u = uniforms(*AXES[axis])
+    assert u.min() > 0
     assert u.max() < 1
-    assert len(np.unique(u)) == N, "53 random bits do not repeat in 40000 draws"
+    assert len(np.unique(u)) == N, "52 random bits do not repeat in 40000 draws"
     assert chi_square(np.bincount((u * 500).astype(int), minlength=500), np.full(500, 1 / 500)) < 5
     pairs = (u[:-1] * 20).astype(int) * 20 + (u[1:] * 20).astype(int)
     assert chi_square(np.bincount(pairs, minlength=400), np.full(400, 1 / 400)) < 5, "neighbours depend on each other"
     assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 5 / np.sqrt(N)
 
 
-def test_each_number_depends_on_its_own_arguments_alone():
+def test_tokens_of_one_draw_are_independent_of_each_other_over_draws():
+    u = uniforms([3] * N, [0] * N, list(range(N)), [17] * N)
+    for other in (16, 18, 17 + 2**15, 17 + 2**17):
+        v = uniforms([3] * N, [0] * N, list(range(N)), [other] * N)
+        pairs = (u * 20).astype(int) * 20 + (v * 20).astype(int)
+        assert chi_square(np.bincount(pairs, minlength=400), np.full(400, 1 / 400)) < 5, f"17 and {other}"
+
+
+def test_each_key_depends_on_its_own_arguments_alone():
     rng = np.random.default_rng(0)
     seeds, streams, positions = (rng.integers(0, 50, 200).tolist() for _ in range(3))
-    together = uniform(seeds, streams, positions)
-    alone = [uniform([a], [b], [c])[0] for a, b, c in zip(seeds, streams, positions, strict=True)]
+    together = draw_keys(seeds, streams, positions)
+    alone = [draw_keys([a], [b], [c])[0].tolist() for a, b, c in zip(seeds, streams, positions, strict=True)]
     assert together.tolist() == alone
 
 
 def test_all_three_arguments_matter_in_full():
     variants = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**33, 0, 0), (0, 2**33, 0), (0, 0, 2**33), (-1, 0, 0)]
-    assert len({uniform([a], [b], [c])[0] for a, b, c in variants}) == len(variants)
+    assert len({tuple(draw_keys([a], [b], [c])[0].tolist()) for a, b, c in variants}) == len(variants)
 
 
 def test_seeds_count_modulo_two_to_the_64():
-    assert uniform([-1], [0], [0]) == uniform([2**64 - 1], [0], [0])
-    assert uniform([2**200 + 5], [0], [0]) == uniform([5], [0], [0])
+    assert draw_keys([-1], [0], [0]).tolist() == draw_keys([2**64 - 1], [0], [0]).tolist()
+    assert draw_keys([2**200 + 5], [0], [0]).tolist() == draw_keys([5], [0], [0]).tolist()

@@ -78,5 +78,5 @@ def test_a_grammar_alone_says_where_its_text_may_end() -> None:
     engine, [request] = start(SamplingParams(max_tokens=4, min_tokens=3))
     [work] = engine.step().sequences
     assert work.sample is not None
-    assert work.sample.banned == ()
+    assert not work.sample.banned
     assert request.guide is not None

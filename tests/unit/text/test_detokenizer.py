@@ -320,3 +320,14 @@ def test_the_cost_of_a_token_does_not_grow(kind, text):
         costs.append(t.decoded / len(part))
     assert costs[1] < 1.2 * costs[0] + 1
     assert costs[1] < 60
+
+
+def test_special_tokens_can_be_shown_one_by_one() -> None:
+    """Marks by which calls are told reach their parser; other special tokens stay hidden."""
+    own = tokenizer("byte-level")
+    first, second = sorted(own.special_ids)[:2]
+    text = own.encode("a", add_special_tokens=False)
+    detokenizer = IncrementalDetokenizer(own, [], shown=(first,))
+    detokenizer.push([*text, first, *text, second])
+    detokenizer.finish()
+    assert detokenizer.text == "a" + own.decode([first], skip_special_tokens=False) + "a"

@@ -42,7 +42,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": kernels.threads(),
         "isa": kernels.isa(),
         "torch": torch.__version__,
     }

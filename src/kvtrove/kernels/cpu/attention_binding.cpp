@@ -119,14 +119,14 @@ void BoundKernel::store(const BoundLayer& layer, const BoundBatch& batch, const 
     batch.check_for(layer.layer);
     const attention::Rows keys = rows_of(k), values = rows_of(v);
     const attention::Rope rope = angles ? rope_of(*angles) : attention::Rope{};
-    const nb::gil_scoped_release unlocked;
+    const kvtrove::Unlocked unlocked;
     attention::store(layer.layer, batch.batch, keys, values, num_threads, angles ? &rope : nullptr);
 }
 
 void BoundKernel::rotate(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const Angles& angles) const {
     const attention::Rows queries = rows_of(q);
     const attention::Rope rope = rope_of(angles);
-    const nb::gil_scoped_release unlocked;
+    const kvtrove::Unlocked unlocked;
     attention::rotate(queries, batch.batch.tokens(), layer.layer.num_heads, layer.layer.head_dim, rope,
                       num_threads);
 }
@@ -135,7 +135,7 @@ void BoundKernel::attend(const BoundLayer& layer, const BoundBatch& batch, const
                          std::uintptr_t lse) {
     batch.check_for(layer.layer);
     const attention::Rows queries = rows_of(q), results = rows_of(out);
-    const nb::gil_scoped_release unlocked;
+    const kvtrove::Unlocked unlocked;
     attention::attend(layer.layer, batch.batch, queries, results, reinterpret_cast<float*>(lse), scratch,
                       num_threads, isa);
 }
@@ -146,7 +146,7 @@ void BoundKernel::run(const BoundLayer& layer, const BoundBatch& batch, const Ad
     const attention::Rows queries = rows_of(q), results = rows_of(out);
     const attention::Rows keys = k ? rows_of(*k) : attention::Rows{}, values = v ? rows_of(*v) : attention::Rows{};
     const attention::Rope rope = angles ? rope_of(*angles) : attention::Rope{};
-    const nb::gil_scoped_release unlocked;
+    const kvtrove::Unlocked unlocked;
     attention::run(layer.layer, batch.batch, {queries, keys, values, angles ? &rope : nullptr}, results, scratch, num_threads,
                    isa);
 }

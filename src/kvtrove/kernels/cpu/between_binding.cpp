@@ -39,7 +39,7 @@ void bind_between(nb::module_& m) {
         .def("run",
              [](const Between& self, std::uintptr_t x, std::uintptr_t mixed, std::uintptr_t workspace,
                 std::uintptr_t out, bool is_bf16, std::size_t rows) {
-                 const nb::gil_scoped_release unlocked;
+                 const kvtrove::Unlocked unlocked;
                  run(self, is_bf16 ? Float::bf16 : Float::f32, rows, pointer<std::uint8_t>(x),
                      pointer<const std::uint8_t>(mixed), pointer<std::uint8_t>(workspace), pointer<std::uint8_t>(out));
              },

@@ -3,7 +3,9 @@
 
 #include <nanobind/nanobind.h>
 
+#include <chrono>
 #include <cstdint>
+#include <thread>
 
 namespace kvtrove {
 
@@ -12,6 +14,26 @@ template <class T>
 T* pointer(std::uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
+
+// Lets other threads of Python run while it lives. When the interpreter has ended meanwhile, as it does beside daemon
+// threads, Python 3.11 to 3.13 end the thread that comes back by unwinding it, which no destructor outlives: such a thread
+// waits for the end of the process instead, as it does from 3.14 on.
+class Unlocked {
+  public:
+    Unlocked() : state_(PyEval_SaveThread()) {}
+    Unlocked(const Unlocked&) = delete;
+    Unlocked& operator=(const Unlocked&) = delete;
+    ~Unlocked() {
+        try {
+            PyEval_RestoreThread(state_);
+        } catch (...) {
+            for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+        }
+    }
+
+  private:
+    PyThreadState* state_;
+};
 
 void bind_attention(nanobind::module_& m);  // attention_binding.cpp
 void bind_between(nanobind::module_& m);    // between_binding.cpp

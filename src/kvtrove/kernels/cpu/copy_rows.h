@@ -12,7 +12,7 @@ struct RowPair {
 };
 
 // Copies row pairs[i].source over row pairs[i].target for i = 0, 1, ..., as if one after the other: a later pair reads
-// what an earlier one wrote. rows: num_rows * row_bytes contiguous bytes. num_threads: 0 takes OpenMP's own number.
+// what an earlier one wrote. rows: num_rows * row_bytes contiguous bytes. num_threads: 0 takes max_threads().
 //
 // Throws std::out_of_range before anything is copied when a pair names a row that does not exist.
 void copy_rows(std::uint8_t* rows, std::size_t num_rows, std::size_t row_bytes, const RowPair* pairs,

@@ -41,7 +41,7 @@ struct BoundDecoder {
             }
         }
         step.rows = static_cast<std::size_t>(step.batches.front()->tokens());
-        const nb::gil_scoped_release unlocked;
+        const kvtrove::Unlocked unlocked;
         kvtrove::run(decoder, step, {kernel.scratch, kernel.num_threads, kernel.isa}, pointer<std::uint8_t>(x),
                      pointer<std::uint8_t>(projected), pointer<std::uint8_t>(workspace), pointer<std::uint8_t>(out));
     }

@@ -39,7 +39,7 @@ PackedWeights make(std::size_t outputs, std::size_t inputs, std::string_view kin
 
 void fill(PackedWeights& weights, std::size_t first_output, const Input& source) {
     const FloatMatrix matrix{source.data(), float_type(source), source.shape(0), source.shape(1)};
-    const nb::gil_scoped_release unlocked;
+    const kvtrove::Unlocked unlocked;
     weights.fill(first_output, matrix);
 }
 
@@ -52,13 +52,13 @@ T* pointer(std::uintptr_t address) {
 
 void multiply(const PackedWeights& weights, std::uintptr_t x, std::uintptr_t y, bool is_bf16, std::size_t rows,
               std::uintptr_t bias) {
-    const nb::gil_scoped_release unlocked;
+    const kvtrove::Unlocked unlocked;
     weights.multiply(pointer<const void>(x), pointer<void>(y), is_bf16 ? Float::bf16 : Float::f32, rows,
                      pointer<const float>(bias));
 }
 
 void gather(const PackedWeights& weights, std::uintptr_t ids, std::size_t count, std::uintptr_t y, bool is_bf16) {
-    const nb::gil_scoped_release unlocked;
+    const kvtrove::Unlocked unlocked;
     weights.gather(pointer<const std::int64_t>(ids), count, pointer<void>(y), is_bf16 ? Float::bf16 : Float::f32);
 }
 

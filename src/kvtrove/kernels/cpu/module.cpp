@@ -12,6 +12,7 @@
 #include "bindings.h"
 #include "copy_rows.h"
 #include "isa.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 
@@ -27,17 +28,20 @@ void copy_rows(const Arena& arena, const Pairs& pairs, int num_threads) {
     }
     auto* rows = arena.data();
     const auto* list = reinterpret_cast<const kvtrove::RowPair*>(pairs.data());
-    const nb::gil_scoped_release unlocked;
+    const kvtrove::Unlocked unlocked;
     kvtrove::copy_rows(rows, arena.shape(0), arena.shape(1), list, pairs.shape(0), num_threads);
 }
 
 }  // namespace
 
 NB_MODULE(_cpu, m) {
+    nb::set_leak_warnings(false);  // a daemon thread may hold weights when the process ends
     m.def("copy_rows", &copy_rows, nb::arg("arena").noconvert(), nb::arg("pairs").noconvert(),
           nb::arg("num_threads") = 0);
     m.def("isa", [](std::string_view wanted) { return std::string(kvtrove::name(kvtrove::choose_isa(wanted))); },
           nb::arg("wanted") = "auto");
+    m.def("threads", &kvtrove::max_threads);
+    m.def("set_threads", &kvtrove::set_max_threads, nb::arg("threads"));
     kvtrove::bind_linear(m);
     kvtrove::bind_rows(m);
     kvtrove::bind_between(m);

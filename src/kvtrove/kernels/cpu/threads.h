@@ -6,13 +6,14 @@
 
 namespace kvtrove {
 
-// Threads that a job uses at most when its caller names no number.
+// Threads that a job uses at most when its caller names no number: what was set, else the cores that the process may use.
 std::size_t max_threads();
+void set_max_threads(std::size_t threads);
 
 // run(context, part, worker) for part = 0 .. parts - 1, in ascending order of their start, and returns when all are done.
 // The calling thread is worker 0, up to `threads` - 1 others help; no two parts run at the same time with the same worker.
-// Which worker takes which part is open, so results must not depend on it. `run` must not throw. A job that a part
-// starts runs on the part's thread alone.
+// Which worker takes which part is open, so results must not depend on it, nor on how many there are: `run` must not
+// throw. A job that a part starts, or that starts while another thread's job runs, runs on its caller's thread alone.
 void run_parts(std::size_t parts, std::size_t threads, void* context,
                void (*run)(void* context, std::size_t part, std::size_t worker));
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from kvtrove.config import nearest
 from kvtrove.models.families import gemma, llama, mistral, phi, qwen
 from kvtrove.models.families.common import Family
@@ -14,6 +17,29 @@ REGISTRY: dict[str, Family] = {
     **gemma.FAMILIES,
     **phi.FAMILIES,
 }
+
+
+MODEL_TYPES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+}
+"""`model_type` of a config that names no architecture -> the architecture that transformers takes for it."""
+
+
+def architecture_of(values: Mapping[str, Any]) -> str | None:
+    """The architecture of a config.json: the first supported one that it names, else its first, else by model type."""
+    named = values.get("architectures") or []
+    named = [str(name) for name in named] if isinstance(named, list) else [str(named)]
+    by_type = MODEL_TYPES.get(str(values.get("model_type")))
+    return next((name for name in named if name in REGISTRY), named[0] if named else by_type)
 
 
 def find_family(architecture: str) -> Family:

@@ -82,6 +82,11 @@ def layer_types(view: ConfigView, default: Callable[[int], str]) -> list[str]:
     return list(types)
 
 
+def sliding_window(view: ConfigView, default: int | None = None) -> int | None:
+    """The window in tokens, the newest included; None for null and 0, which both mean that there is none."""
+    return None if view.get("sliding_window") == 0 else view.optional_size("sliding_window", default)
+
+
 def build_layers(
     view: ConfigView,
     heads: Heads,
@@ -149,8 +154,9 @@ def token_ids(view: ConfigView, key: str) -> tuple[int, ...]:
 
 
 def _dtype(view: ConfigView) -> str:
-    """`dtype` or `torch_dtype`; float32 when neither is there, as in Hugging Face transformers."""
-    dtype = str(view.get("dtype", view.get("torch_dtype", "float32"))).removeprefix("torch.")
+    """`dtype` or `torch_dtype`; float32 when neither is there or says "auto", as in Hugging Face transformers."""
+    dtype = str(view.get("dtype", view.get("torch_dtype", "auto"))).removeprefix("torch.")
+    dtype = "float32" if dtype == "auto" else dtype
     if dtype not in DTYPES:
         raise view.error(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}")
     return dtype

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from kvtrove.models.config_view import ConfigView
-from kvtrove.models.families.common import FULL, SLIDING, Family, build_layers, build_spec, layer_types, read_heads
+from kvtrove.models.families.common import (
+    FULL,
+    SLIDING,
+    Family,
+    build_layers,
+    build_spec,
+    layer_types,
+    read_heads,
+    sliding_window,
+)
 from kvtrove.models.rope_config import RopeDefaults, read_rope
 from kvtrove.models.spec import ModelSpec
 
@@ -37,7 +46,7 @@ def read_gemma2(view: ConfigView) -> ModelSpec:
     heads = read_heads(view, head_dim=256)
     types = layer_types(view, lambda i: FULL if i % 2 else SLIDING)
     ropes = {kind: read_rope(view, heads.dim, kind) for kind in sorted(set(types))}
-    layers = build_layers(view, heads, types, ropes, view.optional_size("sliding_window", 4096))
+    layers = build_layers(view, heads, types, ropes, sliding_window(view, 4096))
     return build_spec(view, "gemma2", heads, layers, "hidden_activation", **_gemma(view))
 
 
@@ -47,7 +56,7 @@ def read_gemma3(view: ConfigView) -> ModelSpec:
     pattern = view.size("sliding_window_pattern", 6)
     types = layer_types(view, lambda i: SLIDING if (i + 1) % pattern else FULL)
     ropes = {FULL: read_rope(view, heads.dim, FULL, _GLOBAL), SLIDING: read_rope(view, heads.dim, SLIDING, _LOCAL)}
-    layers = build_layers(view, heads, types, ropes, view.optional_size("sliding_window", 4096))
+    layers = build_layers(view, heads, types, ropes, sliding_window(view, 4096))
     limit = view.size("max_position_embeddings")
     return build_spec(
         view, "gemma3", heads, layers, "hidden_activation", qk_norm=True, max_position=limit, **_gemma(view)

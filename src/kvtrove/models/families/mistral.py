@@ -12,6 +12,7 @@ from kvtrove.models.families.common import (
     build_spec,
     layer_types,
     read_heads,
+    sliding_window,
 )
 from kvtrove.models.rope_config import RopeDefaults, read_rope
 from kvtrove.models.spec import LayerSpec, ModelSpec, MoESpec
@@ -39,7 +40,7 @@ def _layers(
 ) -> tuple[LayerSpec, ...]:
     """All layers slide when there is a window, unless the config tells them apart."""
     heads = read_heads(view)
-    window = view.optional_size("sliding_window", window)
+    window = sliding_window(view, window)
     types = layer_types(view, lambda i: FULL if window is None else SLIDING)
     rope = read_rope(view, heads.dim, by=defaults)
     return build_layers(view, heads, types, {FULL: rope, SLIDING: rope}, window, lambda i: moe)

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from kvtrove.models.config_view import ConfigView
-from kvtrove.models.families.common import FULL, SLIDING, Family, Source, build_layers, build_spec, read_heads
+from kvtrove.models.families.common import (
+    FULL,
+    SLIDING,
+    Family,
+    Source,
+    build_layers,
+    build_spec,
+    read_heads,
+    sliding_window,
+)
 from kvtrove.models.rope_config import ORIGINAL, RopeDefaults, read_rope
 from kvtrove.models.spec import ModelSpec
 
@@ -13,7 +22,7 @@ _ROPE = RopeDefaults(aliases={"su": "longrope", "yarn": "longrope"}, partial=Tru
 def read(view: ConfigView) -> ModelSpec:
     view = view.over({ORIGINAL: 4096})
     heads = read_heads(view)
-    window = view.optional_size("sliding_window")
+    window = sliding_window(view)
     types = [FULL if window is None else SLIDING] * view.size("num_hidden_layers")
     rope = read_rope(view, heads.dim, by=_ROPE)
     layers = build_layers(view, heads, types, {FULL: rope, SLIDING: rope}, window)

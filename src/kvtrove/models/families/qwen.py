@@ -14,6 +14,7 @@ from kvtrove.models.families.common import (
     build_spec,
     layer_types,
     read_heads,
+    sliding_window,
 )
 from kvtrove.models.rope_config import read_rope
 from kvtrove.models.spec import LayerSpec, ModelSpec, MoESpec
@@ -67,7 +68,7 @@ def _dense_layers(view: ConfigView, heads: Heads) -> tuple[LayerSpec, ...]:
 
 
 def _window(view: ConfigView) -> int | None:
-    return view.optional_size("sliding_window", 4096) if view.flag("use_sliding_window", False) else None
+    return sliding_window(view, 4096) if view.flag("use_sliding_window", False) else None
 
 
 FAMILIES = {

@@ -59,6 +59,14 @@ def separate(parts: Sequence[Part], inputs: int, shared: bool = False) -> tuple[
     return tuple(Linear(part.weight(), part.bias() if part.bias else None) for part in parts)
 
 
+BuildOne = Callable[[Part, int], Product]
+
+
+def alone(part: Part, inputs: int) -> Product:
+    """Plain torch."""
+    return separate([part], inputs)[0]
+
+
 @dataclass(frozen=True, eq=False)
 class Joint:
     """Several products of one input. sizes: outputs of each."""
@@ -87,13 +95,15 @@ class Weights:
     """Where layers get their parameters.
 
     take: norms, biases, routers, in the dtype of activations. matrix: of linear layers and embeddings, in the dtype of
-    weights; None is `take`. build: how matrices become products. precision: None is the checkpoint's own dtype.
+    weights; None is `take`. build: how matrices become products. build_router: the same for a router. precision: None
+    is the checkpoint's own dtype.
     """
 
     take: Take
     matrix: Take | None = None
     build: Build = field(default=separate)
     precision: Precision | None = None
+    build_router: BuildOne = field(default=alone)
 
     def read(self, name: str, shape: tuple[int, int]) -> Tensor:
         return (self.matrix or self.take)(name, shape)
@@ -106,6 +116,10 @@ class Weights:
     def linear(self, name: str, shape: tuple[int, int], bias: bool = False) -> Product:
         """shape: (outputs, inputs)."""
         return self.build([self._part(name, *shape, bias)], shape[1], False)[0]
+
+    def router(self, name: str, shape: tuple[int, int]) -> Product:
+        """shape: (outputs, inputs)."""
+        return self.build_router(Part(shape[0], weight=lambda: self.take(f"{name}.weight", shape)), shape[1])
 
     def _part(self, name: str, outputs: int, inputs: int, bias: bool) -> Part:
         return Part(

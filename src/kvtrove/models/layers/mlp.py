@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kvtrove.kernels import rows
-from kvtrove.models.layers.linear import Joint, Linear, Product, Weights
+from kvtrove.models.layers.linear import Joint, Product, Weights
 from kvtrove.models.spec import Activation, ModelSpec, MoESpec
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -51,14 +51,14 @@ class MLP:
 class MixtureOfExperts:
     """Each token goes to the `top_k` experts that the router likes best; their outputs are summed by its weights."""
 
-    router: Linear
+    router: Product
     experts: tuple[MLP, ...]
     spec: MoESpec
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, moe: MoESpec) -> MixtureOfExperts:
         return cls(
-            Linear(weights.take(f"{name}.gate.weight", (moe.num_experts, spec.hidden_size))),
+            weights.router(f"{name}.gate", (moe.num_experts, spec.hidden_size)),
             tuple(
                 MLP.load(weights, f"{name}.experts.{i}", spec, moe.intermediate_size) for i in range(moe.num_experts)
             ),

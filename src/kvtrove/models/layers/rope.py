@@ -110,7 +110,8 @@ def _yarn(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
 
 def _yarn_dim(rope: RopeSpec, turns: float) -> float:
     """The (fractional) pair of elements that turns `turns` times within the original context."""
-    return rope.rotary_dim * math.log(rope.param(ORIGINAL) / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+    original = rope.param(ORIGINAL, rope.max_position)
+    return rope.rotary_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
 
 def _yarn_scale(rope: RopeSpec, factor: float) -> float:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kvtrove.server.chat.tool_calls import CallArguments, CallBegins, ChatEvent, Text
+from kvtrove.server.chat.events import CallArguments, CallBegins, ChatEvent, Reasoning, Text
 
 
 def blocks_of(events: Sequence[ChatEvent]) -> list[dict[str, Any]]:
@@ -14,6 +14,10 @@ def blocks_of(events: Sequence[ChatEvent]) -> list[dict[str, Any]]:
     blocks: list[dict[str, Any]] = []
     for event in events:
         match event:
+            case Reasoning(text):
+                if not blocks or blocks[-1]["type"] != "thinking":
+                    blocks.append({"type": "thinking", "thinking": "", "signature": ""})
+                blocks[-1]["thinking"] += text
             case Text(text):
                 if not blocks or blocks[-1]["type"] != "text":
                     blocks.append({"type": "text", "text": ""})
@@ -29,11 +33,12 @@ def blocks_of(events: Sequence[ChatEvent]) -> list[dict[str, Any]]:
 
 
 def _parsed(arguments: str) -> Any:
-    """Arguments as an object; a call that was cut short keeps its text."""
+    """Arguments as an object; what is none, or was cut short, keeps its text."""
     try:
-        return json.loads(arguments)
-    except ValueError:
-        return {"_incomplete": arguments}
+        found = json.loads(arguments)
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {"_incomplete": arguments} if arguments.strip() else {}
 
 
 class BlockStream:
@@ -45,6 +50,10 @@ class BlockStream:
 
     def push(self, event: ChatEvent) -> Iterator[dict[str, Any]]:
         match event:
+            case Reasoning(text):
+                if self._kind != "thinking":
+                    yield from self._begin({"type": "thinking", "thinking": "", "signature": ""})
+                yield self._delta({"type": "thinking_delta", "thinking": text})
             case Text(text):
                 if self._kind != "text":
                     yield from self._begin({"type": "text", "text": ""})

@@ -20,12 +20,15 @@ AUTO, NONE, REQUIRED = "auto", "none", "required"
 class Conversation:
     """messages, tools: plain dictionaries in OpenAI's shape. tool_choice: auto, none, required or a tool's name.
 
+    allowed: names of the tools that auto and required choose among; None is all.
+
     variables: passed on to the template.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     tool_choice: str = AUTO
+    allowed: tuple[str, ...] | None = None
     parallel_tool_calls: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -39,6 +42,7 @@ class Conversation:
             continue_final_message=self.continue_final_message,
             tools=self.tools or None,
             documents=self.documents,
+            keep_null_content=True,
             **self.variables,
         )
 
@@ -49,9 +53,8 @@ class Conversation:
         """
         if self.tool_choice == NONE:
             return ()
-        if self.tool_choice in (AUTO, REQUIRED):
-            return self.tools
-        return tuple(tool for tool in self.tools if tool["function"]["name"] == self.tool_choice)
+        chosen = self.allowed if self.tool_choice in (AUTO, REQUIRED) else (self.tool_choice,)
+        return self.tools if chosen is None else tuple(t for t in self.tools if t["function"]["name"] in chosen)
 
     @property
     def must_call(self) -> bool:
@@ -93,21 +96,21 @@ def plain_message(message: Message, where: str) -> dict[str, Any]:
 
 
 def join_text(parts: Sequence[Mapping[str, Any]], where: str) -> str:
-    """The text of content parts. RequestError for a part that is none (images, audio, files)."""
+    """The text of content parts, on lines of their own. RequestError for a part that is none (images, audio, files)."""
     texts = []
     for n, part in enumerate(parts):
         text = part.get("refusal" if part.get("type") == "refusal" else "text")
         if part.get("type") not in TEXT_PARTS or not isinstance(text, str):
             raise RequestError(f"{where}[{n}]: this model reads text, not {part.get('type')!r}", where.split("[")[0])
         texts.append(text)
-    return "".join(texts)
+    return "\n".join(texts)
 
 
 def _plain_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Templates write arguments with `tojson`: as a string they would be quoted twice."""
+    """Templates write arguments with `tojson`: as a string they would be quoted twice. null is no argument at all."""
     function = dict(call["function"])
     try:
-        arguments = json.loads(function.get("arguments") or "{}")
+        arguments = json.loads(function.get("arguments") or "{}") or {}
     except (ValueError, RecursionError):
         arguments = function["arguments"]  # a broken call of an earlier turn is repeated as it was
     return {**call, "function": {**function, "arguments": arguments}}

@@ -1,33 +1,77 @@
-"""From a conversation to what the engine runs: a prompt that fits, a grammar if one is asked for, parsers for calls."""
+"""From a conversation to what the engine runs: a prompt that fits, a grammar if there is one, readers of answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from kvtrove.prompts import Prompt
 from kvtrove.request import CompletionOutput, RequestError, SamplingParams
+from kvtrove.server.chat.call_grammar import after_thought, call_grammar
 from kvtrove.server.chat.conversation import Conversation
-from kvtrove.server.chat.tool_calls import CallBegins, ChatEvent, PlainText, ToolCallParser
-from kvtrove.server.chat.tool_format import call_grammar, parser_for
-from kvtrove.server.chat.truncation import cuts, smallest_cut
+from kvtrove.server.chat.events import ChatEvent
+from kvtrove.server.chat.folding import dropped_in_silence, folded
+from kvtrove.server.chat.reader import ChoiceReader
+from kvtrove.server.chat.thoughts import closes_thought, opens_thought
+from kvtrove.server.chat.truncation import Cuts, smallest_cut
 from kvtrove.server.engine_thread import EngineRequest
 from kvtrove.server.errors import ApiError
 from kvtrove.server.guidance import Grammar
 from kvtrove.server.job import Job
 from kvtrove.server.service import Service
 
+log = logging.getLogger(__name__)
 DEFAULT_ANSWER = 1024  # tokens that a truncated conversation leaves for an answer of unknown length
+
+Answered = tuple[CompletionOutput, list[ChatEvent]]
+
+
+@dataclass(frozen=True)
+class KeptPrompt(Prompt):
+    """num_kept: tokens of earlier answers in it that are as they were drawn, rather than encoded again."""
+
+    num_kept: int = 0
 
 
 @dataclass(frozen=True)
 class ChatRun:
-    """What a route needs to know of its chat: the parsers of its choices, and the messages that were left out."""
+    """A chat that the engine works on. dropped: the messages that were left out. readers: one per choice."""
 
+    job: Job
     conversation: Conversation
     dropped: tuple[int, ...]
-    parsers: tuple[ToolCallParser, ...]
+    readers: tuple[ChoiceReader, ...]
+
+    async def stream(self) -> AsyncIterator[Answered]:
+        """What is new of every choice: the engine's output, and the events in it. Ends when all choices have.
+
+        A choice that has made all the calls that are wanted has ended, whatever its model would still write.
+        """
+        async for _, output in self.job.outputs():
+            for one in output.outputs:
+                reader = self.readers[one.index]
+                if reader.finished:
+                    continue
+                events = reader.read(one)
+                yield reader.ended(one), events
+            if all(reader.finished for reader in self.readers):
+                self.job.end_early()
+                return
+
+    async def whole(self) -> list[Answered]:
+        """Every choice as if it had come in one piece, in their order."""
+        found: dict[int, Answered] = {}
+        async for one, events in self.stream():
+            before, earlier = found.get(one.index, (None, []))
+            found[one.index] = (one if before is None else _joined(before, one), earlier + events)
+        return [found[index] for index in sorted(found)]
+
+
+def _joined(a: CompletionOutput, b: CompletionOutput) -> CompletionOutput:
+    logprobs = None if a.logprobs is None else [*a.logprobs, *(b.logprobs or [])]
+    return replace(b, text=a.text + b.text, token_ids=[*a.token_ids, *b.token_ids], logprobs=logprobs)
 
 
 async def submit_chat(
@@ -43,40 +87,87 @@ async def submit_chat(
 
     truncate: drop turns until the conversation fits. cap: a max_tokens that goes past the context means all of it.
     """
-    service, caller = job.service, job.caller
-    guide = await service.guide(_grammar(service, conversation, grammar), params)
-    prompt, dropped = await _prompt(service, conversation, None if cap else params.max_tokens, truncate)
+    service = job.service
+    owner = job.caller.tenant.cache_salt(job.body.cache_salt)
+    prompt, dropped = await _prompt(job, conversation, owner, None if cap else params.max_tokens, truncate)
+    in_thought = opens_thought(service.answer_syntax.thoughts, prompt.text or "", _prefill(conversation))
+    thought_over = closes_thought(service.answer_syntax.thoughts, prompt.text or "")
+    guide = await service.guide(_grammar(service, conversation, grammar, in_thought, thought_over), params)
     if cap and len(prompt.token_ids) + (params.max_tokens or 0) > service.max_model_len:
         params = replace(params, max_tokens=None)
+    if guide is not None and guide.relaxed:
+        job.notes["relaxed"] = list(guide.relaxed)
     if dropped:
         job.notes["truncated_messages"] = dropped
-    salt = caller.tenant.cache_salt(job.body.cache_salt)
-    request = EngineRequest(f"{job.key}-0", prompt.token_ids, params, prompt.text, salt, guide)
+    _warn(job, conversation)
+    tools = conversation.offered_tools
+    if grammar is not None and grammar.kind == "json_schema" and not conversation.must_call:
+        tools = ()  # the answer is JSON that somebody asked for, whatever it looks like
+    most = None if conversation.parallel_tool_calls or not tools else 1
+    if most is not None and params.output_kind == "final_only" and not params.beam_width:
+        params = replace(params, output_kind="delta")  # the sequence ends behind its call
+    params = replace(params, shown_token_ids=service.mark_token_ids)
+    kept = prompt.num_kept
+    request = EngineRequest(f"{job.key}-0", prompt.token_ids, params, prompt.text, owner, guide, kept)
     await job.submit([request], conversation.without(dropped).messages)
-    tools, format = conversation.offered_tools, service.tool_format
-    parsers = [parser_for(format, tools) if tools else PlainText() for _ in range(params.n)]
-    return ChatRun(conversation, tuple(dropped), tuple(parsers))
-
-
-def _grammar(service: Service, conversation: Conversation, grammar: Grammar | None) -> Grammar | None:
-    if not conversation.must_call:
-        return grammar
-    if grammar is not None:
-        raise RequestError(
-            f"{grammar.param}: tool_choice asks for a tool call already; give one of them", grammar.param
+    readers = [
+        ChoiceReader(
+            service.answer_syntax.parser(tools, in_thought=in_thought, most=most, forced=conversation.must_call),
+            partial(_remember, service, owner, request),
+            job,
         )
-    parallel = conversation.parallel_tool_calls and conversation.tool_choice == "required"
-    return Grammar("lark", call_grammar(service.tool_format, conversation.offered_tools, parallel), "tools")
+        for _ in range(params.n)
+    ]
+    return ChatRun(job, conversation, tuple(dropped), tuple(readers))
+
+
+def _remember(service: Service, owner: str, request: EngineRequest, drawn: Sequence[int]) -> None:
+    if request.prompt is not None:
+        service.recent_answers.remember(owner, request.prompt, request.prompt_token_ids, drawn)
+
+
+def _prefill(conversation: Conversation) -> str | None:
+    """The text that an answer continues."""
+    content = conversation.messages[-1].get("content") if conversation.continue_final_message else None
+    return content if isinstance(content, str) else None
+
+
+def _grammar(
+    service: Service, conversation: Conversation, grammar: Grammar | None, in_thought: bool, thought_over: bool
+) -> Grammar | None:
+    """A forced call's form wins over what the answer should look like otherwise; both hold behind the thought.
+
+    thought_over: the prompt holds the thought of this answer already.
+    """
+    syntax, spell = service.answer_syntax, service.spell
+    if conversation.must_call:
+        parallel = conversation.parallel_tool_calls and conversation.tool_choice == "required"
+        source = call_grammar(syntax.tools, conversation.offered_tools, parallel, spell)
+        grammar = Grammar("lark", source, "tools")
+    if grammar is None or not (syntax.thinks or in_thought) or thought_over:
+        return grammar
+    return after_thought(grammar, syntax.thoughts, in_thought, spell)
+
+
+def _warn(job: Job, conversation: Conversation) -> None:
+    """Say what the template leaves out in silence: in the answer's headers, and once in the log."""
+    service = job.service
+    for what in dropped_in_silence(conversation, service.capabilities):
+        job.warnings.append(f"the chat template leaves {what} out of the prompt")
+        if what not in service.warned:
+            service.warned.add(what)
+            log.warning("this model's chat template leaves %s out of the prompt", what)
 
 
 async def _prompt(
-    service: Service, conversation: Conversation, max_tokens: int | None, truncate: bool
-) -> tuple[Prompt, list[int]]:
+    job: Job, conversation: Conversation, owner: str, max_tokens: int | None, truncate: bool
+) -> tuple[KeptPrompt, list[int]]:
     """A prompt that fits, and the indices of the messages that it leaves out."""
-    tokenize = partial(service.in_pool, _tokenize, service)
+    service, body = job.service, job.body
+    tokenize = partial(service.in_pool, tokenized, service)
     try:
-        prompt = await tokenize(conversation)
-        service.refuse_unless_it_fits(len(prompt.token_ids), max_tokens, "messages")
+        prompt = await tokenize(conversation, owner)
+        service.refuse_unless_it_fits(len(prompt.token_ids), max_tokens, body.prompt_field, body.limit_field)
         return prompt, []
     except ApiError:
         if not truncate:
@@ -85,7 +176,7 @@ async def _prompt(
         dropped = await service.in_pool(_cut, service, conversation, room)
         if dropped is None:
             raise
-    return await tokenize(conversation.without(dropped)), dropped
+    return await tokenize(conversation.without(dropped), owner), dropped
 
 
 def render(service: Service, conversation: Conversation) -> str:
@@ -93,46 +184,28 @@ def render(service: Service, conversation: Conversation) -> str:
     template = service.tokenizer.chat_template
     if template is None:
         raise RequestError("messages: this model has no chat template; use /v1/completions", "messages")
-    return conversation.render(template)
+    return folded(conversation, service.capabilities).render(template)
 
 
-def _tokenize(service: Service, conversation: Conversation) -> Prompt:
-    return service.encode(render(service, conversation), "messages", add_special_tokens=False)
+def tokenized(service: Service, conversation: Conversation, owner: str) -> KeptPrompt:
+    """The prompt of a conversation, with the answers in it that are remembered as they were drawn. Takes a while."""
+    text = render(service, conversation)
+    service.refuse_hopeless(text, "messages")
+    found = service.recent_answers.encode(owner, text)
+    if found is not None:
+        return KeptPrompt(found[0], text, num_kept=found[1])
+    return KeptPrompt(service.encode(text, "messages", add_special_tokens=False).token_ids, text)
 
 
 def _cut(service: Service, conversation: Conversation, room: int) -> list[int] | None:
     def fits(dropped: Sequence[int]) -> bool:
         try:
-            return len(_tokenize(service, conversation.without(dropped)).token_ids) <= room
+            text = render(service, conversation.without(dropped))
+            return len(service.encode(text, "messages", add_special_tokens=False).token_ids) <= room
         except ApiError:
             return False
 
-    return smallest_cut(cuts(conversation.messages), fits)
-
-
-class ChoiceReader:
-    """Turns the outputs of one choice into events."""
-
-    def __init__(self, parser: ToolCallParser) -> None:
-        self._parser = parser
-        self.finished = self.called = False
-
-    def read(self, output: CompletionOutput) -> list[ChatEvent]:
-        """What is new in `output`, the rest of it at the end. Nothing once it has ended."""
-        if self.finished:
-            return []
-        events = self._parser.push(output.text)
-        if output.finished:
-            events += self._parser.finish()
-            self.finished = True
-        self.called = self.called or any(isinstance(event, CallBegins) for event in events)
-        return events
-
-    def finish_reason(self, output: CompletionOutput) -> str | None:
-        """OpenAI's word for how the choice ended."""
-        if output.finish_reason == "stop" and self.called:
-            return "tool_calls"
-        return output.finish_reason
+    return smallest_cut(Cuts(conversation.messages), fits)
 
 
 def streaming(params: SamplingParams, stream: bool) -> SamplingParams:

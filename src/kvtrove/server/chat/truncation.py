@@ -10,6 +10,7 @@ in a row, and the prefix cache keeps serving it. A cut that moved with every tur
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import overload
 
 from kvtrove.server.chat.conversation import Message
 
@@ -28,17 +29,45 @@ def turns(messages: Sequence[Message]) -> list[list[int]]:
     return groups
 
 
-def cuts(messages: Sequence[Message]) -> list[list[int]]:
-    """What may be dropped, in growing order: indices of the messages of the first STRIDE, 2 STRIDE, ... turns."""
-    groups = turns(messages)
-    counts = [*range(STRIDE, len(groups) - 1, STRIDE), max(0, len(groups) - 1)]
-    return [[index for group in groups[:count] for index in group] for count in counts if count]
+class Cuts(Sequence[list[int]]):
+    """What may be dropped, in growing order: indices of the messages of the first STRIDE, 2 STRIDE, ... turns.
+
+    Each is made when it is asked for: all of them together would grow with the square of the conversation.
+    """
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self._turns = turns(messages)
+        last = len(self._turns) - 1
+        self._counts = [*range(STRIDE, last, STRIDE), *([last] if last > 0 else [])]
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    @overload
+    def __getitem__(self, at: int) -> list[int]: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[list[int]]: ...
+
+    def __getitem__(self, at: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        return [index for group in self._turns[: self._counts[at]] for index in group]
 
 
 def smallest_cut(options: Sequence[list[int]], fits: Callable[[list[int]], bool]) -> list[int] | None:
-    """The first of `options` that fits (if one does, all after it do), or None. Asks `fits` about log2 of them."""
-    low, high = 0, len(options)
+    """The first of `options` that fits (if one does, all after it do), or None.
+
+    Begins with the largest cut and keeps twice as much each time until that does not fit any more: what `fits` has to
+    look at stays within about twice of what fits, however long the conversation is. Asks about 2 log2 of them.
+    """
+    if not options or not fits(options[-1]):
+        return None
+    high, step = len(options) - 1, 1
+    while high - step >= 0 and fits(options[high - step]):
+        high, step = high - step, 2 * step
+    low = max(0, high - step + 1)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(options[middle]) else (middle + 1, high)
-    return options[low] if low < len(options) else None
+    return options[low]

@@ -7,13 +7,11 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from kvtrove.server.protocol.common import Count, Part, SamplingFields, Usage
-
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+from kvtrove.server.protocol.common import Count, Integer, Part, SamplingFields, Usage
 
 
 class ContentPart(Part):
-    """Text is what this engine reads; other types are refused by name."""
+    """Text is what this engine reads; thoughts of earlier answers are passed over, other types refused by name."""
 
     type: str
     text: str | None = None
@@ -22,48 +20,72 @@ class ContentPart(Part):
 
 class FunctionCall(Part):
     name: str
-    arguments: str = ""
+    arguments: str | dict[str, Any] | None = None
+
+
+class CustomCall(Part):
+    name: str
+    input: str = ""
 
 
 class ToolCall(Part):
     id: str | None = None
-    type: Literal["function"] = "function"
-    function: FunctionCall
+    type: Literal["function", "custom"] = "function"
+    function: FunctionCall | None = None
+    custom: CustomCall | None = None
 
 
 class ChatMessage(Part):
+    """function_call, and the role `function` for what it gave: how calls were written before there were tools."""
+
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    function_call: FunctionCall | None = None
 
 
 class FunctionSpec(Part):
-    name: FunctionName
+    """name: letters, digits, `_`, `-` and `.`, 64 at most."""
+
+    name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
 class Tool(Part):
-    type: Literal["function"]
-    function: FunctionSpec
+    """Functions are offered to the model; of other types none is, and the answer says so."""
+
+    type: str = "function"
+    function: FunctionSpec | None = None
+    custom: dict[str, Any] | None = None
 
 
 class NamedFunction(Part):
     name: str
 
 
-class NamedTool(Part):
-    type: Literal["function"] = "function"
-    function: NamedFunction
+class AllowedTools(Part):
+    mode: Literal["auto", "required"]
+    tools: list[dict[str, Any]]
+
+
+class ToolChoice(Part):
+    """One function by name, or a choice among some of the tools."""
+
+    type: Literal["function", "custom", "allowed_tools"] = "function"
+    function: NamedFunction | None = None
+    custom: NamedFunction | None = None
+    allowed_tools: AllowedTools | None = None
 
 
 class ChatRequest(SamplingFields):
     """max_completion_tokens, max_tokens: what is left of the context unless given.
 
     truncation: "auto" drops whole turns from the middle of a conversation that does not fit, and says so.
+    functions, function_call: the names that tools and tool_choice had before; answers then have function_call too.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
@@ -72,14 +94,20 @@ class ChatRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: Count | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    functions: list[FunctionSpec] | None = None
+    function_call: Literal["none", "auto"] | NamedFunction | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    best_of: Annotated[int, Field(ge=1)] | None = None
+    best_of: Annotated[Integer, Field(ge=1)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
+
+    @property
+    def limit_field(self) -> str:
+        return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
 
 
 class TopLogprob(TypedDict):
@@ -111,12 +139,15 @@ class ToolCallDelta(TypedDict, total=False):
 
 
 class ChatAnswer(TypedDict, total=False):
-    """A message, or in a stream what is added to it."""
+    """A message, or in a stream what is added to it. A thought comes under both names that clients look for."""
 
     role: Literal["assistant"]
     content: str | None
+    reasoning_content: str
+    reasoning: str
     refusal: None
     tool_calls: list[ToolCallDelta]
+    function_call: FunctionDelta
 
 
 class ChatChoice(TypedDict):

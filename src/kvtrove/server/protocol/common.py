@@ -5,23 +5,40 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 from typing_extensions import TypedDict
 
 from kvtrove.request import RequestError, SamplingParams
 from kvtrove.server.guidance import Grammar, Kind
+from kvtrove.server.protocol.fail_fast import fail_fast
 from kvtrove.server.settings import Limits
 
 log = logging.getLogger(__name__)
 
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
-Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+def _whole(value: Any) -> Any:
+    """3.0 is an integer to JSON Schema, and what languages with one type of number send."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-class Body(BaseModel):
+Integer = Annotated[int, BeforeValidator(_whole)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]  # without _whole: there may be a million
+Seed = Annotated[Integer, Field(ge=-(2**63), le=2**64 - 1)]
+Count = Annotated[Integer, Field(ge=0, le=2**31 - 1)]
+
+
+class Bounded(BaseModel):
+    """A model that is wrong with its first wrong item: a million of them would take minutes to describe."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return fail_fast(handler(source))
+
+
+class Body(Bounded):
     """A request. Types are strict; fields that nobody knows are ignored, and listed in the debug log."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
@@ -35,7 +52,7 @@ class Body(BaseModel):
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-class Part(BaseModel):
+class Part(Bounded):
     """A piece of a request, with whatever else its sender put in."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
@@ -53,8 +70,11 @@ class JsonSchema(Part):
 
 
 class ResponseFormat(Part):
+    """schema: beside json_object, as llama.cpp and others take it."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
 
 
 class StructuredOutputs(Part):
@@ -72,13 +92,21 @@ class CacheFields(Body):
 
     cache_salt: only requests with the same one share cached blocks. prompt_cache_key, priority: accepted; one engine
     has one cache, and it serves first come, first served. cache_report: the answer's `kvtrove` object says what was
-    reused, and why no more.
+    reused, and why no more. stable_prefix: volatile lines at the head of the system message go behind the conversation.
     """
+
+    prompt_field: ClassVar[str] = "messages"
 
     cache_salt: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     prompt_cache_key: str | None = None
-    priority: int | None = None
+    priority: Integer | None = None
     cache_report: bool | None = None
+    stable_prefix: bool | None = None
+
+    @property
+    def limit_field(self) -> str:
+        """The field that holds the most tokens of an answer."""
+        return "max_tokens"
 
 
 class SamplingFields(CacheFields):
@@ -86,10 +114,10 @@ class SamplingFields(CacheFields):
 
     model: str | None = None
     user: str | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[Integer, Field(ge=1)] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Integer | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
@@ -113,6 +141,7 @@ class SamplingFields(CacheFields):
     guided_regex: str | None = None
     guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
     guided_grammar: str | None = None
+    speculation: bool | None = None
 
     def sampling_params(self, limits: Limits, defaults: Mapping[str, Any], **more: Any) -> SamplingParams:
         """The engine's parameters; `more` are those that each route reads in its own way. RequestError past a limit.
@@ -130,7 +159,7 @@ class SamplingFields(CacheFields):
         given = self.given(
             *("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"),
             *("frequency_penalty", "length_penalty", "seed", "stop", "stop_token_ids", "include_stop_str_in_output"),
-            *("ignore_eos", "min_tokens", "allowed_token_ids", "skip_special_tokens"),
+            *("ignore_eos", "min_tokens", "allowed_token_ids", "skip_special_tokens", "speculation"),
         )
         return SamplingParams(**dict(defaults) | given | {"logit_bias": self._logit_bias()} | more)
 
@@ -148,11 +177,12 @@ class SamplingFields(CacheFields):
         if wanted is None or wanted.type == "text":
             return
         if wanted.type == "json_object":
-            yield Grammar("json_schema", {"type": "object"}, "response_format")
+            yield Grammar("json_schema", wanted.schema_ or {"type": "object"}, "response_format")
         elif wanted.json_schema is None or wanted.json_schema.schema_ is None:
             raise RequestError("response_format: json_schema needs a schema", "response_format")
         else:
-            yield Grammar("json_schema", wanted.json_schema.schema_, "response_format")
+            lenient = wanted.json_schema.strict is not True
+            yield Grammar("json_schema", wanted.json_schema.schema_, "response_format", lenient)
 
     def _structured(self) -> Iterator[Grammar]:
         inner = self.structured_outputs
@@ -197,13 +227,23 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionTokensDetails(TypedDict):
+    reasoning_tokens: int
+    accepted_prediction_tokens: NotRequired[int]
+    rejected_prediction_tokens: NotRequired[int]
+
+
 class Usage(TypedDict):
-    """Tokens. `cached_tokens` of the prompt were reused, the others computed."""
+    """Tokens. `cached_tokens` of the prompt were reused, the others computed; `reasoning_tokens` belong to thoughts.
+
+    Drafts that were right are part of the completion, rejected ones are not; both are told of requests that had drafts.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class ErrorDetail(TypedDict):

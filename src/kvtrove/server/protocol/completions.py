@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Discriminator, Field, Tag
 from typing_extensions import TypedDict
 
-from kvtrove.server.protocol.common import Count, SamplingFields, TokenId, Usage
+from kvtrove.server.protocol.common import Count, Integer, SamplingFields, TokenId, Usage
 
 
 def _kind(prompt: Any) -> str:
@@ -34,7 +34,7 @@ class CompletionRequest(SamplingFields):
     max_tokens: Count | None = 16
     echo: bool | None = None
     logprobs: Count | None = None
-    best_of: Annotated[int, Field(ge=1)] | None = None
+    best_of: Annotated[Integer, Field(ge=1)] | None = None
     suffix: str | None = None
     add_special_tokens: bool | None = None
 

@@ -7,28 +7,39 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from kvtrove.server.protocol.common import Body, CacheFields, Part
+from kvtrove.server.protocol.common import CacheFields, Count, Integer, Part
 
 
 class Block(Part):
-    """text, tool_use, tool_result; thinking blocks of earlier answers are passed over; others are refused by name."""
+    """text, thinking, tool_use, tool_result, document (of text); what servers ran is passed over, images are refused.
+
+    content, source: read where the block's type has them.
+    """
 
     type: str
     text: str | None = None
+    thinking: str | None = None
     id: str | None = None
     name: str | None = None
-    input: dict[str, Any] | None = None
+    input: Any = None
     tool_use_id: str | None = None
-    content: str | list[dict[str, Any]] | None = None
+    content: Any = None
+    source: Any = None
 
 
 class InputMessage(Part):
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     content: str | list[Block]
 
 
 class MessagesTool(Part):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+    """A tool of a type other than `custom` is one that Anthropic trained or runs: it is left out.
+
+    name: letters, digits, `_`, `-` and `.`, 128 at most.
+    """
+
+    type: str | None = None
+    name: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
 
@@ -48,7 +59,13 @@ class OutputConfig(Part):
     format: OutputFormat | None = None
 
 
-class ConversationFields(Body):
+class DiagnosticsFields(Part):
+    """previous_message_id: the answer with whose request this one is compared."""
+
+    previous_message_id: str | None = None
+
+
+class ConversationFields(CacheFields):
     """What both routes read."""
 
     model: str | None = None
@@ -58,21 +75,28 @@ class ConversationFields(Body):
     tool_choice: MessagesToolChoice | None = None
 
 
-class MessagesRequest(ConversationFields, CacheFields):
+class MessagesRequest(ConversationFields):
     """max_tokens: 0 only fills the cache with the prompt; one past the context means all of it, and an answer that
     fills it ends with `model_context_window_exceeded`. A last message of the assistant's is continued.
     """
 
-    max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    max_tokens: Count
     output_config: OutputConfig | None = None
     stop_sequences: list[str] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Integer | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
     metadata: dict[str, Any] | None = None
     truncation: Literal["auto", "disabled"] | None = None
+    diagnostics: DiagnosticsFields | None = None
+
+    @property
+    def compared_with(self) -> str | None:
+        """The answer with whose request this one is to be compared, without the prefix of its id."""
+        asked = self.diagnostics and self.diagnostics.previous_message_id
+        return asked.removeprefix("msg_") if asked else None
 
 
 class MessagesUsage(TypedDict):
@@ -89,6 +113,14 @@ class TextBlock(TypedDict):
     text: str
 
 
+class ThinkingBlock(TypedDict):
+    """What the model thought before its answer. `signature` is empty: nobody here checks one."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str
+
+
 class ToolUseBlock(TypedDict):
     type: Literal["tool_use"]
     id: str
@@ -101,10 +133,11 @@ class MessageAnswer(TypedDict):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[TextBlock | ToolUseBlock]
+    content: list[ThinkingBlock | TextBlock | ToolUseBlock]
     stop_reason: str | None
     stop_sequence: str | None
     usage: MessagesUsage
+    diagnostics: NotRequired[dict[str, Any] | None]
     kvtrove: NotRequired[dict[str, Any]]
 
 

@@ -2,38 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from kvtrove.server.protocol.chat import ContentPart, FunctionName
-from kvtrove.server.protocol.common import CacheFields, Part
+from kvtrove.server.protocol.common import CacheFields, Count, Integer, Part, Seed
 
 
 class InputItem(Part):
-    """A message (with or without `type`), a function_call or a function_call_output; reasoning is passed over."""
+    """A message (with or without `type`), a call of a function, custom tool or local shell, or what it gave.
+
+    Items about what a provider ran or stored are passed over, and the answer says so.
+    """
 
     type: str | None = None
-    role: Literal["developer", "system", "user", "assistant"] | None = None
-    content: str | list[ContentPart] | None = None
+    role: str | None = None
+    content: Any = None
     call_id: str | None = None
+    id: str | None = None
     name: str | None = None
-    arguments: str | None = None
-    output: str | list[ContentPart] | None = None
+    namespace: str | None = None
+    arguments: Any = None
+    input: Any = None
+    action: Any = None
+    output: Any = None
 
 
 class FlatTool(Part):
+    """A function, or a namespace with functions. Of other types none is offered, and the answer says so.
+
+    name: letters, digits, `_`, `-` and `.`, 64 at most.
+    """
+
     type: str
-    name: FunctionName | None = None
+    name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    tools: list[FlatTool] | None = None
 
 
-class NamedChoice(Part):
-    type: Literal["function"]
-    name: str
+class FlatToolChoice(Part):
+    """A tool by its type and name, or (`allowed_tools`) a choice among some of the tools."""
+
+    type: str
+    name: str | None = None
+    mode: Literal["auto", "required"] | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+class PromptCacheOptions(Part):
+    """comparison_response_id: the answer with whose request this one is compared."""
+
+    comparison_response_id: str | None = None
 
 
 class TextFormat(Part):
@@ -47,30 +69,64 @@ class TextOptions(Part):
     format: TextFormat | None = None
 
 
-class ResponsesRequest(CacheFields):
-    """`store` and `previous_response_id` need a server that remembers; this one does not."""
+class ConversationFields(CacheFields):
+    """What the route that answers and the route that counts read. conversation, prompt, previous_response_id: name
+    what a server remembers; this one remembers nothing, and refuses them.
+    """
+
+    prompt_field: ClassVar[str] = "input"
 
     model: str | None = None
-    input: str | Annotated[list[InputItem], Field(min_length=1)]
+    input: str | Annotated[list[InputItem], Field(min_length=1)] | None = None
     instructions: str | None = None
-    max_output_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    ignore_eos: bool | None = None
     tools: list[FlatTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | FlatToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     truncation: Literal["auto", "disabled"] | None = None
+    previous_response_id: str | None = None
+    conversation: Any = None
+    prompt: Any = None
+
+
+class ResponsesRequest(ConversationFields):
+    """`store` is accepted and changes nothing. top_logprobs: asked for by include message.output_text.logprobs."""
+
+    max_output_tokens: Annotated[Count, Field(ge=1)] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Integer | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: Seed | None = None
+    ignore_eos: bool | None = None
+    include: list[str] | None = None
+    top_logprobs: Count | None = None
+    background: bool | None = None
     stream: bool | None = None
     store: bool | None = None
-    previous_response_id: str | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
+
+    @property
+    def limit_field(self) -> str:
+        return "max_output_tokens"
+
+    @property
+    def compared_with(self) -> str | None:
+        """The answer with whose request this one is to be compared, without the prefix of its id."""
+        asked = self.prompt_cache_options and self.prompt_cache_options.comparison_response_id
+        return asked.removeprefix("resp_") if asked else None
 
 
-class CachedTokens(TypedDict):
+class InputTokensDetails(TypedDict):
+    """cache_write_tokens: of those that are charged, which none is here."""
+
     cached_tokens: int
+    cache_write_tokens: int
 
 
 class ReasoningTokens(TypedDict):
@@ -79,7 +135,7 @@ class ReasoningTokens(TypedDict):
 
 class ResponseUsage(TypedDict):
     input_tokens: int
-    input_tokens_details: CachedTokens
+    input_tokens_details: InputTokensDetails
     output_tokens: int
     output_tokens_details: ReasoningTokens
     total_tokens: int
@@ -101,7 +157,6 @@ class ResponseObject(TypedDict):
     metadata: dict[str, str]
     parallel_tool_calls: bool
     previous_response_id: None
-    store: bool
     temperature: float
     text: dict[str, Any]
     tool_choice: Any
@@ -109,4 +164,10 @@ class ResponseObject(TypedDict):
     top_p: float
     truncation: str
     usage: ResponseUsage | None
+    prompt_cache_diagnostics: NotRequired[dict[str, Any]]
     kvtrove: NotRequired[dict[str, Any]]
+
+
+class InputTokens(TypedDict):
+    object: Literal["response.input_tokens"]
+    input_tokens: int

@@ -11,11 +11,12 @@ from typing_extensions import TypedDict
 from kvtrove.engine import PinnedPrefix
 from kvtrove.request import RequestError
 from kvtrove.server.auth import Tenant, tenant_salt
+from kvtrove.server.body import BodyRoute
 from kvtrove.server.errors import ApiError, refused
 from kvtrove.server.protocol.common import Body
 from kvtrove.server.routes.common import ANSWERS, ServiceOf, admin_only, errors
 
-router = APIRouter(dependencies=[Depends(admin_only)])
+router = APIRouter(route_class=BodyRoute, dependencies=[Depends(admin_only)])
 log = logging.getLogger(__name__)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 
+from kvtrove.server.chat.conversation import Conversation
 from kvtrove.server.errors import ApiError
 from kvtrove.server.job import Job
 from kvtrove.server.protocol.common import ErrorBody, StreamOptions, Usage
 from kvtrove.server.service import Service
+from kvtrove.server.volatile import moved_back
 
 
 def service_of(request: Request) -> Service:
@@ -43,6 +46,14 @@ class UsageInStream:
     def at_end(self) -> dict[str, Usage]:
         """What the chunk behind all text carries."""
         return {"usage": self._job.usage()} if self._wanted else {}
+
+
+def settled(conversation: Conversation, service: Service, wanted: bool | None) -> tuple[Conversation, dict[str, Any]]:
+    """The conversation with its volatile head moved back, if the request or else the server asks for it, and a note."""
+    if not (service.settings.stable_prefix if wanted is None else wanted):
+        return conversation, {}
+    messages, moved = moved_back(conversation.messages)
+    return replace(conversation, messages=messages), ({"moved_lines": moved} if moved else {})
 
 
 def notes_of(job: Job) -> dict[str, Any]:

@@ -11,17 +11,18 @@ from fastapi import APIRouter, Request, Response
 
 from kvtrove.prompts import Prompt
 from kvtrove.request import CompletionOutput, RequestOutput, SamplingParams
+from kvtrove.server.body import BodyRoute
 from kvtrove.server.chat.prepare import streaming
 from kvtrove.server.engine_thread import EngineRequest
 from kvtrove.server.errors import ApiError, refused
 from kvtrove.server.job import Job
 from kvtrove.server.logprobs import completion_logprobs, joined
 from kvtrove.server.protocol.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
-from kvtrove.server.respond import DONE, open_job, respond, sse
+from kvtrove.server.respond import COMMENT, DONE, open_job, respond, sse
 from kvtrove.server.routes.common import GENERATES, ServiceOf, UsageInStream, errors, notes_of
 from kvtrove.server.service import Service
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post("/v1/completions", response_model=None, responses={200: {"model": Completion}, **errors(*GENERATES)})
@@ -74,6 +75,8 @@ class _Asked:
 class Completions:
     """The endpoint of one request."""
 
+    keep_alive = COMMENT
+
     def __init__(self, job: Job, body: CompletionRequest) -> None:
         self.job, self.body = job, body
 
@@ -85,6 +88,8 @@ class Completions:
         for prompt in self.prompts:
             service.refuse_unless_it_fits(len(prompt.token_ids), params.max_tokens, "prompt")
         guide = await service.guide(body.grammar(), params)
+        if guide is not None and guide.relaxed:
+            self.job.notes["relaxed"] = list(guide.relaxed)
         salt = self.job.caller.tenant.cache_salt(body.cache_salt)
         requests = [
             EngineRequest(f"{self.job.key}-{i}", p.token_ids, params, p.text, salt, guide and guide.copy())
@@ -93,8 +98,14 @@ class Completions:
         await self.job.submit(requests)
 
     async def answer(self) -> Completion:
+        outputs = await self.job.final()
+        choices = await self.job.service.in_pool(self._ranked, outputs)
+        return cast(Completion, self._envelope(choices) | {"usage": self.job.usage()} | notes_of(self.job))
+
+    def _ranked(self, outputs: Sequence[RequestOutput]) -> list[CompletionChoice]:
+        """All choices, of which thousands of log-probabilities may take a while to write."""
         choices = []
-        for index, output in enumerate(await self.job.final()):
+        for index, output in enumerate(outputs):
             drawn = not self.body.use_beam_search  # beams come ranked
             best = (
                 sorted(output.outputs, key=_likeliest_first)
@@ -104,7 +115,7 @@ class Completions:
             echo = self._echo(index, output)
             for rank, one in enumerate(best[: self.asked.n]):
                 choices.append(self._choice(index * self.asked.n + rank, one, echo))
-        return cast(Completion, self._envelope(choices) | {"usage": self.job.usage()} | notes_of(self.job))
+        return choices
 
     async def events(self) -> AsyncGenerator[str, None]:
         usage = UsageInStream(self.job, self.body.stream_options)
@@ -164,13 +175,15 @@ class Completions:
                 stream.offset += sum(map(len, logprobs["tokens"]))
             if before is not None:
                 logprobs = joined(before, logprobs)
-        return {
+        choice: CompletionChoice = {
             "index": number,
             "text": text + output.text if shown else text,
             "logprobs": logprobs,
             "finish_reason": output.finish_reason if shown else output.finish_reason and "length",
-            "stop_reason": output.stop_reason if shown else None,
         }
+        if shown and output.stop_reason is not None:
+            choice["stop_reason"] = output.stop_reason
+        return choice
 
 
 class _ChoiceStream:

@@ -13,7 +13,10 @@ router = APIRouter()
 
 
 class Health(TypedDict):
-    """live: the engine can answer (if not, restart the process). ready: send requests here. draining: shutting down."""
+    """live: the engine can answer (if not, restart the process). ready: send requests here. draining: shutting down.
+
+    status: ready, degraded (a step has failed and is being repeated without whoever is at fault), draining or dead.
+    """
 
     status: str
     live: bool
@@ -28,7 +31,8 @@ _UNWELL: dict[int | str, dict[str, Any]] = {
 
 def _health(service: ServiceOf) -> Health:
     live, draining = service.engine.alive, service.admission.draining
-    status = "dead" if not live else "draining" if draining else "ready"
+    well = "degraded" if service.engine.degraded else "ready"
+    status = "dead" if not live else "draining" if draining else well
     return {"status": status, "live": live, "ready": live and not draining, "draining": draining}
 
 

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 
 from kvtrove.request import CompletionOutput, RequestError, SamplingParams
+from kvtrove.server.body import BodyRoute
 from kvtrove.server.chat.content_blocks import BlockStream, blocks_of
-from kvtrove.server.chat.conversation import Conversation, checked, join_text
-from kvtrove.server.chat.prepare import ChoiceReader, render, streaming, submit_chat
-from kvtrove.server.chat.tool_calls import ChatEvent
+from kvtrove.server.chat.events import ChatEvent
+from kvtrove.server.chat.prepare import render, streaming, submit_chat
 from kvtrove.server.errors import ApiError
 from kvtrove.server.guidance import Grammar
 from kvtrove.server.job import Job
 from kvtrove.server.protocol.messages import (
-    Block,
     ConversationFields,
-    InputMessage,
     MessageAnswer,
     MessagesRequest,
-    MessagesTool,
-    MessagesToolChoice,
     MessagesUsage,
     TokenCount,
 )
+from kvtrove.server.reports_change import Comparison
 from kvtrove.server.respond import open_job, respond, sse
-from kvtrove.server.routes.common import ANSWERS, GENERATES, ServiceOf, errors, notes_of
+from kvtrove.server.routes.common import ANSWERS, GENERATES, ServiceOf, errors, notes_of, settled
+from kvtrove.server.routes.messages_input import conversation_of
+from kvtrove.server.routes.toolset import LeftOut
 
-router = APIRouter()
-_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-_IGNORED = ("thinking", "redacted_thinking")
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post("/v1/messages", response_model=None, responses={200: {"model": MessageAnswer}, **errors(*GENERATES)})
@@ -46,72 +43,17 @@ async def messages(body: MessagesRequest, request: Request, service: ServiceOf) 
 async def count_tokens(body: ConversationFields, service: ServiceOf) -> TokenCount:
     """Tokens of the prompt that a conversation makes."""
     service.check_model(body.model)
-    text = await service.in_pool(render, service, conversation_of(body))
+    text = await service.in_pool(
+        lambda: render(service, settled(conversation_of(body), service, body.stable_prefix)[0])
+    )
     tokens = await service.in_pool(lambda: service.tokenizer.encode(text, add_special_tokens=False))
     return {"input_tokens": len(tokens)}
 
 
-def conversation_of(body: ConversationFields) -> Conversation:
-    """In OpenAI's shape, which is what chat templates know. RequestError for what is no text."""
-    system = body.system
-    if isinstance(system, list):
-        system = join_text([block.model_dump(exclude_none=True) for block in system], "system")
-    plain: list[dict[str, Any]] = [] if not system else [{"role": "system", "content": system}]
-    for i, message in enumerate(body.messages):
-        plain += _plain_messages(message, f"messages[{i}].content")
-    if not plain:
-        raise RequestError("messages: there is no text in them", "messages")
-    choice = body.tool_choice
-    return checked(
-        Conversation(
-            messages=tuple(plain),
-            tools=tuple(_tool(tool) for tool in body.tools or ()),
-            tool_choice=_choice(choice),
-            parallel_tool_calls=not (choice is not None and choice.disable_parallel_tool_use),
-            continue_final_message=plain[-1]["role"] == "assistant" and "tool_calls" not in plain[-1],
-        )
-    )
-
-
-def _choice(choice: MessagesToolChoice | None) -> str:
-    if choice is not None and choice.type == "tool":
-        return choice.name or ""
-    return _CHOICES["auto" if choice is None else choice.type]
-
-
-def _tool(tool: MessagesTool) -> dict[str, Any]:
-    parameters = tool.input_schema or {"type": "object"}
-    function = {"name": tool.name, "description": tool.description or "", "parameters": parameters}
-    return {"type": "function", "function": function}
-
-
-def _plain_messages(message: InputMessage, where: str) -> Iterator[dict[str, Any]]:
-    """One message of theirs is one or more of ours: results of tools are messages of their own."""
-    if isinstance(message.content, str):
-        yield {"role": message.role, "content": message.content}
-        return
-    texts: list[Block] = []
-    calls: list[dict[str, Any]] = []
-    for n, block in enumerate(message.content):
-        if block.type == "tool_result":
-            yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": _result_text(block, f"{where}[{n}]")}
-        elif block.type == "tool_use":
-            function = {"name": block.name or "", "arguments": block.input or {}}
-            calls.append({"id": block.id, "type": "function", "function": function})
-        elif block.type not in _IGNORED:
-            texts.append(block)
-    content = join_text([block.model_dump(exclude_none=True) for block in texts], where)
-    if content or calls or not message.content:
-        yield {"role": message.role, "content": content} | ({"tool_calls": calls} if calls else {})
-
-
-def _result_text(block: Block, where: str) -> str:
-    content = block.content or ""
-    return content if isinstance(content, str) else join_text(content, where)
-
-
 class Messages:
     """The endpoint of one request."""
+
+    keep_alive = sse({"type": "ping"}, "ping")
 
     def __init__(self, job: Job, body: MessagesRequest) -> None:
         self.job, self.body = job, body
@@ -126,40 +68,41 @@ class Messages:
         params = SamplingParams(
             max_tokens=max(1, body.max_tokens), stop=tuple(stops), **service.sampling_defaults | given
         )
-        run = await submit_chat(
+        left_out = LeftOut()
+        conversation, moved = await service.in_pool(
+            lambda: settled(conversation_of(body, left_out), service, body.stable_prefix)
+        )
+        self.job.notes |= left_out.note() | moved
+        self.run = await submit_chat(
             self.job,
-            conversation_of(body),
+            conversation,
             streaming(params, bool(body.stream)),
             self._grammar(),
             truncate=body.truncation == "auto",
             cap=True,  # clients of this API send one generous max_tokens whatever the model is
         )
-        self.reader = ChoiceReader(run.parsers[0])
 
     def _grammar(self) -> Grammar | None:
         wanted = self.body.output_config and self.body.output_config.format
-        return Grammar("json_schema", wanted.schema_, "output_config") if wanted else None
+        return Grammar("json_schema", wanted.schema_, "output_config", lenient=True) if wanted else None
 
-    def _read(self, output: CompletionOutput) -> list[ChatEvent]:
-        events = self.reader.read(output)
+    def _wanted(self, events: list[ChatEvent]) -> list[ChatEvent]:
         return events if self.body.max_tokens else []
 
     async def answer(self) -> MessageAnswer:
-        [output] = await self.job.final()
-        [one] = output.outputs
-        content = blocks_of(self._read(one))
+        [(one, events)] = await self.run.whole()
+        content = blocks_of(self._wanted(events))
         answer = self._envelope() | {"content": content, **self._end(one), "usage": self._usage()}
         return cast(MessageAnswer, answer | notes_of(self.job))
 
     async def events(self) -> AsyncGenerator[str, None]:
         blocks = BlockStream()
         begun = False
-        async for _, output in self.job.outputs():
+        async for one, events in self.run.stream():
             if not begun:
                 begun = True
                 yield _event({"type": "message_start", "message": self._envelope() | {"usage": self._usage()}})
-            [one] = output.outputs
-            for event in self._read(one):
+            for event in self._wanted(events):
                 for piece in blocks.push(event):
                     yield _event(piece)
             if one.finished:
@@ -177,7 +120,7 @@ class Messages:
         enough = self.job.usage()["completion_tokens"] >= self.body.max_tokens
         reason = "max_tokens" if enough else "model_context_window_exceeded"
         if output.finish_reason == "stop" and self.body.max_tokens:
-            reason = "tool_use" if self.reader.called else "stop_sequence" if by_string else "end_turn"
+            reason = "tool_use" if self.run.readers[0].called else "stop_sequence" if by_string else "end_turn"
         return {"stop_reason": reason, "stop_sequence": output.stop_reason if by_string else None}
 
     def _usage(self) -> MessagesUsage:
@@ -199,7 +142,23 @@ class Messages:
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
+            **self._diagnostics(),
         }
+
+    def _diagnostics(self) -> dict[str, Any]:
+        """Null unless the conversation has changed since the answer that it is compared with."""
+        if self.body.diagnostics is None:
+            return {}
+        found: Comparison = self.job.findings.get("comparison", Comparison(found=True))
+        if not found.found:
+            reason: dict[str, Any] = {"type": "previous_message_not_found"}
+        elif found.change is not None:
+            reason = {"type": f"{found.change}_changed", "cache_missed_input_tokens": found.missed}
+        elif not found.explained:
+            reason = {"type": "unavailable"}
+        else:
+            return {"diagnostics": None}
+        return {"diagnostics": {"cache_miss_reason": reason}}
 
 
 def _event(data: dict[str, Any]) -> str:

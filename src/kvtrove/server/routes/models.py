@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Header
 from typing_extensions import TypedDict
 
 from kvtrove import __version__
@@ -29,6 +30,25 @@ class ModelList(TypedDict):
     data: list[ModelCard]
 
 
+class AnthropicModel(TypedDict):
+    """The same in Anthropic's words. created_at: when the server started, RFC 3339."""
+
+    id: str
+    type: Literal["model"]
+    display_name: str
+    created_at: str
+    lifecycle: Literal["active"]
+    max_input_tokens: int
+    max_tokens: int
+
+
+class AnthropicList(TypedDict):
+    data: list[AnthropicModel]
+    has_more: Literal[False]
+    first_id: str | None
+    last_id: str | None
+
+
 class Version(TypedDict):
     version: str
 
@@ -43,17 +63,36 @@ def _card(service: Service, name: str) -> ModelCard:
     }
 
 
+def _anthropic(service: Service, name: str) -> AnthropicModel:
+    return {
+        "id": name,
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(service.created, UTC).isoformat().replace("+00:00", "Z"),
+        "lifecycle": "active",
+        "max_input_tokens": service.max_model_len,
+        "max_tokens": service.max_model_len,
+    }
+
+
+Anthropics = Annotated[str | None, Header(alias="anthropic-version", description="Asks for Anthropic's shape.")]
+
+
 @router.get("/v1/models", responses=errors(401, 403))
-async def models(service: ServiceOf) -> ModelList:
+async def models(service: ServiceOf, anthropic_version: Anthropics = None) -> ModelList | AnthropicList:
     """The names that requests may use."""
-    return {"object": "list", "data": [_card(service, name) for name in service.settings.served_model_names]}
+    names = service.settings.served_model_names
+    if anthropic_version is None:
+        return {"object": "list", "data": [_card(service, name) for name in names]}
+    cards = [_anthropic(service, name) for name in names]
+    return {"data": cards, "has_more": False, "first_id": names[0], "last_id": names[-1]}
 
 
 @router.get("/v1/models/{model_id:path}", responses=errors(401, 403, 404))
-async def model(model_id: str, service: ServiceOf) -> ModelCard:
+async def model(model_id: str, service: ServiceOf, anthropic_version: Anthropics = None) -> ModelCard | AnthropicModel:
     """One of them."""
     service.check_model(model_id)
-    return _card(service, model_id)
+    return _card(service, model_id) if anthropic_version is None else _anthropic(service, model_id)
 
 
 @router.get("/version", responses=errors(401, 403))

@@ -12,15 +12,16 @@ from typing_extensions import TypedDict
 from kvtrove.kv.explain import peek
 from kvtrove.prompts import Prompt
 from kvtrove.server.auth import Tenant
-from kvtrove.server.chat.prepare import render
+from kvtrove.server.body import BodyRoute
+from kvtrove.server.chat.prepare import tokenized
 from kvtrove.server.errors import refused
 from kvtrove.server.protocol.chat import ChatMessage, ChatRequest
 from kvtrove.server.protocol.common import TokenId
 from kvtrove.server.reports import MAX_REPORTS, CacheReport, Reports, remembered, tool_names
 from kvtrove.server.reports_place import Conversation
 from kvtrove.server.reports_recent import as_tokens
-from kvtrove.server.routes.chat import conversation_of
-from kvtrove.server.routes.common import ANSWERS, ServiceOf, errors
+from kvtrove.server.routes.chat_input import conversation_of
+from kvtrove.server.routes.common import ANSWERS, ServiceOf, errors, settled
 from kvtrove.server.service import Service
 
 
@@ -40,7 +41,7 @@ class ExplainRequest(ChatRequest):
 
 
 def reports_router(reports: Reports) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=BodyRoute)
 
     @router.get("/v1/cache/reports", responses=errors(400, 401, 403))
     async def recent(request: Request, limit: Annotated[int, Query(ge=1, le=MAX_REPORTS)] = 20) -> ReportList:
@@ -53,9 +54,9 @@ def reports_router(reports: Reports) -> APIRouter:
         """How a request would use the cache if it came now. It is not run, and changes nothing."""
         service.check_model(body.model)
         tenant: Tenant = request.state.tenant
-        prompt, conversation = await _read(body, service)
-        service.refuse_unless_it_fits(len(prompt.token_ids), 1, "prompt" if body.prompt is not None else "messages")
         salt = tenant.cache_salt(body.cache_salt)
+        prompt, conversation = await _read(body, service, salt)
+        service.refuse_unless_it_fits(len(prompt.token_ids), 1, "prompt" if body.prompt is not None else "messages")
         ids = array("i", prompt.token_ids)
         explanation = await service.engine.call(lambda engine: peek(engine.kv, ids, salt.encode()))
         coming = remembered(request.state.request_id, salt, as_tokens(prompt.token_ids))
@@ -64,16 +65,15 @@ def reports_router(reports: Reports) -> APIRouter:
     return router
 
 
-async def _read(body: ExplainRequest, service: Service) -> tuple[Prompt, Conversation]:
+async def _read(body: ExplainRequest, service: Service, owner: str) -> tuple[Prompt, Conversation]:
     """The prompt of a request. ApiError unless it has messages or a prompt, and not both."""
     if (body.prompt is None) == (not body.messages):
         raise refused("messages: give the messages of a chat or one prompt, and not both", "messages")
     special = body.add_special_tokens is not False
     if body.prompt is None:
-        chat = conversation_of(body)
-        text = await service.in_pool(render, service, chat)
-        prompt = await service.in_pool(lambda: service.encode(text, "messages", add_special_tokens=False))
-        return prompt, Conversation(text, chat.messages, tool_names(body))
+        chat, _ = await service.in_pool(lambda: settled(conversation_of(body), service, body.stable_prefix))
+        rendered = await service.in_pool(tokenized, service, chat, owner)
+        return rendered, Conversation(rendered.text, chat.messages, tool_names(body))
     if isinstance(body.prompt, list):
         return Prompt(body.prompt), Conversation()
     given = body.prompt

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 
-from kvtrove.request import CompletionOutput, RequestError, SamplingParams
-from kvtrove.server.chat.conversation import Conversation, checked, join_text, plain_message
+from kvtrove.request import CompletionOutput, SamplingParams
+from kvtrove.server.body import BodyRoute
+from kvtrove.server.chat.events import ChatEvent, Text
 from kvtrove.server.chat.output_items import OutputItems
-from kvtrove.server.chat.prepare import ChoiceReader, streaming, submit_chat
+from kvtrove.server.chat.prepare import render, streaming, submit_chat
 from kvtrove.server.errors import ApiError, refused
-from kvtrove.server.guidance import Grammar
 from kvtrove.server.job import Job
-from kvtrove.server.protocol.chat import ContentPart
+from kvtrove.server.logprobs import chat_logprobs
+from kvtrove.server.protocol.chat import TokenLogprob
+from kvtrove.server.protocol.common import Part
 from kvtrove.server.protocol.responses import (
-    FlatTool,
-    InputItem,
-    NamedChoice,
+    ConversationFields,
+    InputTokens,
     ResponseObject,
     ResponsesRequest,
     ResponseUsage,
 )
-from kvtrove.server.respond import open_job, respond, sse
-from kvtrove.server.routes.common import GENERATES, ServiceOf, errors, notes_of
+from kvtrove.server.reports_change import Comparison
+from kvtrove.server.respond import COMMENT, open_job, respond, sse
+from kvtrove.server.routes.common import ANSWERS, GENERATES, ServiceOf, errors, notes_of, settled
+from kvtrove.server.routes.responses_input import grammar_of, read
+from kvtrove.server.routes.toolset import LeftOut
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
+LOGPROBS = "message.output_text.logprobs"
 
 
 @router.post("/v1/responses", response_model=None, responses={200: {"model": ResponseObject}, **errors(*GENERATES)})
@@ -37,111 +42,83 @@ async def responses(body: ResponsesRequest, request: Request, service: ServiceOf
     return await respond(request, endpoint.job, endpoint, bool(body.stream))
 
 
-def conversation_of(body: ResponsesRequest) -> Conversation:
-    """RequestError for what needs a memory, and for what is no text."""
-    if body.previous_response_id is not None:
-        text = "this server remembers no answers; send the whole conversation as input"
-        raise refused(f"previous_response_id: {text}", "previous_response_id")
-    messages: list[dict[str, Any]] = []
-    if body.instructions:
-        messages.append({"role": "system", "content": body.instructions})
-    items = [InputItem(role="user", content=body.input)] if isinstance(body.input, str) else body.input
-    for i, item in enumerate(items):
-        _append(messages, item, f"input[{i}]")
-    if not messages:
-        raise refused("input: there is no message in it", "input")
-    choice = body.tool_choice
-    return checked(
-        Conversation(
-            messages=tuple(messages),
-            tools=tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ())),
-            tool_choice=choice.name if isinstance(choice, NamedChoice) else choice or "auto",
-            parallel_tool_calls=body.parallel_tool_calls is not False,
-        )
+@router.post("/v1/responses/input_tokens", responses=errors(404, *ANSWERS))
+async def input_tokens(body: ConversationFields, service: ServiceOf) -> InputTokens:
+    """Tokens of the prompt that a conversation makes."""
+    service.check_model(body.model)
+    text = await service.in_pool(
+        lambda: render(service, settled(read(body, LeftOut())[0], service, body.stable_prefix)[0])
     )
-
-
-def _append(messages: list[dict[str, Any]], item: InputItem, where: str) -> None:
-    """Add one item; calls join the assistant's message before them."""
-    if item.type == "reasoning":
-        return
-    if item.type == "function_call":
-        function = {"name": item.name or "", "arguments": item.arguments or "{}"}
-        call = {"id": item.call_id, "type": "function", "function": function}
-        if not messages or messages[-1]["role"] != "assistant":
-            messages.append({"role": "assistant", "content": ""})
-        last = messages[-1]
-        [plain] = plain_message({"role": "assistant", "tool_calls": [call]}, where)["tool_calls"]
-        last["tool_calls"] = [*last.get("tool_calls", []), plain]
-    elif item.type == "function_call_output":
-        messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output, where)})
-    elif item.type in (None, "message") and item.role is not None:
-        messages.append(plain_message({"role": item.role, "content": _text(item.content, where)}, where))
-    else:
-        raise RequestError(f"{where}: this server does not take items of type {item.type!r}", "input")
-
-
-def _text(content: str | list[ContentPart] | None, where: str) -> str:
-    if isinstance(content, list):
-        return join_text([part.model_dump(exclude_none=True) for part in content], where)
-    return content or ""
-
-
-def _tool(tool: FlatTool, where: str) -> dict[str, Any]:
-    if tool.type != "function" or tool.name is None:
-        raise RequestError(f"{where}: only functions with a name can be called, not {tool.type!r}", "tools")
-    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
-    return {"type": "function", "function": {name: value for name, value in function.items() if value is not None}}
-
-
-def grammar_of(body: ResponsesRequest) -> Grammar | None:
-    """What `text.format` asks for."""
-    wanted = body.text.format if body.text else None
-    if wanted is None or wanted.type == "text":
-        return None
-    if wanted.type == "json_object":
-        return Grammar("json_schema", {"type": "object"}, "text")
-    if wanted.schema_ is None:
-        raise RequestError("text: json_schema needs a schema", "text")
-    return Grammar("json_schema", wanted.schema_, "text")
+    tokens = await service.in_pool(lambda: service.tokenizer.encode(text, add_special_tokens=False))
+    return {"object": "response.input_tokens", "input_tokens": len(tokens)}
 
 
 class Responses:
     """The endpoint of one request."""
 
+    keep_alive = COMMENT
+
     def __init__(self, job: Job, body: ResponsesRequest) -> None:
         self.job, self.body = job, body
-        self.items = OutputItems(job.key)
         self._sequence = -1
+        self._untold: list[TokenLogprob] = []  # of tokens whose text is held back
 
     async def submit(self) -> None:
         body = self.body
-        given = body.given("temperature", "top_p", "ignore_eos")
-        params = SamplingParams(max_tokens=body.max_output_tokens, **self.job.service.sampling_defaults | given)
-        run = await submit_chat(
-            self.job,
-            conversation_of(body),
-            streaming(params, bool(body.stream)),
-            grammar_of(body),
-            truncate=body.truncation == "auto",
+        left_out = LeftOut()
+        service = self.job.service
+        conversation, functions = await service.in_pool(read, body, left_out)
+        conversation, moved = await service.in_pool(settled, conversation, service, body.stable_prefix)
+        self.job.notes |= left_out.note() | moved
+        self.items = OutputItems(self.job.key, functions.namespaces)
+        self.run = await submit_chat(
+            self.job, conversation, self._params(), grammar_of(body), truncate=body.truncation == "auto"
         )
-        self.reader = ChoiceReader(run.parsers[0])
+
+    def _params(self) -> SamplingParams:
+        """ApiError for log-probabilities past the limit."""
+        body, service = self.body, self.job.service
+        if (body.top_logprobs or 0) > service.limits.max_logprobs:
+            raise refused(f"top_logprobs: at most {service.limits.max_logprobs} are allowed", "top_logprobs")
+        given = body.given(
+            *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty"),
+            *("repetition_penalty", "seed", "ignore_eos"),
+        )
+        own = {"max_tokens": body.max_output_tokens, "logprobs": (body.top_logprobs or 0) if self._listed else None}
+        return streaming(SamplingParams(**own | service.sampling_defaults | given), bool(body.stream))
+
+    @property
+    def _listed(self) -> bool:
+        """Whether log-probabilities are asked for."""
+        return LOGPROBS in (self.body.include or ())
+
+    def _told(
+        self, output: CompletionOutput, events: Sequence[ChatEvent]
+    ) -> Iterator[tuple[ChatEvent, list[TokenLogprob]]]:
+        """What is new, and the log-probabilities of a step beside its first text."""
+        if self._listed:
+            tokenizer = self.job.service.tokenizer
+            new = chat_logprobs(output.token_ids, output.logprobs or [], self.body.top_logprobs or 0, tokenizer)
+            listed = zip(output.token_ids, new["content"], strict=True)
+            self._untold += [entry for token, entry in listed if token not in tokenizer.special_ids]  # they are no text
+        for event in events:
+            told = self._untold if isinstance(event, Text) else []
+            self._untold = []
+            yield event, told
 
     async def answer(self) -> ResponseObject:
-        [output] = await self.job.final()
-        [one] = output.outputs
-        for event in self.reader.read(one):
-            list(self.items.push(event))
+        [(one, events)] = await self.run.whole()
+        for event, logprobs in self._told(one, events):
+            list(self.items.push(event, logprobs))
         list(self.items.end(_status(one)))
         return self._response(_status(one), ended=True)
 
     async def events(self) -> AsyncGenerator[str, None]:
         yield self._event({"type": "response.created", "response": self._response("in_progress")})
         yield self._event({"type": "response.in_progress", "response": self._response("in_progress")})
-        async for _, output in self.job.outputs():
-            [one] = output.outputs
-            for event in self.reader.read(one):
-                for piece in self.items.push(event):
+        async for one, events in self.run.stream():
+            for event, logprobs in self._told(one, events):
+                for piece in self.items.push(event, logprobs):
                     yield self._event(piece)
             if one.finished:
                 status = _status(one)
@@ -150,8 +127,8 @@ class Responses:
                 yield self._event({"type": f"response.{status}", "response": self._response(status, ended=True)})
 
     def error_event(self, error: ApiError) -> str:
-        detail = error.body["error"]
-        failed = self._response("failed") | {"error": {"code": detail["code"], "message": detail["message"]}}
+        code = "rate_limit_exceeded" if error.status == 429 else "server_error"  # the words that this API has
+        failed = self._response("failed") | {"error": {"code": code, "message": str(error)}}
         return self._event({"type": "response.failed", "response": failed})
 
     def _event(self, data: dict[str, Any]) -> str:
@@ -177,28 +154,54 @@ class Responses:
             "metadata": body.metadata or {},
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "store": False,
             "temperature": temperature,
-            "text": {"format": {"type": "text"}} if body.text is None else body.text.model_dump(by_alias=True),
-            "tool_choice": body.tool_choice.model_dump() if isinstance(body.tool_choice, NamedChoice) else "auto",
-            "tools": [tool.model_dump() for tool in body.tools or ()],
+            "text": {"format": {"type": "text"}} | (_as_sent(body.text) or {}),
+            "tool_choice": _as_sent(body.tool_choice) or "auto",
+            "tools": [
+                {"strict": None, "parameters": None} | _as_sent(tool) if tool.type == "function" else _as_sent(tool)
+                for tool in body.tools or ()
+                if tool.type in ("function", "namespace")
+            ],
             "top_p": top_p,
             "truncation": body.truncation or "disabled",
             "usage": self._usage() if ended else None,
         }
-        if isinstance(body.tool_choice, str):
-            response["tool_choice"] = body.tool_choice
-        return cast(ResponseObject, response | (notes_of(self.job) if ended else {}))
+        return cast(ResponseObject, response | self._diagnostics() | (notes_of(self.job) if ended else {}))
+
+    def _diagnostics(self) -> dict[str, Any]:
+        """How the conversation has changed since the answer that it is compared with."""
+        found: Comparison | None = self.job.findings.get("comparison")
+        if found is None:
+            return {}
+        if not found.found:
+            diagnosis: dict[str, Any] = {"type": "comparison_response_not_found"}
+        elif found.change is not None:
+            diagnosis = {
+                "type": "cache_miss",
+                "reason": "tools_changed" if found.change == "tools" else "input_changed",
+                "cache_missed_tokens": found.missed,
+                "comparison_reusable_tokens": found.common,
+            }
+        else:
+            diagnosis = {"type": "cache_hit" if found.explained else "unavailable"}
+        return {"prompt_cache_diagnostics": diagnosis}
 
     def _usage(self) -> ResponseUsage:
         usage = self.job.usage()
         return {
             "input_tokens": usage["prompt_tokens"],
-            "input_tokens_details": {"cached_tokens": usage["prompt_tokens_details"]["cached_tokens"]},
+            "input_tokens_details": {
+                "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
+                "cache_write_tokens": 0,
+            },
             "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self.job.reasoning_tokens},
             "total_tokens": usage["total_tokens"],
         }
+
+
+def _as_sent(value: Part | str | None) -> Any:
+    return value.model_dump(by_alias=True, exclude_unset=True) if isinstance(value, Part) else value
 
 
 def _status(output: CompletionOutput) -> str:

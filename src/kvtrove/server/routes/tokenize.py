@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from kvtrove.server.chat.conversation import Conversation, checked, plain_message
+from kvtrove.server.body import BodyRoute
+from kvtrove.server.chat.conversation import Conversation, checked
 from kvtrove.server.chat.prepare import render
 from kvtrove.server.errors import refused
 from kvtrove.server.protocol.tokenize import (
@@ -14,9 +15,11 @@ from kvtrove.server.protocol.tokenize import (
     TokenizeRequest,
     TokenizerInfo,
 )
+from kvtrove.server.routes.chat_input import messages_of, tools_of
 from kvtrove.server.routes.common import ANSWERS, ServiceOf, errors
+from kvtrove.server.routes.toolset import LeftOut
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post("/tokenize", responses=errors(404, *ANSWERS))
@@ -28,7 +31,7 @@ async def tokenize(body: TokenizeRequest, service: ServiceOf) -> Tokenized:
     if body.prompt is not None:
         text, special = body.prompt, body.add_special_tokens is not False
     else:
-        text, special = await service.in_pool(render, service, _conversation(body)), False
+        text, special = await service.in_pool(lambda: render(service, _conversation(body))), False
     tokens = await service.in_pool(lambda: service.tokenizer.encode(text, add_special_tokens=special))
     result: Tokenized = {"count": len(tokens), "max_model_len": service.max_model_len, "tokens": tokens}
     if body.return_token_strs:
@@ -38,12 +41,11 @@ async def tokenize(body: TokenizeRequest, service: ServiceOf) -> Tokenized:
 
 
 def _conversation(body: TokenizeRequest) -> Conversation:
-    messages = [message.model_dump(exclude_none=True) for message in body.messages or ()]
-    continues = bool(body.continue_final_message)
+    continues, left_out = bool(body.continue_final_message), LeftOut()
     return checked(
         Conversation(
-            messages=tuple(plain_message(message, f"messages[{i}].content") for i, message in enumerate(messages)),
-            tools=tuple(tool.model_dump(exclude_none=True) for tool in body.tools or ()),
+            messages=messages_of(body.messages or (), left_out),
+            tools=tuple(tools_of(body.tools, left_out).functions),
             add_generation_prompt=not continues if body.add_generation_prompt is None else body.add_generation_prompt,
             continue_final_message=continues,
             variables=body.chat_template_kwargs or {},

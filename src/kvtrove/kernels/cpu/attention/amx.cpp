@@ -28,11 +28,11 @@
 #elif defined(__clang__)
 #define LANES "avx512_lanes.h"
 #pragma clang attribute push( \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,amx-tile,amx-bf16,amx-int8"))), apply_to = function)
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16,amx-int8"))), apply_to = function)
 #else
 #define LANES "avx512_lanes.h"
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16")
 #endif
 
 namespace kvtrove::attention {
@@ -45,28 +45,32 @@ constexpr int kSums = 24;    // vectors of sums that fit into the registers
 #include "vector_types.h"
 #include LANES
 #include "vector.h"
+#include "ahead.h"
 #include "product.h"
 #include "softmax.h"
 #include "gather.h"
+#include "chunk.h"
 #include "pass.h"
+#include "vector_stages.h"
 #include "level.h"
 #include "amx_product.h"
 #include "amx_stages.h"
 
-template <class Stages>
-void attend_on_tiles(const Step& step, const Tile& tile, int split, float* workspace) {
-    Pass pass(step, tile, workspace);
-    Stages stages(pass);
-    attend_by(stages, pass, split);
+template <class Keys, class Values>
+void attend_on_tiles(const Step& step, const Run& run, float* workspace) {
+    Configuration registers(Keys::left_bytes(step.layer), Values::left_bytes(step.layer));
+    Keys keys(step, registers);
+    Values values(step, registers);
+    attend_run(keys, values, step, run, workspace);
 }
 
-inline void attend_best(const Step& step, const Tile& tile, int split, float* workspace) {
+inline void attend_best(const Step& step, const Run& run, float* workspace) {
     const bool tiled = step.layer.tiled;
     if (tiled && step.layer.stored == Element::bfloat16) {
-        return attend_on_tiles<Bfloat16Stages>(step, tile, split, workspace);
+        return attend_on_tiles<Bfloat16Keys, Bfloat16Values>(step, run, workspace);
     }
-    if (tiled && step.layer.stored == Element::int8) return attend_on_tiles<Int8Stages>(step, tile, split, workspace);
-    attend(step, tile, split, workspace);
+    if (tiled && step.layer.stored == Element::int8) return attend_on_tiles<Int8Keys, Int8Values>(step, run, workspace);
+    attend(step, run, workspace);
 }
 
 }  // namespace amx

@@ -3,258 +3,285 @@
 //
 // bf16 adds up 32 products per instruction, so the bits of a sum depend on which tokens come together. Their position and
 // the block size alone decide that: pieces lie at multiples of their size and never cross the border of a block. Tokens of
-// a piece that nobody reads have weight zero, which adds nothing.
+// a piece that nobody reads have weight zero, which adds nothing. int8 gives the same whole numbers as on vectors, hence
+// the same bits.
 
 typedef std::uint8_t Bytes __attribute__((vector_size(W)));
 typedef std::uint8_t UnalignedBytes __attribute__((vector_size(W), aligned(1), may_alias));
 
-// How a pass is cut into tiles: its rows into `row_tiles` of `tile_rows` (the last ones may be no rows of the pass: what
-// is computed for them goes nowhere), head_dim into `steps` of `step_bytes`, tokens into pieces.
-struct Cut {
-    int row_tiles, tile_rows, steps = 1, step_bytes, piece;
-    int configured = 0;
-
-    Cut(const Pass& pass, int pack) {
-        const int row_bytes = pass.layer.head_dim * 4 / pack;
-        row_tiles = (pass.rows + tiles::kRows - 1) / tiles::kRows;
-        tile_rows = (pass.rows + row_tiles - 1) / row_tiles;
-        while (row_bytes / steps > tiles::kRowBytes || row_bytes % (4 * steps)) ++steps;
-        step_bytes = row_bytes / steps;
-        piece = tiles::kRowBytes * pack / 4;
-        while (pass.layer.block_size % piece) piece /= 2;
-    }
-
-    ~Cut() { tiles::release(); }
-
-    // Products of `left_bytes` per row of the left side from here on.
-    void use(int left_bytes) {
-        if (left_bytes == configured) return;
-        tiles::Shapes shapes;
-        for (int i = 0; i < kLeft; ++i) shapes.set(i, tile_rows);
-        for (int i = kLeft; i < kRight; ++i) shapes.set(i, tile_rows, left_bytes);
-        for (int i = kRight; i < tiles::kTiles; ++i) shapes.set(i, left_bytes / 4);
-        tiles::configure(shapes);
-        configured = left_bytes;
-    }
-
-    // Rows of `planes` planes of `plane_bytes`, from `row_tile` on.
-    LeftSide left(const float* data, int row_tile, int planes, std::ptrdiff_t plane_bytes, int advance) const {
-        const std::ptrdiff_t row = planes * plane_bytes, tile = row * tile_rows;
-        return {reinterpret_cast<const std::uint8_t*>(data) + row_tile * tile, row, tile, plane_bytes, advance};
-    }
-};
-
-template <class Read>
-const std::uint8_t* bytes_in_block(const Pass& pass, const Plane& plane, const Slot& slot) {
-    return reinterpret_cast<const std::uint8_t*>(tile_in_block<Read>(pass.blocks, plane, slot.begin));
+// Tokens of V that one product takes.
+inline int piece_of(const Layer& layer, int pack) {
+    int piece = tiles::kRowBytes * pack / 4;
+    while (layer.block_size % piece) piece /= 2;
+    return piece;
 }
 
-// 256 * high + low
-INLINE I join(const std::int32_t* high, const std::int32_t* low) { return (I)(((U)load(high) << 8) + (U)load(low)); }
+// How many products a vector of K takes: head_dim in equal steps that tiles hold.
+inline int steps_of(const Layer& layer, int pack) {
+    const int row_bytes = layer.head_dim * 4 / pack;
+    int steps = 1;
+    while (row_bytes / steps > tiles::kRowBytes || row_bytes % (4 * steps)) ++steps;
+    return steps;
+}
 
-// The two sums of one block of int8, on their way from the registers.
-struct Halves {
-    alignas(64) std::int32_t high[tiles::kRows][kTile], low[tiles::kRows][kTile];
+// The registers as one pass after the other needs them.
+class Configuration {
+public:
+    // left_bytes: of a row of queries and of weights.
+    Configuration(int key_bytes, int value_bytes) : key_bytes_(key_bytes), value_bytes_(value_bytes) {}
+    Configuration(const Configuration&) = delete;
+    Configuration& operator=(const Configuration&) = delete;
+    ~Configuration() { tiles::release(); }
+
+    // Products of so many rows from here on.
+    void use(int rows) {
+        if (rows == rows_) return;
+        tiles::Shapes shapes;
+        for (int i = 0; i < kSumTiles; ++i) shapes.set(i, rows);
+        shapes.set(KeyRegisters::left, rows, key_bytes_), shapes.set(KeyRegisters::right, key_bytes_ / 4);
+        shapes.set(ValueRegisters::left, rows, value_bytes_), shapes.set(ValueRegisters::right, value_bytes_ / 4);
+        tiles::configure(shapes);
+        rows_ = rows;
+    }
+
+private:
+    int key_bytes_, value_bytes_, rows_ = 0;
 };
 
-struct Bfloat16Stages {
-    static constexpr int kPack = 2;
-    Cut cut;
-    int piece, planes;  // a query in float32 or float16 becomes the sum of two bf16: 16 bits of it count
+// The left side of a stage: its rows in `tiles` of `size`. The last ones may be no rows of the pass: what is computed for
+// them goes nowhere.
+struct RowTiles {
+    int tiles, size;
 
-    explicit Bfloat16Stages(const Pass& pass)
-        : cut(pass, kPack), piece(cut.piece), planes(pass.step.q.element == Element::bfloat16 ? 1 : 2) {}
+    explicit RowTiles(int rows) : tiles((rows + tiles::kRows - 1) / tiles::kRows), size((rows + tiles - 1) / tiles) {}
+    int padded() const { return tiles * size; }
+
+    // Rows of row_bytes, from `row_tile` on.
+    LeftSide left(const float* data, int row_tile, std::ptrdiff_t row_bytes, int advance) const {
+        const std::ptrdiff_t tile = row_bytes * size;
+        return {reinterpret_cast<const std::uint8_t*>(data) + row_tile * tile, row_bytes, tile, advance};
+    }
+};
+
+// Products of queries with K, as numbers of 32 bits in pass.work.scores: rows of the first plane, then of the second.
+template <class Format>
+void multiply_keys(const Pass& pass, const Chunk& chunk, const RowTiles& rows, int row_bytes, int steps, Ahead& ahead) {
+    const int step_bytes = row_bytes / steps, tile_bytes = step_bytes / 4 * tiles::kRowBytes;
+    cover<kSumTiles>(rows.tiles, chunk.count, [&](auto r, auto n, int row_tile, int slot) {
+        constexpr int R = decltype(r)::value, N = decltype(n)::value;
+        each<R * N>([](auto sum) { tiles::zero<decltype(sum)::value>(); });
+        const std::uint8_t* first[N];
+        std::copy(chunk.keys + slot, chunk.keys + slot + N, first);
+        multiply<Format, KeyRegisters, R, N>(
+            rows.left(pass.work.q, row_tile, row_bytes, step_bytes), steps, tiles::kRowBytes, row_tile ? 0 : tile_bytes, ahead,
+            [&](int i, int column) { return first[column] + static_cast<std::ptrdiff_t>(i) * tile_bytes; });
+        float* to = pass.scores(row_tile * rows.size) + slot * kTile;
+        each<R * N>([&](auto sum) {
+            constexpr int row = decltype(sum)::value / N, column = decltype(sum)::value % N;
+            tiles::store<decltype(sum)::value>(to + row * rows.size * kChunk + column * kTile, kChunk * 4);
+        });
+    });
+}
+
+// sums [rows][head_dim] (+)= weights . V. weights: rows of weight_bytes. pieces: V of each, with `piece_bytes` of weights.
+template <class Format, bool Fresh>
+void multiply_values(const Pass& pass, const RowTiles& rows, float* sums, int weight_bytes, const std::uint8_t* const* pieces,
+                     int count, int piece_bytes, Ahead& ahead) {
+    const int dim = pass.layer.head_dim;
+    cover<kSumTiles>(rows.tiles, dim / kTile, [&](auto r, auto n, int row_tile, int columns) {
+        constexpr int R = decltype(r)::value, N = decltype(n)::value;
+        float* to = sums + static_cast<std::ptrdiff_t>(row_tile) * rows.size * dim + columns * kTile;
+        const auto place = [&](int sum) { return to + sum / N * rows.size * dim + sum % N * kTile; };
+        each<R * N>([&](auto sum) {
+            if constexpr (Fresh) tiles::zero<decltype(sum)::value>();
+            else tiles::load<decltype(sum)::value>(place(decltype(sum)::value), dim * 4);
+        });
+        const std::ptrdiff_t offset = columns * tiles::kRowBytes;
+        multiply<Format, ValueRegisters, R, N>(
+            rows.left(pass.work.weights, row_tile, weight_bytes, piece_bytes), count, dim * 4,
+            row_tile ? 0 : piece_bytes / 4 * tiles::kRowBytes, ahead,
+            [&](int i, int column) { return pieces[i] + (offset + column * tiles::kRowBytes); });
+        each<R * N>([&](auto sum) { tiles::store<decltype(sum)::value>(place(decltype(sum)::value), dim * 4); });
+    });
+}
+
+struct Bfloat16Keys {
+    static constexpr int kPack = 2;
+    Configuration& registers;
+    int planes, steps;  // a query in float32 or float16 becomes the sum of two bf16: 16 bits of it count
+
+    Bfloat16Keys(const Step& step, Configuration& registers)
+        : registers(registers), planes(step.q.element == Element::bfloat16 ? 1 : 2), steps(steps_of(step.layer, kPack)) {}
+
+    static int left_bytes(const Layer& layer) { return layer.head_dim * 2 / steps_of(layer, kPack); }
 
     // The factor of scores comes later, so that a query in bf16 stays what it is.
-    void load(Pass& pass) {
-        const int dim = pass.layer.head_dim;
-        auto* halves = reinterpret_cast<std::uint16_t*>(pass.work.q);
-        std::fill(halves, halves + cut.row_tiles * cut.tile_rows * planes * dim, std::uint16_t{0});
+    void take_queries(Pass& pass) {
+        const int dim = pass.layer.head_dim, rows = planes * pass.rows;
+        auto* const halves = reinterpret_cast<std::uint16_t*>(pass.work.q);
+        std::fill(halves + rows * dim, halves + RowTiles(rows).padded() * dim, std::uint16_t{0});
         float row[kMaxDim];
         for (int r = 0; r < pass.rows; ++r) {
+            if (planes == 1) {
+                std::memcpy(halves + r * dim, query(pass, r), 2 * dim);
+                continue;
+            }
             load_row(pass, r, row);
-            for (int plane = 0; plane < planes; ++plane, halves += dim) {
-                for (int d = 0; d < dim; ++d) {
-                    halves[d] = bfloat16_of_float(row[d]);
-                    row[d] -= float_of_bfloat16(halves[d]);
-                }
+            for (int d = 0; d < dim; ++d) {
+                const std::uint16_t high = bfloat16_of_float(row[d]);
+                halves[r * dim + d] = high;
+                halves[(pass.rows + r) * dim + d] = bfloat16_of_float(row[d] - float_of_bfloat16(high));
             }
         }
     }
 
-    void multiply_keys(Pass& pass) {
-        const std::uint8_t* keys[kChunk / kTile];
-        for (int i = 0; i < pass.count; ++i) keys[i] = bytes_in_block<TiledBfloat16>(pass, pass.layer.k, pass.slots[i]);
-        cut.use(cut.step_bytes);
-        if (planes == 1) score<1>(pass, keys);
-        else score<2>(pass, keys);
+    void multiply(const Pass& pass, const Chunk& chunk, Ahead& ahead) {
+        const RowTiles rows(planes * pass.rows);
+        registers.use(rows.size);
+        multiply_keys<Bfloat16Tiles>(pass, chunk, rows, pass.layer.head_dim * 2, steps, ahead);
     }
 
-    template <int Planes>
-    void score(const Pass& pass, const std::uint8_t* const* keys) const {
-        cover<kSumTiles>(cut.row_tiles, pass.count, [&](auto r, auto n, int row_tile, int slot) {
-            constexpr int R = decltype(r)::value, N = decltype(n)::value;
-            each<R * N>([](auto sum) { tiles::zero<decltype(sum)::value>(); });
-            const std::uint8_t* first[N];
-            std::copy(keys + slot, keys + slot + N, first);
-            const std::ptrdiff_t advance = cut.step_bytes / 4 * tiles::kRowBytes;
-            multiply<Bfloat16Tiles, R, Planes, N>(
-                cut.left(pass.work.q, row_tile, Planes, pass.layer.head_dim * 2, cut.step_bytes), cut.steps,
-                tiles::kRowBytes, [&](int i, int column) { return first[column] + i * advance; });
-            float* to = pass.work.scores + row_tile * cut.tile_rows * kChunk + slot * kTile;
-            each<R * N>([&](auto sum) {
-                constexpr int row = decltype(sum)::value / N, column = decltype(sum)::value % N;
-                tiles::store<decltype(sum)::value>(to + row * cut.tile_rows * kChunk + column * kTile, kChunk * 4);
-            });
+    F score(const Pass& pass, const Chunk& chunk, int r) const {
+        float* scores = pass.scores(r);
+        const float* low = pass.scores(pass.rows + r);
+        const F factor = all(score_factor(pass.layer));
+        const int count = chunk.count * kTile;
+        if (planes == 1) {
+            return score_row(scores, count, [&](int j) __attribute__((always_inline)) { return load(scores + j) * factor; });
+        }
+        return score_row(scores, count, [&](int j) __attribute__((always_inline)) {
+            return (load(scores + j) + load(low + j)) * factor;
         });
     }
+};
+
+struct Bfloat16Values {
+    static constexpr int kPack = 2;
+    Configuration& registers;
+    int piece;
+
+    Bfloat16Values(const Step& step, Configuration& registers) : registers(registers), piece(piece_of(step.layer, kPack)) {}
+
+    static int left_bytes(const Layer& layer) { return piece_of(layer, kPack) * 2; }
+
+    void prepare(const Pass&, const Chunk&) {}
 
     // Weights are rounded to bf16, which is less than what V lost. Their sum is taken after rounding: then what is
     // divided by it is a mean of V with weights that add up to one.
-    void make_weights(Pass& pass) {
+    float weigh(const Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) {
         const Workspace& work = pass.work;
-        const int count = pass.count * kTile;
-        const F factor = all(score_factor(pass.layer));
-        for (int r = 0; r < pass.rows; ++r) {
-            float* scores = work.scores + r * kChunk;
-            for (int j = 0; j < count; j += W) amx::store(scores + j, amx::load(scores + j) * factor);
-            mask_row(pass, r);
-            auto* halves = reinterpret_cast<std::uint16_t*>(work.pairs) + r * kChunk;
-            const auto keep = [&](int j, F weights) {
-                const U bits = (U)weights, rounded = bits + 0x7FFF + (bits >> 16 & 1);  // to nearest, ties to even
-                *reinterpret_cast<UnalignedH*>(halves + j) = __builtin_convertvector(rounded >> 16, H);
-                return (F)(rounded & 0xFFFF0000);
-            };
-            work.shrink[r] = weigh_row(scores, count, work.best[r], work.sum[r], keep);
-            shrink_values(pass, r);
-        }
+        auto* halves = reinterpret_cast<std::uint16_t*>(work.weights) + r * kChunk;
+        const auto keep = [&](int j, F weights) __attribute__((always_inline)) {
+            const H rounded = bfloat16_of(weights);
+            *reinterpret_cast<UnalignedH*>(halves + j) = rounded;
+            return float_of(rounded);
+        };
+        const float shrink = weigh_row(pass.scores(r), chunk.count * kTile, most, work.best[r], work.sum[r], ahead, keep);
+        shrink_values(pass, r, shrink);
+        return shrink;
     }
 
-    void multiply_values(Pass& pass) {
-        const std::uint8_t* values[kChunk / kTile];
-        const int slots = piece / kTile, pieces = pass.count / slots;
-        for (int i = 0; i < pieces; ++i) values[i] = live_piece(pass, i * slots, slots);
-        cut.use(piece * 2);
-        const int dim = pass.layer.head_dim;
-        cover<kSumTiles>(cut.row_tiles, dim / kTile, [&](auto r, auto n, int row_tile, int columns) {
-            constexpr int R = decltype(r)::value, N = decltype(n)::value;
-            float* to = pass.work.values + row_tile * cut.tile_rows * dim + columns * kTile;
-            const auto place = [&](int sum) { return to + sum / N * cut.tile_rows * dim + sum % N * kTile; };
-            each<R * N>([&](auto sum) { tiles::load<decltype(sum)::value>(place(decltype(sum)::value), dim * 4); });
-            const std::ptrdiff_t offset = columns * tiles::kRowBytes;
-            multiply<Bfloat16Tiles, R, 1, N>(
-                cut.left(pass.work.pairs, row_tile, 1, kChunk * 2, piece * 2), pieces, dim * 4,
-                [&](int i, int column) { return values[i] + (offset + column * tiles::kRowBytes); });
-            each<R * N>([&](auto sum) { tiles::store<decltype(sum)::value>(place(decltype(sum)::value), dim * 4); });
-        });
+    void multiply(const Pass& pass, const Chunk& chunk, Ahead& ahead) {
+        const std::uint8_t* pieces[kChunk / kTile];
+        const int slots = piece / kTile, count = chunk.count / slots;
+        for (int i = 0; i < count; ++i) pieces[i] = live_piece(pass, chunk, i * slots, slots);
+        const RowTiles rows(pass.rows);
+        registers.use(rows.size);
+        multiply_values<Bfloat16Tiles, false>(pass, rows, pass.work.values, kChunk * 2, pieces, count, piece * 2, ahead);
     }
 
-    // V of a piece, where it lies or copied without the tokens that nobody reads.
-    const std::uint8_t* live_piece(const Pass& pass, int slot, int slots) const {
-        const auto* from = tile_in_block<TiledBfloat16>(pass.blocks, pass.layer.v, pass.slots[slot].begin);
+    // V as it lies or copied without the tokens that nobody reads.
+    const std::uint8_t* live_piece(const Pass& pass, const Chunk& chunk, int slot, int slots) const {
+        const std::uint8_t* from = chunk.values[slot];
         bool live = true;
-        for (int i = slot; i < slot + slots; ++i) live = live && pass.slots[i].live == kAllLive;
-        if (live) return reinterpret_cast<const std::uint8_t*>(from);
+        for (int i = slot; i < slot + slots; ++i) live = live && chunk.slots[i].live == kAllLive;
+        if (live) return from;
         const int size = kTile * pass.layer.head_dim;
         auto* to = reinterpret_cast<std::uint16_t*>(pass.work.tiles) + slot * size;
         for (int i = 0; i < slots; ++i)
-            copy_live<TiledBfloat16>(from + i * size, pass.slots[slot + i], pass.layer.head_dim, to + i * size);
+            copy_live<TiledBfloat16>(reinterpret_cast<const std::uint16_t*>(from) + i * size, chunk.slots[slot + i],
+                                     pass.layer.head_dim, to + i * size);
         return reinterpret_cast<const std::uint8_t*>(to);
     }
 };
 
-// The same whole numbers as on vectors, hence the same bits.
-struct Int8Stages {
+// 128 * high + low
+INLINE I join(const std::int32_t* high, const std::int32_t* low) { return (I)(((U)load(high) << 7) + (U)load(low)); }
+
+struct Int8Keys {
     static constexpr int kPack = 4;
-    Cut cut;
+    Configuration& registers;
+    int steps;
+
+    Int8Keys(const Step& step, Configuration& registers) : registers(registers), steps(steps_of(step.layer, kPack)) {}
+
+    static int left_bytes(const Layer& layer) { return layer.head_dim / steps_of(layer, kPack); }
+
+    void take_queries(Pass& pass) {
+        const int dim = pass.layer.head_dim, rows = 2 * pass.rows;
+        auto* const bytes = reinterpret_cast<std::int8_t*>(pass.work.q);
+        std::fill(bytes + rows * dim, bytes + RowTiles(rows).padded() * dim, std::int8_t{0});
+        for (int r = 0; r < pass.rows; ++r) {
+            std::int8_t *high = bytes + r * dim, *low = high + pass.rows * dim;
+            pass.work.q_scale[r] = whole_row(pass, r, [&](int d, std::int32_t whole) {
+                high[d] = static_cast<std::int8_t>((whole + 64) >> 7);
+                low[d] = static_cast<std::int8_t>(whole - high[d] * 128);
+            });
+        }
+    }
+
+    void multiply(const Pass& pass, const Chunk& chunk, Ahead& ahead) {
+        const RowTiles rows(2 * pass.rows);
+        registers.use(rows.size);
+        multiply_keys<Int8Tiles>(pass, chunk, rows, pass.layer.head_dim, steps, ahead);
+        load_scales(pass, chunk, pass.layer.k_scale, chunk.key_scales, pass.work.k_scale);
+    }
+
+    F score(const Pass& pass, const Chunk& chunk, int r) const {
+        float* scores = pass.scores(r);
+        const auto *high = reinterpret_cast<const std::int32_t*>(scores);
+        const auto *low = reinterpret_cast<const std::int32_t*>(pass.scores(pass.rows + r));
+        const F factor = all(pass.work.q_scale[r]);
+        return score_row(scores, chunk.count * kTile, [&](int j) __attribute__((always_inline)) {
+            return __builtin_convertvector(join(high + j, low + j), F) * (factor * load(pass.work.k_scale + j));
+        });
+    }
+};
+
+struct Int8Values {
+    static constexpr int kPack = 4;
+    Configuration& registers;
     int piece;
 
-    explicit Int8Stages(const Pass& pass) : cut(pass, kPack), piece(cut.piece) {}
+    Int8Values(const Step& step, Configuration& registers) : registers(registers), piece(piece_of(step.layer, kPack)) {}
 
-    void load(Pass& pass) {
-        load_queries<true>(pass);
-        const int dim = pass.layer.head_dim;
-        auto* row = reinterpret_cast<std::uint8_t*>(pass.work.q);  // [rows][2][dim]: as long as the pairs
-        std::fill(row + pass.rows * 2 * dim, row + cut.row_tiles * cut.tile_rows * 2 * dim, std::uint8_t{0});
-        std::uint8_t pairs[2 * kMaxDim];
-        for (int r = 0; r < pass.rows; ++r, row += 2 * dim) {
-            std::copy(row, row + 2 * dim, pairs);
-            for (int d = 0; d < dim; ++d) {
-                const int at = d / 4 * 8 + d % 2 * 4 + d % 4 / 2 * 2;
-                row[d] = pairs[at + 1], row[dim + d] = pairs[at];
-            }
-        }
+    static int left_bytes(const Layer& layer) { return piece_of(layer, kPack); }
+
+    void prepare(const Pass& pass, const Chunk& chunk) {
+        load_scales(pass, chunk, pass.layer.v_scale, chunk.value_scales, pass.work.v_scale);
     }
 
-    void multiply_keys(Pass& pass) {
-        const std::uint8_t* keys[kChunk / kTile];
-        for (int i = 0; i < pass.count; ++i) keys[i] = bytes_in_block<TiledInt8>(pass, pass.layer.k, pass.slots[i]);
-        load_scales(pass);
-        cut.use(cut.step_bytes);
-        cover<kSumTiles / 2>(cut.row_tiles, pass.count, [&](auto r, auto n, int row_tile, int slot) {
-            constexpr int R = decltype(r)::value, N = decltype(n)::value;
-            const std::uint8_t* first[N];
-            std::copy(keys + slot, keys + slot + N, first);
-            const std::ptrdiff_t advance = cut.step_bytes / 4 * tiles::kRowBytes;
-            const LeftSide left = cut.left(pass.work.q, row_tile, 2, pass.layer.head_dim, cut.step_bytes);
-            each<R * N * 2>([](auto sum) { tiles::zero<decltype(sum)::value>(); });
-            multiply<Int8Tiles, R, 2, N>(left, cut.steps, tiles::kRowBytes,
-                                         [&](int i, int column) { return first[column] + i * advance; });
-            each_sum<R, N>(pass, row_tile, [&](int row, int column, I sums) {
-                amx::store(reinterpret_cast<std::int32_t*>(pass.work.scores) + row * kChunk + (slot + column) * kTile, sums);
-            });
+    float weigh(const Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) {
+        auto* high = reinterpret_cast<std::uint8_t*>(pass.work.weights) + r * kChunk;
+        auto* low = high + pass.rows * kChunk;
+        return weigh_whole(pass.work, r, pass.scores(r), chunk.count * kTile, most, ahead,
+                           [&](int j, I whole) __attribute__((always_inline)) {
+            *reinterpret_cast<UnalignedBytes*>(high + j) = __builtin_convertvector(whole >> 7, Bytes);
+            *reinterpret_cast<UnalignedBytes*>(low + j) = __builtin_convertvector(whole & 127, Bytes);
         });
     }
 
-    // f(row, column, sums) for all rows of the pass in a block.
-    template <int R, int N, class F>
-    INLINE void each_sum(const Pass& pass, int row_tile, const F& f) const {
-        each<R * N>([&](auto index) {
-            constexpr int row = decltype(index)::value / N, column = decltype(index)::value % N;
-            Halves halves;
-            tiles::store<sum_tile<Int8Tiles, N>(row, column, 0)>(halves.high, tiles::kRowBytes);
-            tiles::store<sum_tile<Int8Tiles, N>(row, column, 1)>(halves.low, tiles::kRowBytes);
-            const int first = (row_tile + row) * cut.tile_rows, rows = std::min(cut.tile_rows, pass.rows - first);
-            for (int m = 0; m < rows; ++m) f(first + m, column, join(halves.high[m], halves.low[m]));
-        });
-    }
-
-    void make_weights(Pass& pass) {
-        const Workspace& work = pass.work;
-        const int count = pass.count * kTile;
+    void multiply(const Pass& pass, const Chunk& chunk, Ahead& ahead) {
+        const std::uint8_t* pieces[kChunk / kTile];
+        const int slots = piece / kTile, count = chunk.count / slots, dim = pass.layer.head_dim;
+        for (int i = 0; i < count; ++i) pieces[i] = chunk.values[i * slots];
+        const RowTiles rows(2 * pass.rows);
+        registers.use(rows.size);
+        multiply_values<Int8Tiles, true>(pass, rows, pass.work.exact, kChunk, pieces, count, piece, ahead);
+        const auto* exact = reinterpret_cast<const std::int32_t*>(pass.work.exact);
         for (int r = 0; r < pass.rows; ++r) {
-            float* scores = work.scores + r * kChunk;
-            rescale_row(scores, count, work.q_scale[r], work.k_scale);
-            mask_row(pass, r);
-            const auto keep = [&](int j, F weights) { return amx::store(scores + j, weights), weights; };
-            work.shrink[r] = weigh_row(scores, count, work.best[r], work.sum[r], keep);
-            auto* high = reinterpret_cast<std::uint8_t*>(work.pairs) + r * 2 * kChunk;
-            const auto put = [&](int j, I whole) {
-                *reinterpret_cast<UnalignedBytes*>(high + j) = __builtin_convertvector(whole >> 8, Bytes);
-                *reinterpret_cast<UnalignedBytes*>(high + kChunk + j) = __builtin_convertvector(whole & 0xFF, Bytes);
-            };
-            work.pair_scale[r] = quantise_row(scores, count, work.v_scale, put);
+            const std::int32_t *high = exact + r * dim, *low = high + pass.rows * dim;
+            add_exact(pass, r, [&](int d) __attribute__((always_inline)) { return join(high + d, low + d); });
         }
-    }
-
-    void multiply_values(Pass& pass) {
-        const Workspace& work = pass.work;
-        const std::uint8_t* values[kChunk / kTile];
-        const int slots = piece / kTile, pieces = pass.count / slots, dim = pass.layer.head_dim;
-        for (int i = 0; i < pieces; ++i) values[i] = bytes_in_block<TiledInt8>(pass, pass.layer.v, pass.slots[i * slots]);
-        cut.use(piece);
-        cover<kSumTiles / 2>(cut.row_tiles, dim / kTile, [&](auto r, auto n, int row_tile, int columns) {
-            constexpr int R = decltype(r)::value, N = decltype(n)::value;
-            const std::ptrdiff_t offset = columns * tiles::kRowBytes;
-            each<R * N * 2>([](auto sum) { tiles::zero<decltype(sum)::value>(); });
-            multiply<Int8Tiles, R, 2, N>(
-                cut.left(work.pairs, row_tile, 2, kChunk, piece), pieces, dim * 4,
-                [&](int i, int column) { return values[i] + (offset + column * tiles::kRowBytes); });
-            each_sum<R, N>(pass, row_tile, [&](int row, int column, I sums) {
-                float* to = work.values + row * dim + (columns + column) * kTile;
-                const F mixed = __builtin_convertvector(sums, F) * all(work.pair_scale[row]);
-                amx::store(to, amx::load(to) * all(work.shrink[row]) + mixed);
-            });
-        });
     }
 };

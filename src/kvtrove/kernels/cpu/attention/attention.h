@@ -115,7 +115,7 @@ void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v,
 void rotate(const Rows& x, std::int64_t tokens, int heads, int head_dim, const Rope& rope, int num_threads);
 
 // out = softmax(cap(q.k * scale)) . v for every token; lse (optional): [tokens][num_heads], the logarithm of the sum of
-// exponentials, which merges results over disjoint keys. num_threads: 0 takes OpenMP's own number.
+// exponentials, which merges results over disjoint keys. num_threads: 0 takes max_threads().
 void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& out, float* lse, Scratch& scratch,
             int num_threads, Isa isa);
 

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "convert.h"
 #include "work.h"
@@ -30,6 +31,9 @@ constexpr int kSums = 12;    // vectors of sums that fit into the registers
 
 #include "vector_types.h"
 
+// b where one is a NaN.
+INLINE F larger(F a, F b) { return (F)_mm256_max_ps((__m256)a, (__m256)b); }
+
 // In place: left to itself, gcc lets sums wander between registers in the long unrolled products, and spills them.
 INLINE F fma(F a, F b, F c) {
     asm("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "x"(b));
@@ -51,10 +55,13 @@ INLINE F float_of_float16s(I x) {
 }
 
 #include "vector.h"
+#include "ahead.h"
 #include "product.h"
 #include "softmax.h"
 #include "gather.h"
+#include "chunk.h"
 #include "pass.h"
+#include "vector_stages.h"
 #include "level.h"
 
 }  // namespace avx2

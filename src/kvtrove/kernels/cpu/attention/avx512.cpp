@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "convert.h"
 #include "work.h"
@@ -20,10 +21,10 @@
 #endif
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16")
 #endif
 
 namespace kvtrove::attention {
@@ -36,10 +37,13 @@ constexpr int kSums = 24;    // vectors of sums that fit into the registers
 #include "vector_types.h"
 #include "avx512_lanes.h"
 #include "vector.h"
+#include "ahead.h"
 #include "product.h"
 #include "softmax.h"
 #include "gather.h"
+#include "chunk.h"
 #include "pass.h"
+#include "vector_stages.h"
 #include "level.h"
 
 }  // namespace avx512

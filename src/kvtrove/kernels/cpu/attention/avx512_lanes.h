@@ -1,5 +1,8 @@
 // The primitives of sixteen lanes. Included by a level inside its namespace, after vector_types.h.
 
+// b where one is a NaN.
+INLINE F larger(F a, F b) { return (F)_mm512_max_ps((__m512)a, (__m512)b); }
+
 INLINE F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 
 // sum plus the products of the 16-bit numbers in a and b, neighbours added.
@@ -7,3 +10,7 @@ INLINE I add_pairs(I sum, I a, I b) { return (I)_mm512_dpwssd_epi32((__m512i)sum
 
 // The lower 16 bits of each lane are a float16.
 INLINE F float_of_float16s(I x) { return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)x)); }
+
+// bf16: to nearest, ties to even; normal numbers and zero alone. And back.
+INLINE H bfloat16_of(F x) { return (H)_mm512_cvtneps_pbh((__m512)x); }
+INLINE F float_of(H x) { return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16); }

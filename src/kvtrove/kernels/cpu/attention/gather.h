@@ -11,14 +11,26 @@ struct Slot {
 
 constexpr std::uint32_t kAllLive = (1u << kTile) - 1;
 
+constexpr std::int64_t kScaleBytes = 2;  // of a token
+
+// A position: its block, and its token among all (kv_head, token) of that.
+struct Spot {
+    std::int64_t block, token;
+
+    const std::uint8_t* in(const Plane& plane) const { return plane.data + block * plane.block_stride; }
+};
+
 struct Blocks {
     const Layer& layer;
     const std::int32_t* table;  // of one sequence
     int kv_head;
 
-    const std::uint8_t* row(const Plane& plane, std::int64_t position) const {
-        return plane.data + table[position / layer.block_size] * plane.block_stride;
+    Spot spot(std::int64_t position) const {
+        const std::int64_t size = layer.block_size, block = position / size;
+        return {table[block], kv_head * size + position - block * size};
     }
+
+    std::int64_t vector_bytes() const { return static_cast<std::int64_t>(layer.head_dim * bytes_of(layer.stored)); }
 };
 
 // A plain tile in the arrangement of tiled ones; tokens that are not live become zeros. keys: as K, else as V.
@@ -26,12 +38,12 @@ template <class Lanes, class Stored, auto Widen>
 const typename Lanes::T* copy_plain(const Blocks& blocks, const Plane& plane, const Slot& slot, bool keys,
                                     typename Lanes::T* to) {
     constexpr int pack = Lanes::kPack;
-    const int dim = blocks.layer.head_dim, size = blocks.layer.block_size;
+    const int dim = blocks.layer.head_dim;
     std::fill(to, to + kTile * dim, typename Lanes::T{});
     for (int j = 0; j < kTile; ++j) {
         if (!(slot.live >> j & 1)) continue;
-        const std::int64_t token = static_cast<std::int64_t>(blocks.kv_head) * size + (slot.begin + j) % size;
-        const Stored* from = reinterpret_cast<const Stored*>(blocks.row(plane, slot.begin + j)) + token * dim;
+        const Spot spot = blocks.spot(slot.begin + j);
+        const Stored* from = reinterpret_cast<const Stored*>(spot.in(plane)) + spot.token * dim;
         for (int d = 0; d < dim; ++d) {
             const int at = keys ? (d / pack * kTile + j) * pack + d % pack : (j / pack * dim + d) * pack + j % pack;
             if constexpr (std::is_null_pointer_v<decltype(Widen)>) to[at] = from[d];
@@ -63,14 +75,6 @@ using PlainFloat16 = Reading<Float32, false, std::uint16_t, float_of_float16>;
 using PlainBfloat16 = Reading<Float32, false, std::uint16_t, float_of_bfloat16>;
 using PlainInt8 = Reading<Int8, false>;
 
-// Address of the tile at `begin`, in tiled layout: K and V both hold 16 * head_dim elements per tile in a row.
-template <class Read>
-const typename Read::T* tile_in_block(const Blocks& blocks, const Plane& plane, std::int64_t begin) {
-    const Layer& layer = blocks.layer;
-    const std::int64_t token = static_cast<std::int64_t>(blocks.kv_head) * layer.block_size + begin % layer.block_size;
-    return reinterpret_cast<const typename Read::T*>(blocks.row(plane, begin)) + token * layer.head_dim;
-}
-
 // A tile of V in tiled layout with zeros for tokens that are not live: their weight is zero, and 0 * NaN is not.
 template <class Read>
 const typename Read::T* copy_live(const typename Read::T* from, const Slot& slot, int dim, typename Read::T* to) {
@@ -83,14 +87,12 @@ const typename Read::T* copy_live(const typename Read::T* from, const Slot& slot
     return to;
 }
 
-// The tokens' scales as floats, zero for tokens that are not live. to: [16].
-inline void copy_scales(const Blocks& blocks, const Plane& plane, const Slot& slot, bool tiled, float* to) {
-    const int size = blocks.layer.block_size;
-    if (tiled && slot.live == kAllLive) {
-        const auto* scales = reinterpret_cast<const std::uint16_t*>(blocks.row(plane, slot.begin));
-        scales += blocks.kv_head * size + slot.begin % size;
+// The tokens' scales as floats, zero for tokens that are not live. whole: address of all sixteen, null where they do not lie
+// side by side. to: [16].
+inline void copy_scales(const Blocks& blocks, const Plane& plane, const Slot& slot, const std::uint8_t* whole, float* to) {
+    if (whole && slot.live == kAllLive) {
         for (int j = 0; j < kTile; j += W) {
-            const H halves = *reinterpret_cast<const UnalignedH*>(scales + j);
+            const H halves = *reinterpret_cast<const UnalignedH*>(whole + j * kScaleBytes);
             store(to + j, float_of_float16s(__builtin_convertvector(halves, I)));
         }
         return;
@@ -98,7 +100,7 @@ inline void copy_scales(const Blocks& blocks, const Plane& plane, const Slot& sl
     for (int j = 0; j < kTile; ++j) {
         to[j] = 0;
         if (!(slot.live >> j & 1)) continue;
-        const auto* scales = reinterpret_cast<const std::uint16_t*>(blocks.row(plane, slot.begin + j));
-        to[j] = float_of_float16(scales[blocks.kv_head * size + (slot.begin + j) % size]);
+        const Spot spot = blocks.spot(slot.begin + j);
+        to[j] = float_of_float16(reinterpret_cast<const std::uint16_t*>(spot.in(plane))[spot.token]);
     }
 }

@@ -1,21 +1,27 @@
 // What each level offers to work.cpp. Included by each level inside its namespace, last.
 
-inline void attend(const Step& step, const Tile& tile, int split, float* workspace) {
-    Pass pass(step, tile, workspace);
+template <class Read>
+void attend_as(const Step& step, const Run& run, float* workspace) {
+    VectorKeys<Read> keys;
+    VectorValues<Read> values;
+    attend_run(keys, values, step, run, workspace);
+}
+
+inline void attend(const Step& step, const Run& run, float* workspace) {
     const bool tiled = step.layer.tiled;
     switch (step.layer.stored) {
         case Element::float32:
-            return tiled ? attend_as<TiledFloat32>(pass, split) : attend_as<PlainFloat32>(pass, split);
+            return tiled ? attend_as<TiledFloat32>(step, run, workspace) : attend_as<PlainFloat32>(step, run, workspace);
         case Element::float16:
-            return tiled ? attend_as<TiledFloat16>(pass, split) : attend_as<PlainFloat16>(pass, split);
+            return tiled ? attend_as<TiledFloat16>(step, run, workspace) : attend_as<PlainFloat16>(step, run, workspace);
         case Element::bfloat16:
-            return tiled ? attend_as<TiledBfloat16>(pass, split) : attend_as<PlainBfloat16>(pass, split);
+            return tiled ? attend_as<TiledBfloat16>(step, run, workspace) : attend_as<PlainBfloat16>(step, run, workspace);
         case Element::int8:
-            return tiled ? attend_as<TiledInt8>(pass, split) : attend_as<PlainInt8>(pass, split);
+            return tiled ? attend_as<TiledInt8>(step, run, workspace) : attend_as<PlainInt8>(step, run, workspace);
     }
 }
 
-// The same sums in the same order as attend_as over all splits.
+// The same sums in the same order as attend_item over all splits.
 inline void merge(const Step& step, const Tile& tile, float* workspace) {
     const Pass pass(step, tile, workspace);
     const Workspace& work = pass.work;

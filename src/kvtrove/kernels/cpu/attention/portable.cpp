@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "convert.h"
 #include "work.h"
@@ -20,10 +21,13 @@ constexpr int kSums = 12;    // vectors of sums that fit into the registers
 #include "vector_types.h"
 #include "portable_lanes.h"
 #include "vector.h"
+#include "ahead.h"
 #include "product.h"
 #include "softmax.h"
 #include "gather.h"
+#include "chunk.h"
 #include "pass.h"
+#include "vector_stages.h"
 #include "level.h"
 
 }  // namespace portable

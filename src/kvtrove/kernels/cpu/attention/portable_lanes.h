@@ -1,5 +1,8 @@
 // The primitives of vectors in plain C++, for any W. Included by a level inside its namespace, after vector_types.h.
 
+// b where one is a NaN.
+INLINE F larger(F a, F b) { return a > b ? a : b; }
+
 INLINE F fma(F a, F b, F c) {
 #if defined(__FP_FAST_FMAF)
     for (int i = 0; i < W; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
@@ -18,3 +21,10 @@ INLINE F float_of_float16s(I x) {
     const I finite = (I)((F)rest * 0x1p112f);
     return (F)(sign | ((rest >= 0x7C00 << 13) ? rest | 0x7F800000 : finite));
 }
+
+// bf16: to nearest, ties to even; normal numbers and zero alone. And back.
+INLINE H bfloat16_of(F x) {
+    const U bits = (U)x;
+    return __builtin_convertvector((bits + 0x7FFF + (bits >> 16 & 1)) >> 16, H);
+}
+INLINE F float_of(H x) { return (F)(__builtin_convertvector(x, U) << 16); }

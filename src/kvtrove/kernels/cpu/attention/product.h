@@ -4,15 +4,11 @@
 // The columns come as pointers to vectors of W columns, which need not lie side by side. Sums stay in registers while
 // all rows of the tile pass by; each number of a result is one sum over the tile's rows in their order, however many
 // rows of x and columns are computed together.
-//
-// Blocks lie anywhere, so no prefetcher of the hardware guesses what comes after a tile: the steps of the first rows also
-// fetch as many lines of what is read next (`ahead`) as they read.
 
 // Runs of rows follow one another in x; within one, steps lie `advance` apart.
 template <class Format>
 struct Columns {
     const typename Format::T* const* first;  // [runs][count]: W columns each
-    const typename Format::T* const* ahead;  // [runs][count]: what is read after them, arranged alike
     const int* steps;                        // [runs]: rows of the tile / Format::kRows
     int runs, count;
     std::ptrdiff_t advance; // elements from step to step
@@ -29,21 +25,11 @@ struct Left {
     std::ptrdiff_t sums_stride;
 };
 
-constexpr int kLine = 64;  // bytes that are fetched at once
-
-// The lines of one step, each of them once.
-template <class Format, int N>
-INLINE void fetch(const typename Format::T* const (&ahead)[N], std::ptrdiff_t at, std::ptrdiff_t width) {
-    constexpr int columns = std::max<int>(1, kLine / (W * Format::kPack * sizeof(typename Format::T)));  // that share one
-    for (int n = 0; n < N; n += columns) {
-        __builtin_prefetch(ahead[n] + at);
-        if (Format::kPack < Format::kRows) __builtin_prefetch(ahead[n] + at + width);
-    }
-}
-
 template <class Format, int R, int N>
-void product_block(const Columns<Format>& columns, int column, const Left<Format>& left, int row) {
+void product_block(const Columns<Format>& columns, int column, const Left<Format>& left, int row, Ahead& ahead) {
     using Lanes = typename Format::Lanes;
+    constexpr int step_bytes = N * W * Format::kRows * sizeof(typename Format::T);
+    constexpr int some = 4;  // steps
     const std::ptrdiff_t width = columns.width, advance = columns.advance;
     const std::ptrdiff_t x_stride = left.x_stride, sums_stride = left.sums_stride;
     const auto* x = left.x + row * x_stride;
@@ -54,15 +40,12 @@ void product_block(const Columns<Format>& columns, int column, const Left<Format
 #pragma GCC unroll 16
         for (int n = 0; n < N; ++n) sum[r][n] = columns.fresh ? Lanes{} : load(out + r * sums_stride + n * W);
     for (int run = 0; run < columns.runs; ++run) {
-        const typename Format::T *tile[N], *ahead[N];
+        const typename Format::T* tile[N];
 #pragma GCC unroll 16
-        for (int n = 0; n < N; ++n) {
-            tile[n] = columns.first[run * columns.count + column + n];
-            ahead[n] = columns.ahead[run * columns.count + column + n];
-        }
+        for (int n = 0; n < N; ++n) tile[n] = columns.first[run * columns.count + column + n];
         std::ptrdiff_t at = 0;
         for (int step = 0; step < columns.steps[run]; ++step, at += advance, x += 2) {
-            if (row == 0) fetch<Format>(ahead, at, width);
+            if (row == 0 && step % some == 0) ahead.ask_in_place(some * step_bytes);
             Lanes lanes[N];
             for (int n = 0; n < N; ++n) lanes[n] = Format::even(tile[n] + at, width);
             for (int r = 0; r < R; ++r) {
@@ -84,17 +67,18 @@ void product_block(const Columns<Format>& columns, int column, const Left<Format
 
 // R rows and 2^k vectors of columns, as many as registers hold.
 template <class Format, int R, int K = 3>
-void product_rows(const Columns<Format>& columns, int column, int wide, const Left<Format>& left, int row) {
+void product_rows(const Columns<Format>& columns, int column, int wide, const Left<Format>& left, int row, Ahead& ahead) {
     if constexpr (R * (1 << K) <= kSums || K == 0) {
-        if (wide == 1 << K) return product_block<Format, R, 1 << K>(columns, column, left, row);
+        if (wide == 1 << K) return product_block<Format, R, 1 << K>(columns, column, left, row, ahead);
     }
-    if constexpr (K > 0) product_rows<Format, R, K - 1>(columns, column, wide, left, row);
+    if constexpr (K > 0) product_rows<Format, R, K - 1>(columns, column, wide, left, row, ahead);
 }
 
 template <class Format, int R = kMaxRows>
-void product_dispatch(const Columns<Format>& columns, int column, int wide, const Left<Format>& left, int row, int rows) {
-    if (rows == R) return product_rows<Format, R>(columns, column, wide, left, row);
-    if constexpr (R > 1) product_dispatch<Format, R - 1>(columns, column, wide, left, row, rows);
+void product_dispatch(const Columns<Format>& columns, int column, int wide, const Left<Format>& left, int row, int rows,
+                      Ahead& ahead) {
+    if (rows == R) return product_rows<Format, R>(columns, column, wide, left, row, ahead);
+    if constexpr (R > 1) product_dispatch<Format, R - 1>(columns, column, wide, left, row, rows, ahead);
 }
 
 inline int row_blocks(int rows) { return (rows + kMaxRows - 1) / kMaxRows; }
@@ -109,14 +93,14 @@ inline int columns_at_once(int rows) {
 
 // Columns outside, rows inside: what is read from memory passes once and stays close while all rows use it.
 template <class Format>
-void product(const Columns<Format>& columns, const Left<Format>& left, int rows) {
+void product(const Columns<Format>& columns, const Left<Format>& left, int rows, Ahead& ahead) {
     const int blocks = row_blocks(rows);
     int wide = columns_at_once(rows);
     for (int column = 0; column < columns.count; column += wide) {
         while (wide > columns.count - column) wide /= 2;
         for (int block = 0; block < blocks; ++block) {
             const int begin = rows * block / blocks, end = rows * (block + 1) / blocks;
-            product_dispatch<Format>(columns, column, wide, left, begin, end - begin);
+            product_dispatch<Format>(columns, column, wide, left, begin, end - begin, ahead);
         }
     }
 }

@@ -1,9 +1,12 @@
 // From products to weights, one row of a chunk at a time. Scores are logarithms to base 2: the factor log2(e) rides on
-// the query. Included by each level inside its namespace, after vector.h.
+// them. Included by each level inside its namespace, after vector.h and ahead.h.
 
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 constexpr float kNothing = -1e30f;  // maximum over no scores; finite, so that differences are never NaN
-constexpr float kMostInt16 = 32767.0f;
+
+// Largest whole number that a query's element or a weight becomes beside int8: 128 * high + low, both signed bytes, so
+// that matrix units take it as two rows of bytes.
+constexpr float kMostWhole = 127 * 128;
 
 // The tokens of a tile that a row reads, relative to its first: [first, end) and those of [0, end) below `sinks`.
 struct Visible {
@@ -28,25 +31,35 @@ inline void cap_row(float* scores, int count, float softcap) {
     }
 }
 
-// Exact sums of int8 products become scores: times the row's scale and each token's. In place.
-inline void rescale_row(float* scores, int count, float row_scale, const float* token_scales) {
-    const F factor = all(row_scale);
+// Products of a row become scores: score(j) gives those from j on. Returns the largest per lane.
+template <class Score>
+INLINE F score_row(float* scores, int count, const Score& score) {
+    F most = all(kNothing);
     for (int j = 0; j < count; j += W) {
-        const I exact = load(reinterpret_cast<const std::int32_t*>(scores) + j);
-        store(scores + j, __builtin_convertvector(exact, F) * factor * load(token_scales + j));
+        const F here = score(j);
+        store(scores + j, here);
+        most = larger(here, most);
     }
+    return most;
 }
 
-// Scores become weights 2^(score - best), best and sum the maximum and the sum over all chunks so far. keep(j, weights):
-// stores those from j on, and returns them as the products will see them. Returns the factor by which everything before
-// shrinks.
-template <class Keep>
-INLINE float weigh_row(const float* scores, int count, float& best, float& sum, const Keep& keep) {
-    F most = all(best), total = F{};
+INLINE F largest_in_row(const float* scores, int count) {
+    F most = all(kNothing);
     for (int j = 0; j < count; j += W) most = larger(load(scores + j), most);
-    const float now = largest_of(most);
-    for (int j = 0; j < count; j += W) {
-        total += keep(j, exp2(load(scores + j) - all(now)));
+    return most;
+}
+
+// Scores become weights 2^(score - best), best and sum the maximum and the sum over all chunks so far. most: the largest
+// of the scores, per lane. keep(j, weights): stores those from j on, and returns what the sum gets. Returns the
+// factor by which everything before shrinks.
+template <class Keep>
+INLINE float weigh_row(const float* scores, int count, F most, float& best, float& sum, Ahead& ahead, const Keep& keep) {
+    const float now = std::max(best, largest_of(most));
+    F total = F{};
+    constexpr int some = 4 * kTile;
+    for (int begin = 0; begin < count; begin += some) {
+        ahead.ask(some * kScoreBytes);
+        for (int j = begin; j < std::min(count, begin + some); j += W) total += keep(j, exp2(load(scores + j) - all(now)));
     }
     const float shrink = exp2(best - now);
     best = now;
@@ -54,22 +67,17 @@ INLINE float weigh_row(const float* scores, int count, float& best, float& sum, 
     return shrink;
 }
 
-// Weights times the value scales of their tokens, as whole numbers from 0 to 32767: put(j, numbers) stores those from j
-// on. Returns the factor that takes sums back. Rounding is at most 2^-16 of the chunk's largest weight.
+// Weights that were multiplied with the value scales of their tokens, `largest` of them the largest, as whole numbers from
+// 0 to kMostWhole: put(j, numbers) stores those from j on. Returns the factor that takes sums back. Rounding is at most
+// 2^-15 of the chunk's largest weight.
 template <class Put>
-INLINE float quantise_row(float* weights, int count, const float* token_scales, const Put& put) {
-    F most = all(1e-30f);
-    for (int j = 0; j < count; j += W) {
-        const F scaled = load(weights + j) * load(token_scales + j);
-        store(weights + j, scaled);
-        most = larger(scaled, most);
-    }
-    const float largest = largest_of(most);
-    const F factor = all(kMostInt16 / largest), half = all(0.5f);
+INLINE float quantise_row(const float* weights, int count, F most, const Put& put) {
+    const float largest = std::max(largest_of(most), 1e-30f);
+    const F factor = all(kMostWhole / largest), half = all(0.5f);
     for (int j = 0; j < count; j += W) {
         put(j, __builtin_convertvector(load(weights + j) * factor + half, I));
     }
-    return largest / kMostInt16;
+    return largest / kMostWhole;
 }
 
 // Whole numbers of 16 bits in the pairs that Int8 multiplies: per four tokens (0, 2) and (1, 3).

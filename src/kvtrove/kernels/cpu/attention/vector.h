@@ -1,5 +1,5 @@
 // Vectors of W numbers for one instruction-set level. No include guard: each level includes this inside a namespace of
-// its own, after W, fma, add_pairs and float_of_float16s are declared (portable.cpp is the smallest example).
+// its own, after W, larger, fma, add_pairs and float_of_float16s are declared (portable.cpp is the smallest example).
 //
 // The types are vector extensions of gcc and clang: operators work lane by lane, comparisons give lanes of 0 or -1.
 
@@ -9,37 +9,47 @@ INLINE void store(float* p, F x) { *reinterpret_cast<UnalignedF*>(p) = x; }
 INLINE void store(std::int32_t* p, I x) { *reinterpret_cast<UnalignedI*>(p) = x; }
 INLINE F all(float x) { return x - F{}; }
 INLINE I all(std::int32_t x) { return x - I{}; }
-INLINE F larger(F a, F b) { return a > b ? a : b; }
 INLINE F smaller(F a, F b) { return a < b ? a : b; }
 
-// One order for all levels of equal W, independent of what lies beside.
-INLINE float sum_of(F x) {
-    float total = 0;
-    for (int i = 0; i < W; ++i) total += x[i];
-    return total;
+// The numbers of x in another order: lanes i and i ^ Step trade places.
+template <int Step, int... I>
+INLINE F trade(F x, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(x, x, (I ^ Step)...);
 }
 
-INLINE float largest_of(F x) {
-    float best = x[0];
-    for (int i = 1; i < W; ++i) best = x[i] > best ? x[i] : best;
-    return best;
+struct Sum {
+    INLINE static F of(F a, F b) { return a + b; }
+};
+
+struct Largest {
+    INLINE static F of(F a, F b) { return larger(a, b); }
+};
+
+// Halves joined until one number is left: one order for all levels of equal W.
+template <class Joined, int Step = W / 2>
+INLINE float joined(F x) {
+    x = Joined::of(x, trade<Step>(x, std::make_integer_sequence<int, W>{}));
+    if constexpr (Step > 1) return joined<Joined, Step / 2>(x);
+    else return x[0];
 }
+
+INLINE float sum_of(F x) { return joined<Sum>(x); }
+INLINE float largest_of(F x) { return joined<Largest>(x); }
 
 // 2^x for x <= 127, within 2^-22; 0 below -126, so that no subnormal number ever enters a product.
 INLINE F exp2(F x) {
-    const F low = all(-126.0f), magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-    const F clamped = larger(x, low);
-    const F shifted = clamped + magic;
-    const F f = clamped - (shifted - magic);  // in [-1/2, 1/2]
-    F y = all(1.540353039e-4f);               // Taylor series of 2^f: ln(2)^k / k!
+    const F magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, which ends up in the lowest bits
+    const F shifted = x + magic;
+    const F f = x - (shifted - magic);   // in [-1/2, 1/2]
+    F y = all(1.540353039e-4f);          // Taylor series of 2^f: ln(2)^k / k!
     y = fma(y, f, all(1.333355815e-3f));
     y = fma(y, f, all(9.618129108e-3f));
     y = fma(y, f, all(5.550410866e-2f));
     y = fma(y, f, all(2.402265070e-1f));
     y = fma(y, f, all(6.931471806e-1f));
     y = fma(y, f, all(1.0f));
-    const I exponent = ((I)shifted - all(0x4B400000)) << 23;
-    return x < low ? F{} : (F)((I)y + exponent);
+    const I power = (I)((U)y + ((U)shifted << 23));
+    return x < all(-126.0f) ? F{} : (F)power;
 }
 
 INLINE float exp2(float x) { return exp2(all(x))[0]; }

@@ -14,7 +14,7 @@ Scratch::~Scratch() = default;
 namespace {
 
 constexpr std::size_t kMostPartials = std::size_t{64} << 18;  // floats of partial results: 64 MiB
-constexpr int kItemsPerThread = 8;                            // so that the last one to finish is not far behind
+constexpr int kRunsPerThread = 8;                             // so that the last one to finish is not far behind
 
 const Level& level_for(const Layer& layer, Isa isa) {
 #if defined(__x86_64__)
@@ -47,7 +47,7 @@ void cut(const Layer& layer, const Batch& batch, std::int64_t sequence, int targ
 // Items of all tiles; splits become items of their own where whole tiles are too few for `threads`. Either way gives
 // the same bits. Returns the number of partial results.
 std::int64_t list_items(Scratch& scratch, std::size_t floats_each, int threads) {
-    const bool few = static_cast<std::int64_t>(scratch.tiles.size()) < std::int64_t{threads} * kItemsPerThread;
+    const bool few = static_cast<std::int64_t>(scratch.tiles.size()) < std::int64_t{threads} * kRunsPerThread;
     std::int64_t partials = 0;
     scratch.items.clear();
     for (std::size_t i = 0; i < scratch.tiles.size(); ++i) {
@@ -105,17 +105,20 @@ void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& o
     if (scratch.tiles.empty()) return;
 
     const int threads = num_threads > 0 ? num_threads : static_cast<int>(max_threads());
-    Step step{layer, batch, q, out, lse, nullptr, 0};
+    Step step{layer, batch, q, out, scratch.tiles.data(), nullptr, lse, nullptr, 0};
     for (const Tile& tile : scratch.tiles) step.max_rows = std::max(step.max_rows, step.rows(tile));
     const std::size_t each = step.partial_floats(), own = level.workspace_floats(layer, step.max_rows);
     const std::size_t partials = list_items(scratch, each, threads) * each;
     if (scratch.memory.size() < partials + own * threads) scratch.memory.resize(partials + own * threads);
-    step.partials = scratch.memory.data();
+    step.items = scratch.items.data(), step.partials = scratch.memory.data();
     float* const workspaces = step.partials + partials;
 
-    parallel(scratch.items.size(), threads, [&](std::size_t i, std::size_t worker) {
-        const Item& item = scratch.items[i];
-        level.attend(step, scratch.tiles[item.tile], item.split, workspaces + own * worker);
+    // Runs start in their order: while all threads keep pace, each gets every `threads`-th.
+    const std::size_t items = scratch.items.size(), runs = std::min<std::size_t>(items, std::size_t{kRunsPerThread} * threads);
+    const auto begin = [&](std::size_t run) { return static_cast<std::int32_t>(items * run / runs); };
+    parallel(runs, threads, [&](std::size_t run, std::size_t worker) {
+        const std::size_t after = run + threads;
+        level.attend(step, {begin(run), begin(run + 1), after < runs ? begin(after) : -1}, workspaces + own * worker);
     });
     if (partials == 0) return;
     parallel(scratch.tiles.size(), threads, [&](std::size_t i, std::size_t worker) {

@@ -19,11 +19,18 @@ struct Item {
     std::int32_t tile, split;
 };
 
+// Items [begin, end) of a step, which one thread computes in turn. after: what it will probably be given next, or -1.
+struct Run {
+    std::int32_t begin, end, after;
+};
+
 struct Step {
     const Layer& layer;
     const Batch& batch;
     const Rows& q;
     const Rows& out;
+    const Tile* tiles;
+    const Item* items;
     float* lse;
     float* partials;
     int max_rows;
@@ -36,8 +43,8 @@ struct Step {
 struct Level {
     int target_rows;  // (token, head) pairs that share a pass over K/V in prefill
     std::size_t (*workspace_floats)(const Layer& layer, int max_rows);
-    void (*attend)(const Step& step, const Tile& tile, int split, float* workspace);  // writes out or partials
-    void (*merge)(const Step& step, const Tile& tile, float* workspace);              // partials -> out
+    void (*attend)(const Step& step, const Run& run, float* workspace);   // writes out or partials
+    void (*merge)(const Step& step, const Tile& tile, float* workspace);  // partials -> out
 };
 
 extern const Level kPortable;

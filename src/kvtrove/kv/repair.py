@@ -1,0 +1,39 @@
+"""After a fault: take back what may be wrong, or begin again with empty books. No bytes of the arena are touched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvtrove.kv.pool import BlockPool
+from kvtrove.kv.prefix_cache import PrefixCache
+
+if TYPE_CHECKING:
+    from kvtrove.kv.manager import KVCacheManager
+    from kvtrove.kv.table import SequenceKV
+
+
+def forget(manager: KVCacheManager, kv: SequenceKV) -> None:
+    """Let nobody find the blocks of `kv` any more, because what was computed into them cannot be trusted.
+
+    Who holds one keeps it; the last one to let go makes it free.
+    """
+    for block in kv.sealed_blocks():
+        if block.published:
+            manager.index.forget(block)
+            block.published = False
+
+
+def rebuild(manager: KVCacheManager) -> None:
+    """Books that say that every block is free. All handles and pins are void; the counters go on."""
+    for kv in manager.sequences.values():
+        kv.capacity = -1
+    manager.sequences.clear()
+    manager.pins.clear()
+    manager.take_copies()
+    index, pool = (
+        PrefixCache(manager.num_groups),
+        BlockPool(manager.num_blocks, manager.pool.forget, manager.pool.clock),
+    )
+    index.num_duplicates, index.num_mismatches = manager.index.num_duplicates, manager.index.num_mismatches
+    pool.num_evictions, pool.eviction_age = manager.pool.num_evictions, manager.pool.eviction_age
+    manager.index, manager.pool = index, pool

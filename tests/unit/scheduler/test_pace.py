@@ -1,0 +1,46 @@
+"""Chunks of prompts in time: learned, never below what is worth a step, and only where somebody would wait."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvtrove.request import SamplingParams
+from kvtrove.scheduler.pace import SMALLEST, Pace
+from kvtrove.scheduler.scheduler import SchedulerLimits
+from tests.echo import EchoEngine, echo_spec
+
+
+def test_the_limit_is_what_fits_into_the_time_in_whole_blocks() -> None:
+    pace = Pace(seconds=0.25, most=2048, size=32)
+    assert pace.tokens == 2048, "nothing is known yet"
+    pace.learn(0, 8, 0.02)
+    pace.learn(2000, 8, 1.02)  # half a millisecond for a token
+    assert pace.tokens == 480
+    for _ in range(50):
+        pace.learn(480, 8, 0.02 + 480 * 0.002)
+    assert pace.tokens == 96
+    for _ in range(50):
+        pace.learn(96, 0, 96 * 1.0)
+    assert pace.tokens == SMALLEST
+    for _ in range(50):
+        pace.learn(SMALLEST, 0, 1e-9)
+    assert pace.tokens == 2048
+
+
+@pytest.mark.parametrize("pace", [Pace(0.0, 512, 16), Pace(0.1, 512, 16)])
+def test_without_a_limit_or_long_prompts_nothing_changes(pace: Pace) -> None:
+    pace.learn(SMALLEST - 1, 3, 100.0)
+    pace.learn(0, 3, 100.0)
+    assert pace.tokens == 512
+
+
+def test_prompts_are_cut_only_beside_decodes() -> None:
+    engine = EchoEngine(echo_spec(4), 400, SchedulerLimits(8, 256))
+    engine.scheduler.prompt_limit = 16
+    engine.add("alone", list(range(100)), SamplingParams(max_tokens=20))
+    engine.step()
+    assert engine.last_step == {"alone": 100}
+    engine.add("beside", list(range(200, 300)), SamplingParams(max_tokens=20))
+    engine.step()
+    assert engine.last_step == {"alone": 1, "beside": 16}
+    engine.run()
