@@ -91,6 +91,8 @@ class Drafter:
         bar = max(LEAST_CHANCE, num_tokens / (FREE_ROWS + num_tokens))
         drafts: dict[int, array[int]] = {}
         for seq in decodes:
+            if seq.num_output == 0:
+                continue  # its first draw may fork
             most = min(self.rules.most, room, _room_in_block(seq, kv.block_size), seq.request.max_len - len(seq) - 1)
             if most < 1 or seq.request.params.speculation is False or seq.request.beam:
                 continue

@@ -129,8 +129,14 @@ def test_any_prefix_of_drafts_may_be_right(rules, seed):
 
 def sequence(tokens, **options):
     engine = EchoEngine(echo_spec(32), 100)
-    request = engine.add("r", tokens, SamplingParams(max_tokens=200, **options), max_len=1000, salt="t")
-    return request.sequences[0], engine
+    return added(engine, "r", tokens, SamplingParams(max_tokens=200, **options)), engine
+
+
+def added(engine, name, tokens, params, salt="t"):
+    """A sequence of these tokens, the last of which is its first output."""
+    request = engine.add(name, tokens[:-1], params, max_len=1000, salt=salt)
+    request.sequences[0].tokens.append(tokens[-1])
+    return request.sequences[0]
 
 
 def test_a_sequence_that_repeats_itself_is_continued():
@@ -161,9 +167,9 @@ def test_drafts_stop_before_an_end_token_and_the_longest_output():
     seq, engine = sequence([5, 6, 1, 2, 3, 7, 4, 5, 6, 1, 2])
     [draft] = Drafter(DraftRules()).plan([seq], 1, 100, engine.kv).values()
     assert draft.tolist() == [3]
-    request = engine.add("s", [8, 9] * 10, SamplingParams(max_tokens=3))
-    [draft] = Drafter(DraftRules()).plan(request.sequences, 1, 100, engine.kv).values()
-    assert len(draft) == 2, "with the token that is drawn after them they are three"
+    short = added(engine, "s", [8, 9] * 10, SamplingParams(max_tokens=4))
+    [draft] = Drafter(DraftRules()).plan([short], 1, 100, engine.kv).values()
+    assert len(draft) == 2, "with the token before them and the one drawn after them they are four"
 
 
 def test_recent_answers_of_the_same_tenant_are_drafts_of_the_suffix_method():
@@ -171,7 +177,7 @@ def test_recent_answers_of_the_same_tenant_are_drafts_of_the_suffix_method():
     first.tokens.extend([11, 12, 13, 14, 15])
     drafter = Drafter(DraftRules(answers=True))
     drafter.finished(first)
-    same = engine.add("same", [5, 11, 12, 13], SamplingParams(max_tokens=50), salt="t")
-    other = engine.add("other", [5, 11, 12, 13], SamplingParams(max_tokens=50), salt="u")
-    [draft] = drafter.plan([*same.sequences, *other.sequences], 2, 100, engine.kv).items()
-    assert draft == (same.sequences[0].id, array("i", [14, 15]))
+    same = added(engine, "same", [5, 11, 12, 13], SamplingParams(max_tokens=50))
+    other = added(engine, "other", [5, 11, 12, 13], SamplingParams(max_tokens=50), salt="u")
+    [draft] = drafter.plan([same, other], 2, 100, engine.kv).items()
+    assert draft == (same.id, array("i", [14, 15]))
