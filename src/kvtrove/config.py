@@ -209,7 +209,10 @@ class EngineConfig:
         known = {f.name for f in fields(cls)}
         kept: dict[str, Any] = {}
         ignored = []
-        for name, value in (settings | speculative(settings.pop("speculative_config", None))).items():
+        drafts = speculative(settings.pop("speculative_config", None))
+        if twice := sorted(drafts.keys() & settings.keys()):
+            raise ConfigError(f"speculative_config and {twice[0]} say the same thing twice; give one of them")
+        for name, value in (settings | drafts).items():
             ours = _VLLM_ALIASES.get(name, name)
             if ours in kept:
                 raise ConfigError(f"{ours} and {name} say the same thing twice; give one of them")

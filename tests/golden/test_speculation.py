@@ -25,7 +25,6 @@ KINDS = {
     "ignore_eos": {"temperature": 0, "ignore_eos": True, "logprobs": 1},
     "n": {"temperature": 0.6, "seed": 3, "n": 3},
     "beams": {"temperature": 0, "beam_width": 3},
-    "delta": {"temperature": 0, "output_kind": "delta"},
 }
 SETTINGS = {"linear": "own", "check": 2, "use_tqdm_on_load": False, "max_model_len": 512, "seed": 0}
 
@@ -69,7 +68,9 @@ def test_every_kind_of_request_gets_the_tokens_it_gets_without_drafts(plain, met
 def test_preempted_chunked_and_in_a_batch_of_all_kinds(plain):
     mixed = [request for name in KINDS if name != "beams" for request in asked(name)[:3]]
     expected = told(plain, mixed)
-    tight = engine(speculation="suffix", num_blocks=40, max_num_seqs=12, max_num_batched_tokens=24, block_size=8)
+    tight = engine(
+        speculation="suffix", num_blocks=40, max_model_len=256, max_num_seqs=12, max_num_batched_tokens=24, block_size=8
+    )
     assert told(tight, mixed) == expected
     stats = tight.llm_engine.stats()
     assert stats.num_preemptions > 0

@@ -83,6 +83,7 @@ def run(engine: Engine, names: list[str] | None = None, tokens: int = 7) -> dict
     stats = engine.kv.stats()
     assert stats.free + stats.cached == stats.num_blocks, "blocks are still held"
     assert engine.kv.check() == []
+    assert not engine.kv.sequences, "handles are still open"
     assert not engine.stats().faults.degraded
     engine.reset_prefix_cache()
     return {name: answer(outputs) for name, outputs in told.items()}

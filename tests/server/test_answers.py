@@ -17,6 +17,7 @@ from kvtrove.llm import LLM
 from kvtrove.server.app import create_app
 from kvtrove.server.auth import Keyring
 from kvtrove.server.reports import Reports
+from kvtrove.server.routes.reports import reports_router
 from kvtrove.server.service import Service
 from kvtrove.server.settings import ServerSettings
 from kvtrove.text.chat_template import ChatTemplate
@@ -40,7 +41,7 @@ async def serving(llm: LLM, template: str = CHATML, **settings: Any) -> AsyncIte
     engine.tokenizer.chat_template = ChatTemplate(template, engine.tokenizer.named_tokens)
     reports = Reports(engine.tokenizer, engine.config.block_size)
     service = Service(engine, ServerSettings(served_model_names=("demo",), **settings), [reports])
-    app = create_app(service, Keyring())
+    app = create_app(service, Keyring(), [reports_router(reports)])
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
@@ -121,7 +122,7 @@ async def test_a_thought_that_the_template_opens(llm: LLM) -> None:
 @in_loop
 async def test_what_is_forced_begins_behind_the_thought(llm: LLM) -> None:
     """Tokens that are favoured close the thought as soon as the grammar lets them, which inside JSON it does not."""
-    schema = {"type": "object", "properties": {"n": {"const": 1}}, "required": ["n"]}
+    schema = {"type": "object", "properties": {"n": {"const": 1}}, "required": ["n"]} | {"additionalProperties": False}
     format = {"type": "json_schema", "json_schema": {"name": "t", "schema": schema}}
     close = llm.get_tokenizer().encode("</think>", add_special_tokens=False)
     async with serving(llm, THINKING) as client:

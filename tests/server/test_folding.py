@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,12 +153,12 @@ def test_foreign_ids_become_short_ones_and_stay_so() -> None:
     assert len(short_id("call_1", 9)) == 9
 
 
-FOLDER = os.environ.get("KVTROVE_TEMPLATES")
+FOLDER = os.environ.get("CHAT_TEMPLATES")
 
 
-def _given_templates() -> Iterator[Path]:
+def _given_templates() -> list[Path]:
     """Templates of real models, where a folder of them is named: they may not be part of this repository."""
-    yield from sorted(Path(FOLDER).glob("*.jinja")) if FOLDER else ()
+    return sorted(Path(FOLDER).glob("*.jinja")) if FOLDER else []
 
 
 @pytest.mark.parametrize("path", _given_templates(), ids=lambda path: path.stem)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 
 from kvtrove.kv.manager import KVCacheManager
+from kvtrove.kv.table import SequenceKV
 from kvtrove.request import EngineError, FinishReason, RequestError
 from kvtrove.scheduler import beam
 from kvtrove.scheduler.computing import BlocksInWork
@@ -77,7 +78,7 @@ class Scheduler:
         self.requests[request.id] = request
         if request.params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
-        self.waiting.append(self._sequence(request, 0, request.prompt))
+        self.waiting.append(self._sequence(request, 0, request.prompt, self.kv.open(request.salt)))
 
     def abort(self, request_id: str) -> Request | None:
         """Forget a request at any moment; everything it held is free when this returns."""
@@ -124,9 +125,9 @@ class Scheduler:
         self._computing.clear()
         self._step, self.at_work = {}, None
 
-    def _sequence(self, request: Request, index: int, tokens: array[int]) -> Sequence:
+    def _sequence(self, request: Request, index: int, tokens: array[int], kv: SequenceKV) -> Sequence:
         self._next_seq_id += 1
-        seq = Sequence(self._next_seq_id, request, index, array("i", tokens), self.kv.open(request.salt))
+        seq = Sequence(self._next_seq_id, request, index, array("i", tokens), kv)
         seq.logprobs = None if request.params.logprobs is None else []
         seq.guide = request.guide
         request.sequences.append(seq)
@@ -372,13 +373,13 @@ class Scheduler:
 
     def _fork(self, parent: Sequence, index: int) -> Sequence:
         """A sequence with the parent's tokens and cache; if no block is free for its tail, it queues and recomputes."""
-        child = self._sequence(parent.request, index, parent.tokens)
-        child.inherit(parent)
         forked = self.kv.fork(parent.kv)
+        kv = self.kv.open(parent.request.salt) if forked is None else forked
+        child = self._sequence(parent.request, index, parent.tokens, kv)
+        child.inherit(parent)
         if forked is None:
             self.waiting.appendleft(child)
         else:
-            child.kv = forked
             self.running[child.id] = child
         return child
 

@@ -9,7 +9,7 @@ import pytest
 
 from kvtrove import kernels
 from tests.unit.attention.tolerances import SPLIT_QUERY, SUMS, tolerance
-from tests.unit.kernels.sanitized import FLAGS, SOURCES, Kernels, build, find_compiler
+from tests.unit.kernels.sanitized import FLAGS, MEMORY, SOURCES, Kernels, build, find_compiler
 
 LEVELS = ("amx", "avx512", "avx2", "portable")
 NAMES = (*(f"attention/{name}" for name in (*LEVELS, "store", "work")), "isa", "threads")  # the longest comes first
@@ -44,7 +44,7 @@ def test_tiles_compute_what_vectors_do_and_depend_on_nothing_else(attention: Ker
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(kernels.isa() != "amx", reason="this processor has no AMX that emulation could be held against")
 def test_emulated_tiles_have_the_bits_of_real_ones(tmp_path: Path) -> None:
-    compiler = find_compiler(tmp_path)
+    compiler = find_compiler(tmp_path, MEMORY)
     flags = [flag for flag in FLAGS if flag != "-DKVTROVE_EMULATE_AMX"]
     others = [SOURCES / f"{name}.cpp" for name in NAMES if name != "attention/amx"]
     objects = [tmp_path / f"{source.stem}.o" for source in others]

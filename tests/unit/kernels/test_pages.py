@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import logging
 from pathlib import Path
 
 import pytest
 
-from kvtrove import kernels
+from kvtrove import kernels, loading
 from kvtrove.kernels.linear import PackedWeights
 from tests.unit.kernels.sanitized import Kernels
 
@@ -47,3 +48,14 @@ def test_memory_grows_by_what_is_packed_and_comes_back() -> None:
 def test_another_kind_of_pages_is_refused() -> None:
     with pytest.raises(ValueError, match="huge_pages: 'large' is not one of auto, hugetlb, off"):
         kernels.set_huge_pages("large")
+
+
+@pytest.mark.parametrize(("huge", "wanted", "warns"), [(0, "auto", True), (8 * PAGE, "auto", False), (0, "off", False)])
+def test_one_notice_says_how_to_allow_huge_pages(
+    huge: int, wanted: str, warns: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kernels, "huge_page_bytes", lambda: (huge, 9 * PAGE))
+    with caplog.at_level(logging.WARNING, "kvtrove"):
+        loading._say_where_weights_lie(wanted)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warns
+    assert ("gives none of 18MiB" in caplog.text and "huge_pages=hugetlb" in caplog.text) == warns

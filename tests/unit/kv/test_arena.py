@@ -165,3 +165,12 @@ def test_lossless_means_every_value_survives(dtype: str) -> None:
         values = bits.view(getattr(torch, source)) if source != "float32" else torch.randn(1000)
         back = values.to(getattr(torch, dtype)).to(values.dtype)
         assert torch.equal(back[~values.isnan()], values[~values.isnan()])
+
+
+@pytest.mark.parametrize("huge_pages", ["auto", "hugetlb", "off"])
+def test_rows_are_zeros_in_pages_of_any_kind_whether_the_system_has_them_or_not(huge_pages: str) -> None:
+    arena = Arena(MIXED, 4, "cpu", huge_pages)
+    assert arena.rows.shape == (4, MIXED.block_bytes)
+    assert not bool(arena.rows.any())
+    arena.rows.fill_(7)
+    assert bool((arena.rows == 7).all())

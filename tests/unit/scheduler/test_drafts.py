@@ -158,7 +158,7 @@ def test_no_drafts_where_they_are_not_worth_it():
 
 
 def test_drafts_stop_before_an_end_token_and_the_longest_output():
-    seq, engine = sequence([1, 2, 3, 7, 4, 1, 2])
+    seq, engine = sequence([5, 6, 1, 2, 3, 7, 4, 5, 6, 1, 2])
     [draft] = Drafter(DraftRules()).plan([seq], 1, 100, engine.kv).values()
     assert draft.tolist() == [3]
     request = engine.add("s", [8, 9] * 10, SamplingParams(max_tokens=3))

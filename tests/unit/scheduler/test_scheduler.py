@@ -26,7 +26,8 @@ def expected(engine: EchoEngine, name: str) -> list[list[int]]:
 
 
 def idle(engine: EchoEngine) -> bool:
-    return engine.kv.num_free_blocks == engine.kv.num_blocks and not engine.kv.check()
+    free = engine.kv.num_free_blocks == engine.kv.num_blocks
+    return free and not engine.kv.sequences and not engine.kv.check()
 
 
 @SPECS

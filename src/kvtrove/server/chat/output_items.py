@@ -101,7 +101,7 @@ def _copy(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(part) | {"logprobs": list(part["logprobs"])}
+    return {name: list(value) if name == "logprobs" else value for name, value in part.items()}
 
 
 def _without_bytes(logprobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -69,7 +69,10 @@ inline void attend_best(const Step& step, const Run& run, float* workspace) {
     if (tiled && step.layer.stored == Element::bfloat16) {
         return attend_on_tiles<Bfloat16Keys, Bfloat16Values>(step, run, workspace);
     }
-    if (tiled && step.layer.stored == Element::int8) return attend_on_tiles<Int8Keys, Int8Values>(step, run, workspace);
+    // A single row is no work for tiles; of int8 both have the same bits.
+    if (tiled && step.layer.stored == Element::int8 && step.max_rows > 1) {
+        return attend_on_tiles<Int8Keys, Int8Values>(step, run, workspace);
+    }
     attend(step, run, workspace);
 }
 

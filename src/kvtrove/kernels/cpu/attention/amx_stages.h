@@ -6,9 +6,6 @@
 // a piece that nobody reads have weight zero, which adds nothing. int8 gives the same whole numbers as on vectors, hence
 // the same bits.
 
-typedef std::uint8_t Bytes __attribute__((vector_size(W)));
-typedef std::uint8_t UnalignedBytes __attribute__((vector_size(W), aligned(1), may_alias));
-
 // Tokens of V that one product takes.
 inline int piece_of(const Layer& layer, int pack) {
     int piece = tiles::kRowBytes * pack / 4;
@@ -223,9 +220,9 @@ struct Int8Keys {
         std::fill(bytes + rows * dim, bytes + RowTiles(rows).padded() * dim, std::int8_t{0});
         for (int r = 0; r < pass.rows; ++r) {
             std::int8_t *high = bytes + r * dim, *low = high + pass.rows * dim;
-            pass.work.q_scale[r] = whole_row(pass, r, [&](int d, std::int32_t whole) {
-                high[d] = static_cast<std::int8_t>((whole + 64) >> 7);
-                low[d] = static_cast<std::int8_t>(whole - high[d] * 128);
+            pass.work.q_scale[r] = whole_row(pass, r, [&](int d, I whole) __attribute__((always_inline)) {
+                const I upper = (whole + 64) >> 7;
+                store_bytes(high + d, upper), store_bytes(low + d, whole - (upper << 7));
             });
         }
     }
@@ -262,12 +259,11 @@ struct Int8Values {
     }
 
     float weigh(const Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) {
-        auto* high = reinterpret_cast<std::uint8_t*>(pass.work.weights) + r * kChunk;
+        auto* high = reinterpret_cast<std::int8_t*>(pass.work.weights) + r * kChunk;
         auto* low = high + pass.rows * kChunk;
         return weigh_whole(pass.work, r, pass.scores(r), chunk.count * kTile, most, ahead,
                            [&](int j, I whole) __attribute__((always_inline)) {
-            *reinterpret_cast<UnalignedBytes*>(high + j) = __builtin_convertvector(whole >> 7, Bytes);
-            *reinterpret_cast<UnalignedBytes*>(low + j) = __builtin_convertvector(whole & 127, Bytes);
+            store_bytes(high + j, whole >> 7), store_bytes(low + j, whole & 127);
         });
     }
 

@@ -14,3 +14,8 @@ INLINE F float_of_float16s(I x) { return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi1
 // bf16: to nearest, ties to even; normal numbers and zero alone. And back.
 INLINE H bfloat16_of(F x) { return (H)_mm512_cvtneps_pbh((__m512)x); }
 INLINE F float_of(H x) { return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16); }
+
+// The lowest byte of each lane.
+INLINE void store_bytes(std::int8_t* to, I x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)x));
+}

@@ -78,16 +78,19 @@ inline void load_row(const Pass& pass, int r, float* row) {
     floats_of(query(pass, r), pass.step.q.element, pass.layer.head_dim, row);
 }
 
-// q of row r as whole numbers up to kMostWhole, times the factor of scores: put(d, number). Returns what takes sums back.
+// q of row r times the factor of scores, as whole numbers up to kMostWhole: put(d, numbers) stores those from d on. Returns
+// what takes sums back.
 template <class Put>
-inline float whole_row(const Pass& pass, int r, const Put& put) {
-    float row[kMaxDim], most = 1e-30f;
+INLINE float whole_row(const Pass& pass, int r, const Put& put) {
+    float row[kMaxDim];
     load_row(pass, r, row);
     const int dim = pass.layer.head_dim;
-    const float factor = score_factor(pass.layer);
-    for (int d = 0; d < dim; ++d) row[d] *= factor, most = std::max(most, std::fabs(row[d]));
-    for (int d = 0; d < dim; ++d) put(d, static_cast<std::int32_t>(std::lrintf(row[d] * (kMostWhole / most))));
-    return most / kMostWhole;
+    F most = all(1e-30f);
+    for (int d = 0; d < dim; d += W) most = larger(larger(load(row + d), F{} - load(row + d)), most);
+    const float largest = largest_of(most);
+    const F factor = all(kMostWhole / largest), magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds
+    for (int d = 0; d < dim; d += W) put(d, (I)(load(row + d) * factor + magic) - all(0x4B400000));
+    return largest / kMostWhole * score_factor(pass.layer);
 }
 
 // Scales of all tokens in the chunk. scales: of the chunk, in tiled layout.

@@ -28,3 +28,8 @@ INLINE H bfloat16_of(F x) {
     return __builtin_convertvector((bits + 0x7FFF + (bits >> 16 & 1)) >> 16, H);
 }
 INLINE F float_of(H x) { return (F)(__builtin_convertvector(x, U) << 16); }
+
+// The lowest byte of each lane.
+INLINE void store_bytes(std::int8_t* to, I x) {
+    for (int i = 0; i < W; ++i) to[i] = static_cast<std::int8_t>(x[i]);
+}

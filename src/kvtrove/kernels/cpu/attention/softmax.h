@@ -80,14 +80,19 @@ INLINE float quantise_row(const float* weights, int count, F most, const Put& pu
     return largest / kMostWhole;
 }
 
+typedef std::int32_t HalfI __attribute__((vector_size(2 * W)));
+typedef std::int32_t UnalignedHalfI __attribute__((vector_size(2 * W), aligned(4), may_alias));
+
 // Whole numbers of 16 bits in the pairs that Int8 multiplies: per four tokens (0, 2) and (1, 3).
+template <int... K>
+INLINE void store_pairs(std::int32_t* pairs, I whole, std::integer_sequence<int, K...>) {
+    const HalfI lower = __builtin_shufflevector(whole, whole, (K / 2 * 4 + K % 2)...);
+    const HalfI upper = __builtin_shufflevector(whole, whole, (K / 2 * 4 + K % 2 + 2)...);
+    *reinterpret_cast<UnalignedHalfI*>(pairs) = lower | upper << 16;
+}
+
 INLINE void store_pairs(std::int32_t* pairs, I whole) {
-    std::int32_t four[W];
-    store(four, whole);
-    for (int i = 0; i < W; i += 4) {
-        pairs[i / 2] = four[i] | four[i + 2] << 16;
-        pairs[i / 2 + 1] = four[i + 1] | four[i + 3] << 16;
-    }
+    store_pairs(pairs, whole, std::make_integer_sequence<int, W / 2>{});
 }
 
 // (best, sum, values) of one set of keys and of another become those of both.

@@ -10,11 +10,10 @@ struct VectorKeys {
     void take_queries(Pass& pass) {
         const int dim = pass.layer.head_dim;
         if constexpr (Read::kQuantised) {
-            auto* halves = reinterpret_cast<std::int16_t*>(pass.work.q);
-            for (int r = 0; r < pass.rows; ++r, halves += dim) {
-                pass.work.q_scale[r] = whole_row(pass, r, [&](int d, std::int32_t whole) {
-                    halves[d / 4 * 4 + d % 2 * 2 + d % 4 / 2] = static_cast<std::int16_t>(whole);
-                });
+            auto* pairs = reinterpret_cast<std::int32_t*>(pass.work.q);
+            for (int r = 0; r < pass.rows; ++r, pairs += dim / 2) {
+                const auto put = [&](int d, I whole) __attribute__((always_inline)) { store_pairs(pairs + d / 2, whole & 0xFFFF); };
+                pass.work.q_scale[r] = whole_row(pass, r, put);
             }
         } else {
             const float factor = score_factor(pass.layer);
@@ -73,7 +72,8 @@ struct VectorValues {
         float* scores = pass.scores(r);
         if constexpr (Read::kQuantised) {
             auto* pairs = reinterpret_cast<std::int32_t*>(work.weights) + r * (kChunk / 2);
-            return weigh_whole(work, r, scores, count, most, ahead, [&](int j, I whole) { store_pairs(pairs + j / 2, whole); });
+            const auto put = [&](int j, I whole) __attribute__((always_inline)) { store_pairs(pairs + j / 2, whole); };
+            return weigh_whole(work, r, scores, count, most, ahead, put);
         }
         const auto keep = [&](int j, F weights) __attribute__((always_inline)) { return store(scores + j, weights), weights; };
         const float shrink = weigh_row(scores, count, most, work.best[r], work.sum[r], ahead, keep);
