@@ -93,7 +93,10 @@ def _run(runner: ModelRunner, step: Step) -> None:
         tokens = array("i", [0] * new)
         reported = tokens[:PROMPT_LOGPROB_ROWS] if cached == 0 and new > 1 else array("i")
         logprobs = MAX_LOGPROBS if reported else None
-        sequences.append(ScheduledSequence(index, tokens, cached, tables, sample, logprobs, reported))
+        work = ScheduledSequence(
+            index, tokens, cached, tables, sample, prompt_logprobs=logprobs, prompt_targets=reported
+        )
+        sequences.append(work)
     runner.execute(SchedulerOutput(sequences, []))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING
 
@@ -64,7 +64,7 @@ class Growth:
     drafts: int
     draft_tokens: int
     accepted_tokens: int
-    accepted_per_pos: tuple[int, ...] = ()
+    accepted_per_pos: tuple[int, ...] = field(default=(), kw_only=True)
 
     @classmethod
     def between(cls, before: EngineStats | None, now: EngineStats) -> Growth:
