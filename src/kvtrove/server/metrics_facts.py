@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING
 
@@ -74,7 +74,7 @@ class Growth:
         places = now.drafts.accepted_per_pos if now.drafts else []
         earlier = before.drafts.accepted_per_pos if before and before.drafts else []
         per_pos = tuple(one - other for one, other in zip_longest(places, earlier, fillvalue=0))
-        return cls(*grown, accepted_per_pos=per_pos)
+        return replace(cls(*grown), accepted_per_pos=per_pos)
 
 
 def _totals(stats: EngineStats) -> tuple[int, ...]:
