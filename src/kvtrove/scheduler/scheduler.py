@@ -26,13 +26,7 @@ from kvtrove.scheduler import beam
 from kvtrove.scheduler.computing import BlocksInWork
 from kvtrove.scheduler.drafts import Drafter
 from kvtrove.scheduler.limits import SchedulerLimits, SchedulerStats
-from kvtrove.scheduler.output import (
-    NO_TOKENS,
-    ModelOutput,
-    SampledToken,
-    ScheduledSequence,
-    SchedulerOutput,
-)
+from kvtrove.scheduler.output import NO_TOKENS, ModelOutput, SampledToken, ScheduledSequence, SchedulerOutput
 from kvtrove.scheduler.policies import end_of, share, too_long
 from kvtrove.scheduler.sequence import Request, Sequence
 from kvtrove.scheduler.work import scheduled_sequence
