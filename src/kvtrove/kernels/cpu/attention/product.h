@@ -29,7 +29,7 @@ template <class Format, int R, int N>
 void product_block(const Columns<Format>& columns, int column, const Left<Format>& left, int row, Ahead& ahead) {
     using Lanes = typename Format::Lanes;
     constexpr int step_bytes = N * W * Format::kRows * sizeof(typename Format::T);
-    constexpr int some = std::max<int>(1, 2048 / step_bytes);  // steps between what is asked ahead: outside of the inner loop
+    constexpr int some = std::max<int>(1, 2048 / step_bytes);  // steps between what is asked ahead
     const std::ptrdiff_t width = columns.width, advance = columns.advance;
     const std::ptrdiff_t x_stride = left.x_stride, sums_stride = left.sums_stride;
     const auto* x = left.x + row * x_stride;
