@@ -36,6 +36,8 @@ PARAMS: dict[str, dict[str, Any]] = {
 class EvenGuide:
     """Allows tokens of one parity in turn, so that a guide that missed a token would show."""
 
+    problem: str | None = None
+
     def __init__(self, accepted: int = 0) -> None:
         self.accepted = accepted
 

@@ -17,6 +17,8 @@ from tests.echo import EchoEngine, echo_spec
 class Recorder:
     """A guide whose mask is a fingerprint of all that it has accepted."""
 
+    problem: str | None = None
+
     def __init__(self, accepted: tuple[int, ...] = ()) -> None:
         self.accepted = accepted
 
