@@ -37,3 +37,10 @@ def test_a_short_key_in_the_environment_is_refused_and_not_shown(tmp_path: Path)
     assert result.exit_code == 2
     assert "KVTROVE_API_KEY: a key needs at least 16" in result.output
     assert "secret" not in result.output
+
+
+@pytest.mark.parametrize("command", ["serve", "generate", "chat"])
+def test_help_on_80_columns_cuts_no_flag_short(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], terminal_width=80, env={"COLUMNS": "80"})
+    assert "--max-num-batched-tokens" in result.output
+    assert "…" not in result.output

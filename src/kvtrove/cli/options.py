@@ -33,6 +33,8 @@ def _flag(panel: str, metavar: str | None, help: str, *names: str) -> Any:
 
 
 _engine = functools.partial(_flag, "Engine")
+_cache = functools.partial(_flag, "Cache")
+_drafts = functools.partial(_flag, "Drafts")
 _sampling = functools.partial(_flag, "Sampling")
 
 
@@ -40,22 +42,22 @@ _sampling = functools.partial(_flag, "Sampling")
 class EngineOptions:
     """The settings of EngineConfig as flags; it checks the values."""
 
-    kv: Annotated[str | None, _engine("SIZE", "Memory for the KV cache, for example 8GiB.")] = None
+    kv: Annotated[str | None, _cache("SIZE", "Memory for the KV cache, for example 8GiB.")] = None
     max_model_len: Annotated[str | None, _engine("TOKENS", "Longest prompt and output together, such as 32k.")] = None
     dtype: Annotated[str, _engine("TYPE", "Of the weights: auto, bfloat16, float16 or float32.")] = "auto"
     weights: Annotated[str, _engine("TYPE", "auto, or int8: quantise matrices at load (CPU).")] = "auto"
     linear: Annotated[str, _engine("NAME", "What multiplies on a CPU: auto, own, torch or onednn.")] = "auto"
     threads: Annotated[int | None, _engine("N", "On a CPU; one a core that the process may use without it.")] = None
     device: Annotated[str, _engine("DEVICE", "auto, cpu, cuda or cuda:N.")] = "auto"
-    kv_cache_dtype: Annotated[str, _engine("TYPE", "How the cache stores K and V: auto (as the model) or int8.")] = (
+    kv_cache_dtype: Annotated[str, _cache("TYPE", "How the cache stores K and V: auto (as the model) or int8.")] = (
         "auto"
     )
     attention_backend: Annotated[str, _engine("NAME", "auto, cpu (kernels) or reference (plain torch).")] = "auto"
     huge_pages: Annotated[str, _engine("KIND", "Of weights and cache: auto, hugetlb (the system's pool) or off.")] = (
         "auto"
     )
-    block_size: Annotated[int, _engine("N", "Tokens in a block of the cache.")] = 32
-    num_blocks: Annotated[int | None, _engine("N", "Exact number of blocks instead of --kv.")] = None
+    block_size: Annotated[int, _cache("N", "Tokens in a block of the cache.")] = 32
+    num_blocks: Annotated[int | None, _cache("N", "Exact number of blocks instead of --kv.")] = None
     max_num_seqs: Annotated[int, _engine("N", "Sequences in one step at most.")] = 256
     max_num_batched_tokens: Annotated[int, _engine("N", "Tokens in one step at most.")] = 2048
     max_concurrent_prefills: Annotated[int, _engine("N", "Prompts that share a step.")] = 4
@@ -63,18 +65,18 @@ class EngineOptions:
         float, _engine("SECONDS", "What prompts may add to a step in which others decode; 0: no limit.")
     ] = 0.25
     enable_prefix_caching: Annotated[
-        bool, _engine(None, "Reuse the blocks of prompts that begin alike.", "--prefix-caching/--no-prefix-caching")
+        bool, _cache(None, "Reuse the blocks of prompts that begin alike.", "--prefix-caching/--no-prefix-caching")
     ] = True
     tokenizer: Annotated[str | None, _engine("DIR", "Where the tokenizer is, if not with the model.")] = None
     load_format: Annotated[
         str, _engine("KIND", "auto: the checkpoint's weights; dummy: random ones for a config.json.")
     ] = "auto"
     speculation: Annotated[
-        str, _engine("METHOD", "Drafts from prompt and output (ngram), or recent answers too (suffix); off.")
+        str, _drafts("METHOD", "Drafts from prompt and output (ngram), or recent answers too (suffix); off.")
     ] = "off"
-    num_speculative_tokens: Annotated[int, _engine("N", "Drafts of a sequence in a step at most.")] = 12
-    prompt_lookup_max: Annotated[int, _engine("N", "Tokens compared at most to find a draft.")] = 32
-    prompt_lookup_min: Annotated[int, _engine("N", "Tokens that must match for a draft.")] = 2
+    num_speculative_tokens: Annotated[int, _drafts("N", "Drafts of a sequence in a step at most.")] = 12
+    prompt_lookup_max: Annotated[int, _drafts("N", "Tokens compared at most to find a draft.")] = 32
+    prompt_lookup_min: Annotated[int, _drafts("N", "Tokens that must match for a draft.")] = 2
     check: Annotated[int | None, _engine("LEVEL", "Check the cache's books: 0 never, 1 when idle, 2 always.")] = None
 
     def load(self, model: str, quiet: bool = False, **more: Any) -> LLM:

@@ -72,12 +72,11 @@ def serve(
             "--tool-format",
             "--tool-call-parser",
             metavar="FORMAT",
-            help="How the model writes tool calls: auto, hermes, qwen3_coder, llama3, mistral, ...",
+            help="Calls: auto, hermes, ...",
+            rich_help_panel="How the model writes",
         ),
     ] = "auto",
-    reasoning_parser: Annotated[
-        str, typer.Option(metavar="FORMAT", help="How the model writes thoughts: auto, none, think, harmony, ...")
-    ] = "auto",
+    reasoning_parser: Annotated[str, _flag("How the model writes", "FORMAT", "Thoughts: auto, none, ...")] = "auto",
     cors_origin: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="A web page that may call the server; repeatable.")
     ] = None,
