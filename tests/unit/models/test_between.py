@@ -1,4 +1,4 @@
-"""Decoders whose layers run in one call from attention to attention."""
+"""Decoders whose layers run in one call from attention to attention, or to what is not for kernels."""
 
 from __future__ import annotations
 

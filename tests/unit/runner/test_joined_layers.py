@@ -1,4 +1,4 @@
-"""All layers of a step in one call, against the same layers one by one: hidden states and cache, bit for bit."""
+"""Layers of a step in one call, against the same layers one by one: hidden states and cache, bit for bit."""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ void Between::check() const {
                down.weights->outputs() == hidden && next_norm.weight;
     };
     const bool fits = gate_up.weights && down.weights ? mlp_fits() : !gate_up.weights && !down.weights && !next.weights;
-    if (!fits || (next.weights && next.weights->inputs() != hidden)) throw std::invalid_argument("o, gate_up, down and next are not the matrices of one layer");
+    if (!fits || (next.weights && next.weights->inputs() != hidden)) {
+        throw std::invalid_argument("o, gate_up, down and next are not the matrices of one layer");
+    }
 }
 
 namespace {
