@@ -1,4 +1,5 @@
-// The gates of SwiGLU and GeGLU on vectors of any width. Compile them with -ffp-contract=off: then all widths give the same bits.
+// The gates of SwiGLU and GeGLU on vectors of any width. Compile them with -ffp-contract=off: then all widths give the
+// same bits.
 #pragma once
 
 #include <cstdint>
