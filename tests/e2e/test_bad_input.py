@@ -145,7 +145,10 @@ CHECKPOINT_ROWS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda d: (d / "config.json").unlink(), r"config\.json: the file is missing"),
     "broken config": (lambda d: (d / "config.json").write_text("{"), r"config\.json: cannot be read as JSON"),
     "config of another kind": (lambda d: (d / "config.json").write_text("[]"), r"holds a list, expected a JSON object"),
-    "no architecture": (edit_config(architectures=[]), r"'architectures' is missing; supported: .*LlamaForCausalLM"),
+    "no architecture": (
+        edit_config(architectures=[], model_type=None),
+        r"'architectures' is missing and 'model_type' is None; add one.*LlamaForCausalLM",
+    ),
     "unknown architecture": (
         edit_config(architectures=["MambaForCausalLM"]),
         r"'MambaForCausalLM' is not supported.*Llama",

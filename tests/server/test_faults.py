@@ -68,7 +68,14 @@ def test_others_get_their_answers_and_the_culprit_an_error(
             usual = await others(app)
             engine.reset_prefix_cache()
             faults.arm(stage, raising(MemoryError), "")
-            body = {"prompt": "Who?", "seed": CULPRIT, "max_tokens": 20, "stream": stream, "temperature": 0}
+            body = {
+                "prompt": "Who?",
+                "seed": CULPRIT,
+                "max_tokens": 20,
+                "ignore_eos": True,
+                "stream": stream,
+                "temperature": 0,
+            }
             beside = asyncio.ensure_future(others(app))
             answer = await app.client.post("/v1/completions", json=body, headers={"x-request-id": "the-culprit"})
             assert await beside == usual

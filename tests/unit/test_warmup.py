@@ -92,8 +92,8 @@ def test_it_measures_what_the_process_holds() -> None:
     runner = random_runner(replace(model(2), vocab_size=50_000), 64)
     measured = warm_up(runner, StepLimits(1024, 32, 1024, 2048))
     assert measured is not None
-    rows = 32 * 50_000 * 4
-    assert 4 * rows < measured.activations < 40 * rows
+    rows = 32 * 50_000 * 4  # bytes of a step's logits; sorting, log-probabilities and draws hold many times as much
+    assert 4 * rows < measured.activations < 64 * rows
     assert measured.process < process.resident_bytes()  # type: ignore[operator]
 
 

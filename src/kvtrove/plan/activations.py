@@ -22,8 +22,8 @@ MAX_SCORES = 1 << 22
 """Scores that the reference attention computes at a time (kvtrove.attention.reference)."""
 MAX_KEYS = 1 << 13
 """Keys that it gathers for several decoding sequences at a time (kvtrove.attention.tiles)."""
-RANKED_LOGIT = 44
-"""Bytes per logit while the sampler sorts whole rows: values, ids, float64 weights and their sums."""
+RANKED_LOGIT = 47
+"""Bytes per logit while the sampler sorts whole rows: values, ids, float64 weights and their sums, three masks."""
 
 
 @dataclass(frozen=True)

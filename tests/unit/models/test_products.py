@@ -166,7 +166,9 @@ def test_settings_that_contradict_each_other_are_refused(checkpoints: Checkpoint
 def test_gemma_in_float16_is_refused(checkpoints: Checkpoints) -> None:
     """Its residual stream passes 65,504; what came out were NaN, and silent padding."""
     directory = checkpoints.get("gemma3")
-    with pytest.raises(ConfigError, match=r"dtype: activations of gemma3 pass 65,504.* --dtype bfloat16 or float32"):
+    with pytest.raises(
+        ConfigError, match=r"dtype: activations of Gemma3ForCausalLM pass 65,504.* --dtype bfloat16 or float32"
+    ):
         choose_precision(config(directory, dtype="float16"), read_spec(directory))
 
 

@@ -36,7 +36,8 @@ def llama(checkpoints: Checkpoints, tmp_path: Path) -> Path:
 
 
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> Model:
-    return load_model(directory, read_spec(directory), Products(Precision.plain(str(dtype).removeprefix("torch."))))
+    precision = Precision.plain(str(dtype).removeprefix("torch."))
+    return load_model(directory, read_spec(directory), Products(precision, wanted="torch"))
 
 
 def change(directory: Path, edit: dict[str, Tensor | None]) -> None:
