@@ -100,7 +100,7 @@ class AttentionBackend(Protocol):
         ...
 
     def joined(self, layers: Sequence[AttentionLayer], calls: Sequence[LayerCall]) -> JoinedLayers | None:
-        """All layers of a model in one call a step; None when this backend takes them one by one.
+        """Consecutive layers in one call a step; None when this backend takes them one by one.
 
         calls: what each of `layers` does beside attention.
         """
@@ -111,7 +111,7 @@ class JoinedLayers(Protocol):
     """Results are those of `AttentionBackend.run` and `Between`, layer by layer."""
 
     def __call__(self, plan: Any, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]) -> Tensor:
-        """Hidden states after the last norm. plan: of this step. rotations: those that layers name (`LayerCall.rope`).
+        """What the last layer's `Between` gives. plan: of this step. rotations: what layers name (`LayerCall.rope`).
 
         x: hidden states [T, hidden], updated in place. projected: the first layer's projections [T, ...], overwritten.
         """

@@ -1,7 +1,7 @@
 """The backend of CPUs: fused kernels for dense and int8 caches. Same answers as the reference, at the speed of memory.
 
-What a step costs in Python does not grow with its context: one handle a group of layers, and one call for all of them
-where the model's layers can be joined.
+What a step costs in Python does not grow with its context: one handle a group of layers, and one call for all
+consecutive layers that can be joined.
 """
 
 from __future__ import annotations

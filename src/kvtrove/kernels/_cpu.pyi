@@ -12,6 +12,7 @@ def add_rms_norm(
     x: int, added: int, y: int, weight: int, is_bf16: bool, wide: bool, rows: int, size: int, eps: float
 ) -> None: ...
 def silu_and_mul(gate: int, up: int, y: int, is_bf16: bool, rows: int, size: int, stride: int) -> None: ...
+def gelu_tanh_and_mul(gate: int, up: int, y: int, is_bf16: bool, rows: int, size: int, stride: int) -> None: ...
 def race(
     weights: int, size: int, places: int, keys: int, draws: int, most: int, candidates: int, counts: int
 ) -> None: ...
@@ -23,24 +24,25 @@ class PackedWeights:
     def multiply(self, x: int, y: int, is_bf16: bool, rows: int, bias: int) -> None: ...
     def gather(self, ids: int, count: int, y: int, is_bf16: bool) -> None: ...
 
+Norm = tuple[int, float, bool]
+
 class Between:
     outputs: int
     def __init__(
         self,
         o: PackedWeights,
         o_bias: int,
-        gate_up: PackedWeights,
+        gate_up: PackedWeights | None,
         gate_up_bias: int,
-        down: PackedWeights,
+        down: PackedWeights | None,
         down_bias: int,
         next: PackedWeights | None,
         next_bias: int,
-        norm: int,
-        eps: float,
-        wide: bool,
-        next_norm: int,
-        next_eps: float,
-        next_wide: bool,
+        norm: Norm,
+        next_norm: Norm,
+        o_norm: Norm,
+        down_norm: Norm,
+        gelu: bool,
     ) -> None: ...
     def run(self, x: int, mixed: int, workspace: int, out: int, is_bf16: bool, rows: int) -> None: ...
     def workspace(self, rows: int) -> int: ...

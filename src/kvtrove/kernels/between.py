@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvtrove.kernels import _extension
 from kvtrove.kernels.linear import PackedWeights
+from kvtrove.kernels.rows import Gate
 
 
 class Matrix(Protocol):
@@ -37,8 +38,10 @@ class Norm(Protocol):
 class Between:
     """x += o(mixed); x += down(silu(gate) * up) of norm(x); then next(next_norm(x)), or that norm alone without `next`.
 
+    o_norm, down_norm: of what is added to x (sandwich norms). gate: the activation. mlp: gate_up and down; None ends it
+    with norm(x), the input of another kind of MLP. dtype: of x, float32 or bfloat16.
     The bits are those of `linear` and `rows`, call by call. A few hundred rows pass at a time, so that what lies
-    between two products stays small. dtype: of x, float32 or bfloat16.
+    between two products stays small.
     ValueError when matrices or norms do not fit together.
     """
 
@@ -46,17 +49,22 @@ class Between:
         self,
         o: Matrix,
         norm: Norm,
-        gate_up: Matrix,
-        down: Matrix,
-        next_norm: Norm,
+        mlp: tuple[Matrix, Matrix] | None,
+        next_norm: Norm | None,
         next: Matrix | None,
         dtype: torch.dtype,
+        *,
+        o_norm: Norm | None = None,
+        down_norm: Norm | None = None,
+        gate: Gate = "silu",
     ) -> None:
         self.dtype, self.inputs, self.hidden = dtype, o.weights.inputs, o.weights.outputs
-        self._kept = (o, norm, gate_up, down, next_norm, next)
-        norms = [norm_of(one, self.hidden, dtype) for one in (norm, next_norm)]
+        self.has_mlp, self.has_next = mlp is not None, next is not None
+        self._kept = (o, norm, mlp, next_norm, next, o_norm, down_norm)
+        gate_up, down = mlp or (None, None)
+        norms = [norm_of(one, self.hidden, dtype) for one in (norm, next_norm, o_norm, down_norm)]
         self.handle = _extension().Between(
-            *_matrix(o), *_matrix(gate_up), *_matrix(down), *_matrix(next), *norms[0], *norms[1]
+            *_matrix(o), *_matrix(gate_up), *_matrix(down), *_matrix(next), *norms, gate == "gelu_tanh"
         )
         self._outputs = self.handle.outputs
 

@@ -1,8 +1,8 @@
-"""All layers of a decoder in one call a step (cpu/decoder.h)."""
+"""A range of a decoder's layers in one call a step (cpu/decoder.h)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +27,23 @@ class LayerCall:
     k_norm: Norm | None = None
 
 
+def ranges(calls: Sequence[LayerCall | None]) -> Iterator[tuple[int, int]]:
+    """Half-open ranges of layers that one call can take: each layer but the last makes the projections of the next.
+
+    calls: of each layer; None where a layer is not for these kernels.
+    """
+    start = None
+    for stop, (call, behind) in enumerate(zip(calls, (*calls[1:], None), strict=True), 1):
+        if call is None:
+            continue
+        start = stop - 1 if start is None else start
+        if behind is None or not call.between.has_next:
+            yield start, stop
+            start = None
+
+
 class DecoderKernel:
-    """Every layer from its projections on: norms of heads, rotation, cache, attention, then `Between`.
+    """Consecutive layers, each from its projections on: norms of heads, rotation, cache, attention, then `Between`.
 
     layers: where each reads its cache, and the number of its batch among a step's. The bits are those of calling
     `AttentionKernel` and `Between` in turn. ValueError when a layer does not follow from the one before it.

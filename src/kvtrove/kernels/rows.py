@@ -6,6 +6,9 @@ would round it. A row's bits depend on nothing but the row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -50,6 +53,20 @@ def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
 
     They may be parts of one tensor. TypeError for other dtypes or devices, ValueError for layouts that differ.
     """
+    return _gated(_extension().silu_and_mul, gate, up)
+
+
+def gelu_tanh_and_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu(gate) * up, as in GeGLU (arXiv 2002.05202), gelu in its tanh form. Otherwise as `silu_and_mul`."""
+    return _gated(_extension().gelu_tanh_and_mul, gate, up)
+
+
+Gate = Literal["silu", "gelu_tanh"]
+GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"silu": silu_and_mul, "gelu_tanh": gelu_tanh_and_mul}
+"""Of every `Gate`."""
+
+
+def _gated(kernel: Callable[..., None], gate: Tensor, up: Tensor) -> Tensor:
     if not serves(gate):
         raise TypeError(f"gate is {gate.dtype} on {gate.device}, expected float32 or bfloat16 on the CPU")
     alike = gate.shape == up.shape and gate.dtype == up.dtype and gate.stride() == up.stride()
@@ -60,7 +77,7 @@ def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
         )
     y = gate.new_empty(gate.shape)
     is_bf16 = gate.dtype == torch.bfloat16
-    _extension().silu_and_mul(gate.data_ptr(), up.data_ptr(), y.data_ptr(), is_bf16, *gate.shape, gate.stride(0))
+    kernel(gate.data_ptr(), up.data_ptr(), y.data_ptr(), is_bf16, *gate.shape, gate.stride(0))
     return y
 
 

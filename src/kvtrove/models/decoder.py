@@ -24,9 +24,9 @@ from kvtrove.models.layers.rope import RotaryEmbedding, Rotation
 from kvtrove.models.precision import Precision
 from kvtrove.models.spec import ModelSpec, RopeSpec
 
-Through = Callable[[Tensor, Tensor, Sequence[Rotation]], Tensor]
-"""through(x [T, hidden_size], projections of the first layer, rotations of `Model.ropes`) -> hidden states after the
-last norm. x and the projections are overwritten.
+Through = Callable[[int, Tensor, Tensor, Sequence[Rotation]], tuple[int, Tensor] | None]
+"""through(layer, x [T, hidden_size], its projections, rotations of `Model.ropes`) -> the layer behind a range that
+begins here, and what the range's last `Between` gives; None where none begins. x and the projections are overwritten.
 """
 
 
@@ -61,12 +61,15 @@ class DecoderLayer:
             mlp_out_norm=norm("post_feedforward_layernorm") if sandwich else None,
         )
 
-    def __call__(self, index: int, x: Tensor, rotate: Rotation, attend: Attend) -> Tensor:
-        """Hidden states [T, hidden_size], updated in place."""
-        mixed = self.attention(index, self.attention_norm(x), rotate, attend)
-        normed = self.mlp_norm.of_sum(x, self.attention_out_norm(mixed) if self.attention_out_norm else mixed)
-        fed = self.mlp(normed)
-        return x.add_(self.mlp_out_norm(fed) if self.mlp_out_norm else fed)
+    def add_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """x [T, hidden_size] is updated in place. mixed: what heads read. Returns the input of the MLP."""
+        added = self.attention.o(mixed)
+        return self.mlp_norm.of_sum(x, self.attention_out_norm(added) if self.attention_out_norm else added)
+
+    def add_mlp(self, x: Tensor, normed: Tensor, next_norm: RMSNorm) -> Tensor:
+        """x is updated in place. normed: the input of the MLP. Returns the norm of x."""
+        added = self.mlp(normed)
+        return next_norm.of_sum(x, self.mlp_out_norm(added) if self.mlp_out_norm else added)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,53 +123,57 @@ class Model:
     def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, through: Through | None = None) -> Tensor:
         """Hidden states [T, hidden_size] after the last norm, for tokens, positions int64 [T] of any mix of sequences.
 
-        attend is called once per layer, in order. through: takes all layers at once instead, as `calls` says.
+        attend is called once per layer, in order, but for ranges of layers that `through` takes.
         """
         x = self.embedding(tokens)
         if self.embed_scale != 1.0:
             x = x * self.embed_scale
         rotations = {rope: table.at(positions, x.dtype) for rope, table in self.ropes.items()}
-        if self.calls is None:
-            for index, (layer, spec) in enumerate(zip(self.layers, self.spec.layers, strict=True)):
-                x = layer(index, x, rotations[spec.rope], attend)
-            return self.norm(x)
-        first = self.layers[0]
-        normed = first.attention_norm(x)
-        if through is not None and first.attention.qkv.product is not None:
-            return through(x, first.attention.qkv.product(normed), [*rotations.values()])
-        return self._joined(x, first.attention.qkv(normed), rotations, attend, self.calls)
+        y, index, projected = self.layers[0].attention_norm(x), 0, False  # projected: by the qkv of layer `index`
+        while index < len(self.layers):
+            layer, qkv = self.layers[index], self.layers[index].attention.qkv
+            if not projected and qkv.product is not None:
+                y, projected = qkv.product(y), True
+            taken = through(index, x, y, [*rotations.values()]) if through is not None and projected else None
+            if taken is not None:
+                index, y = taken
+            else:
+                rotate, call = rotations[self.spec.layers[index].rope], self.calls[index]
+                y = layer.attention.mix(index, qkv.split(y) if projected else qkv(y), rotate, attend)
+                y = layer.add_attention(x, y) if call is None else call.between(x, y)
+                index += 1
+            last = self.calls[index - 1]
+            projected = last is not None and last.between.has_next
+            if last is None or not last.between.has_mlp:
+                y = self.layers[index - 1].add_mlp(x, y, self._norm_before(index))
+        return y
 
     @cached_property
-    def calls(self) -> tuple[LayerCall, ...] | None:
-        """What each layer does beside attention; None when some layer's parts cannot be joined."""
-        dtype, ropes, calls = getattr(torch, self.precision.activations), [*self.ropes], []
-        for layer, spec, behind in zip(self.layers, self.spec.layers, (*self.layers[1:], None), strict=True):
-            if layer.attention_out_norm or layer.mlp_out_norm:
-                return None
-            own, norm, qkv = layer.attention, self.norm, None
-            if behind is not None:
-                norm, qkv = behind.attention_norm, behind.attention.qkv
-            between = joined(own.o, layer.mlp_norm, layer.mlp, norm, qkv, dtype)
-            if between is None:
-                return None
-            calls.append(LayerCall(between, ropes.index(spec.rope), spec.source is None, own.q_norm, own.k_norm))
+    def calls(self) -> tuple[LayerCall | None, ...]:
+        """What each layer does beside attention, as far as it is one call; None for a layer without such a part."""
+        dtype, ropes = getattr(torch, self.precision.activations), [*self.ropes]
+        calls: list[LayerCall | None] = []
+        for index, (layer, spec) in enumerate(zip(self.layers, self.spec.layers, strict=True)):
+            own, behind = layer.attention, self.layers[index + 1 : index + 2]
+            between = joined(
+                own.o,
+                layer.mlp_norm,
+                layer.mlp,
+                self._norm_before(index + 1),
+                behind[0].attention.qkv if behind else None,
+                dtype,
+                o_norm=layer.attention_out_norm,
+                mlp_out_norm=layer.mlp_out_norm,
+            )
+            call = None
+            if between is not None and own.qkv.product is not None:
+                call = LayerCall(between, ropes.index(spec.rope), spec.source is None, own.q_norm, own.k_norm)
+            calls.append(call)
         return tuple(calls)
 
-    def _joined(
-        self,
-        x: Tensor,
-        qkv: Sequence[Tensor],
-        rotations: Mapping[RopeSpec, Rotation],
-        attend: Attend,
-        calls: tuple[LayerCall, ...],
-    ) -> Tensor:
-        """As `__call__`, from the first layer's projections on."""
-        last = len(calls) - 1
-        for index, (layer, spec) in enumerate(zip(self.layers, self.spec.layers, strict=True)):
-            y = calls[index].between(x, layer.attention.mix(index, qkv, rotations[spec.rope], attend))
-            if index < last:
-                qkv = self.layers[index + 1].attention.qkv.split(y)
-        return y
+    def _norm_before(self, index: int) -> RMSNorm:
+        """The norm of what enters layer `index`; the last one behind all layers."""
+        return self.layers[index].attention_norm if index < len(self.layers) else self.norm
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation
+from kvtrove.attention.backend import AttentionBackend, AttentionLayer, JoinedLayers, Rotation
+from kvtrove.kernels.decoder import ranges
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.decoder import Model
@@ -43,9 +43,13 @@ class ModelRunner:
         self.join()
 
     def join(self) -> None:
-        """Let the backend take all layers in one call, where it and the model can; again when either has changed."""
-        calls = self.model.calls
-        self.joined = None if calls is None else self.backend.joined(self.layers, calls)
+        """Let the backend take ranges of layers at once, where it and the model can; again when either has changed."""
+        self.ranges: dict[int, tuple[int, JoinedLayers]] = {}  # by first layer; with the one behind
+        for first, stop in ranges(self.model.calls):
+            calls = [call for call in self.model.calls[first:stop] if call is not None]
+            joined = self.backend.joined(self.layers[first:stop], calls)
+            if joined is not None:
+                self.ranges[first] = stop, joined
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelOutput:
@@ -69,7 +73,14 @@ class ModelRunner:
         def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation) -> Tensor:
             return self.backend.run(q, k, v, self.layers[layer], plan, rotate)
 
-        through = None if self.joined is None else partial(self.joined, plan)
+        def through(
+            first: int, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]
+        ) -> tuple[int, Tensor] | None:
+            if first not in self.ranges:
+                return None
+            stop, layers = self.ranges[first]
+            return stop, layers(plan, x, projected, rotations)
+
         return batch, self.model(batch.tokens, batch.positions, attend, through)
 
     def _results(self, sequences: list[ScheduledSequence], hidden: Tensor) -> ModelOutput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kvtrove import kernels
-from kvtrove.kernels.rows import add_rms_norm, rms_norm, silu_and_mul
+from kvtrove.kernels.rows import add_rms_norm, gelu_tanh_and_mul, rms_norm, silu_and_mul
 
 
 def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -91,9 +92,24 @@ def test_the_gate(rows: int, size: int, dtype: torch.dtype) -> None:
         assert (got == expected).float().mean() > 0.9
 
 
-def test_a_gate_of_infinities_and_nan() -> None:
-    gate = torch.tensor([[math.inf, math.nan, -200.0, 200.0]])
-    got = silu_and_mul(gate, torch.ones(1, 4))
+@given(rows=st.integers(1, 5), size=st.integers(1, 70), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_the_gate_of_gelu(rows: int, size: int, dtype: torch.dtype) -> None:
+    """Against float64: below zero, 1 + tanh cancels in torch's float32."""
+    generator = torch.Generator().manual_seed(rows * size)
+    gate, up = (torch.randn(rows, 2 * size, generator=generator) * 3).to(dtype).split(size, dim=1)
+    activated = torch.nn.functional.gelu(gate.double(), approximate="tanh")
+    got = gelu_tanh_and_mul(gate, up)
+    if dtype == torch.float32:  # e^-2u: an error of (1 + |2u|) * 2^-22, where |2u| < 30 until gelu is below 1e-12
+        torch.testing.assert_close(got.double(), activated * up, rtol=31 * 2**-22, atol=1e-11)
+    else:
+        expected = activated.to(dtype) * up
+        torch.testing.assert_close(got, expected, rtol=2**-6, atol=1e-11)
+        assert (got == expected).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("gate", [silu_and_mul, gelu_tanh_and_mul])
+def test_a_gate_of_infinities_and_nan(gate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    got = gate(torch.tensor([[math.inf, math.nan, -200.0, 200.0]]), torch.ones(1, 4))
     assert got[0, 0] == math.inf
     assert got[0, 1].isnan()
     assert abs(got[0, 2]) < 1e-30

@@ -1,4 +1,4 @@
-"""Decoders whose layers run in one call from attention to attention."""
+"""Decoders whose layers run in one call from attention to attention, or to what is not for kernels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kvtrove.kernels.decoder import ranges
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.decoder import Model
 from kvtrove.models.loader import load_model
@@ -34,24 +35,31 @@ def hidden(model: Model, tokens: int) -> Tensor:
 
 
 @pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("family", ["llama3", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama3", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral"])
 def test_joined_layers_give_the_same_bits(
     family: str, int8: bool, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(checkpoints, family, "own", int8=int8)
-    assert model.calls is not None
-    assert len(model.calls) == len(model.layers)
+    assert None not in model.calls
     joined = [hidden(model, tokens) for tokens in (1, 300)]
-    monkeypatch.setattr(Model, "calls", None)
+    monkeypatch.setattr(Model, "calls", (None,) * len(model.layers))
     assert all(torch.equal(one, hidden(model, len(one))) for one in joined)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "mixtral"])
-def test_other_layers_stay_apart(family: str, checkpoints: Checkpoints) -> None:
-    assert load(checkpoints, family, "own").calls is None
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("gemma2", [(0, 4)]),
+        ("gemma3", [(0, 4)]),
+        ("mixtral", [(0, 1), (1, 2), (2, 3)]),
+        ("qwen3_moe", [(0, 1), (1, 3)]),
+    ],
+)
+def test_ranges_break_at_experts_alone(family: str, expected: list[tuple[int, int]], checkpoints: Checkpoints) -> None:
+    assert [*ranges(load(checkpoints, family, "own").calls)] == expected
 
 
 def test_products_of_torch_stay_apart(checkpoints: Checkpoints) -> None:
     directory = checkpoints.get("llama3", dtype="bfloat16")
     plain = load_model(directory, read_spec(directory), Products(Precision.plain("bfloat16"), wanted="torch"))
-    assert plain.calls is None
+    assert plain.calls == (None,) * len(plain.layers)

@@ -1,4 +1,4 @@
-"""All layers of a step in one call, against the same layers one by one: hidden states and cache, bit for bit."""
+"""Layers of a step in one call, against the same layers one by one: hidden states and cache, bit for bit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from kvtrove.kv.spec import KVFormat
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.decoder import Model
-from kvtrove.models.layers.linear import Weights
+from kvtrove.models.layers.linear import Linear, Weights
+from kvtrove.models.layers.mlp import MLP
 from kvtrove.models.layers.norm import RMSNorm
 from kvtrove.models.layers.packed import PackedLinear
 from kvtrove.models.loader import load_model
@@ -60,28 +61,66 @@ def run_steps(runner: ModelRunner) -> list[Tensor]:
     return hidden
 
 
-def check(model: Model, format: KVFormat) -> None:
+def check(model: Model, format: KVFormat, expected: list[tuple[int, int]] | None = None) -> None:
+    """expected: ranges of layers; None is all layers in one."""
     joined, apart = runner_of(model, format), runner_of(model, format)
-    assert joined.joined is not None
-    apart.joined = None
+    assert [(first, stop) for first, (stop, _) in joined.ranges.items()] == (expected or [(0, len(model.layers))])
+    apart.ranges, apart.model = {}, replace(model)
+    apart.model.__dict__["calls"] = (None,) * len(model.layers)  # in place of the cached property
     for one, other in zip(run_steps(joined), run_steps(apart), strict=True):
         assert torch.equal(one, other)
     assert torch.equal(joined.arena.rows, apart.arena.rows)
 
 
 @pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("family", ["llama3", "llama_biased", "mistral", "qwen2_sliding", "qwen3"])
+@pytest.mark.parametrize("family", ["llama3", "llama_biased", "mistral", "qwen2_sliding", "qwen3", "gemma2", "gemma3"])
 def test_one_call_gives_the_bits_of_many(family: str, int8: bool, checkpoints: Checkpoints) -> None:
     directory = checkpoints.get(family, dtype="bfloat16")
     products = Products(Precision("bfloat16", "float32", int8), wanted="own")
     check(load_model(directory, read_spec(directory), products), Int8Format() if int8 else DenseFormat("bfloat16"))
 
 
-def test_hidden_states_in_bf16(checkpoints: Checkpoints) -> None:
-    directory = checkpoints.get("qwen3", dtype="bfloat16")
-    check(
-        load_model(directory, read_spec(directory), Products(Precision.plain("bfloat16"), wanted="own")), Int8Format()
-    )
+def load_own(checkpoints: Checkpoints, family: str) -> Model:
+    directory = checkpoints.get(family, dtype="bfloat16")
+    return load_model(directory, read_spec(directory), Products(Precision.plain("bfloat16"), wanted="own"))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gemma3"])
+def test_hidden_states_in_bf16(family: str, checkpoints: Checkpoints) -> None:
+    check(load_own(checkpoints, family), Int8Format())
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"), [("mixtral", [(0, 1), (1, 2), (2, 3)]), ("qwen3_moe", [(0, 1), (1, 3)])]
+)
+def test_experts_break_the_call_behind_their_own_attention(
+    family: str, expected: list[tuple[int, int]], checkpoints: Checkpoints
+) -> None:
+    check(load_own(checkpoints, family), DenseFormat("bfloat16"), expected)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "expected"), [("o", [(0, 1), (2, 4)]), ("qkv", [(0, 1), (2, 4)]), ("mlp", [(0, 2), (2, 4)])]
+)
+def test_a_foreign_layer_breaks_the_call_where_it_is(
+    foreign: str, expected: list[tuple[int, int]], checkpoints: Checkpoints
+) -> None:
+    model = load_own(checkpoints, "gemma3")
+    layers, hidden = [*model.layers], model.spec.hidden_size
+    own, mlp, generator = layers[1].attention, layers[1].mlp, torch.Generator().manual_seed(0)
+
+    def linear(outputs: int, inputs: int) -> Linear:
+        return Linear(torch.randn(outputs, inputs, generator=generator).bfloat16() * 0.1)
+
+    if foreign == "o":
+        layers[1] = replace(layers[1], attention=replace(own, o=linear(hidden, model.spec.num_heads * own.head_dim)))
+    elif foreign == "qkv":
+        parts = [linear(size, hidden) for size in own.qkv.sizes]
+        layers[1] = replace(layers[1], attention=replace(own, qkv=replace(own.qkv, products=parts)))
+    else:
+        assert isinstance(mlp, MLP)
+        layers[1] = replace(layers[1], mlp=replace(mlp, activation="gelu"))
+    check(replace(model, layers=tuple(layers)), DenseFormat("bfloat16"), expected)
 
 
 def test_layers_that_read_anothers_storage() -> None:
@@ -118,7 +157,7 @@ def test_the_reference_takes_layers_one_by_one(checkpoints: Checkpoints) -> None
     runner = runner_of(load_model(directory, read_spec(directory), products), DenseFormat("float32"))
     runner.backend = ReferenceBackend()
     runner.join()
-    assert runner.joined is None
+    assert runner.ranges == {}
     assert all(torch.isfinite(hidden).all() for hidden in run_steps(runner))
 
 
@@ -130,7 +169,7 @@ def one_layer(q_norm: RMSNorm | None = None, heads: int = 2) -> DecoderKernel:
 
     norm = RMSNorm(torch.ones(hidden), 1e-5)
     between = Between(
-        matrix(hidden, heads * dim), norm, matrix(2 * inner, hidden), matrix(hidden, inner), norm, None, torch.float32
+        matrix(hidden, heads * dim), norm, (matrix(2 * inner, hidden), matrix(hidden, inner)), norm, None, torch.float32
     )
     planes = {name: torch.zeros(2, 1, BLOCK, dim) for name in ("k", "v")}
     layer = paged_layer(planes, "float32", PagedShape(2, 1, dim, BLOCK, False, 1.0))

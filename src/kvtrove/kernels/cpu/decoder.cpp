@@ -63,7 +63,7 @@ void run(const Decoder& decoder, const DecoderStep& step, const AttentionMeans& 
         const Rows result{mixed, static_cast<std::ptrdiff_t>(layer.mixed() * bytes), element};
         attention::run(reads, *step.batches[layer.group], {q, k, v, &step.ropes[layer.rope]}, result, means.scratch,
                        means.num_threads, means.isa);
-        run(*layer.between, step.type, step.rows, x, mixed, rest, layer.between->next.weights ? next : out);
+        run(*layer.between, step.type, step.rows, x, mixed, rest, &layer == &decoder.layers.back() ? out : next);
         projected = next;
     }
 }

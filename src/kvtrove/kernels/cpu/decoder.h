@@ -1,5 +1,5 @@
-// The layers of a decoder in one call, from the first layer's projections to the last norm: between layers, Python would
-// take a tenth of a short step.
+// A range of a decoder's layers in one call, from the first layer's projections to what its last `Between` gives: between
+// layers, Python would take a tenth of a short step.
 //
 //   projections ─ norms of heads ─ rotation, cache, attention ─ Between ─┬─ projections of the next layer ─ ...
 //                                                                        └─ x

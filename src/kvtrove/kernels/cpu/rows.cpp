@@ -103,32 +103,50 @@ INLINE void store(std::uint16_t* p, const Floats& x) {  // as bfloat16_of_float
     std::memcpy(p, &halves, sizeof halves);
 }
 
-template <class T>
-INLINE void gate_lanes(const T* gate, const T* up, T* y) {
+struct Silu {
+    INLINE void operator()(Floats& x) const { silu<Words>(x); }
+};
+struct GeluTanh {
+    INLINE void operator()(Floats& x) const { gelu_tanh<Words>(x); }
+};
+
+template <class T, class Gate>
+INLINE void gate_lanes(const T* gate, const T* up, T* y, Gate activate) {
     Floats x, other;
     load(gate, x), load(up, other);
-    silu<Words>(x);
+    activate(x);
     T held[kLanes];  // as T holds it
     store(held, x), load(held, x);
     store(y, x * other);
 }
 
-template <class T>
-INLINE void gate_row(const T* gate, const T* up, T* y, std::size_t size) {
+template <class T, class Gate>
+INLINE void gate_row(const T* gate, const T* up, T* y, std::size_t size, Gate activate) {
     std::size_t i = 0;
-    for (; i + kLanes <= size; i += kLanes) gate_lanes(gate + i, up + i, y + i);
+    for (; i + kLanes <= size; i += kLanes) gate_lanes(gate + i, up + i, y + i, activate);
     T last[3][kLanes] = {};
     std::copy(gate + i, gate + size, last[0]), std::copy(up + i, up + size, last[1]);
-    gate_lanes(last[0], last[1], last[2]);
+    gate_lanes(last[0], last[1], last[2], activate);
     std::copy(last[2], last[2] + (size - i), y + i);
 }
 
-KVTROVE_CLONES void gate_f32(const float* gate, const float* up, float* y, std::size_t size) {
-    gate_row(gate, up, y, size);
+// By type of the numbers and gate: clones cannot be templates.
+KVTROVE_CLONES void gate_row_of(const float* gate, const float* up, float* y, std::size_t size, Silu activate) {
+    gate_row(gate, up, y, size, activate);
 }
 
-KVTROVE_CLONES void gate_bf16(const std::uint16_t* gate, const std::uint16_t* up, std::uint16_t* y, std::size_t size) {
-    gate_row(gate, up, y, size);
+KVTROVE_CLONES void gate_row_of(const std::uint16_t* gate, const std::uint16_t* up, std::uint16_t* y, std::size_t size,
+                                Silu activate) {
+    gate_row(gate, up, y, size, activate);
+}
+
+KVTROVE_CLONES void gate_row_of(const float* gate, const float* up, float* y, std::size_t size, GeluTanh activate) {
+    gate_row(gate, up, y, size, activate);
+}
+
+KVTROVE_CLONES void gate_row_of(const std::uint16_t* gate, const std::uint16_t* up, std::uint16_t* y, std::size_t size,
+                                GeluTanh activate) {
+    gate_row(gate, up, y, size, activate);
 }
 
 // run(row) for all rows, on several threads where that pays.
@@ -152,6 +170,21 @@ void norm_at(const Norm& norm, const void* x, void* y, std::size_t at) {
     }
 }
 
+template <class Gate>
+void gate_and_mul(Gate activate, Float type, std::size_t rows, std::size_t size, std::ptrdiff_t stride, const void* gate,
+                  const void* up, void* y) {
+    each_row(rows, size, [&](std::size_t row) {
+        const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(row) * stride;
+        if (type == Float::f32) {
+            gate_row_of(static_cast<const float*>(gate) + at, static_cast<const float*>(up) + at,
+                        static_cast<float*>(y) + row * size, size, activate);
+        } else {
+            gate_row_of(static_cast<const std::uint16_t*>(gate) + at, static_cast<const std::uint16_t*>(up) + at,
+                        static_cast<std::uint16_t*>(y) + row * size, size, activate);
+        }
+    });
+}
+
 }  // namespace
 
 void rms_norm(const Norm& norm, const void* x, void* y) {
@@ -172,16 +205,12 @@ void add_rms_norm(const Norm& norm, void* x, const void* added, void* y) {
 
 void silu_and_mul(Float type, std::size_t rows, std::size_t size, std::ptrdiff_t stride, const void* gate,
                   const void* up, void* y) {
-    each_row(rows, size, [&](std::size_t row) {
-        const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(row) * stride;
-        if (type == Float::f32) {
-            gate_f32(static_cast<const float*>(gate) + at, static_cast<const float*>(up) + at,
-                     static_cast<float*>(y) + row * size, size);
-        } else {
-            gate_bf16(static_cast<const std::uint16_t*>(gate) + at, static_cast<const std::uint16_t*>(up) + at,
-                      static_cast<std::uint16_t*>(y) + row * size, size);
-        }
-    });
+    gate_and_mul(Silu{}, type, rows, size, stride, gate, up, y);
+}
+
+void gelu_tanh_and_mul(Float type, std::size_t rows, std::size_t size, std::ptrdiff_t stride, const void* gate,
+                       const void* up, void* y) {
+    gate_and_mul(GeluTanh{}, type, rows, size, stride, gate, up, y);
 }
 
 }  // namespace kvtrove

@@ -33,10 +33,11 @@ void add_norm(std::uintptr_t x, std::uintptr_t added, std::uintptr_t y, std::uin
     add_rms_norm(norm_of(weight, is_bf16, wide, rows, size, eps), pointer<void>(x), pointer<void>(added), pointer<void>(y));
 }
 
+template <auto Gate>
 void gate_and_mul(std::uintptr_t gate, std::uintptr_t up, std::uintptr_t y, bool is_bf16, std::size_t rows,
                   std::size_t size, std::ptrdiff_t stride) {
     const kvtrove::Unlocked unlocked;
-    silu_and_mul(float_type(is_bf16), rows, size, stride, pointer<void>(gate), pointer<void>(up), pointer<void>(y));
+    Gate(float_type(is_bf16), rows, size, stride, pointer<void>(gate), pointer<void>(up), pointer<void>(y));
 }
 
 void race_of(std::uintptr_t weights, std::size_t size, std::uintptr_t places, std::uintptr_t keys, std::size_t draws,
@@ -51,7 +52,8 @@ void race_of(std::uintptr_t weights, std::size_t size, std::uintptr_t places, st
 void bind_rows(nb::module_& m) {
     m.def("rms_norm", &norm);
     m.def("add_rms_norm", &add_norm);
-    m.def("silu_and_mul", &gate_and_mul);
+    m.def("silu_and_mul", &gate_and_mul<silu_and_mul>);
+    m.def("gelu_tanh_and_mul", &gate_and_mul<gelu_tanh_and_mul>);
     m.def("race", &race_of);
 }
 

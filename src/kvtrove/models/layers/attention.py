@@ -53,10 +53,6 @@ class Attention:
             k_norm=norm("k_norm"),
         )
 
-    def __call__(self, index: int, x: Tensor, rotate: Rotation, attend: Attend) -> Tensor:
-        """x: [T, hidden_size] -> [T, hidden_size]."""
-        return self.o(self.mix(index, self.qkv(x), rotate, attend))
-
     def mix(self, index: int, qkv: Sequence[Tensor], rotate: Rotation, attend: Attend) -> Tensor:
         """What heads read, [T, num_heads * head_dim]. qkv: what its projections gave, each [T, heads * head_dim]."""
         q, *kv = [y.view(y.shape[0], -1, self.head_dim) for y in qkv]

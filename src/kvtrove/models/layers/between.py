@@ -1,4 +1,4 @@
-"""Layers whose parts all run on the package's own kernels, joined into one call from attention to attention.
+"""Parts of a layer that run on the package's own kernels, joined into one call from attention to attention.
 
 Steps of few rows are short, and a dozen calls a layer would take a quarter of them; in steps of many rows, what lies
 between two products never leaves the caches. The bits are the same either way.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from kvtrove.kernels.between import Between
+from kvtrove.kernels.rows import Gate
 from kvtrove.models.layers.linear import Joint, Product
 from kvtrove.models.layers.mlp import MLP, MixtureOfExperts
 from kvtrove.models.layers.norm import RMSNorm
@@ -22,15 +23,32 @@ def joined(
     next_norm: RMSNorm,
     next_qkv: Joint | None,
     dtype: torch.dtype,
+    *,
+    o_norm: RMSNorm | None,
+    mlp_out_norm: RMSNorm | None,
 ) -> Between | None:
-    """next_qkv: of the next layer; None behind the last one. dtype: of hidden states. None when a part is not ours."""
-    if not isinstance(mlp, MLP) or mlp.activation != "silu":
+    """As many of a layer's parts, from o on, as are ours; None when not even o is.
+
+    next_qkv: of the next layer; None behind the last one. dtype: of hidden states.
+    """
+    if not isinstance(o, PackedLinear):
         return None
-    gate_up, down, last = mlp.gate_up.product, mlp.down, None
-    if not (isinstance(o, PackedLinear) and isinstance(gate_up, PackedLinear) and isinstance(down, PackedLinear)):
+    parts = _packed(mlp)
+    if parts is None:
+        return Between(o, norm, None, None, None, dtype, o_norm=o_norm)
+    gate_up, down, gate = parts
+    following = next_qkv.product if next_qkv is not None else None
+    following = following if isinstance(following, PackedLinear) else None
+    return Between(
+        o, norm, (gate_up, down), next_norm, following, dtype, o_norm=o_norm, down_norm=mlp_out_norm, gate=gate
+    )
+
+
+def _packed(mlp: MLP | MixtureOfExperts) -> tuple[PackedLinear, PackedLinear, Gate] | None:
+    """gate_up, down and the activation; None when one of them is not ours."""
+    if not isinstance(mlp, MLP) or mlp.activation == "gelu":
         return None
-    if next_qkv is not None:
-        if not isinstance(next_qkv.product, PackedLinear):
-            return None
-        last = next_qkv.product
-    return Between(o, norm, gate_up, down, next_norm, last, dtype)
+    gate_up, down = mlp.gate_up.product, mlp.down
+    if isinstance(gate_up, PackedLinear) and isinstance(down, PackedLinear):
+        return gate_up, down, mlp.activation
+    return None

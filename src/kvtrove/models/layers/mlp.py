@@ -41,8 +41,9 @@ class MLP:
 
     def __call__(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x)
-        if self.activation == "silu" and rows.serves(gate) and gate.stride() == up.stride():
-            return self.down(rows.silu_and_mul(gate, up))
+        gated = rows.GATES.get(self.activation)
+        if gated and rows.serves(gate) and gate.stride() == up.stride():
+            return self.down(gated(gate, up))
         gate = ACTIVATIONS[self.activation](gate)  # lets go of what it was: at most three are alive
         return self.down(gate * up)
 
