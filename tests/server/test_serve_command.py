@@ -19,6 +19,7 @@ from kvtrove.cli.main import app
         (["--api-keys", "/no/such/file"], "cannot read /no/such/file"),
         (["--log-level", "loud"], "--log-level: 'loud' is not one of"),
         (["--tool-format", "xml"], "tool_format: 'xml' is not one of auto, harmony, mistral"),
+        (["--tool-call-parser", "xml"], "tool_format: 'xml' is not one of auto, harmony, mistral"),
         (["--max-queue", "0"], "max_queue: 0 must be larger than zero"),
         (["--max-body-size", "much"], "max_body_size: cannot read 'much' as a size"),
         (["--drain-timeout", "-1"], "drain_timeout"),

@@ -69,14 +69,15 @@ def serve(
     tool_format: Annotated[
         str,
         typer.Option(
-            "--tool-format",
-            "--tool-call-parser",
             metavar="FORMAT",
-            help="Calls: auto, hermes, ...",
-            rich_help_panel="How the model writes",
+            help="How the model writes tool calls: auto, hermes, qwen3_coder, llama3, mistral, ... "
+            "vLLM's --tool-call-parser is taken, too.",
         ),
     ] = "auto",
-    reasoning_parser: Annotated[str, _flag("How the model writes", "FORMAT", "Thoughts: auto, none, ...")] = "auto",
+    tool_call_parser: Annotated[str | None, typer.Option(hidden=True)] = None,
+    reasoning_parser: Annotated[
+        str, typer.Option(metavar="FORMAT", help="How the model writes thoughts: auto, none, think, harmony, ...")
+    ] = "auto",
     cors_origin: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="A web page that may call the server; repeatable.")
     ] = None,
@@ -127,7 +128,7 @@ def serve(
         served_model_names=tuple(served_model_name or (model if model == "demo" else Path(model).resolve().name,)),
         cors_origins=tuple(cors_origin or ()),
         drain_timeout=drain_timeout,
-        tool_format=tool_format,
+        tool_format=tool_call_parser or tool_format,
         reasoning_parser=reasoning_parser,
         stable_prefix=stable_prefix,
         limits=limits.limits(),
