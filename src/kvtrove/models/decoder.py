@@ -61,15 +61,15 @@ class DecoderLayer:
             mlp_out_norm=norm("post_feedforward_layernorm") if sandwich else None,
         )
 
-    def add_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """x [T, hidden_size] is updated in place. mixed: what heads read. Returns the input of the MLP."""
+    def of_attention(self, mixed: Tensor) -> Tensor:
+        """What attention adds to the hidden states [T, hidden_size]. mixed: what heads read."""
         added = self.attention.o(mixed)
-        return self.mlp_norm.of_sum(x, self.attention_out_norm(added) if self.attention_out_norm else added)
+        return self.attention_out_norm(added) if self.attention_out_norm else added
 
-    def add_mlp(self, x: Tensor, normed: Tensor, next_norm: RMSNorm) -> Tensor:
-        """x is updated in place. normed: the input of the MLP. Returns the norm of x."""
+    def of_mlp(self, normed: Tensor) -> Tensor:
+        """What the MLP adds to the hidden states."""
         added = self.mlp(normed)
-        return next_norm.of_sum(x, self.mlp_out_norm(added) if self.mlp_out_norm else added)
+        return self.mlp_out_norm(added) if self.mlp_out_norm else added
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,12 +140,17 @@ class Model:
             else:
                 rotate, call = rotations[self.spec.layers[index].rope], self.calls[index]
                 y = layer.attention.mix(index, qkv.split(y) if projected else qkv(y), rotate, attend)
-                y = layer.add_attention(x, y) if call is None else call.between(x, y)
+                if call is None:
+                    y = layer.of_attention(y)  # a name of its own would hold its input during the norm
+                    y = layer.mlp_norm.of_sum(x, y)
+                else:
+                    y = call.between(x, y)
                 index += 1
             last = self.calls[index - 1]
             projected = last is not None and last.between.has_next
             if last is None or not last.between.has_mlp:
-                y = self.layers[index - 1].add_mlp(x, y, self._norm_before(index))
+                y = self.layers[index - 1].of_mlp(y)
+                y = self._norm_before(index).of_sum(x, y)
         return y
 
     @cached_property
