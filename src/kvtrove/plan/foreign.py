@@ -23,7 +23,7 @@ def from_config(values: ConfigView, name: str, architecture: str | None, dtype: 
     """values: a config.json, or what a GGUF header says in its words. dtype: "auto" takes the checkpoint's own."""
     settings = quantization_of(values.values)
     bits = None if settings is None else bits_per_parameter(ConfigView(settings, f"{values.where}: quantization"))
-    if architecture in REGISTRY:
+    if architecture in REGISTRY and bits is not None:
         return _known(values, name, architecture, dtype, bits)
     view = canonical(values)
     layers, experts = read_layers(view), read_experts(view)
@@ -51,7 +51,7 @@ def from_config(values: ConfigView, name: str, architecture: str | None, dtype: 
     )
 
 
-def _known(values: ConfigView, name: str, architecture: str, dtype: str, bits: float | None) -> PlanModel:
+def _known(values: ConfigView, name: str, architecture: str, dtype: str, bits: float) -> PlanModel:
     """A model whose architecture the engine runs, but not with these weights: its cache is known exactly."""
     plain = {key: value for key, value in values.values.items() if key not in KEYS}
     if isinstance(text := plain.get("text_config"), dict):
@@ -59,7 +59,7 @@ def _known(values: ConfigView, name: str, architecture: str, dtype: str, bits: f
     spec = find_family(architecture).read(ConfigView({**plain, "architecture": architecture}, values.where))
     dtype = spec.dtype if dtype == "auto" else dtype
     model = from_spec(spec, name, Precision.plain(dtype))
-    nbytes = model.weight_bytes if bits is None else round(model.parameters.total * bits / 8)
+    nbytes = round(model.parameters.total * bits / 8)
     return replace(model, weight_bytes=nbytes, exact_weights=False, spec=None, precision=None)
 
 

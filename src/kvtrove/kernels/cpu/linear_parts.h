@@ -27,8 +27,8 @@ struct Cut {
     std::size_t most_rows, most_panels, together;
 };
 
-// run(part, worker). Parts are scheduled dynamically; the result does not depend on who computes which. Their number is a multiple of the
-// threads, their sizes differ by at most one unit.
+// run(part, worker). Parts are scheduled dynamically; the result does not depend on who computes which. Their number is a
+// multiple of the threads, their sizes differ by at most one unit.
 template <class Run>
 void in_parts(const Cut& cut, Run run) {
     const std::size_t blocks = ceil_div(cut.rows, cut.most_rows), threads = threads_for(cut.work);
