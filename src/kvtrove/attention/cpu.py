@@ -25,10 +25,11 @@ from kvtrove.kernels.attention import (
     paged_layer,
 )
 from kvtrove.kernels.decoder import DecoderKernel, LayerCall
-from kvtrove.kv.formats.dense import DenseFormat
-from kvtrove.kv.formats.int8 import Int8Format
+from kvtrove.kv.formats.dense import Dense
+from kvtrove.kv.formats.int8 import Int8
 from kvtrove.kv.formats.layout import is_tiled
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
+from kvtrove.kv.spec import Codec
 
 DENSE = ("float32", "float16", "bfloat16")
 
@@ -85,9 +86,11 @@ class CpuBackend:
             reasons.append(f"{where}: {layer.num_heads} heads cannot share {layer.kv_heads} kv_heads evenly")
         if _stored(layer) is None:
             reasons.append(f"{where}: format {layer.format.name} has no CPU kernel")
-        if layer.head_dim % HEAD_DIM_STEP or layer.head_dim > MAX_HEAD_DIM:
+        if layer.k_dim != layer.v_dim:
+            reasons.append(f"{where}: keys of {layer.k_dim} elements and values of {layer.v_dim} have no CPU kernel")
+        if layer.k_dim % HEAD_DIM_STEP or layer.k_dim > MAX_HEAD_DIM:
             reasons.append(
-                f"{where}: head_dim {layer.head_dim} is not a multiple of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}"
+                f"{where}: head_dim {layer.k_dim} is not a multiple of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}"
             )
         if _reach(layer.retention) is None:
             reasons.append(f"{where}: retention {type(layer.retention).__name__} is not sinks and a window")
@@ -131,9 +134,9 @@ class CpuBackend:
             shape = PagedShape(
                 num_heads=layer.num_heads,
                 kv_heads=layer.kv_heads,
-                head_dim=layer.head_dim,
+                head_dim=layer.k_dim,
                 block_size=layer.block_size,
-                tiled=is_tiled(layer.format.layout, stored, layer.head_dim, layer.block_size),  # type: ignore[attr-defined]
+                tiled=is_tiled("tiled", stored, layer.k_dim, layer.block_size),
                 scale=layer.scale,
                 softcap=layer.softcap or 0.0,
                 **reach,
@@ -143,10 +146,18 @@ class CpuBackend:
 
 
 def _stored(layer: AttentionLayer) -> str | None:
-    """The dtype of what a format stores, if kernels read it. Subclasses may store anything."""
-    if type(layer.format) is DenseFormat and layer.format.dtype in DENSE:
-        return layer.format.dtype
-    return "int8" if type(layer.format) is Int8Format else None
+    """The dtype of what both sides store, if kernels read it. Subclasses may store anything."""
+    names = {_stored_side(codec) for codec in (layer.format.k, layer.format.v)}
+    return names.pop() if len(names) == 1 else None
+
+
+def _stored_side(codec: Codec | None) -> str | None:
+    match codec:
+        case Dense(layout="tiled", dtype=dtype) if type(codec) is Dense and dtype in DENSE:
+            return dtype
+        case Int8(layout="tiled") if type(codec) is Int8:
+            return "int8"
+    return None
 
 
 def _reach(rule: Retention) -> dict[str, Any] | None:

@@ -65,8 +65,7 @@ def count_parameters(spec: ModelSpec) -> Parameters:
 def _matrices(spec: ModelSpec) -> Iterator[tuple[int, int]]:
     """(outputs, elements) of the linear layers, routers excepted."""
     for layer in spec.layers:
-        wide, narrow = spec.num_heads * layer.head_dim, layer.kv_heads * layer.head_dim
-        projected = wide + (2 * narrow if layer.source is None else 0)
+        wide, projected = _projected(spec, layer)
         yield projected + spec.hidden_size, spec.hidden_size * (projected + wide)
         inner = layer.moe.intermediate_size if layer.moe else spec.intermediate_size
         networks = layer.moe.num_experts if layer.moe else 1
@@ -74,14 +73,20 @@ def _matrices(spec: ModelSpec) -> Iterator[tuple[int, int]]:
 
 
 def _attention(spec: ModelSpec, layer: LayerSpec) -> int:
-    wide, narrow = spec.num_heads * layer.head_dim, layer.kv_heads * layer.head_dim
-    projected = wide + (2 * narrow if layer.source is None else 0)  # q, and k and v unless they are read elsewhere
+    wide, projected = _projected(spec, layer)
     weights = spec.hidden_size * (projected + wide)
     return weights + (projected if spec.attention_bias else 0) + (spec.hidden_size if spec.output_bias else 0)
 
 
+def _projected(spec: ModelSpec, layer: LayerSpec) -> tuple[int, int]:
+    """Outputs of q, and of q, k and v together; k and v only where the layer does not read another's."""
+    kept = layer.cache
+    wide = spec.num_heads * kept.k_dim
+    return wide, wide + (kept.heads * (kept.k_dim + kept.v_dim) if kept.source is None else 0)
+
+
 def _norms(spec: ModelSpec, layer: LayerSpec) -> int:
-    heads = layer.head_dim * (2 if layer.source is None else 1) if spec.qk_norm else 0
+    heads = layer.cache.k_dim * (2 if layer.cache.source is None else 1) if spec.qk_norm else 0
     return spec.hidden_size * (4 if spec.sandwich_norms else 2) + heads
 
 

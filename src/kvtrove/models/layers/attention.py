@@ -21,7 +21,7 @@ q and k are still to be rotated, q perhaps in place. k and v are None when the l
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """qkv: queries, keys and values, or queries alone when the layer reads another's storage (`LayerSpec.source`)."""
+    """qkv: queries, keys and values, or queries alone when the layer reads another's storage (`LayerKV.source`)."""
 
     head_dim: int
     qkv: Joint
@@ -31,13 +31,13 @@ class Attention:
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec) -> Attention:
-        hidden, bias, own = spec.hidden_size, spec.attention_bias, layer.source is None
-        wide, narrow = spec.num_heads * layer.head_dim, layer.kv_heads * layer.head_dim
+        hidden, bias, own = spec.hidden_size, spec.attention_bias, layer.cache.source is None
+        wide, narrow = spec.num_heads * layer.cache.k_dim, layer.cache.heads * layer.cache.k_dim
 
         def norm(part: str) -> RMSNorm | None:
             wanted = spec.qk_norm and (own or part == "q_norm")
             return (
-                RMSNorm.load(weights.take, f"{name}.{part}", layer.head_dim, spec.norm_eps, spec.norm_offset)
+                RMSNorm.load(weights.take, f"{name}.{part}", layer.cache.k_dim, spec.norm_eps, spec.norm_offset)
                 if wanted
                 else None
             )
@@ -46,7 +46,7 @@ class Attention:
         if own:
             projections |= {f"{name}.k_proj": narrow, f"{name}.v_proj": narrow}
         return cls(
-            layer.head_dim,
+            layer.cache.k_dim,
             qkv=weights.joint(projections, hidden, bias),
             o=weights.linear(f"{name}.o_proj", (hidden, wide), spec.output_bias),
             q_norm=norm("q_norm"),
