@@ -14,8 +14,8 @@ Planes of a side (K or V) that kernels read, with b = dim * bits / 8 bytes a vec
     zero    as scale
 
 `turn` spreads outliers over a vector: fixed signs, then the Hadamard transform of each run of b elements, with b the
-largest power of two that divides dim. It is orthonormal, so products of turned vectors are those of the vectors: queries
-are turned, and what values add up to is turned back (QuaRot, arXiv 2404.00456).
+largest power of two that divides dim. It is orthonormal, so products of turned vectors are those of the vectors:
+queries are turned, and what values add up to is turned back (QuaRot, arXiv 2404.00456).
 
 Tensors are used by their methods alone, so that this needs no torch.
 """
@@ -53,8 +53,8 @@ def dequantise(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """uint8 [..., dim * bits / 8] of codes uint8 [..., dim]."""
-    parts = codes.unflatten(-1, (8 // bits, -1))
-    packed = parts[..., 0, :].clone()
+    parts = codes.reshape(*codes.shape[:-1], 8 // bits, -1)
+    packed: Tensor = parts[..., 0, :].clone()
     for i in range(1, 8 // bits):
         packed |= parts[..., i, :] << (bits * i)
     return packed
@@ -83,7 +83,7 @@ def _hadamard(x: Tensor) -> Tensor:
     dim = x.shape[-1]
     size, half = dim & -dim, 1
     while half < size:
-        pairs = x.unflatten(-1, (-1, 2, half))
+        pairs = x.reshape(*x.shape[:-1], -1, 2, half)
         a, b = pairs[..., 0, :], pairs[..., 1, :]
         x = x.new_empty(pairs.shape)
         x[..., 0, :], x[..., 1, :] = a + b, a - b
