@@ -262,7 +262,8 @@ def test_layers_without_positions(tmp_path: Path) -> None:
     """SmolLM3 rotates three of four layers; EXAONE 4 its sliding ones; both serve their whole context."""
     spec = read(tmp_path, {**LLAMA, "architectures": ["SmolLM3ForCausalLM"], "rope_scaling": None})
     assert [layer.rope.rotary_dim for layer in spec.layers] == [128, 128, 128, 0]
-    assert spec.tie_embeddings and spec.max_position == LLAMA["max_position_embeddings"]
+    assert spec.tie_embeddings
+    assert spec.max_position == LLAMA["max_position_embeddings"]
     exaone = {**LLAMA, "architectures": ["Exaone4ForCausalLM"], "sliding_window": 64, "rope_scaling": None}
     spec = read(tmp_path, {**exaone, "sliding_window_pattern": "LG"})
     assert [(layer.window, layer.rope.rotary_dim) for layer in spec.layers] == [(64, 128), (None, 0)] * 2
