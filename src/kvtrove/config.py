@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-KV_DTYPES = (*DTYPES, "int8")
 WEIGHTS = ("auto", "int8")
 LINEAR = ("auto", "torch", "onednn", "own")
 ATTENTION_BACKENDS = ("auto", "reference", "cpu")
@@ -42,7 +41,7 @@ IGNORED_VLLM_KEYS = frozenset(
         "use_tqdm_on_load",
     }
 )
-_VLLM_ALIASES = {"kv_cache_memory_bytes": "kv", "num_gpu_blocks_override": "num_blocks"}
+_VLLM_ALIASES = {"kv_cache_memory_bytes": "kv", "num_gpu_blocks_override": "num_blocks", "kv_cache_dtype": "cache"}
 
 
 class ConfigError(ValueError):
@@ -104,7 +103,8 @@ class EngineConfig:
     device: "auto" (cuda when torch sees one, else cpu), "cpu", "cuda", "cuda:1".
     kv: memory for the KV cache in bytes, or "8GiB"; None takes a safe share of what is free.
     num_blocks: an exact number of blocks instead of `kv` (tests, benchmarks).
-    kv_cache_dtype: how cached K/V are stored; "auto" is the model's dtype, "int8" half of its bytes.
+    cache: what the cache stores and keeps, as a recipe (`kvtrove.kv.recipe`): "auto" is what the model computes and
+        reads, "int8" half of its bytes, "k=int8+v=int4r" K and V apart, "window=1024" only the last tokens.
     attention_backend: "auto" takes the fastest that serves the model here, "reference" plain torch, "cpu" the kernels.
     huge_pages: of weights and cache on a CPU. "auto" asks the system for transparent ones; "hugetlb" takes those of the
         pool in /proc/sys/vm/nr_hugepages, as long as it lasts; "off" leaves small ones (to compare).
@@ -131,7 +131,7 @@ class EngineConfig:
     device: str = "auto"
     kv: int | str | None = None
     num_blocks: int | None = None
-    kv_cache_dtype: str = "auto"
+    cache: str = "auto"
     block_size: int = 32
     max_model_len: int | str | None = None
     max_num_seqs: int = 256
@@ -153,7 +153,7 @@ class EngineConfig:
         if not self.model:
             raise ConfigError("model: give the directory of a checkpoint")
         known = {
-            **{"dtype": DTYPES, "kv_cache_dtype": KV_DTYPES, "attention_backend": ATTENTION_BACKENDS},
+            **{"dtype": DTYPES, "attention_backend": ATTENTION_BACKENDS},
             **{"speculation": SPECULATION, "load_format": LOAD_FORMATS, "weights": WEIGHTS, "linear": LINEAR},
             "huge_pages": HUGE_PAGES,
         }

@@ -98,8 +98,8 @@ class AttentionBackend(Protocol):
     ) -> Tensor:
         """Store k, v [T, kv_heads, k_dim or v_dim] (None: the layer reads another's storage), then attend.
 
-        q: [T, num_heads, k_dim]; the result is [T, num_heads, v_dim] of its dtype. rotate: turns q and k first, and q may be
-        turned in place; None: they come rotated. Unused slots may hold anything, NaN included: it never leaks.
+        q: [T, num_heads, k_dim]; the result is [T, num_heads, v_dim] of its dtype. rotate: turns q and k first, and q
+        may be turned in place; None: they come rotated. Unused slots may hold anything, NaN included: it never leaks.
         """
         ...
 

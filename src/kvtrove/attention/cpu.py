@@ -89,9 +89,7 @@ class CpuBackend:
         if layer.k_dim != layer.v_dim:
             reasons.append(f"{where}: keys of {layer.k_dim} elements and values of {layer.v_dim} have no CPU kernel")
         if layer.k_dim % HEAD_DIM_STEP or layer.k_dim > MAX_HEAD_DIM:
-            reasons.append(
-                f"{where}: head_dim {layer.k_dim} is not a multiple of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}"
-            )
+            reasons.append(f"{where}: head_dim {layer.k_dim} is not a multiple of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}")
         if _reach(layer.retention) is None:
             reasons.append(f"{where}: retention {type(layer.retention).__name__} is not sinks and a window")
         return reasons

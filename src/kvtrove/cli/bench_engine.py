@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvtrove.cli.options import QuietFlag, model_directory, spread
+from kvtrove.cli.options import CACHE_HELP, QuietFlag, model_directory, spread
 from kvtrove.config import ConfigError, parse_tokens
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ class SubjectOptions:
     random_weights: Annotated[
         str | None, _subject("FILE", "A config.json: random weights instead of a checkpoint.")
     ] = None
-    dtype: Annotated[str, _subject("TYPE", "Of the weights: auto, bf16, fp16 or fp32.")] = "auto"
+    dtype: Annotated[str, _subject("TYPE", "Of the weights: auto, bfloat16, float16 or float32.")] = "auto"
     weights: Annotated[str, _subject("TYPE", "auto, or int8: quantise matrices at load (CPU).")] = "auto"
-    kv: Annotated[str, _subject("FORMAT", "How the cache stores K and V; auto is like the model.")] = "auto"
+    cache: Annotated[str, _subject("RECIPE", CACHE_HELP)] = "auto"
     device: Annotated[str, _subject("DEVICE", "auto, cpu, cuda or cuda:N.")] = "auto"
     block_size: Annotated[int, _subject("N", "Tokens in a block of the cache.")] = 32
     memory: Annotated[str | None, _subject("SIZE", "That may be used. Default: what is free.")] = None
@@ -100,7 +100,7 @@ def decode(
 ) -> None:
     """Measure a decode step: milliseconds, tokens/s, and its share of the speed of memory.
 
-    Example: kvtrove bench decode --random-weights config.json --batch 32 --context 1024 --kv bf16
+    Example: kvtrove bench decode --random-weights config.json --batch 32 --context 1024 --cache bf16
     """
 
     def measure(measured: Subject, watch: Watch) -> Measurement:

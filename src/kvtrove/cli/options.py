@@ -28,6 +28,11 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Machine-readable output,
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
 
 
+CACHE_HELP = (
+    "What it stores and keeps: auto (as the model), int8, k=int8+v=int4r, window=1024, ...; a wrong one lists all."
+)
+
+
 def _flag(panel: str, metavar: str | None, help: str, *names: str) -> Any:
     return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
 
@@ -49,9 +54,7 @@ class EngineOptions:
     linear: Annotated[str, _engine("NAME", "What multiplies on a CPU: auto, own, torch or onednn.")] = "auto"
     threads: Annotated[int | None, _engine("N", "On a CPU; one a core that the process may use without it.")] = None
     device: Annotated[str, _engine("DEVICE", "auto, cpu, cuda or cuda:N.")] = "auto"
-    kv_cache_dtype: Annotated[str, _cache("TYPE", "How the cache stores K and V: auto (as the model) or int8.")] = (
-        "auto"
-    )
+    cache: Annotated[str, _cache("RECIPE", CACHE_HELP)] = "auto"
     attention_backend: Annotated[str, _engine("NAME", "auto, cpu (kernels) or reference (plain torch).")] = "auto"
     huge_pages: Annotated[str, _engine("KIND", "Of weights and cache: auto, hugetlb (the system's pool) or off.")] = (
         "auto"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kvtrove.cli.options import spread
+from kvtrove.cli.options import CACHE_HELP, spread
 from kvtrove.config import ConfigError, EngineConfig, parse_size, parse_tokens
 from kvtrove.plan.equivalents import ktransformers
 from kvtrove.plan.fitting import Wishes
@@ -45,7 +45,7 @@ class MemoryOptions:
     reserve: Annotated[str | None, _flag("Memory", "SIZE", "Kept free beside everything else.")] = None
     dtype: Annotated[str, _flag("Memory", "TYPE", "Of the weights: auto, bfloat16, float16 or float32.")] = "auto"
     weights: Annotated[str, _flag("Memory", "TYPE", "auto, or int8: matrices are quantised at load (CPU).")] = "auto"
-    kv_cache_dtype: Annotated[str, _flag("Memory", "TYPE", "How K and V are stored; auto is like the model.")] = "auto"
+    cache: Annotated[str, _flag("Memory", "RECIPE", CACHE_HELP)] = "auto"
     block_size: Annotated[int, _flag("Memory", "N", "Tokens in a block of the cache.")] = 32
     max_num_batched_tokens: Annotated[int, _flag("Memory", "N", "Tokens in one step at most.")] = 2048
     tensor_parallel: Annotated[int, _flag("Memory", "N", "Devices that share every layer.")] = 1
@@ -181,7 +181,7 @@ def _wishes(memory: MemoryOptions, use: UseOptions, free: int) -> tuple[Wishes, 
         kv=None if memory.kv is None else parse_size(memory.kv, "kv"),
         context=context,
         users=use.users,
-        kv_format=memory.kv_cache_dtype,
+        cache=memory.cache,
         block_size=memory.block_size,
         max_num_batched_tokens=memory.max_num_batched_tokens,
         tensor_parallel=memory.tensor_parallel,
@@ -214,7 +214,7 @@ def _load(plan: Plan, load: LoadOptions, machine: Machine, prompt: int, new: int
     if not 0 <= load.hit_ratio < 1:
         raise ConfigError(f"hit_ratio: {load.hit_ratio} must be at least 0 and less than 1")
     workload = Workload(prompt, new, load.hit_ratio)
-    cost = cost_of(plan.model, machine, plan.kv_format, plan.context)
+    cost = cost_of(plan.model, machine, plan.fitting.cache, plan.context)
     tokens = plan.num_blocks * plan.wishes.block_size // len(plan.fitting.cache.groups)
     service = Service(cost, tokens, plan.users, plan.wishes.max_num_batched_tokens)
     ttft = None if load.slo_ttft is None else parse_seconds(load.slo_ttft, "slo_ttft")

@@ -168,4 +168,3 @@ def peak_blocks(retention: Retention, length: int, chunk: int, block_size: int) 
             spans.append(range(n, n + chunk))
         worst = max(worst, sum(-(-(len(s) - (s.start > 0)) // block_size) + (s.start > 0) for s in spans))
     return min(whole, worst)
-

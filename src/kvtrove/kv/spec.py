@@ -156,7 +156,7 @@ class KVFormat:
         return tuple(found)
 
     def encode(self, k: Tensor, v: Tensor, view: Planes, slots: Tensor) -> None:
-        """Write k, v [T, heads, dim] into the slots int64 [T]. view: plane name -> tensor [num_blocks, *plane.shape]."""
+        """Write k, v [T, heads, dim] into the slots int64 [T]. view: all planes of the layer."""
         for codec in self.sides:
             codec.encode(k if codec.side == "k" else v, side_view(view, codec.side), slots)
 

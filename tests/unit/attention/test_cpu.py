@@ -15,8 +15,9 @@ from kvtrove import kernels
 from kvtrove.attention.backend import AttentionBatch, GroupTables
 from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
-from kvtrove.kv.formats.int8 import Int8Format
+from kvtrove.kv.formats.int8 import int8
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
+from kvtrove.kv.spec import LayerKV
 from kvtrove.models.layers.rope import Rotation
 from tests.unit.attention.test_reference import RETENTIONS, Case, Shape, Unsupported
 
@@ -31,8 +32,9 @@ lengths_of = st.lists(st.tuples(st.integers(0, 40), st.sampled_from([1, 1, 1, 2,
 def int8_view(case: Case) -> Case:
     """The case with an int8 cache; scales are NaN wherever nothing was stored."""
     size, num_blocks = case.shape.block_size, case.view["k"].shape[0]
-    case.layer = replace(case.layer, format=Int8Format(), view={})
-    for plane in Int8Format().planes(case.shape.kv_heads, case.shape.dim, size):
+    case.layer = replace(case.layer, format=int8(), view={})
+    kept = LayerKV(0, case.shape.kv_heads, case.shape.dim, case.shape.dim, int8())
+    for plane in kept.format.planes(kept, size):
         fill = math.nan if plane.dtype == "float16" else 77
         case.layer.view[plane.name] = torch.full(  # type: ignore[index]
             (num_blocks, *plane.shape), fill, dtype=getattr(torch, plane.dtype)

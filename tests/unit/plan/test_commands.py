@@ -40,7 +40,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 NOT_FOR_A_PLAN = {"torch", "numpy", "asyncio", "ssl", "httpx", "fastapi", "tokenizers", "safetensors", "jinja2"}
 FOR_A_PLAN = (
     *("kvtrove.cli.main", "kvtrove.cli.options", "kvtrove.cli.plan"),
-    *("kvtrove.kv.formats", "kvtrove.kv.retention", "kvtrove.kv.spec", "kvtrove.models", "kvtrove.plan"),
+    *(
+        "kvtrove.kv.formats",
+        "kvtrove.kv.recipe",
+        "kvtrove.kv.retention",
+        "kvtrove.kv.spec",
+        "kvtrove.models",
+        "kvtrove.plan",
+    ),
 )
 """Beginnings of the names of modules that `kvtrove plan` may import."""
 
@@ -184,7 +191,7 @@ REFUSED = {
     "prompt beyond context": (("--context", "1k", "--prompt", "2k"), "context: 1024 is less than 2048 prompt + 0 new"),
     "no size": (("--memory", "lots"), "memory: cannot read 'lots' as a size"),
     "no users": (("--users", "0"), "users: 0 must be at least 1"),
-    "no format": (("--kv-cache-dtype", "int9"), "kv_cache_dtype: 'int9' is not one of"),
+    "no format": (("--cache", "int9"), "cache: 'int9': 'int9' is not known"),
     "no dtype": (("--dtype", "int8"), "dtype: 'int8' is not one of auto, bfloat16, float16, float32"),
     "no rate": (("--rate", "often"), "rate: cannot read 'often' as a rate; write for example 3/s"),
     "no hardware": (("--hardware", "abacus"), "hardware: 'abacus' is not one of"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvtrove.kv.formats.layout import Layout, block_slots
@@ -18,7 +18,7 @@ class TokenCodec:
     sealing need nothing else. Subclasses state `id`, `planes`, `encode` and `decode`."""
 
     side: Side
-    layout: Layout = "tiled"
+    layout: Layout = field(default="tiled", kw_only=True)
 
     @property
     def whole_block(self) -> bool:

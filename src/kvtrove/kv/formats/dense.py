@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvtrove.kv.formats.codec import TokenCodec
 from kvtrove.kv.formats.layout import Layout, data_plane, read, write
-from kvtrove.kv.spec import KVFormat, Plane, Planes, Side
+from kvtrove.kv.spec import KVFormat, Plane, Planes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 class Dense(TokenCodec):
     """One plane of elements of `dtype`."""
 
-    side: Side
     dtype: str
-    layout: Layout = "tiled"
 
     @property
     def id(self) -> str:
@@ -37,7 +35,7 @@ class Dense(TokenCodec):
 
 def dense(dtype: str, layout: Layout = "tiled") -> KVFormat:
     """K and V in `dtype`."""
-    return KVFormat(Dense("k", dtype, layout), Dense("v", dtype, layout))
+    return KVFormat(Dense("k", dtype, layout=layout), Dense("v", dtype, layout=layout))
 
 
 ECHO = dense("int32", "plain")

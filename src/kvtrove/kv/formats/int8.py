@@ -57,4 +57,4 @@ def scales_of(x: Tensor, most: float) -> Tensor:
 
 def int8(layout: Layout = "tiled") -> KVFormat:
     """K and V in int8."""
-    return KVFormat(Int8("k", layout), Int8("v", layout))
+    return KVFormat(Int8("k", layout=layout), Int8("v", layout=layout))

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvtrove.config import nearest
 from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.retention import Full, Retention, SlidingWindow
 from kvtrove.kv.spec import LayerKV
-from kvtrove.config import nearest
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.rope_config import served_positions
 from kvtrove.models.spec import Activation, LayerSpec, ModelSpec, MoESpec, RopeSpec
