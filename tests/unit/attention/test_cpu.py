@@ -17,7 +17,7 @@ from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kv.formats.int8 import int8
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
-from kvtrove.kv.spec import LayerKV
+from kvtrove.kv.spec import KVFormat, LayerKV
 from kvtrove.models.layers.rope import Rotation
 from tests.unit.attention.test_reference import RETENTIONS, Case, Shape, Unsupported
 
@@ -209,7 +209,7 @@ def test_memory_of_calls_is_reused() -> None:
 def test_reasons_name_layer_and_what_is_missing() -> None:
     layer, backend = Case([(0, 1)], Full(), Shape()).layer, CpuBackend()
     assert backend.reasons_against(layer, "cpu") == []
-    odd = replace(layer, index=3, num_heads=5, head_dim=20, format=Unsupported("float32"))
+    odd = replace(layer, index=3, num_heads=5, k_dim=20, v_dim=20, format=KVFormat(Unsupported("k", "float32"), None))
     assert backend.reasons_against(odd, "cuda:0") == [
         "layer 3: its cache is on cuda:0",
         "layer 3: 5 heads cannot share 2 kv_heads evenly",

@@ -157,7 +157,7 @@ def test_results_of_other_settings_are_not_reused(
     settings: Settings, tmp_path: Path, kept: Kept, change: dict[str, Any]
 ) -> None:
     state = str(tmp_path / "state.json")
-    one = {"parts": ("text", "recall"), "text_tokens": 64, "lengths": (96,), "depths": (1.0,), "kv": ()}
+    one = {"parts": ("text", "recall"), "text_tokens": 64, "lengths": (96,), "depths": (1.0,), "caches": ()}
     small = replace(settings, **one)
     evaluate(small, state)
     evaluate(replace(small, **change), state)
@@ -202,7 +202,7 @@ def test_a_model_without_a_chat_template_is_compared_without_recall(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kv": ("bf61",)}, "did you mean 'bf16'"),
+        ({"caches": ("bf61",)}, "did you mean 'bf16'"),
         ({"parts": ("txt",)}, r"parts: 'txt' is not known \(did you mean 'text'\?\); there are text, recall, speed"),
         ({"parts": ()}, "parts: the list is empty"),
         ({"lengths": ()}, "lengths: the list is empty"),

@@ -101,7 +101,7 @@ def test_check_says_why_not(broken: KVCacheSpec, reason: str) -> None:
 def test_the_fingerprint_is_made_of_ids_not_of_names_in_the_code() -> None:
     """A rename, or a new field with a default, must not make stored rows unreadable."""
     mixed = spec(layer(0), layer(1, WINDOW), layer(2, source=0))
-    assert mixed.fingerprint.hex() == "HEX"
+    assert mixed.fingerprint.hex() == "9c28a550c8c227d2972a9ac547750b94aa74d7301d5d07fd37f13705614f0fa4"
 
 
 def test_a_layer_with_a_source_has_its_storage_whatever_it_says_itself() -> None:

@@ -104,7 +104,7 @@ def test_the_json_has_what_scripts_read(llama: Path) -> None:
 def test_json_into_a_file_leaves_the_tables_on_the_screen(llama: Path, tmp_path: Path) -> None:
     done = run("plan", llama, "--memory", "40GiB", "--json", tmp_path / "plan.json")
     assert json.loads((tmp_path / "plan.json").read_text())["users"] == 1
-    for word in ("weights", "activations", "reserve", "What each KV format buys", "KTransformers", "llama.cpp", "vLLM"):
+    for word in ("weights", "activations", "reserve", "What each cache buys", "KTransformers", "llama.cpp", "vLLM"):
         assert word in done.stdout
     assert "|WW" in done.stdout, "the bar"
 

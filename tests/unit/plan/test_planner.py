@@ -199,7 +199,7 @@ def test_a_missing_byte_shows_as_negative_free() -> None:
 
 def test_fitting_is_monotone(gemma: PlanModel) -> None:
     """The searches rely on it: needs never fall when users or context grow."""
-    fitting = Fitting(gemma, Wishes(16 * GIB), "bfloat16")
+    fitting = Fitting(gemma, Wishes(16 * GIB))
     needs = [fitting.kv_needed(2, n) + fitting.activations(2, n) for n in range(1, 5000, 37)]
     assert needs == sorted(needs)
     needs = [fitting.kv_needed(n, 700) + fitting.activations(n, 700) for n in range(1, 600, 7)]

@@ -74,12 +74,12 @@ def check(model: Model, format: KVFormat, expected: list[tuple[int, int]] | None
     assert torch.equal(joined.arena.rows, apart.arena.rows)
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("family", ["llama3", "llama_biased", "mistral", "qwen2_sliding", "qwen3", "gemma2", "gemma3"])
-def test_one_call_gives_the_bits_of_many(family: str, int8: bool, checkpoints: Checkpoints) -> None:
+def test_one_call_gives_the_bits_of_many(family: str, small: bool, checkpoints: Checkpoints) -> None:
     directory = checkpoints.get(family, dtype="bfloat16")
-    products = Products(Precision("bfloat16", "float32", int8), wanted="own")
-    check(load_model(directory, read_spec(directory), products), int8() if int8 else dense("bfloat16"))
+    products = Products(Precision("bfloat16", "float32", small), wanted="own")
+    check(load_model(directory, read_spec(directory), products), int8() if small else dense("bfloat16"))
 
 
 def load_own(checkpoints: Checkpoints, family: str) -> Model:
