@@ -48,7 +48,7 @@ def test_what_every_result_has(measure: Measure, command: str) -> None:
     assert found["format"] == "kvtrove-bench-engine/1"
     assert found["kind"] == command
     assert not found["interrupted"]
-    assert found["settings"]["dtype"] == found["settings"]["kv"] == "float32"
+    assert found["settings"]["dtype"] == found["settings"]["stored_as"] == "float32"
     assert found["read_gb_per_s"] > 0
     assert found["matmul_tflop_per_s"].keys() == {"float32", "bfloat16"}
     assert found["machine"]["threads"] >= 1
