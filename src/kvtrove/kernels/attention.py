@@ -173,7 +173,9 @@ class AttentionKernel:
         into = 0
         if lse is not None:
             if str(lse.dtype) != "torch.float32" or lse.shape != results[:2] or not lse.is_contiguous():
-                raise TypeError(f"lse: float32 {results[:2]}, contiguous, is needed; got {lse.dtype} {tuple(lse.shape)}")
+                raise TypeError(
+                    f"lse: float32 {results[:2]}, contiguous, is needed; got {lse.dtype} {tuple(lse.shape)}"
+                )
             into = lse.data_ptr()
         self.handle.attend(layer.handle, batch.handle, *addresses, into)
 

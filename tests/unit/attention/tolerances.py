@@ -25,7 +25,7 @@ SPLIT_QUERY = 2.0**-17
 
 
 def tolerance(k: str, v: str, level: str, largest: float, scores: float = 0.0) -> float:
-    """For keys and values stored as `k` and `v`: values up to `largest`, scores whose terms add up to `scores` in size."""
+    """For keys and values stored as `k` and `v`: values up to `largest`, scores of terms of `scores` in sum."""
     relative = SUMS + INT8 * [k, v].count("int8")
     if level == "amx":
         relative += SPLIT_QUERY * scores * (k == "bfloat16") + BFLOAT16_WEIGHT * (v == "bfloat16")
