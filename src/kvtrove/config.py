@@ -144,7 +144,7 @@ class EngineConfig:
     model: str
     tokenizer: str | None = _setting(None, "Where the tokenizer is, if not with the model.", "DIR")
     load_format: str = _setting(
-        "auto", "auto: the checkpoint's weights; dummy: random ones for a config.json.", "KIND", choices=LOAD_FORMATS
+        "auto", "{choices}; dummy draws random weights for a config.json.", "KIND", choices=LOAD_FORMATS
     )
     dtype: str = _setting("auto", "Of the weights: {choices}.", "TYPE", choices=DTYPES)
     weights: str = _setting("auto", "auto, or int8: quantise matrices at load (CPU).", "TYPE", choices=WEIGHTS)
