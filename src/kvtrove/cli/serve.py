@@ -95,6 +95,11 @@ def serve(
         bool,
         typer.Option("--stable-prefix", help="Dates and nonces that open a prompt go to its end."),
     ] = False,
+    response_cache: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE|URL", help="Keep whole answers at temperature 0: 64MiB, or redis://host/db."),
+    ] = None,
+    response_cache_ttl: Annotated[float, typer.Option(metavar="SECONDS", help="How long they are kept.")] = 3600.0,
     vllm_metrics: Annotated[
         bool, typer.Option("--vllm-metrics/--no-vllm-metrics", help="Metrics under vLLM's names beside our own.")
     ] = True,
@@ -132,6 +137,8 @@ def serve(
         tool_format=tool_call_parser or tool_format,
         reasoning_parser=reasoning_parser,
         stable_prefix=stable_prefix,
+        response_cache=response_cache,
+        response_cache_ttl=response_cache_ttl,
         limits=limits.limits(),
     )
     listener = bind(settings, keyring)
