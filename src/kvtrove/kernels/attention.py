@@ -187,7 +187,7 @@ def angles_of(angles: tuple[Tensor, Tensor], x: Tensor, tokens: int, head_dim: i
     """
     cos, sin = angles
     half = cos.shape[-1]
-    fits = cos.shape == sin.shape == (tokens, 1, half) and 0 < 2 * half <= head_dim
+    fits = cos.shape == sin.shape == (tokens, 1, half) and 0 <= 2 * half <= head_dim
     alike = cos.dtype == sin.dtype == x.dtype and cos.is_contiguous() and sin.is_contiguous() and cos.is_cpu
     if not fits or not alike:
         raise TypeError(
