@@ -137,7 +137,8 @@ class CpuBackend:
                 softcap=layer.softcap or 0.0,
                 **reach,
             )
-            known = self._layers[layer.index] = layer, paged_layer(*_sides(layer, stored), shape)
+            k, v = _sides(layer, stored)
+            known = self._layers[layer.index] = layer, paged_layer(k, v, shape)
         return known[1]
 
 
