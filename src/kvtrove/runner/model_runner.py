@@ -72,7 +72,7 @@ class ModelRunner:
         batch = build_batch(step.sequences, self.cache.block_size, self.arena.device)
         plan = self.backend.plan(batch.attention)
 
-        def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation) -> Tensor:
+        def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation | None) -> Tensor:
             return self.backend.run(q, k, v, self.layers[layer], plan, rotate)
 
         def through(
