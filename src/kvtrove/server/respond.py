@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from kvtrove.server.errors import ApiError, as_api_error
 from kvtrove.server.job import Caller, Job
+from kvtrove.server.response_cache import KeptAnswer, Recorded
 from kvtrove.server.service import Service
 
 log = logging.getLogger(__name__)
@@ -55,8 +56,15 @@ def open_job(service: Service, request: Request, body: Any) -> Job:
 
 
 async def respond(request: Request, job: Job, endpoint: Endpoint, stream: bool) -> Response:
-    """Run the job; when this raises or the client leaves, nothing of it is left."""
+    """Run the job, or send what the response cache keeps. When this raises or the client leaves, nothing is left."""
+    cache = job.service.response_cache
+    key = cache.key(request, job, stream)
     try:
+        if key is not None:
+            if (kept := await cache.get(request, key)) is not None:
+                job.close()
+                return _kept(job, kept)
+            endpoint = Recorded(endpoint, cache, key)
         if not await _unless_gone(request.receive, _submitted(endpoint)):
             job.close()
             return Response(status_code=CLIENT_GONE)
@@ -73,6 +81,13 @@ async def respond(request: Request, job: Job, endpoint: Endpoint, stream: bool) 
     finally:
         if not stream:
             job.close()
+
+
+def _kept(job: Job, kept: KeptAnswer) -> Response:
+    headers = job.headers | kept.headers
+    if kept.events is None:
+        return JSONResponse(kept.marked(), headers=headers)
+    return Response("".join(kept.events), media_type=EventStream.media_type, headers=STREAM_HEADERS | headers)
 
 
 async def _submitted(endpoint: Endpoint) -> bool:
@@ -112,6 +127,7 @@ def sse(data: Any, event: str | None = None) -> str:
 
 
 DONE = "data: [DONE]\n\n"
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 COMMENT = ": keep-alive\n\n"  # no event at all to those who read events
 
 
@@ -121,7 +137,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, job: Job, endpoint: Endpoint) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **job.headers})
+        super().__init__(headers=STREAM_HEADERS | job.headers)
         del self.headers["content-length"]
         self.job, self.endpoint = job, endpoint
         self._open = False  # events may be sent
