@@ -3,8 +3,8 @@
     python benchmarks/macro/stalls.py [--model demo] [--size 4000000] [--only WORD] [--repeats 3] [--json FILE]
 
 Starts `kvtrove serve`. A raw socket reads one stream on a thread of its own; each body is sent beside it, and only what
-came between its first byte and the end of its answer counts. Of the repeats the smallest is kept: on a machine that does
-other work too, the others say more about that work.
+came between its first byte and the end of its answer counts. Of the repeats the smallest is kept: on a machine that
+does other work too, the others say more about that work.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def fill(make: Callable[[int], Any], size: int, most: int = 10**9) -> list[Any]:
     return [make(i) for i in range(min(most, size // (len(json.dumps(make(12345), separators=(",", ":"))) + 1)))]
 
 
-def tool(i: int, padding: int) -> dict[str, Any]:
+def tool(padding: int, i: int) -> dict[str, Any]:
     return {"type": "function", "function": {"name": f"tool_{i}", "description": "d" * padding}}
 
 
@@ -45,49 +46,53 @@ def called(arguments: str) -> list[dict[str, Any]]:
     return [hi(), {"role": "assistant", "content": None, "tool_calls": [call]}, hi(role="tool")]
 
 
-def cases(size: int) -> Iterator[tuple[str, Case]]:
-    """(name, (route, body))"""
-    chat, rng = "/v1/chat/completions", random.Random(0)
+def cases(size: int) -> dict[str, Case]:
+    """Name -> (route, body)."""
+    rng = random.Random(0)
     text = "word " * (size // 5)
     dialogue = [hi("w " * (size // MANY // 2 - 18), ("user", "assistant")[i % 2]) for i in range(MANY)]
-    numbers = json.dumps([1] * (size // 2 - 200), separators=(",", ":"))
+    parts = [{"type": "text", "text": "p" * (size // MANY - 28)}] * MANY
     ids = [rng.randrange(8192) for _ in range(size * 10 // 49)]
-    yield "floats where ids belong", ("/v1/completions", {"prompt": [0.5] * (size // 4)})
-    yield "ids", ("/v1/completions", {"prompt": ids})
-    yield "100,000 messages", (chat, {"messages": [hi()] * 100_000})
-    yield "19,000 messages", (chat, {"messages": dialogue})
-    yield "19,000 messages, truncation", (chat, {"messages": dialogue, "truncation": "auto", "max_tokens": 1})
-    yield "9,001 messages, truncation", (chat, {"messages": dialogue[:9001], "truncation": "auto", "max_tokens": 1})
-    yield "19,000 parts", (chat, {"messages": [hi()] + [{"role": "user", "content": [part("p" * (size // MANY - 28))] * MANY}]})
-    yield "9,000 tools", (chat, {"messages": [hi()], "tools": fill(lambda i: tool(i, size // 9000 - 75), size, 9000)})
-    yield "9,000 tools, forced", (
-        chat,
-        {"messages": [hi()], "tools": fill(lambda i: tool(i, 10), size, 9000), "tool_choice": "required"},
-    )
-    yield "arguments: numbers", (chat, {"messages": called('{"x":' + numbers + "}")})
-    yield "arguments: text", (chat, {"messages": called(json.dumps({"x": "word " * (size // 5 - 20)}))})
-    yield "template kwargs", (chat, {"messages": [hi()], "chat_template_kwargs": {"x": ["x" * 100] * (size // 104)}})
-    yield "documents", (chat, {"messages": [hi()], "documents": fill(lambda i: {"title": "t", "text": "x" * 150}, size)})
-    yield "text, completions", ("/v1/completions", {"prompt": text})
-    yield "text, /tokenize", ("/tokenize", {"prompt": text})
-    yield "text, /tokenize with strings", ("/tokenize", {"prompt": text, "return_token_strs": True})
-    yield "messages, /tokenize", ("/tokenize", {"messages": dialogue})
-    yield "ids, /detokenize", ("/detokenize", {"tokens": ids})
-    yield "count_tokens", ("/v1/messages/count_tokens", {"messages": dialogue})
-    yield "explain", ("/v1/cache/explain", {"messages": dialogue})
-    yield "explain, text", ("/v1/cache/explain", {"prompt": text})
-    yield "19,000 items, /v1/responses", ("/v1/responses", {"input": dialogue})
-    yield "19,000 messages, /v1/messages", ("/v1/messages", {"max_tokens": 1, "messages": dialogue})
-    yield "allowed ids", ("/v1/completions", {"prompt": "x", "max_tokens": 8, "n": 8, "allowed_token_ids": ids})
-    yield "echo, 20 logprobs", ("/v1/completions", {"prompt": ids[:4000], "max_tokens": 1, "echo": True, "logprobs": 20})
-    yield "256 prompts, 20 logprobs", ("/v1/completions", {"prompt": [[i] for i in ids[:256]], "logprobs": 20})
-    yield "grammar", ("/v1/completions", {"prompt": "x", "max_tokens": 4, "guided_regex": "(a|b){1,2000}"})
+    numbers = "1," * (size // 2 - 200) + "1"
+    small, large = (fill(partial(tool, padding), size, 9000) for padding in (10, size // 9000 - 75))
+    documents = fill(lambda i: {"title": "t", "text": "x" * 150}, size)
     schema = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1000)}}
-    yield "schema", ("/v1/completions", {"prompt": "x", "max_tokens": 4, "guided_json": schema})
-
-
-def part(text: str) -> dict[str, str]:
-    return {"type": "text", "text": text}
+    chats: dict[str, dict[str, Any]] = {
+        "100,000 messages": {"messages": [hi()] * 100_000},
+        "19,000 messages": {"messages": dialogue},
+        "19,000 messages, truncation": {"messages": dialogue, "truncation": "auto", "max_tokens": 1},
+        "9,001 messages, truncation": {"messages": dialogue[:9001], "truncation": "auto", "max_tokens": 1},
+        "19,000 parts": {"messages": [hi(), {"role": "user", "content": parts}]},
+        "9,000 tools": {"messages": [hi()], "tools": large},
+        "9,000 tools, forced": {"messages": [hi()], "tools": small, "tool_choice": "required"},
+        "arguments: numbers": {"messages": called(f'{{"x":[{numbers}]}}')},
+        "arguments: text": {"messages": called(json.dumps({"x": text[:-100]}))},
+        "template kwargs": {"messages": [hi()], "chat_template_kwargs": {"x": ["x" * 100] * (size // 104)}},
+        "documents": {"messages": [hi()], "documents": documents},
+    }
+    completions: dict[str, dict[str, Any]] = {
+        "floats where ids belong": {"prompt": [0.5] * (size // 4)},
+        "ids": {"prompt": ids},
+        "text": {"prompt": text},
+        "allowed ids": {"prompt": "x", "max_tokens": 8, "n": 8, "allowed_token_ids": ids},
+        "echo, 20 logprobs": {"prompt": ids[:4000], "max_tokens": 1, "echo": True, "logprobs": 20},
+        "256 prompts, 20 logprobs": {"prompt": [[i] for i in ids[:256]], "logprobs": 20},
+        "grammar": {"prompt": "x", "max_tokens": 4, "guided_regex": "(a|b){1,2000}"},
+        "schema": {"prompt": "x", "max_tokens": 4, "guided_json": schema},
+    }
+    others: dict[str, Case] = {
+        "tokenize, text": ("/tokenize", {"prompt": text}),
+        "tokenize, text with strings": ("/tokenize", {"prompt": text, "return_token_strs": True}),
+        "tokenize, messages": ("/tokenize", {"messages": dialogue}),
+        "detokenize": ("/detokenize", {"tokens": ids}),
+        "count_tokens": ("/v1/messages/count_tokens", {"messages": dialogue}),
+        "explain, messages": ("/v1/cache/explain", {"messages": dialogue}),
+        "explain, text": ("/v1/cache/explain", {"prompt": text}),
+        "responses, 19,000 items": ("/v1/responses", {"input": dialogue}),
+        "messages, 19,000": ("/v1/messages", {"max_tokens": 1, "messages": dialogue}),
+    }
+    routed = {name: ("/v1/chat/completions", body) for name, body in chats.items()}
+    return routed | {name: ("/v1/completions", body) for name, body in completions.items()} | others
 
 
 class Server:
@@ -181,7 +186,7 @@ def main() -> int:
         stream.start()
         time.sleep(3)
         found["nothing"] = {"gap_ms": round(1000 * stream.longest(time.monotonic() - 2, time.monotonic()))}
-        for name, case in cases(args.size):
+        for name, case in cases(args.size).items():
             if args.only in name:
                 found[name] = measured(server, stream, case, args.repeats)
                 print(f"{name:32} {found[name]}", file=sys.stderr, flush=True)

@@ -16,9 +16,7 @@ EXCLUDED = float("-inf")
 Enough = Callable[[Tensor, Tensor], Tensor]
 
 
-def rankings(
-    x: Tensor, enough: Enough, widths: Sequence[int] = WIDTHS
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def rankings(x: Tensor, enough: Enough, widths: Sequence[int] = WIDTHS) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Ranks every row of x [R, V] as far as it is needed; excluded tokens have the value -inf.
 
     Yields (rows [n], values [n, W], ids [n, W]), best first, each row once; slots beyond what is known hold -inf.
