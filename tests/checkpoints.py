@@ -93,6 +93,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "phi3": ("Phi3", {"sliding_window": 14}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 11}),
+    "granite": (
+        "Granite",
+        {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.4, "attention_multiplier": 0.4},
+    ),
+    "olmo2": ("Olmo2", {}),
+    "olmo3": ("Olmo3", {"sliding_window": 9, "num_hidden_layers": 4}),
+    "exaone4": ("Exaone4", {"sliding_window": 9, "num_hidden_layers": 4, "sliding_window_pattern": 2}),
+    "hunyuan_v1": (
+        "HunYuanDenseV1",
+        {
+            "head_dim": 24,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 1.0, "rope_theta": 10_000.0, "alpha": 50.0},
+        },
+    ),
     "phi3_long": (
         "Phi3",
         {

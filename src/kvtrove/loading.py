@@ -193,7 +193,7 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
         activations = "float32"
         if slow:
             log.info("this processor has no bf16 instructions: weights and cache stay bf16, activations are float32")
-    if dtype == "float16" and spec.sandwich_norms:
+    if dtype == "float16" and spec.norms == "sandwich":
         raise ConfigError(
             f"dtype: activations of {spec.architecture} pass 65,504, the largest float16: --dtype bfloat16 or float32"
         )

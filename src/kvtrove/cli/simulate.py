@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvtrove.cli.options import spread
-from kvtrove.config import ConfigError, parse_size, parse_tokens
+from kvtrove.cli.flags import flag, setting, spread
+from kvtrove.cli.output import write_json
+from kvtrove.config import ConfigError, EngineConfig, parse_size, parse_tokens
 
 if TYPE_CHECKING:
     from kvtrove.plan.model import PlanModel
@@ -25,54 +25,54 @@ JsonFile = Annotated[
 ]
 
 
-def _flag(panel: str, metavar: str, help: str) -> Any:
-    return typer.Option(metavar=metavar, help=help, rich_help_panel=panel)
-
-
 @dataclass(frozen=True)
 class CacheOptions:
     """How large the cache is; several sizes, separated by commas, give curves."""
 
     kv_tokens: Annotated[
-        str | None, _flag("Cache", "TOKENS", "Such as 1Mi, or 1Mi,4Mi,unlimited; 1Mi when left out.")
+        str | None, flag("Cache", "TOKENS", "Such as 1Mi, or 1Mi,4Mi,unlimited; 1Mi when left out.")
     ] = None
-    kv: Annotated[str | None, _flag("Cache", "SIZE", "In bytes instead, such as 8GiB; needs --model.")] = None
-    model: Annotated[str | None, _flag("Cache", "MODEL", "Whose cache and step times are simulated.")] = None
-    kv_cache_dtype: Annotated[str, _flag("Cache", "TYPE", "How K and V are stored.")] = "auto"
-    block_size: Annotated[int | None, _flag("Cache", "N", "Tokens in a block; the trace's own when left out.")] = None
-    policy: Annotated[str, _flag("Cache", "NAME", "Who is evicted first: lru.")] = "lru"
+    kv: Annotated[str | None, flag("Cache", "SIZE", "In bytes instead, such as 8GiB; needs --model.")] = None
+    model: Annotated[str | None, flag("Cache", "MODEL", "Whose cache and step times are simulated.")] = None
+    kv_cache_dtype: Annotated[str, flag("Cache", "TYPE", "How K and V are stored.")] = "auto"
+    block_size: Annotated[int | None, flag("Cache", "N", "Tokens in a block; the trace's own when left out.")] = None
+    policy: Annotated[str, flag("Cache", "NAME", "Who is evicted first: lru.")] = "lru"
 
 
 @dataclass(frozen=True)
 class ServiceOptions:
     """What serves it."""
 
-    replicas: Annotated[int, _flag("Service", "N", "Engines behind a router.")] = 1
-    router: Annotated[str, _flag("Service", "NAME", "round-robin or prefix.")] = "round-robin"
-    max_num_seqs: Annotated[int, _flag("Service", "N", "Sequences in one step at most.")] = 256
-    max_num_batched_tokens: Annotated[int, _flag("Service", "N", "Tokens in one step at most.")] = 2048
-    max_concurrent_prefills: Annotated[int, _flag("Service", "N", "Prompts that share a step.")] = 4
-    hardware: Annotated[str | None, _flag("Service", "NAME", "Datasheet, such as h100; needs --model.")] = None
-    calibration: Annotated[
-        Path | None, _flag("Service", "FILE", "Measured speeds, as `kvtrove bench` writes them.")
-    ] = None
+    replicas: Annotated[int, flag("Service", "N", "Engines behind a router.")] = 1
+    router: Annotated[str, flag("Service", "NAME", "round-robin or prefix.")] = "round-robin"
+    max_num_seqs: Annotated[int, setting("max_num_seqs", "Service")] = EngineConfig.max_num_seqs
+    max_num_batched_tokens: Annotated[int, setting("max_num_batched_tokens", "Service")] = (
+        EngineConfig.max_num_batched_tokens
+    )
+    max_concurrent_prefills: Annotated[int, setting("max_concurrent_prefills", "Service")] = (
+        EngineConfig.max_concurrent_prefills
+    )
+    hardware: Annotated[str | None, flag("Service", "NAME", "Datasheet, such as h100; needs --model.")] = None
+    calibration: Annotated[Path | None, flag("Service", "FILE", "Measured speeds, as `kvtrove bench` writes them.")] = (
+        None
+    )
 
 
 @dataclass(frozen=True)
 class LoadOptions:
     """How the trace is replayed."""
 
-    users: Annotated[int | None, _flag("Load", "N", "Sessions that run at once; the others wait their turn.")] = None
+    users: Annotated[int | None, flag("Load", "N", "Sessions that run at once; the others wait their turn.")] = None
     closed: Annotated[
         bool | None,
         typer.Option(
             "--closed/--open", help="Sessions go on after each answer, or by the clock.", rich_help_panel="Load"
         ),
     ] = None
-    speed: Annotated[float, _flag("Load", "FACTOR", "Of the rate of arrivals.")] = 1.0
-    limit: Annotated[int | None, _flag("Load", "N", "Only the first N requests.")] = None
-    slo_ttft: Annotated[str | None, _flag("Load", "TIME", "Longest time to the first token, for the goodput.")] = None
-    slo_tpot: Annotated[str | None, _flag("Load", "TIME", "Longest time per further token.")] = None
+    speed: Annotated[float, flag("Load", "FACTOR", "Of the rate of arrivals.")] = 1.0
+    limit: Annotated[int | None, flag("Load", "N", "Only the first N requests.")] = None
+    slo_ttft: Annotated[str | None, flag("Load", "TIME", "Longest time to the first token, for the goodput.")] = None
+    slo_tpot: Annotated[str | None, flag("Load", "TIME", "Longest time per further token.")] = None
 
 
 @spread
@@ -100,12 +100,7 @@ def simulate(
     results = [_run(recorded, one, quiet=json == "-") for one in _settings(recorded, cache, service, load)]
     runs = [result.as_json(ttft, tpot) for result in results]
     report = simulation_report(recorded, runs)
-    if json is not None:
-        text = json_format.dumps(report, indent=1)
-        if json == "-":
-            typer.echo(text)
-        else:
-            Path(json).write_text(text + "\n")
+    write_json(report, json, indent=1)
     if html is not None or png is not None:
         _draw(html, png, f"{recorded.name}: {len(recorded.requests):,} requests", runs)
     if json != "-":
@@ -145,7 +140,7 @@ def _settings(
     from kvtrove.scheduler.scheduler import SchedulerLimits
 
     model = _model(cache)
-    block_size = cache.block_size or trace.block_size or 32
+    block_size = cache.block_size or trace.block_size or EngineConfig.block_size
     geometry = None if model is None else cache_of(model, _format(model, cache), block_size)
     if service.max_num_batched_tokens < service.max_num_seqs:
         raise ConfigError(

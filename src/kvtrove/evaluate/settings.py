@@ -41,7 +41,7 @@ class Settings:
     chunk: int = 128
     dtype: str = "auto"
     device: str = "auto"
-    block_size: int = 32
+    block_size: int = EngineConfig.block_size
 
     def __post_init__(self) -> None:
         for name in self.kv:

@@ -19,7 +19,7 @@ from kvtrove.models.layers.between import joined
 from kvtrove.models.layers.embedding import Embedding, PackedEmbedding, embedding_of
 from kvtrove.models.layers.linear import Part, Product, Weights
 from kvtrove.models.layers.mlp import MLP, MixtureOfExperts
-from kvtrove.models.layers.norm import RMSNorm
+from kvtrove.models.layers.norm import NoNorm, RMSNorm
 from kvtrove.models.layers.rope import RotaryEmbedding, Rotation
 from kvtrove.models.precision import Precision
 from kvtrove.models.spec import ModelSpec, RopeSpec
@@ -32,44 +32,48 @@ begins here, and what the range's last `Between` gives; None where none begins. 
 
 @dataclass(frozen=True, eq=False)
 class DecoderLayer:
-    attention_norm: RMSNorm
+    attention_norm: RMSNorm | NoNorm
     attention: Attention
-    mlp_norm: RMSNorm
+    mlp_norm: RMSNorm | NoNorm
     mlp: MLP | MixtureOfExperts
     attention_out_norm: RMSNorm | None = None
     mlp_out_norm: RMSNorm | None = None
+    residual_scale: float = 1.0
 
     @classmethod
     def load(cls, weights: Weights, index: int, spec: ModelSpec) -> DecoderLayer:
         layer, name = spec.layers[index], f"layers.{index}"
 
         def norm(part: str) -> RMSNorm:
-            return RMSNorm.load(weights.take, f"{name}.{part}", spec.hidden_size, spec.norm_eps, spec.norm_offset)
+            return RMSNorm.load(weights.take, f"{name}.{part}", spec.hidden_size, spec)
 
         mlp: MLP | MixtureOfExperts
         if layer.moe:
             mlp = MixtureOfExperts.load(weights, f"{name}.mlp", spec, layer.moe)
         else:
             mlp = MLP.load(weights, f"{name}.mlp", spec, spec.intermediate_size, spec.mlp_bias)
-        sandwich = spec.sandwich_norms
+        before, after = spec.norms != "post", spec.norms != "pre"
         return cls(
-            attention_norm=norm("input_layernorm"),
+            attention_norm=norm("input_layernorm") if before else NoNorm(),
             attention=Attention.load(weights, f"{name}.self_attn", spec, layer),
-            mlp_norm=norm("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"),
+            mlp_norm=norm("pre_feedforward_layernorm" if after else "post_attention_layernorm") if before else NoNorm(),
             mlp=mlp,
-            attention_out_norm=norm("post_attention_layernorm") if sandwich else None,
-            mlp_out_norm=norm("post_feedforward_layernorm") if sandwich else None,
+            attention_out_norm=norm("post_attention_layernorm") if after else None,
+            mlp_out_norm=norm("post_feedforward_layernorm") if after else None,
+            residual_scale=spec.residual_scale,
         )
 
     def of_attention(self, mixed: Tensor) -> Tensor:
         """What attention adds to the hidden states [T, hidden_size]. mixed: what heads read."""
-        added = self.attention.o(mixed)
-        return self.attention_out_norm(added) if self.attention_out_norm else added
+        return self._scaled(self.attention.o(mixed), self.attention_out_norm)
 
     def of_mlp(self, normed: Tensor) -> Tensor:
         """What the MLP adds to the hidden states."""
-        added = self.mlp(normed)
-        return self.mlp_out_norm(added) if self.mlp_out_norm else added
+        return self._scaled(self.mlp(normed), self.mlp_out_norm)
+
+    def _scaled(self, added: Tensor, norm: RMSNorm | None) -> Tensor:
+        added = added if norm is None else norm(added)
+        return added if self.residual_scale == 1.0 else added * self.residual_scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +107,7 @@ class Model:
         for index in range(spec.num_layers):
             layers.append(DecoderLayer.load(weights, index, spec))
             progress(index + 1)
-        norm = RMSNorm.load(weights.take, "norm", spec.hidden_size, spec.norm_eps, spec.norm_offset)
+        norm = RMSNorm.load(weights.take, "norm", spec.hidden_size, spec)
         return cls(
             spec,
             embedding,
@@ -160,15 +164,19 @@ class Model:
         calls: list[LayerCall | None] = []
         for index, (layer, spec) in enumerate(zip(self.layers, self.spec.layers, strict=True)):
             own, behind = layer.attention, self.layers[index + 1 : index + 2]
-            between = joined(
-                own.o,
-                layer.mlp_norm,
-                layer.mlp,
-                self._norm_before(index + 1),
-                behind[0].attention.qkv if behind else None,
-                dtype,
-                o_norm=layer.attention_out_norm,
-                mlp_out_norm=layer.mlp_out_norm,
+            between = (
+                None
+                if self.spec.residual_scale != 1.0 or own.qk_norm not in (None, "head")
+                else joined(
+                    own.o,
+                    layer.mlp_norm,
+                    layer.mlp,
+                    self._norm_before(index + 1),
+                    behind[0].attention.qkv if behind else None,
+                    dtype,
+                    o_norm=layer.attention_out_norm,
+                    mlp_out_norm=layer.mlp_out_norm,
+                )
             )
             call = None
             if between is not None and own.qkv.product is not None:
@@ -176,7 +184,7 @@ class Model:
             calls.append(call)
         return tuple(calls)
 
-    def _norm_before(self, index: int) -> RMSNorm:
+    def _norm_before(self, index: int) -> RMSNorm | NoNorm:
         """The norm of what enters layer `index`; the last one behind all layers."""
         return self.layers[index].attention_norm if index < len(self.layers) else self.norm
 
@@ -184,6 +192,8 @@ class Model:
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [R, vocab_size] of hidden states [R, hidden_size], soft-capped where the model does so."""
         logits = self.head(hidden).float()
+        if self.spec.logit_scale != 1.0:
+            logits = logits * self.spec.logit_scale
         cap = self.spec.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -80,6 +80,11 @@ def read_rope(
     return RopeSpec(theta, rotary_dim, scaling, _params(view, section, scaling, rotary_dim), max_position)
 
 
+def without_positions(rope: RopeSpec) -> RopeSpec:
+    """Of a layer that rotates nothing (NoPE) in a model whose other layers rotate by `rope`."""
+    return RopeSpec(rope.theta, 0, max_position=served_positions(rope))
+
+
 def served_positions(rope: RopeSpec) -> int:
     """Longest context in tokens: linear and yarn reach `factor` times the original, the others say it themselves, and
     so does a yarn without an original: its `max_position_embeddings` is the stretched length already.

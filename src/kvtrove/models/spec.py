@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
+Norms = Literal["pre", "post", "sandwich"]
+QKNorm = Literal["head", "projection", "rotated"]
 
 
 class ModelError(ValueError):
@@ -16,7 +18,8 @@ class ModelError(ValueError):
 class RopeSpec:
     """Rotary embedding of a layer.
 
-    rotary_dim: leading elements of a head that rotate. scaling: None, linear, dynamic, llama3, yarn or longrope.
+    rotary_dim: leading elements of a head that rotate; 0 is a layer without positions (NoPE).
+    scaling: None, linear, dynamic, llama3, yarn or longrope.
     params: the scaling's own numbers under Hugging Face's names. max_position: `max_position_embeddings` of the config.
     """
 
@@ -65,9 +68,12 @@ class ModelSpec:
     """A decoder-only transformer.
 
     max_position: longest context in tokens that the checkpoint is made for, rope scaling included.
-    norm_offset: added to RMSNorm weights (Gemma: 1). sandwich_norms: norms after attention and MLP too (Gemma).
+    norms: of what enters attention and MLP (pre), of what they add (post: Olmo 2), or of both (sandwich: Gemma).
+    norm_offset: added to RMSNorm weights (Gemma: 1). wide_norms: weights multiply in float32, then it is rounded once.
+    qk_norm: of each head of q and k (head), of all heads of a projection together (projection: Olmo 2), or of each head
+    after rotation (rotated: Hunyuan).
     query_scale: multiplies q.k (usually head_dim ** -0.5). *_softcap: tanh soft-capping.
-    embed_scale: multiplies token embeddings.
+    embed_scale: multiplies token embeddings. residual_scale: what attention and MLP add. logit_scale: logits.
     """
 
     family: str
@@ -86,12 +92,15 @@ class ModelSpec:
     attention_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: QKNorm | None = None
+    norms: Norms = "pre"
     norm_offset: float = 0.0
-    sandwich_norms: bool = False
+    wide_norms: bool = False
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
 

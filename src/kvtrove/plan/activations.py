@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvtrove.config import EngineConfig
 from kvtrove.kv.spec import DTYPE_BYTES
 from kvtrove.plan.kv import kept_tokens, shard
 from kvtrove.plan.model import LayerGeometry, PlanModel
@@ -40,7 +41,9 @@ class StepLimits:
     cached: int | None = None
 
 
-def activation_bytes(model: PlanModel, limits: StepLimits, tensor_parallel: int = 1, block_size: int = 32) -> int:
+def activation_bytes(
+    model: PlanModel, limits: StepLimits, tensor_parallel: int = 1, block_size: int = EngineConfig.block_size
+) -> int:
     """Most bytes alive at once in any step within `limits`, on one rank.
 
     On a GPU the allocator rounds up to its segments; the planner's reserve covers that.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kvtrove.config import EngineConfig
 from kvtrove.plan.activations import StepLimits, activation_bytes
 from kvtrove.plan.kv import cache_of
 from kvtrove.plan.ledger import Ledger, reserve_bytes
@@ -29,8 +30,8 @@ class Wishes:
     context: int | None = None
     users: int | None = None
     kv_format: str = "auto"
-    block_size: int = 32
-    max_num_batched_tokens: int = 2048
+    block_size: int = EngineConfig.block_size
+    max_num_batched_tokens: int = EngineConfig.max_num_batched_tokens
     tensor_parallel: int = 1
     reserve: int | None = None
     measured_activation_bytes: int | None = None

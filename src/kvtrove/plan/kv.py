@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from kvtrove.config import KV_DTYPES
+from kvtrove.config import KV_DTYPES, EngineConfig
 from kvtrove.kv.formats import engine_format
 from kvtrove.kv.retention import Full
 from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV
@@ -25,7 +25,7 @@ class KVBytes:
     constant: int
 
 
-def kv_bytes(layers: Iterable[LayerGeometry], format_name: str, block_size: int = 32) -> KVBytes:
+def kv_bytes(layers: Iterable[LayerGeometry], format_name: str, block_size: int = EngineConfig.block_size) -> KVBytes:
     """Sizes as papers and other engines state them: layers that read another's cache cost nothing.
 
     block_size: tokens that share a block's summary vectors, for formats that have them.

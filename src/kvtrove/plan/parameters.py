@@ -55,7 +55,7 @@ def count_parameters(spec: ModelSpec) -> Parameters:
         total=embedding + head + shared + routed,
         every_token=embedding + shared,
         experts=routed,
-        wide=norms if spec.norm_offset else 0,
+        wide=norms if spec.wide_norms else 0,
         replicated=norms + routers,
         matrices=elements,
         outputs=rows,
@@ -81,8 +81,9 @@ def _attention(spec: ModelSpec, layer: LayerSpec) -> int:
 
 
 def _norms(spec: ModelSpec, layer: LayerSpec) -> int:
-    heads = layer.head_dim * (2 if layer.source is None else 1) if spec.qk_norm else 0
-    return spec.hidden_size * (4 if spec.sandwich_norms else 2) + heads
+    heads = (spec.num_heads, layer.kv_heads) if spec.qk_norm == "projection" else (1, 1)
+    normed = sum(heads if layer.source is None else heads[:1]) if spec.qk_norm else 0
+    return spec.hidden_size * (4 if spec.norms == "sandwich" else 2) + normed * layer.head_dim
 
 
 def _mlp(spec: ModelSpec, inner: int, bias: bool = False) -> int:

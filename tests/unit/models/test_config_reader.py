@@ -52,7 +52,7 @@ def test_llama(tmp_path: Path) -> None:
     assert (spec.layers[0].rope.theta, spec.layers[0].rope.rotary_dim) == (500000.0, 128)
     assert (spec.max_position, spec.norm_eps, spec.query_scale) == (8192, 1e-5, 128**-0.5)
     assert (spec.eos_token_ids, spec.bos_token_id) == ((128001,), 128000)
-    assert not any((spec.tie_embeddings, spec.attention_bias, spec.mlp_bias, spec.qk_norm, spec.sandwich_norms))
+    assert not any((spec.tie_embeddings, spec.attention_bias, spec.mlp_bias, spec.qk_norm, spec.norms != "pre"))
 
 
 @pytest.mark.parametrize("architectures", [None, []])
@@ -128,12 +128,7 @@ def test_gemma2(tmp_path: Path) -> None:
     config = without(LLAMA, "eos_token_id", "bos_token_id") | {"architectures": ["Gemma2ForCausalLM"], "head_dim": 256}
     spec = read(tmp_path, config | {"query_pre_attn_scalar": 144, "hidden_size": 4608, "attn_logit_softcapping": 50.0})
     assert (spec.attention_softcap, spec.logit_softcap, spec.query_scale) == (50.0, 30.0, 1 / 12)
-    assert (spec.embed_scale, spec.norm_offset, spec.sandwich_norms, spec.tie_embeddings) == (
-        4608**0.5,
-        1.0,
-        True,
-        True,
-    )
+    assert (spec.embed_scale, spec.norm_offset, spec.norms, spec.tie_embeddings) == (4608**0.5, 1.0, "sandwich", True)
     assert (spec.activation, spec.layers[0].head_dim, spec.eos_token_ids) == ("gelu_tanh", 256, (1,))
     assert read(tmp_path, config | {"final_logit_softcapping": None}).logit_softcap is None
 
@@ -154,7 +149,7 @@ def test_gemma3_text_part_fills_in_what_multimodal_configs_leave_out(tmp_path: P
     }
     spec = read(tmp_path, config)
     assert (spec.vocab_size, spec.num_heads, spec.layers[0].kv_heads, spec.layers[0].head_dim) == (262208, 8, 4, 256)
-    assert (spec.dtype, spec.eos_token_ids, spec.qk_norm, spec.max_position) == ("bfloat16", (1, 106), True, 131072)
+    assert (spec.dtype, spec.eos_token_ids, spec.qk_norm, spec.max_position) == ("bfloat16", (1, 106), "head", 131072)
     local, full = spec.layers[0], spec.layers[5]
     assert (local.window, local.rope.theta, local.rope.scaling) == (1024, 10_000.0, None)
     assert (full.window, full.rope.theta, full.rope.scaling) == (None, 1_000_000.0, "linear")
@@ -191,7 +186,7 @@ SCALED = {"type": "longrope", "short_factor": [1.0] * 64, "long_factor": [1.0] *
 BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"architectures": ["LLamaForCausalLM"]},
-        r"'LLamaForCausalLM' is not supported \(did you mean 'LlamaForCausalLM'\?\); supported: Gemma2.*Qwen3Moe",
+        r"'LLamaForCausalLM' is not supported \(did you mean 'LlamaForCausalLM'\?\); supported: Exaone4.*Qwen3Moe",
     ),
     ({"architectures": ["MambaForCausalLM"]}, "'MambaForCausalLM' is not supported.*; supported: "),
     ({"architectures": []}, "'architectures' is missing and 'model_type' is None; add one, for example"),
@@ -261,3 +256,18 @@ def test_every_architecture_reads_the_common_keys(tmp_path: Path) -> None:
     for architecture in REGISTRY:
         config = LLAMA | {"architectures": ["SomethingElse", architecture], "text_config": LLAMA}
         assert read(tmp_path, config).architecture == architecture
+
+
+def test_layers_without_positions(tmp_path: Path) -> None:
+    """SmolLM3 rotates three of four layers; EXAONE 4 its sliding ones; both serve their whole context."""
+    spec = read(tmp_path, {**LLAMA, "architectures": ["SmolLM3ForCausalLM"], "rope_scaling": None})
+    assert [layer.rope.rotary_dim for layer in spec.layers] == [128, 128, 128, 0]
+    assert spec.tie_embeddings
+    assert spec.max_position == LLAMA["max_position_embeddings"]
+    exaone = {**LLAMA, "architectures": ["Exaone4ForCausalLM"], "sliding_window": 64, "rope_scaling": None}
+    spec = read(tmp_path, {**exaone, "sliding_window_pattern": "LG"})
+    assert [(layer.window, layer.rope.rotary_dim) for layer in spec.layers] == [(64, 128), (None, 0)] * 2
+    spec = read(tmp_path, {**exaone, "sliding_window": None})
+    assert {(layer.window, layer.rope.rotary_dim) for layer in spec.layers} == {(None, 128)}
+    with pytest.raises(ModelError, match=r"'no_rope_layers' is \[1, 0\], expected 4 zeros and ones"):
+        read(tmp_path, {**LLAMA, "architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 0]})

@@ -29,7 +29,7 @@ SPEC = ModelSpec(
     activation="silu",
     dtype="float32",
     query_scale=8**-0.5,
-    qk_norm=True,
+    qk_norm="head",
 )
 
 
@@ -41,7 +41,7 @@ def test_a_layer_that_reads_anothers_storage_has_no_keys_of_its_own() -> None:
         asked.append(name)
         return torch.ones(shape)
 
-    def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation) -> Tensor:
+    def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation | None) -> Tensor:
         shapes = [None if x is None else tuple(x.shape) for x in (k, v)]
         calls.append((layer, tuple(q.shape), shapes[0], shapes[1]))
         return q

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def test_the_command_starts_what_was_planned(wishes: dict[str, Any], tmp_path: P
     words = shlex.split(command)
     assert words[:3] == ["kvtrove", "serve", plan.model.name]
     flags = {name.removeprefix("--").replace("-", "_"): x for name, x in zip(words[3::2], words[4::2], strict=True)}
-    assert set(flags) <= {field.name for field in fields(EngineOptions)}
+    assert set(flags) <= {flag.name for flag in EngineOptions.flags()}
     numbers = {k: int(x) if x.isdigit() and k != "kv" else x for k, x in flags.items()}
     config, _ = EngineConfig.from_kwargs(plan.model.name, **numbers)
     assert isinstance(config.kv, int)

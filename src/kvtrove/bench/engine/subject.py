@@ -42,7 +42,7 @@ class Subject:
     weights: str = "auto"
     kv: str = "auto"
     device: str = "auto"
-    block_size: int = 32
+    block_size: int = EngineConfig.block_size
     memory: int | str | None = None
     progress: Progress | None = field(default=None, repr=False, compare=False)
 

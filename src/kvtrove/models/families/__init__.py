@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvtrove.config import nearest
-from kvtrove.models.families import gemma, llama, mistral, phi, qwen
+from kvtrove.models.families import exaone, gemma, granite, hunyuan, llama, mistral, olmo, phi, qwen, smollm
 from kvtrove.models.families.common import Family
 from kvtrove.models.spec import ModelError
 
@@ -16,6 +16,11 @@ REGISTRY: dict[str, Family] = {
     **qwen.FAMILIES,
     **gemma.FAMILIES,
     **phi.FAMILIES,
+    **smollm.FAMILIES,
+    **granite.FAMILIES,
+    **olmo.FAMILIES,
+    **exaone.FAMILIES,
+    **hunyuan.FAMILIES,
 }
 
 
@@ -30,6 +35,12 @@ MODEL_TYPES = {
     "gemma3": "Gemma3ForConditionalGeneration",
     "gemma3_text": "Gemma3ForCausalLM",
     "phi3": "Phi3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
+    "exaone4": "Exaone4ForCausalLM",
+    "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
 }
 """`model_type` of a config that names no architecture -> the architecture that transformers takes for it."""
 

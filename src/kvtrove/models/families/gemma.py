@@ -59,7 +59,7 @@ def read_gemma3(view: ConfigView) -> ModelSpec:
     layers = build_layers(view, heads, types, ropes, sliding_window(view, 4096))
     limit = view.size("max_position_embeddings")
     return build_spec(
-        view, "gemma3", heads, layers, "hidden_activation", qk_norm=True, max_position=limit, **_gemma(view)
+        view, "gemma3", heads, layers, "hidden_activation", qk_norm="head", max_position=limit, **_gemma(view)
     )
 
 
@@ -79,8 +79,9 @@ def _gemma(view: ConfigView) -> dict[str, Any]:
     return {
         "attention_bias": bias,
         "output_bias": bias,
+        "norms": "sandwich",
         "norm_offset": 1.0,
-        "sandwich_norms": True,
+        "wide_norms": True,
         "query_scale": view.number("query_pre_attn_scalar", 256.0) ** -0.5,
         "attention_softcap": view.optional_number("attn_logit_softcapping"),
         "logit_softcap": view.optional_number("final_logit_softcapping"),

@@ -55,7 +55,7 @@ def read_qwen3_moe(view: ConfigView) -> ModelSpec:
 
 def _qwen3_attention(view: ConfigView) -> dict[str, Any]:
     bias = view.flag("attention_bias", False)
-    return {"qk_norm": True, "attention_bias": bias, "output_bias": bias}
+    return {"qk_norm": "head", "attention_bias": bias, "output_bias": bias}
 
 
 def _dense_layers(view: ConfigView, heads: Heads) -> tuple[LayerSpec, ...]:

@@ -10,12 +10,13 @@ from torch import Tensor
 from kvtrove.models.layers.linear import Joint, Product, Weights
 from kvtrove.models.layers.norm import RMSNorm
 from kvtrove.models.layers.rope import Rotation
-from kvtrove.models.spec import LayerSpec, ModelSpec
+from kvtrove.models.spec import LayerSpec, ModelSpec, QKNorm
 
-Attend = Callable[[int, Tensor, Tensor | None, Tensor | None, Rotation], Tensor]
+Attend = Callable[[int, Tensor, Tensor | None, Tensor | None, Rotation | None], Tensor]
 """attend(layer, q [T, num_heads, head_dim], k [T, kv_heads, head_dim], v, rotate) -> [T, num_heads, head_dim].
 
-q and k are still to be rotated, q perhaps in place. k and v are None when the layer reads another layer's storage.
+q and k are still to be rotated, q perhaps in place; rotate is None when they are rotated already. k and v are None when
+the layer reads another layer's storage.
 """
 
 
@@ -28,6 +29,7 @@ class Attention:
     o: Product
     q_norm: RMSNorm | None = None
     k_norm: RMSNorm | None = None
+    qk_norm: QKNorm | None = None
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec) -> Attention:
@@ -35,12 +37,11 @@ class Attention:
         wide, narrow = spec.num_heads * layer.head_dim, layer.kv_heads * layer.head_dim
 
         def norm(part: str) -> RMSNorm | None:
-            wanted = spec.qk_norm and (own or part == "q_norm")
-            return (
-                RMSNorm.load(weights.take, f"{name}.{part}", layer.head_dim, spec.norm_eps, spec.norm_offset)
-                if wanted
-                else None
-            )
+            if spec.qk_norm is None or not (own or part == "q_norm"):
+                return None
+            heads = wide if part == "q_norm" else narrow
+            size = heads if spec.qk_norm == "projection" else layer.head_dim
+            return RMSNorm.load(weights.take, f"{name}.{part}", size, spec)
 
         projections = {f"{name}.q_proj": wide}
         if own:
@@ -51,14 +52,22 @@ class Attention:
             o=weights.linear(f"{name}.o_proj", (hidden, wide), spec.output_bias),
             q_norm=norm("q_norm"),
             k_norm=norm("k_norm"),
+            qk_norm=spec.qk_norm,
         )
 
     def mix(self, index: int, qkv: Sequence[Tensor], rotate: Rotation, attend: Attend) -> Tensor:
         """What heads read, [T, num_heads * head_dim]. qkv: what its projections gave, each [T, heads * head_dim]."""
-        q, *kv = [y.view(y.shape[0], -1, self.head_dim) for y in qkv]
-        k, v = kv or (None, None)
-        if self.q_norm is not None:
-            q = self.q_norm(q)
-        if self.k_norm is not None and k is not None:
-            k = self.k_norm(k)
-        return attend(index, q, k, v, rotate).reshape(q.shape[0], -1)
+        if self.qk_norm == "projection":
+            qkv = self._normed(qkv)
+        heads = [y.view(y.shape[0], -1, self.head_dim) for y in qkv]
+        if self.qk_norm == "rotated":
+            heads = self._normed([*map(rotate, heads[:2]), *heads[2:]])
+        elif self.qk_norm == "head":
+            heads = self._normed(heads)
+        q, k, v = heads if len(heads) == 3 else (heads[0], None, None)
+        return attend(index, q, k, v, None if self.qk_norm == "rotated" else rotate).reshape(q.shape[0], -1)
+
+    def _normed(self, qkv: Sequence[Tensor]) -> list[Tensor]:
+        """Queries and, where the layer has its own, keys through their norms."""
+        norms = (self.q_norm, self.k_norm, None)
+        return [y if norm is None else norm(y) for y, norm in zip(qkv, norms, strict=False)]

@@ -12,15 +12,15 @@ from kvtrove.kernels.between import Between
 from kvtrove.kernels.rows import Gate
 from kvtrove.models.layers.linear import Joint, Product
 from kvtrove.models.layers.mlp import MLP, MixtureOfExperts
-from kvtrove.models.layers.norm import RMSNorm
+from kvtrove.models.layers.norm import NoNorm, RMSNorm
 from kvtrove.models.layers.packed import PackedLinear
 
 
 def joined(
     o: Product,
-    norm: RMSNorm,
+    norm: RMSNorm | NoNorm,
     mlp: MLP | MixtureOfExperts,
-    next_norm: RMSNorm,
+    next_norm: RMSNorm | NoNorm,
     next_qkv: Joint | None,
     dtype: torch.dtype,
     *,
@@ -31,7 +31,7 @@ def joined(
 
     next_qkv: of the next layer; None behind the last one. dtype: of hidden states.
     """
-    if not isinstance(o, PackedLinear):
+    if not isinstance(o, PackedLinear) or isinstance(norm, NoNorm) or isinstance(next_norm, NoNorm):
         return None
     parts = _packed(mlp)
     if parts is None:

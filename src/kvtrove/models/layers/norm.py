@@ -9,13 +9,14 @@ from torch import Tensor
 
 from kvtrove.kernels import rows
 from kvtrove.models.layers.linear import Take
+from kvtrove.models.spec import ModelSpec
 
 
 @dataclass(frozen=True, eq=False)
 class RMSNorm:
     """Normalises the last dimension in float32.
 
-    wide: Gemma multiplies by (1 + weight) in float32 and rounds once; the others round, then multiply.
+    wide: multiplies by the weight in float32 and rounds once (Gemma, Olmo 2); else it rounds, then multiplies.
     """
 
     weight: Tensor
@@ -23,9 +24,11 @@ class RMSNorm:
     wide: bool = False
 
     @classmethod
-    def load(cls, take: Take, name: str, size: int, eps: float, offset: float) -> RMSNorm:
+    def load(cls, take: Take, name: str, size: int, spec: ModelSpec) -> RMSNorm:
         weight = take(f"{name}.weight", (size,))
-        return cls(weight.float() + offset, eps, wide=True) if offset else cls(weight, eps)
+        if spec.wide_norms:
+            return cls(weight.float() + spec.norm_offset, spec.norm_eps, wide=True)
+        return cls(weight, spec.norm_eps)
 
     def __call__(self, x: Tensor) -> Tensor:
         if rows.serves(x):
@@ -39,3 +42,14 @@ class RMSNorm:
         if rows.serves(x) and x.is_contiguous() and added.is_contiguous():
             return rows.add_rms_norm(x, added, self.weight, self.eps)
         return self(x.add_(added))
+
+
+class NoNorm:
+    """The place of a norm that a family leaves out: x as it is."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+    def of_sum(self, x: Tensor, added: Tensor) -> Tensor:
+        """x += added, in place; x itself."""
+        return x.add_(added)
