@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from kvtrove.kv.spec import LayerKV
+if TYPE_CHECKING:
+    from kvtrove.kv.spec import LayerKV
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 Norms = Literal["pre", "post", "sandwich"]

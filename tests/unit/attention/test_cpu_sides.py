@@ -105,12 +105,8 @@ def world(k: str, v: str, k_dim: int, v_dim: int, block_size: int, sinks: bool) 
     width = -(-max(totals) // block_size)
     table = torch.randperm(width * len(totals)).int().view(len(totals), width)
     blocks = table.numel()
-    return World(
-        Stored("k", k, k_dim, block_size, blocks),
-        Stored("v", v, v_dim, block_size, blocks),
-        torch.randn(HEADS) if sinks else None,
-        table,
-    )
+    keys, values = Stored("k", k, k_dim, block_size, blocks), Stored("v", v, v_dim, block_size, blocks)
+    return World(keys, values, torch.randn(HEADS) if sinks else None, table)
 
 
 @pytest.mark.parametrize("k", FORMS)
