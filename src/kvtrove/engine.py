@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from kvtrove.config import EngineConfig, Environment
 from kvtrove.kv import debug
 from kvtrove.kv.invariants import InvariantError
-from kvtrove.kv.manager import CHECK_EVERY_CALL, KVCacheManager, Pin
+from kvtrove.kv.manager import CHECK_EVERY_CALL, KVCacheManager
+from kvtrove.kv.pins import Pin
 from kvtrove.kv.repair import forget
 from kvtrove.kv.stats import KVStats
 from kvtrove.models.config_reader import read_config, read_spec
@@ -33,7 +34,9 @@ from kvtrove.scheduler.sequence import Request
 from kvtrove.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from kvtrove.loading import Progress, Variant
+    from kvtrove.kv.spec import KVCacheSpec
+    from kvtrove.loading import Progress
+    from kvtrove.models.decoder import Model
 
 log = logging.getLogger(__name__)
 TRIM_EVERY = 1000
@@ -79,7 +82,7 @@ def drafter(config: EngineConfig) -> Drafter | None:
 class Engine:
     """One model, one KV cache, one thread. Not thread-safe: whoever owns it calls add, abort and step in turn.
 
-    variant: another cache than the config's, on weights that may be another engine's (`loading.Variant`).
+    exact: the cache that `config.cache` changes, if not that of the weights. model: another engine's weights.
     Raises ModelError or ConfigError (both ValueError) when the checkpoint or the settings cannot work.
     """
 
@@ -89,7 +92,8 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         progress: Progress | None = None,
-        variant: Variant | None = None,
+        exact: KVCacheSpec | None = None,
+        model: Model | None = None,
     ) -> None:
         from kvtrove.loading import load_runner  # torch: only an engine that really starts needs it
 
@@ -101,7 +105,7 @@ class Engine:
         text = Path(config.tokenizer) if config.tokenizer else directory
         without = dummy and not config.tokenizer and not (text / "tokenizer.json").is_file()
         self.tokenizer = Tokenizer.without_tokens() if without else Tokenizer.load(text)
-        loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress, variant)
+        loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress, exact, model)
         self.runner, self.ledger, capacity = loaded.runner, loaded.ledger, loaded.capacity
         self.max_model_len = capacity.max_model_len
         self.kv = KVCacheManager(
@@ -177,7 +181,7 @@ class Engine:
         if isinstance(error, InvariantError) and self.config.check == CHECK_EVERY_CALL:
             raise error  # asked for by those who look for bugs
         self.recovery.failed(error, members, culprit)
-        self._pins = {name: kept for name, kept in self._pins.items() if id(kept[0]) in self.kv.pins}
+        self._pins = {name: kept for name, kept in self._pins.items() if kept[0] in self.kv.pins}
 
     def add(
         self,

@@ -32,6 +32,15 @@ def copy_rows(arena: NDArray[np.uint8] | Tensor, pairs: NDArray[np.int32] | Tens
     _extension().copy_rows(arena, pairs, num_threads)
 
 
+def available() -> bool:
+    """Whether the extension can be loaded here."""
+    try:
+        _extension()
+    except ImportError:
+        return False
+    return True
+
+
 def crc32c(data: Buffer, crc: int = 0) -> int:
     """CRC-32C (RFC 3720) of contiguous bytes that follow those whose checksum is `crc`; the same on every machine.
 
