@@ -35,7 +35,9 @@ from kvtrove.scheduler.sequence import Request
 from kvtrove.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from kvtrove.loading import Progress, Variant
+    from kvtrove.kv.spec import KVCacheSpec
+    from kvtrove.loading import Progress
+    from kvtrove.models.decoder import Model
 
 log = logging.getLogger(__name__)
 TRIM_EVERY = 1000
@@ -81,7 +83,7 @@ def drafter(config: EngineConfig) -> Drafter | None:
 class Engine:
     """One model, one KV cache, one thread. Not thread-safe: whoever owns it calls add, abort and step in turn.
 
-    variant: another cache than the config's, on weights that may be another engine's (`loading.Variant`).
+    exact: the cache that `config.cache` changes, if not that of the weights. model: another engine's weights.
     Raises ModelError or ConfigError (both ValueError) when the checkpoint or the settings cannot work.
     """
 
@@ -91,7 +93,8 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         progress: Progress | None = None,
-        variant: Variant | None = None,
+        exact: KVCacheSpec | None = None,
+        model: Model | None = None,
     ) -> None:
         from kvtrove.loading import load_runner  # torch: only an engine that really starts needs it
 
@@ -103,7 +106,7 @@ class Engine:
         text = Path(config.tokenizer) if config.tokenizer else directory
         without = dummy and not config.tokenizer and not (text / "tokenizer.json").is_file()
         self.tokenizer = Tokenizer.without_tokens() if without else Tokenizer.load(text)
-        loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress, variant)
+        loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress, exact, model)
         self.runner, self.ledger, capacity = loaded.runner, loaded.ledger, loaded.capacity
         self.max_model_len = capacity.max_model_len
         self.kv = KVCacheManager(
