@@ -23,7 +23,8 @@ from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import KeyChain, Match, PrefixCache, longest_prefix, root_key
 from kvtrove.kv.reasons import Explanation
 from kvtrove.kv.retention import Full
-from kvtrove.kv.rows import Copy, RowOp
+from kvtrove.kv.rows import Copy, CopySeat, RowOp
+from kvtrove.kv.seats import NONE, Seats
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.kv.stats import KVStats
 from kvtrove.kv.table import SequenceKV, first_lost, next_event
@@ -36,6 +37,7 @@ class KVCacheManager:
     """One pool of blocks for all groups and sequences of an engine.
 
     root: fingerprint of the model; with the spec's fingerprint and a tenant's salt it isolates key chains.
+    num_seats: sequences that hold blocks at once at most, where formats need seats.
     check: 0 off, 1 checks I1-I8 when no sequence is open, 2 after every call that changes something; a violation raises
     InvariantError. crc: checksum of a row, recorded at seal and compared by `check()` at level 2 (I7).
     """
@@ -46,6 +48,7 @@ class KVCacheManager:
         num_blocks: int,
         *,
         root: bytes = b"",
+        num_seats: int = 256,
         enable_prefix_caching: bool = True,
         check: int = 0,
         crc: Callable[[int], int] | None = None,
@@ -61,6 +64,7 @@ class KVCacheManager:
         self.num_blocks = num_blocks
         self.index = PrefixCache(self.num_groups, enabled=enable_prefix_caching, clock=clock)
         self.pool = BlockPool(num_blocks, self._evict, clock)
+        self.seats = Seats(num_seats if spec.whole_block else 0)
         self.sequences: dict[int, SequenceKV] = {}  # the open handles, by identity
         self.pins = Pins()
         self.crc = crc if check == CHECK_EVERY_CALL else None
@@ -118,7 +122,7 @@ class KVCacheManager:
             | matched, shared | computed before | num_new tokens of this step | rest of the open block |
             0                                   ^ num_computed                               capacity ^
 
-        False when blocks are short, or the match is not there any more (look again): nothing has changed then.
+        False when blocks or seats are short, or the match is not there any more (look again): nothing has changed then.
         """
         if match is None and kv.num_computed + num_new <= kv.capacity:
             return True
@@ -134,6 +138,8 @@ class KVCacheManager:
         have = max(start, kv.capacity) // self.block_size
         missing = max(0, -(-(start + num_new) // self.block_size) - have) * self.num_groups
         if missing > self.pool.num_available - (match.num_idle_blocks if match else 0):
+            return False
+        if self._lacks_seat(kv) and not self._sit(kv):
             return False
         if match is not None:
             self._take_over(kv, match)
@@ -165,10 +171,15 @@ class KVCacheManager:
         """
         self._require_open(kv)
         full, part = divmod(kv.num_computed, self.block_size)
+        if kv.seat != NONE and not self.seats.num_free:
+            return None
         tails = self.pool.allocate(self.num_groups if part else 0)
         if tails is None:
             return None
         child = self._handle(kv.chain.copy(full), kv.salt)
+        if kv.seat != NONE:
+            self._sit(child)
+            self._ops.append(CopySeat(kv.seat, child.seat))
         child.num_computed = kv.num_computed
         child.extend(table.blocks[:full] for table in kv.tables)
         for block in child.sealed_blocks():
@@ -179,24 +190,27 @@ class KVCacheManager:
         self._verify()
         return child
 
-    def truncate(self, kv: SequenceKV, num_tokens: int) -> bool:
-        """Forget all tokens from `num_tokens` on, and the room allocated for more.
+    def truncate(self, kv: SequenceKV, num_tokens: int) -> int | None:
+        """Forget all tokens from `num_tokens` on, and the room allocated for more; returns how many are left.
 
             | SEALED | SEALED: cut -> private OPEN copy | dropped | dropped |
                               ^ num_tokens
 
-        False when a block for the copy is short: nothing has changed then. ValueError when `num_tokens` is more than
+        Formats that encode whole blocks cannot give back what one was made of: they are cut at the border below.
+        None when a block for the copy is short: nothing has changed then. ValueError when `num_tokens` is more than
         was computed, or when a window has already lost what the next query would read.
         """
         self._require_open(kv)
-        self._require_resumable(kv, num_tokens)
         full, part = divmod(num_tokens, self.block_size)
+        if self.spec.whole_block and 0 <= full < kv.num_computed // self.block_size:
+            num_tokens, part = full * self.block_size, 0
+        self._require_resumable(kv, num_tokens)
         cut = [table.blocks[full] for table in kv.tables] if part else []
         need = 0 if part == 0 or full >= kv.num_computed // self.block_size else self.num_groups
         kept = full + bool(part)
         dropped = sum(b is not None and b.ref_count == 1 for table in kv.tables for b in table.blocks[kept:])
         if need > self.pool.num_available + dropped:
-            return False
+            return None
         self.pool.release(kv.cut(kept))
         if need:
             fresh = self._take(need)
@@ -207,14 +221,15 @@ class KVCacheManager:
         kv.chain.cut(full)
         kv.num_computed, kv.next_event = num_tokens, 0
         self._verify()
-        return True
+        return num_tokens
 
     def free(self, kv: SequenceKV) -> None:
         """Give everything back. Sealed blocks stay findable; the sequence's end is evicted before its beginning."""
         if kv.is_freed:
             return
         self.pool.release(kv.cut(0))
-        kv.num_computed, kv.capacity = 0, -1
+        self.seats.give_back(kv.seat)
+        kv.num_computed, kv.capacity, kv.seat = 0, -1, NONE
         del self.sequences[id(kv)]
         self._verify()
 
@@ -286,6 +301,13 @@ class KVCacheManager:
         kv = SequenceKV(self.num_groups, chain, salt)
         self.sequences[id(kv)] = kv
         return kv
+
+    def _lacks_seat(self, kv: SequenceKV) -> bool:
+        return self.seats.num > 0 and kv.seat == NONE
+
+    def _sit(self, kv: SequenceKV) -> bool:
+        kv.seat = self.seats.take()
+        return kv.seat != NONE
 
     def _take_over(self, kv: SequenceKV, match: Match) -> None:
         for row in match.blocks:

@@ -18,4 +18,12 @@ class Copy:
     target: int
 
 
-RowOp = Copy
+@dataclass(frozen=True, slots=True)
+class CopySeat:
+    """Seat `source` over seat `target`."""
+
+    source: int
+    target: int
+
+
+RowOp = Copy | CopySeat

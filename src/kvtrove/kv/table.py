@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kvtrove.kv.block import Block
 from kvtrove.kv.prefix_cache import KeyChain
 from kvtrove.kv.retention import Retention, live_blocks
+from kvtrove.kv.seats import NONE
 
 HOLE = -1  # the id in a table where no block is held
 
@@ -79,17 +80,19 @@ class SequenceKV:
                  0                                 ^ num_computed         ^ capacity
 
     num_computed: tokens whose K/V are in the cache. capacity: tokens that the tables have room for, -1 once freed.
+    seat: what it has beside its blocks (`kv.seats`); none is taken where no format needs one.
     next_event: the number of computed tokens at which a block is to be sealed or leaves a window; before it, commit
     only counts. 0 when unknown: the next commit looks.
     """
 
-    __slots__ = ("_ids", "capacity", "chain", "next_event", "num_computed", "salt", "tables")
+    __slots__ = ("_ids", "capacity", "chain", "next_event", "num_computed", "salt", "seat", "tables")
 
     def __init__(self, num_groups: int, chain: KeyChain, salt: bytes) -> None:
         self.num_computed = 0
         self.capacity = 0
         self.next_event = 0
         self.salt = salt
+        self.seat = NONE
         self.chain = chain
         self.tables = tuple(BlockTable() for _ in range(num_groups))
         self._ids: tuple[NDArray[np.int32], ...] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.rows import RowOp
+from kvtrove.kv.rows import Copy, CopySeat, RowOp
 
 
 class Rows:
@@ -16,4 +16,7 @@ class Rows:
 
     def execute(self, ops: Sequence[RowOp]) -> None:
         """Everything is done when this returns."""
-        self.arena.copy_rows([(op.source, op.target) for op in ops])
+        self.arena.copy_rows([(op.source, op.target) for op in ops if isinstance(op, Copy)])
+        for op in ops:  # seats and rows are memories of their own
+            if isinstance(op, CopySeat):
+                self.arena.seats[op.target] = self.arena.seats[op.source]
