@@ -20,14 +20,15 @@ from kvtrove.kernels.attention import (
     paged_batch,
     paged_layer,
 )
+from kvtrove.kv.formats.codes import dequantise, quantise, turn, turn_back, unpack
 from kvtrove.kv.formats.dense import DenseFormat
 from kvtrove.kv.formats.int8 import Int8Format
-from kvtrove.kv.formats.layout import is_tiled
+from kvtrove.kv.formats.layout import read
 from tests.unit.attention.tolerances import tolerance
 
 LEVELS = ("portable", "avx2", "avx512", "amx")
 HERE = LEVELS[: LEVELS.index(kernels.isa()) + 1]
-FORMS = ("float32", "float16", "bfloat16", "int8")
+FORMS = ("float32", "float16", "bfloat16", "int8", "int4r")
 HEADS, KV_HEADS, WINDOW = 6, 2, 150
 SEQUENCES = [(0, 20), (300, 1), (37, 3)]  # computed, new
 
@@ -43,20 +44,33 @@ class Stored:
     blocks: int
 
     def __post_init__(self) -> None:
-        self.format = Int8Format() if self.form == "int8" else DenseFormat(self.form)
-        planes = self.format.planes(KV_HEADS, self.dim, self.block_size)
+        self.coded = self.form == "int4r"
+        self.format = Int8Format() if self.form in ("int8", "int4r") else DenseFormat(self.form)
+        planes = self.format.planes(KV_HEADS, self.dim // 2 if self.coded else self.dim, self.block_size)
         self.view = {p.name: torch.full((self.blocks, *p.shape), 77, dtype=getattr(torch, p.dtype)) for p in planes}
         for plane in self.view.values():
             if plane.is_floating_point():
                 plane.fill_(math.nan)
+        if self.coded:
+            self.view[f"{self.name}_zero"] = self.view[f"{self.name}_scale"].clone()
 
     def side(self) -> PagedSide:
-        tiled = is_tiled("tiled", self.form, self.dim, self.block_size)
-        return PagedSide(self.form, tiled, self.dim, self.view[self.name], self.view.get(f"{self.name}_scale"))
+        form = "int4" if self.coded else self.form
+        tiled = self.view[self.name].dim() > 4
+        data, scale, zero = (self.view.get(self.name + end) for end in ("", "_scale", "_zero"))
+        return PagedSide(form, tiled, self.dim, data, scale, zero, self.coded)
 
     def decoded(self, blocks: Tensor) -> Tensor:
         """float64 [tokens, kv_heads, dim]."""
-        return self.format.decode(self.view, blocks.long())["kv".index(self.name)].double()
+        at = "kv".index(self.name)
+        if not self.coded:
+            return self.format.decode(self.view, blocks.long())[at].double()
+        codes = unpack(read(self.view["k"], self.view["v"], blocks.long())[at].view(torch.uint8), 4)
+        scale, zero = (
+            self.view[self.name + end][blocks.long()].transpose(1, 2).flatten(0, 1)[..., None]
+            for end in ("_scale", "_zero")
+        )
+        return turn_back(dequantise(codes, scale, zero)).double()
 
 
 @dataclass
@@ -110,7 +124,9 @@ def world(k: str, v: str, k_dim: int, v_dim: int, block_size: int, sinks: bool) 
 @pytest.mark.parametrize("k", FORMS)
 @pytest.mark.parametrize("v", FORMS)
 def test_every_pair_is_attention_over_what_it_decodes(k: str, v: str) -> None:
-    for isa, block_size, (k_dim, v_dim) in ((HERE[-1], 32, (64, 64)), (HERE[0], 8, (24, 16)), (HERE[-1], 16, (48, 80))):
+    small = 16 if "int4r" in (k, v) else 8  # codes of four bits are read in tiles alone
+    cases = [(isa, 32, (64, 64)) for isa in HERE]
+    for isa, block_size, (k_dim, v_dim) in (*cases, (HERE[0], small, (24, 16)), (HERE[-1], 16, (48, 80))):
         here, kernel = world(k, v, k_dim, v_dim, block_size, sinks=k != v), AttentionKernel(isa)
         layer, everything = here.layer(), [range(start + new) for start, new in SEQUENCES]
         count = sum(map(len, everything))
@@ -120,6 +136,7 @@ def test_every_pair_is_attention_over_what_it_decodes(k: str, v: str) -> None:
         q = torch.randn(sum(map(len, spans)), HEADS, k_dim)
         out, lse = torch.empty(len(q), HEADS, v_dim), torch.empty(len(q), HEADS)
         kernel.attend(layer, here.batch(spans), q, out, lse)
+        assert torch.isfinite(out).all()
         # no key has a norm above 2 sqrt(dim), and a score's terms add up to less than the product of norms
         bound = tolerance(k, v, isa, float(values.abs().max()), scores=0.3 * 4 * k_dim)
         assert (out - here.expected(q, spans)).abs().max() <= bound
@@ -140,3 +157,18 @@ def test_a_sink_logit_is_counted_once_whatever_the_splits(isa: str) -> None:
         total = length + logits.double().exp()
         torch.testing.assert_close(lse[0].double(), total.log(), atol=1e-6, rtol=0)
         torch.testing.assert_close(out[0].double(), (length / total)[:, None].expand(2, 8), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dim", [24, 64, 80])
+def test_codes_are_stored_as_python_finds_them(dim: int) -> None:
+    """Turned, fitted and packed to the bit."""
+    size, tokens = 16, 40
+    here = world("int4r", "int4r", dim, dim, size, sinks=False)
+    x, kernel = torch.randn(tokens, KV_HEADS, dim) * torch.logspace(-3, 3, tokens)[:, None, None], AttentionKernel()
+    blocks = torch.arange(-(-tokens // size))
+    batch = paged_batch([0, tokens], [0], blocks.int().numpy()[None], np.arange(tokens))
+    kernel.store(here.layer(), batch, x, x)
+    codes, scale, zero = quantise(turn(x), 4)
+    expected = turn_back(dequantise(codes, scale, zero)).double()
+    for side in (here.k, here.v):
+        assert torch.equal(side.decoded(blocks)[:tokens], expected)
