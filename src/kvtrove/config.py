@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-KV_DTYPES = (*DTYPES, "int8")
 WEIGHTS = ("auto", "int8")
 LINEAR = ("auto", "torch", "onednn", "own")
 ATTENTION_BACKENDS = ("auto", "reference", "cpu")
@@ -42,7 +41,7 @@ IGNORED_VLLM_KEYS = frozenset(
         "use_tqdm_on_load",
     }
 )
-_VLLM_ALIASES = {"kv_cache_memory_bytes": "kv", "num_gpu_blocks_override": "num_blocks"}
+_VLLM_ALIASES = {"kv_cache_memory_bytes": "kv", "num_gpu_blocks_override": "num_blocks", "kv_cache_dtype": "cache"}
 
 
 class ConfigError(ValueError):
@@ -124,7 +123,8 @@ class EngineConfig:
     device: "auto" (cuda when torch sees one, else cpu), "cpu", "cuda", "cuda:1".
     kv: memory for the KV cache in bytes, or "8GiB"; None takes a safe share of what is free.
     num_blocks: an exact number of blocks instead of `kv` (tests, benchmarks).
-    kv_cache_dtype: how cached K/V are stored; "auto" is the model's dtype, "int8" half of its bytes.
+    cache: what the cache stores and keeps, as a recipe (`kvtrove.kv.recipe`): "auto" is what the model computes and
+        reads, "int8" half of its bytes, "k=int8+v=int4r" K and V apart, "window=1024" only the last tokens.
     attention_backend: "auto" takes the fastest that serves the model here, "reference" plain torch, "cpu" the kernels.
     huge_pages: of weights and cache on a CPU. "auto" asks the system for transparent ones; "hugetlb" takes those of the
         pool in /proc/sys/vm/nr_hugepages, as long as it lasts; "off" leaves small ones (to compare).
@@ -153,8 +153,11 @@ class EngineConfig:
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", "DEVICE")
     kv: int | str | None = _setting(None, "Memory for the KV cache, for example 8GiB.", "SIZE", panel="Cache")
     num_blocks: int | None = _setting(None, "Exact number of blocks instead of --kv.", "N", panel="Cache", least=1)
-    kv_cache_dtype: str = _setting(
-        "auto", "How the cache stores K and V: {choices}.", "TYPE", panel="Cache", choices=KV_DTYPES
+    cache: str = _setting(
+        "auto",
+        "What is stored and kept: auto, int8, k=int8+v=int4r, window=1024, ...; a wrong one lists all.",
+        "RECIPE",
+        panel="Cache",
     )
     block_size: int = _setting(32, "Tokens in a block of the cache.", "N", panel="Cache", least=1)
     max_model_len: int | str | None = _setting(None, "Longest prompt and output together, such as 32k.", "TOKENS")

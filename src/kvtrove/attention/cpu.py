@@ -1,4 +1,4 @@
-"""The backend of CPUs: fused kernels for dense and int8 caches. Same answers as the reference, at the speed of memory.
+"""The backend of CPUs: fused kernels for dense, int8 and int4r caches. Answers are those of the reference.
 
 What a step costs in Python does not grow with its context: one handle a group of layers, and one call for all
 consecutive layers that can be joined.
@@ -26,12 +26,14 @@ from kvtrove.kernels.attention import (
     paged_layer,
 )
 from kvtrove.kernels.decoder import DecoderKernel, LayerCall
-from kvtrove.kv.formats.dense import DenseFormat
-from kvtrove.kv.formats.int8 import Int8Format
-from kvtrove.kv.formats.layout import is_tiled
+from kvtrove.kv.formats.dense import Dense
+from kvtrove.kv.formats.int4 import Int4Rotated
+from kvtrove.kv.formats.int8 import Int8
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
+from kvtrove.kv.spec import Codec, Planes, side_view
 
 DENSE = ("float32", "float16", "bfloat16")
+KNOWN = (Dense, Int8, Int4Rotated)
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,9 @@ class CpuBackend:
             reasons.append(f"{where}: its cache is on {device}")
         if layer.num_heads % layer.kv_heads:
             reasons.append(f"{where}: {layer.num_heads} heads cannot share {layer.kv_heads} kv_heads evenly")
-        if _stored(layer) is None:
-            reasons.append(f"{where}: format {layer.format.name} has no CPU kernel")
-        if layer.head_dim % HEAD_DIM_STEP or layer.head_dim > MAX_HEAD_DIM:
-            reasons.append(
-                f"{where}: head_dim {layer.head_dim} is not a multiple of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}"
-            )
+        sides = (layer.format.k, layer.k_dim), (layer.format.v, layer.v_dim)
+        against = [reason for codec, dim in sides for reason in _reasons_against(codec, dim, layer.block_size)]
+        reasons.extend(f"{where}: {reason}" for reason in dict.fromkeys(against))
         if _reach(layer.retention) is None:
             reasons.append(f"{where}: retention {type(layer.retention).__name__} is not sinks and a window")
         return reasons
@@ -106,14 +105,14 @@ class CpuBackend:
         plan: CpuPlan,
         rotate: Rotation | None = None,
     ) -> Tensor:
-        """Stores k, v [T, kv_heads, head_dim], attends with q [T, num_heads, head_dim] -> the same shape and dtype.
+        """Stores k, v, attends with q [T, num_heads, k_dim] -> [T, num_heads, v_dim] of its dtype.
 
         k is rotated on its way into the cache, q in place.
         """
         paged, batch = self._paged(layer), plan.group(layer.group)
         angles = None if rotate is None else (rotate.cos, rotate.sin)
         q = _rows(q)
-        out = q.new_empty(q.shape)
+        out = q.new_empty((*q.shape[:-1], layer.v_dim))
         k, v = (None, None) if k is None or v is None else (_rows(k), _rows(v))
         self.kernel.run(paged, batch, q, k, v, out, angles)
         return out
@@ -126,34 +125,42 @@ class CpuBackend:
     def _paged(self, layer: AttentionLayer) -> PagedLayer:
         known = self._layers.get(layer.index)
         if known is None or known[0] is not layer:
-            stored, reach = _stored(layer), _reach(layer.retention)
-            if stored is None or reach is None:
-                raise ValueError("; ".join(self.reasons_against(layer, str(layer.view["k"].device))))
+            if reasons := self.reasons_against(layer, "cpu"):
+                raise ValueError("; ".join(reasons))
+            sides = (layer.format.k, layer.k_dim), (layer.format.v, layer.v_dim)
+            k, v = (paged_side(codec, dim, side_view(layer.view, codec.side)) for codec, dim in sides if codec)
             shape = PagedShape(
                 num_heads=layer.num_heads,
                 kv_heads=layer.kv_heads,
                 block_size=layer.block_size,
                 scale=layer.scale,
                 softcap=layer.softcap or 0.0,
-                **reach,
+                **(_reach(layer.retention) or {}),
             )
-            k, v = _sides(layer, stored)
             known = self._layers[layer.index] = layer, paged_layer(k, v, shape)
         return known[1]
 
 
-def _sides(layer: AttentionLayer, stored: str) -> list[PagedSide]:
-    """Keys, then values."""
-    tiled = is_tiled(layer.format.layout, stored, layer.head_dim, layer.block_size)  # type: ignore[attr-defined]
-    view = layer.view
-    return [PagedSide(stored, tiled, layer.head_dim, view[name], view.get(f"{name}_scale")) for name in "kv"]
+def paged_side(codec: Codec, dim: int, planes: Planes) -> PagedSide:
+    """What kernels are told of a side that they read."""
+    data = planes["data"]
+    tiled, turned = data.dim() > 4, type(codec) is Int4Rotated
+    stored = "int4" if turned else str(data.dtype).removeprefix("torch.")
+    return PagedSide(stored, tiled, dim, data, planes.get("scale"), planes.get("zero"), turned)
 
 
-def _stored(layer: AttentionLayer) -> str | None:
-    """The dtype of what a format stores, if kernels read it. Subclasses may store anything."""
-    if type(layer.format) is DenseFormat and layer.format.dtype in DENSE:
-        return layer.format.dtype
-    return "int8" if type(layer.format) is Int8Format else None
+def _reasons_against(codec: Codec | None, dim: int, block_size: int) -> list[str]:
+    """Why kernels do not read a side. Subclasses of a codec may store anything."""
+    reasons = []
+    if codec is None:
+        reasons.append("a side that lies in the other one has no CPU kernel")
+    elif type(codec) not in KNOWN or (isinstance(codec, Dense) and codec.dtype not in DENSE):
+        reasons.append(f"format {codec.id.partition('/')[0]} has no CPU kernel")
+    elif type(codec) is Int4Rotated and len(codec.planes(1, dim, block_size)[0].shape) < 4:
+        reasons.append(f"int4r has a CPU kernel for blocks of a multiple of 16 tokens, not of {block_size}")
+    if dim % HEAD_DIM_STEP or dim > MAX_HEAD_DIM:
+        reasons.append(f"head_dim {dim} is not a multiple of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}")
+    return reasons
 
 
 def _reach(rule: Retention) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kvtrove import kernels
+from kvtrove.attention.cpu import paged_side
 from kvtrove.kernels.attention import (
     AttentionKernel,
     PagedBatch,
@@ -20,15 +21,13 @@ from kvtrove.kernels.attention import (
     paged_batch,
     paged_layer,
 )
-from kvtrove.kv.formats.codes import dequantise, quantise, turn, turn_back, unpack
-from kvtrove.kv.formats.dense import DenseFormat
-from kvtrove.kv.formats.int8 import Int8Format
-from kvtrove.kv.formats.layout import read
+from kvtrove.kv.recipe import FORMATS
+from kvtrove.kv.spec import Side
 from tests.unit.attention.tolerances import tolerance
 
 LEVELS = ("portable", "avx2", "avx512", "amx")
 HERE = LEVELS[: LEVELS.index(kernels.isa()) + 1]
-FORMS = ("float32", "float16", "bfloat16", "int8", "int4r")
+FORMS = ("fp32", "fp16", "bf16", "int8", "int4r")
 HEADS, KV_HEADS, WINDOW = 6, 2, 150
 SEQUENCES = [(0, 20), (300, 1), (37, 3)]  # computed, new
 
@@ -37,40 +36,26 @@ SEQUENCES = [(0, 20), (300, 1), (37, 3)]  # computed, new
 class Stored:
     """One side of a cache: NaN wherever nothing was stored."""
 
-    name: str
+    name: Side
     form: str
     dim: int
     block_size: int
     blocks: int
 
     def __post_init__(self) -> None:
-        self.coded = self.form == "int4r"
-        self.format = Int8Format() if self.form in ("int8", "int4r") else DenseFormat(self.form)
-        planes = self.format.planes(KV_HEADS, self.dim // 2 if self.coded else self.dim, self.block_size)
+        self.codec = FORMATS[self.form].make(self.name, "")
+        planes = self.codec.planes(KV_HEADS, self.dim, self.block_size)
         self.view = {p.name: torch.full((self.blocks, *p.shape), 77, dtype=getattr(torch, p.dtype)) for p in planes}
         for plane in self.view.values():
             if plane.is_floating_point():
                 plane.fill_(math.nan)
-        if self.coded:
-            self.view[f"{self.name}_zero"] = self.view[f"{self.name}_scale"].clone()
 
     def side(self) -> PagedSide:
-        form = "int4" if self.coded else self.form
-        tiled = self.view[self.name].dim() > 4
-        data, scale, zero = (self.view.get(self.name + end) for end in ("", "_scale", "_zero"))
-        return PagedSide(form, tiled, self.dim, data, scale, zero, self.coded)
+        return paged_side(self.codec, self.dim, self.view)
 
     def decoded(self, blocks: Tensor) -> Tensor:
         """float64 [tokens, kv_heads, dim]."""
-        at = "kv".index(self.name)
-        if not self.coded:
-            return self.format.decode(self.view, blocks.long())[at].double()
-        codes = unpack(read(self.view["k"], self.view["v"], blocks.long())[at].view(torch.uint8), 4)
-        scale, zero = (
-            self.view[self.name + end][blocks.long()].transpose(1, 2).flatten(0, 1)[..., None]
-            for end in ("_scale", "_zero")
-        )
-        return turn_back(dequantise(codes, scale, zero)).double()
+        return self.codec.decode(self.view, blocks.long()).double()
 
 
 @dataclass
@@ -117,8 +102,9 @@ def world(k: str, v: str, k_dim: int, v_dim: int, block_size: int, sinks: bool) 
     totals = [start + new for start, new in SEQUENCES]
     width = -(-max(totals) // block_size)
     table = torch.randperm(width * len(totals)).int().view(len(totals), width)
-    sides = [Stored(*side, block_size, table.numel()) for side in (("k", k, k_dim), ("v", v, v_dim))]
-    return World(sides[0], sides[1], torch.randn(HEADS) if sinks else None, table)
+    blocks = table.numel()
+    keys, values = Stored("k", k, k_dim, block_size, blocks), Stored("v", v, v_dim, block_size, blocks)
+    return World(keys, values, torch.randn(HEADS) if sinks else None, table)
 
 
 @pytest.mark.parametrize("k", FORMS)
@@ -140,6 +126,22 @@ def test_every_pair_is_attention_over_what_it_decodes(k: str, v: str) -> None:
         # no key has a norm above 2 sqrt(dim), and a score's terms add up to less than the product of norms
         bound = tolerance(k, v, isa, float(values.abs().max()), scores=0.3 * 4 * k_dim)
         assert (out - here.expected(q, spans)).abs().max() <= bound
+
+
+@pytest.mark.skipif(HERE[-1] != "amx", reason="this processor has no AMX to hold against AVX-512")
+@pytest.mark.parametrize("k", ["int8", "int4r"])
+@pytest.mark.parametrize("v", ["int8", "int4r"])
+def test_tiles_have_the_bits_of_vectors(k: str, v: str) -> None:
+    here = world(k, v, 64, 96, 16, sinks=False)
+    layer, everything = here.layer(), [range(start + new) for start, new in SEQUENCES]
+    count = sum(map(len, everything))
+    keys, values = torch.randn(count, KV_HEADS, 64), torch.randn(count, KV_HEADS, 96)
+    AttentionKernel().store(layer, here.batch(everything), keys, values)
+    q, outs = torch.randn(count, HEADS, 64), []
+    for isa in ("avx512", "amx"):
+        outs.append(torch.empty(count, HEADS, 96))
+        AttentionKernel(isa).attend(layer, here.batch(everything), q, outs[-1])
+    assert torch.equal(*outs)
 
 
 @pytest.mark.parametrize("isa", HERE)
@@ -165,10 +167,11 @@ def test_codes_are_stored_as_python_finds_them(dim: int) -> None:
     size, tokens = 16, 40
     here = world("int4r", "int4r", dim, dim, size, sinks=False)
     x, kernel = torch.randn(tokens, KV_HEADS, dim) * torch.logspace(-3, 3, tokens)[:, None, None], AttentionKernel()
-    blocks = torch.arange(-(-tokens // size))
-    batch = paged_batch([0, tokens], [0], blocks.int().numpy()[None], np.arange(tokens))
+    slots = torch.arange(tokens)
+    batch = paged_batch([0, tokens], [0], torch.arange(-(-tokens // size)).int().numpy()[None], slots.numpy())
     kernel.store(here.layer(), batch, x, x)
-    codes, scale, zero = quantise(turn(x), 4)
-    expected = turn_back(dequantise(codes, scale, zero)).double()
     for side in (here.k, here.v):
-        assert torch.equal(side.decoded(blocks)[:tokens], expected)
+        stored = {name: plane.clone() for name, plane in side.view.items()}
+        side.codec.encode(x, side.view, slots)
+        for name, plane in side.view.items():
+            assert torch.equal(plane.nan_to_num(), stored[name].nan_to_num()), name

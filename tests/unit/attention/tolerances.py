@@ -28,5 +28,5 @@ def tolerance(k: str, v: str, level: str, largest: float, scores: float = 0.0) -
     """For keys and values stored as `k` and `v`: values up to `largest`, scores of terms of `scores` in sum."""
     relative = SUMS + INT8 * sum(side.startswith("int") for side in (k, v))
     if level == "amx":
-        relative += SPLIT_QUERY * scores * (k == "bfloat16") + BFLOAT16_WEIGHT * (v == "bfloat16")
+        relative += SPLIT_QUERY * scores * k.startswith("b") + BFLOAT16_WEIGHT * v.startswith("b")
     return relative * largest
