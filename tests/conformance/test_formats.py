@@ -21,7 +21,7 @@ from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.manager import KVCacheManager
-from kvtrove.kv.recipe import FORMATS, recipe
+from kvtrove.kv.recipe import examples, recipe
 from kvtrove.kv.retention import Full, Retention, SlidingWindow
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.kv.table import SequenceKV
@@ -33,7 +33,7 @@ from tests.steps import attention_layer
 BLOCK, HEADS, KV_HEADS, DIM, VOCAB = 16, 4, 2, 32, 97
 LENGTH = 75
 RECIPES = [
-    *(f"{word}={known.argument}" if known.argument else word for word, known in FORMATS.items()),
+    *examples(),
     *("kivi=4", "k=int8+v=int4r", "k=fp16+v=fp8", "k=kivi=2+v=int8", "k=int4r+v=kivi=4"),
     *("layers=0:int8+kivi=2", "sinks=3+window=21+int4r", "chunk=24+kivi=2", "window=20+int8"),
 ]

@@ -169,10 +169,14 @@ def recipe(text: str) -> Recipe:
     return Recipe(text, parts)
 
 
+def examples() -> Iterator[str]:
+    """Every format, with an example of its argument."""
+    return (f"{word}={known.argument}" if known.argument else word for word, known in FORMATS.items())
+
+
 def known_words() -> Iterator[str]:
     """Every word, with an example of its argument."""
-    for word, known in FORMATS.items():
-        yield f"{word}={known.argument}" if known.argument else word
+    yield from examples()
     yield from ("k=FORMAT", "v=FORMAT", "window=N", "sinks=N", "chunk=N")
     yield from ("edges=N:WORD", "layers=A,B:WORD", "full:WORD", "sliding:WORD")
 
