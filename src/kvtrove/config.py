@@ -18,6 +18,7 @@ LINEAR = ("auto", "torch", "onednn", "own")
 ATTENTION_BACKENDS = ("auto", "reference", "cpu")
 HUGE_PAGES = ("auto", "hugetlb", "off")
 SPECULATION = ("off", "ngram", "suffix")
+EVICTION = ("lru", "s3fifo", "sieve", "lfu", "gdsf", "workload")
 CHECK_LEVELS = (0, 1, 2)
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 MOST_THREADS = 1024
@@ -133,6 +134,7 @@ class EngineConfig:
     max_num_batched_tokens: token budget of a step.
     max_prompt_seconds: what prompts may add to a step in which others decode; 0 sets no limit but the token budget.
     max_concurrent_prefills: prompts that share the budget of a step when it is too small for all; later ones wait.
+    eviction: who leaves the cache first when it is full (docs/eviction.md); "workload" learns which prompts come back.
     warm_up: run and measure the largest possible steps at start (`kvtrove serve` does), so that no request can be the
         first to find that memory does not suffice. It takes from a fraction of a second to a few seconds.
     speculation: what drafts tokens that a step then checks: "ngram" looks them up in prompt and output, "suffix" also
@@ -170,6 +172,7 @@ class EngineConfig:
     enable_prefix_caching: bool = _setting(
         True, "Reuse the blocks of prompts that begin alike.", panel="Cache", flag="prefix-caching"
     )
+    eviction: str = _setting("lru", "Who leaves the cache first: {choices}.", "NAME", panel="Cache", choices=EVICTION)
     seed: int | None = None
     check: int | None = _setting(None, "Check the cache's books: 0 never, 1 when idle, 2 always.", "LEVEL")
     warm_up: bool = False

@@ -118,6 +118,7 @@ class Engine:
             check=config.check or 0,
             crc=self.runner.arena.crc,
             clock=clock,
+            eviction=config.eviction,
         )
         limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
         self.scheduler = Scheduler(self.kv, limits, clock, drafter(config))

@@ -31,6 +31,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from kvtrove.config import EVICTION
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager
@@ -203,6 +204,7 @@ class CacheMachine(RuleBasedStateMachine):
             check=2,
             crc=self.runner.arena.crc,
             clock=lambda: 0.0,
+            eviction=EVICTION[list(SHAPES.values()).index(shape) % len(EVICTION)],  # each is met by two shapes
         )
         self.live: list[Live] = []
         self.pins: list[Pin] = []

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from operator import itemgetter
 
 from kvtrove.kv.block import Block
+from kvtrove.kv.eviction.orders import Eviction
 from kvtrove.kv.explain import explain
 from kvtrove.kv.invariants import InvariantError, violations
 from kvtrove.kv.pins import Pin, Pins
@@ -50,6 +51,7 @@ class KVCacheManager:
         check: int = 0,
         crc: Callable[[int], int] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        eviction: str = "lru",
     ) -> None:
         if reasons := spec.check():
             raise ValueError("; ".join(reasons))
@@ -60,7 +62,8 @@ class KVCacheManager:
         self.num_groups = len(spec.groups)
         self.num_blocks = num_blocks
         self.index = PrefixCache(self.num_groups, enabled=enable_prefix_caching, clock=clock)
-        self.pool = BlockPool(num_blocks, self._evict, clock)
+        self.eviction = Eviction.named(eviction, self.block_size, clock)
+        self.pool = BlockPool(num_blocks, self._evict, clock, self.eviction.order())
         self.sequences: dict[int, SequenceKV] = {}  # the open handles, by identity
         self.pins = Pins()
         self.crc = crc if check == CHECK_EVERY_CALL else None
@@ -169,7 +172,7 @@ class KVCacheManager:
         if tails is None:
             return None
         child = self._handle(kv.chain.copy(full), kv.salt)
-        child.num_computed = kv.num_computed
+        child.num_computed, child.use = kv.num_computed, kv.use
         child.extend(table.blocks[:full] for table in kv.tables)
         for block in child.sealed_blocks():
             self.pool.acquire(block)
@@ -213,6 +216,8 @@ class KVCacheManager:
         """Give everything back. Sealed blocks stay findable; the sequence's end is evicted before its beginning."""
         if kv.is_freed:
             return
+        if self.eviction.model is not None:
+            self.eviction.model.end(kv.chain.keys[: kv.num_computed // self.block_size], kv.use)
         self.pool.release(kv.cut(0))
         kv.num_computed, kv.capacity = 0, -1
         del self.sequences[id(kv)]
@@ -292,6 +297,10 @@ class KVCacheManager:
             for block in row:
                 if block is not None:
                     self.pool.acquire(block)
+                    block.use = kv.use
+                    block.uses += 1
+        if self.eviction.model is not None:
+            self.eviction.model.begin(kv.chain.keys, kv.use)
         if match.num_tokens:
             kv.extend(match.blocks)
         kv.num_computed = match.num_tokens
@@ -307,7 +316,7 @@ class KVCacheManager:
             kv.chain.extend(tokens, after // size)
         for i in range(before // size, after // size):
             for group, table in enumerate(kv.tables):
-                self._seal(table.blocks[i], group, kv.chain, i)
+                self._seal(kv, table.blocks[i], group, i)
         dead = [
             entry
             for group in self._windows
@@ -318,14 +327,14 @@ class KVCacheManager:
         self.pool.release(block for _, block in dead)
         kv.next_event = next_event(self._rules, after, size)
 
-    def _seal(self, block: Block | None, group: int, chain: KeyChain, i: int) -> None:
+    def _seal(self, kv: SequenceKV, block: Block | None, group: int, i: int) -> None:
         assert block is not None, "blocks from num_computed on are always held"
         block.sealed = True
-        block.group = group
+        block.group, block.index, block.use = group, i, kv.use
         if self.crc is not None:
             block.crc = self.crc(block.id)
         if self.index.enabled:
-            block.key, block.tokens = chain.keys[i], chain.tokens[i]
+            block.key, block.tokens = kv.chain.keys[i], kv.chain.tokens[i]
             self.index.publish(block)
 
     def _take(self, num: int) -> list[Block]:
