@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 from kvtrove.config import EngineConfig
 from kvtrove.engine import Engine
@@ -175,6 +175,16 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What the checkpoint's generation_config.json recommends, else SamplingParams()."""
         return SamplingParams(**sampling_defaults(self.llm_engine.config.model))
+
+    def close(self) -> None:
+        """Give back weights and cache (`Engine.close`). `with LLM(...) as llm:` does so at its end."""
+        self.llm_engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request holds; returns how many."""
