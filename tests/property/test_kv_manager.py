@@ -185,7 +185,7 @@ def snapshot(manager: KVCacheManager) -> object:
             for kv in manager.sequences.values()
         ],
         [[b.id for b in pin.blocks] for pin in manager.pins],
-        list(manager._ops),
+        list(manager.rows.waiting()),
         manager.stats(),
     )
 
@@ -349,7 +349,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_live_token_is_read_back(self) -> None:
-        for seq, layer, found, expected in self.runner.read(self.live, self.manager._ops):
+        for seq, layer, found, expected in self.runner.read(self.live, self.manager.rows.waiting()):
             assert found == expected, f"layer {layer.layer} of {seq.tokens.tolist()} at {seq.kv.num_computed}"
 
     @invariant()

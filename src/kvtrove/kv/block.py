@@ -25,8 +25,9 @@ class Block:
     ref_count: tables that hold the block + pins. key: its place in the key chain, set when it is sealed.
     tokens: the int32 little-endian token ids behind the key, compared on every hit.
     published: the prefix cache finds the block under (group, key). idle_since: when it became CACHED, clock seconds.
-    index: its place in the sequence. use: what is known of the sequence that held it last. uses: hits since it was
-    sealed; eviction orders may lower it. place: the list of an eviction order that it is in.
+    saved: it was handed to the tiers, or came from there. index: its place in the sequence. use: what is known of the
+    sequence that held it last. uses: hits since it was sealed; eviction orders may lower it. place: the list of an
+    eviction order that it is in.
     """
 
     __slots__ = (
@@ -41,6 +42,7 @@ class Block:
         "prev",
         "published",
         "ref_count",
+        "saved",
         "sealed",
         "tokens",
         "use",
@@ -64,6 +66,7 @@ class Block:
         self.key = b""
         self.tokens = b""
         self.crc: int | None = None
+        self.saved = False
         self.index = 0
         self.use: Use | None = None
         self.uses = 0

@@ -97,6 +97,12 @@ class BlockPool:
                 block.wipe()
                 self._free.append(block)
 
+    def discard(self, block: Block) -> None:
+        """Make a CACHED block FREE that nobody finds any more."""
+        self.cached.remove(block)
+        block.wipe()
+        self._free.append(block)
+
     def drop_cached(self) -> int:
         """Make every CACHED block FREE; returns how many there were."""
         dropped = list(self.cached)
