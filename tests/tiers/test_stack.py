@@ -42,6 +42,17 @@ def test_a_restart_is_warm(tmp_path: Path) -> None:
     again.close()
 
 
+def test_when_one_tier_cannot_be_opened_none_stays_open(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    good = f"disk:{tmp_path / 'a'},64MiB"
+    with pytest.raises(ConfigError, match="cannot be used as a directory"):
+        open_tiers([good, f"disk:{tmp_path / 'file'},64MiB"], "bf16", b"spec")
+    tiers = open_tiers([good, f"disk:{tmp_path / 'b'},64MiB"], "bf16", b"spec")
+    assert put(tiers, [1]).ok
+    assert [(f.name, f.stored, f.notices) for f in tiers.figures()] == [("disk", 1, ()), ("disk 2", 1, ())]
+    tiers.close()
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_one_tier_fails_at_the_next_one_has(fault: str) -> None:
     for n in range(4, 8):  # the gets
