@@ -34,25 +34,22 @@ NEWEST = 0.3  # weight of the newest figure in an average
 
 @dataclass(eq=False, slots=True)
 class Load:
-    """A prefix on its way up. done: nothing more will come. num_loaded: blocks of its rows that did.
+    """A prefix on its way up. done: nothing more will come.
 
-    rows: (group, index) in the chain, in the order of the prefix. num_tokens: tokens that the prefix would have, those
-    of the match included. sources: rows by name of the tier. seconds: from the first request to the last row.
+    rows: (group, index) in the chain of what is still to be asked for, in the order of the prefix. before: tokens that
+    the pool could serve when it began. sources: rows that came, by name of the tier. seconds: from the first request to
+    the last row.
     """
 
     pin: Pin
     chain: KeyChain
-    num_tokens: int
+    before: int
     rows: deque[tuple[int, int]]
     began: float
     out: int = 0
     done: bool = False
     seconds: float = 0.0
     sources: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def num_loaded(self) -> int:
-        return sum(self.sources.values())
 
 
 class Books(Protocol):
@@ -98,7 +95,7 @@ class Transfers:
 
     def fetch(self, chain: KeyChain, match: Match) -> Load:
         pool = self.books.pool
-        load = Load(self.pins.add(match.held, pool), chain, match.elsewhere, deque(match.stored), pool.clock())
+        load = Load(self.pins.add(match.held, pool), chain, match.num_tokens, deque(match.stored), pool.clock())
         self._read(load)
         return load
 

@@ -95,7 +95,7 @@ class Admission:
         if request.num_cached_tokens is None:
             request.num_cached_tokens = seq.kv.num_computed
             request.metrics.first_scheduled_time = self.clock()
-            request.metrics.reused_from, request.metrics.load = _sources(seq, self.kv.num_groups, self.prefill_rate)
+            request.metrics.reused_from, request.metrics.load = _sources(seq, self.prefill_rate)
             request.metrics.explanation = self.kv.explain(seq.kv, len(seq.tokens), limit)
         self.computing.begin(seq, limit)
 
@@ -103,17 +103,16 @@ class Admission:
         return self.blocks(len(seq.tokens)) - seq.kv.num_blocks
 
 
-def _sources(seq: Sequence, num_groups: int, prefill_rate: float) -> tuple[dict[str, int], PrefixLoad | None]:
+def _sources(seq: Sequence, prefill_rate: float) -> tuple[dict[str, int], PrefixLoad | None]:
     """Tokens reused by tier of the cache, and what loading them cost, when `seq` has just been admitted."""
     reused, load, size = seq.kv.num_computed, seq.load, seq.kv.chain.block_size
-    tiers: dict[str, int] = {}
-    if load is not None:
-        for tier, rows in load.sources.items():
-            tiers[tier] = min(rows // num_groups * size, reused - sum(tiers.values()))
-    found = {"memory": reused - sum(tiers.values()), **tiers}
-    loaded = sum(tiers.values())
+    loaded = 0 if load is None or not load.sources else max(0, reused - load.before)
+    tiers = {"memory": reused - loaded}
     report = None
     if load is not None and loaded:
-        instead = loaded / prefill_rate if prefill_rate else None
-        report = PrefixLoad(loaded, max(tiers, key=tiers.__getitem__), load.seconds, instead)
-    return {tier: tokens for tier, tokens in found.items() if tokens > 0}, report
+        rows = load.sources.total()
+        most, *others = (tier for tier, _ in load.sources.most_common())
+        tiers |= {tier: load.sources[tier] * loaded // rows // size * size for tier in others}
+        tiers[most] = reused - sum(tiers.values())
+        report = PrefixLoad(loaded, most, load.seconds, loaded / prefill_rate if prefill_rate else None)
+    return {tier: tokens for tier, tokens in tiers.items() if tokens > 0}, report
