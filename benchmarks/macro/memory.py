@@ -3,9 +3,9 @@
     python benchmarks/macro/memory.py [--server] [--requests 100000] [--seconds S] [--model DIR] [--json FILE]
 
 A bare engine in this process, or with --server a `kvtrove serve` that 32 clients ask at once; its cache of 16 MiB is
-full early on. Growth is counted from 5,000 requests on. Requests that are refused are among those of --server. At its end
-the server computes long prompts with all their log-probabilities, which are its largest steps, and the most that it has
-held is compared with the most that its ledger expects.
+full early on. Growth is counted from 5,000 requests on. Requests that are refused are among those of --server. At the
+end the server computes long prompts with all their log-probabilities, which are its largest steps, and the most that it
+has held is compared with the most that its ledger expects.
 """
 
 from __future__ import annotations
