@@ -85,16 +85,19 @@ class _CallGrammar:
         inner = schema if isinstance(schema, Mapping) else {}
         is_text = written.kind == "parameters" and ("string" in (allowed_types(inner) or {"string"}))
         opening = written.opening.replace("{key}", key).replace("{string}", "true" if is_text else "false")
+        opening = opening.replace("{type}", "string" if is_text else _type_of(inner))
+        closing = written.closing.replace("{key}", key)
         if not is_text:
             value = self._rule(f"value{at}", _json({**inner, **shared}, strict))
-            return " ".join(filter(None, [_maybe(opening, spell), value, _maybe(written.closing, spell)]))
+            return " ".join(filter(None, [_maybe(opening, spell), value, _maybe(closing, spell)]))
+        opening, closing = opening + written.quote, written.quote + closing
         choices = inner.get("enum") if isinstance(inner.get("enum"), list) else None
         if "const" in inner:
             choices = [inner["const"]]
         if choices and all(isinstance(choice, str) for choice in choices):
             value = "(" + " | ".join(spell(choice) for choice in choices) + ")"
-            return f"{spell(opening)} {value} {spell(written.closing)}"
-        return f"{spell(opening)} {self._text_until(at, written.closing)}"
+            return f"{spell(opening)} {value} {spell(closing)}"
+        return f"{spell(opening)} {self._text_until(at, closing)}"
 
     def _text_until(self, at: str, mark: str) -> str:
         return text_until(f"text{at}", mark, self._spell, self._rules)
@@ -108,6 +111,13 @@ def text_until(name: str, mark: str, spell: Spell, rules: list[str]) -> str:
         return f"{name.upper()} {spelled}"
     rules.append(f"{name}[suffix={json.dumps(mark)}]: /(.|\\n)*/")
     return name
+
+
+def _type_of(schema: Mapping[str, Any]) -> str:
+    """Kimi K3's word for the type of a value that is no string."""
+    found = (allowed_types(schema) or {"object"}) - {"null"}
+    name = min(found, default="null")
+    return "number" if name == "integer" else name
 
 
 def _maybe(text: str, spell: Spell) -> str:
