@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-KV_DTYPES = (*DTYPES, "int8")
 WEIGHTS = ("auto", "int8")
 LINEAR = ("auto", "torch", "onednn", "own")
 ATTENTION_BACKENDS = ("auto", "reference", "cpu")
@@ -43,6 +42,8 @@ IGNORED_VLLM_KEYS = frozenset(
     }
 )
 _VLLM_ALIASES = {"kv_cache_memory_bytes": "kv", "num_gpu_blocks_override": "num_blocks"}
+CACHE_ALIASES = ("kv_cache_dtype", "cache_type_k", "cache_type_v")
+"""What vLLM and llama.cpp call the storage of K and V: flags and settings that become a recipe."""
 
 
 class ConfigError(ValueError):
@@ -124,7 +125,8 @@ class EngineConfig:
     device: "auto" (cuda when torch sees one, else cpu), "cpu", "cuda", "cuda:1".
     kv: memory for the KV cache in bytes, or "8GiB"; None takes a safe share of what is free.
     num_blocks: an exact number of blocks instead of `kv` (tests, benchmarks).
-    kv_cache_dtype: how cached K/V are stored; "auto" is the model's dtype, "int8" half of its bytes.
+    cache: what the cache stores and keeps, as a recipe (`kvtrove.kv.recipe`): "auto" is what the model computes and
+        reads, "int8" half of its bytes, "k=int8+v=int4r" K and V apart, "window=1024" only the last tokens.
     attention_backend: "auto" takes the fastest that serves the model here, "reference" plain torch, "cpu" the kernels.
     huge_pages: of weights and cache on a CPU. "auto" asks the system for transparent ones; "hugetlb" takes those of the
         pool in /proc/sys/vm/nr_hugepages, as long as it lasts; "off" leaves small ones (to compare).
@@ -153,8 +155,11 @@ class EngineConfig:
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", "DEVICE")
     kv: int | str | None = _setting(None, "Memory for the KV cache, for example 8GiB.", "SIZE", panel="Cache")
     num_blocks: int | None = _setting(None, "Exact number of blocks instead of --kv.", "N", panel="Cache", least=1)
-    kv_cache_dtype: str = _setting(
-        "auto", "How the cache stores K and V: {choices}.", "TYPE", panel="Cache", choices=KV_DTYPES
+    cache: str = _setting(
+        "auto",
+        "What is stored and kept: auto, int8, k=int8+v=int4r, window=1024, ...; a wrong one lists all.",
+        "RECIPE",
+        panel="Cache",
     )
     block_size: int = _setting(32, "Tokens in a block of the cache.", "N", panel="Cache", least=1)
     max_model_len: int | str | None = _setting(None, "Longest prompt and output together, such as 32k.", "TOKENS")
@@ -235,6 +240,7 @@ class EngineConfig:
         known = {f.name for f in fields(cls)}
         kept: dict[str, Any] = {}
         ignored = []
+        settings |= cache_words({name: settings.pop(name, None) for name in CACHE_ALIASES}, settings.get("cache"))
         drafts = speculative(settings.pop("speculative_config", None))
         if twice := sorted(drafts.keys() & settings.keys()):
             raise ConfigError(f"speculative_config and {twice[0]} say the same thing twice; give one of them")
@@ -249,6 +255,19 @@ class EngineConfig:
             else:
                 raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
         return cls(model, **kept), ignored
+
+
+def cache_words(foreign: Mapping[str, Any], cache: Any) -> dict[str, Any]:
+    """{"cache": a recipe} of vLLM's and llama.cpp's settings. ConfigError when two of them say how to store a side."""
+    given = {name: str(value) for name, value in foreign.items() if value not in (None, "auto")}
+    if not given:
+        return {}
+    if cache not in (None, "auto"):
+        raise ConfigError(f"cache and {next(iter(given))} say the same thing twice; give one of them")
+    if "kv_cache_dtype" in given and len(given) > 1:
+        raise ConfigError("kv_cache_dtype and cache_type_k or _v say the same thing twice; give one of them")
+    sides = {"kv_cache_dtype": "", "cache_type_k": "k=", "cache_type_v": "v="}
+    return {"cache": "+".join(f"{sides[name]}{value}" for name, value in given.items())}
 
 
 def speculative(config: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import typer
 
 from kvtrove.cli.flags import flag, spread
 from kvtrove.cli.options import EngineOptions
+from kvtrove.cli.serve_models import FleetOptions, serve_models
 from kvtrove.config import ConfigError, Environment
 
 if TYPE_CHECKING:
@@ -56,8 +57,10 @@ class LimitOptions:
 
 @spread
 def serve(
+    context: typer.Context,
     limits: LimitOptions,
     engine: EngineOptions,
+    fleet: FleetOptions,
     model: Annotated[
         str, typer.Argument(metavar="[MODEL]", help="Directory of a checkpoint; the embedded model if left out.")
     ] = "demo",
@@ -105,6 +108,7 @@ def serve(
     ] = True,
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "info",
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object per line.")] = False,
+    listen_fd: Annotated[int | None, typer.Option("--fd", hidden=True, help="A socket that listens already.")] = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API does.
 
@@ -119,7 +123,7 @@ def serve(
         from kvtrove.server.metrics_traces import Traces
         from kvtrove.server.reports import Reports
         from kvtrove.server.routes.reports import reports_router
-        from kvtrove.server.run import address_of, bind, run
+        from kvtrove.server.run import address_of, bind, listener_of, run
         from kvtrove.server.service import Service
         from kvtrove.server.settings import ServerSettings
     except ModuleNotFoundError as error:
@@ -141,7 +145,10 @@ def serve(
         response_cache_ttl=response_cache_ttl,
         limits=limits.limits(),
     )
-    listener = bind(settings, keyring)
+    if fleet.models is not None:
+        logs.configure(log_level, log_json)
+        return serve_models(fleet, settings, keyring, context)
+    listener = bind(settings, keyring) if listen_fd is None else listener_of(listen_fd)
     llm = engine.load(model, warm_up=warm_up).llm_engine
     metrics = Metrics(Facts.of(llm, settings.served_model_names[0]), vllm_names=vllm_metrics)
     reports = Reports(llm.tokenizer, llm.config.block_size, always=cache_report, on_report=metrics.on_report)
