@@ -54,7 +54,7 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]
 CALL = '{"name": "f", "%s": {"a": 1}}'
 
 
-def forced(format: str, parallel: bool) -> str:
+def forced(format: str, parallel: bool) -> Grammar:
     return call_grammar(TOOL_FORMATS[format], TOOLS, parallel, spelling({}))
 
 
@@ -65,8 +65,8 @@ TEXTS = [
     (Grammar("choice", ["yes", 'a "quoted" \\ one', "näh"], "x"), 'a "quoted" \\ one'),
     (Grammar("choice", ["yes", "näh"], "x"), "näh"),
     (Grammar("lark", 'start: "a" ("," "a")*', "x"), "a,a,a"),
-    (Grammar("lark", forced("hermes", False), "x"), f"<tool_call>\n{CALL % 'arguments'}\n</tool_call>"),
-    (Grammar("lark", forced("llama3", True), "x"), "; ".join([CALL % "parameters"] * 3)),
+    (forced("hermes", False), f"<tool_call>\n{CALL % 'arguments'}\n</tool_call>"),
+    (forced("llama3", True), "; ".join([CALL % "parameters"] * 3)),
 ]
 
 
@@ -91,7 +91,7 @@ def test_a_forced_call_is_read_back_in_every_form(grammars: Grammars, tokenizer:
     schema = {"type": "object", "properties": properties, "required": list(properties)}
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
     text = in_form(TOOL_FORMATS[format].written, a="12", q='"so it is"', one='"x"')
-    guide = grammars.compile(Grammar("lark", call_grammar(TOOL_FORMATS[format], tools, False, spelling({})), "x"))
+    guide = grammars.compile(call_grammar(TOOL_FORMATS[format], tools, False, spelling({})))
     write(guide, tokenizer, text)
     assert EOS in allowed(guide)
     thoughts = "harmony" if format == "harmony" else "none"
@@ -100,6 +100,14 @@ def test_a_forced_call_is_read_back_in_every_form(grammars: Grammars, tokenizer:
     assert isinstance(begins, CallBegins)
     assert begins.name == "f"
     assert json.loads("".join(piece.text for piece in pieces)) == {"a": 12, "q": "so it is", "one": "x"}
+
+
+def test_what_a_forced_call_cannot_enforce_is_told(grammars: Grammars) -> None:
+    schema = {**SCHEMA, "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    for format, told in (("hermes", "f: uniqueItems at #/properties/a"), ("qwen3_coder", "f.a: uniqueItems at #")):
+        grammar = call_grammar(TOOL_FORMATS[format], tools, False, spelling({}))
+        assert grammars.compile(grammar).relaxed == (told,)
 
 
 @pytest.mark.parametrize(("grammar", "text"), TEXTS)

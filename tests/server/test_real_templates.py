@@ -158,9 +158,9 @@ def test_texts_are_those_of_transformers(path: Path) -> None:
 def _reference(template: ChatTemplate, messages: Any, tools: Any, opens: bool) -> str | None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    options = {"chat_template": template.sources["default"], "add_generation_prompt": opens, **template.named_tokens}
+    options: dict[str, Any] = {"chat_template": template.sources["default"], "add_generation_prompt": opens}
     try:
-        [text], _ = render_jinja_template([messages], tools=tools, **options)
+        [text], _ = render_jinja_template([messages], tools=tools, **options, **template.named_tokens)
     except (jinja2.TemplateError, TypeError, AttributeError, ValueError, KeyError):
         return None
     return str(text)

@@ -58,6 +58,10 @@ def test_memory_is_bounded_and_the_latest_stay(tokenizer: Tokenizer) -> None:
     kept = [n for n in range(50) if answers.encode("me", f"{n}:abcdefgh")]
     assert kept == list(range(50 - len(kept), 50))
     assert 0 < len(kept) < 10, "each takes memory beside its tokens"
+    answers.clear()
+    assert answers.encode("me", "49:abcdefgh") is None
+    for n in kept:
+        answers.remember("me", f"{n}:", letters(tokenizer, f"{n}:"), letters(tokenizer, "abcdefgh"))
     answers.remember("me", "x", [5], [6] * 10 * ENTRY)
     assert [n for n in range(50) if answers.encode("me", f"{n}:abcdefgh")] == kept, "what is too large harms nobody"
 

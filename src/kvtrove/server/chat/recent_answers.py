@@ -65,6 +65,11 @@ class RecentAnswers:
                 _, oldest = self._pasts.popitem(last=False)
                 self._num_tokens -= len(oldest.token_ids) + ENTRY
 
+    def clear(self) -> None:
+        with self._lock:
+            self._pasts.clear()
+            self._num_tokens = 0
+
     def encode(self, owner: str, text: str) -> tuple[list[int], int] | None:
         """The ids of a prompt that goes on where a remembered answer ends, and how many of them were drawn in its last
         answer. None when no answer is its beginning, or its rest cannot be encoded apart.
