@@ -1,4 +1,4 @@
-"""A checkpoint directory and its ModelSpec -> a running Model."""
+"""A checkpoint and its ModelSpec -> a running Model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kvtrove.models.layers.linear import Weights
 from kvtrove.models.products import Products
 from kvtrove.models.random_weights import RandomWeights
 from kvtrove.models.spec import ModelError, ModelSpec
-from kvtrove.models.weights import Checkpoint
+from kvtrove.models.weights import Checkpoint, open_checkpoint
 
 Progress = Callable[[str, int, int], None]
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
@@ -36,7 +36,7 @@ def load_model(
     max_model_len: int | None = None,
     load_format: str = "auto",
 ) -> Model:
-    """The checkpoint in `directory`, its matrices built by `products`, in its precision and on its device.
+    """The checkpoint or GGUF file at `directory`, its matrices built by `products`, in its precision and on its device.
 
     On the CPU, parameters that are stored as they are used stay views of the memory-mapped files; others are converted
     or packed one by one. progress(what, layers done, layers in total). max_model_len: longest context in tokens that
@@ -55,7 +55,7 @@ def load_model(
         random = RandomWeights(spec, products.precision, products.device)
         drawn = Weights(random.take, random.matrix, products.build, products.precision, products.build_router)
         return Model.load(drawn, random.head, spec, longest, loaded)
-    reader = _Reader(Checkpoint(directory), find_family(spec.architecture), spec, products)
+    reader = _Reader(open_checkpoint(directory), find_family(spec.architecture), spec, products)
     weights = Weights(reader.take, reader.matrix, products.build, products.precision, products.build_router)
     model = Model.load(weights, reader.head, spec, longest, loaded)
     reader.log_ignored()
@@ -112,7 +112,7 @@ class _Reader:
 
     def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         self.used.add(name)
-        return self.checkpoint.read(name, shape)
+        return self.checkpoint.read(name, shape, self.dtype)
 
     def _convert(self, tensor: Tensor) -> Tensor:
         return tensor.to(device=self.device, dtype=self.dtype)
