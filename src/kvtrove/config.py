@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-KV_DTYPES = (*DTYPES, "int8")
 WEIGHTS = ("auto", "int8")
 LINEAR = ("auto", "torch", "onednn", "own")
 ATTENTION_BACKENDS = ("auto", "reference", "cpu")
@@ -43,6 +42,8 @@ IGNORED_VLLM_KEYS = frozenset(
     }
 )
 _VLLM_ALIASES = {"kv_cache_memory_bytes": "kv", "num_gpu_blocks_override": "num_blocks"}
+CACHE_ALIASES = ("kv_cache_dtype", "cache_type_k", "cache_type_v")
+"""What vLLM and llama.cpp call the storage of K and V: flags and settings that become a recipe."""
 
 
 class ConfigError(ValueError):
@@ -84,7 +85,27 @@ def nearest(word: str, known: object) -> str:
 
 
 def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _setting(
+    default: Any,
+    help: str,
+    metavar: str | None = None,
+    *,
+    panel: str = "Engine",
+    choices: tuple[str, ...] = (),
+    least: int | None = None,
+    flag: str | None = None,
+) -> Any:
+    """A field that is a flag of the command line as well, written nowhere else: `kvtrove.cli.flags` makes it of this.
+
+    help: text of the flag, in which {choices} stands for the values. least: of a count; a smaller one is refused.
+    flag: its name where that is not the field's.
+    """
+    words = ", ".join(choices[:-1]) + f" or {choices[-1]}" if choices else ""
+    about = {"help": help.format(choices=words), "metavar": metavar, "panel": panel, "flag": flag}
+    return field(default=default, metadata=about | {"choices": choices, "least": least})
 
 
 @dataclass(frozen=True)
@@ -104,7 +125,8 @@ class EngineConfig:
     device: "auto" (cuda when torch sees one, else cpu), "cpu", "cuda", "cuda:1".
     kv: memory for the KV cache in bytes, or "8GiB"; None takes a safe share of what is free.
     num_blocks: an exact number of blocks instead of `kv` (tests, benchmarks).
-    kv_cache_dtype: how cached K/V are stored; "auto" is the model's dtype, "int8" half of its bytes.
+    cache: what the cache stores and keeps, as a recipe (`kvtrove.kv.recipe`): "auto" is what the model computes and
+        reads, "int8" half of its bytes, "k=int8+v=int4r" K and V apart, "window=1024" only the last tokens.
     attention_backend: "auto" takes the fastest that serves the model here, "reference" plain torch, "cpu" the kernels.
     huge_pages: of weights and cache on a CPU. "auto" asks the system for transparent ones; "hugetlb" takes those of the
         pool in /proc/sys/vm/nr_hugepages, as long as it lasts; "off" leaves small ones (to compare).
@@ -122,50 +144,61 @@ class EngineConfig:
     """
 
     model: str
-    tokenizer: str | None = None
-    load_format: str = "auto"
-    dtype: str = "auto"
-    weights: str = "auto"
-    linear: str = "auto"
-    threads: int | None = None
-    device: str = "auto"
-    kv: int | str | None = None
-    num_blocks: int | None = None
-    kv_cache_dtype: str = "auto"
-    block_size: int = 32
-    max_model_len: int | str | None = None
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
-    max_concurrent_prefills: int = 4
-    max_prompt_seconds: float = 0.25
-    enable_prefix_caching: bool = True
+    tokenizer: str | None = _setting(None, "Where the tokenizer is, if not with the model.", "DIR")
+    load_format: str = _setting(
+        "auto", "{choices}; dummy draws random weights for a config.json.", "KIND", choices=LOAD_FORMATS
+    )
+    dtype: str = _setting("auto", "Of the weights: {choices}.", "TYPE", choices=DTYPES)
+    weights: str = _setting("auto", "auto, or int8: quantise matrices at load (CPU).", "TYPE", choices=WEIGHTS)
+    linear: str = _setting("auto", "What multiplies on a CPU: {choices}.", "NAME", choices=LINEAR)
+    threads: int | None = _setting(None, "On a CPU; one a core that the process may use without it.", "N")
+    device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", "DEVICE")
+    kv: int | str | None = _setting(None, "Memory for the KV cache, for example 8GiB.", "SIZE", panel="Cache")
+    num_blocks: int | None = _setting(None, "Exact number of blocks instead of --kv.", "N", panel="Cache", least=1)
+    cache: str = _setting(
+        "auto",
+        "What is stored and kept: auto, int8, k=int8+v=int4r, window=1024, ...; a wrong one lists all.",
+        "RECIPE",
+        panel="Cache",
+    )
+    block_size: int = _setting(32, "Tokens in a block of the cache.", "N", panel="Cache", least=1)
+    max_model_len: int | str | None = _setting(None, "Longest prompt and output together, such as 32k.", "TOKENS")
+    max_num_seqs: int = _setting(256, "Sequences in one step at most.", "N", least=1)
+    max_num_batched_tokens: int = _setting(2048, "Tokens in one step at most.", "N", least=1)
+    max_concurrent_prefills: int = _setting(4, "Prompts that share a step.", "N", least=1)
+    max_prompt_seconds: float = _setting(
+        0.25, "What prompts may add to a step in which others decode; 0: no limit.", "SECONDS"
+    )
+    enable_prefix_caching: bool = _setting(
+        True, "Reuse the blocks of prompts that begin alike.", panel="Cache", flag="prefix-caching"
+    )
     seed: int | None = None
-    check: int | None = None
+    check: int | None = _setting(None, "Check the cache's books: 0 never, 1 when idle, 2 always.", "LEVEL")
     warm_up: bool = False
-    attention_backend: str = "auto"
-    huge_pages: str = "auto"
-    speculation: str = "off"
-    num_speculative_tokens: int = 12
-    prompt_lookup_max: int = 32
-    prompt_lookup_min: int = 2
+    attention_backend: str = _setting("auto", "{choices}.", "NAME", choices=ATTENTION_BACKENDS)
+    huge_pages: str = _setting("auto", "Of weights and cache: {choices}.", "KIND", choices=HUGE_PAGES)
+    speculation: str = _setting(
+        "off",
+        "Drafts from prompt and output (ngram), or recent answers too (suffix); off.",
+        "METHOD",
+        panel="Drafts",
+        choices=SPECULATION,
+    )
+    num_speculative_tokens: int = _setting(12, "Drafts of a sequence in a step at most.", "N", panel="Drafts", least=1)
+    prompt_lookup_max: int = _setting(32, "Tokens compared at most to find a draft.", "N", panel="Drafts", least=1)
+    prompt_lookup_min: int = _setting(2, "Tokens that must match for a draft.", "N", panel="Drafts", least=1)
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("model: give the directory of a checkpoint")
-        known = {
-            **{"dtype": DTYPES, "kv_cache_dtype": KV_DTYPES, "attention_backend": ATTENTION_BACKENDS},
-            **{"speculation": SPECULATION, "load_format": LOAD_FORMATS, "weights": WEIGHTS, "linear": LINEAR},
-            "huge_pages": HUGE_PAGES,
-        }
-        for name, names in known.items():
-            if getattr(self, name) not in names:
-                raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(names)}")
+        for setting in fields(self):
+            value, choices, least = getattr(self, setting.name), *map(setting.metadata.get, ("choices", "least"))
+            if choices and value not in choices:
+                raise ConfigError(f"{setting.name}: {value!r} is not one of {', '.join(choices)}")
+            if least is not None and value is not None and not (_whole(value) and value >= least):
+                raise ConfigError(f"{setting.name}: {value!r} must be a whole number of at least {least}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device: {self.device!r} is not one of auto, cpu, cuda, cuda:N")
-        counts = "block_size", "max_num_seqs", "max_num_batched_tokens", "max_concurrent_prefills"
-        for name in (*counts, "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"):
-            if not _whole(getattr(self, name)):
-                raise ConfigError(f"{name}: {getattr(self, name)!r} must be a whole number of at least 1")
         if not 0 <= self.max_prompt_seconds <= 3600:
             raise ConfigError(f"max_prompt_seconds: {self.max_prompt_seconds!r} must lie between 0 (no limit) and 3600")
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -183,9 +216,7 @@ class EngineConfig:
             object.__setattr__(self, "kv", parse_size(self.kv, "kv"))
         if self.max_model_len is not None:
             object.__setattr__(self, "max_model_len", parse_tokens(self.max_model_len, "max_model_len"))
-        if self.num_blocks is not None and not _whole(self.num_blocks):
-            raise ConfigError(f"num_blocks: {self.num_blocks!r} must be a whole number of at least 1")
-        if self.threads is not None and not (_whole(self.threads) and self.threads <= MOST_THREADS):
+        if self.threads is not None and not (_whole(self.threads) and 1 <= self.threads <= MOST_THREADS):
             raise ConfigError(f"threads: {self.threads!r} is not a whole number between 1 and {MOST_THREADS}")
         if not isinstance(self.warm_up, bool):
             raise ConfigError(f"warm_up: {self.warm_up!r} is not one of True, False")
@@ -209,6 +240,7 @@ class EngineConfig:
         known = {f.name for f in fields(cls)}
         kept: dict[str, Any] = {}
         ignored = []
+        settings |= cache_words({name: settings.pop(name, None) for name in CACHE_ALIASES}, settings.get("cache"))
         drafts = speculative(settings.pop("speculative_config", None))
         if twice := sorted(drafts.keys() & settings.keys()):
             raise ConfigError(f"speculative_config and {twice[0]} say the same thing twice; give one of them")
@@ -223,6 +255,19 @@ class EngineConfig:
             else:
                 raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
         return cls(model, **kept), ignored
+
+
+def cache_words(foreign: Mapping[str, Any], cache: Any) -> dict[str, Any]:
+    """{"cache": a recipe} of vLLM's and llama.cpp's settings. ConfigError when two of them say how to store a side."""
+    given = {name: str(value) for name, value in foreign.items() if value not in (None, "auto")}
+    if not given:
+        return {}
+    if cache not in (None, "auto"):
+        raise ConfigError(f"cache and {next(iter(given))} say the same thing twice; give one of them")
+    if "kv_cache_dtype" in given and len(given) > 1:
+        raise ConfigError("kv_cache_dtype and cache_type_k or _v say the same thing twice; give one of them")
+    sides = {"kv_cache_dtype": "", "cache_type_k": "k=", "cache_type_v": "v="}
+    return {"cache": "+".join(f"{sides[name]}{value}" for name, value in given.items())}
 
 
 def speculative(config: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import random
 import time
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING
 from kvtrove.config import EngineConfig, Environment
 from kvtrove.kv import debug
 from kvtrove.kv.invariants import InvariantError
-from kvtrove.kv.manager import CHECK_EVERY_CALL, KVCacheManager, Pin
+from kvtrove.kv.manager import CHECK_EVERY_CALL, KVCacheManager
+from kvtrove.kv.pins import Pin
 from kvtrove.kv.repair import forget
 from kvtrove.kv.stats import KVStats
 from kvtrove.models.config_reader import read_config, read_spec
@@ -33,7 +35,9 @@ from kvtrove.scheduler.sequence import Request
 from kvtrove.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from kvtrove.loading import Progress, Variant
+    from kvtrove.kv.spec import KVCacheSpec
+    from kvtrove.loading import Progress
+    from kvtrove.models.decoder import Model
 
 log = logging.getLogger(__name__)
 TRIM_EVERY = 1000
@@ -79,7 +83,7 @@ def drafter(config: EngineConfig) -> Drafter | None:
 class Engine:
     """One model, one KV cache, one thread. Not thread-safe: whoever owns it calls add, abort and step in turn.
 
-    variant: another cache than the config's, on weights that may be another engine's (`loading.Variant`).
+    exact: the cache that `config.cache` changes, if not that of the weights. model: another engine's weights.
     Raises ModelError or ConfigError (both ValueError) when the checkpoint or the settings cannot work.
     """
 
@@ -89,7 +93,8 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         progress: Progress | None = None,
-        variant: Variant | None = None,
+        exact: KVCacheSpec | None = None,
+        model: Model | None = None,
     ) -> None:
         from kvtrove.loading import load_runner  # torch: only an engine that really starts needs it
 
@@ -101,7 +106,7 @@ class Engine:
         text = Path(config.tokenizer) if config.tokenizer else directory
         without = dummy and not config.tokenizer and not (text / "tokenizer.json").is_file()
         self.tokenizer = Tokenizer.without_tokens() if without else Tokenizer.load(text)
-        loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress, variant)
+        loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress, exact, model)
         self.runner, self.ledger, capacity = loaded.runner, loaded.ledger, loaded.capacity
         self.max_model_len = capacity.max_model_len
         self.kv = KVCacheManager(
@@ -129,6 +134,24 @@ class Engine:
         self._cache_log = Environment.read().cache_log
         self.last_step: SchedulerOutput | None = None
         """What the last step computed, for those who measure steps."""
+        self.closed = False
+
+    def close(self) -> None:
+        """Give back weights, cache and what else it holds; requests in it are lost. Once is enough, twice does no harm.
+
+        Afterwards `add` and `step` raise EngineError, and nothing is unfinished.
+        """
+        if not self.closed:
+            self.closed, self.last_step = True, None
+            self._texts.clear()
+            self._pins.clear()
+            del self.runner, self.kv, self.scheduler, self.recovery
+            gc.collect()
+            return_freed_memory()
+
+    def _refuse_closed(self) -> None:
+        if self.closed:
+            raise EngineError("the engine is closed")
 
     def step(self) -> list[RequestOutput]:
         """Advance every request that can; returns those with news.
@@ -136,6 +159,7 @@ class Engine:
         A step that fails ends at most the requests that are at fault, with an `error` (see `recovery`). EngineDeadError
         when the engine cannot go on.
         """
+        self._refuse_closed()
         self.last_step = None
         try:
             with self.guard():
@@ -177,7 +201,7 @@ class Engine:
         if isinstance(error, InvariantError) and self.config.check == CHECK_EVERY_CALL:
             raise error  # asked for by those who look for bugs
         self.recovery.failed(error, members, culprit)
-        self._pins = {name: kept for name, kept in self._pins.items() if id(kept[0]) in self.kv.pins}
+        self._pins = {name: kept for name, kept in self._pins.items() if kept[0] in self.kv.pins}
 
     def add(
         self,
@@ -194,6 +218,7 @@ class Engine:
 
         RequestError when it can never be served; the message says what would be.
         """
+        self._refuse_closed()
         self._refuse_bad(request_id, prompt_token_ids, params)
         longest = self.max_model_len
         wanted = longest if params.max_tokens is None else len(prompt_token_ids) + params.max_tokens
@@ -256,7 +281,7 @@ class Engine:
     def abort(self, request_id: str) -> bool:
         """Drop a request at any moment; all that it held is free when this returns. False when it is not known."""
         self._texts.pop(request_id, None)
-        request = self.scheduler.requests.get(request_id)
+        request = None if self.closed else self.scheduler.requests.get(request_id)
         if request is None:
             return False
         try:
@@ -267,7 +292,7 @@ class Engine:
         return True
 
     def has_unfinished_requests(self) -> bool:
-        return bool(self.scheduler.requests)
+        return not self.closed and bool(self.scheduler.requests)
 
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request uses; returns how many."""

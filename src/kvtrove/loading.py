@@ -17,7 +17,7 @@ from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.config import ConfigError, EngineConfig, Environment, parse_size, parse_tokens
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.formats import engine_format
+from kvtrove.kv.recipe import recipe
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
@@ -39,18 +39,6 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A cache that the config cannot name, on weights that are loaded already: how caches are compared.
-
-    change: the cache as the config asks for it -> the one to use.
-    model: loaded by an engine with the same dtype, device and max_model_len; None loads the checkpoint.
-    """
-
-    change: Callable[[KVCacheSpec], KVCacheSpec]
-    model: Model | None = None
-
-
-@dataclass(frozen=True)
 class Loaded:
     """A runner ready for its first step, what its cache holds, and where the memory of its device goes."""
 
@@ -64,9 +52,15 @@ def load_runner(
     spec: ModelSpec,
     token_text: Callable[[int], str],
     progress: Progress | None,
-    variant: Variant | None = None,
+    exact: KVCacheSpec | None = None,
+    model: Model | None = None,
 ) -> Loaded:
-    """Plans, loads, and with `config.warm_up` measures the largest steps and corrects the plan by them."""
+    """Plans, loads, and with `config.warm_up` measures the largest steps and corrects the plan by them.
+
+    exact: the cache that the recipe changes; None is in the dtype of the weights. model: loaded by an engine with the
+    same dtype, device and max_model_len; None loads the checkpoint.
+    """
+    wanted = recipe(config.cache)
     device, directory = choose_device(config.device), Path(config.model)
     if device == "cpu":
         return_large_buffers()
@@ -75,10 +69,7 @@ def load_runner(
     if device == "cpu":
         kernels.set_threads(config.threads or min(kernels.threads(), torch.get_num_threads()))
     products = Products(precision, device, config.linear, isa)
-    kv_dtype = precision.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    cache = cache_spec(spec, engine_format(kv_dtype), config.block_size)
-    if variant is not None:
-        cache = variant.change(cache)
+    cache = wanted(exact or cache_spec(spec, precision.dtype, config.block_size))
     settings = StartSettings(
         config.max_logit_rows,
         config.max_num_batched_tokens,
@@ -89,9 +80,8 @@ def load_runner(
     planned = read_model(directory, precision.dtype, int8=precision.int8, activations=precision.activations)
     capacity, ledger = plan_start(planned, cache, free_bytes(device), settings)
     length = capacity.max_model_len
-    model = None if variant is None else variant.model
     if device == "cpu":
-        with contextlib.suppress(ImportError):  # choose_backend says what follows from that
+        with contextlib.suppress(ImportError):  # choose_backends says what follows from that
             kernels.set_huge_pages(config.huge_pages)
     if model is None:
         model = load_model(directory, spec, products, progress, max_model_len=length, load_format=config.load_format)
@@ -101,8 +91,8 @@ def load_runner(
         if device == "cpu" and not products.same_in_every_batch:
             log.info("last bits may depend on the batch: only bf16 and int8 weights are multiplied by own kernels")
     arena = Arena(cache, capacity.num_blocks, device, config.huge_pages)
-    backend = choose_backend(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
-    runner = ModelRunner(model, cache, arena, backend, token_text)
+    backends = choose_backends(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
+    runner = ModelRunner(model, cache, arena, backends, token_text)
     loaded = Loaded(runner, capacity, ledger)
     if config.warm_up:
         log.info("memory as planned: %s", ledger.sentence())
@@ -134,28 +124,39 @@ def _say_where_weights_lie(wanted: str) -> None:
         )
 
 
-def choose_backend(wanted: str, layers: Sequence[AttentionLayer], device: str) -> AttentionBackend:
-    """The CPU kernels where they serve every layer, else the reference; the log says which, and why not the kernels.
+def choose_backends(wanted: str, layers: Sequence[AttentionLayer], device: str) -> tuple[AttentionBackend, ...]:
+    """One per layer: the CPU kernels where they serve it, else the reference; the log says which, where and why.
 
     wanted: "auto", or a backend's name. Raises ConfigError when "cpu" is asked for and cannot serve.
     """
+    reference = ReferenceBackend()
     if wanted == "reference":
-        return ReferenceBackend()
+        return (reference,) * len(layers)
     try:
-        backend = CpuBackend(Environment.read().isa)
+        kernel = CpuBackend(Environment.read().isa)
     except ImportError as error:
-        reasons = [str(error)]
-    else:
-        reasons = [reason for layer in layers for reason in backend.reasons_against(layer, device)]
-    if not reasons:
-        log.info("attention: CPU kernels (%s)", backend.isa)
-        return backend
-    if wanted == "cpu":
+        if wanted == "cpu":
+            raise ConfigError(f"attention_backend: 'cpu' cannot serve this model, 'reference' can: {error}") from error
+        log.info("attention: plain torch, because %s", error)
+        return (reference,) * len(layers)
+    reasons = {layer.index: kernel.reasons_against(layer, device) for layer in layers}
+    against = [reason for found in reasons.values() for reason in found]
+    if against and wanted == "cpu":
         raise ConfigError(
-            f"attention_backend: 'cpu' cannot serve this model, 'reference' can: {'; '.join(reasons[:3])}"
+            f"attention_backend: 'cpu' cannot serve this model, 'reference' can: {'; '.join(against[:3])}"
         )
-    log.info("attention: plain torch, because %s", "; ".join(reasons[:3]))
-    return ReferenceBackend()
+    foreign = [index for index, found in reasons.items() if found]
+    if len(foreign) < len(layers):
+        log.info("attention: CPU kernels (%s)", kernel.isa)
+    if foreign and device == "cpu":
+        log.warning(
+            "attention: %s read by plain torch, several times as slow as kernels: %s",
+            "the only layer is" if len(layers) == 1 else f"{len(foreign)} of {len(layers)} layers are",
+            against[0],
+        )
+    elif foreign:
+        log.info("attention: plain torch, because %s", against[0])
+    return tuple(reference if reasons[layer.index] else kernel for layer in layers)
 
 
 def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
@@ -173,7 +174,7 @@ def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
         log.warning("a step takes more than planned, so the cache gets %d blocks", settled.num_blocks)
         arena = Arena(runner.cache, settled.num_blocks, runner.arena.device, runner.arena.huge_pages)
         model = runner.model.serving(settled.max_model_len)
-        runner = ModelRunner(model, runner.cache, arena, runner.backend, runner.token_text)
+        runner = ModelRunner(model, runner.cache, arena, runner.backends, runner.token_text)
     return Loaded(runner, settled, ledger)
 
 

@@ -59,10 +59,18 @@ def test_a_command_that_is_not_there_names_the_nearest(run: Run) -> None:
 
 
 def test_every_setting_of_the_engine_is_a_flag_with_the_same_default() -> None:
-    flags = {f.name: f.default for f in fields(EngineOptions)}
+    flags = {flag.name: flag.default for flag in EngineOptions.flags()}
     config = {f.name: f.default for f in fields(EngineConfig)}
     only_in_config = {"model", "seed", "warm_up"}  # an argument of its own; --seed is the request's; a flag of serve
     assert flags == {name: default for name, default in config.items() if name not in only_in_config}
+
+
+def test_a_flag_has_the_values_of_its_setting_in_its_help(run: Run) -> None:
+    """The texts are written once, beside the values that the setting takes."""
+    words = " ".join(run("generate", "--help").out.replace("│", " ").split())
+    for field in fields(EngineConfig):
+        for value in field.metadata.get("choices", ()):
+            assert value in words, (field.name, value)
 
 
 def test_every_sampling_flag_is_a_sampling_parameter_with_the_same_default() -> None:

@@ -53,6 +53,7 @@ class FakeEngine:
         directory = demo_model_dir()
         self.config = EngineConfig(str(directory), num_blocks=100, max_num_seqs=self.seats)
         self.spec, self.tokenizer = read_spec(directory), Tokenizer.load(directory)
+        self.kv = SimpleNamespace(chain_root=lambda salt: b"fake" + salt)
         self.guard: Callable[[], Any] = nullcontext
         self._requests: dict[str, _Request] = {}
 

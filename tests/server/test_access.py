@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvtrove.config import ConfigError, Environment
-from kvtrove.server.auth import Keyring, Tenant, load_keyring, tenant_salt
+from kvtrove.server.auth import Keyring, Rates, Tenant, load_keyring, tenant_salt
 from kvtrove.server.run import bind
 from kvtrove.server.settings import Limits, ServerSettings, is_loopback
 from tests.server.in_process import running_app
@@ -26,10 +26,10 @@ def read(tmp_path: Path, text: str) -> Keyring:
 
 
 def test_a_key_file_makes_tenants(tmp_path: Path) -> None:
-    more = "shared = true\nadmin = true\nmax_concurrent = 3\n"
+    more = "shared = true\nadmin = true\nmax_concurrent = 3\nrequests_per_minute = 60\nburst_seconds = 5\n"
     ring = read(tmp_path, f'[a]\nkey = "{KEY}"\n[b]\nkey = "{KEY}-b"\n{more}')
     assert ring.tenant(KEY) == Tenant("a", tenant_salt("a"))
-    assert ring.tenant(f"{KEY}-b") == Tenant("b", "", admin=True, max_concurrent=3)
+    assert ring.tenant(f"{KEY}-b") == Tenant("b", "", admin=True, max_concurrent=3, rates=Rates(60, None, 5))
     assert ring.tenant("no") is None
     assert ring.tenant(None) is None
 
@@ -46,6 +46,7 @@ def test_a_key_file_makes_tenants(tmp_path: Path) -> None:
         (f'[a]\nkey = "{KEY}"\nshard = true', "unknown field 'shard' .did you mean 'shared'"),
         (f'[a]\nkey = "{KEY}"\nadmin = 1', "admin must be a bool"),
         (f'[a]\nkey = "{KEY}"\nmax_concurrent = 0', "must be at least 1"),
+        (f'[a]\nkey = "{KEY}"\ntokens_per_minute = 0', "tokens_per_minute: 0 must be at least 1"),
         (f'[a]\nkey = "{KEY}"\n[b]\nkey = "{KEY}"', "two tenants have the same key"),
     ],
 )

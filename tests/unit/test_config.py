@@ -76,7 +76,6 @@ def test_a_token_count_of_nothing_is_refused(text: str | int) -> None:
 WRONG = [
     ({"model": ""}, "model: give the directory of a checkpoint"),
     ({"dtype": "bf16"}, "dtype: 'bf16' is not one of auto, bfloat16, float16, float32"),
-    ({"kv_cache_dtype": "int3"}, "kv_cache_dtype: 'int3' is not one of "),
     ({"huge_pages": "large"}, "huge_pages: 'large' is not one of auto, hugetlb, off"),
     ({"device": "tpu"}, "device: 'tpu' is not one of auto, cpu, cuda, cuda:N"),
     ({"device": "cuda:"}, "device: 'cuda:' is not one of auto, cpu, cuda, cuda:N"),
@@ -130,6 +129,32 @@ def test_our_names_and_those_of_vllm_are_accepted() -> None:
     config, ignored = EngineConfig.from_kwargs("m", num_gpu_blocks_override=7, max_num_seqs=3)
     assert (config.num_blocks, config.max_num_seqs, ignored) == (7, 3, [])
     assert EngineConfig.from_kwargs("m", kv_cache_memory_bytes="1GiB")[0].kv == 2**30
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"kv_cache_dtype": "fp8"}, "fp8"),
+        ({"kv_cache_dtype": "auto"}, "auto"),
+        ({"cache_type_k": "q8_0", "cache_type_v": "q4_0"}, "k=q8_0+v=q4_0"),
+        ({"cache_type_v": "q8_0", "cache": "auto"}, "v=q8_0"),
+    ],
+)
+def test_what_others_call_the_storage_becomes_a_recipe(given: dict[str, str], words: str) -> None:
+    assert EngineConfig.from_kwargs("m", **given)[0].cache == words
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"kv_cache_dtype": "fp8", "cache": "int8"},
+        {"cache_type_k": "q8_0", "cache": "int8"},
+        {"cache_type_k": "q8_0", "kv_cache_dtype": "fp8"},
+    ],
+)
+def test_the_storage_is_said_once(given: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="say the same thing twice; give one of them"):
+        EngineConfig.from_kwargs("m", **given)
 
 
 def test_settings_without_a_meaning_here_are_reported() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json as json_format
-import sys
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvtrove.cli.bench_engine import register
-from kvtrove.cli.options import QuietFlag, spread
+from kvtrove.cli.flags import flag, spread
+from kvtrove.cli.options import QuietFlag
+from kvtrove.cli.output import INTERRUPTED, check_folders, console, write_json
 from kvtrove.config import ConfigError, parse_tokens
 
 if TYPE_CHECKING:
     from kvtrove.bench.benchmark import Result, Settings
-
-INTERRUPTED = 130  # exit code after Ctrl-C
 
 bench = typer.Typer(
     name="bench", help="Measure an engine, its kernels or a server, and compare results.", no_args_is_help=True
@@ -29,13 +28,9 @@ bench = typer.Typer(
 register(bench)
 
 
-def _flag(panel: str, metavar: str | None, help: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, **more)
-
-
-_server, _load = functools.partial(_flag, "Server"), functools.partial(_flag, "Load")
-_work, _goal = functools.partial(_flag, "Workload"), functools.partial(_flag, "Goal")
-_output = functools.partial(_flag, "Output")
+_server, _load = functools.partial(flag, "Server"), functools.partial(flag, "Load")
+_work, _goal = functools.partial(flag, "Workload"), functools.partial(flag, "Goal")
+_output = functools.partial(flag, "Output")
 
 
 @dataclass(frozen=True)
@@ -120,9 +115,7 @@ def serve(
     """
     _require_httpx()
     settings = _settings(url, server, load, workload, goal)
-    for path in (json, html):
-        if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
-            raise ConfigError(f"cannot write {path}: there is no such folder; make it first")
+    check_folders(json, html)
     result = _measure(settings, quiet)
     _write(result, json, html)
     if not quiet or json != "-":
@@ -236,11 +229,7 @@ def _write(result: Result, json: str | None, html: str | None) -> None:
     from kvtrove.bench.results_file import as_json
 
     if json is not None:
-        text = json_format.dumps(as_json(result, __version__), ensure_ascii=False, allow_nan=False)
-        if json == "-":
-            typer.echo(text)
-        else:
-            Path(json).write_text(text + "\n", encoding="utf-8")
+        write_json(as_json(result, __version__), json)
     if html is not None:
         Path(html).write_text(page(result), encoding="utf-8")
 
@@ -249,11 +238,3 @@ def _show(result: Result, to_stderr: bool) -> None:
     from kvtrove.bench.tables import result_table
 
     console(to_stderr).print(result_table(result))
-
-
-def console(to_stderr: bool = False) -> Any:
-    """As wide as the terminal; into a file or pipe wide enough that no table is folded."""
-    from rich.console import Console
-
-    stream = sys.stderr if to_stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else 120, highlight=False)

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import functools
-import json as json_format
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvtrove.cli.options import QuietFlag, model_directory, spread
-from kvtrove.config import ConfigError, parse_tokens
+from kvtrove.cli.flags import flag, setting, spread
+from kvtrove.cli.options import QuietFlag, model_directory
+from kvtrove.cli.output import INTERRUPTED, check_folders, console, write_json
+from kvtrove.config import EngineConfig, parse_tokens
 
 if TYPE_CHECKING:
     from kvtrove.bench.engine.result import Measurement
     from kvtrove.bench.engine.subject import Subject
     from kvtrove.bench.engine.timing import Watch
 
-INTERRUPTED = 130  # exit code after Ctrl-C
-
-
-def _flag(panel: str, metavar: str | None, help: str, *names: str) -> Any:
-    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
-
-
-_subject, _cell = functools.partial(_flag, "Model"), functools.partial(_flag, "Cell")
-_output = functools.partial(_flag, "Output")
+_subject, _cell = functools.partial(flag, "Model"), functools.partial(flag, "Cell")
+_output = functools.partial(flag, "Output")
 
 
 @dataclass(frozen=True)
@@ -40,11 +34,11 @@ class SubjectOptions:
     random_weights: Annotated[
         str | None, _subject("FILE", "A config.json: random weights instead of a checkpoint.")
     ] = None
-    dtype: Annotated[str, _subject("TYPE", "Of the weights: auto, bf16, fp16 or fp32.")] = "auto"
+    dtype: Annotated[str, _subject("TYPE", "Of the weights: auto, bfloat16, float16 or float32.")] = "auto"
     weights: Annotated[str, _subject("TYPE", "auto, or int8: quantise matrices at load (CPU).")] = "auto"
-    kv: Annotated[str, _subject("FORMAT", "How the cache stores K and V; auto is like the model.")] = "auto"
+    cache: Annotated[str, setting("cache", "Model")] = EngineConfig.cache
     device: Annotated[str, _subject("DEVICE", "auto, cpu, cuda or cuda:N.")] = "auto"
-    block_size: Annotated[int, _subject("N", "Tokens in a block of the cache.")] = 32
+    block_size: Annotated[int, setting("block_size", "Model")] = EngineConfig.block_size
     memory: Annotated[str | None, _subject("SIZE", "That may be used. Default: what is free.")] = None
 
     def subject(self) -> Subject:
@@ -75,7 +69,7 @@ def calibrate(
     from kvtrove.bench.engine.calibrate import calibrate as measure
     from kvtrove.plan.hardware import write_calibration
 
-    check_folder(str(out))
+    check_folders(str(out))
     chosen = subject.subject()
     tokens = min(4096, chosen.plan.max_position) if context is None else parse_tokens(context, "context")
     with _watching(chosen, quiet) as (watched, watch):
@@ -84,7 +78,7 @@ def calibrate(
     if not quiet:
         from kvtrove.bench.engine.tables import calibration_table
 
-        _console().print(calibration_table(found, str(out)))
+        console().print(calibration_table(found, str(out)))
     if found.interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -100,7 +94,7 @@ def decode(
 ) -> None:
     """Measure a decode step: milliseconds, tokens/s, and its share of the speed of memory.
 
-    Example: kvtrove bench decode --random-weights config.json --batch 32 --context 1024 --kv bf16
+    Example: kvtrove bench decode --random-weights config.json --batch 32 --context 1024 --cache bf16
     """
 
     def measure(measured: Subject, watch: Watch) -> Measurement:
@@ -206,18 +200,13 @@ def _run(
     from kvtrove.bench.engine.result import as_json
     from kvtrove.bench.engine.tables import measurement_table
 
-    check_folder(json)
+    check_folders(json)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     with _watching(options.subject(), quiet) as (subject, watch):
         found = measure(subject, watch)
-    if json is not None:
-        text = json_format.dumps(as_json(found, __version__, started), ensure_ascii=False, allow_nan=False)
-        if json == "-":
-            typer.echo(text)
-        else:
-            Path(json).write_text(text + "\n", encoding="utf-8")
+    write_json(as_json(found, __version__, started), json)
     if not quiet:
-        _console(to_stderr=json == "-").print(measurement_table(found))
+        console(to_stderr=json == "-").print(measurement_table(found))
     if found.interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -230,18 +219,6 @@ def _watching(subject: Subject, quiet: bool) -> Iterator[tuple[Subject, Watch]]:
 
     with loading(not quiet) as report:
         yield replace(subject, progress=report), report or silent
-
-
-def check_folder(path: str | None) -> None:
-    """Before minutes of measuring: ConfigError when the result could not be written."""
-    if path not in (None, "-") and not Path(str(path)).absolute().parent.is_dir():
-        raise ConfigError(f"cannot write {path}: there is no such folder; make it first")
-
-
-def _console(to_stderr: bool = False) -> Any:
-    from kvtrove.cli.bench import console
-
-    return console(to_stderr)
 
 
 def register(bench: typer.Typer) -> None:

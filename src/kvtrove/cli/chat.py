@@ -12,7 +12,8 @@ import typer
 
 from kvtrove.cli.chat_view import JsonView, TextView, Totals, TurnStats, View, cache_line
 from kvtrove.cli.conversation import Conversation
-from kvtrove.cli.options import EngineOptions, JsonFlag, QuietFlag, SamplingOptions, spread
+from kvtrove.cli.flags import spread
+from kvtrove.cli.options import EngineOptions, JsonFlag, QuietFlag, SamplingOptions
 from kvtrove.request import RequestError, RequestOutput, SamplingParams
 
 if TYPE_CHECKING:

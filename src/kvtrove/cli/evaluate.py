@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import functools
-import json as json_format
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvtrove.cli.options import QuietFlag, model_directory, spread
+from kvtrove.cli.flags import flag, setting, spread
+from kvtrove.cli.options import QuietFlag, model_directory
+from kvtrove.cli.output import INTERRUPTED, check_folders, console, write_json
 from kvtrove.cli.text import say
-from kvtrove.config import ConfigError, parse_tokens
+from kvtrove.config import ConfigError, EngineConfig, parse_tokens
 
 if TYPE_CHECKING:
     from kvtrove.evaluate.evaluation import Evaluation
     from kvtrove.evaluate.settings import Settings
 
-INTERRUPTED = 130  # exit code after Ctrl-C
-
-
-def _flag(panel: str, metavar: str | None, help: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, **more)
-
-
-_text, _recall = functools.partial(_flag, "Text"), functools.partial(_flag, "Recall")
-_engine, _output = functools.partial(_flag, "Engine"), functools.partial(_flag, "Output")
+_text, _recall = functools.partial(flag, "Text"), functools.partial(flag, "Recall")
+_engine, _output = functools.partial(flag, "Engine"), functools.partial(flag, "Output")
 
 
 @dataclass(frozen=True)
@@ -58,9 +51,9 @@ class EvalEngineOptions:
     """Fields of evaluate.settings.Settings."""
 
     chunk: Annotated[int, _engine("N", "Tokens in one step at most.")] = 128
-    dtype: Annotated[str, _engine("TYPE", "Of the weights: auto, bfloat16, float16 or float32.")] = "auto"
-    device: Annotated[str, _engine("DEVICE", "auto, cpu, cuda or cuda:N.")] = "auto"
-    block_size: Annotated[int, _engine("N", "Tokens in a block of the cache.")] = 32
+    dtype: Annotated[str, setting("dtype", "Engine")] = EngineConfig.dtype
+    device: Annotated[str, setting("device", "Engine")] = EngineConfig.device
+    block_size: Annotated[int, setting("block_size", "Engine")] = EngineConfig.block_size
     rounds: Annotated[int, _engine("N", "Measurements of speed, of which the median counts.")] = 3
 
 
@@ -72,11 +65,11 @@ def evaluate(
     model: Annotated[
         str, typer.Option(metavar="DIR", help="Directory of a checkpoint, or `demo`: the embedded model.")
     ] = "demo",
-    kv: Annotated[
+    cache: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="SPEC",
-            help="A cache to compare, such as bf16, window=256 or bf16+window=256; repeatable. A wrong one lists all.",
+            metavar="RECIPE",
+            help="A cache to compare, such as int8, window=256 or bf16+window=256; repeatable. A wrong one lists all.",
         ),
     ] = None,
     parts: Annotated[str, typer.Option(metavar="NAME,...", help="What to measure.")] = "text,recall,speed",
@@ -89,12 +82,10 @@ def evaluate(
 ) -> None:
     """Compare caches with the exact one: KL, perplexity, recall of facts, bytes and speed. Ctrl-C, and resume later.
 
-    Example: kvtrove eval --model demo --kv bf16 --kv window=256 --html report.html
+    Example: kvtrove eval --model demo --cache bf16 --cache window=256 --html report.html
     """
-    for path in (json, html, state):
-        if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
-            raise ConfigError(f"cannot write {path}: there is no such folder; make it first")
-    settings = _settings(model, kv, parts, text, recall, engine)
+    check_folders(json, html, state)
+    settings = _settings(model, cache, parts, text, recall, engine)
     kept = state if state is not None or json in (None, "-") else str(Path(json).with_suffix(".state.json"))
     result = _evaluate(settings, kept, quiet)
     _write(result, json, html)
@@ -107,15 +98,14 @@ def evaluate(
 
 def _settings(
     model: str,
-    kv: list[str] | None,
+    caches: list[str] | None,
     parts: str,
     text: TextOptions,
     recall: RecallOptions,
     engine: EvalEngineOptions,
 ) -> Settings:
     """Text to values; the dataclass checks them."""
-    from kvtrove.evaluate.configurations import DEFAULT
-    from kvtrove.evaluate.settings import Settings
+    from kvtrove.evaluate.settings import DEFAULT, Settings
 
     lengths = None if recall.lengths is None else tuple(parse_tokens(n, "lengths") for n in recall.lengths.split(","))
     values = asdict(text) | asdict(recall) | asdict(engine)
@@ -123,7 +113,7 @@ def _settings(
     values["context"] = None if text.context is None else parse_tokens(text.context, "context")
     values |= {"lengths": lengths, "depths": _numbers(recall.depths, "depths")}
     names = tuple(part.strip() for part in parts.split(","))
-    return Settings(model_directory(model), tuple(kv) if kv else DEFAULT, names, **values)
+    return Settings(model_directory(model), tuple(caches) if caches else DEFAULT, names, **values)
 
 
 def _numbers(text: str, what: str) -> tuple[float, ...]:
@@ -149,23 +139,15 @@ def _write(result: Evaluation, json: str | None, html: str | None) -> None:
     from kvtrove.evaluate.results import as_json
 
     if json is not None:
-        text = json_format.dumps(as_json(result, __version__), ensure_ascii=False, allow_nan=False)
-        if json == "-":
-            typer.echo(text)
-        else:
-            Path(json).write_text(text + "\n", encoding="utf-8")
+        write_json(as_json(result, __version__), json)
     if html is not None:
         Path(html).write_text(page(result), encoding="utf-8")
 
 
 def _show(result: Evaluation, to_stderr: bool) -> None:
-    from rich.console import Console
-
     from kvtrove.evaluate.tables import result_table
 
-    stream = sys.stderr if to_stderr else sys.stdout
-    width = None if stream.isatty() else 140
-    Console(file=stream, width=width, highlight=False).print(result_table(result))
+    console(to_stderr).print(result_table(result))
 
 
 def _say_how_to_resume(result: Evaluation, state: str | None) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvtrove.cli.flags import setting
 from kvtrove.cli.options import JsonFlag, model_directory
 from kvtrove.cli.text import percent, say, shown
-from kvtrove.config import ConfigError
+from kvtrove.config import ConfigError, EngineConfig
 
 if TYPE_CHECKING:
     from kvtrove.server.reports import CacheReport
@@ -35,7 +36,7 @@ def explain(
     model: Annotated[
         str, typer.Option(metavar="DIR", help="Checkpoint whose tokenizer and chat template are used.")
     ] = "demo",
-    block_size: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens in a block of the cache.")] = 32,
+    block_size: Annotated[int, setting("block_size", min=1)] = EngineConfig.block_size,
     as_json: JsonFlag = False,
 ) -> None:
     """Say where two requests part, and what the second one can reuse of the first.
@@ -91,7 +92,7 @@ def _read(path: Path, tokenizer: Tokenizer) -> _Given:
 
 def _compare(a: _Given, b: _Given, tokenizer: Tokenizer, block_size: int) -> CacheReport:
     """The report that `b` would get if `a` were all that the cache holds."""
-    from kvtrove.kv.explain import Reason
+    from kvtrove.kv.reasons import Reason
     from kvtrove.server.reports import offline_report
 
     foreign = None

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kvtrove.cli.options import EngineOptions, JsonFlag, ModelArgument, QuietFlag, SamplingOptions, spread
+from kvtrove.cli.flags import spread
+from kvtrove.cli.options import EngineOptions, JsonFlag, ModelArgument, QuietFlag, SamplingOptions
 from kvtrove.cli.text import counted, reuse, shown
 from kvtrove.config import ConfigError
 from kvtrove.request import RequestError, RequestOutput, TokenLogprobs

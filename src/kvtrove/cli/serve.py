@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvtrove.cli.options import EngineOptions, spread
+from kvtrove.cli.flags import flag, spread
+from kvtrove.cli.options import EngineOptions
+from kvtrove.cli.serve_models import FleetOptions, serve_models
 from kvtrove.config import ConfigError, Environment
 
 if TYPE_CHECKING:
@@ -16,24 +19,23 @@ if TYPE_CHECKING:
     from kvtrove.server.settings import Limits
 
 
-def _flag(panel: str, metavar: str | None, help: str, *names: str) -> Any:
-    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
+_limit = functools.partial(flag, "Limits")
 
 
 @dataclass(frozen=True)
 class LimitOptions:
     """The limits that operators turn most; the others keep their defaults."""
 
-    max_queue: Annotated[int, _flag("Limits", "N", "Sequences that may wait; then requests get 429.")] = 256
-    max_concurrent: Annotated[int, _flag("Limits", "N", "Requests in flight at once.")] = 1024
-    max_prompt_tokens: Annotated[int | None, _flag("Limits", "N", "Longest prompt; the context if left out.")] = None
-    max_n: Annotated[int, _flag("Limits", "N", "Most sequences per prompt (n, best_of, beams).")] = 32
-    max_body_size: Annotated[str, _flag("Limits", "SIZE", "Largest request, for example 8MiB.")] = "4MiB"
-    request_timeout: Annotated[float, _flag("Limits", "SECONDS", "Longest time that a request may take.")] = 600.0
-    idle_timeout: Annotated[float, _flag("Limits", "SECONDS", "Longest silence of a client.")] = 60.0
-    step_timeout: Annotated[float, _flag("Limits", "SECONDS", "A step of the engine that takes longer hangs.")] = 300.0
-    max_connections: Annotated[int, _flag("Limits", "N", "Connections open at once.")] = 4096
-    keep_alive: Annotated[float, _flag("Limits", "SECONDS", "Longest silence of a stream.")] = 10.0
+    max_queue: Annotated[int, _limit("N", "Sequences that may wait; then requests get 429.")] = 256
+    max_concurrent: Annotated[int, _limit("N", "Requests in flight at once.")] = 1024
+    max_prompt_tokens: Annotated[int | None, _limit("N", "Longest prompt; the context if left out.")] = None
+    max_n: Annotated[int, _limit("N", "Most sequences per prompt (n, best_of, beams).")] = 32
+    max_body_size: Annotated[str, _limit("SIZE", "Largest request, for example 8MiB.")] = "4MiB"
+    request_timeout: Annotated[float, _limit("SECONDS", "Longest time that a request may take.")] = 600.0
+    idle_timeout: Annotated[float, _limit("SECONDS", "Longest silence of a client.")] = 60.0
+    step_timeout: Annotated[float, _limit("SECONDS", "A step of the engine that takes longer hangs.")] = 300.0
+    max_connections: Annotated[int, _limit("N", "Connections open at once.")] = 4096
+    keep_alive: Annotated[float, _limit("SECONDS", "Longest silence of a stream.")] = 10.0
 
     def limits(self) -> Limits:
         from kvtrove.config import parse_size
@@ -55,8 +57,10 @@ class LimitOptions:
 
 @spread
 def serve(
+    context: typer.Context,
     limits: LimitOptions,
     engine: EngineOptions,
+    fleet: FleetOptions,
     model: Annotated[
         str, typer.Argument(metavar="[MODEL]", help="Directory of a checkpoint; the embedded model if left out.")
     ] = "demo",
@@ -94,11 +98,17 @@ def serve(
         bool,
         typer.Option("--stable-prefix", help="Dates and nonces that open a prompt go to its end."),
     ] = False,
+    response_cache: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE|URL", help="Keep whole answers at temperature 0: 64MiB, or redis://host/db."),
+    ] = None,
+    response_cache_ttl: Annotated[float, typer.Option(metavar="SECONDS", help="How long they are kept.")] = 3600.0,
     vllm_metrics: Annotated[
         bool, typer.Option("--vllm-metrics/--no-vllm-metrics", help="Metrics under vLLM's names beside our own.")
     ] = True,
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "info",
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object per line.")] = False,
+    listen_fd: Annotated[int | None, typer.Option("--fd", hidden=True, help="A socket that listens already.")] = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API does.
 
@@ -113,7 +123,7 @@ def serve(
         from kvtrove.server.metrics_traces import Traces
         from kvtrove.server.reports import Reports
         from kvtrove.server.routes.reports import reports_router
-        from kvtrove.server.run import address_of, bind, run
+        from kvtrove.server.run import address_of, bind, listener_of, run
         from kvtrove.server.service import Service
         from kvtrove.server.settings import ServerSettings
     except ModuleNotFoundError as error:
@@ -131,9 +141,14 @@ def serve(
         tool_format=tool_call_parser or tool_format,
         reasoning_parser=reasoning_parser,
         stable_prefix=stable_prefix,
+        response_cache=response_cache,
+        response_cache_ttl=response_cache_ttl,
         limits=limits.limits(),
     )
-    listener = bind(settings, keyring)
+    if fleet.models is not None:
+        logs.configure(log_level, log_json)
+        return serve_models(fleet, settings, keyring, context)
+    listener = bind(settings, keyring) if listen_fd is None else listener_of(listen_fd)
     llm = engine.load(model, warm_up=warm_up).llm_engine
     metrics = Metrics(Facts.of(llm, settings.served_model_names[0]), vllm_names=vllm_metrics)
     reports = Reports(llm.tokenizer, llm.config.block_size, always=cache_report, on_report=metrics.on_report)

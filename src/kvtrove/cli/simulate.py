@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvtrove.cli.options import spread
-from kvtrove.config import ConfigError, parse_size, parse_tokens
+from kvtrove.cli.flags import flag, setting, spread
+from kvtrove.cli.output import write_json
+from kvtrove.config import ConfigError, EngineConfig, parse_size, parse_tokens
 
 if TYPE_CHECKING:
+    from kvtrove.kv.spec import KVCacheSpec
     from kvtrove.plan.model import PlanModel
     from kvtrove.plan.simulate import SimulationResult, SimulationSettings
     from kvtrove.plan.traces import Trace
@@ -25,54 +26,54 @@ JsonFile = Annotated[
 ]
 
 
-def _flag(panel: str, metavar: str, help: str) -> Any:
-    return typer.Option(metavar=metavar, help=help, rich_help_panel=panel)
-
-
 @dataclass(frozen=True)
 class CacheOptions:
     """How large the cache is; several sizes, separated by commas, give curves."""
 
     kv_tokens: Annotated[
-        str | None, _flag("Cache", "TOKENS", "Such as 1Mi, or 1Mi,4Mi,unlimited; 1Mi when left out.")
+        str | None, flag("Cache", "TOKENS", "Such as 1Mi, or 1Mi,4Mi,unlimited; 1Mi when left out.")
     ] = None
-    kv: Annotated[str | None, _flag("Cache", "SIZE", "In bytes instead, such as 8GiB; needs --model.")] = None
-    model: Annotated[str | None, _flag("Cache", "MODEL", "Whose cache and step times are simulated.")] = None
-    kv_cache_dtype: Annotated[str, _flag("Cache", "TYPE", "How K and V are stored.")] = "auto"
-    block_size: Annotated[int | None, _flag("Cache", "N", "Tokens in a block; the trace's own when left out.")] = None
-    policy: Annotated[str, _flag("Cache", "NAME", "Who is evicted first: lru.")] = "lru"
+    kv: Annotated[str | None, flag("Cache", "SIZE", "In bytes instead, such as 8GiB; needs --model.")] = None
+    model: Annotated[str | None, flag("Cache", "MODEL", "Whose cache and step times are simulated.")] = None
+    cache: Annotated[str, setting("cache", "Cache")] = EngineConfig.cache
+    block_size: Annotated[int | None, flag("Cache", "N", "Tokens in a block; the trace's own when left out.")] = None
+    policy: Annotated[str, flag("Cache", "NAME", "Who is evicted first: lru.")] = "lru"
 
 
 @dataclass(frozen=True)
 class ServiceOptions:
     """What serves it."""
 
-    replicas: Annotated[int, _flag("Service", "N", "Engines behind a router.")] = 1
-    router: Annotated[str, _flag("Service", "NAME", "round-robin or prefix.")] = "round-robin"
-    max_num_seqs: Annotated[int, _flag("Service", "N", "Sequences in one step at most.")] = 256
-    max_num_batched_tokens: Annotated[int, _flag("Service", "N", "Tokens in one step at most.")] = 2048
-    max_concurrent_prefills: Annotated[int, _flag("Service", "N", "Prompts that share a step.")] = 4
-    hardware: Annotated[str | None, _flag("Service", "NAME", "Datasheet, such as h100; needs --model.")] = None
-    calibration: Annotated[
-        Path | None, _flag("Service", "FILE", "Measured speeds, as `kvtrove bench` writes them.")
-    ] = None
+    replicas: Annotated[int, flag("Service", "N", "Engines behind a router.")] = 1
+    router: Annotated[str, flag("Service", "NAME", "round-robin or prefix.")] = "round-robin"
+    max_num_seqs: Annotated[int, setting("max_num_seqs", "Service")] = EngineConfig.max_num_seqs
+    max_num_batched_tokens: Annotated[int, setting("max_num_batched_tokens", "Service")] = (
+        EngineConfig.max_num_batched_tokens
+    )
+    max_concurrent_prefills: Annotated[int, setting("max_concurrent_prefills", "Service")] = (
+        EngineConfig.max_concurrent_prefills
+    )
+    hardware: Annotated[str | None, flag("Service", "NAME", "Datasheet, such as h100; needs --model.")] = None
+    calibration: Annotated[Path | None, flag("Service", "FILE", "Measured speeds, as `kvtrove bench` writes them.")] = (
+        None
+    )
 
 
 @dataclass(frozen=True)
 class LoadOptions:
     """How the trace is replayed."""
 
-    users: Annotated[int | None, _flag("Load", "N", "Sessions that run at once; the others wait their turn.")] = None
+    users: Annotated[int | None, flag("Load", "N", "Sessions that run at once; the others wait their turn.")] = None
     closed: Annotated[
         bool | None,
         typer.Option(
             "--closed/--open", help="Sessions go on after each answer, or by the clock.", rich_help_panel="Load"
         ),
     ] = None
-    speed: Annotated[float, _flag("Load", "FACTOR", "Of the rate of arrivals.")] = 1.0
-    limit: Annotated[int | None, _flag("Load", "N", "Only the first N requests.")] = None
-    slo_ttft: Annotated[str | None, _flag("Load", "TIME", "Longest time to the first token, for the goodput.")] = None
-    slo_tpot: Annotated[str | None, _flag("Load", "TIME", "Longest time per further token.")] = None
+    speed: Annotated[float, flag("Load", "FACTOR", "Of the rate of arrivals.")] = 1.0
+    limit: Annotated[int | None, flag("Load", "N", "Only the first N requests.")] = None
+    slo_ttft: Annotated[str | None, flag("Load", "TIME", "Longest time to the first token, for the goodput.")] = None
+    slo_tpot: Annotated[str | None, flag("Load", "TIME", "Longest time per further token.")] = None
 
 
 @spread
@@ -100,12 +101,7 @@ def simulate(
     results = [_run(recorded, one, quiet=json == "-") for one in _settings(recorded, cache, service, load)]
     runs = [result.as_json(ttft, tpot) for result in results]
     report = simulation_report(recorded, runs)
-    if json is not None:
-        text = json_format.dumps(report, indent=1)
-        if json == "-":
-            typer.echo(text)
-        else:
-            Path(json).write_text(text + "\n")
+    write_json(report, json, indent=1)
     if html is not None or png is not None:
         _draw(html, png, f"{recorded.name}: {len(recorded.requests):,} requests", runs)
     if json != "-":
@@ -140,13 +136,16 @@ def _settings(
     trace: Trace, cache: CacheOptions, service: ServiceOptions, load: LoadOptions
 ) -> Iterator[SimulationSettings]:
     """One for each size."""
+    from kvtrove.kv.recipe import recipe
     from kvtrove.plan.kv import cache_of
     from kvtrove.plan.simulate import SimulationSettings
     from kvtrove.scheduler.scheduler import SchedulerLimits
 
     model = _model(cache)
-    block_size = cache.block_size or trace.block_size or 32
-    geometry = None if model is None else cache_of(model, _format(model, cache), block_size)
+    block_size = cache.block_size or trace.block_size or EngineConfig.block_size
+    if model is None and recipe(cache.cache).parts:
+        raise ConfigError("cache: a recipe changes the cache of a model; give --model")
+    geometry = None if model is None else cache_of(model, cache.cache, block_size)
     if service.max_num_batched_tokens < service.max_num_seqs:
         raise ConfigError(
             f"max_num_batched_tokens: {service.max_num_batched_tokens} is smaller than max_num_seqs; "
@@ -158,7 +157,7 @@ def _settings(
         yield SimulationSettings(
             block_size=block_size,
             num_blocks=num_blocks,
-            cost=_cost(model, service, _format(model, cache)),
+            cost=_cost(model, service, geometry),
             limits=SchedulerLimits(
                 service.max_num_seqs, service.max_num_batched_tokens, service.max_concurrent_prefills
             ),
@@ -181,10 +180,6 @@ def _model(cache: CacheOptions) -> PlanModel | None:
     return read_model(Path(model_directory(cache.model)))
 
 
-def _format(model: PlanModel | None, cache: CacheOptions) -> str:
-    return cache.kv_cache_dtype if model is None or cache.kv_cache_dtype != "auto" else model.dtype
-
-
 def _sizes(cache: CacheOptions, block_size: int, row: tuple[int, int] | None) -> list[int | None]:
     """Blocks of each size. row: bytes of a block's row, and groups of layers, of a model."""
     if cache.kv is not None and cache.kv_tokens is not None:
@@ -200,7 +195,7 @@ def _sizes(cache: CacheOptions, block_size: int, row: tuple[int, int] | None) ->
     ]
 
 
-def _cost(model: PlanModel | None, service: ServiceOptions, kv_format: str) -> Any:
+def _cost(model: PlanModel | None, service: ServiceOptions, cache: KVCacheSpec | None) -> Any:
     from kvtrove.plan.cost import FittedCost, cost_of
     from kvtrove.plan.hardware import ASSUMED, find_machine, read_calibration
     from kvtrove.plan.simulate.settings import REFERENCE_STEP
@@ -208,8 +203,8 @@ def _cost(model: PlanModel | None, service: ServiceOptions, kv_format: str) -> A
     machine = (
         read_calibration(service.calibration) if service.calibration else find_machine(service.hardware or ASSUMED)
     )
-    if model is not None:
-        return cost_of(model, machine, kv_format, typical_context=8192)
+    if model is not None and cache is not None:
+        return cost_of(model, machine, cache, typical_context=8192)
     if service.hardware is not None:
         raise ConfigError("hardware: a datasheet needs a model; give --model, or a --calibration with measured steps")
     if machine.fit is None and service.calibration is not None:

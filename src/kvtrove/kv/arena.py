@@ -6,11 +6,12 @@ import contextlib
 import logging
 import mmap
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from kvtrove import kernels
 from kvtrove.config import ConfigError
 from kvtrove.kv.spec import KVCacheSpec
 
@@ -38,6 +39,7 @@ class Arena:
         self.num_blocks = num_blocks
         self.device = str(device)
         self.nbytes = num_blocks * spec.block_bytes
+        self._kernel = self.device == "cpu" and kernels.available()
         try:
             self.rows = _zeros(self.nbytes, torch.device(device), huge_pages).view(num_blocks, spec.block_bytes)
         except (RuntimeError, OSError, OverflowError) as error:
@@ -48,10 +50,8 @@ class Arena:
 
     def views(self, layer: int) -> dict[str, Tensor]:
         """Plane name -> typed, strided [num_blocks, *plane.shape] of the storage that `layer` reads. No copies."""
-        owner = next(one for one in self.spec.layers if one.layer == layer)
-        if owner.source is not None:
-            return self.views(owner.source)
-        offsets = self.spec.groups[self.spec.group_of[layer]].offsets[layer]
+        owner = self.spec.storage(layer)
+        offsets = self.spec.groups[self.spec.group_of[layer]].offsets[owner.layer]
         views = {}
         for plane in self.spec.planes(owner):
             typed = self.rows.view(getattr(torch, plane.dtype))
@@ -60,8 +60,11 @@ class Arena:
             views[plane.name] = typed[:, start:stop].view(self.num_blocks, *plane.shape)
         return views
 
-    def copy_rows(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """Copy row source over row target for each (source, target), one after the other."""
+    def copy_rows(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy row source over row target for each (source, target), as if one after the other."""
+        if self._kernel and pairs:
+            kernels.copy_rows(self.rows, torch.tensor(pairs, dtype=torch.int32))
+            return
         for source, target in pairs:
             self.rows[target] = self.rows[source]
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvtrove.config import EngineConfig
+
 
 @dataclass(frozen=True)
 class SchedulerLimits:
     """max_num_batched_tokens: budget of a step. max_concurrent_prefills: prompts that share one too small for all."""
 
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
-    max_concurrent_prefills: int = 4
+    max_num_seqs: int = EngineConfig.max_num_seqs
+    max_num_batched_tokens: int = EngineConfig.max_num_batched_tokens
+    max_concurrent_prefills: int = EngineConfig.max_concurrent_prefills
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ A key file is TOML, one table per tenant:
     shared = true           # its cache is shared with all other tenants that say so (default: its own)
     admin = true            # may call the admin routes, and only those that need it (default: false)
     max_concurrent = 8      # requests in flight at once (default: no limit of its own)
+    requests_per_minute = 60
+    tokens_per_minute = 100_000     # prompt and answer; prompt tokens that the cache served are free
+    burst_seconds = 60      # so many seconds' worth of both rates may come at once (default: a minute's)
 """
 
 from __future__ import annotations
@@ -24,7 +27,20 @@ from kvtrove.config import ConfigError, nearest
 
 log = logging.getLogger(__name__)
 MIN_KEY_LENGTH = 16
-_KEY_FILE_FIELDS = {"key": str, "shared": bool, "admin": bool, "max_concurrent": int}
+_KEY_FILE_FIELDS = {
+    **{"key": str, "shared": bool, "admin": bool, "max_concurrent": int},
+    **{"requests_per_minute": int, "tokens_per_minute": int, "burst_seconds": int},
+}
+_COUNTS = ("max_concurrent", "requests_per_minute", "tokens_per_minute", "burst_seconds")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a tenant may ask per minute; None is no limit. burst_seconds: how much of it may come at once."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    burst_seconds: int = 60
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,7 @@ class Tenant:
     salt: str = ""
     admin: bool = False
     max_concurrent: int | None = None
+    rates: Rates = Rates()
 
     def cache_salt(self, own: str | None) -> str:
         """The salt of one request; `own` is its `cache_salt` field and separates further within the tenant."""
@@ -159,11 +176,13 @@ def _read_tenant(name: str, table: Any, file: Path) -> tuple[str, Tenant]:
             raise ConfigError(f"{where}: {field} must be a {kind.__name__}, not {type(value).__name__}")
     if "key" not in table:
         raise ConfigError(f"{where}: has no key")
-    limit = table.get("max_concurrent")
-    if limit is not None and limit < 1:
-        raise ConfigError(f"{where}: max_concurrent: {limit} must be at least 1")
+    for field in _COUNTS:
+        if table.get(field, 1) < 1:
+            raise ConfigError(f"{where}: {field}: {table[field]} must be at least 1")
     salt = "" if table.get("shared", False) else tenant_salt(name)
-    return _checked(table["key"], where), Tenant(name, salt, table.get("admin", False), limit)
+    rates = Rates(**{name: table[name] for name in _COUNTS[1:] if name in table})
+    tenant = Tenant(name, salt, table.get("admin", False), table.get("max_concurrent"), rates)
+    return _checked(table["key"], where), tenant
 
 
 def _checked(key: str, where: str) -> str:

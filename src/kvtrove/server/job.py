@@ -35,7 +35,8 @@ class Job:
     """
 
     def __init__(self, service: Service, caller: Caller, body: Any) -> None:
-        """ApiError 429 or 503 when there is no room."""
+        """ApiError 429 or 503 when there is no room, or the tenant asks too often."""
+        service.quotas.take(caller.tenant, "requests", 1)
         service.admission.enter(caller.tenant)
         self.service, self.caller, self.body = service, caller, body
         self.key = uuid.uuid4().hex  # names the answer, and its requests in the engine
@@ -49,6 +50,7 @@ class Job:
         self._stream: OutputStream | None = None
         self._departed = self._closed = self._prepared = False
         self._timer: asyncio.TimerHandle | None = None
+        self._tokens_taken = 0  # from the tenant's rate
 
     async def submit(
         self, requests: Sequence[EngineRequest], messages: tuple[Mapping[str, Any], ...] | None = None
@@ -56,6 +58,9 @@ class Job:
         """Hand the prompts to the engine. RequestError when one can never be served; then none is."""
         self._prepared = True
         self.service.admission.prepared(len(requests))
+        tokens = sum(len(r.prompt_token_ids) + r.params.n * (r.params.max_tokens or 0) for r in requests)
+        self.service.quotas.take(self.caller.tenant, "tokens", tokens)
+        self._tokens_taken = tokens
         self._stream = await self.service.engine.submit(requests)
         limit = self.service.limits.request_timeout
         left = limit - (time.monotonic() - self.caller.time)
@@ -124,7 +129,8 @@ class Job:
     @property
     def headers(self) -> dict[str, str]:
         """Of the answer."""
-        return {"x-kvtrove-warning": "; ".join(self.warnings)} if self.warnings else {}
+        warning = {"x-kvtrove-warning": "; ".join(self.warnings)} if self.warnings else {}
+        return warning | self.service.quotas.headers(self.caller.tenant)
 
     def end_early(self) -> None:
         """All that is wanted has been written: the engine stops, and the request counts as finished."""
@@ -153,4 +159,6 @@ class Job:
         if not self._prepared:
             self.service.admission.prepared()
         self.service.admission.leave(self.caller.tenant, time.monotonic() - self.caller.time)
+        needed = sum(r.prompt_tokens - r.cached_tokens + r.output_tokens for r in self.results)
+        self.service.quotas.give_back(self.caller.tenant, "tokens", self._tokens_taken - needed)
         self.finish(error)

@@ -14,7 +14,7 @@ from prometheus_client import (
 )
 
 from kvtrove.engine import EngineStats
-from kvtrove.kv.explain import Reason
+from kvtrove.kv.reasons import Reason
 from kvtrove.server.engine_thread import Step
 from kvtrove.server.metrics_facts import Facts, Growth, Timing
 from kvtrove.server.metrics_vllm import LATENCY_BUCKETS, TOKEN_BUCKETS, TTFT_BUCKETS, VllmMetrics
@@ -69,6 +69,9 @@ class Metrics(Observer):
     def on_error(self, route: str, status: int, code: str) -> None:
         self._own.errors.labels(route, str(status), code).inc()
 
+    def on_response_cache(self, found: bool) -> None:
+        self._own.kept_answers.labels("hit" if found else "miss").inc()
+
     def on_report(self, report: CacheReport) -> None:
         """A prompt's cache report."""
         self._own.outcomes.labels(report["reason"]).inc()
@@ -106,6 +109,7 @@ class OwnMetrics:
         self.computed = counter("cache_computed_tokens", "Prompt tokens computed, by that reason.", "reason")
         self.requests = counter("requests", "Requests that the engine accepted and that ended.", "route", "outcome")
         self.errors = counter("http_errors", "Answers with an error status.", "route", "status", "code")
+        self.kept_answers = counter("response_cache_lookups", "Lookups of whole answers, by outcome.", "outcome")
         self.step_seconds = histogram("step_seconds", "Time of a step of the engine.", STEP_BUCKETS)
         self.first_token = histogram("time_to_first_token_seconds", "Arrival to first token.", TTFT_BUCKETS)
         self.gap = histogram("inter_token_seconds", "Every gap between two tokens.", TOKEN_BUCKETS)

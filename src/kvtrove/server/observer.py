@@ -74,6 +74,9 @@ class Observer:
         """A request has ended. What is returned goes into the answer's `kvtrove` object, if one can still be sent."""
         return None
 
+    def on_response_cache(self, found: bool) -> None:
+        """The response cache was asked for a whole answer."""
+
     def on_error(self, route: str, status: int, code: str) -> None:
         """A request was answered with an error status. `route`: the path's pattern, empty when it matched none."""
 
@@ -92,6 +95,9 @@ class Observers(Observer):
 
     def on_departure(self, departure: Departure) -> Mapping[str, Any]:
         return self._gathered("on_departure", departure)
+
+    def on_response_cache(self, found: bool) -> None:
+        self._tell("on_response_cache", found)
 
     def on_error(self, route: str, status: int, code: str) -> None:
         self._tell("on_error", route, status, code)

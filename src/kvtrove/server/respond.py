@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
@@ -16,7 +16,9 @@ from starlette.types import Receive, Scope, Send
 
 from kvtrove.server.errors import ApiError, as_api_error
 from kvtrove.server.job import Caller, Job
+from kvtrove.server.response_cache import KeptAnswer, Recorded
 from kvtrove.server.service import Service
+from kvtrove.text.json_text import has_many, write_json
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -55,15 +57,24 @@ def open_job(service: Service, request: Request, body: Any) -> Job:
 
 
 async def respond(request: Request, job: Job, endpoint: Endpoint, stream: bool) -> Response:
-    """Run the job; when this raises or the client leaves, nothing of it is left."""
+    """Run the job, or send what the response cache keeps. When this raises or the client leaves, nothing is left."""
+    cache = job.service.response_cache
+    key = cache.key(request, job, stream)
     try:
+        if key is not None:
+            if (kept := await cache.get(request, key)) is not None:
+                job.close()
+                return _kept(job, kept)
+            endpoint = Recorded(endpoint, cache, key)
         if not await _unless_gone(request.receive, _submitted(endpoint)):
             job.close()
             return Response(status_code=CLIENT_GONE)
         if stream:
             return EventStream(job, endpoint)
         answer = await _unless_gone(request.receive, endpoint.answer())
-        return Response(status_code=CLIENT_GONE) if answer is None else JSONResponse(answer, headers=job.headers)
+        if answer is None:
+            return Response(status_code=CLIENT_GONE)
+        return await json_response(job.service, answer, job.headers)
     except Exception as error:
         job.close(as_api_error(error).body["error"]["code"])
         raise
@@ -73,6 +84,21 @@ async def respond(request: Request, job: Job, endpoint: Endpoint, stream: bool) 
     finally:
         if not stream:
             job.close()
+
+
+async def json_response(service: Service, value: Any, headers: Mapping[str, str] | None = None) -> Response:
+    """A value as JSON. One of many parts is written off the event loop."""
+    if not has_many(value):
+        return JSONResponse(value, headers=headers)
+    text = await service.in_pool(lambda: write_json(value, separators=(",", ":"), allow_nan=False))
+    return Response(text, headers=headers, media_type="application/json")
+
+
+def _kept(job: Job, kept: KeptAnswer) -> Response:
+    headers = job.headers | kept.headers
+    if kept.events is None:
+        return JSONResponse(kept.marked(), headers=headers)
+    return Response("".join(kept.events), media_type=EventStream.media_type, headers=STREAM_HEADERS | headers)
 
 
 async def _submitted(endpoint: Endpoint) -> bool:
@@ -112,6 +138,7 @@ def sse(data: Any, event: str | None = None) -> str:
 
 
 DONE = "data: [DONE]\n\n"
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 COMMENT = ": keep-alive\n\n"  # no event at all to those who read events
 
 
@@ -121,7 +148,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, job: Job, endpoint: Endpoint) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **job.headers})
+        super().__init__(headers=STREAM_HEADERS | job.headers)
         del self.headers["content-length"]
         self.job, self.endpoint = job, endpoint
         self._open = False  # events may be sent

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -49,8 +50,22 @@ def bind(settings: ServerSettings, keyring: Keyring) -> socket.socket:
     return listener
 
 
+def listener_of(fd: int) -> socket.socket:
+    """A socket that the parent process listens on already. When the parent ends and with it our stdin, so do we."""
+
+    def end_with_parent() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_parent, name="parent", daemon=True).start()
+    return socket.socket(fileno=fd)
+
+
 def address_of(listener: socket.socket) -> str:
     """`http://127.0.0.1:8000`."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

@@ -23,6 +23,8 @@ from kvtrove.server.engine_thread import EngineThread
 from kvtrove.server.errors import ApiError, refused
 from kvtrove.server.guidance import Grammar, Grammars, TokenGuide
 from kvtrove.server.observer import Observer, Observers
+from kvtrove.server.quota import Quotas
+from kvtrove.server.response_cache import ResponseCache, store_of
 from kvtrove.server.settings import ServerSettings
 from kvtrove.server.text_pool import TextPool
 from kvtrove.text.capabilities import Capabilities, probe
@@ -42,6 +44,13 @@ class Service:
         self.max_model_len = engine.max_model_len
         self.engine = EngineThread(engine, self.observers.on_step, settings.limits.step_timeout)
         self.admission = Admission(settings.limits, lambda: self.engine.num_waiting, self._num_seats)
+        self.quotas = Quotas()
+        self.response_cache = ResponseCache(
+            store_of(settings.response_cache, settings.response_cache_ttl),
+            engine.kv.chain_root(b""),
+            self.sampling_defaults,
+            self.observers.on_response_cache,
+        )
         self.created = int(time.time())
         eos = dict.fromkeys((*self.spec.eos_token_ids, *self.tokenizer.eos_token_ids))
         self._grammars = Grammars(self.tokenizer.backend, self.spec.vocab_size, tuple(eos))

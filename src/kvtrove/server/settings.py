@@ -59,6 +59,8 @@ class ServerSettings:
     drain_timeout: seconds that accepted requests have to finish after SIGTERM.
     tool_format, reasoning_parser: how this model writes tool calls and thoughts (names of `chat.tool_format` and of
     `chat.thoughts`); "auto" reads them off the chat template.
+    response_cache: a size such as "64MiB", or redis://host/db: keeps whole answers at temperature 0; None keeps none.
+    response_cache_ttl: seconds that an answer is kept.
     stable_prefix: volatile lines at the head of a system message go behind the conversation, unless a request says no.
     """
 
@@ -70,6 +72,8 @@ class ServerSettings:
     tool_format: str = "auto"
     reasoning_parser: str = "auto"
     stable_prefix: bool = False
+    response_cache: str | None = None
+    response_cache_ttl: float = 3600.0
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,16 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
-from kvtrove.kernels.attention import AttentionKernel, PagedShape, paged_batch, paged_layer
+from kvtrove.kernels.attention import AttentionKernel, PagedShape, PagedSide, paged_batch, paged_layer
 from kvtrove.kernels.between import Between
 from kvtrove.kernels.decoder import DecoderKernel, LayerCall
 from kvtrove.kernels.linear import PackedWeights
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.formats.dense import DenseFormat
-from kvtrove.kv.formats.int8 import Int8Format
+from kvtrove.kv.formats.dense import dense
+from kvtrove.kv.formats.fp8 import Fp8
+from kvtrove.kv.formats.int8 import int8
 from kvtrove.kv.spec import KVFormat
+from kvtrove.loading import choose_backends
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.decoder import Model
@@ -30,10 +32,11 @@ from kvtrove.models.layers.packed import PackedLinear
 from kvtrove.models.loader import load_model
 from kvtrove.models.precision import Precision
 from kvtrove.models.products import Products
-from kvtrove.models.spec import LayerSpec, ModelSpec, RopeSpec
-from kvtrove.runner.model_runner import ModelRunner
+from kvtrove.models.spec import ModelSpec, RopeSpec
+from kvtrove.runner.model_runner import ModelRunner, attention_layers
 from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
 from tests.checkpoints import Checkpoints
+from tests.specs import layer_spec, numbered
 
 BLOCK, NUM_BLOCKS = 16, 24
 TABLES = np.arange(3, dtype=np.int32), np.arange(3, NUM_BLOCKS, dtype=np.int32)
@@ -42,9 +45,15 @@ STEPS = [{0: 40, 1: 7}, {0: 1, 1: 300}, {0: 1, 1: 1}]
 """Tokens that each sequence computes, step after step: prompts, a long piece beside a decode, decodes."""
 
 
-def runner_of(model: Model, format: KVFormat) -> ModelRunner:
-    cache = cache_spec(model.spec, format, BLOCK)
-    return ModelRunner(model, cache, Arena(cache, NUM_BLOCKS * len(cache.groups)), CpuBackend(), str)
+def runner_of(model: Model, formats: KVFormat | Sequence[KVFormat]) -> ModelRunner:
+    """formats: of all layers, or of each; the reference takes those that have no kernel."""
+    exact = cache_spec(model.spec, "bfloat16", BLOCK)
+    each = [formats] * len(exact.layers) if isinstance(formats, KVFormat) else formats
+    layers = tuple(replace(layer, format=format) for layer, format in zip(exact.layers, each, strict=True))
+    cache = replace(exact, layers=layers)
+    arena = Arena(cache, NUM_BLOCKS * len(cache.groups))
+    backends = choose_backends("auto", tuple(attention_layers(model, cache, arena)), "cpu")
+    return ModelRunner(model, cache, arena, backends, str)
 
 
 def run_steps(runner: ModelRunner) -> list[Tensor]:
@@ -61,23 +70,25 @@ def run_steps(runner: ModelRunner) -> list[Tensor]:
     return hidden
 
 
-def check(model: Model, format: KVFormat, expected: list[tuple[int, int]] | None = None) -> None:
+def check(model: Model, formats: KVFormat | Sequence[KVFormat], expected: list[tuple[int, int]] | None = None) -> None:
     """expected: ranges of layers; None is all layers in one."""
-    joined, apart = runner_of(model, format), runner_of(model, format)
-    assert [(first, stop) for first, (stop, _) in joined.ranges.items()] == (expected or [(0, len(model.layers))])
-    apart.ranges, apart.model = {}, replace(model)
+    joined, apart = runner_of(model, formats), runner_of(model, formats)
+    assert joined.fused.runs == (expected or [(0, len(model.layers))])
+    apart.model = replace(model)
     apart.model.__dict__["calls"] = (None,) * len(model.layers)  # in place of the cached property
+    apart.fuse()
+    assert apart.fused.runs == []
     for one, other in zip(run_steps(joined), run_steps(apart), strict=True):
         assert torch.equal(one, other)
     assert torch.equal(joined.arena.rows, apart.arena.rows)
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("family", ["llama3", "llama_biased", "mistral", "qwen2_sliding", "qwen3", "gemma2", "gemma3"])
-def test_one_call_gives_the_bits_of_many(family: str, int8: bool, checkpoints: Checkpoints) -> None:
+def test_one_call_gives_the_bits_of_many(family: str, small: bool, checkpoints: Checkpoints) -> None:
     directory = checkpoints.get(family, dtype="bfloat16")
-    products = Products(Precision("bfloat16", "float32", int8), wanted="own")
-    check(load_model(directory, read_spec(directory), products), Int8Format() if int8 else DenseFormat("bfloat16"))
+    products = Products(Precision("bfloat16", "float32", small), wanted="own")
+    check(load_model(directory, read_spec(directory), products), int8() if small else dense("bfloat16"))
 
 
 def load_own(checkpoints: Checkpoints, family: str) -> Model:
@@ -87,7 +98,7 @@ def load_own(checkpoints: Checkpoints, family: str) -> Model:
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "gemma3"])
 def test_hidden_states_in_bf16(family: str, checkpoints: Checkpoints) -> None:
-    check(load_own(checkpoints, family), Int8Format())
+    check(load_own(checkpoints, family), int8())
 
 
 @pytest.mark.parametrize(
@@ -96,7 +107,7 @@ def test_hidden_states_in_bf16(family: str, checkpoints: Checkpoints) -> None:
 def test_experts_break_the_call_behind_their_own_attention(
     family: str, expected: list[tuple[int, int]], checkpoints: Checkpoints
 ) -> None:
-    check(load_own(checkpoints, family), DenseFormat("bfloat16"), expected)
+    check(load_own(checkpoints, family), dense("bfloat16"), expected)
 
 
 @pytest.mark.parametrize(
@@ -120,12 +131,17 @@ def test_a_foreign_layer_breaks_the_call_where_it_is(
     else:
         assert isinstance(mlp, MLP)
         layers[1] = replace(layers[1], mlp=replace(mlp, activation="gelu"))
-    check(replace(model, layers=tuple(layers)), DenseFormat("bfloat16"), expected)
+    check(replace(model, layers=tuple(layers)), dense("bfloat16"), expected)
 
 
 def test_layers_that_read_anothers_storage() -> None:
-    layer = LayerSpec(kv_heads=1, head_dim=8, window=None, rope=RopeSpec(10_000.0, 8, max_position=512))
-    local = replace(layer, window=20, rope=RopeSpec(500.0, 4, max_position=512))
+    full, local = RopeSpec(10_000.0, 8, max_position=512), RopeSpec(500.0, 4, max_position=512)
+    layers = numbered(
+        layer_spec(1, 8, full),
+        layer_spec(1, 8, local, window=20),
+        layer_spec(1, 8, local, window=20, source=1),
+        layer_spec(1, 8, full, source=0),
+    )
     spec = ModelSpec(
         family="llama",
         architecture="LlamaForCausalLM",
@@ -133,7 +149,7 @@ def test_layers_that_read_anothers_storage() -> None:
         hidden_size=24,
         intermediate_size=40,
         num_heads=2,
-        layers=(layer, local, replace(local, source=1), replace(layer, source=0)),
+        layers=layers,
         max_position=512,
         norm_eps=1e-5,
         activation="silu",
@@ -148,16 +164,23 @@ def test_layers_that_read_anothers_storage() -> None:
 
     weights = Weights(take, build=Products(precision, wanted="own").build, precision=precision)
     model = Model.load(weights, lambda table: take("", (50, 24)), spec, 512, lambda layers: None)
-    check(model, DenseFormat("float32"))
+    check(model, dense("float32"))
+
+
+def test_a_layer_without_a_kernel_breaks_the_run_and_goes_through_the_reference(checkpoints: Checkpoints) -> None:
+    """Layer 1 of 4 stores fp8. The runs around it give the bits that they give one by one."""
+    model = load_own(checkpoints, "gemma3")
+    formats = [dense("bfloat16"), KVFormat(Fp8("k"), Fp8("v")), dense("bfloat16"), dense("bfloat16")]
+    check(model, formats, [(0, 1), (2, 4)])
 
 
 def test_the_reference_takes_layers_one_by_one(checkpoints: Checkpoints) -> None:
     directory = checkpoints.get("llama3", dtype="bfloat16")
     products = Products(Precision("bfloat16", "float32"), wanted="own")
-    runner = runner_of(load_model(directory, read_spec(directory), products), DenseFormat("float32"))
-    runner.backend = ReferenceBackend()
-    runner.join()
-    assert runner.ranges == {}
+    runner = runner_of(load_model(directory, read_spec(directory), products), dense("float32"))
+    runner.backends = (ReferenceBackend(),) * len(runner.backends)
+    runner.fuse()
+    assert runner.fused.runs == []
     assert all(torch.isfinite(hidden).all() for hidden in run_steps(runner))
 
 
@@ -171,8 +194,8 @@ def one_layer(q_norm: RMSNorm | None = None, heads: int = 2) -> DecoderKernel:
     between = Between(
         matrix(hidden, heads * dim), norm, (matrix(2 * inner, hidden), matrix(hidden, inner)), norm, None, torch.float32
     )
-    planes = {name: torch.zeros(2, 1, BLOCK, dim) for name in ("k", "v")}
-    layer = paged_layer(planes, "float32", PagedShape(2, 1, dim, BLOCK, False, 1.0))
+    k, v = (PagedSide("float32", False, dim, torch.zeros(2, 1, BLOCK, dim)) for _ in range(2))
+    layer = paged_layer(k, v, PagedShape(2, 1, BLOCK, 1.0))
     return DecoderKernel(AttentionKernel(), [(layer, 0)], [LayerCall(between, 0, True, q_norm)])
 
 
