@@ -76,7 +76,7 @@ def opened(path: Path) -> tuple[GGUFCheckpoint, ModelSpec]:
 
 def convert(checkpoint: GGUFCheckpoint, spec: ModelSpec) -> None:
     checkpoint.read("model.embed_tokens.weight", (spec.vocab_size, spec.hidden_size))
-    width = spec.num_heads * spec.layers[0].head_dim
+    width = spec.num_heads * spec.layers[0].cache.k_dim
     checkpoint.read("model.layers.0.self_attn.q_proj.weight", (width, spec.hidden_size))
 
 

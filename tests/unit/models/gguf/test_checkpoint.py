@@ -130,7 +130,7 @@ def test_per_layer_numbers_that_agree_are_one_and_others_are_refused_by_key(
     checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
     path = write_gguf(checkpoints.get("llama"), tmp_path / "m.gguf", **{"llama/attention/head_count_kv": [2, 2, 2]})
-    assert [layer.kv_heads for layer in read_spec(path).layers] == [2, 2, 2]
+    assert [layer.cache.heads for layer in read_spec(path).layers] == [2, 2, 2]
     path = write_gguf(checkpoints.get("llama"), tmp_path / "n.gguf", **{"llama/feed_forward_length": [96, 96, 64]})
     with pytest.raises(ModelError, match=r"'llama.feed_forward_length' differs between layers"):
         spec_of(read_header(path))
