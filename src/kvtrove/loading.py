@@ -77,7 +77,7 @@ def load_runner(
         config.num_blocks,
         None if config.max_model_len is None else parse_tokens(config.max_model_len),
     )
-    planned = read_model(directory, precision.dtype, int8=precision.int8, activations=precision.activations)
+    planned = read_model(directory, precision.dtype, weights=precision.weights, activations=precision.activations)
     capacity, ledger = plan_start(planned, cache, free_bytes(device), settings)
     length = capacity.max_model_len
     if device == "cpu":
@@ -89,7 +89,9 @@ def load_runner(
         if device == "cpu":
             _say_where_weights_lie(config.huge_pages)
         if device == "cpu" and not products.same_in_every_batch:
-            log.info("last bits may depend on the batch: only bf16 and int8 weights are multiplied by own kernels")
+            log.info(
+                "last bits may depend on the batch: only bf16, int8 and int4 weights are multiplied by own kernels"
+            )
     arena = Arena(cache, capacity.num_blocks, device, config.huge_pages)
     backends = choose_backends(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
     runner = ModelRunner(model, cache, arena, backends, token_text)
@@ -184,13 +186,13 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
     A processor without bf16 instructions multiplies bf16 at a tenth of its float32 speed, and widening an element in a
     register is free: "auto" then keeps bf16 weights and computes in float32.
     """
-    cpu = choose_device(config.device) == "cpu"
-    if config.weights == "int8" and not cpu:
-        raise ConfigError("weights: int8 runs on the CPU only: --device cpu, or leave weights at auto")
+    cpu, quantised = choose_device(config.device) == "cpu", config.weights != "auto"
+    if quantised and not cpu:
+        raise ConfigError(f"weights: {config.weights} runs on the CPU only: --device cpu, or leave weights at auto")
     dtype = spec.dtype if config.dtype == "auto" else config.dtype
     activations = dtype
     slow = dtype == "bfloat16" and not has_bf16_instructions(Environment.read().isa)
-    if config.dtype == "auto" and cpu and config.linear in ("auto", "own") and (slow or config.weights == "int8"):
+    if config.dtype == "auto" and cpu and config.linear in ("auto", "own") and (slow or quantised):
         activations = "float32"
         if slow:
             log.info("this processor has no bf16 instructions: weights and cache stay bf16, activations are float32")
@@ -198,9 +200,11 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
         raise ConfigError(
             f"dtype: activations of {spec.architecture} pass 65,504, the largest float16: --dtype bfloat16 or float32"
         )
-    if config.weights == "int8" and activations == "float16":
-        raise ConfigError("dtype: float16 does not go with int8 weights: --dtype auto, float32 or bfloat16")
-    return Precision(dtype, activations, int8=config.weights == "int8")
+    if quantised and activations == "float16":
+        raise ConfigError(
+            f"dtype: float16 does not go with {config.weights} weights: --dtype auto, float32 or bfloat16"
+        )
+    return Precision(dtype, activations, config.weights)
 
 
 def has_bf16_instructions(isa: str) -> bool:

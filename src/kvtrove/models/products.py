@@ -1,6 +1,6 @@
 """Which implementation serves a linear layer: the numbers that are stored decide, never a clock and never the batch.
 
-    own      kernels/linear.py: bf16 or int8 weights; a row gives the same bits in every batch
+    own      kernels/linear.py: bf16, int8 or int4 weights; a row gives the same bits in every batch
     torch    torch.nn.functional.linear on views of the checkpoint: costs no memory of its own
     onednn   oneDNN on weights in its own layout
 
@@ -31,7 +31,7 @@ def choose(wanted: str, precision: Precision, device: str) -> str:
     if wanted not in able:
         raise ConfigError(
             f"linear: {wanted!r} cannot serve {precision} on {device}; auto or {' or '.join(able)} can"
-            + ("; own needs --dtype bfloat16 or --weights int8" if wanted == "own" and device == "cpu" else "")
+            + ("; own needs --dtype bfloat16 or --weights int8 or int4" if wanted == "own" and device == "cpu" else "")
         )
     return wanted
 
@@ -40,7 +40,7 @@ def _able(precision: Precision, device: str) -> tuple[str, ...]:
     """All that can serve, the default first."""
     if device != "cpu":
         return ("torch",)
-    if precision.int8 or precision.dtype != precision.activations:
+    if precision.quantised or precision.dtype != precision.activations:
         return ("own",)
     return {"bfloat16": ("own", "torch", "onednn"), "float32": ("torch", "onednn")}.get(precision.dtype, ("torch",))
 
@@ -72,7 +72,7 @@ class Products:
         name = "torch" if shared and self.chosen == "onednn" else self.chosen
         self.built[sum(part.outputs for part in parts), inputs, name] += 1
         if name == "own":
-            kind = "int8" if self.precision.int8 else "bf16"
+            kind = self.precision.weights if self.precision.quantised else "bf16"
             return [PackedLinear.pack(parts, inputs, kind, self.isa)]  # type: ignore[arg-type]
         if name == "torch":
             return separate(parts, inputs)
@@ -82,7 +82,7 @@ class Products:
             raise ConfigError(f"linear: oneDNN cannot serve this processor ({error}); take auto") from error
 
     def build_router(self, part: Part, inputs: int) -> Product:
-        """A small matrix that stays in the checkpoint's numbers, also where linear layers are int8."""
+        """A small matrix that stays in the checkpoint's numbers, also where linear layers have fewer bits."""
         if self.chosen == "own" and self.precision.dtype == "bfloat16":
             return PackedLinear.pack([part], inputs, "bf16", self.isa)
         return alone(part, inputs)

@@ -28,10 +28,10 @@ _FLOATS = ("F32", "F16", "BF16")
 _STORED_BYTES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2}  # of what is not converted; everything else is one byte
 
 
-def read_model(path: Path, dtype: str = "auto", *, int8: bool = False, activations: str | None = None) -> PlanModel:
-    """The model at `path`; weights counted in `dtype` ("auto": the checkpoint's own), matrices in int8 if asked for.
+def read_model(path: Path, dtype: str = "auto", *, weights: str = "auto", activations: str | None = None) -> PlanModel:
+    """The model at `path`; weights counted in `dtype` ("auto": the checkpoint's own), matrices as `weights` says.
 
-    activations: dtype of hidden states; None is that of the weights, or float32 beside int8.
+    activations: dtype of hidden states; None is that of the weights, or float32 beside int8 and int4.
 
     Safetensors or GGUF tensors beside the config decide the size of the weights; without them it is counted from the
     config. ModelError naming file and key when something is missing or not planned.
@@ -41,11 +41,11 @@ def read_model(path: Path, dtype: str = "auto", *, int8: bool = False, activatio
     file = path / "config.json" if path.is_dir() else path
     if not path.exists():
         raise ModelError(f"{path}: there is no such file; give a checkpoint directory, a config.json or a .gguf file")
-    model = _from_config(file, str(path), dtype, int8, activations)
+    model = _from_config(file, str(path), dtype, weights, activations)
     return _with_real_weights(model, path) if path.is_dir() else model
 
 
-def _from_config(file: Path, name: str, dtype: str, int8: bool, activations: str | None) -> PlanModel:
+def _from_config(file: Path, name: str, dtype: str, weights: str, activations: str | None) -> PlanModel:
     values = read_json(file)
     architecture = architecture_of(values)
     if architecture not in REGISTRY or quantization_of(values) is not None:
@@ -68,7 +68,7 @@ def _from_gguf(file: Path, dtype: str, int8: bool, activations: str | None) -> P
 
 def _of_spec(spec: ModelSpec, name: str, dtype: str, int8: bool, activations: str | None) -> PlanModel:
     dtype = spec.dtype if dtype == "auto" else dtype
-    return from_spec(spec, name, Precision(dtype, activations or ("float32" if int8 else dtype), int8))
+    return from_spec(spec, name, Precision(dtype, activations or (dtype if weights == "auto" else "float32"), weights))
 
 
 def _with_real_weights(model: PlanModel, directory: Path) -> PlanModel:
