@@ -37,7 +37,7 @@ def read_model(path: Path, dtype: str = "auto", *, weights: str = "auto", activa
     config. ModelError naming file and key when something is missing or not planned.
     """
     if (gguf := gguf_file(path)) is not None:
-        return _from_gguf(gguf, dtype, int8, activations)
+        return _from_gguf(gguf, dtype, weights, activations)
     file = path / "config.json" if path.is_dir() else path
     if not path.exists():
         raise ModelError(f"{path}: there is no such file; give a checkpoint directory, a config.json or a .gguf file")
@@ -53,20 +53,20 @@ def _from_config(file: Path, name: str, dtype: str, weights: str, activations: s
 
         return from_config(ConfigView(values, str(file)), name, architecture, dtype)
     spec = find_family(architecture).read(ConfigView({**values, "architecture": architecture}, str(file)))
-    return _of_spec(spec, name, dtype, int8, activations)
+    return _of_spec(spec, name, dtype, weights, activations)
 
 
-def _from_gguf(file: Path, dtype: str, int8: bool, activations: str | None) -> PlanModel:
+def _from_gguf(file: Path, dtype: str, weights: str, activations: str | None) -> PlanModel:
     """What the engine keeps of a model that it runs; the file's own bytes of any other."""
     header = read_header(file)
     if header.architecture not in ARCHITECTURES:
         from kvtrove.plan.foreign import from_gguf
 
         return from_gguf(header)
-    return _of_spec(spec_of(header, factors=False), str(file), dtype, int8, activations)
+    return _of_spec(spec_of(header, factors=False), str(file), dtype, weights, activations)
 
 
-def _of_spec(spec: ModelSpec, name: str, dtype: str, int8: bool, activations: str | None) -> PlanModel:
+def _of_spec(spec: ModelSpec, name: str, dtype: str, weights: str, activations: str | None) -> PlanModel:
     dtype = spec.dtype if dtype == "auto" else dtype
     return from_spec(spec, name, Precision(dtype, activations or (dtype if weights == "auto" else "float32"), weights))
 
