@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from kvtrove.kernels.linear import Groups, Kind
 from kvtrove.models.gguf.checkpoint import GGUFCheckpoint
 from kvtrove.models.gguf.header import gguf_file
 from kvtrove.models.shards import INDEX, SINGLE, find_shards
@@ -32,6 +33,14 @@ class Checkpoint(Protocol):
 
     @property
     def names(self) -> frozenset[str]: ...
+
+    def kind(self, name: str) -> Kind | None:
+        """In which a product keeps the bits of a matrix that is quantised already; None where nothing is."""
+        ...
+
+    def groups(self, name: str, shape: tuple[int, ...]) -> Groups:
+        """A matrix whose kind is 4-bit, as it is stored."""
+        ...
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The tensor on the CPU: as it is stored where it is stored as floats, else in `dtype`.
@@ -90,6 +99,12 @@ class SafetensorsCheckpoint:
             raise ModelError(f"{path}: tensor {name!r} is stored as {stored}; supported: {', '.join(FLOATS)}")
         tensor: Tensor = handle.get_tensor(name)
         return tensor
+
+    def kind(self, name: str) -> Kind | None:
+        return None
+
+    def groups(self, name: str, shape: tuple[int, ...]) -> Groups:
+        raise ModelError(f"{self.listing}: tensor {name!r} is not stored in 4 bits")
 
     def _no_weights(self) -> ModelError:
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in self.directory.glob(pattern))

@@ -16,6 +16,7 @@ from kvtrove.models.config_view import ConfigView, read_json
 from kvtrove.models.families import REGISTRY, architecture_of, find_family
 from kvtrove.models.gguf.header import gguf_file, read_header
 from kvtrove.models.gguf.spec import ARCHITECTURES, spec_of
+from kvtrove.models.gguf.stored import is_quantised, kept_bytes
 from kvtrove.models.precision import Precision
 from kvtrove.models.shards import find_shards
 from kvtrove.models.spec import ModelError, ModelSpec
@@ -63,7 +64,10 @@ def _from_gguf(file: Path, dtype: str, weights: str, activations: str | None) ->
         from kvtrove.plan.foreign import from_gguf
 
         return from_gguf(header)
-    return _of_spec(spec_of(header, factors=False), str(file), dtype, weights, activations)
+    if dtype == weights == "auto" and is_quantised(header):
+        weights = "gguf"  # what the engine chooses on a CPU
+    model = _of_spec(spec_of(header, factors=False), str(file), dtype, weights, activations)
+    return replace(model, weight_bytes=kept_bytes(header)) if weights == "gguf" else model
 
 
 def _of_spec(spec: ModelSpec, name: str, dtype: str, weights: str, activations: str | None) -> PlanModel:

@@ -12,14 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kvtrove.models.gguf.dequantize import READERS, dequantize
+from kvtrove.kernels.linear import Groups, Kind
+from kvtrove.models.gguf.dequantize import GROUPS, READERS, dequantize
 from kvtrove.models.gguf.header import TensorInfo, map_file, read_header
 from kvtrove.models.gguf.names import Place, locate
 from kvtrove.models.gguf.spec import find_architecture
+from kvtrove.models.gguf.stored import kind_of
 from kvtrove.models.spec import ModelError
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-READ_AT_ONCE = 1 << 20
+READ_AT_ONCE = 1 << 18
 """Elements that are dequantised at a time."""
 
 
@@ -63,11 +65,35 @@ class GGUFCheckpoint:
             tensor = torch.empty((len(data), shape[-1]), dtype=dtype)
             for rows, values in stored.dequantised():
                 tensor[rows] = torch.from_numpy(values)
+            if not tensor.isfinite().all():
+                raise stored.not_finite()
         tensor = tensor.reshape(shape)
         if stored.order is not None:
             tensor = tensor[torch.from_numpy(stored.order)]
         offset = self.architecture.norm_offset
         return tensor - offset if offset and name.endswith("norm.weight") else tensor
+
+    def kind(self, name: str) -> Kind:
+        """In which a product keeps the bits of this matrix. ModelError when there is none of that name."""
+        place = locate(name, self._sandwich)
+        info = self._tensors.get(place.name) if place else None
+        if info is None:
+            raise ModelError(f"{self.listing}: tensor {name!r} is missing")
+        kind: Kind = kind_of(info)  # type: ignore[assignment]
+        return kind
+
+    def groups(self, name: str, shape: tuple[int, ...]) -> Groups:
+        """A matrix of a 4-bit type in the numbers, scales and minima that the file has."""
+        stored = self._find(name, shape)
+        blocks = stored.data.reshape(-1, stored.info.type.nbytes)
+        parts = GROUPS[stored.info.type.name](blocks)
+        numbers, scales, minima = (torch.from_numpy(part).reshape(shape[0], -1) for part in parts)
+        if not (scales.isfinite().all() and minima.isfinite().all()):
+            raise stored.not_finite()
+        if stored.order is not None:
+            order = torch.from_numpy(stored.order)
+            numbers, scales, minima = numbers[order], scales[order], minima[order]
+        return Groups(numbers, scales, minima)
 
     def _find(self, name: str, shape: tuple[int, ...]) -> _Stored:
         place = locate(name, self._sandwich)
@@ -127,6 +153,12 @@ class _Stored:
     info: TensorInfo
     data: NDArray[np.uint8]
     order: NDArray[np.int64] | None
+
+    def not_finite(self) -> ModelError:
+        name = self.info.name
+        return ModelError(
+            f"{self.info.file}: tensor {name!r} holds a value that is not finite; download the file again"
+        )
 
     def dequantised(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Slices of rows in the order of the file, with their values, float32 [rows, elements]."""

@@ -15,6 +15,8 @@ from kvtrove.models.spec import ModelError
 
 Blocks = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+Groups4 = tuple[Blocks, Floats, Floats]
+"""Numbers [blocks, elements], scales and minima [blocks, elements / 32]."""
 
 _NON_LINEAR = np.array(
     (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113), dtype=np.float32
@@ -109,6 +111,27 @@ def _mxfp4(blocks: Blocks) -> Floats:
     bits = np.where(exponents < 2, np.uint32(0x00200000) << exponents, (exponents - np.uint32(1)) << np.uint32(23))
     return bits.astype(np.uint32).view(np.float32) * _E2M1[nibbles(blocks[:, 1:])]
 
+
+def _groups_q4_0(blocks: Blocks) -> Groups4:
+    scales = half(blocks, 0)
+    return nibbles(blocks[:, 2:]), scales, scales * np.float32(-8)
+
+
+def _groups_q4_1(blocks: Blocks) -> Groups4:
+    return nibbles(blocks[:, 4:]), half(blocks, 0), half(blocks, 2)
+
+
+def _groups_q4_k(blocks: Blocks) -> Groups4:
+    scales, minima = k_scales(blocks)
+    return nibbles(blocks[:, 16:], 64), scales[..., 0], -minima[..., 0]
+
+
+GROUPS: Mapping[str, Callable[[Blocks], Groups4]] = {
+    "Q4_0": _groups_q4_0,
+    "Q4_1": _groups_q4_1,
+    "Q4_K": _groups_q4_k,
+}
+"""Types that are scale * number + minimum of 4-bit numbers, for 32 elements each: what takes them apart."""
 
 READERS: Mapping[str, Callable[[Blocks], Floats]] = {
     "Q4_0": _q4_0,
