@@ -14,6 +14,7 @@ from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.codec import TokenCodec
 from kvtrove.kv.rows import RowOp
 from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV, Plane, Planes
+from kvtrove.kv.tiers.store import BlockStore
 from kvtrove.runner.batch import build_batch
 from kvtrove.runner.rows import Rows
 from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
@@ -56,8 +57,8 @@ ECHO_SEALED = KVFormat(EchoSealed("k"), EchoSealed("v"))
 class StepRunner:
     """Executes steps on an arena without a model."""
 
-    def __init__(self, spec: KVCacheSpec, arena: Arena) -> None:
-        self.spec, self.arena, self.rows = spec, arena, Rows(arena)
+    def __init__(self, spec: KVCacheSpec, arena: Arena, store: BlockStore | None = None) -> None:
+        self.spec, self.arena, self.rows = spec, arena, Rows(arena, store)
 
     def execute(self, step: SchedulerOutput, values: Values) -> None:
         self.rows.execute(step.ops)

@@ -31,9 +31,11 @@ def rebuild(manager: KVCacheManager) -> None:
     manager.sequences.clear()
     manager.pins.clear()
     manager.seats = Seats(manager.seats.num)
-    manager.take_ops()
+    manager.forget_unfilled()
+    if manager.transfers is not None:
+        manager.transfers.reset()
     index = PrefixCache(manager.num_groups, enabled=manager.index.enabled, clock=manager.pool.clock)
-    pool = BlockPool(manager.num_blocks, manager.pool.forget, manager.pool.clock)
+    pool = BlockPool(manager.num_blocks, manager.pool.forget, manager.pool.clock, manager.eviction.order())
     index.num_duplicates, index.num_mismatches = manager.index.num_duplicates, manager.index.num_mismatches
     pool.num_evictions, pool.eviction_age = manager.pool.num_evictions, manager.pool.eviction_age
     manager.index, manager.pool = index, pool

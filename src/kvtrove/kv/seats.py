@@ -7,12 +7,17 @@ that encode whole blocks. Every sequence needs exactly one, so no size has to be
 from __future__ import annotations
 
 from heapq import heappop, heappush
+from typing import Protocol
 
 NONE = -1
 
 
+class Sitter(Protocol):
+    seat: int
+
+
 class Seats:
-    """Numbers 0 .. num - 1; the lowest free one is taken, so that few pages are ever touched."""
+    """Numbers 0 .. num - 1, the lowest first, so that few pages are ever touched. num 0: nobody needs one."""
 
     def __init__(self, num: int) -> None:
         self.num = num
@@ -22,10 +27,16 @@ class Seats:
     def num_free(self) -> int:
         return len(self._free)
 
-    def take(self) -> int:
-        """`NONE` when all are taken."""
-        return heappop(self._free) if self._free else NONE
+    def sit(self, sequence: Sitter) -> bool:
+        """Whether it has what it needs; it takes a seat if it has none."""
+        if not self.num or sequence.seat != NONE:
+            return True
+        if not self._free:
+            return False
+        sequence.seat = heappop(self._free)
+        return True
 
-    def give_back(self, seat: int) -> None:
-        if seat != NONE:
-            heappush(self._free, seat)
+    def leave(self, sequence: Sitter) -> None:
+        if sequence.seat != NONE:
+            heappush(self._free, sequence.seat)
+            sequence.seat = NONE
