@@ -12,8 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from kvtrove.foreign import setting_of
+
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 KV_DTYPES = (*DTYPES, "int8")
+SHORT_DTYPES = {
+    **dict.fromkeys(("bf16",), "bfloat16"),
+    **dict.fromkeys(("fp16", "f16", "half"), "float16"),
+    **dict.fromkeys(("fp32", "f32", "float"), "float32"),
+    **dict.fromkeys(("q8_0", "q8"), "int8"),
+}
+"""Other spellings of a dtype -> the one that settings use."""
 WEIGHTS = ("auto", "int8")
 LINEAR = ("auto", "torch", "onednn", "own")
 ATTENTION_BACKENDS = ("auto", "reference", "cpu")
@@ -25,24 +34,6 @@ MOST_THREADS = 1024
 """What the pool of the kernels holds."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-
-# What vLLM scripts pass that has no meaning here: accepted with a log line, never silently.
-IGNORED_VLLM_KEYS = frozenset(
-    {
-        "gpu_memory_utilization",
-        "swap_space",
-        "cpu_offload_gb",
-        "enforce_eager",
-        "disable_log_stats",
-        "disable_custom_all_reduce",
-        "max_seq_len_to_capture",
-        "enable_chunked_prefill",
-        "trust_remote_code",
-        "tokenizer_mode",
-        "use_tqdm_on_load",
-    }
-)
-_VLLM_ALIASES = {"kv_cache_memory_bytes": "kv", "num_gpu_blocks_override": "num_blocks"}
 
 
 class ConfigError(ValueError):
@@ -112,6 +103,7 @@ class EngineConfig:
     """Everything an engine needs to start.
 
     model: a local Hugging Face directory (config.json, *.safetensors, tokenizer.json).
+    chat_template: a Jinja template, or the file that holds one, in place of the checkpoint's own.
     load_format: "dummy" draws random weights for a config.json (`model` may be the file itself) to measure a model
         without its checkpoint; without a tokenizer its prompts are token ids. "auto" and "safetensors" read weights.
     dtype: of weights and activations; "auto" takes the checkpoint's own. On a CPU that multiplies bf16 slowly, auto
@@ -143,6 +135,7 @@ class EngineConfig:
 
     model: str
     tokenizer: str | None = _setting(None, "Where the tokenizer is, if not with the model.", "DIR")
+    chat_template: str | None = _setting(None, "File or text in place of the model's own template.", "FILE")
     load_format: str = _setting(
         "auto", "{choices}; dummy draws random weights for a config.json.", "KIND", choices=LOAD_FORMATS
     )
@@ -184,6 +177,8 @@ class EngineConfig:
     prompt_lookup_min: int = _setting(2, "Tokens that must match for a draft.", "N", panel="Drafts", least=1)
 
     def __post_init__(self) -> None:
+        for name in ("dtype", "kv_cache_dtype"):
+            object.__setattr__(self, name, SHORT_DTYPES.get(getattr(self, name), getattr(self, name)))
         if not self.model:
             raise ConfigError("model: give the directory of a checkpoint")
         for setting in fields(self):
@@ -239,12 +234,13 @@ class EngineConfig:
         if twice := sorted(drafts.keys() & settings.keys()):
             raise ConfigError(f"speculative_config and {twice[0]} say the same thing twice; give one of them")
         for name, value in (settings | drafts).items():
-            ours = _VLLM_ALIASES.get(name, name)
+            theirs, sets_nothing = setting_of(name)
+            ours = name if name in known else theirs or name
             if ours in kept:
                 raise ConfigError(f"{ours} and {name} say the same thing twice; give one of them")
             if ours in known:
                 kept[ours] = value
-            elif name in IGNORED_VLLM_KEYS or value is None or (name.endswith("_parallel_size") and value == 1):
+            elif sets_nothing or value is None or (name.endswith("_parallel_size") and value == 1):
                 ignored.append(name)
             else:
                 raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")

@@ -15,6 +15,7 @@ from typing import Any, TypedDict, Unpack
 
 from kvtrove.config import EngineConfig
 from kvtrove.engine import Engine
+from kvtrove.names import find_model
 from kvtrove.progress import BatchBar, loading
 from kvtrove.prompts import Prompt, PromptLike, read_prompts
 from kvtrove.request import RequestError, RequestOutput, SamplingParams
@@ -45,7 +46,7 @@ class TemplateOptions(TypedDict, total=False):
 class LLM:
     """A model and its cache, called from Python.
 
-    model: a local Hugging Face directory.
+    model: what `find_model` finds: a path, `demo`, a short name, or ORG/NAME in the Hugging Face cache.
     settings: the fields of EngineConfig, or vLLM's names for them; names without a meaning here are logged.
     Raises ConfigError (a setting) or ModelError (the checkpoint), both ValueError.
 
@@ -54,6 +55,11 @@ class LLM:
 
     def __init__(self, model: str | Path, *, use_tqdm_on_load: bool = True, **settings: Any) -> None:
         config, ignored = EngineConfig.from_kwargs(str(model), **settings)
+        config = replace(
+            config,
+            model=str(find_model(config.model)),
+            tokenizer=None if config.tokenizer is None else str(find_model(config.tokenizer)),
+        )
         if ignored:
             logger.warning("settings that have no meaning here were ignored: %s", ", ".join(sorted(ignored)))
         with loading(use_tqdm_on_load) as report:

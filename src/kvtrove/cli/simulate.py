@@ -32,8 +32,10 @@ class CacheOptions:
     kv_tokens: Annotated[
         str | None, flag("Cache", "TOKENS", "Such as 1Mi, or 1Mi,4Mi,unlimited; 1Mi when left out.")
     ] = None
-    kv: Annotated[str | None, flag("Cache", "SIZE", "In bytes instead, such as 8GiB; needs --model.")] = None
-    model: Annotated[str | None, flag("Cache", "MODEL", "Whose cache and step times are simulated.")] = None
+    kv: Annotated[str | None, flag("Cache", "SIZE", "In bytes instead, such as 8GiB; needs MODEL.")] = None
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Whose cache and step times are simulated; a name or path.")
+    ] = None
     kv_cache_dtype: Annotated[str, flag("Cache", "TYPE", "How K and V are stored.")] = "auto"
     block_size: Annotated[int | None, flag("Cache", "N", "Tokens in a block; the trace's own when left out.")] = None
     policy: Annotated[str, flag("Cache", "NAME", "Who is evicted first: lru.")] = "lru"
@@ -52,7 +54,7 @@ class ServiceOptions:
     max_concurrent_prefills: Annotated[int, setting("max_concurrent_prefills", "Service")] = (
         EngineConfig.max_concurrent_prefills
     )
-    hardware: Annotated[str | None, flag("Service", "NAME", "Datasheet, such as h100; needs --model.")] = None
+    hardware: Annotated[str | None, flag("Service", "NAME", "Datasheet, such as h100; needs MODEL.")] = None
     calibration: Annotated[Path | None, flag("Service", "FILE", "Measured speeds, as `kvtrove bench` writes them.")] = (
         None
     )
@@ -170,10 +172,10 @@ def _settings(
 def _model(cache: CacheOptions) -> PlanModel | None:
     if cache.model is None:
         return None
-    from kvtrove.cli.options import model_directory
+    from kvtrove.names import find_model
     from kvtrove.plan.source import read_model
 
-    return read_model(Path(model_directory(cache.model)))
+    return read_model(find_model(cache.model))
 
 
 def _format(model: PlanModel | None, cache: CacheOptions) -> str:
@@ -186,7 +188,7 @@ def _sizes(cache: CacheOptions, block_size: int, row: tuple[int, int] | None) ->
         raise ConfigError("kv and kv_tokens say the same thing twice; give one of them")
     if cache.kv is not None:
         if row is None:
-            raise ConfigError("kv: bytes need a model; give --model, or the size in tokens with --kv-tokens")
+            raise ConfigError("kv: bytes need a model; name it, or the size in tokens with --kv-tokens")
         return [max(1, parse_size(text, "kv") // row[0]) for text in cache.kv.split(",")]
     groups = 1 if row is None else row[1]
     return [
@@ -206,7 +208,7 @@ def _cost(model: PlanModel | None, service: ServiceOptions, kv_format: str) -> A
     if model is not None:
         return cost_of(model, machine, kv_format, typical_context=8192)
     if service.hardware is not None:
-        raise ConfigError("hardware: a datasheet needs a model; give --model, or a --calibration with measured steps")
+        raise ConfigError("hardware: a datasheet needs a model; name it, or a --calibration with measured steps")
     if machine.fit is None and service.calibration is not None:
-        raise ConfigError(f"calibration: {service.calibration} has no 'step'; give --model, or calibrate with a model")
+        raise ConfigError(f"calibration: {service.calibration} has no 'step'; name a model, or calibrate with a model")
     return FittedCost(machine.fit or REFERENCE_STEP)

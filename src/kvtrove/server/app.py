@@ -45,6 +45,7 @@ def create_app(service: Service, keyring: Keyring, more_routers: Iterable[APIRou
         summary="An OpenAI-compatible server on an engine built around its KV cache.",
         lifespan=lifespan,
         middleware=_middleware(service, keyring),
+        root_path=service.settings.root_path,
         docs_url=None,
         redoc_url=None,
     )

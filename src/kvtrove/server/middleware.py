@@ -38,6 +38,13 @@ def state_of(scope: Scope) -> MutableMapping[str, Any]:
     return state
 
 
+def path_of(scope: Scope) -> str:
+    """The path as the routes know it: without the `root_path` that a proxy may leave in front."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
+
+
 async def send_error(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
     state_of(scope)["error_code"] = error.body["error"]["code"]
     await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
@@ -82,12 +89,12 @@ class Identify:
         facts = {
             "request_id": state["request_id"],
             "method": scope["method"],
-            "path": scope["path"],
+            "path": path_of(scope),
             "status": status,
             "seconds": round(seconds, 4),
             "tenant": tenant.name if isinstance(tenant, Tenant) else None,
         }
-        level = logging.DEBUG if scope["path"] in OPEN_PATHS else logging.INFO
+        level = logging.DEBUG if path_of(scope) in OPEN_PATHS else logging.INFO
         log.log(level, "%(method)s %(path)s %(status)d in %(seconds).3f s", facts, extra={"facts": facts})
 
 
@@ -100,7 +107,7 @@ class Guard:
         self.app, self.keyring = app, keyring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or path_of(scope) in OPEN_PATHS:
             return await self.app(scope, receive, send)
         try:
             state_of(scope)["tenant"] = self._tenant(Headers(scope=scope))

@@ -32,7 +32,7 @@ def bind(settings: ServerSettings, keyring: Keyring) -> socket.socket:
     if not keyring.guarded and not is_loopback(settings.host):
         raise ConfigError(
             f"host: {settings.host} can be reached from other machines, and without API keys anyone there could use "
-            "the model; set KVTROVE_API_KEY or --api-keys FILE, or keep --host 127.0.0.1"
+            "the model; give --api-key KEY (or KVTROVE_API_KEY, or --api-keys FILE), or keep --host 127.0.0.1"
         )
     try:
         family, kind, proto, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
@@ -49,10 +49,11 @@ def bind(settings: ServerSettings, keyring: Keyring) -> socket.socket:
     return listener
 
 
-def address_of(listener: socket.socket) -> str:
+def address_of(listener: socket.socket, settings: ServerSettings) -> str:
     """`http://127.0.0.1:8000`."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if settings.ssl_certfile is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class DrainingServer(uvicorn.Server):
@@ -122,7 +123,13 @@ def run(app: FastAPI, service: Service, listener: socket.socket, keyring: Keyrin
         server_header=False,
         timeout_keep_alive=int(limits.idle_timeout),
         timeout_graceful_shutdown=5,
+        ssl_certfile=service.settings.ssl_certfile,
+        ssl_keyfile=service.settings.ssl_keyfile,
     )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(f"ssl_certfile, ssl_keyfile: cannot be used: {error}") from error
     DrainingServer(config, service, keyring).run([listener])
     if service.engine.stuck:
         logging.shutdown()
