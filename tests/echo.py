@@ -14,8 +14,6 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager
@@ -33,6 +31,7 @@ from kvtrove.scheduler.output import (
 )
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
+from tests.steps import StepRunner, token_values
 
 VOCAB = 1000
 END = 7
@@ -78,23 +77,14 @@ class EchoModel:
     arena: Arena
     computed: int = 0
 
+    def __post_init__(self) -> None:
+        self.runner = StepRunner(self.spec, self.arena)
+
     def execute(self, step: SchedulerOutput) -> ModelOutput:
-        self.arena.copy_rows(step.copies)
-        for s in step.sequences:
-            self._store(s)
-            self.computed += len(s.tokens)
+        self.runner.execute(step, token_values)
+        self.computed += step.num_tokens
         asked = [s for s in step.sequences if s.sample is not None or s.prompt_logprobs is not None]
         return ModelOutput({s.seq_id: self._answer(s) for s in asked})
-
-    def _store(self, s: ScheduledSequence) -> None:
-        size = self.spec.block_size
-        positions = torch.arange(s.start, s.start + len(s.tokens))
-        for layer in self.spec.layers:
-            table = torch.from_numpy(s.block_ids[self.spec.group_of[layer.layer]].copy()).long()
-            blocks = table[positions // size]
-            assert (blocks >= 0).all(), "a new token has no block"
-            k, v = (values.view(-1, 1, 1).int() for values in (torch.tensor(s.tokens.tolist()), positions))
-            ECHO.encode(k, v, self.arena.views(layer.layer), blocks * size + positions % size)
 
     def _read(self, s: ScheduledSequence, drafts: int) -> list[tuple[int, int]]:
         """What the token reads that has `drafts` tokens of the step behind it."""

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from kvtrove.config import EngineConfig, Environment
 from kvtrove.kv import debug
 from kvtrove.kv.invariants import InvariantError
-from kvtrove.kv.manager import CHECK_EVERY_CALL, KVCacheManager, Pin
+from kvtrove.kv.manager import CHECK_EVERY_CALL, KVCacheManager
+from kvtrove.kv.pins import Pin
 from kvtrove.kv.repair import forget
 from kvtrove.kv.stats import KVStats
 from kvtrove.models.config_reader import read_config, read_spec
@@ -180,7 +181,7 @@ class Engine:
         if isinstance(error, InvariantError) and self.config.check == CHECK_EVERY_CALL:
             raise error  # asked for by those who look for bugs
         self.recovery.failed(error, members, culprit)
-        self._pins = {name: kept for name, kept in self._pins.items() if id(kept[0]) in self.kv.pins}
+        self._pins = {name: kept for name, kept in self._pins.items() if kept[0] in self.kv.pins}
 
     def add(
         self,

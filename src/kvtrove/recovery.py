@@ -209,7 +209,7 @@ class Recovery:
         sample = SampleSpec(SamplingParams(temperature=0), 0, (0,), 0, tokens, array("i"))
         work = ScheduledSequence(0, tokens, 0, kv.block_ids(), sample)
         try:
-            error = self._execute(SchedulerOutput([work], [])).results[0].error
+            error = self._execute(SchedulerOutput([work])).results[0].error
         finally:
             self._kv.free(kv)
         if error is not None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from kvtrove.kv.explain import Explanation
+    from kvtrove.kv.reasons import Explanation
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 """error: the grammar of the request cannot go on; `stop_reason` says why, and the text is not in the grammar."""

@@ -97,7 +97,7 @@ def _run(runner: ModelRunner, step: Step) -> None:
             index, tokens, cached, tables, sample, prompt_logprobs=logprobs, prompt_targets=reported
         )
         sequences.append(work)
-    runner.execute(SchedulerOutput(sequences, []))
+    runner.execute(SchedulerOutput(sequences))
 
 
 def _one_layer_of_each_kind(runner: ModelRunner) -> ModelRunner:

@@ -7,14 +7,16 @@ attention reads beyond what it may shows up in the logits.
 from __future__ import annotations
 
 import random
+from array import array
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from kvtrove.attention.backend import AttentionBatch, AttentionLayer, GroupTables, Rotation
+from kvtrove.attention.backend import AttentionLayer, Rotation
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import DenseFormat
@@ -25,6 +27,8 @@ from kvtrove.models.decoder import Model
 from kvtrove.models.loader import load_model
 from kvtrove.models.precision import Precision
 from kvtrove.models.products import Products
+from kvtrove.runner.batch import Batch, build_batch
+from kvtrove.scheduler.output import ScheduledSequence
 
 NAN_BYTE = 0xFF  # all ones is a NaN in float32, float16 and bfloat16
 
@@ -62,15 +66,12 @@ class PagedModel:
         for s, tokens in work.items():
             self._grow(s, starts[s] + len(tokens))
         batch = self._batch(work, starts)
-        plan = self.backend.plan(batch)
+        plan = self.backend.plan(batch.attention)
 
         def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation) -> Tensor:
             return self.backend.run(q, k, v, self.layers[layer], plan, rotate)
 
-        device = self.arena.device
-        new = torch.tensor([t for s in work for t in work[s]], device=device)
-        positions = torch.tensor([starts[s] + i for s in work for i in range(len(work[s]))], device=device)
-        logits = self.model.logits(self.model(new, positions, attend))
+        logits = self.model.logits(self.model(batch.tokens, batch.positions, attend))
         for s in work:
             self._release(s)
         return dict(zip(work, logits.split([len(w) for w in work.values()]), strict=True))
@@ -106,22 +107,14 @@ class PagedModel:
                     self.free.insert(0, block)
                     table[i] = -1
 
-    def _batch(self, work: dict[int, list[int]], starts: dict[int, int]) -> AttentionBatch:
-        size, ends, device = self.cache.block_size, [0], self.arena.device
-        for tokens in work.values():
-            ends.append(ends[-1] + len(tokens))
-        groups = []
-        for g in range(len(self.cache.groups)):
-            tables = [self.tables[s][g] for s in work]
-            width = max(map(len, tables))
-            padded = torch.tensor([t + [-1] * (width - len(t)) for t in tables], dtype=torch.int32, device=device)
-            slots = [
-                self.tables[s][g][p // size] * size + p % size
-                for s in work
-                for p in range(starts[s], starts[s] + len(work[s]))
-            ]
-            groups.append(GroupTables(torch.tensor(slots, device=device), padded))
-        return AttentionBatch(ends, [starts[s] for s in work], tuple(groups))
+    def _batch(self, work: dict[int, list[int]], starts: dict[int, int]) -> Batch:
+        scheduled = [
+            ScheduledSequence(
+                s, array("i", tokens), starts[s], tuple(np.array(table, dtype=np.int32) for table in self.tables[s])
+            )
+            for s, tokens in work.items()
+        ]
+        return build_batch(scheduled, self.cache.block_size, self.arena.device)
 
 
 def hugging_face(directory: Path, dtype: str = "float32") -> Any:

@@ -33,11 +33,15 @@ from hypothesis.stateful import (
 
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import ECHO
-from kvtrove.kv.manager import KVCacheManager, Pin
+from kvtrove.kv.manager import KVCacheManager
+from kvtrove.kv.pins import Pin
 from kvtrove.kv.prefix_cache import KeyChain
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks
+from kvtrove.kv.rows import RowOp
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.kv.table import SequenceKV
+from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
+from tests.steps import StepRunner
 
 MAX_BLOCKS = 6  # longest prompt, in blocks
 
@@ -127,29 +131,29 @@ class EchoRunner:
         self.spec = shape.spec
         self.size = shape.block_size
         self.arena = Arena(self.spec, shape.num_blocks)
-        self.layers = [(layer, self.arena.views(layer.layer)) for layer in self.spec.layers]
+        self.steps = StepRunner(self.spec, self.arena)
 
-    def write(self, seq: Live, num: int) -> None:
-        """Compute `num` tokens: every layer with storage of its own stores them in the slots of its group's table."""
-        positions = np.arange(seq.kv.num_computed, seq.kv.num_computed + num)
-        prefixes = seq.prefixes()
-        for layer, view in self.layers:
-            if layer.source is None:
-                table = seq.kv.block_ids()[self.spec.group_of[layer.layer]]
-                assert (table[positions // self.size] >= 0).all(), "a token is computed where no block is held"
-                slots = torch.from_numpy(table[positions // self.size] * self.size + positions % self.size)
-                k = [[seq.tokens[p], prefixes[p]] for p in positions]
-                v = [[p, layer.layer] for p in positions]
-                k_rows, v_rows = (torch.tensor(rows, dtype=torch.int32).unsqueeze(1) for rows in (k, v))
-                ECHO.encode(k_rows, v_rows, view, slots.long())
+    def execute(self, work: list[tuple[Live, int]], ops: list[RowOp]) -> None:
+        """Compute the next tokens of some sequences."""
+        prefixes = [seq.prefixes() for seq, _ in work]
 
-    def read(self, seqs: list[Live], pending: list[tuple[int, int]]) -> Iterator[tuple[Live, LayerKV, Any, Any]]:
+        def values(s: ScheduledSequence, layer: LayerKV, span: range) -> tuple[torch.Tensor, torch.Tensor]:
+            k = [[token, prefixes[s.seq_id][p]] for token, p in zip(s.tokens, span, strict=True)]
+            v = [[p, layer.layer] for p in span]
+            k_rows, v_rows = (torch.tensor(rows, dtype=torch.int32).view(-1, 1, 2) for rows in (k, v))
+            return k_rows, v_rows
+
+        scheduled = [
+            ScheduledSequence(i, seq.tokens[kv.num_computed : kv.num_computed + num], kv.num_computed, kv.block_ids())
+            for i, (seq, num) in enumerate(work)
+            for kv in (seq.kv,)
+        ]
+        self.steps.execute(SchedulerOutput(scheduled, ops), values)
+
+    def read(self, seqs: list[Live], pending: list[RowOp]) -> Iterator[tuple[Live, LayerKV, Any, Any]]:
         """Every (sequence, layer, what its live slots hold, what they should hold), as if `pending` were executed."""
-        for layer, view in self.layers:
-            planes = ECHO.decode(view, torch.arange(self.arena.num_blocks))
-            content = torch.cat(planes, dim=1).view(self.arena.num_blocks, self.size, 4).numpy()
-            for source, target in pending:
-                content[target] = content[source]
+        for layer in self.spec.layers:
+            content = torch.cat(self.steps.planes(layer, pending), dim=-1)[:, :, 0].numpy()
             owner = layer.layer if layer.source is None else layer.source
             for seq in seqs:
                 table = seq.kv.block_ids()[self.spec.group_of[layer.layer]]
@@ -179,8 +183,8 @@ def snapshot(manager: KVCacheManager) -> object:
             )
             for kv in manager.sequences.values()
         ],
-        [[b.id for b in pin.blocks] for pin in manager.pins.values()],
-        list(manager._copies),
+        [[b.id for b in pin.blocks] for pin in manager.pins],
+        list(manager._ops),
         manager.stats(),
     )
 
@@ -336,14 +340,14 @@ class CacheMachine(RuleBasedStateMachine):
         self.forgotten = True
 
     @rule()
-    def copy_rows(self) -> None:
-        self.runner.arena.copy_rows(self.manager.take_copies())
+    def work_on_rows(self) -> None:
+        self.runner.execute([], self.manager.take_ops())
 
     # ---- what must hold ----
 
     @invariant()
     def every_live_token_is_read_back(self) -> None:
-        for seq, layer, found, expected in self.runner.read(self.live, self.manager._copies):
+        for seq, layer, found, expected in self.runner.read(self.live, self.manager._ops):
             assert found == expected, f"layer {layer.layer} of {seq.tokens.tolist()} at {seq.kv.num_computed}"
 
     @invariant()
@@ -379,9 +383,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.execute([(seq, num) for seq, num in work if self.allocate(seq, num)])
 
     def execute(self, work: list[tuple[Live, int]]) -> None:
-        self.runner.arena.copy_rows(self.manager.take_copies())
-        for seq, num in work:
-            self.runner.write(seq, num)
+        self.runner.execute(work, self.manager.take_ops())
         for seq, num in work:
             before = seq.kv.num_computed // self.size
             self.manager.commit(seq.kv, seq.tokens, num)

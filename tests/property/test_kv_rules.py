@@ -15,6 +15,7 @@ from kvtrove.kv.prefix_cache import KeyChain, PrefixCache, longest_prefix
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks, peak_blocks
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.kv.table import dead_runs, next_event
+from kvtrove.plan.capacity import max_tokens
 
 SIZES = st.integers(1, 17)
 RETENTIONS = st.one_of(
@@ -94,10 +95,10 @@ def test_the_bound_grows_with_the_length(retention: Retention, chunk: int, block
 @pytest.mark.parametrize("rules", [[Full()], [SlidingWindow(5)], [Full(), SlidingWindow(6)]])
 @given(num_blocks=st.integers(1, 60), chunk=st.integers(1, 20))
 def test_max_tokens_is_the_longest_that_fits(rules: list[Retention], num_blocks: int, chunk: int) -> None:
-    manager = KVCacheManager(spec_of(rules, 4), num_blocks)
-    longest = manager.max_tokens(chunk)
-    assert longest == 0 or manager.blocks_for(longest, chunk) <= num_blocks
-    assert longest == 2**31 - 1 or manager.blocks_for(longest + 1, chunk) > num_blocks
+    spec, most = spec_of(rules, 4), 2**31 - 1
+    longest = max_tokens(spec, num_blocks, most, chunk)
+    assert longest == 0 or spec.blocks_for(longest, chunk) <= num_blocks
+    assert longest == most or spec.blocks_for(longest + 1, chunk) > num_blocks
 
 
 @given(st.data(), st.lists(RETENTIONS, min_size=1, max_size=3), st.integers(1, 6))

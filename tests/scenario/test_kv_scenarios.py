@@ -15,8 +15,8 @@ The first line of a file says what it shows. The setting comes next, then one co
     expect fail COMMAND                    the command is refused for want of blocks and changes nothing
     expect error COMMAND                   the command is a mistake of the caller
 
-After every command, each live token of each sequence must be found in the row that its table names (rows are kept here,
-in plain lists), and every invariant holds.
+After every command, each live token of each sequence must be found in the row that its table names (as the echo
+runner wrote it), and every invariant holds.
 """
 
 from __future__ import annotations
@@ -27,11 +27,16 @@ from pathlib import Path
 
 import pytest
 
+from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import ECHO
-from kvtrove.kv.manager import KVCacheManager, Pin
+from kvtrove.kv.manager import KVCacheManager
+from kvtrove.kv.pins import Pin
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
+from kvtrove.kv.rows import Copy, RowOp
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.kv.table import SequenceKV
+from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
+from tests.steps import StepRunner, token_values
 
 FILES = sorted((Path(__file__).parent / "kv").glob("*.txt"))
 SETTINGS = ("block_size", "blocks", "groups", "caching")
@@ -63,25 +68,26 @@ class Story:
         layers = (LayerKV(i, 1, 1, ECHO, retention(word)) for i, word in enumerate(setting.get("groups", ["full"])))
         self.size = int(setting["block_size"][0])
         num_blocks = int(setting["blocks"][0])
-        self.rows = [[-1] * self.size for _ in range(num_blocks)]
+        spec = KVCacheSpec(tuple(layers), self.size)
+        self.runner = StepRunner(spec, Arena(spec, num_blocks))
         self.manager = KVCacheManager(
-            KVCacheSpec(tuple(layers), self.size),
+            spec,
             num_blocks,
             enable_prefix_caching=setting.get("caching") != ["off"],
             check=2,
-            crc=lambda block_id: hash(tuple(self.rows[block_id])),
+            crc=self.runner.arena.crc,
             clock=lambda: 0.0,
         )
         self.kvs: dict[str, SequenceKV] = {}
         self.tokens: dict[str, array[int]] = {}
         self.pins: dict[str, Pin] = {}
-        self.copies: list[tuple[int, int]] = []
+        self.ops: list[RowOp] = []
         self.hit = 0
 
     def run(self, words: list[str]) -> bool | None:
         """Execute one command; False means that blocks are short."""
         done: bool | None = getattr(self, f"do_{words[0]}")(*words[1:])
-        self.copies += self.manager.take_copies()
+        self.ops += self.manager.take_ops()
         self.read_back()
         return done
 
@@ -106,15 +112,14 @@ class Story:
                 work[name] = len(self.tokens[name]) - kv.num_computed if num is None else int(num)
                 if not self.manager.allocate(kv, work[name]):
                     return False
-        for source, target in self.copies:
-            self.rows[target] = self.rows[source].copy()
-        self.copies = []
+        scheduled = []
+        for i, (name, n) in enumerate(work.items()):
+            kv, start = self.kvs[name], self.kvs[name].num_computed
+            scheduled.append(ScheduledSequence(i, self.tokens[name][start : start + n], start, kv.block_ids()))
+        ops, self.ops = [*self.ops, *self.manager.take_ops()], []
+        self.runner.execute(SchedulerOutput(scheduled, ops), token_values)
         for name, n in work.items():
-            kv = self.kvs[name]
-            for position in range(kv.num_computed, kv.num_computed + n):
-                for ids in kv.block_ids():
-                    self.rows[ids[position // self.size]][position % self.size] = self.tokens[name][position]
-            self.manager.commit(kv, self.tokens[name], n)
+            self.manager.commit(self.kvs[name], self.tokens[name], n)
         return True
 
     def do_fork(self, name: str, child: str) -> bool:
@@ -158,19 +163,19 @@ class Story:
             a, b = ({int(i) for ids in self.kvs[name].block_ids() for i in ids if i >= 0} for name in words[:2])
             assert len(a & b) == int(words[2])
         else:
-            own = {"hit": self.hit, "copies": len(self.copies)}
+            own = {"hit": self.hit, "copies": sum(isinstance(op, Copy) for op in self.ops)}
             value = own[what] if what in own else getattr(self.manager.stats(), what)
             assert value == int(words[0]), f"it is {value}"
 
     def read_back(self) -> None:
-        rows = [row.copy() for row in self.rows]
-        for source, target in self.copies:
-            rows[target] = rows[source].copy()
-        for name, kv in self.kvs.items():
-            for group, ids in zip(self.manager.spec.groups, kv.block_ids(), strict=True):
-                for position in (p for span in group.retention.live(kv.num_computed) for p in span):
-                    found = rows[ids[position // self.size]][position % self.size]
-                    assert found == self.tokens[name][position], f"token {position} of {name} in group {group.index}"
+        spec = self.manager.spec
+        for layer in spec.layers:
+            tokens = self.runner.planes(layer, self.ops)[0][:, :, 0, 0]
+            for name, kv in self.kvs.items():
+                ids = kv.block_ids()[spec.group_of[layer.layer]]
+                for position in (p for span in layer.retention.live(kv.num_computed) for p in span):
+                    found = tokens[ids[position // self.size], position % self.size]
+                    assert found == self.tokens[name][position], f"token {position} of {name} in layer {layer.layer}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from kvtrove.server import json_pieces
 from kvtrove.server.body import MAX_CONTAINERS, MAX_MEMBERS, read, scan
 from kvtrove.server.errors import ApiError
+from kvtrove.server.json_pieces import read_json
 from kvtrove.server.protocol.chat import ChatRequest
 from kvtrove.server.protocol.completions import CompletionRequest
 from kvtrove.server.protocol.messages import MessagesRequest
 from kvtrove.server.protocol.responses import ResponsesRequest
 from kvtrove.server.protocol.tokenize import DetokenizeRequest
+from kvtrove.text.json_text import MANY as WRITTEN_AT_ONCE
+from kvtrove.text.json_text import has_many, write_json
 
 MANY = 19_000
 HI = {"role": "user", "content": "hi"}
@@ -68,3 +73,55 @@ def test_halves_of_surrogate_pairs_and_byte_order_marks_are_read() -> None:
     text = b'{"messages": [{"role": "user", "content": "\\ud800"}]}'
     for body in (text, b"\xef\xbb\xbf" + text.replace(b"\\ud800", b"hi")):
         assert isinstance(read(body, ChatRequest, 128), ChatRequest)
+
+
+LEAVES = (1, -2.5, True, None, 10**30, "a,b", 'q"\\', "}{][", "x" * 70, "\u00e9\u2028", "", "\ud800")
+NAMES = ("a", "b,", 'c"', "d\\", "\u00e9", "")
+
+
+def made_up(rng: random.Random, depth: int) -> Any:
+    kind = rng.random()
+    if depth == 0 or kind < 0.4:
+        return rng.choice(LEAVES)
+    if kind < 0.7:
+        return [made_up(rng, depth - 1) for _ in range(rng.randrange(6))]
+    return {rng.choice(NAMES): made_up(rng, depth - 1) for _ in range(rng.randrange(6))}
+
+
+def damaged(rng: random.Random, text: bytes) -> bytes:
+    at, other = rng.randrange(len(text)), bytes([rng.choice(b',:[]{}"\\ 1')])
+    return text[:at] + rng.choice((b"", other, other + text[at : at + 1])) + text[at + 1 :]
+
+
+def result(read: Any, text: bytes) -> str:
+    try:
+        return repr(read(text))
+    except ValueError:
+        return "no JSON"
+
+
+def test_texts_read_in_pieces_are_read_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_pieces, "PIECE", 40)
+    rng, refused = random.Random(1), 0
+    for _ in range(2000):
+        value = made_up(rng, 5)
+        text = json.dumps(value, indent=rng.choice((None, 1)), ensure_ascii=True).encode()
+        assert read_json(text) == value
+        broken = damaged(rng, text) or b"1"
+        assert result(read_json, broken) == result(json.loads, broken), broken
+        refused += result(json.loads, broken) == "no JSON"
+    assert 500 < refused < 1900, "some of the damage must be damage, and some harmless"
+
+
+def test_an_error_in_a_large_body_says_where() -> None:
+    text = b'{"prompt": [' + b"1, " * 200_000 + b"x]}"
+    with pytest.raises(ValueError, match=f"char {text.index(b'x')}"):
+        read_json(text)
+
+
+@pytest.mark.parametrize("options", [{}, {"indent": 2}, {"separators": (",", ":")}, {"sort_keys": True}])
+def test_large_values_are_written_as_small_ones_are(options: dict[str, Any]) -> None:
+    value = {"b": [1, None, "\u00e9\u2028", {"c": [0.1] * WRITTEN_AT_ONCE}], "a": {}}
+    assert has_many(value)
+    assert not has_many({"b": "x" * 10**6})
+    assert write_json(value, **options) == json.dumps(value, ensure_ascii=False, **options)

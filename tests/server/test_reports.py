@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from kvtrove.cli.main import app
 from kvtrove.demo import demo_model_dir
-from kvtrove.kv.explain import Explanation, Reason
+from kvtrove.kv.reasons import Explanation, Reason
 from kvtrove.request import RequestMetrics, SamplingParams
 from kvtrove.server.auth import Tenant
 from kvtrove.server.engine_thread import EngineRequest

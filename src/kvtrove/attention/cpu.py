@@ -21,6 +21,7 @@ from kvtrove.kernels.attention import (
     PagedBatch,
     PagedLayer,
     PagedShape,
+    PagedSide,
     paged_batch,
     paged_layer,
 )
@@ -131,15 +132,21 @@ class CpuBackend:
             shape = PagedShape(
                 num_heads=layer.num_heads,
                 kv_heads=layer.kv_heads,
-                head_dim=layer.head_dim,
                 block_size=layer.block_size,
-                tiled=is_tiled(layer.format.layout, stored, layer.head_dim, layer.block_size),  # type: ignore[attr-defined]
                 scale=layer.scale,
                 softcap=layer.softcap or 0.0,
                 **reach,
             )
-            known = self._layers[layer.index] = layer, paged_layer(layer.view, stored, shape)
+            k, v = _sides(layer, stored)
+            known = self._layers[layer.index] = layer, paged_layer(k, v, shape)
         return known[1]
+
+
+def _sides(layer: AttentionLayer, stored: str) -> list[PagedSide]:
+    """Keys, then values."""
+    tiled = is_tiled(layer.format.layout, stored, layer.head_dim, layer.block_size)  # type: ignore[attr-defined]
+    view = layer.view
+    return [PagedSide(stored, tiled, layer.head_dim, view[name], view.get(f"{name}_scale")) for name in "kv"]
 
 
 def _stored(layer: AttentionLayer) -> str | None:

@@ -90,7 +90,7 @@ def _read(path: Path, tokenizer: Tokenizer) -> _Given:
 
 def _compare(a: _Given, b: _Given, tokenizer: Tokenizer, block_size: int) -> CacheReport:
     """The report that `b` would get if `a` were all that the cache holds."""
-    from kvtrove.kv.explain import Reason
+    from kvtrove.kv.reasons import Reason
     from kvtrove.server.reports import offline_report
 
     foreign = None

@@ -12,6 +12,7 @@ import typer
 from kvtrove.cli.flags import flag, spread
 from kvtrove.cli.options import EngineOptions, OptionalModel
 from kvtrove.cli.output import extra
+from kvtrove.cli.serve_models import FleetOptions, serve_models
 from kvtrove.config import ConfigError, Environment
 from kvtrove.names import display_name
 
@@ -58,8 +59,10 @@ class LimitOptions:
 
 @spread
 def serve(
+    context: typer.Context,
     limits: LimitOptions,
     engine: EngineOptions,
+    fleet: FleetOptions,
     model: OptionalModel = "demo",
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; elsewhere needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", help="0 takes any free one.")] = 8000,
@@ -112,6 +115,7 @@ def serve(
     ] = None,
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "info",
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object per line.")] = False,
+    listen_fd: Annotated[int | None, typer.Option("--fd", hidden=True, help="A socket that listens already.")] = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API does.
 
@@ -126,7 +130,7 @@ def serve(
         from kvtrove.server.metrics_traces import Traces
         from kvtrove.server.reports import Reports
         from kvtrove.server.routes.reports import reports_router
-        from kvtrove.server.run import address_of, bind, run
+        from kvtrove.server.run import address_of, bind, listener_of, run
         from kvtrove.server.service import Service
         from kvtrove.server.settings import ServerSettings
     except ModuleNotFoundError as error:
@@ -151,7 +155,10 @@ def serve(
         response_cache_ttl=response_cache_ttl,
         limits=limits.limits(),
     )
-    listener = bind(settings, keyring)
+    if fleet.models is not None:
+        logs.configure(log_level, log_json)
+        return serve_models(fleet, settings, keyring, context)
+    listener = bind(settings, keyring) if listen_fd is None else listener_of(listen_fd)
     llm = engine.load(model, warm_up=warm_up, seed=seed).llm_engine
     metrics = Metrics(Facts.of(llm, settings.served_model_names[0]), vllm_names=vllm_metrics)
     reports = Reports(llm.tokenizer, llm.config.block_size, always=cache_report, on_report=metrics.on_report)

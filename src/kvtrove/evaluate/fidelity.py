@@ -39,7 +39,7 @@ class TeacherForced:
         if not kv.allocate(self.sequence, count):
             raise RuntimeError(f"{kv.num_free_blocks} free blocks do not hold {count} more tokens after {start}")
         work = ScheduledSequence(0, self.tokens[start : start + count], start, self.sequence.block_ids())
-        _, hidden = runner.forward(SchedulerOutput([work], kv.take_copies()))
+        _, hidden = runner.forward(SchedulerOutput([work], kv.take_ops()))
         kv.commit(self.sequence, self.tokens, count)
         return runner.model.logits(hidden)
 

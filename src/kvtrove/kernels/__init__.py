@@ -31,6 +31,15 @@ def copy_rows(arena: NDArray[np.uint8] | Tensor, pairs: NDArray[np.int32] | Tens
     _extension().copy_rows(arena, pairs, num_threads)
 
 
+def available() -> bool:
+    """Whether the extension can be loaded here."""
+    try:
+        _extension()
+    except ImportError:
+        return False
+    return True
+
+
 def isa(wanted: str = "auto") -> str:
     """The instruction set that kernels run at: "amx", "avx512", "avx2" or "portable".
 

@@ -48,15 +48,7 @@ class Between:
     def workspace(self, rows: int) -> int: ...
 
 class AttentionLayer:
-    def __init__(
-        self,
-        k: object,
-        v: object,
-        k_scale: object | None,
-        v_scale: object | None,
-        stored: str,
-        shape: dict[str, object],
-    ) -> None: ...
+    def __init__(self, k: dict[str, object], v: dict[str, object], shape: dict[str, object]) -> None: ...
 
 class AttentionBatch:
     def __init__(self, query_start: object, start: object, block_table: object, slots: object) -> None: ...

@@ -1,7 +1,7 @@
 """Attention over a paged cache, and storing into it: the Python face of cpu/attention.
 
     kernel = AttentionKernel()                  one an engine: its level, its threads, and memory that calls reuse
-    layer = paged_layer(planes, shape)          one a layer: where its planes lie and how they are read
+    layer = paged_layer(k, v, shape)            one a layer: where its planes lie and how they are read
     batch = paged_batch(...)                    one a step and group of layers: new tokens and held blocks
     kernel.run(layer, batch, q, k, v, out)      store, rotate and attend in one call
 
@@ -12,8 +12,7 @@ were looked at here.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,8 +28,26 @@ MAX_HEAD_DIM, HEAD_DIM_STEP = 512, 8
 
 
 @dataclass(frozen=True)
+class PagedSide:
+    """Keys or values as blocks hold them.
+
+    stored: "float32", "float16", "bfloat16" or "int8", of which each vector has `dim`. tiled: whether they lie in tiles
+    (kvtrove.kv.formats.layout). data: [num_blocks, ...]; int8 has scales float16 [num_blocks, kv_heads, block_size].
+    Each block of a plane is contiguous.
+    """
+
+    stored: str
+    tiled: bool
+    dim: int
+    data: Tensor
+    scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class PagedShape:
     """How queries read a layer. window, chunk: 0 is unlimited. softcap: 0 is none.
+
+    sink_logits: float32 [num_heads], or None: a score that a query has beside those of its keys, of value zero.
 
     A query at position p reads itself, [first, p) and [0, sinks), with first = p - window + 1, or the start of its
     chunk of `chunk` positions, or 0.
@@ -38,11 +55,10 @@ class PagedShape:
 
     num_heads: int
     kv_heads: int
-    head_dim: int
     block_size: int
-    tiled: bool
     scale: float
     softcap: float = 0.0
+    sink_logits: Tensor | None = None
     sinks: int = 0
     window: int = 0
     chunk: int = 0
@@ -54,6 +70,20 @@ class PagedLayer:
 
     handle: Any
     shape: PagedShape
+    k_dim: int
+    v_dim: int
+
+    def queries(self, tokens: int) -> tuple[int, int, int]:
+        return tokens, self.shape.num_heads, self.k_dim
+
+    def keys(self, tokens: int) -> tuple[int, int, int]:
+        return tokens, self.shape.kv_heads, self.k_dim
+
+    def values(self, tokens: int) -> tuple[int, int, int]:
+        return tokens, self.shape.kv_heads, self.v_dim
+
+    def results(self, tokens: int) -> tuple[int, int, int]:
+        return tokens, self.shape.num_heads, self.v_dim
 
 
 @dataclass(frozen=True)
@@ -64,13 +94,10 @@ class PagedBatch:
     num_tokens: int
 
 
-def paged_layer(view: Mapping[str, Tensor], stored: str, shape: PagedShape) -> PagedLayer:
-    """view: planes k, v [num_blocks, ...], with int8 also k_scale, v_scale; each block of a plane is contiguous.
-
-    stored: "float32", "float16", "bfloat16" or "int8". Raises ValueError for shapes that the kernels cannot serve.
-    """
-    planes = (view["k"], view["v"], view.get("k_scale"), view.get("v_scale"))
-    return PagedLayer(_extension().AttentionLayer(*planes, stored, asdict(shape)), shape)
+def paged_layer(k: PagedSide, v: PagedSide, shape: PagedShape) -> PagedLayer:
+    """Raises ValueError for shapes that the kernels cannot serve."""
+    handle = _extension().AttentionLayer(*({f.name: getattr(x, f.name) for f in fields(x)} for x in (k, v, shape)))
+    return PagedLayer(handle, shape, k.dim, v.dim)
 
 
 def paged_batch(
@@ -103,51 +130,52 @@ class AttentionKernel:
         angles: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """`store` of k and v, if they are there, `rotate` of q, if there are angles, and `attend`: one call a layer."""
-        shape, tokens = layer.shape, batch.num_tokens
-        queries, keys = (tokens, shape.num_heads, shape.head_dim), (tokens, shape.kv_heads, shape.head_dim)
+        tokens = batch.num_tokens
         self.handle.run(
             layer.handle,
             batch.handle,
-            _address("q", q, queries),
-            None if k is None else _address("k", k, keys),
-            None if v is None else _address("v", v, keys),
-            _address("out", out, queries),
-            None if angles is None else angles_of(angles, q, tokens, shape.head_dim),
+            _address("q", q, layer.queries(tokens)),
+            None if k is None else _address("k", k, layer.keys(tokens)),
+            None if v is None else _address("v", v, layer.values(tokens)),
+            _address("out", out, layer.results(tokens)),
+            None if angles is None else angles_of(angles, q, tokens, layer.k_dim),
         )
 
     def store(
         self, layer: PagedLayer, batch: PagedBatch, k: Tensor, v: Tensor, angles: tuple[Tensor, Tensor] | None = None
     ) -> None:
-        """Write k, v [T, kv_heads, head_dim] into the batch's slots, k rotated by angles (see `rotate`) on the way.
+        """Write k, v [T, kv_heads, dim] into the batch's slots, k rotated by angles (see `rotate`) on the way.
 
         Raises IndexError when a slot does not exist, TypeError for another shape, layout, dtype or device.
         """
-        heads = (batch.num_tokens, layer.shape.kv_heads, layer.shape.head_dim)
-        turn = None if angles is None else angles_of(angles, k, *heads[::2])
-        self.handle.store(layer.handle, batch.handle, _address("k", k, heads), _address("v", v, heads), turn)
+        tokens = batch.num_tokens
+        turn = None if angles is None else angles_of(angles, k, tokens, layer.k_dim)
+        keys, values = _address("k", k, layer.keys(tokens)), _address("v", v, layer.values(tokens))
+        self.handle.store(layer.handle, batch.handle, keys, values, turn)
 
     def rotate(self, layer: PagedLayer, batch: PagedBatch, q: Tensor, angles: tuple[Tensor, Tensor]) -> None:
-        """Rotate q [T, num_heads, head_dim] in place; element i of a head pairs with i + half (arXiv 2104.09864).
+        """Rotate q [T, num_heads, dim] in place; element i of a head pairs with i + half (arXiv 2104.09864).
 
         angles: cos and sin, each [T, 1, half] in q's dtype. The bits are those of torch, which rounds every product and
         sum to that dtype. Raises TypeError for another shape, layout, dtype or device.
         """
-        heads = (batch.num_tokens, layer.shape.num_heads, layer.shape.head_dim)
-        turn = angles_of(angles, q, *heads[::2])
-        self.handle.rotate(layer.handle, batch.handle, _address("q", q, heads), turn)
+        turn = angles_of(angles, q, batch.num_tokens, layer.k_dim)
+        self.handle.rotate(layer.handle, batch.handle, _address("q", q, layer.queries(batch.num_tokens)), turn)
 
     def attend(self, layer: PagedLayer, batch: PagedBatch, q: Tensor, out: Tensor, lse: Tensor | None = None) -> None:
-        """out = softmax(q.k * scale) . v over what each query reads; q, out: [T, num_heads, head_dim].
+        """out = softmax(q.k * scale) . v over what each query reads; q, out: [T, num_heads, dim of k, of v].
 
         lse: float32 [T, num_heads], receives the logarithm of the sum of exponentials. The bits of a token's result
         depend on its own sequence alone. Raises IndexError when a block that is read is not held, TypeError as above.
         """
-        heads = (batch.num_tokens, layer.shape.num_heads, layer.shape.head_dim)
-        addresses = _address("q", q, heads), _address("out", out, heads)
+        results = layer.results(batch.num_tokens)
+        addresses = _address("q", q, layer.queries(batch.num_tokens)), _address("out", out, results)
         into = 0
         if lse is not None:
-            if str(lse.dtype) != "torch.float32" or lse.shape != heads[:2] or not lse.is_contiguous():
-                raise TypeError(f"lse: float32 {heads[:2]}, contiguous, is needed; got {lse.dtype} {tuple(lse.shape)}")
+            if str(lse.dtype) != "torch.float32" or lse.shape != results[:2] or not lse.is_contiguous():
+                raise TypeError(
+                    f"lse: float32 {results[:2]}, contiguous, is needed; got {lse.dtype} {tuple(lse.shape)}"
+                )
             into = lse.data_ptr()
         self.handle.attend(layer.handle, batch.handle, *addresses, into)
 

@@ -54,12 +54,13 @@ class DecoderKernel:
     ) -> None:
         self._decoder, self._kept = _extension().Decoder(kernel.handle), (tuple(layers), tuple(calls))
         for (layer, group), call in zip(layers, calls, strict=True):
-            norms = [norm_of(norm, layer.shape.head_dim, call.between.dtype) for norm in (call.q_norm, call.k_norm)]
+            norms = [norm_of(norm, layer.k_dim, call.between.dtype) for norm in (call.q_norm, call.k_norm)]
             self._decoder.add(layer.handle, call.between.handle, group, call.rope, call.stores, *norms[0], *norms[1])
-        first, shape = calls[0], layers[0][0].shape
-        heads = shape.num_heads + (2 * shape.kv_heads if first.stores else 0)
-        self.dtype, self.hidden, self.projected = first.between.dtype, first.between.hidden, heads * shape.head_dim
-        self.max_head_dim = max(layer.shape.head_dim for layer, _ in layers)
+        first, layer = calls[0], layers[0][0]
+        arrays = (layer.queries(1), layer.keys(1), layer.values(1)) if first.stores else (layer.queries(1),)
+        self.projected = sum(heads * dim for _, heads, dim in arrays)
+        self.dtype, self.hidden = first.between.dtype, first.between.hidden
+        self.max_head_dim = max(layer.k_dim for layer, _ in layers)
 
     def __call__(
         self,

@@ -6,11 +6,12 @@ import contextlib
 import logging
 import mmap
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from kvtrove import kernels
 from kvtrove.config import ConfigError
 from kvtrove.kv.spec import KVCacheSpec
 
@@ -38,6 +39,7 @@ class Arena:
         self.num_blocks = num_blocks
         self.device = str(device)
         self.nbytes = num_blocks * spec.block_bytes
+        self._kernel = self.device == "cpu" and kernels.available()
         try:
             self.rows = _zeros(self.nbytes, torch.device(device), huge_pages).view(num_blocks, spec.block_bytes)
         except (RuntimeError, OSError, OverflowError) as error:
@@ -60,8 +62,11 @@ class Arena:
             views[plane.name] = typed[:, start:stop].view(self.num_blocks, *plane.shape)
         return views
 
-    def copy_rows(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """Copy row source over row target for each (source, target), one after the other."""
+    def copy_rows(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy row source over row target for each (source, target), as if one after the other."""
+        if self._kernel and pairs:
+            kernels.copy_rows(self.rows, torch.tensor(pairs, dtype=torch.int32))
+            return
         for source, target in pairs:
             self.rows[target] = self.rows[source]
 

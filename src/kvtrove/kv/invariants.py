@@ -6,29 +6,48 @@ I9 (blocks are pinned while a transfer reads them) has nothing to check: no tran
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
 
 from kvtrove.kv.block import Block, BlockState
+from kvtrove.kv.pins import Pin
+from kvtrove.kv.pool import BlockPool
+from kvtrove.kv.prefix_cache import PrefixCache
 from kvtrove.kv.retention import live_blocks
+from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.kv.table import SequenceKV
 
-if TYPE_CHECKING:
-    from kvtrove.kv.manager import KVCacheManager
+
+class Books(Protocol):
+    """Everything that the rules look at. crc: checksum of a row, None when rows are not compared."""
+
+    @property
+    def spec(self) -> KVCacheSpec: ...
+    @property
+    def pool(self) -> BlockPool: ...
+    @property
+    def index(self) -> PrefixCache: ...
+    @property
+    def sequences(self) -> Mapping[int, SequenceKV]: ...
+    @property
+    def pins(self) -> Iterable[Pin]: ...
+    @property
+    def crc(self) -> Callable[[int], int] | None: ...
+    def chain_root(self, salt: bytes) -> bytes: ...
 
 
 class InvariantError(AssertionError):
     """The cache contradicts itself: a bug here, or a caller that changed what is not its own."""
 
 
-def violations(manager: KVCacheManager) -> list[str]:
+def violations(books: Books) -> list[str]:
     """Everything that breaks I1 to I8, one sentence each."""
     rules = (_counts, _references, _keys, _eviction_order, _live_blocks, _bytes, _isolation)
-    return [sentence for rule in rules for sentence in rule(manager)]
+    return [sentence for rule in rules for sentence in rule(books)]
 
 
-def _counts(manager: KVCacheManager) -> Iterator[str]:
-    pool = manager.pool
+def _counts(books: Books) -> Iterator[str]:
+    pool = books.pool
     states = Counter(block.state for block in pool.blocks)
     used = states[BlockState.OPEN] + states[BlockState.SEALED]
     if pool.num_free + pool.num_cached + used != pool.num_blocks:
@@ -38,10 +57,10 @@ def _counts(manager: KVCacheManager) -> Iterator[str]:
         yield f"I1: the free list holds {len(pool.free_blocks)} blocks, {len(free)} are free"
 
 
-def _references(manager: KVCacheManager) -> Iterator[str]:
-    tables = Counter(b.id for _, _, b in _entries(manager))
-    pins = Counter(b.id for pin in manager.pins.values() for b in pin.blocks)
-    for block in manager.pool.blocks:
+def _references(books: Books) -> Iterator[str]:
+    tables = Counter(b.id for _, _, b in _entries(books))
+    pins = Counter(b.id for pin in books.pins for b in pin.blocks)
+    for block in books.pool.blocks:
         held, pinned = tables[block.id], pins[block.id]
         if block.ref_count != held + pinned:
             yield f"I2: {block} is held by {held} tables and {pinned} pins"
@@ -49,36 +68,36 @@ def _references(manager: KVCacheManager) -> Iterator[str]:
             yield f"I3: {block} is open in {held} tables and pinned {pinned} times"
 
 
-def _keys(manager: KVCacheManager) -> Iterator[str]:
-    for block in manager.pool.blocks:
-        if bool(block.key) != (block.sealed and manager.enable_prefix_caching):
+def _keys(books: Books) -> Iterator[str]:
+    for block in books.pool.blocks:
+        if bool(block.key) != (block.sealed and books.index.enabled):
             yield f"I4: {block} is {'' if block.sealed else 'not '}sealed and has {'a' if block.key else 'no'} key"
-        found = block.sealed and manager.index.holds(block)
+        found = block.sealed and books.index.holds(block)
         if block.published != found:
             yield f"I4: {block} is {'' if block.published else 'not '}published, the index says otherwise"
-    published = sum(block.published for block in manager.pool.blocks)
-    if published != len(manager.index):
-        yield f"I4: the index holds {len(manager.index)} blocks, {published} are published"
-    for kv, i, block in _entries(manager):
-        if block.sealed != (i < kv.num_computed // manager.block_size):
+    published = sum(block.published for block in books.pool.blocks)
+    if published != len(books.index):
+        yield f"I4: the index holds {len(books.index)} blocks, {published} are published"
+    for kv, i, block in _entries(books):
+        if block.sealed != (i < kv.num_computed // books.spec.block_size):
             yield f"I4: {block} is entry {i} of a sequence of {kv.num_computed} computed tokens"
 
 
-def _eviction_order(manager: KVCacheManager) -> Iterator[str]:
-    order = list(manager.pool.cached)
+def _eviction_order(books: Books) -> Iterator[str]:
+    order = list(books.pool.cached)
     for block in order:
         if block.state is not BlockState.CACHED:
             yield f"I5: {block} is in the eviction order"
-    cached = sum(block.state is BlockState.CACHED for block in manager.pool.blocks)
-    if not len(order) == len({block.id for block in order}) == cached == manager.pool.num_cached:
-        yield f"I5: the eviction order has {len(order)} blocks and says {manager.pool.num_cached}, {cached} are cached"
+    cached = sum(block.state is BlockState.CACHED for block in books.pool.blocks)
+    if not len(order) == len({block.id for block in order}) == cached == books.pool.num_cached:
+        yield f"I5: the eviction order has {len(order)} blocks and says {books.pool.num_cached}, {cached} are cached"
 
 
-def _live_blocks(manager: KVCacheManager) -> Iterator[str]:
-    size = manager.block_size
-    for kv in manager.sequences.values():
+def _live_blocks(books: Books) -> Iterator[str]:
+    size = books.spec.block_size
+    for kv in books.sequences.values():
         n = kv.num_computed
-        for group, table in zip(manager.spec.groups, kv.tables, strict=True):
+        for group, table in zip(books.spec.groups, kv.tables, strict=True):
             held = {i for i, block in enumerate(table.blocks) if block is not None}
             needed = set(live_blocks(group.retention, n, size)) | set(range(n // size, kv.capacity // size))
             if held != needed:
@@ -90,28 +109,28 @@ def _live_blocks(manager: KVCacheManager) -> Iterator[str]:
                 yield f"I6: group {group.index} hands out the ids {table.ids.tolist()} for the blocks {ids}"
 
 
-def _bytes(manager: KVCacheManager) -> Iterator[str]:
-    if manager.crc is None:
+def _bytes(books: Books) -> Iterator[str]:
+    if books.crc is None:
         return
-    for block in manager.pool.blocks:
-        if block.crc is not None and block.crc != manager.crc(block.id):
+    for block in books.pool.blocks:
+        if block.crc is not None and block.crc != books.crc(block.id):
             yield f"I7: the bytes of {block} changed after it was sealed"
 
 
-def _isolation(manager: KVCacheManager) -> Iterator[str]:
-    if not manager.enable_prefix_caching:
+def _isolation(books: Books) -> Iterator[str]:
+    if not books.index.enabled:
         return
-    for kv in manager.sequences.values():
-        if kv.chain.root != manager.chain_root(kv.salt):
+    for kv in books.sequences.values():
+        if kv.chain.root != books.chain_root(kv.salt):
             yield f"I8: a sequence of salt {kv.salt!r} has the key chain of another model, format or tenant"
-    for kv, i, block in _entries(manager):
+    for kv, i, block in _entries(books):
         if block.sealed and (block.key, block.tokens) != (kv.chain.keys[i], kv.chain.tokens[i]):
             yield f"I8: {block} is entry {i} of a sequence with another prefix or another tenant"
 
 
-def _entries(manager: KVCacheManager) -> Iterator[tuple[SequenceKV, int, Block]]:
+def _entries(books: Books) -> Iterator[tuple[SequenceKV, int, Block]]:
     """Every (sequence, index, block) of every table."""
-    for kv in manager.sequences.values():
+    for kv in books.sequences.values():
         for table in kv.tables:
             for i, block in enumerate(table.blocks):
                 if block is not None:

@@ -12,32 +12,24 @@ from __future__ import annotations
 
 import time
 from array import array
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from operator import itemgetter
 
 from kvtrove.kv.block import Block
-from kvtrove.kv.explain import EvictedKeys, Explanation, explain
+from kvtrove.kv.explain import explain
 from kvtrove.kv.invariants import InvariantError, violations
+from kvtrove.kv.pins import Pin, Pins
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import KeyChain, Match, PrefixCache, longest_prefix, root_key
-from kvtrove.kv.retention import Full, live_blocks
+from kvtrove.kv.reasons import Explanation
+from kvtrove.kv.retention import Full
+from kvtrove.kv.rows import Copy, RowOp
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.kv.stats import KVStats
-from kvtrove.kv.table import SequenceKV, next_event
+from kvtrove.kv.table import SequenceKV, first_lost, next_event
 
-MAX_POSITIONS = 2**31 - 1  # positions and slots are int32 on their way to the kernels
 CHECK_EVERY_CALL = 2
 CHECK_WHEN_IDLE = 1
-
-
-class Pin:
-    """References that keep sealed blocks in the cache until `unpin`."""
-
-    __slots__ = ("blocks",)
-
-    def __init__(self, blocks: list[Block]) -> None:
-        self.blocks = blocks
 
 
 class KVCacheManager:
@@ -67,18 +59,16 @@ class KVCacheManager:
         self.block_size = spec.block_size
         self.num_groups = len(spec.groups)
         self.num_blocks = num_blocks
-        self.enable_prefix_caching = enable_prefix_caching
-        self.index = PrefixCache(self.num_groups)
-        self.evicted = EvictedKeys(clock=clock)
-        self.pool = BlockPool(num_blocks, self._forget, clock)
+        self.index = PrefixCache(self.num_groups, enabled=enable_prefix_caching, clock=clock)
+        self.pool = BlockPool(num_blocks, self._evict, clock)
         self.sequences: dict[int, SequenceKV] = {}  # the open handles, by identity
-        self.pins: dict[int, Pin] = {}
+        self.pins = Pins()
         self.crc = crc if check == CHECK_EVERY_CALL else None
         self._root = root
         self._check_level = check
         self._windows = [group for group in spec.groups if not isinstance(group.retention, Full)]
         self._rules = tuple({group.retention for group in self._windows})
-        self._copies: list[tuple[int, int]] = []
+        self._ops: list[RowOp] = []
         self._queries = self._hits = 0
 
     # ---- looking up ----
@@ -99,7 +89,7 @@ class KVCacheManager:
         Only `kv.chain` grows, over the full blocks of `tokens`; later calls may append to `tokens` but not change it.
         """
         self._require_empty(kv)
-        if not self.enable_prefix_caching or limit < 1:
+        if not self.index.enabled or limit < 1:
             return Match(num_queried=len(tokens))
         kv.chain.extend(tokens, len(tokens) // self.block_size)
         most = min(limit, len(tokens)) // self.block_size
@@ -108,7 +98,17 @@ class KVCacheManager:
 
     def explain(self, kv: SequenceKV, num_tokens: int, limit: int) -> Explanation:
         """Why no more of a prompt of `num_tokens` was reused, right after `kv` took over its match within `limit`."""
-        return explain(self, kv.chain, num_tokens, kv.num_computed, limit)
+        return explain(self.index, kv.chain, num_tokens, kv.num_computed, limit)
+
+    def peek(self, tokens: array[int], salt: bytes) -> Explanation:
+        """What would happen to a prompt that came now. Nothing is taken over, and no statistics change."""
+        kv = self.open(salt)
+        try:
+            limit = len(tokens) - 1
+            match = self.match(kv, tokens, limit)
+            return explain(self.index, kv.chain, len(tokens), match.num_tokens, limit)
+        finally:
+            self.free(kv)
 
     # ---- the steps of a sequence ----
 
@@ -129,7 +129,7 @@ class KVCacheManager:
         if match is not None:
             self._require_empty(kv)
             start = match.num_tokens
-            if not self._still_cached(kv, match):
+            if not self.index.still_holds(kv.chain, match):
                 return False
         have = max(start, kv.capacity) // self.block_size
         missing = max(0, -(-(start + num_new) // self.block_size) - have) * self.num_groups
@@ -147,7 +147,7 @@ class KVCacheManager:
         """`num` more tokens were computed: tokens[num_computed : num_computed + num] of the sequence's `tokens`.
 
         Every block that became full is sealed and published, then blocks without a live token are released.
-        The copies taken before must have been executed. ValueError beyond what was allocated.
+        The operations taken before must have been executed. ValueError beyond what was allocated.
         """
         before, after = kv.num_computed, kv.num_computed + num
         if num < 0 or after > kv.capacity:
@@ -218,14 +218,10 @@ class KVCacheManager:
         del self.sequences[id(kv)]
         self._verify()
 
-    def take_copies(self) -> list[tuple[int, int]]:
-        """(source, target) rows of the forks and truncates since the last call.
-
-        To be executed one after the other, before the step writes anything: a row may be freed and handed out again in
-        the meantime, even as a later target, and a target may be the source of a later copy.
-        """
-        copies, self._copies = self._copies, []
-        return copies
+    def take_ops(self) -> list[RowOp]:
+        """What has to be done to rows since the last call, to be executed in this order before the step writes."""
+        ops, self._ops = self._ops, []
+        return ops
 
     # ---- keeping and forgetting ----
 
@@ -236,22 +232,14 @@ class KVCacheManager:
 
     def pin_blocks(self, blocks: list[Block]) -> Pin:
         """Keep sealed or cached blocks, those of a fresh `Match` for example."""
-        pin = Pin(blocks)
-        for block in blocks:
-            self.pool.acquire(block)
-        self.pins[id(pin)] = pin
+        pin = self.pins.add(blocks, self.pool)
         self._verify()
         return pin
 
     def unpin(self, pin: Pin) -> None:
         """Let go of what `pin` kept; a second call does nothing."""
-        if self.pins.pop(id(pin), None) is not None:
-            self.pool.release(pin.blocks)
+        if self.pins.remove(pin, self.pool):
             self._verify()
-
-    @property
-    def num_pinned_blocks(self) -> int:
-        return len({block.id for pin in self.pins.values() for block in pin.blocks})
 
     def reset_prefix_cache(self) -> int:
         """Forget every block that nobody holds; returns how many there were."""
@@ -265,20 +253,10 @@ class KVCacheManager:
         """Most blocks that one sequence of `num_tokens` ever holds when a step computes up to `chunk` of them."""
         return self.spec.blocks_for(num_tokens, chunk)
 
-    def max_tokens(self, chunk: int) -> int:
-        """Longest single sequence that the pool can hold; 2**31 - 1 when windows alone never fill it."""
-        lengths = range(1, MAX_POSITIONS + 1)
-        return bisect_right(lengths, self.num_blocks, key=lambda n: self.blocks_for(n, chunk))
-
     @property
     def num_free_blocks(self) -> int:
         """Blocks that can be allocated: FREE and CACHED."""
         return self.pool.num_available
-
-    @property
-    def usage(self) -> float:
-        """Share of the blocks that sequences and pins hold, 0 to 1."""
-        return 1 - self.pool.num_available / self.num_blocks
 
     def stats(self) -> KVStats:
         free, cached = self.pool.num_free, self.pool.num_cached
@@ -301,23 +279,13 @@ class KVCacheManager:
 
     # ---- the parts ----
 
-    def _forget(self, block: Block) -> None:
-        self.index.forget(block)
-        self.evicted.add(block.key)
+    def _evict(self, block: Block) -> None:
+        self.index.evict(block)
 
     def _handle(self, chain: KeyChain, salt: bytes) -> SequenceKV:
         kv = SequenceKV(self.num_groups, chain, salt)
         self.sequences[id(kv)] = kv
         return kv
-
-    def _still_cached(self, kv: SequenceKV, match: Match) -> bool:
-        """Whether no block of the match was evicted since it was found."""
-        chain = kv.chain
-        return all(
-            block is None or self.index.find(group, chain.keys[i], chain.tokens[i]) is block
-            for group, row in enumerate(match.blocks)
-            for i, block in enumerate(row)
-        )
 
     def _take_over(self, kv: SequenceKV, match: Match) -> None:
         for row in match.blocks:
@@ -335,7 +303,7 @@ class KVCacheManager:
         if len(tokens) < after:
             raise ValueError(f"cannot commit up to token {after}: only {len(tokens)} token ids were given")
         size = self.block_size
-        if self.enable_prefix_caching:
+        if self.index.enabled:
             kv.chain.extend(tokens, after // size)
         for i in range(before // size, after // size):
             for group, table in enumerate(kv.tables):
@@ -356,7 +324,7 @@ class KVCacheManager:
         block.group = group
         if self.crc is not None:
             block.crc = self.crc(block.id)
-        if self.enable_prefix_caching:
+        if self.index.enabled:
             block.key, block.tokens = chain.keys[i], chain.tokens[i]
             self.index.publish(block)
 
@@ -368,7 +336,7 @@ class KVCacheManager:
     def _copy(self, sources: Iterable[Block | None], targets: Iterable[Block]) -> None:
         for source, target in zip(sources, targets, strict=True):
             if source is not None:
-                self._copies.append((source.id, target.id))
+                self._ops.append(Copy(source.id, target.id))
 
     def _require_open(self, kv: SequenceKV) -> None:
         if kv.is_freed:
@@ -385,13 +353,12 @@ class KVCacheManager:
         if not 0 <= num_tokens <= kv.num_computed:
             raise ValueError(f"num_tokens: {num_tokens} must lie between 0 and the {kv.num_computed} computed")
         for group in self._windows:
-            blocks = kv.tables[group.index].blocks
-            for i in live_blocks(group.retention, num_tokens, self.block_size):
-                if blocks[i] is None:
-                    raise ValueError(
-                        f"cannot resume at {num_tokens} of {kv.num_computed} tokens: {group.retention} has given up "
-                        f"tokens {i * self.block_size} to {(i + 1) * self.block_size - 1}"
-                    )
+            lost = first_lost(kv.tables[group.index].blocks, group.retention, num_tokens, self.block_size)
+            if lost is not None:
+                raise ValueError(
+                    f"cannot resume at {num_tokens} of {kv.num_computed} tokens: {group.retention} has given up "
+                    f"tokens {lost * self.block_size} to {(lost + 1) * self.block_size - 1}"
+                )
 
     def _verify(self) -> None:
         due = self._check_level == CHECK_EVERY_CALL or (self._check_level == CHECK_WHEN_IDLE and not self.sequences)

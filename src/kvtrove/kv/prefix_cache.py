@@ -10,13 +10,15 @@ a SHA-256 of fixed bytes and therefore the same in every process and on every ma
 from __future__ import annotations
 
 import sys
+import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import cycle
 
 from kvtrove.kv.block import Block
+from kvtrove.kv.evicted import EvictedKeys
 from kvtrove.kv.retention import Full, live_blocks
 from kvtrove.kv.spec import KVGroup
 
@@ -72,9 +74,11 @@ class KeyChain:
 
 
 class PrefixCache:
-    """(group, key) -> the one published block."""
+    """(group, key) -> the one published block. enabled: whether blocks get keys and are published at all."""
 
-    def __init__(self, num_groups: int) -> None:
+    def __init__(self, num_groups: int, *, enabled: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        self.enabled = enabled
+        self.evicted = EvictedKeys(clock=clock)
         self._blocks: list[dict[bytes, Block]] = [{} for _ in range(num_groups)]
         self.num_duplicates = 0
         self.num_mismatches = 0
@@ -94,7 +98,13 @@ class PrefixCache:
             self.num_duplicates += 1
 
     def forget(self, block: Block) -> None:
+        """Let nobody find the block any more."""
         del self._blocks[block.group][block.key]
+
+    def evict(self, block: Block) -> None:
+        """Forget a block that has to make room, and remember when."""
+        self.forget(block)
+        self.evicted.add(block.key)
 
     def holds(self, block: Block) -> bool:
         return self._blocks[block.group].get(block.key) is block
@@ -106,6 +116,18 @@ class PrefixCache:
             return block
         self.num_mismatches += 1
         return None
+
+    def holds_any(self, key: bytes, tokens: bytes) -> bool:
+        """Whether some group has the block."""
+        return any(self.find(group, key, tokens) is not None for group in range(len(self._blocks)))
+
+    def still_holds(self, chain: KeyChain, match: Match) -> bool:
+        """Whether no block of the match was evicted since it was found."""
+        return all(
+            block is None or self.find(group, chain.keys[i], chain.tokens[i]) is block
+            for group, row in enumerate(match.blocks)
+            for i, block in enumerate(row)
+        )
 
 
 @dataclass(frozen=True, slots=True)

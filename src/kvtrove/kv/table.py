@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kvtrove.kv.block import Block
 from kvtrove.kv.prefix_cache import KeyChain
-from kvtrove.kv.retention import Retention
+from kvtrove.kv.retention import Retention, live_blocks
 
 HOLE = -1  # the id in a table where no block is held
 
@@ -148,6 +148,11 @@ def dead_runs(retention: Retention, n: int, block_size: int) -> Iterator[range]:
         at = max(at, -(-span.stop // block_size))
     if full > at:
         yield range(at, full)
+
+
+def first_lost(blocks: Sequence[Block | None], retention: Retention, n: int, block_size: int) -> int | None:
+    """Index of the first block that a query at position n reads and the table has given up."""
+    return next((i for i in live_blocks(retention, n, block_size) if blocks[i] is None), None)
 
 
 def next_event(retentions: Iterable[Retention], n: int, block_size: int) -> int:

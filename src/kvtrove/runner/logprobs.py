@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kvtrove.request import EngineError, Logprob, RequestError, TokenLogprobs
-from kvtrove.runner.ranking import EXCLUDED, rankings
+from kvtrove.runner.ranking import EXCLUDED, WIDTHS, rankings
 
+FEW = 32
+"""Tokens that are looked at first: enough for the 20 that the OpenAI API gives, and a quarter of the work of 128."""
 LARGEST = 1e30  # stands for +inf: float32 can still divide it by any temperature or penalty in use
 
 TokenText = Callable[[int], str]
@@ -92,7 +95,12 @@ def _best(logits: Tensor, total: Tensor, top_k: Sequence[int]) -> list[Ranking]:
     """Per row at least its top_k tokens."""
     need = torch.tensor(top_k, device=logits.device)
     best: list[Ranking] = [([], [])] * len(top_k)
-    for rows, values, ids in rankings(logits, lambda rows, values: (values > EXCLUDED).sum(-1) >= need[rows]):
+    widths = WIDTHS if max(top_k, default=0) >= FEW else (FEW, *WIDTHS)
+
+    def enough(rows: Tensor, values: Tensor) -> Tensor:
+        return (values > EXCLUDED).sum(-1) >= need[rows]
+
+    for rows, values, ids in rankings(logits, enough, widths):
         known = (values > EXCLUDED).sum(-1).tolist()
         logprobs = (values - total[rows].unsqueeze(1)).tolist()
         for row, count, row_ids, row_logprobs in zip(rows.tolist(), known, ids.tolist(), logprobs, strict=True):
@@ -107,10 +115,13 @@ def _own(logits: Tensor, total: Tensor, flat: list[tuple[int, int]], best: list[
     rows, tokens = torch.tensor(flat, device=logits.device).unbind(1)
     values = logits[rows, tokens]
     ranks = [best[row][0].index(token) + 1 if token in best[row][0] else 0 for row, token in flat]
-    far = [n for n, rank in enumerate(ranks) if not rank]
-    if far:
-        x, value, token = logits[rows[far]], values[far].unsqueeze(1), tokens[far].unsqueeze(1)
-        ahead = (x > value) | ((x == value) & (torch.arange(x.shape[1], device=x.device) < token))
-        for n, count in zip(far, ahead.sum(-1).tolist(), strict=True):
-            ranks[n] = count + 1
+    for n, (row, token) in enumerate(flat):
+        if not ranks[n]:
+            ranks[n] = _rank(logits[row].cpu().numpy(), token)
     return list(zip((values - total[rows]).tolist(), ranks, strict=True))
+
+
+def _rank(row: np.ndarray, token: int) -> int:
+    """Of a token among all [V]. numpy counts truth values five times as fast as torch."""
+    value = row[token]
+    return 1 + int(np.count_nonzero(row > value) + np.count_nonzero(row[:token] == value))

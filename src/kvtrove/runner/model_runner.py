@@ -16,6 +16,7 @@ from kvtrove.models.decoder import Model
 from kvtrove.request import EngineError
 from kvtrove.runner.batch import Batch, build_batch
 from kvtrove.runner.logprobs import undrawable
+from kvtrove.runner.rows import Rows
 from kvtrove.runner.sampler import Sampler, logprob_table
 from kvtrove.scheduler.output import ModelOutput, ScheduledSequence, SchedulerOutput, SequenceResult, accept
 
@@ -34,6 +35,7 @@ class ModelRunner:
         token_text: Callable[[int], str],
     ) -> None:
         self.model, self.cache, self.arena, self.backend = model, cache, arena, backend
+        self.rows = Rows(arena)
         self.token_text = token_text
         self.sampler = Sampler(model.spec.vocab_size, arena.device)
         self.layers = tuple(attention_layers(model, cache, arena))
@@ -53,20 +55,20 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelOutput:
-        """Copy rows, compute K/V and logits of every scheduled token, draw where asked."""
+        """Work on rows, compute K/V and logits of every scheduled token, draw where asked."""
         if not step.sequences:
-            self.arena.copy_rows(step.copies)
+            self.rows.execute(step.ops)
             return ModelOutput({})
         batch, hidden = self.forward(step)
         return self._results(step.sequences, hidden[batch.logit_rows])
 
     @torch.inference_mode()
     def forward(self, step: SchedulerOutput) -> tuple[Batch, Tensor]:
-        """Copy rows and compute a step of at least one sequence: its K/V are in the cache when this returns.
+        """Work on rows and compute a step of at least one sequence: its K/V are in the cache when this returns.
 
         The hidden states [T, hidden_size] are those of all its tokens, in the order of the batch.
         """
-        self.arena.copy_rows(step.copies)
+        self.rows.execute(step.ops)
         batch = build_batch(step.sequences, self.cache.block_size, self.arena.device)
         plan = self.backend.plan(batch.attention)
 

@@ -16,14 +16,15 @@ EXCLUDED = float("-inf")
 Enough = Callable[[Tensor, Tensor], Tensor]
 
 
-def rankings(x: Tensor, enough: Enough) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def rankings(x: Tensor, enough: Enough, widths: Sequence[int] = WIDTHS) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Ranks every row of x [R, V] as far as it is needed; excluded tokens have the value -inf.
 
     Yields (rows [n], values [n, W], ids [n, W]), best first, each row once; slots beyond what is known hold -inf.
     enough: (rows [n], values [n, W]) -> bool [n]; rows that say no are looked at more widely.
+    widths: how many tokens are looked at, growing.
     """
     rows = torch.arange(len(x), device=x.device)
-    for width in (*WIDTHS, x.shape[1]):
+    for width in (*widths, x.shape[1]):
         values, ids, complete = ranked(take(x, rows), width)
         done = complete | enough(rows, values)
         if bool(done.all()):

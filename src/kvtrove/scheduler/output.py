@@ -7,13 +7,14 @@ frozen dataclass takes four times as long to make.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrove.kv.rows import RowOp
 from kvtrove.request import EngineError, RequestError, SamplingParams, TokenLogprobs
 
 NO_TOKENS: array[int] = array("i")
@@ -67,10 +68,10 @@ class ScheduledSequence:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """One step. `copies` are (source, target) block rows to copy, in this order, before anything is computed."""
+    """One step. `ops`: what to do to rows of the cache, in this order, before anything is computed."""
 
     sequences: list[ScheduledSequence]
-    copies: list[tuple[int, int]]
+    ops: Sequence[RowOp] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -18,10 +18,10 @@ def requeue(scheduler: Scheduler) -> None:
     unfinished = [seq for request in scheduler.requests.values() for seq in request.unfinished]
     for kv in list(scheduler.kv.sequences.values()):  # also those that a step had opened for nobody yet
         scheduler.kv.free(kv)
-    scheduler.kv.take_copies()  # into blocks that nobody holds any more
+    scheduler.kv.take_ops()  # on blocks that nobody holds any more
     for seq in unfinished:
         seq.kv = scheduler.kv.open(seq.request.salt)
-        seq.held_for = seq.steady_spec = None
+        seq.waits_for = seq.steady_spec = None
         scheduler.num_preemptions += seq.id in scheduler.running
         if seq.request.wants_prompt_logprobs:
             seq.request.prompt_logprobs = [None]

@@ -23,6 +23,7 @@ from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.table import SequenceKV
 from kvtrove.request import EngineError, FinishReason, RequestError
 from kvtrove.scheduler import beam
+from kvtrove.scheduler.admission import Admission
 from kvtrove.scheduler.computing import BlocksInWork
 from kvtrove.scheduler.drafts import Drafter
 from kvtrove.scheduler.limits import SchedulerLimits, SchedulerStats
@@ -54,6 +55,7 @@ class Scheduler:
         self.num_preemptions = self.num_prompt_tokens = self.num_generation_tokens = 0
         self._next_seq_id = 0
         self._computing = BlocksInWork(kv.block_size)
+        self._admission = Admission(kv, self.limits, self._computing, clock)
         self._step: dict[int, int] = {}  # sequence id -> tokens in the step being planned
         self.prompt_limit = self.limits.max_num_batched_tokens  # of prompt tokens in a step that also decodes (`Pace`)
         self.at_work: Request | None = None  # an error now is this request's: something is done for it alone
@@ -66,8 +68,8 @@ class Scheduler:
             raise RequestError(
                 f"n: {request.width} sequences are more than max_num_seqs ({self.limits.max_num_seqs})", "n"
             )
-        if self._blocks_alone(request, request.max_len) > self.kv.num_blocks - self.kv.num_pinned_blocks:
-            usable = self.kv.num_blocks - self.kv.num_pinned_blocks
+        if self._blocks_alone(request, request.max_len) > self.kv.num_blocks - self.kv.pins.num_blocks:
+            usable = self.kv.num_blocks - self.kv.pins.num_blocks
             raise RequestError(too_long(request, usable, partial(self._blocks_alone, request)), "max_tokens")
         self.requests[request.id] = request
         if request.params.prompt_logprobs is not None:
@@ -139,18 +141,14 @@ class Scheduler:
         request.metrics.finished_time = self.clock()
         self.requests.pop(request.id, None)
 
-    def _blocks(self, num_tokens: int) -> int:
-        """Most blocks that one sequence of `num_tokens` holds while it is computed."""
-        return self.kv.blocks_for(num_tokens, self.limits.max_num_batched_tokens)
-
     def _blocks_alone(self, request: Request, length: int) -> int:
         """Blocks without which a request of `length` tokens cannot end: beams advance together or not at all."""
-        return self._blocks(length) * max(1, request.params.beam_width)
+        return self._admission.blocks(length) * max(1, request.params.beam_width)
 
     def room_for_pins(self, max_model_len: int) -> int:
         """Blocks that may be pinned beside what the largest request, queued or still to come, needs to end."""
         alone = [self._blocks_alone(request, request.max_len) for request in self.requests.values()]
-        return self.kv.num_blocks - self.kv.num_pinned_blocks - max([*alone, self._blocks(max_model_len)])
+        return self.kv.num_blocks - self.kv.pins.num_blocks - max([*alone, self._admission.blocks(max_model_len)])
 
     # ---- a step ----
 
@@ -163,7 +161,7 @@ class Scheduler:
         drafts = self._draft()
         sequences = [self._work(seq, self._step[i], drafts) for i, seq in self.running.items() if i in self._step]
         self.at_work = None
-        return SchedulerOutput(sequences, self.kv.take_copies())
+        return SchedulerOutput(sequences, self.kv.take_ops())
 
     def _work(self, seq: Sequence, num: int, drafts: dict[int, array[int]]) -> ScheduledSequence:
         self.at_work = seq.request
@@ -174,10 +172,10 @@ class Scheduler:
             self._give(seq, 1)
         budget = self.limits.max_num_batched_tokens - len(self._step)
         budget = min(budget, self.prompt_limit) if self._step else budget
-        prefills = [s for s in self.running.values() if s.id not in self._step and self._prefill_need(s)]
+        prefills = [s for s in self.running.values() if s.id not in self._step and s.prefill_need]
         if self.waiting:
-            self._admit(prefills, budget)
-        needs = [self._prefill_need(seq) for seq in prefills]
+            prefills += self._admission.admit(self.waiting, self.running, prefills, budget)
+        needs = [seq.prefill_need for seq in prefills]
         for seq, num in zip(prefills, share(budget, needs), strict=True):
             if num:
                 self._give(seq, num)
@@ -201,10 +199,6 @@ class Scheduler:
 
     def _beams_ready(self, request: Request) -> bool:
         return all(s.num_uncomputed == 1 and s.id in self.running for s in request.unfinished)
-
-    def _prefill_need(self, seq: Sequence) -> int:
-        """Tokens that a prompt may catch up with; the last one of a preempted beam waits for its siblings."""
-        return seq.num_uncomputed - (seq.request.beam and seq.num_output > 0)
 
     def _give(self, seq: Sequence, num: int) -> None:
         """Let `seq` compute `num` tokens, preempting those that came after it when blocks are short."""
@@ -241,63 +235,6 @@ class Scheduler:
                 f"{self.kv.num_free_blocks} of {self.kv.num_blocks} blocks are free and the rest is pinned"
             )
         return bool(others)
-
-    # ---- admission ----
-
-    def _admit(self, prefills: list[Sequence], budget: int) -> None:
-        """Move waiting sequences to `running` and `prefills`, in order, while their whole prompt fits.
-
-        One block per other running sequence and group stays in reserve, so that admitting a prompt does not soon
-        preempt those who decode. A sequence whose prefix another one is computing is passed over until it can hit it.
-        """
-        wanted = sum(map(self._prefill_need, prefills))
-        promised = sum(map(self._still_needed, prefills))
-        seats = sum(map(self._seats, self.running.values()))
-        passed_over: list[Sequence] = []
-        while self.waiting and len(prefills) < budget:
-            if wanted >= budget and len(prefills) >= self.limits.max_concurrent_prefills:
-                break
-            seq = self.waiting[0]
-            if seats + self._seats(seq) > self.limits.max_num_seqs:
-                break
-            if seq.held_for in self._computing:
-                passed_over.append(self.waiting.popleft())
-                continue
-            limit = 0 if seq.request.wants_prompt_logprobs else len(seq.tokens) - 1
-            match = self.kv.match(seq.kv, seq.tokens, limit)
-            seq.held_for = self._computing.run_after(seq, match.num_tokens, limit)
-            if seq.held_for is not None:
-                passed_over.append(self.waiting.popleft())
-                continue
-            needed = self._blocks(len(seq.tokens)) - match.num_shared_blocks
-            reserve = self.kv.num_groups * sum(s.request is not seq.request for s in self.running.values())
-            if needed + promised + reserve > self.kv.num_free_blocks:
-                break
-            self.kv.allocate(seq.kv, 0, match)
-            self._start(self.waiting.popleft(), limit)
-            seats += self._seats(seq)
-            wanted += self._prefill_need(seq)
-            promised += self._still_needed(seq)
-            prefills.append(seq)
-        self.waiting.extendleft(reversed(passed_over))
-
-    @staticmethod
-    def _seats(seq: Sequence) -> int:
-        """Sequences that this one stands for: before its first output token, those that will fork from it too."""
-        return seq.request.width if seq.num_output == 0 else 1
-
-    def _start(self, seq: Sequence, limit: int) -> None:
-        request = seq.request
-        self.running[seq.id] = seq
-        if request.num_cached_tokens is None:
-            request.num_cached_tokens = num_reused = seq.kv.num_computed
-            request.metrics.first_scheduled_time = self.clock()
-            request.metrics.reused_from = {"memory": num_reused} if num_reused else {}
-            request.metrics.explanation = self.kv.explain(seq.kv, len(seq.tokens), limit)
-        self._computing.begin(seq, limit)
-
-    def _still_needed(self, seq: Sequence) -> int:
-        return self._blocks(len(seq.tokens)) - seq.kv.num_blocks
 
     # ---- after the step ----
 

@@ -17,6 +17,7 @@ from kvtrove.request import (
     TokenLogprobs,
 )
 from kvtrove.scheduler.output import SampledToken, SampleSpec
+from kvtrove.scheduler.waiting import Wait
 
 
 @dataclass(slots=True, eq=False)
@@ -38,8 +39,8 @@ class Sequence:
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
-    held_for: bytes | None = None
-    """Key of a block that another sequence is computing: waiting for it turns a duplicate computation into a hit."""
+    waits_for: Wait | None = None
+    """Nothing is done for a sequence in the queue before this is over."""
     guide: Guide | None = None
     draft_right: float = 0.0
     draft_tried: float = 0.0
@@ -55,6 +56,16 @@ class Sequence:
     @property
     def num_uncomputed(self) -> int:
         return len(self.tokens) - self.kv.num_computed
+
+    @property
+    def prefill_need(self) -> int:
+        """Tokens that a prompt may catch up with; the last one of a preempted beam waits for its siblings."""
+        return self.num_uncomputed - (self.request.beam and self.num_output > 0)
+
+    @property
+    def seats(self) -> int:
+        """Seats to reserve: until its first output token, those of all sequences that will fork from this one."""
+        return self.request.width if self.num_output == 0 else 1
 
     @property
     def num_output(self) -> int:

@@ -18,8 +18,10 @@ from kvtrove.server.auth import Keyring
 from kvtrove.server.body import invalid
 from kvtrove.server.errors import ApiError, as_api_error, refused
 from kvtrove.server.middleware import Bound, Guard, Heads, Identify, state_of
+from kvtrove.server.observer import Observers
 from kvtrove.server.routes import admin, cache, chat, completions, health, messages, models, responses, tokenize
 from kvtrove.server.service import Service
+from kvtrove.server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 ROUTERS = tuple(
@@ -44,7 +46,7 @@ def create_app(service: Service, keyring: Keyring, more_routers: Iterable[APIRou
         version=__version__,
         summary="An OpenAI-compatible server on an engine built around its KV cache.",
         lifespan=lifespan,
-        middleware=_middleware(service, keyring),
+        middleware=middleware(service.observers, service.settings, keyring),
         root_path=service.settings.root_path,
         docs_url=None,
         redoc_url=None,
@@ -59,9 +61,9 @@ def create_app(service: Service, keyring: Keyring, more_routers: Iterable[APIRou
     return app
 
 
-def _middleware(service: Service, keyring: Keyring) -> list[Middleware]:
+def middleware(observers: Observers, settings: ServerSettings, keyring: Keyring) -> list[Middleware]:
     """Outermost first."""
-    origins = list(service.settings.cors_origins)
+    origins = list(settings.cors_origins)
     cors = [
         Middleware(
             CORSMiddleware,
@@ -72,10 +74,10 @@ def _middleware(service: Service, keyring: Keyring) -> list[Middleware]:
         )
     ]
     return [
-        Middleware(Identify, observer=service.observers),
+        Middleware(Identify, observer=observers),
         *(cors if origins else []),
         Middleware(Guard, keyring=keyring),
-        Middleware(Bound, limits=service.limits),
+        Middleware(Bound, limits=settings.limits),
         Middleware(Heads),
     ]
 

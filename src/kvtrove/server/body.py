@@ -8,7 +8,6 @@ scan runs in numpy, which lets other threads work.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
@@ -17,15 +16,14 @@ import numpy as np
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
 
 from kvtrove.server.errors import ApiError, refused
+from kvtrove.server.json_pieces import masked, read_json, structure
 from kvtrove.server.text_pool import BODY_SIZE, LARGE
 
 MAX_CONTAINERS = 20_000  # objects and lists
 MAX_MEMBERS = 100_000  # names in all objects
 _ALTERNATIVE = re.compile(r"[A-Z]|.*\[|(str|int|float|bool|dict|list)$")  # pydantic's name for one type of several
-_BLOCK = 2**18  # bytes that are scanned at once: they stay in a core's cache
 
 
 def scan(body: bytes) -> tuple[int, int, int]:
@@ -33,20 +31,10 @@ def scan(body: bytes) -> tuple[int, int, int]:
 
     Up to its first error a parser sees the same, so what it does until then is bounded by these numbers too.
     """
-    if b"\\" in body:
-        body = body.replace(b"\\\\", b"__").replace(b'\\"', b"__")
-    every = np.frombuffer(body, np.uint8)
-    quoted, level, deepest, containers, members = False, 0, 0, 0, 0
-    for start in range(0, len(every), _BLOCK):
-        part = every[start : start + _BLOCK]
-        inside = np.bitwise_xor.accumulate(part == ord('"'))
-        inside ^= quoted
-        quoted = bool(inside[-1])
-        lower = part | 0x20  # "[" and "]" become "{" and "}"
-        opening, closing = (lower == ord("{")) & ~inside, (lower == ord("}")) & ~inside
-        levels = np.cumsum(opening.view(np.int8) - closing.view(np.int8), dtype=np.int32)
-        deepest, level = max(deepest, level + int(levels.max())), level + int(levels[-1])
-        containers += int(np.count_nonzero(opening))
+    deepest, containers, members = 0, 0, 0
+    for _, part, inside, levels in structure(masked(body)):
+        deepest = max(deepest, int(levels.max()))
+        containers += int(np.count_nonzero(((part | 0x20) == ord("{")) & ~inside))
         members += int(np.count_nonzero((part == ord(":")) & ~inside))
     return deepest, containers, members
 
@@ -64,12 +52,7 @@ def parse(body: bytes, max_nesting: int) -> Any:
         if members > MAX_MEMBERS:
             raise refused(f"the body holds {members} names; at most {MAX_MEMBERS} are read", code="too_many_values")
     try:
-        return from_json(body)
-    except ValueError as error:
-        if len(body) >= LARGE and "escape" not in str(error):
-            raise _not_json(error) from error
-    try:  # this one also takes halves of surrogate pairs, and says more clearly what is wrong
-        return json.loads(body)
+        return read_json(body)
     except (ValueError, RecursionError) as error:
         raise _not_json(error) from error
 

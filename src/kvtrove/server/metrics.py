@@ -14,7 +14,7 @@ from prometheus_client import (
 )
 
 from kvtrove.engine import EngineStats
-from kvtrove.kv.explain import Reason
+from kvtrove.kv.reasons import Reason
 from kvtrove.server.engine_thread import Step
 from kvtrove.server.metrics_facts import Facts, Growth, Timing
 from kvtrove.server.metrics_vllm import LATENCY_BUCKETS, TOKEN_BUCKETS, TTFT_BUCKETS, VllmMetrics

@@ -15,7 +15,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from kvtrove.kv.explain import Explanation, Reason
+from kvtrove.kv.reasons import Explanation, Reason
 from kvtrove.server.engine_thread import EngineRequest
 from kvtrove.server.observer import Arrival, Departure, Observer, PromptResult
 from kvtrove.server.reports_change import Outline

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
@@ -18,6 +18,7 @@ from kvtrove.server.errors import ApiError, as_api_error
 from kvtrove.server.job import Caller, Job
 from kvtrove.server.response_cache import KeptAnswer, Recorded
 from kvtrove.server.service import Service
+from kvtrove.text.json_text import has_many, write_json
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -71,7 +72,9 @@ async def respond(request: Request, job: Job, endpoint: Endpoint, stream: bool) 
         if stream:
             return EventStream(job, endpoint)
         answer = await _unless_gone(request.receive, endpoint.answer())
-        return Response(status_code=CLIENT_GONE) if answer is None else JSONResponse(answer, headers=job.headers)
+        if answer is None:
+            return Response(status_code=CLIENT_GONE)
+        return await json_response(job.service, answer, job.headers)
     except Exception as error:
         job.close(as_api_error(error).body["error"]["code"])
         raise
@@ -81,6 +84,14 @@ async def respond(request: Request, job: Job, endpoint: Endpoint, stream: bool) 
     finally:
         if not stream:
             job.close()
+
+
+async def json_response(service: Service, value: Any, headers: Mapping[str, str] | None = None) -> Response:
+    """A value as JSON. One of many parts is written off the event loop."""
+    if not has_many(value):
+        return JSONResponse(value, headers=headers)
+    text = await service.in_pool(lambda: write_json(value, separators=(",", ":"), allow_nan=False))
+    return Response(text, headers=headers, media_type="application/json")
 
 
 def _kept(job: Job, kept: KeptAnswer) -> Response:

@@ -8,8 +8,10 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -49,11 +51,43 @@ def bind(settings: ServerSettings, keyring: Keyring) -> socket.socket:
     return listener
 
 
+def listener_of(fd: int) -> socket.socket:
+    """A socket that the parent process listens on already. When the parent ends and with it our stdin, so do we."""
+
+    def end_with_parent() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_parent, name="parent", daemon=True).start()
+    return socket.socket(fileno=fd)
+
+
 def address_of(listener: socket.socket, settings: ServerSettings) -> str:
     """`http://127.0.0.1:8000`."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     scheme = "http" if settings.ssl_certfile is None else "https"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def configured(app: FastAPI, settings: ServerSettings, **more: Any) -> uvicorn.Config:
+    """What all servers have in common: logs are ours, and HTTPS where there is a certificate that can be used."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+        **more,
+    )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(f"ssl_certfile, ssl_keyfile: cannot be used: {error}") from error
+    return config
 
 
 class DrainingServer(uvicorn.Server):
@@ -114,22 +148,14 @@ def run(app: FastAPI, service: Service, listener: socket.socket, keyring: Keyrin
     """Serve until a signal; returns when everything accepted has been answered. SystemExit when the engine dies."""
     limits = service.limits
     descriptors = plan_descriptors(limits.max_connections)
-    config = uvicorn.Config(
+    config = configured(
         app,
+        service.settings,
         http=guarded(Connections(descriptors.most, limits.idle_timeout)),
         backlog=descriptors.backlog,
-        log_config=None,
-        access_log=False,
-        server_header=False,
         timeout_keep_alive=int(limits.idle_timeout),
         timeout_graceful_shutdown=5,
-        ssl_certfile=service.settings.ssl_certfile,
-        ssl_keyfile=service.settings.ssl_keyfile,
     )
-    try:
-        config.load()
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigError(f"ssl_certfile, ssl_keyfile: cannot be used: {error}") from error
     DrainingServer(config, service, keyring).run([listener])
     if service.engine.stuck:
         logging.shutdown()

@@ -7,7 +7,6 @@ of Python's own, no change to an object, no `range` beyond 100000 (Jinja's limit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -21,6 +20,7 @@ from jinja2.sandbox import SecurityError
 from jinja2.utils import Namespace
 
 from kvtrove.text.bounds import BoundedEnvironment
+from kvtrove.text.json_text import write_json
 
 Clock = Callable[[], datetime]
 
@@ -63,7 +63,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return write_json(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:

@@ -84,8 +84,16 @@ class Tokenizer:
 
         RequestError when the text holds half a surrogate pair, as JSON can but UTF-8 cannot.
         """
+        ids: list[int] = self._encoded(text, add_special_tokens).ids
+        return ids
+
+    def count(self, text: str) -> int:
+        """How many tokens a rendered conversation has: without a list of them, which takes a while to make."""
+        return len(self._encoded(text, add_special_tokens=False))
+
+    def _encoded(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
         try:  # of the ways to encode, only a batch lets other threads run meanwhile
-            return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+            return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
         except TypeError:
             for at, character in enumerate(text):
                 if "\ud800" <= character <= "\udfff":

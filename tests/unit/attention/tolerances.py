@@ -4,28 +4,29 @@ An answer is a mean of values. Weights that are off by a factor within 1 +- e mo
 distance of the values from it, which is no more than the largest |value|, V below. A score that is off by d is such a
 factor, d.
 
-    level, cache              what is rounded                              moves an answer by at most
-    all                       sums in float32                              SUMS * V
-    all, int8                 queries and weights, to 15 bits              INT8 * V
-    amx, bfloat16, tiled      weights, to bfloat16: 8 bits, half a step    2^-9 * V
-                              a query in float32, to 16 bits               2^-17 * sum |q k| * scale * V
+    level, cache                   what is rounded                              moves an answer by at most
+    all                            sums in float32                              SUMS * V
+    all, int8 keys                 queries, to 15 bits                          INT8 * V
+    all, int8 values               weights, to 15 bits                          INT8 * V
+    amx, bfloat16, tiled keys      a query in float32, to 16 bits               2^-17 * sum |q k| * scale * V
+    amx, bfloat16, tiled values    weights, to bfloat16: 8 bits, half a step    2^-9 * V
 
 Sums: of n numbers in random order, about sqrt(n) half steps of float32: 2^-24 * sqrt(512) of each score's terms, which
 the tests keep below 8 in sum. INT8: half a step is 2^-15 of the largest; 256 independent ones add up to about
-16 / sqrt(3) of it, and six times that is never seen.
+16 / sqrt(3) of it, and three times that is never seen.
 """
 
 from __future__ import annotations
 
 SUMS = 8 * 2.0**-24 * 512**0.5
-INT8 = 6 * 16 / 3**0.5 * 2.0**-15
+INT8 = 3 * 16 / 3**0.5 * 2.0**-15
 BFLOAT16_WEIGHT = 2.0**-9
 SPLIT_QUERY = 2.0**-17
 
 
-def tolerance(stored: str, level: str, largest: float, scores: float = 0.0) -> float:
-    """For a tiled cache of dtype `stored`: values up to `largest`, scores whose terms add up to `scores` in size."""
-    if stored == "int8":
-        return (SUMS + INT8) * largest
-    on_tiles = stored == "bfloat16" and level == "amx"
-    return (SUMS + (BFLOAT16_WEIGHT + SPLIT_QUERY * scores if on_tiles else 0.0)) * largest
+def tolerance(k: str, v: str, level: str, largest: float, scores: float = 0.0) -> float:
+    """For keys and values stored as `k` and `v`: values up to `largest`, scores of terms of `scores` in sum."""
+    relative = SUMS + INT8 * [k, v].count("int8")
+    if level == "amx":
+        relative += SPLIT_QUERY * scores * (k == "bfloat16") + BFLOAT16_WEIGHT * (v == "bfloat16")
+    return relative * largest

@@ -1,6 +1,6 @@
 // Runs the attention kernels of every level that the machine has on small random steps, over memory that is exactly as
 // large as it must be. Built with address and undefined-behaviour sanitizers by test_attention_sanitized.py. Prints per
-// format, layout and level how far results were from those of the portable one at most, and in the end how many steps took
+// pair of formats and level how far results were from those of the portable one at most, and in the end how many steps took
 // no memory when they came again.
 #include <array>
 #include <cmath>
@@ -33,11 +33,14 @@ using Distances = std::array<float, 4>;  // of each level
 
 // Sequences with `computed` and `fresh` tokens each; all are stored by the kernel, then the fresh ones attend. Returns
 // whether steps that came again took no memory.
-bool measure(Element stored, bool tiled, Distances& distances) {
+bool measure(Element k_stored, Element v_stored, Distances& distances) {
     Layer layer;
-    layer.stored = stored, layer.tiled = tiled;
-    layer.kv_heads = draw(1, 2), layer.num_heads = layer.kv_heads * draw(1, 7), layer.head_dim = 8 * draw(1, 3);
-    layer.block_size = tiled ? 16 * draw(1, 2) : draw(1, 20);
+    layer.k.stored = k_stored, layer.v.stored = v_stored, layer.k.tiled = draw(0, 1), layer.v.tiled = draw(0, 1);
+    layer.kv_heads = draw(1, 2), layer.num_heads = layer.kv_heads * draw(1, 7);
+    layer.k.dim = 8 * draw(1, 3), layer.v.dim = 8 * draw(1, 3);
+    const std::vector<float> logits = numbers(layer.num_heads);
+    if (draw(0, 1)) layer.sink_logits = logits.data();
+    layer.block_size = layer.k.tiled || layer.v.tiled ? 16 * draw(1, 2) : draw(1, 20);
     layer.softcap = static_cast<float>(draw(0, 1)), layer.scale = 0.3f;
     if (draw(0, 1)) layer.reach = {draw(0, 9), draw(1, 40), 0};
     const std::int64_t computed = draw(0, 600), fresh = draw(1, 20), total = computed + fresh, sequences = 2;
@@ -47,13 +50,14 @@ bool measure(Element stored, bool tiled, Distances& distances) {
     for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>(table.size() - 1 - i);
 
     const std::size_t vectors = static_cast<std::size_t>(layer.kv_heads) * layer.block_size;
-    const std::size_t plane = vectors * layer.head_dim * bytes_of(stored), scales = vectors * 2;
-    std::vector<std::uint8_t> planes[4];
-    Plane* targets[4] = {&layer.k, &layer.v, &layer.k_scale, &layer.v_scale};
-    for (int i = 0; i < (stored == Element::int8 ? 4 : 2); ++i) {
-        const std::size_t bytes = i < 2 ? plane : scales;
-        planes[i].assign(bytes * layer.num_blocks, 0xFF);  // NaN
-        *targets[i] = {planes[i].data(), static_cast<std::ptrdiff_t>(bytes)};
+    std::vector<std::vector<std::uint8_t>> planes;
+    const auto add_plane = [&](Plane& plane, std::size_t bytes) {
+        planes.emplace_back(bytes * layer.num_blocks, std::uint8_t{0xFF});  // NaN
+        plane = {planes.back().data(), static_cast<std::ptrdiff_t>(bytes)};
+    };
+    for (Side* side : {&layer.k, &layer.v}) {
+        add_plane(side->data, vectors * side->vector_bytes());
+        if (side->stored == Element::int8) add_plane(side->scale, vectors * 2);
     }
 
     const auto batch_of = [&](std::int64_t start, std::int64_t count, std::vector<std::int64_t>& slots) {
@@ -67,26 +71,28 @@ bool measure(Element stored, bool tiled, Distances& distances) {
         batch.slots = slots.data();
         return batch;
     };
-    const auto rows = [&](std::vector<float>& values, int heads) {
-        return Rows{reinterpret_cast<std::uint8_t*>(values.data()), heads * layer.head_dim * 4, Element::float32};
+    const auto rows = [&](std::vector<float>& values, int elements) {
+        return Rows{reinterpret_cast<std::uint8_t*>(values.data()), elements * 4, Element::float32};
     };
     std::vector<std::int64_t> all_slots, new_slots;
     const Batch everything = batch_of(0, total, all_slots), step = batch_of(computed, fresh, new_slots);
-    auto k = numbers(2 * total * layer.kv_heads * layer.head_dim), v = numbers(k.size());
+    const int keys = layer.kv_heads * layer.k.dim, values = layer.kv_heads * layer.v.dim;
+    const int queries = layer.num_heads * layer.k.dim, results = layer.num_heads * layer.v.dim;
+    auto k = numbers(2 * total * keys), v = numbers(2 * total * values);
     check(layer, everything);
-    store(layer, everything, rows(k, layer.kv_heads), rows(v, layer.kv_heads), 2);
+    store(layer, everything, rows(k, keys), rows(v, values), 2);
 
-    auto q = numbers(2 * fresh * layer.num_heads * layer.head_dim);
+    auto q = numbers(2 * fresh * queries);
     std::vector<float> first, lse(2 * fresh * layer.num_heads);
     bool steady = true;
     for (int level = 0; level <= static_cast<int>(detect_isa()); ++level) {
         for (int threads = 1; threads <= 2; ++threads) {
             Scratch scratch;
-            std::vector<float> out(q.size(), std::numeric_limits<float>::quiet_NaN());
+            std::vector<float> out(2 * fresh * results, std::numeric_limits<float>::quiet_NaN());
             long taken = 0;
             for (int round = 0; round < 2; ++round) {
                 taken = allocations;
-                attend(layer, step, rows(q, layer.num_heads), rows(out, layer.num_heads), lse.data(), scratch, threads,
+                attend(layer, step, rows(q, queries), rows(out, results), lse.data(), scratch, threads,
                        static_cast<Isa>(level));
             }
             steady = steady && allocations == taken;
@@ -105,12 +111,13 @@ bool measure(Element stored, bool tiled, Distances& distances) {
 int main() {
     const char* const names[] = {"float32", "float16", "bfloat16", "int8"};
     int steady = 0;
-    for (const Element stored : {Element::float32, Element::float16, Element::bfloat16, Element::int8})
-        for (const bool tiled : {false, true}) {
+    const std::initializer_list<Element> all = {Element::float32, Element::float16, Element::bfloat16, Element::int8};
+    for (const Element k : all)
+        for (const Element v : all) {
             Distances distances{};
-            for (int i = 0; i < 15; ++i) steady += measure(stored, tiled, distances);
+            for (int i = 0; i < 8; ++i) steady += measure(k, v, distances);
             for (int level = 0; level <= static_cast<int>(detect_isa()); ++level)
-                std::printf("%s %s %s %g\n", names[static_cast<int>(stored)], tiled ? "tiled" : "plain",
+                std::printf("%s %s %s %g\n", names[static_cast<int>(k)], names[static_cast<int>(v)],
                             std::string(name(static_cast<Isa>(level))).c_str(), distances[level]);
         }
     std::printf("steady %d\n", steady);

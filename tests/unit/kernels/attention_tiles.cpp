@@ -47,7 +47,7 @@ using Results = std::vector<std::vector<float>>;
 struct World {
     Layer layer;
     std::vector<const Sequence*> sequences;
-    std::vector<std::uint8_t> planes[4];
+    std::vector<std::vector<std::uint8_t>> planes;
     std::vector<std::int32_t> table;
     std::int64_t width = 0;
 
@@ -56,11 +56,13 @@ struct World {
         for (const Sequence* one : sequences) width = std::max(width, (one->total() + size - 1) / size);
         layer.num_blocks = width * static_cast<std::int64_t>(sequences.size());
         const std::size_t vectors = static_cast<std::size_t>(layer.kv_heads) * size;
-        Plane* targets[4] = {&layer.k, &layer.v, &layer.k_scale, &layer.v_scale};
-        for (int i = 0; i < (layer.stored == Element::int8 ? 4 : 2); ++i) {
-            const std::size_t bytes = i < 2 ? vectors * layer.head_dim * bytes_of(layer.stored) : vectors * 2;
-            planes[i].assign(bytes * layer.num_blocks, 0xFF);
-            *targets[i] = {planes[i].data(), static_cast<std::ptrdiff_t>(bytes)};
+        const auto add_plane = [&](Plane& plane, std::size_t bytes) {
+            planes.emplace_back(bytes * layer.num_blocks, std::uint8_t{0xFF});
+            plane = {planes.back().data(), static_cast<std::ptrdiff_t>(bytes)};
+        };
+        for (Side* side : {&layer.k, &layer.v}) {
+            add_plane(side->data, vectors * side->vector_bytes());
+            if (side->stored == Element::int8) add_plane(side->scale, vectors * 2);
         }
         std::vector<std::int32_t> order(layer.num_blocks);
         for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::int32_t>(i);
@@ -78,7 +80,7 @@ struct World {
             const std::int64_t slot = std::int64_t{order[at]} * layer.block_size + p % layer.block_size;
             Batch batch;
             batch.query_start = {0, 1}, batch.start = {p}, batch.slots = &slot;
-            const std::size_t row = static_cast<std::size_t>(layer.kv_heads) * layer.head_dim;
+            const std::size_t row = static_cast<std::size_t>(layer.kv_heads) * layer.k.dim;
             const auto rows = [&](const std::vector<float>& values) {
                 auto* data = reinterpret_cast<std::uint8_t*>(const_cast<float*>(values.data() + p * row));
                 return Rows{data, static_cast<std::ptrdiff_t>(row * 4), Element::float32};
@@ -89,7 +91,7 @@ struct World {
 
     // The results of fresh tokens [from, to) of each sequence.
     Results attend_to(Isa isa, int threads, Element element, std::int64_t from, std::int64_t to) const {
-        const std::size_t row = static_cast<std::size_t>(layer.num_heads) * layer.head_dim, bytes = bytes_of(element);
+        const std::size_t row = static_cast<std::size_t>(layer.num_heads) * layer.k.dim, bytes = bytes_of(element);
         Batch batch;
         batch.query_start = {0};
         std::vector<float> q;
@@ -143,20 +145,20 @@ struct Case {
     Element element;  // of q
     std::vector<Sequence> sequences;
 
-    Case(Element stored, bool short_ones) {
-        layer.stored = stored, layer.tiled = true;
+    Case(Element k, Element v, bool short_ones) {
+        layer.k.stored = k, layer.v.stored = v, layer.k.tiled = layer.v.tiled = true;
         layer.kv_heads = draw(1, 2), layer.num_heads = layer.kv_heads * one_of({1, 4, 7, 8});
-        layer.head_dim = one_of({64, 80, 96, 128, 256}), layer.block_size = one_of({16, 32, 48, 64});
+        layer.k.dim = layer.v.dim = one_of({64, 80, 96, 128, 256}), layer.block_size = one_of({16, 32, 48, 64});
         layer.scale = 0.3f, layer.softcap = static_cast<float>(draw(0, 1) * 3);
         if (draw(0, 1)) layer.reach = {draw(0, 40), draw(1, 200), 0};
         if (draw(0, 5) == 0) layer.num_heads = 33 * layer.kv_heads;
         element = draw(0, 1) ? Element::float32 : Element::bfloat16;
-        const std::size_t kv = static_cast<std::size_t>(layer.kv_heads) * layer.head_dim;
+        const std::size_t kv = static_cast<std::size_t>(layer.kv_heads) * layer.k.dim;
         for (int s = draw(1, 3); s > 0; --s) {
             Sequence one{draw(0, 1) ? draw(0, 100) : draw(0, 700), draw(0, 1) ? 1 : draw(2, 18), {}, {}, {}};
             if (short_ones) one.computed = 0, one.fresh = 1;
             one.k = numbers(one.total() * kv), one.v = numbers(one.total() * kv);
-            one.q = numbers(one.fresh * layer.num_heads * layer.head_dim);
+            one.q = numbers(one.fresh * layer.num_heads * layer.k.dim);
             sequences.push_back(std::move(one));
         }
     }
@@ -174,9 +176,9 @@ std::string reason(const Case& c, float tolerance) {
     const Results here = world.attend_to(Isa::amx, 1, c.element);
     const float far = distance(here, world.attend_to(Isa::portable, 1, c.element));
     if (!(far <= tolerance)) return "is " + std::to_string(far) + " off";
-    if (c.layer.stored == Element::int8) {
+    if (c.layer.k.stored == Element::int8 && c.layer.v.stored == Element::int8) {
         Layer plain = c.layer;
-        plain.tiled = false;  // computed on vectors
+        plain.k.tiled = plain.v.tiled = false;  // computed on vectors
         const Results vectors = World(plain, c.all()).attend_to(Isa::amx, 1, c.element);
         for (std::size_t s = 0; s < here.size(); ++s)
             if (!same_bits(here[s], vectors[s])) return "differs from the same numbers on vectors";
@@ -204,30 +206,30 @@ std::uint64_t bits_of(const Case& c) {
 
 }  // namespace
 
-// Arguments: how far results may be from those of the portable level, for bf16, for int8, and for a single key of bf16. With
-// none, prints the bits of each case: with KVTROVE_EMULATE_AMX and without it they are the same.
+// Arguments: how far results may be from those of the portable level, for keys of bf16 and values of bf16, of int8, for keys
+// of int8 and values of bf16, of int8, and for a single key of bf16. With none, prints the bits of each case: with KVTROVE_EMULATE_AMX and without it they are the same.
 int main(int count, char** allowed) {
 #if !defined(KVTROVE_EMULATE_AMX)
     if (detect_isa() < Isa::amx) return std::puts("this processor has no AMX"), 2;
 #endif
     for (int i = 0; count == 1 && i < 20; ++i) {
-        const Case c(i % 2 ? Element::int8 : Element::bfloat16, i == 19);
+        const Case c(i % 2 ? Element::int8 : Element::bfloat16, i % 3 ? Element::bfloat16 : Element::int8, i == 19);
         std::printf("%016llx\n", static_cast<unsigned long long>(bits_of(c)));
     }
     if (count == 1) return 0;
     int right = 0;
-    for (int i = 0; i < 10; ++i)
-        for (const Element stored : {Element::bfloat16, Element::int8}) {
-            const bool short_ones = i % 5 == 4;  // one key: its weight is 1, and its score stands in lse as it is
-            const Case c(stored, short_ones);
-            const float tolerance = std::strtof(allowed[stored == Element::int8 ? 2 : short_ones ? 3 : 1], nullptr);
-            const std::string wrong = reason(c, tolerance);
-            right += wrong.empty();
-            if (wrong.empty()) continue;
-            std::printf("case %d: %s, head_dim %d, group %d, blocks of %d, window %d, sinks %d, q in %s: %s\n", i,
-                        stored == Element::int8 ? "int8" : "bf16", c.layer.head_dim, c.layer.group(), c.layer.block_size,
-                        static_cast<int>(c.layer.reach.window), static_cast<int>(c.layer.reach.sinks),
-                        c.element == Element::bfloat16 ? "bf16" : "float32", wrong.c_str());
-        }
+    const Element both[] = {Element::bfloat16, Element::int8};
+    for (int i = 0; i < 20; ++i) {
+        const int pair = i % 4;
+        const bool short_ones = i == 4;  // one key: its weight is 1, and its score stands in lse as it is
+        const Case c(both[pair / 2], both[pair % 2], short_ones);
+        const std::string wrong = reason(c, std::strtof(allowed[short_ones ? 5 : 1 + pair], nullptr));
+        right += wrong.empty();
+        if (wrong.empty()) continue;
+        std::printf("case %d: keys of %s, values of %s, dim %d, group %d, blocks of %d, window %d, sinks %d, q in %s: %s\n", i,
+                    pair / 2 ? "int8" : "bf16", pair % 2 ? "int8" : "bf16", c.layer.k.dim, c.layer.group(),
+                    c.layer.block_size, static_cast<int>(c.layer.reach.window), static_cast<int>(c.layer.reach.sinks),
+                    c.element == Element::bfloat16 ? "bf16" : "float32", wrong.c_str());
+    }
     std::printf("%d\n", right);
 }

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from kvtrove.kv.explain import EvictedKeys, Explanation, Reason, peek
+from kvtrove.kv.evicted import EvictedKeys
 from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager
+from kvtrove.kv.reasons import Explanation, Reason
 from kvtrove.kv.retention import Full, Retention, SlidingWindow
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.request import SamplingParams
@@ -42,7 +43,7 @@ class Cache:
         self.manager.free(kv)
 
     def peek(self, *tokens: int, salt: bytes = b"") -> Explanation:
-        return peek(self.manager, array("i", tokens), salt)
+        return self.manager.peek(array("i", tokens), salt)
 
 
 def reason(explanation: Explanation) -> tuple[Reason, int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
-from kvtrove.kernels.attention import AttentionKernel, PagedShape, paged_batch, paged_layer
+from kvtrove.kernels.attention import AttentionKernel, PagedShape, PagedSide, paged_batch, paged_layer
 from kvtrove.kernels.between import Between
 from kvtrove.kernels.decoder import DecoderKernel, LayerCall
 from kvtrove.kernels.linear import PackedWeights
@@ -171,8 +171,8 @@ def one_layer(q_norm: RMSNorm | None = None, heads: int = 2) -> DecoderKernel:
     between = Between(
         matrix(hidden, heads * dim), norm, (matrix(2 * inner, hidden), matrix(hidden, inner)), norm, None, torch.float32
     )
-    planes = {name: torch.zeros(2, 1, BLOCK, dim) for name in ("k", "v")}
-    layer = paged_layer(planes, "float32", PagedShape(2, 1, dim, BLOCK, False, 1.0))
+    k, v = (PagedSide("float32", False, dim, torch.zeros(2, 1, BLOCK, dim)) for _ in range(2))
+    layer = paged_layer(k, v, PagedShape(2, 1, BLOCK, 1.0))
     return DecoderKernel(AttentionKernel(), [(layer, 0)], [LayerCall(between, 0, True, q_norm)])
 
 

@@ -18,7 +18,9 @@ import torch
 
 from kvtrove.config import ConfigError
 from kvtrove.engine import Engine
+from kvtrove.kv.rows import Copy
 from kvtrove.kv.table import SequenceKV
+from kvtrove.scheduler.output import SchedulerOutput
 
 TEMPLATE_BLOCKS = 8
 NOTE = "the cache was filled with random keys and values, not computed from the prompts"
@@ -81,10 +83,10 @@ def _fill(engine: Engine, kv: SequenceKV, prompt: array[int], num_tokens: int, t
         count = min(chunk, whole - start)
         _allocate(engine, kv, count)
         first, last = start // size, (start + count) // size
-        pairs = [
-            (int(sources[group][i % TEMPLATE_BLOCKS]), int(ids[i]))
+        copies = [
+            Copy(int(sources[group][i % TEMPLATE_BLOCKS]), int(ids[i]))
             for group, ids in enumerate(kv.block_ids())
             for i in range(first, last)
         ]
-        engine.runner.arena.copy_rows(pairs)
+        engine.runner.execute(SchedulerOutput([], [*engine.kv.take_ops(), *copies]))
         engine.kv.commit(kv, prompt, count)

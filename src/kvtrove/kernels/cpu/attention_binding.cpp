@@ -49,27 +49,40 @@ attention::Rope rope_of(const Angles& angles) {
     return {at(0), at(1), nb::cast<int>(angles[2]), element_named(nb::cast<std::string_view>(angles[3]))};
 }
 
-BoundLayer::BoundLayer(const Bytes& k, const Bytes& v, const std::optional<Bytes>& k_scale,
-                       const std::optional<Bytes>& v_scale, std::string_view stored, const nb::dict& shape) {
+BoundLayer::BoundLayer(const nb::dict& k, const nb::dict& v, const nb::dict& shape) {
     const auto number = [&](const char* name) { return nb::cast<std::int64_t>(shape[name]); };
-    layer.stored = element_named(stored);
-    layer.tiled = nb::cast<bool>(shape["tiled"]);
     layer.num_heads = static_cast<int>(number("num_heads")), layer.kv_heads = static_cast<int>(number("kv_heads"));
-    layer.head_dim = static_cast<int>(number("head_dim")), layer.block_size = static_cast<int>(number("block_size"));
+    layer.block_size = static_cast<int>(number("block_size"));
     layer.scale = nb::cast<float>(shape["scale"]), layer.softcap = nb::cast<float>(shape["softcap"]);
     layer.reach = {number("sinks"), number("window"), number("chunk")};
-    layer.num_blocks = static_cast<std::int64_t>(k.shape(0));
     check_shape();
+    layer.k = side_of(k), layer.v = side_of(v);
+    layer.num_blocks = static_cast<std::int64_t>(kept.front().shape(0));
+    if (shape["sink_logits"].is_none()) return;
+    const Bytes logits = array(shape, "sink_logits");
+    if (logits.dtype() != nb::dtype<float>() || logits.ndim() != 1 || logits.shape(0) != std::size_t(layer.num_heads) ||
+        logits.stride(0) != 1) {
+        throw std::invalid_argument("sink_logits: float32 [" + std::to_string(layer.num_heads) + "] is needed");
+    }
+    layer.sink_logits = static_cast<const float*>(logits.data());
+}
+
+Bytes BoundLayer::array(const nb::dict& side, const char* name) {
+    kept.push_back(nb::cast<Bytes>(side[name], false));
+    return kept.back();
+}
+
+attention::Side BoundLayer::side_of(const nb::dict& fields) {
+    attention::Side side;
+    side.stored = element_named(nb::cast<std::string_view>(fields["stored"]));
+    side.tiled = nb::cast<bool>(fields["tiled"]), side.dim = nb::cast<int>(fields["dim"]);
+    check_side(side);
     const std::int64_t vectors = std::int64_t{layer.kv_heads} * layer.block_size;
-    const std::size_t bytes = attention::bytes_of(layer.stored);
-    layer.k = plane_of("k", k, vectors * layer.head_dim, bytes);
-    layer.v = plane_of("v", v, vectors * layer.head_dim, bytes);
-    kept = {k, v};
-    if (layer.stored != Element::int8) return;
-    if (!k_scale || !v_scale) throw std::invalid_argument("int8 needs k_scale and v_scale");
-    layer.k_scale = plane_of("k_scale", *k_scale, vectors, 2);
-    layer.v_scale = plane_of("v_scale", *v_scale, vectors, 2);
-    kept.insert(kept.end(), {*k_scale, *v_scale});
+    side.data = plane_of("data", array(fields, "data"), vectors * side.dim, attention::bytes_of(side.stored));
+    if (side.stored != Element::int8) return side;
+    if (fields["scale"].is_none()) throw std::invalid_argument("int8 needs a plane scale");
+    side.scale = plane_of("scale", array(fields, "scale"), vectors, 2);
+    return side;
 }
 
 void BoundLayer::check_shape() const {
@@ -77,11 +90,15 @@ void BoundLayer::check_shape() const {
         throw std::invalid_argument("num_heads: " + std::to_string(layer.num_heads) + " is no multiple of kv_heads " +
                                     std::to_string(layer.kv_heads));
     }
-    if (layer.head_dim < 8 || layer.head_dim % 8 || layer.head_dim > attention::kMaxDim) {
-        throw std::invalid_argument("head_dim: " + std::to_string(layer.head_dim) + " is not a multiple of 8 up to " +
+    if (layer.block_size < 1) throw std::invalid_argument("block_size must be positive");
+}
+
+void BoundLayer::check_side(const attention::Side& side) const {
+    if (side.dim < 8 || side.dim % 8 || side.dim > attention::kMaxDim) {
+        throw std::invalid_argument("dim: " + std::to_string(side.dim) + " is not a multiple of 8 up to " +
                                     std::to_string(attention::kMaxDim));
     }
-    if (layer.block_size < 1 || (layer.tiled && layer.block_size % attention::kTile)) {
+    if (side.tiled && layer.block_size % attention::kTile) {
         throw std::invalid_argument("block_size: " + std::to_string(layer.block_size) +
                                     " is no multiple of 16, as a tiled layout needs");
     }
@@ -127,8 +144,7 @@ void BoundKernel::rotate(const BoundLayer& layer, const BoundBatch& batch, const
     const attention::Rows queries = rows_of(q);
     const attention::Rope rope = rope_of(angles);
     const kvtrove::Unlocked unlocked;
-    attention::rotate(queries, batch.batch.tokens(), layer.layer.num_heads, layer.layer.head_dim, rope,
-                      num_threads);
+    attention::rotate(queries, batch.batch.tokens(), layer.layer.num_heads, layer.layer.k.dim, rope, num_threads);
 }
 
 void BoundKernel::attend(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const Address& out,
@@ -153,10 +169,7 @@ void BoundKernel::run(const BoundLayer& layer, const BoundBatch& batch, const Ad
 
 void bind_attention(nb::module_& m) {
     nb::class_<BoundLayer>(m, "AttentionLayer")
-        .def(nb::init<const Bytes&, const Bytes&, const std::optional<Bytes>&, const std::optional<Bytes>&,
-                      std::string_view, const nb::dict&>(),
-             nb::arg("k").noconvert(), nb::arg("v").noconvert(), nb::arg("k_scale").none(), nb::arg("v_scale").none(),
-             nb::arg("stored"), nb::arg("shape"));
+        .def(nb::init<const nb::dict&, const nb::dict&, const nb::dict&>(), nb::arg("k"), nb::arg("v"), nb::arg("shape"));
     nb::class_<BoundBatch>(m, "AttentionBatch")
         .def(nb::init<const Numbers&, const Numbers&, const Table&, const Numbers&>(),
              nb::arg("query_start").noconvert(), nb::arg("start").noconvert(), nb::arg("block_table").noconvert(),

@@ -20,7 +20,7 @@ using Bytes = nanobind::ndarray<nanobind::device::cpu>;
 using Numbers = nanobind::ndarray<const std::int64_t, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
 using Table = nanobind::ndarray<const std::int32_t, nanobind::ndim<2>, nanobind::c_contig, nanobind::device::cpu>;
 
-// [tokens][heads][head_dim] in the caller's memory: its address, bytes from token to token, and name of its dtype.
+// [tokens][heads][dim] in the caller's memory: its address, bytes from token to token, and name of its dtype.
 using Address = nanobind::typed<nanobind::tuple, std::uintptr_t, std::ptrdiff_t, std::string>;
 // cos, sin [tokens][half] in the caller's memory, half, and their dtype.
 using Angles = nanobind::typed<nanobind::tuple, std::uintptr_t, std::uintptr_t, int, std::string>;
@@ -32,9 +32,14 @@ struct BoundLayer {
     attention::Layer layer;
     std::vector<Bytes> kept;
 
-    BoundLayer(const Bytes& k, const Bytes& v, const std::optional<Bytes>& k_scale, const std::optional<Bytes>& v_scale,
-               std::string_view stored, const nanobind::dict& shape);
+    // k, v, shape: fields of PagedSide and PagedShape.
+    BoundLayer(const nanobind::dict& k, const nanobind::dict& v, const nanobind::dict& shape);
+
+private:
+    Bytes array(const nanobind::dict& side, const char* name);
+    attention::Side side_of(const nanobind::dict& side);
     void check_shape() const;
+    void check_side(const attention::Side& side) const;
 };
 
 // What a check of a step depends on.

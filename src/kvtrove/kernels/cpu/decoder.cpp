@@ -53,13 +53,12 @@ void run(const Decoder& decoder, const DecoderStep& step, const AttentionMeans& 
     std::uint8_t* rest = next + step.rows * decoder.projected * bytes;
     for (const DecoderLayer& layer : decoder.layers) {
         const attention::Layer& reads = *layer.attention;
-        const std::size_t dim = reads.head_dim, keys = layer.stores ? reads.kv_heads * dim : 0;
         const auto stride = static_cast<std::ptrdiff_t>(layer.projected() * bytes);
         const auto from = [&](std::size_t first) { return Rows{projected + first * bytes, stride, element}; };
-        const Rows q = from(0), k = layer.stores ? from(layer.mixed()) : Rows{};
-        const Rows v = layer.stores ? from(layer.mixed() + keys) : Rows{};
-        norm_heads(layer.q_norm, step.type, step.rows, q, reads.num_heads, dim);
-        if (layer.stores) norm_heads(layer.k_norm, step.type, step.rows, k, reads.kv_heads, dim);
+        const Rows q = from(0), k = layer.stores ? from(layer.queries()) : Rows{};
+        const Rows v = layer.stores ? from(layer.queries() + layer.keys()) : Rows{};
+        norm_heads(layer.q_norm, step.type, step.rows, q, reads.num_heads, reads.k.dim);
+        if (layer.stores) norm_heads(layer.k_norm, step.type, step.rows, k, reads.kv_heads, reads.k.dim);
         const Rows result{mixed, static_cast<std::ptrdiff_t>(layer.mixed() * bytes), element};
         attention::run(reads, *step.batches[layer.group], {q, k, v, &step.ropes[layer.rope]}, result, means.scratch,
                        means.num_threads, means.isa);

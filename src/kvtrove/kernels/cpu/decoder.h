@@ -21,10 +21,11 @@ struct DecoderLayer {
     std::size_t group, rope;    // which of a step's batches and rotations
     bool stores;                // keys and values follow the queries among its projections
 
-    std::size_t mixed() const { return static_cast<std::size_t>(attention->num_heads) * attention->head_dim; }
-    std::size_t projected() const {
-        return mixed() + (stores ? 2 * static_cast<std::size_t>(attention->kv_heads) * attention->head_dim : 0);
-    }
+    std::size_t queries() const { return static_cast<std::size_t>(attention->num_heads) * attention->k.dim; }
+    std::size_t keys() const { return stores ? static_cast<std::size_t>(attention->kv_heads) * attention->k.dim : 0; }
+    std::size_t values() const { return stores ? static_cast<std::size_t>(attention->kv_heads) * attention->v.dim : 0; }
+    std::size_t projected() const { return queries() + keys() + values(); }
+    std::size_t mixed() const { return static_cast<std::size_t>(attention->num_heads) * attention->v.dim; }
 };
 
 struct Decoder {

@@ -36,7 +36,7 @@ struct BoundDecoder {
         for (const Angles& one : angles) step.ropes.push_back(rope_of(one));
         for (const DecoderLayer& layer : decoder.layers) {
             batches[layer.group]->check_for(*layer.attention);
-            if (2 * step.ropes[layer.rope].half > layer.attention->head_dim) {
+            if (2 * step.ropes[layer.rope].half > layer.attention->k.dim) {
                 throw std::invalid_argument("a rotation is wider than the heads of a layer that it turns");
             }
         }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvtrove.request import RequestError
+from kvtrove.server.json_pieces import read_json
 from kvtrove.text.chat_template import ChatTemplate
 
 Message = Mapping[str, Any]
@@ -110,7 +110,7 @@ def _plain_call(call: Mapping[str, Any]) -> dict[str, Any]:
     """Templates write arguments with `tojson`: as a string they would be quoted twice. null is no argument at all."""
     function = dict(call["function"])
     try:
-        arguments = json.loads(function.get("arguments") or "{}") or {}
+        arguments = read_json((function.get("arguments") or "{}").encode()) or {}
     except (ValueError, RecursionError):
         arguments = function["arguments"]  # a broken call of an earlier turn is repeated as it was
     return {**call, "function": {**function, "arguments": arguments}}

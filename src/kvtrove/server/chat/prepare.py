@@ -92,7 +92,8 @@ async def submit_chat(
     prompt, dropped = await _prompt(job, conversation, owner, None if cap else params.max_tokens, truncate)
     in_thought = opens_thought(service.answer_syntax.thoughts, prompt.text or "", _prefill(conversation))
     thought_over = closes_thought(service.answer_syntax.thoughts, prompt.text or "")
-    guide = await service.guide(_grammar(service, conversation, grammar, in_thought, thought_over), params)
+    wanted = await service.in_pool(_grammar, service, conversation, grammar, in_thought, thought_over)
+    guide = await service.guide(wanted, params)
     if cap and len(prompt.token_ids) + (params.max_tokens or 0) > service.max_model_len:
         params = replace(params, max_tokens=None)
     if guide is not None and guide.relaxed:
@@ -201,7 +202,8 @@ def _cut(service: Service, conversation: Conversation, room: int) -> list[int] |
     def fits(dropped: Sequence[int]) -> bool:
         try:
             text = render(service, conversation.without(dropped))
-            return len(service.encode(text, "messages", add_special_tokens=False).token_ids) <= room
+            service.refuse_hopeless(text, "messages")
+            return service.tokenizer.count(text) <= room
         except ApiError:
             return False
 

@@ -46,8 +46,7 @@ async def count_tokens(body: ConversationFields, service: ServiceOf) -> TokenCou
     text = await service.in_pool(
         lambda: render(service, settled(conversation_of(body), service, body.stable_prefix)[0])
     )
-    tokens = await service.in_pool(lambda: service.tokenizer.encode(text, add_special_tokens=False))
-    return {"input_tokens": len(tokens)}
+    return {"input_tokens": await service.in_pool(service.tokenizer.count, text)}
 
 
 class Messages:

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from kvtrove.kv.explain import peek
 from kvtrove.prompts import Prompt
 from kvtrove.server.auth import Tenant
 from kvtrove.server.body import BodyRoute
@@ -58,7 +57,7 @@ def reports_router(reports: Reports) -> APIRouter:
         prompt, conversation = await _read(body, service, salt)
         service.refuse_unless_it_fits(len(prompt.token_ids), 1, "prompt" if body.prompt is not None else "messages")
         ids = array("i", prompt.token_ids)
-        explanation = await service.engine.call(lambda engine: peek(engine.kv, ids, salt.encode()))
+        explanation = await service.engine.call(lambda engine: engine.kv.peek(ids, salt.encode()))
         coming = remembered(request.state.request_id, salt, as_tokens(prompt.token_ids))
         return reports.preview(tenant.name, coming, explanation, conversation)
 

@@ -49,8 +49,7 @@ async def input_tokens(body: ConversationFields, service: ServiceOf) -> InputTok
     text = await service.in_pool(
         lambda: render(service, settled(read(body, LeftOut())[0], service, body.stable_prefix)[0])
     )
-    tokens = await service.in_pool(lambda: service.tokenizer.encode(text, add_special_tokens=False))
-    return {"object": "response.input_tokens", "input_tokens": len(tokens)}
+    return {"object": "response.input_tokens", "input_tokens": await service.in_pool(service.tokenizer.count, text)}
 
 
 class Responses:

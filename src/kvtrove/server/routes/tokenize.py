@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from kvtrove.server.body import BodyRoute
 from kvtrove.server.chat.conversation import Conversation, checked
@@ -15,6 +15,7 @@ from kvtrove.server.protocol.tokenize import (
     TokenizeRequest,
     TokenizerInfo,
 )
+from kvtrove.server.respond import json_response
 from kvtrove.server.routes.chat_input import messages_of, tools_of
 from kvtrove.server.routes.common import ANSWERS, ServiceOf, errors
 from kvtrove.server.routes.toolset import LeftOut
@@ -22,8 +23,8 @@ from kvtrove.server.routes.toolset import LeftOut
 router = APIRouter(route_class=BodyRoute)
 
 
-@router.post("/tokenize", responses=errors(404, *ANSWERS))
-async def tokenize(body: TokenizeRequest, service: ServiceOf) -> Tokenized:
+@router.post("/tokenize", response_model=None, responses={200: {"model": Tokenized}, **errors(404, *ANSWERS)})
+async def tokenize(body: TokenizeRequest, service: ServiceOf) -> Response:
     """Token ids of a text, or of a conversation as the model would see it."""
     service.check_model(body.model)
     if (body.prompt is None) == (body.messages is None):
@@ -37,7 +38,7 @@ async def tokenize(body: TokenizeRequest, service: ServiceOf) -> Tokenized:
     if body.return_token_strs:
         spell = service.tokenizer.token_text
         result["token_strs"] = await service.in_pool(lambda: [spell(token) for token in tokens])
-    return result
+    return await json_response(service, result)
 
 
 def _conversation(body: TokenizeRequest) -> Conversation:

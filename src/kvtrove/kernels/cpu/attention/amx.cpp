@@ -1,4 +1,4 @@
-// AMX: blocks of bf16 and int8 in tiled layout are multiplied on tiles, everything else is AVX-512.
+// AMX: keys or values of bf16 and int8 in tiled layout are multiplied on tiles, everything else is AVX-512.
 //
 // With KVTROVE_EMULATE_AMX no instruction beyond the compiler's baseline is used: sixteen lanes in plain C++.
 #if defined(__x86_64__)
@@ -56,24 +56,33 @@ constexpr int kSums = 24;    // vectors of sums that fit into the registers
 #include "amx_product.h"
 #include "amx_stages.h"
 
-template <class Keys, class Values>
-void attend_on_tiles(const Step& step, const Run& run, float* workspace) {
-    Configuration registers(Keys::left_bytes(step.layer), Values::left_bytes(step.layer));
-    Keys keys(step, registers);
-    Values values(step, registers);
-    attend_run(keys, values, step, run, workspace);
+template <class Use>
+void with_keys(const Step& step, Configuration& registers, const Use& use) {
+    if (!on_tiles(step.layer.k, step)) return with_vector_keys(step.layer.k, use);
+    if (step.layer.k.stored == Element::int8) {
+        Int8Keys keys(step, registers);
+        return use(keys);
+    }
+    Bfloat16Keys keys(step, registers);
+    use(keys);
+}
+
+template <class Use>
+void with_values(const Step& step, Configuration& registers, const Use& use) {
+    if (!on_tiles(step.layer.v, step)) return with_vector_values(step.layer.v, use);
+    if (step.layer.v.stored == Element::int8) {
+        Int8Values values(step, registers);
+        return use(values);
+    }
+    Bfloat16Values values(step, registers);
+    use(values);
 }
 
 inline void attend_best(const Step& step, const Run& run, float* workspace) {
-    const bool tiled = step.layer.tiled;
-    if (tiled && step.layer.stored == Element::bfloat16) {
-        return attend_on_tiles<Bfloat16Keys, Bfloat16Values>(step, run, workspace);
-    }
-    // A single row is no work for tiles; of int8 both have the same bits.
-    if (tiled && step.layer.stored == Element::int8 && step.max_rows > 1) {
-        return attend_on_tiles<Int8Keys, Int8Values>(step, run, workspace);
-    }
-    attend(step, run, workspace);
+    Configuration registers(step);
+    with_keys(step, registers, [&](Keys& keys) {
+        with_values(step, registers, [&](Values& values) { attend_run(keys, values, step, run, workspace); });
+    });
 }
 
 }  // namespace amx

@@ -7,25 +7,34 @@
 // the same bits.
 
 // Tokens of V that one product takes.
-inline int piece_of(const Layer& layer, int pack) {
-    int piece = tiles::kRowBytes * pack / 4;
+inline int piece_of(const Layer& layer) {
+    int piece = tiles::kRowBytes / static_cast<int>(bytes_of(layer.v.stored));
     while (layer.block_size % piece) piece /= 2;
     return piece;
 }
 
-// How many products a vector of K takes: head_dim in equal steps that tiles hold.
-inline int steps_of(const Layer& layer, int pack) {
-    const int row_bytes = layer.head_dim * 4 / pack;
+// How many products a vector of K takes: its elements in equal steps that tiles hold.
+inline int steps_of(const Side& side) {
+    const int row_bytes = static_cast<int>(side.vector_bytes());
     int steps = 1;
     while (row_bytes / steps > tiles::kRowBytes || row_bytes % (4 * steps)) ++steps;
     return steps;
 }
 
+// Whether products of a side take tiles. A single row is no work for them; of int8, vectors give the same bits.
+inline bool on_tiles(const Side& side, const Step& step) {
+    if (!side.tiled) return false;
+    return side.stored == Element::bfloat16 || (side.stored == Element::int8 && step.max_rows > 1);
+}
+
 // The registers as one pass after the other needs them.
 class Configuration {
 public:
-    // left_bytes: of a row of queries and of weights.
-    Configuration(int key_bytes, int value_bytes) : key_bytes_(key_bytes), value_bytes_(value_bytes) {}
+    explicit Configuration(const Step& step) {
+        const Layer& layer = step.layer;
+        if (on_tiles(layer.k, step)) key_bytes_ = static_cast<int>(layer.k.vector_bytes()) / steps_of(layer.k);
+        if (on_tiles(layer.v, step)) value_bytes_ = piece_of(layer) * static_cast<int>(bytes_of(layer.v.stored));
+    }
     Configuration(const Configuration&) = delete;
     Configuration& operator=(const Configuration&) = delete;
     ~Configuration() { tiles::release(); }
@@ -35,14 +44,16 @@ public:
         if (rows == rows_) return;
         tiles::Shapes shapes;
         for (int i = 0; i < kSumTiles; ++i) shapes.set(i, rows);
-        shapes.set(KeyRegisters::left, rows, key_bytes_), shapes.set(KeyRegisters::right, key_bytes_ / 4);
-        shapes.set(ValueRegisters::left, rows, value_bytes_), shapes.set(ValueRegisters::right, value_bytes_ / 4);
+        if (key_bytes_) shapes.set(KeyRegisters::left, rows, key_bytes_), shapes.set(KeyRegisters::right, key_bytes_ / 4);
+        if (value_bytes_) {
+            shapes.set(ValueRegisters::left, rows, value_bytes_), shapes.set(ValueRegisters::right, value_bytes_ / 4);
+        }
         tiles::configure(shapes);
         rows_ = rows;
     }
 
 private:
-    int key_bytes_, value_bytes_, rows_ = 0;
+    int key_bytes_ = 0, value_bytes_ = 0, rows_ = 0;  // bytes: of a row of queries and of weights
 };
 
 // The left side of a stage: its rows in `tiles` of `size`. The last ones may be no rows of the pass: what is computed for
@@ -68,7 +79,7 @@ void multiply_keys(const Pass& pass, const Chunk& chunk, const RowTiles& rows, i
         constexpr int R = decltype(r)::value, N = decltype(n)::value;
         each<R * N>([](auto sum) { tiles::zero<decltype(sum)::value>(); });
         const std::uint8_t* first[N];
-        std::copy(chunk.keys + slot, chunk.keys + slot + N, first);
+        std::copy(chunk.k.data + slot, chunk.k.data + slot + N, first);
         multiply<Format, KeyRegisters, R, N>(
             rows.left(pass.work.q, row_tile, row_bytes, step_bytes), steps, tiles::kRowBytes, row_tile ? 0 : tile_bytes, ahead,
             [&](int i, int column) { return first[column] + static_cast<std::ptrdiff_t>(i) * tile_bytes; });
@@ -80,11 +91,11 @@ void multiply_keys(const Pass& pass, const Chunk& chunk, const RowTiles& rows, i
     });
 }
 
-// sums [rows][head_dim] (+)= weights . V. weights: rows of weight_bytes. pieces: V of each, with `piece_bytes` of weights.
+// sums [rows][dim] (+)= weights . V. weights: rows of weight_bytes. pieces: V of each, with `piece_bytes` of weights.
 template <class Format, bool Fresh>
 void multiply_values(const Pass& pass, const RowTiles& rows, float* sums, int weight_bytes, const std::uint8_t* const* pieces,
                      int count, int piece_bytes, Ahead& ahead) {
-    const int dim = pass.layer.head_dim;
+    const int dim = pass.layer.v.dim;
     cover<kSumTiles>(rows.tiles, dim / kTile, [&](auto r, auto n, int row_tile, int columns) {
         constexpr int R = decltype(r)::value, N = decltype(n)::value;
         float* to = sums + static_cast<std::ptrdiff_t>(row_tile) * rows.size * dim + columns * kTile;
@@ -102,19 +113,16 @@ void multiply_values(const Pass& pass, const RowTiles& rows, float* sums, int we
     });
 }
 
-struct Bfloat16Keys {
-    static constexpr int kPack = 2;
+struct Bfloat16Keys final : Keys {
     Configuration& registers;
     int planes, steps;  // a query in float32 or float16 becomes the sum of two bf16: 16 bits of it count
 
     Bfloat16Keys(const Step& step, Configuration& registers)
-        : registers(registers), planes(step.q.element == Element::bfloat16 ? 1 : 2), steps(steps_of(step.layer, kPack)) {}
-
-    static int left_bytes(const Layer& layer) { return layer.head_dim * 2 / steps_of(layer, kPack); }
+        : registers(registers), planes(step.q.element == Element::bfloat16 ? 1 : 2), steps(steps_of(step.layer.k)) {}
 
     // The factor of scores comes later, so that a query in bf16 stays what it is.
-    void take_queries(Pass& pass) {
-        const int dim = pass.layer.head_dim, rows = planes * pass.rows;
+    void take_queries(Pass& pass) override {
+        const int dim = pass.layer.k.dim, rows = planes * pass.rows;
         auto* const halves = reinterpret_cast<std::uint16_t*>(pass.work.q);
         std::fill(halves + rows * dim, halves + RowTiles(rows).padded() * dim, std::uint16_t{0});
         float row[kMaxDim];
@@ -132,13 +140,13 @@ struct Bfloat16Keys {
         }
     }
 
-    void multiply(const Pass& pass, const Chunk& chunk, Ahead& ahead) {
+    void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
         const RowTiles rows(planes * pass.rows);
         registers.use(rows.size);
-        multiply_keys<Bfloat16Tiles>(pass, chunk, rows, pass.layer.head_dim * 2, steps, ahead);
+        multiply_keys<Bfloat16Tiles>(pass, chunk, rows, pass.layer.k.dim * 2, steps, ahead);
     }
 
-    F score(const Pass& pass, const Chunk& chunk, int r) const {
+    F score(const Pass& pass, const Chunk& chunk, int r) const override {
         float* scores = pass.scores(r);
         const float* low = pass.scores(pass.rows + r);
         const F factor = all(score_factor(pass.layer));
@@ -152,20 +160,16 @@ struct Bfloat16Keys {
     }
 };
 
-struct Bfloat16Values {
-    static constexpr int kPack = 2;
+struct Bfloat16Values final : Values {
     Configuration& registers;
-    int piece;
 
-    Bfloat16Values(const Step& step, Configuration& registers) : registers(registers), piece(piece_of(step.layer, kPack)) {}
+    Bfloat16Values(const Step& step, Configuration& registers) : Values(piece_of(step.layer)), registers(registers) {}
 
-    static int left_bytes(const Layer& layer) { return piece_of(layer, kPack) * 2; }
-
-    void prepare(const Pass&, const Chunk&) {}
+    void prepare(Pass&, const Chunk&) override {}
 
     // Weights are rounded to bf16, which is less than what V lost. Their sum is taken after rounding: then what is
     // divided by it is a mean of V with weights that add up to one.
-    float weigh(const Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) {
+    float weigh(Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) override {
         const Workspace& work = pass.work;
         auto* halves = reinterpret_cast<std::uint16_t*>(work.weights) + r * kChunk;
         const auto keep = [&](int j, F weights) __attribute__((always_inline)) {
@@ -178,7 +182,7 @@ struct Bfloat16Values {
         return shrink;
     }
 
-    void multiply(const Pass& pass, const Chunk& chunk, Ahead& ahead) {
+    void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
         const std::uint8_t* pieces[kChunk / kTile];
         const int slots = piece / kTile, count = chunk.count / slots;
         for (int i = 0; i < count; ++i) pieces[i] = live_piece(pass, chunk, i * slots, slots);
@@ -189,15 +193,15 @@ struct Bfloat16Values {
 
     // V as it lies or copied without the tokens that nobody reads.
     const std::uint8_t* live_piece(const Pass& pass, const Chunk& chunk, int slot, int slots) const {
-        const std::uint8_t* from = chunk.values[slot];
+        const std::uint8_t* from = chunk.v.data[slot];
         bool live = true;
         for (int i = slot; i < slot + slots; ++i) live = live && chunk.slots[i].live == kAllLive;
         if (live) return from;
-        const int size = kTile * pass.layer.head_dim;
+        const int size = kTile * pass.layer.v.dim;
         auto* to = reinterpret_cast<std::uint16_t*>(pass.work.tiles) + slot * size;
         for (int i = 0; i < slots; ++i)
             copy_live<TiledBfloat16>(reinterpret_cast<const std::uint16_t*>(from) + i * size, chunk.slots[slot + i],
-                                     pass.layer.head_dim, to + i * size);
+                                     pass.layer.v.dim, to + i * size);
         return reinterpret_cast<const std::uint8_t*>(to);
     }
 };
@@ -205,17 +209,14 @@ struct Bfloat16Values {
 // 128 * high + low
 INLINE I join(const std::int32_t* high, const std::int32_t* low) { return (I)(((U)load(high) << 7) + (U)load(low)); }
 
-struct Int8Keys {
-    static constexpr int kPack = 4;
+struct Int8Keys final : Keys {
     Configuration& registers;
     int steps;
 
-    Int8Keys(const Step& step, Configuration& registers) : registers(registers), steps(steps_of(step.layer, kPack)) {}
+    Int8Keys(const Step& step, Configuration& registers) : registers(registers), steps(steps_of(step.layer.k)) {}
 
-    static int left_bytes(const Layer& layer) { return layer.head_dim / steps_of(layer, kPack); }
-
-    void take_queries(Pass& pass) {
-        const int dim = pass.layer.head_dim, rows = 2 * pass.rows;
+    void take_queries(Pass& pass) override {
+        const int dim = pass.layer.k.dim, rows = 2 * pass.rows;
         auto* const bytes = reinterpret_cast<std::int8_t*>(pass.work.q);
         std::fill(bytes + rows * dim, bytes + RowTiles(rows).padded() * dim, std::int8_t{0});
         for (int r = 0; r < pass.rows; ++r) {
@@ -227,14 +228,14 @@ struct Int8Keys {
         }
     }
 
-    void multiply(const Pass& pass, const Chunk& chunk, Ahead& ahead) {
+    void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
         const RowTiles rows(2 * pass.rows);
         registers.use(rows.size);
-        multiply_keys<Int8Tiles>(pass, chunk, rows, pass.layer.head_dim, steps, ahead);
-        load_scales(pass, chunk, pass.layer.k_scale, chunk.key_scales, pass.work.k_scale);
+        multiply_keys<Int8Tiles>(pass, chunk, rows, pass.layer.k.dim, steps, ahead);
+        load_scales(pass, chunk, pass.layer.k, chunk.k, pass.work.k_scale);
     }
 
-    F score(const Pass& pass, const Chunk& chunk, int r) const {
+    F score(const Pass& pass, const Chunk& chunk, int r) const override {
         float* scores = pass.scores(r);
         const auto *high = reinterpret_cast<const std::int32_t*>(scores);
         const auto *low = reinterpret_cast<const std::int32_t*>(pass.scores(pass.rows + r));
@@ -245,20 +246,16 @@ struct Int8Keys {
     }
 };
 
-struct Int8Values {
-    static constexpr int kPack = 4;
+struct Int8Values final : Values {
     Configuration& registers;
-    int piece;
 
-    Int8Values(const Step& step, Configuration& registers) : registers(registers), piece(piece_of(step.layer, kPack)) {}
+    Int8Values(const Step& step, Configuration& registers) : Values(piece_of(step.layer)), registers(registers) {}
 
-    static int left_bytes(const Layer& layer) { return piece_of(layer, kPack); }
-
-    void prepare(const Pass& pass, const Chunk& chunk) {
-        load_scales(pass, chunk, pass.layer.v_scale, chunk.value_scales, pass.work.v_scale);
+    void prepare(Pass& pass, const Chunk& chunk) override {
+        load_scales(pass, chunk, pass.layer.v, chunk.v, pass.work.v_scale);
     }
 
-    float weigh(const Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) {
+    float weigh(Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) override {
         auto* high = reinterpret_cast<std::int8_t*>(pass.work.weights) + r * kChunk;
         auto* low = high + pass.rows * kChunk;
         return weigh_whole(pass.work, r, pass.scores(r), chunk.count * kTile, most, ahead,
@@ -267,10 +264,10 @@ struct Int8Values {
         });
     }
 
-    void multiply(const Pass& pass, const Chunk& chunk, Ahead& ahead) {
+    void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
         const std::uint8_t* pieces[kChunk / kTile];
-        const int slots = piece / kTile, count = chunk.count / slots, dim = pass.layer.head_dim;
-        for (int i = 0; i < count; ++i) pieces[i] = chunk.values[i * slots];
+        const int slots = piece / kTile, count = chunk.count / slots, dim = pass.layer.v.dim;
+        for (int i = 0; i < count; ++i) pieces[i] = chunk.v.data[i * slots];
         const RowTiles rows(2 * pass.rows);
         registers.use(rows.size);
         multiply_values<Int8Tiles, true>(pass, rows, pass.work.exact, kChunk, pieces, count, piece, ahead);

@@ -21,7 +21,7 @@ namespace kvtrove::attention {
 constexpr int kTile = 16;        // tokens that one product takes; blocks in tiled layout are multiples of it
 constexpr int kChunk = 256;      // tokens whose scores are held at once
 constexpr int kSplit = 512;      // tokens of a work item
-constexpr int kMaxDim = 512;     // largest head_dim; every one is a multiple of 8
+constexpr int kMaxDim = 512;     // largest vector; every one is a multiple of 8
 
 enum class Element : std::uint8_t { float32, float16, bfloat16, int8 };
 
@@ -47,17 +47,26 @@ struct Reach {
     }
 };
 
-// What never changes about a layer. Layouts inside a block, with pack = 1, 2 or 4 elements of 4, 2 or 1 bytes:
-//   tiled  k [kv_heads][block_size / 16][head_dim / pack][16][pack]   v [kv_heads][block_size / pack][head_dim][pack]
-//   plain  k, v [kv_heads][block_size][head_dim]
+// Keys or values of a layer. Layouts inside a block, with pack = 1, 2 or 4 elements of 4, 2 or 1 bytes:
+//   tiled  keys [kv_heads][block_size / 16][dim / pack][16][pack]   values [kv_heads][block_size / pack][dim][pack]
+//   plain  keys, values [kv_heads][block_size][dim]
 // Scales of int8 are float16 [kv_heads][block_size].
-struct Layer {
-    Plane k, v, k_scale, v_scale;
+struct Side {
+    Plane data, scale;
     Element stored = Element::float32;
     bool tiled = false;
+    int dim = 0;
+
+    std::int64_t vector_bytes() const { return static_cast<std::int64_t>(dim * bytes_of(stored)); }
+};
+
+// What never changes about a layer. Queries have the size of keys, results that of values.
+struct Layer {
+    Side k, v;
     std::int64_t num_blocks = 0;
-    int num_heads = 0, kv_heads = 0, head_dim = 0, block_size = 0;
-    float scale = 1, softcap = 0;  // softcap 0: none
+    int num_heads = 0, kv_heads = 0, block_size = 0;
+    float scale = 1, softcap = 0;          // softcap 0: none
+    const float* sink_logits = nullptr;    // [num_heads], or none: a score each query has beside those of its keys, of value zero
     Reach reach;
 
     int group() const { return num_heads / kv_heads; }
@@ -74,7 +83,7 @@ struct Batch {
     std::int64_t tokens() const { return query_start.back(); }
 };
 
-// [tokens][heads][head_dim], contiguous within a token. stride: bytes from token to token.
+// [tokens][heads][dim], contiguous within a token. stride: bytes from token to token.
 struct Rows {
     std::uint8_t* data = nullptr;
     std::ptrdiff_t stride = 0;
@@ -111,10 +120,10 @@ void check(const Layer& layer, const Batch& batch);
 void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v, int num_threads,
            const Rope* rope = nullptr);
 
-// Turns x [tokens][heads][head_dim] in place.
-void rotate(const Rows& x, std::int64_t tokens, int heads, int head_dim, const Rope& rope, int num_threads);
+// Turns x [tokens][heads][dim] in place.
+void rotate(const Rows& x, std::int64_t tokens, int heads, int dim, const Rope& rope, int num_threads);
 
-// out = softmax(cap(q.k * scale)) . v for every token; lse (optional): [tokens][num_heads], the logarithm of the sum of
+// out = softmax(cap(q.k * scale)) . v for every token, sink logits in the sum of the softmax; lse (optional): [tokens][num_heads], the logarithm of the sum of
 // exponentials, which merges results over disjoint keys. num_threads: 0 takes max_threads().
 void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& out, float* lse, Scratch& scratch,
             int num_threads, Isa isa);

@@ -1,6 +1,11 @@
 // The chunks of K and V that a thread reads, one after the other. Included by each level inside its namespace, after gather.h
 // and ahead.h.
 
+// Where the slots of a chunk lie, for a side in tiled layout.
+struct Places {
+    const std::uint8_t *data[kChunk / kTile], *scale[kChunk / kTile];
+};
+
 // Up to kChunk tokens of one split of one item.
 struct Chunk {
     std::int32_t item = -1;  // -1: there is none
@@ -8,9 +13,7 @@ struct Chunk {
     int count = 0;
     bool masked = false;  // some slot is
     Slot slots[kChunk / kTile];
-    // where the slots lie, in tiled layout
-    const std::uint8_t *keys[kChunk / kTile], *values[kChunk / kTile];
-    const std::uint8_t *key_scales[kChunk / kTile], *value_scales[kChunk / kTile];  // int8
+    Places k, v;
 };
 
 // What the queries of a tile read.
@@ -88,23 +91,19 @@ private:
                 chunk.slots[chunk.count + j / kTile] = slot;
             }
             if (!live) continue;
-            if (layer.tiled) place(blocks, begin, chunk);
+            const Spot spot = blocks.spot(begin);
+            if (layer.k.tiled) place(layer.k, spot, chunk.count, chunk.k);
+            if (layer.v.tiled) place(layer.v, spot, chunk.count, chunk.v);
             chunk.count += piece_ / kTile, chunk.masked |= masked;
         }
     }
 
-    void place(const Blocks& blocks, std::int64_t begin, Chunk& chunk) const {
-        const Layer& layer = step_.layer;
-        const Spot spot = blocks.spot(begin);
-        const std::int64_t vector = blocks.vector_bytes();
+    // The slots of a piece, from `slot` on.
+    void place(const Side& side, const Spot& spot, int slot, Places& places) const {
         for (int j = 0; j < piece_ / kTile; ++j) {
-            const int i = chunk.count + j;
             const std::int64_t token = spot.token + j * kTile;
-            chunk.keys[i] = spot.in(layer.k) + token * vector;
-            chunk.values[i] = spot.in(layer.v) + token * vector;
-            if (layer.stored != Element::int8) continue;
-            chunk.key_scales[i] = spot.in(layer.k_scale) + token * kScaleBytes;
-            chunk.value_scales[i] = spot.in(layer.v_scale) + token * kScaleBytes;
+            places.data[slot + j] = spot.in(side.data) + token * side.vector_bytes();
+            if (side.scale.data) places.scale[slot + j] = spot.in(side.scale) + token * kScaleBytes;
         }
     }
 
@@ -118,15 +117,14 @@ private:
 // Asks for `next` during work of so many bytes.
 inline void look_ahead(Ahead& ahead, const Layer& layer, const Chunk& next, std::int64_t work) {
     ahead.begin(work);
-    if (next.item >= 0 && layer.tiled) {
-        const auto add = [&](const std::uint8_t* const* from, std::int64_t bytes) {
-            for (int i = 0; i < next.count; ++i) ahead.add(from[i], kTile * bytes);
-        };
-        const std::int64_t vector = layer.head_dim * bytes_of(layer.stored);
-        if (layer.stored == Element::int8) add(next.key_scales, kScaleBytes);
-        add(next.keys, vector);
-        if (layer.stored == Element::int8) add(next.value_scales, kScaleBytes);
-        add(next.values, vector);
-    }
+    const auto add = [&](const std::uint8_t* const* from, std::int64_t bytes) {
+        for (int i = 0; i < next.count; ++i) ahead.add(from[i], kTile * bytes);
+    };
+    const auto add_side = [&](const Side& side, const Places& places) {
+        if (!side.tiled) return;
+        if (side.scale.data) add(places.scale, kScaleBytes);
+        add(places.data, side.vector_bytes());
+    };
+    if (next.item >= 0) add_side(layer.k, next.k), add_side(layer.v, next.v);
     ahead.end();
 }

@@ -29,21 +29,19 @@ struct Blocks {
         const std::int64_t size = layer.block_size, block = position / size;
         return {table[block], kv_head * size + position - block * size};
     }
-
-    std::int64_t vector_bytes() const { return static_cast<std::int64_t>(layer.head_dim * bytes_of(layer.stored)); }
 };
 
 // A plain tile in the arrangement of tiled ones; tokens that are not live become zeros. keys: as K, else as V.
 template <class Lanes, class Stored, auto Widen>
-const typename Lanes::T* copy_plain(const Blocks& blocks, const Plane& plane, const Slot& slot, bool keys,
+const typename Lanes::T* copy_plain(const Blocks& blocks, const Side& side, const Slot& slot, bool keys,
                                     typename Lanes::T* to) {
     constexpr int pack = Lanes::kPack;
-    const int dim = blocks.layer.head_dim;
+    const int dim = side.dim;
     std::fill(to, to + kTile * dim, typename Lanes::T{});
     for (int j = 0; j < kTile; ++j) {
         if (!(slot.live >> j & 1)) continue;
         const Spot spot = blocks.spot(slot.begin + j);
-        const Stored* from = reinterpret_cast<const Stored*>(spot.in(plane)) + spot.token * dim;
+        const Stored* from = reinterpret_cast<const Stored*>(spot.in(side.data)) + spot.token * dim;
         for (int d = 0; d < dim; ++d) {
             const int at = keys ? (d / pack * kTile + j) * pack + d % pack : (j / pack * dim + d) * pack + j % pack;
             if constexpr (std::is_null_pointer_v<decltype(Widen)>) to[at] = from[d];
@@ -61,8 +59,8 @@ struct Reading {
     static constexpr bool kTiled = Tiled;
     static constexpr bool kQuantised = std::is_same_v<Lanes, Int8>;
 
-    static const T* copy(const Blocks& blocks, const Plane& plane, const Slot& slot, bool keys, T* to) {
-        return copy_plain<Lanes, Stored, Widen>(blocks, plane, slot, keys, to);
+    static const T* copy(const Blocks& blocks, const Side& side, const Slot& slot, bool keys, T* to) {
+        return copy_plain<Lanes, Stored, Widen>(blocks, side, slot, keys, to);
     }
 };
 

@@ -1,31 +1,45 @@
 // What each level offers to work.cpp. Included by each level inside its namespace, last.
 
-template <class Read>
-void attend_as(const Step& step, const Run& run, float* workspace) {
-    VectorKeys<Read> keys;
-    VectorValues<Read> values;
-    attend_run(keys, values, step, run, workspace);
+// use(how `side` is read)
+template <class Use>
+void with_reading(const Side& side, const Use& use) {
+    switch (side.stored) {
+        case Element::float32: return side.tiled ? use(TiledFloat32()) : use(PlainFloat32());
+        case Element::float16: return side.tiled ? use(TiledFloat16()) : use(PlainFloat16());
+        case Element::bfloat16: return side.tiled ? use(TiledBfloat16()) : use(PlainBfloat16());
+        case Element::int8: return side.tiled ? use(TiledInt8()) : use(PlainInt8());
+    }
+}
+
+// use(stages for keys)
+template <class Use>
+void with_vector_keys(const Side& side, const Use& use) {
+    with_reading(side, [&](auto reading) {
+        VectorKeys<decltype(reading)> keys;
+        use(keys);
+    });
+}
+
+// use(stages for values)
+template <class Use>
+void with_vector_values(const Side& side, const Use& use) {
+    with_reading(side, [&](auto reading) {
+        VectorValues<decltype(reading)> values;
+        use(values);
+    });
 }
 
 inline void attend(const Step& step, const Run& run, float* workspace) {
-    const bool tiled = step.layer.tiled;
-    switch (step.layer.stored) {
-        case Element::float32:
-            return tiled ? attend_as<TiledFloat32>(step, run, workspace) : attend_as<PlainFloat32>(step, run, workspace);
-        case Element::float16:
-            return tiled ? attend_as<TiledFloat16>(step, run, workspace) : attend_as<PlainFloat16>(step, run, workspace);
-        case Element::bfloat16:
-            return tiled ? attend_as<TiledBfloat16>(step, run, workspace) : attend_as<PlainBfloat16>(step, run, workspace);
-        case Element::int8:
-            return tiled ? attend_as<TiledInt8>(step, run, workspace) : attend_as<PlainInt8>(step, run, workspace);
-    }
+    with_vector_keys(step.layer.k, [&](Keys& keys) {
+        with_vector_values(step.layer.v, [&](Values& values) { attend_run(keys, values, step, run, workspace); });
+    });
 }
 
 // The same sums in the same order as attend_item over all splits.
 inline void merge(const Step& step, const Tile& tile, float* workspace) {
     const Pass pass(step, tile, workspace);
     const Workspace& work = pass.work;
-    const int rows = pass.rows, dim = step.layer.head_dim;
+    const int rows = pass.rows, dim = step.layer.v.dim;
     forget(work.all_best, work.all_sum, work.all_values, rows, dim);
     for (std::int64_t i = 0; i < tile.num_splits; ++i) {
         const float* from = step.partials + (tile.partial + i) * step.partial_floats();

@@ -1,14 +1,7 @@
 // One tile of queries on its way through chunks of K and V. Included by each level inside its namespace, after softmax.h and
 // chunk.h.
 //
-// A chunk takes three stages, which classes for keys and for values provide, each for one form of K or V:
-//
-//   keys.take_queries(pass)                     queries, once an item
-//   keys.multiply(pass, chunk, ahead)       products of all rows and tokens
-//   keys.score(pass, chunk, row)            those of a row become scores; returns the largest per lane
-//   values.prepare(pass, chunk)
-//   values.weigh(pass, chunk, row, most, ahead)   scores become weights; returns by how much everything before shrinks
-//   values.multiply(pass, chunk, ahead)     pass.work.values = what it was, shrunk, + weights . V
+// A chunk takes three stages, which classes for keys and for values provide, each for one form of K or V (see Keys, Values).
 
 // Memory of one thread, carved out of one allocation.
 struct Workspace {
@@ -24,19 +17,19 @@ struct Workspace {
     // Returns the floats needed. base: nullptr to ask only.
     std::size_t carve(const Layer& layer, int max_rows, float* base) {
         std::size_t at = 0;
-        const std::size_t dim = layer.head_dim, rows = (max_rows + 15) / 16 * 16;
+        const std::size_t k_dim = layer.k.dim, v_dim = layer.v.dim, rows = (max_rows + 15) / 16 * 16;
         const std::size_t products = (2 * max_rows + 15) / 16 * 16 + 16;  // on AMX: two planes, whole tiles of rows
         const auto take = [&](float*& part, std::size_t count) {
             part = base == nullptr ? nullptr : base + at;
             at += (count + 15) / 16 * 16;
         };
-        take(q, products * dim), take(q_scale, rows);
+        take(q, products * k_dim), take(q_scale, rows);
         take(scores, products * kChunk), take(shrink, rows);
-        take(weights, products * kChunk / 2), take(weight_scale, rows), take(exact, products * dim);
-        take(best, rows), take(sum, rows), take(values, products * dim);
-        take(all_best, rows), take(all_sum, rows), take(all_values, rows * dim);
+        take(weights, products * kChunk / 2), take(weight_scale, rows), take(exact, products * v_dim);
+        take(best, rows), take(sum, rows), take(values, products * v_dim);
+        take(all_best, rows), take(all_sum, rows), take(all_values, rows * v_dim);
         take(k_scale, kChunk), take(v_scale, kChunk);
-        take(tiles, kChunk * dim);
+        take(tiles, kChunk * std::max(k_dim, v_dim));
         return at;
     }
 };
@@ -57,7 +50,34 @@ struct Pass {
     }
 
     float* scores(int r) const { return work.scores + static_cast<std::ptrdiff_t>(r) * kChunk; }
-    float* values(int r) const { return work.values + static_cast<std::ptrdiff_t>(r) * layer.head_dim; }
+    float* values(int r) const { return work.values + static_cast<std::ptrdiff_t>(r) * layer.v.dim; }
+};
+
+// Stages for keys.
+class Keys {
+public:
+    virtual void take_queries(Pass& pass) = 0;                                        // once an item
+    virtual void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) = 0;          // products of all rows and tokens
+    virtual F score(const Pass& pass, const Chunk& chunk, int r) const = 0;           // those of a row become scores; the
+                                                                                      // largest per lane
+protected:
+    ~Keys() = default;
+};
+
+// Stages for values.
+class Values {
+public:
+    const int piece;  // tokens that must come together
+
+    explicit Values(int piece) : piece(piece) {}
+    virtual void prepare(Pass& pass, const Chunk& chunk) = 0;
+    // Scores of a row become weights; returns by how much everything before shrinks.
+    virtual float weigh(Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) = 0;
+    // pass.work.values = what it was, shrunk, + weights . V
+    virtual void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) = 0;
+
+protected:
+    ~Values() = default;
 };
 
 // What scores are multiplied with beside q and k.
@@ -70,12 +90,12 @@ inline const std::uint8_t* query(const Pass& pass, int r) {
     const int head = pass.tile.kv_head * pass.group + r % pass.group;
     const std::int64_t token = pass.tile.first_token + r / pass.group;
     const Rows& q = pass.step.q;
-    return q.data + token * q.stride + head * pass.layer.head_dim * bytes_of(q.element);
+    return q.data + token * q.stride + head * pass.layer.k.dim * bytes_of(q.element);
 }
 
 // row: [dim], q as it is.
 inline void load_row(const Pass& pass, int r, float* row) {
-    floats_of(query(pass, r), pass.step.q.element, pass.layer.head_dim, row);
+    floats_of(query(pass, r), pass.step.q.element, pass.layer.k.dim, row);
 }
 
 // q of row r times the factor of scores, as whole numbers up to kMostWhole: put(d, numbers) stores those from d on. Returns
@@ -84,7 +104,7 @@ template <class Put>
 INLINE float whole_row(const Pass& pass, int r, const Put& put) {
     float row[kMaxDim];
     load_row(pass, r, row);
-    const int dim = pass.layer.head_dim;
+    const int dim = pass.layer.k.dim;
     F most = all(1e-30f);
     for (int d = 0; d < dim; d += W) most = larger(larger(load(row + d), F{} - load(row + d)), most);
     const float largest = largest_of(most);
@@ -93,10 +113,10 @@ INLINE float whole_row(const Pass& pass, int r, const Put& put) {
     return largest / kMostWhole * score_factor(pass.layer);
 }
 
-// Scales of all tokens in the chunk. scales: of the chunk, in tiled layout.
-inline void load_scales(const Pass& pass, const Chunk& chunk, const Plane& plane, const std::uint8_t* const* scales, float* to) {
+// Scales of all tokens in the chunk.
+inline void load_scales(const Pass& pass, const Chunk& chunk, const Side& side, const Places& places, float* to) {
     for (int i = 0; i < chunk.count; ++i)
-        copy_scales(pass.blocks, plane, chunk.slots[i], pass.layer.tiled ? scales[i] : nullptr, to + i * kTile);
+        copy_scales(pass.blocks, side.scale, chunk.slots[i], side.tiled ? places.scale[i] : nullptr, to + i * kTile);
 }
 
 // Caps a row of scores and hides the tokens that the row does not read.
@@ -119,7 +139,7 @@ inline void mask_row(const Pass& pass, const Chunk& chunk, int r) {
 INLINE void shrink_values(const Pass& pass, int r, float shrink) {
     if (shrink == 1) return;
     float* values = pass.values(r);
-    for (int d = 0; d < pass.layer.head_dim; d += W) store(values + d, load(values + d) * all(shrink));
+    for (int d = 0; d < pass.layer.v.dim; d += W) store(values + d, load(values + d) * all(shrink));
 }
 
 // weigh for V in int8: weights times the scales of values, as whole numbers that put(j, numbers) stores.
@@ -142,14 +162,13 @@ template <class Exact>
 INLINE void add_exact(const Pass& pass, int r, const Exact& exact) {
     float* values = pass.values(r);
     const F shrink = all(pass.work.shrink[r]), scale = all(pass.work.weight_scale[r]);
-    for (int d = 0; d < pass.layer.head_dim; d += W) {
+    for (int d = 0; d < pass.layer.v.dim; d += W) {
         store(values + d, load(values + d) * shrink + __builtin_convertvector(exact(d), F) * scale);
     }
 }
 
 // All stages of a chunk.
-template <class Keys, class Values>
-void read_chunk(Keys& keys, Values& values, Pass& pass, const Chunk& chunk, Ahead& ahead) {
+inline void read_chunk(Keys& keys, Values& values, Pass& pass, const Chunk& chunk, Ahead& ahead) {
     keys.multiply(pass, chunk, ahead);
     values.prepare(pass, chunk);
     for (int r = 0; r < pass.rows; ++r) {
@@ -169,13 +188,22 @@ inline void forget(float* best, float* sum, float* values, int rows, int dim) {
     std::fill(values, values + static_cast<std::ptrdiff_t>(rows) * dim, 0.0f);
 }
 
-inline void write_out(const Pass& pass, const float* best, const float* sum, float* values) {
-    const int dim = pass.layer.head_dim;
+// One more score, of value zero.
+inline void add_sink(float logit, float& best, float& sum, float* values, int dim) {
+    const float score = logit * kLog2E, now = std::max(best, score), shrink = exp2(best - now);
+    best = now;
+    sum = sum * shrink + exp2(score - now);
+    for (int d = 0; d < dim; d += W) store(values + d, load(values + d) * all(shrink));
+}
+
+inline void write_out(const Pass& pass, float* best, float* sum, float* values) {
+    const int dim = pass.layer.v.dim;
     const Rows& out = pass.step.out;
     for (int r = 0; r < pass.rows; ++r) {
         const int head = pass.tile.kv_head * pass.group + r % pass.group;
         const std::int64_t token = pass.tile.first_token + r / pass.group;
         float* row = values + static_cast<std::ptrdiff_t>(r) * dim;
+        if (pass.layer.sink_logits) add_sink(pass.layer.sink_logits[head], best[r], sum[r], row, dim);
         for (int d = 0; d < dim; d += W) store(row + d, load(row + d) / all(sum[r]));
         from_floats(row, out.element, dim, out.data + token * out.stride + head * dim * bytes_of(out.element));
         if (pass.step.lse) pass.step.lse[token * pass.layer.num_heads + head] = (best[r] + std::log2(sum[r])) * kLn2;
@@ -183,11 +211,10 @@ inline void write_out(const Pass& pass, const float* best, const float* sum, flo
 }
 
 // One item of a run. chunk: the first of the item, or one of a later item when it has none; in the end, the one after.
-template <class Keys, class Values>
-void attend_item(Keys& keys, Values& values, Pass& pass, int item, Reader& reader, Chunk*& chunk, Chunk*& next, Ahead& ahead) {
+inline void attend_item(Keys& keys, Values& values, Pass& pass, int item, Reader& reader, Chunk*& chunk, Chunk*& next, Ahead& ahead) {
     const Tile& tile = pass.tile;
     const Workspace& work = pass.work;
-    const int rows = pass.rows, dim = pass.layer.head_dim, only = pass.step.items[item].split;
+    const int rows = pass.rows, dim = pass.layer.v.dim, only = pass.step.items[item].split;
     keys.take_queries(pass);
     if (only < 0) forget(work.all_best, work.all_sum, work.all_values, rows, dim);
     const std::int64_t first = std::max(only, 0), last = only < 0 ? tile.num_splits - 1 : only;
@@ -196,7 +223,7 @@ void attend_item(Keys& keys, Values& values, Pass& pass, int item, Reader& reade
         while (chunk->item == item && chunk->split == split) {
             reader.next(*next);
             const std::int64_t tokens = std::int64_t{chunk->count} * kTile;
-            look_ahead(ahead, pass.layer, *next, tokens * (2 * pass.blocks.vector_bytes() + rows * kScoreBytes));
+            look_ahead(ahead, pass.layer, *next, tokens * (pass.layer.k.vector_bytes() + pass.layer.v.vector_bytes() + rows * kScoreBytes));
             read_chunk(keys, values, pass, *chunk, ahead);
             std::swap(chunk, next);
         }
@@ -214,8 +241,7 @@ void attend_item(Keys& keys, Values& values, Pass& pass, int item, Reader& reade
     write_out(pass, work.all_best, work.all_sum, work.all_values);
 }
 
-template <class Keys, class Values>
-void attend_run(Keys& keys, Values& values, const Step& step, const Run& run, float* workspace) {
+inline void attend_run(Keys& keys, Values& values, const Step& step, const Run& run, float* workspace) {
     Reader reader(step, run, values.piece);
     Ahead ahead;
     Chunk chunks[2], *chunk = &chunks[0], *next = &chunks[1];

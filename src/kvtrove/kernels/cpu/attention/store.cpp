@@ -19,12 +19,12 @@ struct Place {
     int pack;
 };
 
-Place place(const Layer& layer, const Plane& plane, std::int64_t slot, int head, bool keys) {
+Place place(const Layer& layer, const Side& side, std::int64_t slot, int head, bool keys) {
     const std::int64_t block = slot / layer.block_size, at = slot % layer.block_size;
-    const int bytes = static_cast<int>(bytes_of(layer.stored)), pack = layer.tiled ? 4 / bytes : 1;
-    const std::int64_t dim = layer.head_dim, of_head = static_cast<std::int64_t>(head) * layer.block_size * dim;
-    std::uint8_t* data = plane.data + block * plane.block_stride;
-    if (!layer.tiled) return {data + (of_head + at * dim) * bytes, 1, 1};
+    const int bytes = static_cast<int>(bytes_of(side.stored)), pack = side.tiled ? 4 / bytes : 1;
+    const std::int64_t dim = side.dim, of_head = static_cast<std::int64_t>(head) * layer.block_size * dim;
+    std::uint8_t* data = side.data.data + block * side.data.block_stride;
+    if (!side.tiled) return {data + (of_head + at * dim) * bytes, 1, 1};
     if (keys) return {data + (of_head + at / kTile * kTile * dim + at % kTile * pack) * bytes, kTile * pack, pack};
     return {data + (of_head + at / pack * pack * dim + at % pack) * bytes, pack, 1};
 }
@@ -88,23 +88,23 @@ struct Vector {
     const Rope* rope;
 };
 
-void store_vector(const Layer& layer, const Vector& vector, const Place& to, std::uint16_t* scale) {
-    const int dim = layer.head_dim;
+void store_vector(const Side& side, const Vector& vector, const Place& to, std::uint16_t* scale) {
+    const int dim = side.dim;
     const std::uint8_t* from = vector.data;
     float wide[kMaxDim];
     std::uint8_t narrow[kMaxDim * 4];
-    const bool as_it_is = vector.element == layer.stored && vector.rope == nullptr;
+    const bool as_it_is = vector.element == side.stored && vector.rope == nullptr;
     if (!as_it_is || reinterpret_cast<std::uintptr_t>(from) % bytes_of(vector.element)) {
         floats_of(from, vector.element, dim, wide);
         if (vector.rope) turn(wide, *vector.rope, vector.token);
-        if (layer.stored == Element::int8) {
+        if (side.stored == Element::int8) {
             *scale = quantise(wide, dim, reinterpret_cast<std::int8_t*>(narrow));
         } else {
-            from_floats(wide, layer.stored, dim, narrow);
+            from_floats(wide, side.stored, dim, narrow);
         }
         from = narrow;
     }
-    switch (bytes_of(layer.stored)) {
+    switch (bytes_of(side.stored)) {
         case 1: return scatter(reinterpret_cast<const std::uint8_t*>(from), dim, to);
         case 2: return scatter(reinterpret_cast<const std::uint16_t*>(from), dim, to);
         default: return scatter(reinterpret_cast<const std::uint32_t*>(from), dim, to);
@@ -113,16 +113,16 @@ void store_vector(const Layer& layer, const Vector& vector, const Place& to, std
 
 void store_token(const Layer& layer, std::int64_t slot, std::int64_t token, const Rows& rows, bool keys,
                  const Rope* rope) {
-    const Plane &plane = keys ? layer.k : layer.v, &scales = keys ? layer.k_scale : layer.v_scale;
-    const std::size_t bytes = layer.head_dim * bytes_of(rows.element);
+    const Side& side = keys ? layer.k : layer.v;
+    const std::size_t bytes = side.dim * bytes_of(rows.element);
     for (int head = 0; head < layer.kv_heads; ++head) {
         std::uint16_t* scale = nullptr;
-        if (scales.data != nullptr) {
-            auto* block = scales.data + slot / layer.block_size * scales.block_stride;
+        if (side.scale.data != nullptr) {
+            auto* block = side.scale.data + slot / layer.block_size * side.scale.block_stride;
             scale = reinterpret_cast<std::uint16_t*>(block) + head * layer.block_size + slot % layer.block_size;
         }
         const std::uint8_t* from = rows.data + token * rows.stride + head * bytes;
-        store_vector(layer, {from, rows.element, token, rope}, place(layer, plane, slot, head, keys), scale);
+        store_vector(side, {from, rows.element, token, rope}, place(layer, side, slot, head, keys), scale);
     }
 }
 
@@ -145,12 +145,12 @@ void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v,
     });
 }
 
-void rotate(const Rows& x, std::int64_t tokens, int heads, int head_dim, const Rope& rope, int num_threads) {
+void rotate(const Rows& x, std::int64_t tokens, int heads, int dim, const Rope& rope, int num_threads) {
     const int threads = threads_for(tokens, num_threads);
     parallel_ranges(tokens, threads, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t token = begin; token < end; ++token) {
             for (int head = 0; head < heads; ++head) {
-                std::uint8_t* at = x.data + token * x.stride + head * head_dim * bytes_of(x.element);
+                std::uint8_t* at = x.data + token * x.stride + head * dim * bytes_of(x.element);
                 float wide[kMaxDim];
                 floats_of(at, x.element, 2 * rope.half, wide);
                 turn(wide, rope, token);

@@ -1,14 +1,14 @@
 // The stages of a pass on vectors, for every form of K and V. Included by each level inside its namespace, after pass.h.
 
 template <class Read>
-struct VectorKeys {
+struct VectorKeys final : Keys {
     using Format = typename Read::Format;
     using T = typename Read::T;
     using X = typename Format::X;
 
     // q times the factor of scores. int8: 16-bit numbers in pairs of dimensions (0, 2), (1, 3).
-    void take_queries(Pass& pass) {
-        const int dim = pass.layer.head_dim;
+    void take_queries(Pass& pass) override {
+        const int dim = pass.layer.k.dim;
         if constexpr (Read::kQuantised) {
             auto* pairs = reinterpret_cast<std::int32_t*>(pass.work.q);
             for (int r = 0; r < pass.rows; ++r, pairs += dim / 2) {
@@ -25,11 +25,11 @@ struct VectorKeys {
         }
     }
 
-    void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) {
-        const int dim = pass.layer.head_dim;
+    void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
+        const int dim = pass.layer.k.dim;
         const T* columns[kChunk / W];
         for (int i = 0; i < chunk.count; ++i) {
-            const T* keys = reinterpret_cast<const T*>(chunk.keys[i]);
+            const T* keys = reinterpret_cast<const T*>(chunk.k.data[i]);
             if constexpr (!Read::kTiled) {
                 T* const to = reinterpret_cast<T*>(pass.work.tiles) + i * kTile * dim;
                 keys = Read::copy(pass.blocks, pass.layer.k, chunk.slots[i], true, to);
@@ -40,10 +40,10 @@ struct VectorKeys {
         const Columns<Format> keys{columns, &steps, 1, chunk.count * (kTile / W), Format::kRows * kTile, kTile, true};
         product<Format>(keys, {reinterpret_cast<const X*>(pass.work.q), dim * 2 / Format::kRows,
                                reinterpret_cast<X*>(pass.work.scores), kChunk}, pass.rows, ahead);
-        if constexpr (Read::kQuantised) load_scales(pass, chunk, pass.layer.k_scale, chunk.key_scales, pass.work.k_scale);
+        if constexpr (Read::kQuantised) load_scales(pass, chunk, pass.layer.k, chunk.k, pass.work.k_scale);
     }
 
-    F score(const Pass& pass, const Chunk& chunk, int r) const {
+    F score(const Pass& pass, const Chunk& chunk, int r) const override {
         float* scores = pass.scores(r);
         const int count = chunk.count * kTile;
         if constexpr (!Read::kQuantised) return largest_in_row(scores, count);
@@ -56,17 +56,18 @@ struct VectorKeys {
 };
 
 template <class Read>
-struct VectorValues {
+struct VectorValues final : Values {
     using Format = typename Read::Format;
     using T = typename Read::T;
     using X = typename Format::X;
-    static constexpr int piece = kTile;
 
-    void prepare(Pass& pass, const Chunk& chunk) {
-        if constexpr (Read::kQuantised) load_scales(pass, chunk, pass.layer.v_scale, chunk.value_scales, pass.work.v_scale);
+    VectorValues() : Values(kTile) {}
+
+    void prepare([[maybe_unused]] Pass& pass, [[maybe_unused]] const Chunk& chunk) override {
+        if constexpr (Read::kQuantised) load_scales(pass, chunk, pass.layer.v, chunk.v, pass.work.v_scale);
     }
 
-    float weigh(Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) {
+    float weigh(Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) override {
         const Workspace& work = pass.work;
         const int count = chunk.count * kTile;
         float* scores = pass.scores(r);
@@ -84,10 +85,10 @@ struct VectorValues {
     // V of slot i as it lies, or a copy where it is plain or holds tokens that are not live.
     const T* values_of(const Pass& pass, const Chunk& chunk, int i) const {
         const Slot& slot = chunk.slots[i];
-        const int dim = pass.layer.head_dim;
+        const int dim = pass.layer.v.dim;
         T* copied = reinterpret_cast<T*>(pass.work.tiles) + i * kTile * dim;
         if constexpr (Read::kTiled) {
-            const auto* values = reinterpret_cast<const T*>(chunk.values[i]);
+            const auto* values = reinterpret_cast<const T*>(chunk.v.data[i]);
             return Read::kQuantised || slot.live == kAllLive ? values : copy_live<Read>(values, slot, dim, copied);
         } else {
             return Read::copy(pass.blocks, pass.layer.v, slot, false, copied);
@@ -97,16 +98,16 @@ struct VectorValues {
     // Tiles from slot i on that follow one another in memory, all of their tokens live.
     int run_of_tiles(const Pass& pass, const Chunk& chunk, int i) const {
         int run = 1;
-        const std::int64_t bytes = kTile * pass.blocks.vector_bytes();
+        const std::int64_t bytes = kTile * pass.layer.v.vector_bytes();
         for (; i + run < chunk.count && (Read::kQuantised || chunk.slots[i + run].live == kAllLive); ++run)
-            if (chunk.values[i + run] != chunk.values[i] + run * bytes) break;
+            if (chunk.v.data[i + run] != chunk.v.data[i] + run * bytes) break;
         return run;
     }
 
-    void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) {
+    void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
         constexpr int most = kChunk / kTile;
         const Workspace& work = pass.work;
-        const int dim = pass.layer.head_dim, count = dim / W;
+        const int dim = pass.layer.v.dim, count = dim / W;
         const T* columns[most * kMaxDim / W];
         int steps[most], runs = 0;
         for (int i = 0, tiles = 1; i < chunk.count; i += tiles, ++runs) {

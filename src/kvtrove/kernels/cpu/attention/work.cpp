@@ -18,8 +18,9 @@ constexpr int kRunsPerThread = 8;                             // so that the las
 
 const Level& level_for(const Layer& layer, Isa isa) {
 #if defined(__x86_64__)
-    if (isa >= Isa::amx && layer.head_dim % 16 == 0) return kAmx;
-    if (isa >= Isa::avx512 && layer.head_dim % 16 == 0) return kAvx512;
+    const bool sixteen = layer.k.dim % 16 == 0 && layer.v.dim % 16 == 0;
+    if (isa >= Isa::amx && sixteen) return kAmx;
+    if (isa >= Isa::avx512 && sixteen) return kAvx512;
     if (isa >= Isa::avx2) return kAvx2;
 #endif
     static_cast<void>(isa), static_cast<void>(layer);
@@ -129,7 +130,7 @@ void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& o
 void run(const Layer& layer, const Batch& batch, const Inputs& inputs, const Rows& out, Scratch& scratch, int num_threads,
          Isa isa) {
     if (inputs.keys.data) store(layer, batch, inputs.keys, inputs.values, num_threads, inputs.rope);
-    if (inputs.rope) rotate(inputs.queries, batch.tokens(), layer.num_heads, layer.head_dim, *inputs.rope, num_threads);
+    if (inputs.rope) rotate(inputs.queries, batch.tokens(), layer.num_heads, layer.k.dim, *inputs.rope, num_threads);
     attend(layer, batch, inputs.queries, out, nullptr, scratch, num_threads, isa);
 }
 

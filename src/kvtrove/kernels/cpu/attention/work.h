@@ -36,8 +36,8 @@ struct Step {
     int max_rows;
 
     int rows(const Tile& tile) const { return tile.tokens * layer.group(); }
-    // Partial result of a tile: per row the maximum, the sum and head_dim weighted values.
-    std::size_t partial_floats() const { return static_cast<std::size_t>(max_rows) * (layer.head_dim + 2); }
+    // Partial result of a tile: per row the maximum, the sum and the weighted values.
+    std::size_t partial_floats() const { return static_cast<std::size_t>(max_rows) * (layer.v.dim + 2); }
 };
 
 struct Level {

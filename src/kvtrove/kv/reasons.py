@@ -1,0 +1,47 @@
+"""Why a prompt was not reused further: the closed list of reasons, and what an explanation says. Imports nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """What ended the reuse of a prompt. docs/cache-reports.md says what to do about each."""
+
+    FULL = "full"
+    """Everything that could be reused was: the rest is new, or shorter than a block."""
+    LAST_TOKEN_RECOMPUTED = "last_token_recomputed"
+    """All of it is cached, but the last token's output is not: its block is computed again."""
+    COLD = "cold"
+    """Nothing that begins like this prompt was computed before."""
+    DIVERGED = "diverged"
+    """From a position on, no earlier prompt goes on like this one."""
+    EVICTED = "evicted"
+    """The next block was cached, and had to make room or was cleared."""
+    WINDOW_LOST = "window_lost"
+    """Some layers still hold the next block, others have lost the window that the next token reads."""
+    BELOW_BLOCK_GRANULARITY = "below_block_granularity"
+    """What is shared is shorter than one block, and only whole blocks are reused."""
+    PROMPT_LOGPROBS = "prompt_logprobs"
+    """Log-probabilities of the prompt were asked for, so every position had to be computed."""
+    DISABLED = "disabled"
+    """Prefix caching is off."""
+    OTHER_TENANT = "other_tenant"
+    """The two requests have different salts. Only a comparison of two given requests says so, never the server."""
+    OTHER_MODEL_OR_CACHE_SPEC = "other_model_or_cache_spec"
+    """The two requests name different models. Only a comparison of two given requests says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Token counts of a prompt. evicted_age: seconds since the first missing block was evicted, for EVICTED."""
+
+    prompt_tokens: int
+    reused_tokens: int
+    reason: Reason
+    evicted_age: float | None = None
+
+    @property
+    def computed_tokens(self) -> int:
+        return self.prompt_tokens - self.reused_tokens

@@ -1,0 +1,21 @@
+"""What the books ask of the bytes: operations on rows, executed one after the other before a step writes anything.
+
+The order is part of the contract: between two steps a row may be freed, handed out again and be the target of a later
+operation, and a target may be the source of an operation behind it. So whoever reads a row queues that before whoever
+reuses it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Row `source` over row `target`."""
+
+    source: int
+    target: int
+
+
+RowOp = Copy

@@ -1,0 +1,92 @@
+"""Admission: which waiting sequences join the running ones, and what each of them waits for meanwhile."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from kvtrove.kv.manager import KVCacheManager
+from kvtrove.scheduler.computing import BlocksInWork
+from kvtrove.scheduler.limits import SchedulerLimits
+from kvtrove.scheduler.sequence import Sequence
+from kvtrove.scheduler.waiting import Computing, Wait
+
+
+class Admission:
+    """First come, first served, while the whole prompt fits into what is free."""
+
+    def __init__(
+        self, kv: KVCacheManager, limits: SchedulerLimits, computing: BlocksInWork, clock: Callable[[], float]
+    ) -> None:
+        self.kv, self.limits, self.computing, self.clock = kv, limits, computing, clock
+
+    def admit(
+        self, waiting: deque[Sequence], running: dict[int, Sequence], prefills: Iterable[Sequence], budget: int
+    ) -> list[Sequence]:
+        """Move sequences from `waiting` to `running`, in order, while their whole prompt fits; returns them.
+
+        prefills: those running already that share `budget` tokens with them. One block per other running sequence and
+        group stays in reserve, so that admitting a prompt does not soon preempt those who decode. A sequence that waits
+        for something is passed over until it has it.
+        """
+        begun = list(prefills)
+        first = len(begun)
+        wanted = sum(seq.prefill_need for seq in begun)
+        promised = sum(map(self._still_needed, begun))
+        seats = sum(seq.seats for seq in running.values())
+        passed_over: list[Sequence] = []
+        while waiting and len(begun) < budget:
+            if wanted >= budget and len(begun) >= self.limits.max_concurrent_prefills:
+                break
+            seq = waiting[0]
+            if seats + seq.seats > self.limits.max_num_seqs:
+                break
+            if self._waits(seq):
+                passed_over.append(waiting.popleft())
+                continue
+            limit = 0 if seq.request.wants_prompt_logprobs else len(seq.tokens) - 1
+            match = self.kv.match(seq.kv, seq.tokens, limit)
+            key = self.computing.run_after(seq, match.num_tokens, limit)
+            if key is not None:
+                seq.waits_for = Computing(key)
+                passed_over.append(waiting.popleft())
+                continue
+            needed = self.blocks(len(seq.tokens)) - match.num_shared_blocks
+            reserve = self.kv.num_groups * sum(s.request is not seq.request for s in running.values())
+            if needed + promised + reserve > self.kv.num_free_blocks:
+                break
+            self.kv.allocate(seq.kv, 0, match)
+            running[seq.id] = waiting.popleft()
+            self._start(seq, limit)
+            seats += seq.seats
+            wanted += seq.prefill_need
+            promised += self._still_needed(seq)
+            begun.append(seq)
+        waiting.extendleft(reversed(passed_over))
+        return begun[first:]
+
+    def blocks(self, num_tokens: int) -> int:
+        """Most blocks that one sequence of `num_tokens` holds while it is computed."""
+        return self.kv.blocks_for(num_tokens, self.limits.max_num_batched_tokens)
+
+    def _waits(self, seq: Sequence) -> bool:
+        """Whether what `seq` waits for is still to come."""
+        if seq.waits_for is not None and not self._is_over(seq.waits_for):
+            return True
+        seq.waits_for = None
+        return False
+
+    def _is_over(self, wait: Wait) -> bool:
+        return wait.key not in self.computing
+
+    def _start(self, seq: Sequence, limit: int) -> None:
+        request = seq.request
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = num_reused = seq.kv.num_computed
+            request.metrics.first_scheduled_time = self.clock()
+            request.metrics.reused_from = {"memory": num_reused} if num_reused else {}
+            request.metrics.explanation = self.kv.explain(seq.kv, len(seq.tokens), limit)
+        self.computing.begin(seq, limit)
+
+    def _still_needed(self, seq: Sequence) -> int:
+        return self.blocks(len(seq.tokens)) - seq.kv.num_blocks

@@ -1,0 +1,142 @@
+"""Keys in one form beside values in another, against attention in float64 over what their codecs decode."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kvtrove import kernels
+from kvtrove.kernels.attention import (
+    AttentionKernel,
+    PagedBatch,
+    PagedLayer,
+    PagedShape,
+    PagedSide,
+    paged_batch,
+    paged_layer,
+)
+from kvtrove.kv.formats.dense import DenseFormat
+from kvtrove.kv.formats.int8 import Int8Format
+from kvtrove.kv.formats.layout import is_tiled
+from tests.unit.attention.tolerances import tolerance
+
+LEVELS = ("portable", "avx2", "avx512", "amx")
+HERE = LEVELS[: LEVELS.index(kernels.isa()) + 1]
+FORMS = ("float32", "float16", "bfloat16", "int8")
+HEADS, KV_HEADS, WINDOW = 6, 2, 150
+SEQUENCES = [(0, 20), (300, 1), (37, 3)]  # computed, new
+
+
+@dataclass
+class Stored:
+    """One side of a cache: NaN wherever nothing was stored."""
+
+    name: str
+    form: str
+    dim: int
+    block_size: int
+    blocks: int
+
+    def __post_init__(self) -> None:
+        self.format = Int8Format() if self.form == "int8" else DenseFormat(self.form)
+        planes = self.format.planes(KV_HEADS, self.dim, self.block_size)
+        self.view = {p.name: torch.full((self.blocks, *p.shape), 77, dtype=getattr(torch, p.dtype)) for p in planes}
+        for plane in self.view.values():
+            if plane.is_floating_point():
+                plane.fill_(math.nan)
+
+    def side(self) -> PagedSide:
+        tiled = is_tiled("tiled", self.form, self.dim, self.block_size)
+        return PagedSide(self.form, tiled, self.dim, self.view[self.name], self.view.get(f"{self.name}_scale"))
+
+    def decoded(self, blocks: Tensor) -> Tensor:
+        """float64 [tokens, kv_heads, dim]."""
+        return self.format.decode(self.view, blocks.long())["kv".index(self.name)].double()
+
+
+@dataclass
+class World:
+    k: Stored
+    v: Stored
+    logits: Tensor | None
+    table: Tensor
+
+    def layer(self) -> PagedLayer:
+        size = self.k.block_size
+        return paged_layer(
+            self.k.side(),
+            self.v.side(),
+            PagedShape(HEADS, KV_HEADS, size, 0.3, window=WINDOW, sink_logits=self.logits),
+        )
+
+    def slots(self, s: int, positions: range) -> list[int]:
+        size = self.k.block_size
+        return [int(self.table[s, p // size]) * size + p % size for p in positions]
+
+    def batch(self, spans: list[range]) -> PagedBatch:
+        ends = np.cumsum([0, *map(len, spans)]).tolist()
+        slots = np.array([slot for s, span in enumerate(spans) for slot in self.slots(s, span)])
+        return paged_batch(ends, [span.start for span in spans], self.table.numpy(), slots)
+
+    def expected(self, q: Tensor, spans: list[range]) -> Tensor:
+        results, row = [], 0
+        for s, span in enumerate(spans):
+            keys, values = (side.decoded(self.table[s]) for side in (self.k, self.v))
+            for p in span:
+                seen = slice(max(0, p - WINDOW + 1), p + 1)
+                k, v = (x[seen].repeat_interleave(HEADS // KV_HEADS, 1) for x in (keys, values))
+                scores = torch.einsum("hd,nhd->hn", q[row].double(), k) * 0.3
+                if self.logits is not None:
+                    scores = torch.cat([scores, self.logits[:, None].double()], 1)
+                results.append(torch.einsum("hn,nhd->hd", scores.softmax(-1)[:, : len(k)], v))
+                row += 1
+        return torch.stack(results)
+
+
+def world(k: str, v: str, k_dim: int, v_dim: int, block_size: int, sinks: bool) -> World:
+    torch.manual_seed(k_dim + v_dim)
+    totals = [start + new for start, new in SEQUENCES]
+    width = -(-max(totals) // block_size)
+    table = torch.randperm(width * len(totals)).int().view(len(totals), width)
+    sides = [Stored(*side, block_size, table.numel()) for side in (("k", k, k_dim), ("v", v, v_dim))]
+    return World(sides[0], sides[1], torch.randn(HEADS) if sinks else None, table)
+
+
+@pytest.mark.parametrize("k", FORMS)
+@pytest.mark.parametrize("v", FORMS)
+def test_every_pair_is_attention_over_what_it_decodes(k: str, v: str) -> None:
+    for isa, block_size, (k_dim, v_dim) in ((HERE[-1], 32, (64, 64)), (HERE[0], 8, (24, 16)), (HERE[-1], 16, (48, 80))):
+        here, kernel = world(k, v, k_dim, v_dim, block_size, sinks=k != v), AttentionKernel(isa)
+        layer, everything = here.layer(), [range(start + new) for start, new in SEQUENCES]
+        count = sum(map(len, everything))
+        keys, values = torch.randn(count, KV_HEADS, k_dim), torch.randn(count, KV_HEADS, v_dim)
+        kernel.store(layer, here.batch(everything), keys, values)
+        spans = [range(start, start + new) for start, new in SEQUENCES]
+        q = torch.randn(sum(map(len, spans)), HEADS, k_dim)
+        out, lse = torch.empty(len(q), HEADS, v_dim), torch.empty(len(q), HEADS)
+        kernel.attend(layer, here.batch(spans), q, out, lse)
+        # no key has a norm above 2 sqrt(dim), and a score's terms add up to less than the product of norms
+        bound = tolerance(k, v, isa, float(values.abs().max()), scores=0.3 * 4 * k_dim)
+        assert (out - here.expected(q, spans)).abs().max() <= bound
+
+
+@pytest.mark.parametrize("isa", HERE)
+def test_a_sink_logit_is_counted_once_whatever_the_splits(isa: str) -> None:
+    """A long sequence in several splits, with threads that share it: the sum holds the logit once."""
+    size, length = 32, 1300
+    side = torch.zeros(41, 1, size, 8)
+    logits = torch.tensor([2.0, -1.0])
+    plain = [PagedSide("float32", False, 8, x) for x in (side, side + 1)]
+    layer = paged_layer(*plain, PagedShape(2, 1, size, 1.0, sink_logits=logits))
+    batch = paged_batch([0, 1], [length - 1], np.arange(41, dtype=np.int32)[None], np.array([length - 1]))
+    for threads in (1, 2):
+        out, lse = torch.empty(1, 2, 8), torch.empty(1, 2)
+        AttentionKernel(isa, threads).attend(layer, batch, torch.zeros(1, 2, 8), out, lse)
+        total = length + logits.double().exp()
+        torch.testing.assert_close(lse[0].double(), total.log(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(out[0].double(), (length / total)[:, None].expand(2, 8), atol=1e-6, rtol=0)
