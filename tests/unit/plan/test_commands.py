@@ -39,7 +39,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 NOT_FOR_A_PLAN = {"torch", "numpy", "asyncio", "ssl", "httpx", "fastapi", "tokenizers", "safetensors", "jinja2"}
 FOR_A_PLAN = (
-    *(f"kvtrove.cli.{name}" for name in ("flags", "main", "options", "output", "plan")),
+    *(f"kvtrove.cli.{name}" for name in ("command", "flags", "main", "options", "output", "plan")),
+    *("kvtrove.demo", "kvtrove.foreign", "kvtrove.names"),
     *("kvtrove.kv.formats", "kvtrove.kv.retention", "kvtrove.kv.spec", "kvtrove.models", "kvtrove.plan"),
 )
 """Beginnings of the names of modules that `kvtrove plan` may import."""
