@@ -38,7 +38,7 @@ END = 7
 
 
 def echo_spec(block_size: int, *retentions: Retention) -> KVCacheSpec:
-    layers = tuple(LayerKV(i, 1, 1, ECHO, rule) for i, rule in enumerate(retentions or (Full(),)))
+    layers = tuple(LayerKV(i, 1, 1, 1, ECHO, rule) for i, rule in enumerate(retentions or (Full(),)))
     return KVCacheSpec(layers, block_size)
 
 

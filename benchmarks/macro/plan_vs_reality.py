@@ -39,18 +39,18 @@ class Setting:
     model: str
     context: int
     users: int
-    kv_dtype: str
+    cache: str
 
     @classmethod
     def parse(cls, text: str) -> Setting:
-        model, size, kv_dtype = text.split(":")
+        model, size, cache = text.split(":")
         context, users = size.split("x")
         if model not in SHAPES:
             raise SystemExit(f"{text}: {model!r} is not one of {', '.join(SHAPES)}")
-        return cls(model, int(context), int(users), kv_dtype)
+        return cls(model, int(context), int(users), cache)
 
     def __str__(self) -> str:
-        return f"{self.model}:{self.context}x{self.users}:{self.kv_dtype}"
+        return f"{self.model}:{self.context}x{self.users}:{self.cache}"
 
 
 def measure(directory: Path, setting: Setting, dtype: str, requests: bool, tokens: int) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def measure(directory: Path, setting: Setting, dtype: str, requests: bool, token
         tokenizer=str(demo_model_dir()),
         dtype=dtype,
         device="cpu",
-        kv_cache_dtype=setting.kv_dtype,
+        cache=setting.cache,
         num_blocks=setting.users * -(-setting.context // 32),
         max_model_len=setting.context,
         max_num_seqs=setting.users,
@@ -142,7 +142,7 @@ def _line(result: dict[str, Any]) -> str:
     def mib(name: str) -> str:
         return f"{result[name] / 2**20:.0f}"
 
-    setting = f"{result['model']} {result['context']:,} x {result['users']} {result['kv_dtype']}"
+    setting = f"{result['model']} {result['context']:,} x {result['users']} {result['cache']}"
     lines = [mib(name) for name in ("process", "weights", "kv")]
     lines += [f"{mib('planned_activations')}, {mib('activations')}", mib("planned"), mib("corrected"), mib("peak")]
     errors = f"{100 * result['error_planned']:+.1f} %, {100 * result['error_corrected']:+.1f} %"

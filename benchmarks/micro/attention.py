@@ -31,8 +31,8 @@ from kvtrove.attention.backend import AttentionBackend, AttentionBatch, Attentio
 from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.formats.dense import DenseFormat
-from kvtrove.kv.formats.int8 import Int8Format
+from kvtrove.kv.formats.dense import dense
+from kvtrove.kv.formats.int8 import int8
 from kvtrove.kv.retention import Full
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 
@@ -54,15 +54,15 @@ class Bench:
 
 def make(shape: str, fmt: str, batch: int, context: int, new: int) -> Bench:
     heads, kv_heads, dim = SHAPES[shape]
-    kv_format = Int8Format() if fmt == "int8" else DenseFormat(fmt)
+    kv_format = int8() if fmt == "int8" else dense(fmt)
     per_sequence = -(-(context + new) // BLOCK)
-    one = KVCacheSpec((LayerKV(0, kv_heads, dim, kv_format),), BLOCK).block_bytes * batch * per_sequence
+    one = KVCacheSpec((LayerKV(0, kv_heads, dim, dim, kv_format),), BLOCK).block_bytes * batch * per_sequence
     count = max(2, min(24, COLD // one))
-    spec = KVCacheSpec(tuple(LayerKV(i, kv_heads, dim, kv_format) for i in range(count)), BLOCK)
+    spec = KVCacheSpec(tuple(LayerKV(i, kv_heads, dim, dim, kv_format) for i in range(count)), BLOCK)
     arena = Arena(spec, batch * per_sequence)
     table = torch.randperm(arena.num_blocks).int().view(batch, per_sequence)
     layers = [
-        AttentionLayer(i, heads, kv_heads, dim, dim**-0.5, Full(), kv_format, 0, arena.views(i), BLOCK)
+        AttentionLayer(i, heads, kv_heads, dim, dim, dim**-0.5, Full(), kv_format, 0, arena.views(i), BLOCK)
         for i in range(count)
     ]
     everything = torch.arange(arena.num_blocks * BLOCK)

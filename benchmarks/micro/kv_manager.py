@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[Retention, ...]] = {"full": (Full(),), "full+window": (Fu
 
 
 def manager_of(kind: str, num_blocks: int) -> KVCacheManager:
-    layers = tuple(LayerKV(i, 1, 1, ECHO, rule) for i, rule in enumerate(KINDS[kind]))
+    layers = tuple(LayerKV(i, 1, 1, 1, ECHO, rule) for i, rule in enumerate(KINDS[kind]))
     return KVCacheManager(KVCacheSpec(layers, BLOCK), num_blocks)
 
 

@@ -1,8 +1,8 @@
 // Linear layers at two levels of instructions, without Python: how far apart their results are, and how fast each is. For
 // machines where the package is not installed, and for emulators (argument "small").
 //
-//   cd src/kvtrove/kernels/cpu && g++ -std=c++17 -O2 -static -I. ../../../../benchmarks/micro/linear_levels.cpp
-//       linear.cpp linear_amx.cpp pages.cpp isa.cpp threads.cpp -o linear_levels && ./linear_levels
+//   cd src/kvtrove/kernels/cpu && g++ -std=c++17 -O2 -ffp-contract=off -static -I.
+//       ../../../../benchmarks/micro/linear_levels.cpp linear.cpp linear_int4.cpp linear_amx.cpp pages.cpp isa.cpp threads.cpp -o linear_levels && ./linear_levels
 #include <algorithm>
 #include <atomic>
 #include <chrono>

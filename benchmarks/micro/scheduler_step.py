@@ -29,7 +29,7 @@ TOKEN = [SampledToken(1, -1.0)]
 
 
 def scheduler_with(requests: int, num_blocks: int, steps: int) -> Scheduler:
-    kv = KVCacheManager(KVCacheSpec((LayerKV(0, 1, 1, ECHO),), BLOCK), num_blocks)
+    kv = KVCacheManager(KVCacheSpec((LayerKV(0, 1, 1, 1, ECHO),), BLOCK), num_blocks)
     scheduler = Scheduler(kv, SchedulerLimits(requests, max(2048, requests * PROMPT), requests))
     params = SamplingParams(max_tokens=steps + 10)
     for i in range(requests):

@@ -15,12 +15,10 @@ from typing import Any
 from kvtrove.foreign import setting_of
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-KV_DTYPES = (*DTYPES, "int8")
 SHORT_DTYPES = {
-    **dict.fromkeys(("bf16",), "bfloat16"),
+    "bf16": "bfloat16",
     **dict.fromkeys(("fp16", "f16", "half"), "float16"),
     **dict.fromkeys(("fp32", "f32", "float"), "float32"),
-    **dict.fromkeys(("q8_0", "q8"), "int8"),
 }
 """Other spellings of a dtype -> the one that settings use."""
 WEIGHTS = ("auto", "int8")
@@ -116,7 +114,8 @@ class EngineConfig:
     device: "auto" (cuda when torch sees one, else cpu), "cpu", "cuda", "cuda:1".
     kv: memory for the KV cache in bytes, or "8GiB"; None takes a safe share of what is free.
     num_blocks: an exact number of blocks instead of `kv` (tests, benchmarks).
-    kv_cache_dtype: how cached K/V are stored; "auto" is the model's dtype, "int8" half of its bytes.
+    cache: what the cache stores and keeps, as a recipe (`kvtrove.kv.recipe`): "auto" is what the model computes and
+        reads, "int8" half of its bytes, "k=int8+v=int4r" K and V apart, "window=1024" only the last tokens.
     attention_backend: "auto" takes the fastest that serves the model here, "reference" plain torch, "cpu" the kernels.
     huge_pages: of weights and cache on a CPU. "auto" asks the system for transparent ones; "hugetlb" takes those of the
         pool in /proc/sys/vm/nr_hugepages, as long as it lasts; "off" leaves small ones (to compare).
@@ -146,8 +145,11 @@ class EngineConfig:
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", "DEVICE")
     kv: int | str | None = _setting(None, "Memory for the KV cache, for example 8GiB.", "SIZE", panel="Cache")
     num_blocks: int | None = _setting(None, "Exact number of blocks instead of --kv.", "N", panel="Cache", least=1)
-    kv_cache_dtype: str = _setting(
-        "auto", "How the cache stores K and V: {choices}.", "TYPE", panel="Cache", choices=KV_DTYPES
+    cache: str = _setting(
+        "auto",
+        "What is stored and kept: auto, int8, k=int8+v=int4r, window=1024, ...; a wrong one lists all.",
+        "RECIPE",
+        panel="Cache",
     )
     block_size: int = _setting(32, "Tokens in a block of the cache.", "N", panel="Cache", least=1)
     max_model_len: int | str | None = _setting(None, "Longest prompt and output together, such as 32k.", "TOKENS")
@@ -177,8 +179,7 @@ class EngineConfig:
     prompt_lookup_min: int = _setting(2, "Tokens that must match for a draft.", "N", panel="Drafts", least=1)
 
     def __post_init__(self) -> None:
-        for name in ("dtype", "kv_cache_dtype"):
-            object.__setattr__(self, name, SHORT_DTYPES.get(getattr(self, name), getattr(self, name)))
+        object.__setattr__(self, "dtype", SHORT_DTYPES.get(self.dtype, self.dtype))
         if not self.model:
             raise ConfigError("model: give the directory of a checkpoint")
         for setting in fields(self):

@@ -35,7 +35,9 @@ from kvtrove.text.chat_template import given_template
 from kvtrove.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from kvtrove.loading import Progress, Variant
+    from kvtrove.kv.spec import KVCacheSpec
+    from kvtrove.loading import Progress
+    from kvtrove.models.decoder import Model
 
 log = logging.getLogger(__name__)
 TRIM_EVERY = 1000
@@ -81,7 +83,7 @@ def drafter(config: EngineConfig) -> Drafter | None:
 class Engine:
     """One model, one KV cache, one thread. Not thread-safe: whoever owns it calls add, abort and step in turn.
 
-    variant: another cache than the config's, on weights that may be another engine's (`loading.Variant`).
+    exact: the cache that `config.cache` changes, if not that of the weights. model: another engine's weights.
     Raises ModelError or ConfigError (both ValueError) when the checkpoint or the settings cannot work.
     """
 
@@ -91,7 +93,8 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         progress: Progress | None = None,
-        variant: Variant | None = None,
+        exact: KVCacheSpec | None = None,
+        model: Model | None = None,
     ) -> None:
         from kvtrove.loading import load_runner  # torch: only an engine that really starts needs it
 
@@ -105,7 +108,7 @@ class Engine:
         self.tokenizer = Tokenizer.without_tokens() if without else Tokenizer.load(text)
         if config.chat_template is not None:
             self.tokenizer.chat_template = given_template(config.chat_template, self.tokenizer.named_tokens)
-        loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress, variant)
+        loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress, exact, model)
         self.runner, self.ledger, capacity = loaded.runner, loaded.ledger, loaded.capacity
         self.max_model_len = capacity.max_model_len
         self.kv = KVCacheManager(

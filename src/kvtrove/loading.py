@@ -17,7 +17,7 @@ from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.config import ConfigError, EngineConfig, Environment, parse_size, parse_tokens
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.formats import engine_format
+from kvtrove.kv.recipe import recipe
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
@@ -39,18 +39,6 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A cache that the config cannot name, on weights that are loaded already: how caches are compared.
-
-    change: the cache as the config asks for it -> the one to use.
-    model: loaded by an engine with the same dtype, device and max_model_len; None loads the checkpoint.
-    """
-
-    change: Callable[[KVCacheSpec], KVCacheSpec]
-    model: Model | None = None
-
-
-@dataclass(frozen=True)
 class Loaded:
     """A runner ready for its first step, what its cache holds, and where the memory of its device goes."""
 
@@ -64,9 +52,15 @@ def load_runner(
     spec: ModelSpec,
     token_text: Callable[[int], str],
     progress: Progress | None,
-    variant: Variant | None = None,
+    exact: KVCacheSpec | None = None,
+    model: Model | None = None,
 ) -> Loaded:
-    """Plans, loads, and with `config.warm_up` measures the largest steps and corrects the plan by them."""
+    """Plans, loads, and with `config.warm_up` measures the largest steps and corrects the plan by them.
+
+    exact: the cache that the recipe changes; None is in the dtype of the weights. model: loaded by an engine with the
+    same dtype, device and max_model_len; None loads the checkpoint.
+    """
+    wanted = recipe(config.cache)
     device, directory = choose_device(config.device), Path(config.model)
     if device == "cpu":
         return_large_buffers()
@@ -75,10 +69,7 @@ def load_runner(
     if device == "cpu":
         kernels.set_threads(config.threads or min(kernels.threads(), torch.get_num_threads()))
     products = Products(precision, device, config.linear, isa)
-    kv_dtype = precision.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    cache = cache_spec(spec, engine_format(kv_dtype), config.block_size)
-    if variant is not None:
-        cache = variant.change(cache)
+    cache = wanted(exact or cache_spec(spec, precision.dtype, config.block_size))
     settings = StartSettings(
         config.max_logit_rows,
         config.max_num_batched_tokens,
@@ -89,7 +80,6 @@ def load_runner(
     planned = read_model(directory, precision.dtype, int8=precision.int8, activations=precision.activations)
     capacity, ledger = plan_start(planned, cache, free_bytes(device), settings)
     length = capacity.max_model_len
-    model = None if variant is None else variant.model
     if device == "cpu":
         with contextlib.suppress(ImportError):  # choose_backend says what follows from that
             kernels.set_huge_pages(config.huge_pages)

@@ -46,7 +46,7 @@ def test_the_page_is_true(run: Run, demo_dir: Path, tmp_path: Path, monkeypatch:
 
 
 def test_json_on_stdout_is_all_there_and_agrees_with_itself(run: Run) -> None:
-    result = run(*SMALL, "--kv", "bf16", "--json", "-", "--quiet")
+    result = run(*SMALL, "--cache", "bf16", "--json", "-", "--quiet")
     found = json.loads(result.out)
     assert [one["name"] for one in found["configurations"]] == ["exact", "bf16"]
     assert found["cells"] == {"done": 6, "total": 6}
@@ -58,7 +58,7 @@ def test_json_on_stdout_is_all_there_and_agrees_with_itself(run: Run) -> None:
 def test_ctrl_c_prints_what_is_done_and_the_same_command_goes_on(
     environment: dict[str, str], run: Run, tmp_path: Path
 ) -> None:
-    args = [*SMALL, "--kv", "window=16", "--rounds", "1000", "--state", str(tmp_path / "state.json")]
+    args = [*SMALL, "--cache", "window=16", "--rounds", "1000", "--state", str(tmp_path / "state.json")]
     command = [sys.executable, "-m", "kvtrove.cli", *args]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
@@ -87,7 +87,7 @@ def test_without_a_state_it_says_that_nothing_is_kept(run: Run, monkeypatch: pyt
         raise KeyboardInterrupt
 
     monkeypatch.setattr(SpeedRound, "run", interrupted)
-    result = run(*SMALL, "--parts", "text,speed", "--kv", "bf16")
+    result = run(*SMALL, "--parts", "text,speed", "--cache", "bf16")
     assert result.code == 130
     assert "2 of 4 cells are done and not kept; with --state FILE they would be" in result.err
     assert "note: stopped by hand after 2 of 4 cells" in result.out

@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM
 from kvtrove.attention.backend import AttentionLayer, Rotation
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.formats.dense import DenseFormat
 from kvtrove.kv.retention import live_blocks
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
@@ -50,7 +49,7 @@ class PagedModel:
         self.spec = read_spec(directory)
         products = products or Products(Precision.plain(dtype), device, "torch")
         self.model: Model = load_model(directory, self.spec, products, **load)
-        self.cache = cache_spec(self.spec, DenseFormat(dtype), block_size)
+        self.cache = cache_spec(self.spec, dtype, block_size)
         assert not self.cache.check()
         self.arena = Arena(self.cache, num_blocks, device)
         self.arena.rows.fill_(NAN_BYTE)
@@ -81,8 +80,9 @@ class PagedModel:
         return AttentionLayer(
             index=index,
             num_heads=spec.num_heads,
-            kv_heads=kv.kv_heads,
-            head_dim=kv.head_dim,
+            kv_heads=kv.heads,
+            k_dim=kv.k_dim,
+            v_dim=kv.v_dim,
             scale=spec.query_scale,
             retention=kv.retention,
             format=kv.format,

@@ -90,7 +90,7 @@ def test_int8_answers_do_not_depend_on_how_they_were_computed(family, checkpoint
     """The cache is lossy, the engine is not: one by one = chunked in a batch = prefix hit."""
 
     def engine(budget: int) -> Engine:
-        settings = {"kv_cache_dtype": "int8", "block_size": 16, "max_num_batched_tokens": budget}
+        settings = {"cache": "int8", "block_size": 16, "max_num_batched_tokens": budget}
         return engine_for(checkpoints.get(family), **settings)
 
     alone, chunked = engine(256), engine(5)
@@ -290,7 +290,7 @@ PACKED = pytest.mark.parametrize("weights", ["auto", "int8"])
 def test_packed_weights_give_the_same_tokens_however_they_are_computed(family, weights, checkpoints):
     """One by one, batched and chunked, hit: the kernels sum in one order whatever the number of rows."""
     directory = checkpoints.get(family, dtype="bfloat16")
-    settings = {"dtype": "auto", "kv_cache_dtype": "float32", "weights": weights, "linear": "own"}
+    settings = {"dtype": "auto", "cache": "fp32", "weights": weights, "linear": "own"}
     alone = [tokens(answer(engine_for(directory, **settings), [prompt]))[0] for prompt in prompts()]
     for budget in (5, 64):
         engine = engine_for(directory, max_num_batched_tokens=budget, **settings)
@@ -302,7 +302,7 @@ def test_bf16_weights_with_float32_activations_are_transformers_float32(family, 
     """What `auto` does on a processor without bf16 instructions, beside a cache that is not rounded."""
     directory = checkpoints.get(family, dtype="bfloat16")
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    engine = engine_for(directory, dtype="auto", kv_cache_dtype="float32", linear="own")
+    engine = engine_for(directory, dtype="auto", cache="fp32", linear="own")
     assert engine.runner.model.precision.dtype == "bfloat16"
     if engine.runner.model.precision.activations == "float32":
         assert tokens(answer(engine, prompts())) == [greedy(model, prompt) for prompt in prompts()]

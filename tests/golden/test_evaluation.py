@@ -25,7 +25,7 @@ from tests.golden.harness import hugging_face
 POINTS = 0.5  # of a hundred: what perplexity and recall may differ by
 SIZES = Settings(
     "",
-    kv=(),
+    caches=(),
     parts=("text", "recall"),
     text_tokens=1024,
     context=512,

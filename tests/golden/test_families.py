@@ -141,12 +141,12 @@ def _break(model: PagedModel, change: str) -> None:
     spec, decoder = model.spec, model.model
     if change == "window":
         for i, layer in enumerate(model.layers):
-            if window := spec.layers[i].window:
+            if window := spec.layers[i].cache.retention.kept():
                 model.layers[i] = replace(layer, retention=replace(layer.retention, window=window - 1))  # type: ignore[type-var]
     elif change == "attention_softcap":
         model.layers = [replace(layer, softcap=None) for layer in model.layers]
     elif change == "query_scale":
-        model.layers = [replace(layer, scale=layer.head_dim**-0.5) for layer in model.layers]
+        model.layers = [replace(layer, scale=layer.k_dim**-0.5) for layer in model.layers]
     elif change == "logit_softcap":
         model.model = replace(decoder, spec=replace(spec, logit_softcap=None))
     elif change == "rope":
@@ -157,7 +157,9 @@ def _break(model: PagedModel, change: str) -> None:
         attention = first.attention
         if change == "qk_norm":
             assert isinstance(attention.k_norm, RMSNorm)
-            attention = replace(attention, k_norm=replace(attention.k_norm, weight=torch.ones(spec.layers[0].head_dim)))
+            attention = replace(
+                attention, k_norm=replace(attention.k_norm, weight=torch.ones(spec.layers[0].cache.k_dim))
+            )
         else:
             attention = replace(attention, o=replace(attention.o, bias=None))
         model.model = replace(decoder, layers=(replace(first, attention=attention), *decoder.layers[1:]))

@@ -58,9 +58,9 @@ class Shape:
     @property
     def spec(self) -> KVCacheSpec:
         layers = [
-            LayerKV(i, 1, 2, ECHO, self.layers[rule], source=rule)  # type: ignore[arg-type]
+            LayerKV(i, 1, 2, 2, ECHO, self.layers[rule], source=rule)  # type: ignore[arg-type]
             if isinstance(rule, int)
-            else LayerKV(i, 1, 2, ECHO, rule)
+            else LayerKV(i, 1, 2, 2, ECHO, rule)
             for i, rule in enumerate(self.layers)
         ]
         return KVCacheSpec(tuple(layers), self.block_size)

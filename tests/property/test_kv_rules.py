@@ -27,7 +27,7 @@ RETENTIONS = st.one_of(
 
 
 def spec_of(retentions: list[Retention], block_size: int) -> KVCacheSpec:
-    return KVCacheSpec(tuple(LayerKV(i, 1, 1, ECHO, rule) for i, rule in enumerate(retentions)), block_size)
+    return KVCacheSpec(tuple(LayerKV(i, 1, 1, 1, ECHO, rule) for i, rule in enumerate(retentions)), block_size)
 
 
 @given(RETENTIONS, st.integers(0, 200))

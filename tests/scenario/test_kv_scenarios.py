@@ -65,7 +65,7 @@ def token_ids(words: list[str]) -> array[int]:
 
 class Story:
     def __init__(self, setting: dict[str, list[str]]) -> None:
-        layers = (LayerKV(i, 1, 1, ECHO, retention(word)) for i, word in enumerate(setting.get("groups", ["full"])))
+        layers = (LayerKV(i, 1, 1, 1, ECHO, retention(word)) for i, word in enumerate(setting.get("groups", ["full"])))
         self.size = int(setting["block_size"][0])
         num_blocks = int(setting["blocks"][0])
         spec = KVCacheSpec(tuple(layers), self.size)

@@ -13,7 +13,7 @@ from torch import Tensor
 from kvtrove.config import ConfigError, EngineConfig
 from kvtrove.engine import Engine
 from kvtrove.llm import LLM
-from kvtrove.models.spec import LayerSpec, ModelSpec, RopeSpec
+from kvtrove.models.spec import ModelSpec, RopeSpec
 from kvtrove.plan import process
 from kvtrove.plan.activations import StepLimits
 from kvtrove.plan.capacity import Capacity
@@ -25,6 +25,7 @@ from kvtrove.plan.startup import StartSettings, plan_start, settle
 from kvtrove.request import SamplingParams
 from kvtrove.warmup import Measured, warm_up, worst_steps
 from tests.checkpoints import Checkpoints
+from tests.specs import layer_spec, numbered
 from tests.unit.plan import configs
 from tests.unit.plan.peak import PeakBytes, random_runner
 
@@ -51,7 +52,8 @@ def test_worst_steps_are_at_the_limits_and_not_beyond(
 
 
 def model(layers: int) -> ModelSpec:
-    wide = LayerSpec(2, 32, None, RopeSpec(1e4, 32, max_position=4096))
+    rope = RopeSpec(1e4, 32, max_position=4096)
+    wide, narrow = layer_spec(2, 32, rope), layer_spec(2, 32, rope, window=64)
     return ModelSpec(
         family="llama",
         architecture="LlamaForCausalLM",
@@ -59,7 +61,7 @@ def model(layers: int) -> ModelSpec:
         hidden_size=128,
         intermediate_size=704,
         num_heads=8,
-        layers=(wide, *(replace(wide, window=64),) * (layers - 1)),
+        layers=numbered(wide, *(narrow,) * (layers - 1)),
         max_position=4096,
         norm_eps=1e-5,
         activation="silu",

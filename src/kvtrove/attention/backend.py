@@ -21,12 +21,16 @@ from kvtrove.kv.spec import KVFormat
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """What never changes about one layer. `view`: plane name -> [num_blocks, *plane.shape] of the storage it reads."""
+    """What never changes about one layer. `view`: plane name -> [num_blocks, *plane.shape] of the storage it reads.
+
+    kv_heads, k_dim, v_dim, format: of that storage.
+    """
 
     index: int
     num_heads: int
     kv_heads: int
-    head_dim: int
+    k_dim: int
+    v_dim: int
     scale: float
     retention: Retention
     format: KVFormat
@@ -92,10 +96,10 @@ class AttentionBackend(Protocol):
         plan: Any,
         rotate: Rotation | None = None,
     ) -> Tensor:
-        """Store k, v [T, kv_heads, head_dim] (None: the layer reads another's storage), then attend.
+        """Store k, v [T, kv_heads, k_dim or v_dim] (None: the layer reads another's storage), then attend.
 
-        q: [T, num_heads, head_dim]; the result has its shape and dtype. rotate: turns q and k first, and q may be
-        turned in place; None: they come rotated. Unused slots may hold anything, NaN included: it never leaks.
+        q: [T, num_heads, k_dim]; the result is [T, num_heads, v_dim] of its dtype. rotate: turns q and k first, and q
+        may be turned in place; None: they come rotated. Unused slots may hold anything, NaN included: it never leaks.
         """
         ...
 

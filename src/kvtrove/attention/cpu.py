@@ -26,10 +26,11 @@ from kvtrove.kernels.attention import (
     paged_layer,
 )
 from kvtrove.kernels.decoder import DecoderKernel, LayerCall
-from kvtrove.kv.formats.dense import DenseFormat
-from kvtrove.kv.formats.int8 import Int8Format
+from kvtrove.kv.formats.dense import Dense
+from kvtrove.kv.formats.int8 import Int8
 from kvtrove.kv.formats.layout import is_tiled
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
+from kvtrove.kv.spec import Codec, side_view
 
 DENSE = ("float32", "float16", "bfloat16")
 
@@ -84,12 +85,12 @@ class CpuBackend:
             reasons.append(f"{where}: its cache is on {device}")
         if layer.num_heads % layer.kv_heads:
             reasons.append(f"{where}: {layer.num_heads} heads cannot share {layer.kv_heads} kv_heads evenly")
-        if _stored(layer) is None:
+        if any(_stored(codec) is None for codec in (layer.format.k, layer.format.v)):
             reasons.append(f"{where}: format {layer.format.name} has no CPU kernel")
-        if layer.head_dim % HEAD_DIM_STEP or layer.head_dim > MAX_HEAD_DIM:
-            reasons.append(
-                f"{where}: head_dim {layer.head_dim} is not a multiple of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}"
-            )
+        if layer.k_dim != layer.v_dim:
+            reasons.append(f"{where}: keys of {layer.k_dim} elements and values of {layer.v_dim} have no CPU kernel")
+        if layer.k_dim % HEAD_DIM_STEP or layer.k_dim > MAX_HEAD_DIM:
+            reasons.append(f"{where}: head_dim {layer.k_dim} is not a multiple of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}")
         if _reach(layer.retention) is None:
             reasons.append(f"{where}: retention {type(layer.retention).__name__} is not sinks and a window")
         return reasons
@@ -106,14 +107,14 @@ class CpuBackend:
         plan: CpuPlan,
         rotate: Rotation | None = None,
     ) -> Tensor:
-        """Stores k, v [T, kv_heads, head_dim], attends with q [T, num_heads, head_dim] -> the same shape and dtype.
+        """Stores k, v, attends with q [T, num_heads, k_dim] -> [T, num_heads, v_dim] of its dtype.
 
         k is rotated on its way into the cache, q in place.
         """
         paged, batch = self._paged(layer), plan.group(layer.group)
         angles = None if rotate is None else (rotate.cos, rotate.sin)
         q = _rows(q)
-        out = q.new_empty(q.shape)
+        out = q.new_empty((*q.shape[:-1], layer.v_dim))
         k, v = (None, None) if k is None or v is None else (_rows(k), _rows(v))
         self.kernel.run(paged, batch, q, k, v, out, angles)
         return out
@@ -126,9 +127,10 @@ class CpuBackend:
     def _paged(self, layer: AttentionLayer) -> PagedLayer:
         known = self._layers.get(layer.index)
         if known is None or known[0] is not layer:
-            stored, reach = _stored(layer), _reach(layer.retention)
-            if stored is None or reach is None:
-                raise ValueError("; ".join(self.reasons_against(layer, str(layer.view["k"].device))))
+            k, v = _side(layer.format.k, layer.k_dim, layer), _side(layer.format.v, layer.v_dim, layer)
+            reach = _reach(layer.retention)
+            if k is None or v is None or reach is None:
+                raise ValueError("; ".join(self.reasons_against(layer, "cpu")))
             shape = PagedShape(
                 num_heads=layer.num_heads,
                 kv_heads=layer.kv_heads,
@@ -137,23 +139,24 @@ class CpuBackend:
                 softcap=layer.softcap or 0.0,
                 **reach,
             )
-            k, v = _sides(layer, stored)
             known = self._layers[layer.index] = layer, paged_layer(k, v, shape)
         return known[1]
 
 
-def _sides(layer: AttentionLayer, stored: str) -> list[PagedSide]:
-    """Keys, then values."""
-    tiled = is_tiled(layer.format.layout, stored, layer.head_dim, layer.block_size)  # type: ignore[attr-defined]
-    view = layer.view
-    return [PagedSide(stored, tiled, layer.head_dim, view[name], view.get(f"{name}_scale")) for name in "kv"]
+def _side(codec: Codec | None, dim: int, layer: AttentionLayer) -> PagedSide | None:
+    """Keys or values, if kernels read what is stored."""
+    stored = _stored(codec)
+    if codec is None or stored is None:
+        return None
+    planes, tiled = side_view(layer.view, codec.side), is_tiled("tiled", stored, dim, layer.block_size)
+    return PagedSide(stored, tiled, dim, planes["data"], planes.get("scale"))
 
 
-def _stored(layer: AttentionLayer) -> str | None:
-    """The dtype of what a format stores, if kernels read it. Subclasses may store anything."""
-    if type(layer.format) is DenseFormat and layer.format.dtype in DENSE:
-        return layer.format.dtype
-    return "int8" if type(layer.format) is Int8Format else None
+def _stored(codec: Codec | None) -> str | None:
+    """The elements that kernels read. Subclasses may store anything."""
+    if type(codec) is Dense and codec.layout == "tiled" and codec.dtype in DENSE:
+        return codec.dtype
+    return "int8" if type(codec) is Int8 and codec.layout == "tiled" else None
 
 
 def _reach(rule: Retention) -> dict[str, Any] | None:

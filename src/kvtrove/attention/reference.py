@@ -54,8 +54,8 @@ class ReferenceBackend:
             )
         if layer.format.rope != "post":
             reasons.append(f"layer {layer.index}: format {layer.format.name} stores keys before rotation")
-        if layer.format.tail is not None:
-            reasons.append(f"layer {layer.index}: format {layer.format.name} keeps open blocks in another format")
+        if layer.format.whole_block:
+            reasons.append(f"layer {layer.index}: format {layer.format.name} keeps open blocks as they were computed")
         return reasons
 
     def plan(self, batch: AttentionBatch) -> ReferencePlan:
@@ -71,12 +71,12 @@ class ReferenceBackend:
         plan: ReferencePlan,
         rotate: Rotation | None = None,
     ) -> Tensor:
-        """Stores k, v [T, kv_heads, head_dim], attends with q [T, num_heads, head_dim] -> the same shape and dtype."""
+        """Stores k, v, attends with q [T, num_heads, k_dim] -> [T, num_heads, v_dim] of its dtype."""
         if rotate is not None:
             q, k = rotate(q), None if k is None else rotate(k)
         if k is not None and v is not None:
             layer.format.encode(k, v, layer.view, plan.batch.groups[layer.group].slots)
-        out = torch.empty_like(q)
+        out = q.new_empty((*q.shape[:-1], layer.v_dim))
         for tile in plan.tiles(layer):
             keys, values = _gather(layer, tile)
             for queries, span in _chunks(tile, self.max_scores // layer.num_heads):
@@ -90,8 +90,8 @@ class ReferenceBackend:
 
 
 def _gather(layer: AttentionLayer, tile: Tile) -> tuple[Tensor, Tensor]:
-    """Keys and values of a tile, float32 [B, kv_heads, L, head_dim]. Values that no query sees become zero."""
-    k, v = (_widen(x, tile.num_sequences) for x in layer.format.decode(layer.view, tile.block_ids))
+    """Keys and values of a tile, float32 [B, kv_heads, L, k_dim and v_dim]. Values that no query sees become zero."""
+    k, v = (_widen(x, tile.num_sequences) for x in layer.format.decode(layer.view, tile.block_ids, layer.v_dim))
     return k, v.masked_fill_(~tile.seen[:, None, :, None], 0.0)
 
 
@@ -113,7 +113,8 @@ def _chunks(tile: Tile, max_pairs: int) -> Iterator[tuple[slice, slice]]:
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, layer: AttentionLayer) -> Tensor:
     """softmax(cap(q.k * scale) + mask) . v, in float32.
 
-    q: [B, c, num_heads, head_dim]. k, v: [B, kv_heads, L, head_dim]. mask: bool [B, c, L]. The result is shaped like q.
+    q: [B, c, num_heads, k_dim]. k, v: [B, kv_heads, L, k_dim and v_dim]. mask: bool [B, c, L]. The result is
+    [B, c, num_heads, v_dim].
     The `num_heads / kv_heads` query heads that share a key head are rows of one product.
     """
     shared = layer.num_heads // layer.kv_heads

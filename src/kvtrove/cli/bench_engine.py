@@ -36,9 +36,9 @@ class SubjectOptions:
     random_weights: Annotated[
         str | None, _subject("FILE", "A config.json: random weights instead of a checkpoint.")
     ] = None
-    dtype: Annotated[str, _subject("TYPE", "Of the weights: auto, bf16, fp16 or fp32.")] = "auto"
+    dtype: Annotated[str, _subject("TYPE", "Of the weights: auto, bfloat16, float16 or float32.")] = "auto"
     weights: Annotated[str, _subject("TYPE", "auto, or int8: quantise matrices at load (CPU).")] = "auto"
-    kv: Annotated[str, _subject("FORMAT", "How the cache stores K and V; auto is like the model.")] = "auto"
+    cache: Annotated[str, setting("cache", "Model")] = EngineConfig.cache
     device: Annotated[str, _subject("DEVICE", "auto, cpu, cuda or cuda:N.")] = "auto"
     block_size: Annotated[int, setting("block_size", "Model")] = EngineConfig.block_size
     memory: Annotated[str | None, _subject("SIZE", "That may be used. Default: what is free.")] = None
@@ -96,7 +96,7 @@ def decode(
 ) -> None:
     """Measure a decode step: milliseconds, tokens/s, and its share of the speed of memory.
 
-    Example: kvtrove bench decode --random-weights config.json --batch 32 --context 1024 --kv bf16
+    Example: kvtrove bench decode --random-weights config.json --batch 32 --context 1024 --cache bf16
     """
 
     def measure(measured: Subject, watch: Watch) -> Measurement:

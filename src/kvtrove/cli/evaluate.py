@@ -64,11 +64,11 @@ def evaluate(
     recall: RecallOptions,
     engine: EvalEngineOptions,
     model: OptionalModel = "demo",
-    kv: Annotated[
+    cache: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="SPEC",
-            help="A cache to compare, such as bf16, window=256 or bf16+window=256; repeatable. A wrong one lists all.",
+            metavar="RECIPE",
+            help="A cache to compare, such as int8, window=256 or bf16+window=256; repeatable. A wrong one lists all.",
         ),
     ] = None,
     parts: Annotated[str, typer.Option(metavar="NAME,...", help="What to measure.")] = "text,recall,speed",
@@ -81,10 +81,10 @@ def evaluate(
 ) -> None:
     """Compare caches with the exact one: KL, perplexity, recall of facts, bytes and speed. Ctrl-C, and resume later.
 
-    Example: kvtrove eval demo --kv bf16 --kv window=256 --html report.html
+    Example: kvtrove eval demo --cache bf16 --cache window=256 --html report.html
     """
     check_folders(json, html, state)
-    settings = _settings(model, kv, parts, text, recall, engine)
+    settings = _settings(model, cache, parts, text, recall, engine)
     kept = state if state is not None or json in (None, "-") else str(Path(json).with_suffix(".state.json"))
     result = _evaluate(settings, kept, quiet)
     _write(result, json, html)
@@ -97,15 +97,14 @@ def evaluate(
 
 def _settings(
     model: str,
-    kv: list[str] | None,
+    caches: list[str] | None,
     parts: str,
     text: TextOptions,
     recall: RecallOptions,
     engine: EvalEngineOptions,
 ) -> Settings:
     """Text to values; the dataclass checks them."""
-    from kvtrove.evaluate.configurations import DEFAULT
-    from kvtrove.evaluate.settings import Settings
+    from kvtrove.evaluate.settings import DEFAULT, Settings
 
     lengths = None if recall.lengths is None else tuple(parse_tokens(n, "lengths") for n in recall.lengths.split(","))
     values = asdict(text) | asdict(recall) | asdict(engine)
@@ -113,7 +112,7 @@ def _settings(
     values["context"] = None if text.context is None else parse_tokens(text.context, "context")
     values |= {"lengths": lengths, "depths": _numbers(recall.depths, "depths")}
     names = tuple(part.strip() for part in parts.split(","))
-    return Settings(str(find_model(model)), tuple(kv) if kv else DEFAULT, names, **values)
+    return Settings(str(find_model(model)), tuple(caches) if caches else DEFAULT, names, **values)
 
 
 def _numbers(text: str, what: str) -> tuple[float, ...]:

@@ -44,7 +44,7 @@ class MemoryOptions:
     reserve: Annotated[str | None, _memory("SIZE", "Kept free beside everything else.")] = None
     dtype: Annotated[str, setting("dtype", "Memory")] = EngineConfig.dtype
     weights: Annotated[str, setting("weights", "Memory")] = EngineConfig.weights
-    kv_cache_dtype: Annotated[str, _memory("TYPE", "How K and V are stored; auto is like the model.")] = "auto"
+    cache: Annotated[str, setting("cache", "Memory")] = EngineConfig.cache
     block_size: Annotated[int, setting("block_size", "Memory")] = EngineConfig.block_size
     max_num_batched_tokens: Annotated[int, setting("max_num_batched_tokens", "Memory")] = (
         EngineConfig.max_num_batched_tokens
@@ -163,7 +163,7 @@ def _wishes(memory: MemoryOptions, use: UseOptions, free: int) -> tuple[Wishes, 
         kv=None if memory.kv is None else parse_size(memory.kv, "kv"),
         context=context,
         users=use.users,
-        kv_format=memory.kv_cache_dtype,
+        cache=memory.cache,
         block_size=memory.block_size,
         max_num_batched_tokens=memory.max_num_batched_tokens,
         tensor_parallel=memory.tensor_parallel,
@@ -196,7 +196,7 @@ def _load(plan: Plan, load: LoadOptions, machine: Machine, prompt: int, new: int
     if not 0 <= load.hit_ratio < 1:
         raise ConfigError(f"hit_ratio: {load.hit_ratio} must be at least 0 and less than 1")
     workload = Workload(prompt, new, load.hit_ratio)
-    cost = cost_of(plan.model, machine, plan.kv_format, plan.context)
+    cost = cost_of(plan.model, machine, plan.fitting.cache, plan.context)
     tokens = plan.num_blocks * plan.wishes.block_size // len(plan.fitting.cache.groups)
     service = Service(cost, tokens, plan.users, plan.wishes.max_num_batched_tokens)
     ttft = None if load.slo_ttft is None else parse_seconds(load.slo_ttft, "slo_ttft")

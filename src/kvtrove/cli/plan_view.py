@@ -43,7 +43,7 @@ def _headline(console: Console, plan: Plan, report: dict[str, Any]) -> None:
     if model.assumed:
         console.print(f"[yellow]about:[/yellow] {model.assumed}", soft_wrap=True)
     constant = f" + {readable(kv.constant)} constant" if kv.constant else ""
-    console.print(f"KV cache: {kv.per_token:,} bytes per token{constant} in {plan.kv_format}")
+    console.print(f"KV cache: {kv.per_token:,} bytes per token{constant} in {plan.stored_as}")
     if "classic_bytes" in report:
         size = report["classic_bytes"]
         console.print(
@@ -85,11 +85,11 @@ def _frontier(console: Console, plan: Plan) -> None:
 
 
 def _formats(console: Console, plan: Plan) -> None:
-    table = Table(title="What each KV format buys", title_justify="left")
-    for name in ("format", "bytes/token", "longest context", "most users", ""):
-        table.add_column(name, justify="left" if name in ("format", "") else "right")
+    table = Table(title="What each cache buys", title_justify="left")
+    for name in ("--cache", "bytes/token", "longest context", "most users", ""):
+        table.add_column(name, justify="left" if name in ("--cache", "") else "right")
     for choice in plan.formats:
-        note = "chosen" if choice.name == plan.kv_format else "" if choice.served else "other engines"
+        note = "chosen" if choice.name == plan.cache else ""
         table.add_row(choice.name, f"{choice.kv.per_token:,}", f"{choice.max_context:,}", f"{choice.max_users:,}", note)
     console.print(table)
 

@@ -15,6 +15,7 @@ from kvtrove.cli.output import write_json
 from kvtrove.config import ConfigError, EngineConfig, parse_size, parse_tokens
 
 if TYPE_CHECKING:
+    from kvtrove.kv.spec import KVCacheSpec
     from kvtrove.plan.model import PlanModel
     from kvtrove.plan.simulate import SimulationResult, SimulationSettings
     from kvtrove.plan.traces import Trace
@@ -36,7 +37,7 @@ class CacheOptions:
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="Whose cache and step times are simulated; a name or path.")
     ] = None
-    kv_cache_dtype: Annotated[str, flag("Cache", "TYPE", "How K and V are stored.")] = "auto"
+    cache: Annotated[str, setting("cache", "Cache")] = EngineConfig.cache
     block_size: Annotated[int | None, flag("Cache", "N", "Tokens in a block; the trace's own when left out.")] = None
     policy: Annotated[str, flag("Cache", "NAME", "Who is evicted first: lru.")] = "lru"
 
@@ -137,13 +138,16 @@ def _settings(
     trace: Trace, cache: CacheOptions, service: ServiceOptions, load: LoadOptions
 ) -> Iterator[SimulationSettings]:
     """One for each size."""
+    from kvtrove.kv.recipe import recipe
     from kvtrove.plan.kv import cache_of
     from kvtrove.plan.simulate import SimulationSettings
     from kvtrove.scheduler.scheduler import SchedulerLimits
 
     model = _model(cache)
     block_size = cache.block_size or trace.block_size or EngineConfig.block_size
-    geometry = None if model is None else cache_of(model, _format(model, cache), block_size)
+    if model is None and recipe(cache.cache).parts:
+        raise ConfigError("cache: a recipe changes the cache of a model; give --model")
+    geometry = None if model is None else cache_of(model, cache.cache, block_size)
     if service.max_num_batched_tokens < service.max_num_seqs:
         raise ConfigError(
             f"max_num_batched_tokens: {service.max_num_batched_tokens} is smaller than max_num_seqs; "
@@ -155,7 +159,7 @@ def _settings(
         yield SimulationSettings(
             block_size=block_size,
             num_blocks=num_blocks,
-            cost=_cost(model, service, _format(model, cache)),
+            cost=_cost(model, service, geometry),
             limits=SchedulerLimits(
                 service.max_num_seqs, service.max_num_batched_tokens, service.max_concurrent_prefills
             ),
@@ -178,10 +182,6 @@ def _model(cache: CacheOptions) -> PlanModel | None:
     return read_model(find_model(cache.model))
 
 
-def _format(model: PlanModel | None, cache: CacheOptions) -> str:
-    return cache.kv_cache_dtype if model is None or cache.kv_cache_dtype != "auto" else model.dtype
-
-
 def _sizes(cache: CacheOptions, block_size: int, row: tuple[int, int] | None) -> list[int | None]:
     """Blocks of each size. row: bytes of a block's row, and groups of layers, of a model."""
     if cache.kv is not None and cache.kv_tokens is not None:
@@ -197,7 +197,7 @@ def _sizes(cache: CacheOptions, block_size: int, row: tuple[int, int] | None) ->
     ]
 
 
-def _cost(model: PlanModel | None, service: ServiceOptions, kv_format: str) -> Any:
+def _cost(model: PlanModel | None, service: ServiceOptions, cache: KVCacheSpec | None) -> Any:
     from kvtrove.plan.cost import FittedCost, cost_of
     from kvtrove.plan.hardware import ASSUMED, find_machine, read_calibration
     from kvtrove.plan.simulate.settings import REFERENCE_STEP
@@ -205,8 +205,8 @@ def _cost(model: PlanModel | None, service: ServiceOptions, kv_format: str) -> A
     machine = (
         read_calibration(service.calibration) if service.calibration else find_machine(service.hardware or ASSUMED)
     )
-    if model is not None:
-        return cost_of(model, machine, kv_format, typical_context=8192)
+    if model is not None and cache is not None:
+        return cost_of(model, machine, cache, typical_context=8192)
     if service.hardware is not None:
         raise ConfigError("hardware: a datasheet needs a model; name it, or a --calibration with measured steps")
     if machine.fit is None and service.calibration is not None:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvtrove.engine import Engine
-from kvtrove.evaluate.configurations import EXACT, Configuration, configuration, configurations
-from kvtrove.evaluate.settings import Settings
-from kvtrove.kv.formats import engine_format
-from kvtrove.loading import Progress, Variant, choose_precision
+from kvtrove.evaluate.settings import EXACT, Settings
+from kvtrove.kv.recipe import recipe
+from kvtrove.loading import Progress, choose_precision
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.decoder import Model
@@ -21,7 +20,7 @@ SEQUENCES = 4
 
 @dataclass(frozen=True)
 class Engines:
-    """reference: with the exact cache. compared: by the name of the configuration, the exact one included.
+    """reference: with the exact cache. compared: by the recipe, the exact one included.
 
     settings: with what depends on the model filled in.
     """
@@ -35,24 +34,24 @@ class Engines:
         """Loads the weights once. Raises ModelError or ConfigError."""
         spec = read_spec(Path(settings.model))
         settings = settings.resolved(spec.max_position)
-        reference = _start(settings, spec, configuration(EXACT), progress=progress)
+        reference = _start(settings, spec, EXACT, progress=progress)
         model = reference.runner.model
-        compared = {one.name: _start(settings, spec, one, model) for one in configurations(settings.kv)}
+        names = dict.fromkeys((EXACT, *settings.caches))
+        compared = {name: _start(settings, spec, name, model) for name in names}
         return cls(settings, reference, compared)
 
 
 def _start(
     settings: Settings,
     spec: ModelSpec,
-    configured: Configuration,
+    cache: str,
     model: Model | None = None,
     progress: Progress | None = None,
 ) -> Engine:
-    """model: the weights, None to load them."""
+    """cache: a recipe. model: the weights, None to load them."""
     longest = max(settings.context or 0, *(settings.lengths or ()))
     config = settings.engine(longest)
-    dtype = choose_precision(config, spec).activations  # of the exact cache: K and V as they were computed
-    config = replace(config, kv_cache_dtype=dtype)
-    cache = configured(cache_spec(spec, engine_format(dtype), config.block_size))
-    blocks = SEQUENCES * cache.blocks_for(longest, settings.chunk)
-    return Engine(replace(config, num_blocks=blocks), progress=progress, variant=Variant(configured, model))
+    # The exact cache stores K and V as they were computed.
+    exact = cache_spec(spec, choose_precision(config, spec).activations, config.block_size)
+    blocks = SEQUENCES * recipe(cache)(exact).blocks_for(longest, settings.chunk)
+    return Engine(replace(config, cache=cache, num_blocks=blocks), progress=progress, exact=exact, model=model)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kvtrove.config import ConfigError, EngineConfig, nearest
-from kvtrove.evaluate.configurations import DEFAULT, configuration
+from kvtrove.kv.recipe import recipe
 
+EXACT = "exact"
+"""The cache that all are compared with: K and V in the dtype of activations, and all that the model reads."""
+DEFAULT = ("fp32", "bf16", "fp16", "int8", "window=256", "window=1024")
 PARTS = ("text", "recall", "speed")
 LENGTHS = (512, 1024, 2048, 4096)
 CONTEXT = 2048
@@ -14,7 +17,7 @@ CONTEXT = 2048
 
 @dataclass(frozen=True)
 class Settings:
-    """model: a local Hugging Face directory. kv: names of configurations. parts: what is measured.
+    """model: a local Hugging Face directory. caches: recipes. parts: what is measured.
 
     text: a UTF-8 file; None is held-out prose of the demo model. text_tokens: how much of it is read at most, in
         segments of `context` tokens; None is CONTEXT, or all that the model can hold if that is less.
@@ -26,7 +29,7 @@ class Settings:
     """
 
     model: str
-    kv: tuple[str, ...] = DEFAULT
+    caches: tuple[str, ...] = DEFAULT
     parts: tuple[str, ...] = PARTS
     text: str | None = None
     text_tokens: int = 8192
@@ -44,8 +47,8 @@ class Settings:
     block_size: int = EngineConfig.block_size
 
     def __post_init__(self) -> None:
-        for name in self.kv:
-            configuration(name)
+        for name in self.caches:
+            recipe(name)
         for part in self.parts:
             if part not in PARTS:
                 raise ConfigError(f"parts: {part!r} is not known{nearest(part, PARTS)}; there are {', '.join(PARTS)}")

@@ -1,13 +1,14 @@
-"""Linear layers whose weights stay bf16 or int8 in memory: y = x W^T + bias.
+"""Linear layers whose weights stay bf16, int8 or 4-bit in memory: y = x W^T + bias.
 
 bf16 becomes float32 in registers. Rows of x meet int8 weights as 16-bit integers, with a scale per 128 inputs: off
-by 2^-16 of the largest of them at most, and added up exactly (on AMX 15 bits, per 256 inputs: 2^-15). Sums are taken
-in the order of the inputs, whatever the batch, the blocking or the number of threads, so a row gives the same bits in
-every batch.
+by 2^-16 of the largest of them at most, and added up exactly (on AMX 15 bits, per 256 inputs: 2^-15; beside 4-bit
+weights everywhere, with the same bits at every level). Sums are taken in the order of the inputs, whatever the batch,
+the blocking or the number of threads, so a row gives the same bits in every batch.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,17 +16,56 @@ from torch import Tensor
 
 from kvtrove.kernels import _extension
 
-Kind = Literal["bf16", "int8"]
+Kind = Literal["bf16", "int8", "int4", "int4_f32"]
+GROUP = 32
+"""Inputs of an output that share a scale and a minimum in 4-bit weights."""
 _FLOATS = (torch.float32, torch.bfloat16)
 FILLED_AT_ONCE = 1 << 22
 """Elements of a source in another dtype that are converted at a time."""
 
 
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Weights [outputs, inputs] in 4 bits: value = scale * number + minimum.
+
+    numbers: uint8 [outputs, inputs], 0..15. scales, minima: float32 [outputs, ceil(inputs / 32)], of 32 inputs each.
+    Holds exactly what GGUF calls Q4_0 (minimum = -8 d), Q4_1 and Q4_K (scale = d * 6 bits, minimum = -dmin * 6 bits).
+    """
+
+    numbers: Tensor
+    scales: Tensor
+    minima: Tensor
+
+    def __post_init__(self) -> None:
+        outputs, inputs = self.numbers.shape
+        expected = (outputs, -(-inputs // GROUP))
+        if self.numbers.dtype != torch.uint8:
+            raise TypeError(f"numbers are {self.numbers.dtype}, expected uint8")
+        for name, lines in (("scales", self.scales), ("minima", self.minima)):
+            if lines.shape != expected or not lines.is_floating_point():
+                raise ValueError(f"{name} are {lines.dtype} {list(lines.shape)}, expected floats {list(expected)}")
+
+    @property
+    def kind(self) -> Kind:
+        """The narrowest that keeps every scale and minimum as it is: 5 bits a weight, or 6."""
+        narrow = all(bool((lines.half().float() == lines.float()).all()) for lines in (self.scales, self.minima))
+        return "int4" if narrow else "int4_f32"
+
+    def values(self) -> Tensor:
+        """What they stand for, in float32 [outputs, inputs]: the product and the sum are rounded once each."""
+        scales, minima = (
+            lines.float().repeat_interleave(GROUP, 1)[:, : self.numbers.shape[1]]
+            for lines in (self.scales, self.minima)
+        )
+        return scales * self.numbers + minima
+
+
 class PackedWeights:
     """W [outputs, inputs] in memory of its own (huge pages), repacked so that a product reads one run of bytes.
 
-    kind: "bf16", or "int8": symmetric, one float32 scale per output, |error| <= scale / 2. isa: as for `kernels.isa`.
-    All weights are zero until they are filled.
+    kind: "bf16"; "int8": symmetric, one float32 scale per output, |error| <= scale / 2; "int4": integers of 0..15 with
+    a float16 scale and minimum for 32 inputs (5 bits a weight); "int4_f32": with float32 ones (6 bits). isa: as for
+    `kernels.isa`. All weights are zero until they are filled.
     """
 
     def __init__(self, outputs: int, inputs: int, kind: Kind = "bf16", isa: str = "auto") -> None:
@@ -42,7 +82,7 @@ class PackedWeights:
     def fill(self, first_output: int, source: Tensor) -> None:
         """Overwrites outputs first_output .. first_output + n with source [n, inputs], any floating-point dtype.
 
-        ValueError when they do not exist, when the width is another, or (int8) when a value is not finite.
+        ValueError when they do not exist, when the width is another, or (int8, int4) when a value is not finite.
         """
         if source.ndim != 2:
             raise ValueError(f"source has {source.ndim} dimensions, expected [outputs, {self.inputs}]")
@@ -52,6 +92,16 @@ class PackedWeights:
         rows = max(1, FILLED_AT_ONCE // self.inputs)
         for start in range(0, len(source), rows):
             self.packed.fill(first_output + start, source[start : start + rows].float())
+
+    def fill_groups(self, first_output: int, source: Groups) -> None:
+        """The same for int4 weights that have this form already: they are kept as they are.
+
+        ValueError where that cannot be: a number beyond 15, a scale that is no float16 in weights of kind "int4".
+        """
+        if source.numbers.shape[1] != self.inputs:
+            raise ValueError(f"groups have {source.numbers.shape[1]} inputs, expected {self.inputs}")
+        lines = [lines.float().contiguous() for lines in (source.scales, source.minima)]
+        self.packed.fill_groups(first_output, source.numbers.contiguous(), *lines)
 
     def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [rows, inputs] float32 or bfloat16 on the CPU -> [rows, outputs] in its dtype; bias float32 [outputs].

@@ -50,10 +50,8 @@ class Arena:
 
     def views(self, layer: int) -> dict[str, Tensor]:
         """Plane name -> typed, strided [num_blocks, *plane.shape] of the storage that `layer` reads. No copies."""
-        owner = next(one for one in self.spec.layers if one.layer == layer)
-        if owner.source is not None:
-            return self.views(owner.source)
-        offsets = self.spec.groups[self.spec.group_of[layer]].offsets[layer]
+        owner = self.spec.storage(layer)
+        offsets = self.spec.groups[self.spec.group_of[layer]].offsets[owner.layer]
         views = {}
         for plane in self.spec.planes(owner):
             typed = self.rows.view(getattr(torch, plane.dtype))

@@ -13,11 +13,33 @@ from typing import Protocol
 
 
 class Retention(Protocol):
-    """A rule of attention that a token's position decides."""
+    """A rule of attention that a token's position decides: a frozen dataclass.
+
+    `id` ("window=256") is its recipe's word, and stands for it in fingerprints.
+    """
+
+    @property
+    def id(self) -> str: ...
 
     def live(self, n: int) -> tuple[range, ...]:
         """Positions < n that the token at position n reads: ascending, disjoint, half-open ranges, none empty."""
         ...
+
+    def kept(self) -> int | None:
+        """Most tokens that are live at once, the newest included; None when all are."""
+        ...
+
+    def steep(self, length: int) -> tuple[int, ...]:
+        """Lengths below `length` at which most tokens are live: where a sequence holds most blocks."""
+        ...
+
+    def problems(self) -> list[str]:
+        """Why such a rule cannot be; empty when it can."""
+        ...
+
+
+def _too_small(least: int, **numbers: int) -> list[str]:
+    return [f"{name} {value} must be at least {least}" for name, value in numbers.items() if value < least]
 
 
 @dataclass(frozen=True)
@@ -26,6 +48,19 @@ class Full:
 
     def live(self, n: int) -> tuple[range, ...]:
         return _ranges((0, n))
+
+    @property
+    def id(self) -> str:
+        return "full"
+
+    def kept(self) -> int | None:
+        return None
+
+    def steep(self, length: int) -> tuple[int, ...]:
+        return (max(0, length - 1),)
+
+    def problems(self) -> list[str]:
+        return []
 
 
 @dataclass(frozen=True)
@@ -36,6 +71,19 @@ class SlidingWindow:
 
     def live(self, n: int) -> tuple[range, ...]:
         return _ranges((max(0, n - self.window + 1), n))
+
+    @property
+    def id(self) -> str:
+        return f"window={self.window}"
+
+    def kept(self) -> int | None:
+        return self.window
+
+    def steep(self, length: int) -> tuple[int, ...]:
+        return (max(0, length - 1),)
+
+    def problems(self) -> list[str]:
+        return _too_small(1, window=self.window)
 
 
 @dataclass(frozen=True)
@@ -49,6 +97,19 @@ class SinksAndWindow:
         start = max(0, n - self.window + 1)
         return _ranges((0, min(self.sinks, start)), (start, n))
 
+    @property
+    def id(self) -> str:
+        return f"sinks={self.sinks}+window={self.window}"
+
+    def kept(self) -> int | None:
+        return self.sinks + self.window
+
+    def steep(self, length: int) -> tuple[int, ...]:
+        return (max(0, length - 1),)
+
+    def problems(self) -> list[str]:
+        return _too_small(0, sinks=self.sinks) + _too_small(1, window=self.window)
+
 
 @dataclass(frozen=True)
 class ChunkedLocal:
@@ -58,6 +119,21 @@ class ChunkedLocal:
 
     def live(self, n: int) -> tuple[range, ...]:
         return _ranges((n // self.chunk * self.chunk, n))
+
+    @property
+    def id(self) -> str:
+        return f"chunk={self.chunk}"
+
+    def kept(self) -> int | None:
+        return self.chunk
+
+    def steep(self, length: int) -> tuple[int, ...]:
+        """The end, and the last token of a full chunk."""
+        last = max(0, length - 1)
+        return last, max(0, last // self.chunk * self.chunk - 1)
+
+    def problems(self) -> list[str]:
+        return _too_small(1, chunk=self.chunk)
 
 
 def _ranges(*spans: tuple[int, int]) -> tuple[range, ...]:
@@ -82,7 +158,7 @@ def peak_blocks(retention: Retention, length: int, chunk: int, block_size: int) 
     """
     whole = -(-length // block_size)
     worst = 0
-    for n in _steep_points(retention, length):
+    for n in retention.steep(length):
         spans = list(retention.live(n))
         if sum(map(len, spans)) >= length - 1:
             return whole
@@ -92,10 +168,3 @@ def peak_blocks(retention: Retention, length: int, chunk: int, block_size: int) 
             spans.append(range(n, n + chunk))
         worst = max(worst, sum(-(-(len(s) - (s.start > 0)) // block_size) + (s.start > 0) for s in spans))
     return min(whole, worst)
-
-
-def _steep_points(retention: Retention, length: int) -> tuple[int, ...]:
-    """Lengths at which `live` of every rule above is largest: the end, and the last token of a full chunk."""
-    last = max(0, length - 1)
-    chunk = getattr(retention, "chunk", 0)
-    return (last, max(0, last // chunk * chunk - 1)) if chunk else (last,)

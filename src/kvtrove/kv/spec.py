@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -25,7 +25,10 @@ from kvtrove.kv.retention import Full, Retention, peak_blocks
 if TYPE_CHECKING:
     from torch import Tensor
 
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int8": 1, "uint8": 1}
+DTYPE_BYTES = {
+    **{"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2},
+    **{"float8_e4m3fn": 1, "int8": 1, "uint8": 1},
+}
 ALIGNMENT = 64  # bytes: a cache line, and what vector loads like
 
 
@@ -46,48 +49,157 @@ class Plane:
         return prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
-class KVFormat(Protocol):
-    """How K/V are encoded: a frozen dataclass whose fields are its identity (they enter the fingerprint).
+Side = Literal["k", "v"]
+Rope = Literal["post", "pre"]
+Planes = Mapping[str, "Tensor"]
+"""Name -> tensor [num_blocks, *plane.shape]."""
 
-    `name` is what users write (``--kv-cache-dtype``). `tail` is the format of an open block when this one needs
-    a whole block to encode, else None. `rope` says whether keys are stored after or before rotation.
+
+class Codec(Protocol):
+    """How one side of a layer, K or V, is encoded: a frozen dataclass.
+
+    A codec names its planes for itself: "data" holds the elements, "scale", "zero" and others what they need.
+    `id` ("int8/1") stands for all that decides the meaning of the bytes but heads, dimension and block size: it enters
+    the fingerprint, so that a rename never invalidates what is stored, and a change of the encoding counts it up.
     """
 
     @property
-    def name(self) -> str: ...
+    def id(self) -> str: ...
     @property
-    def lossless_for(self) -> tuple[str, ...]:
-        """Dtypes whose values survive encode + decode bit for bit."""
+    def side(self) -> Side: ...
+    @property
+    def whole_block(self) -> bool:
+        """Whether a block is encoded when it is full (`seal`), and until then read as it was computed."""
         ...
 
     @property
-    def tail(self) -> KVFormat | None: ...
-    @property
-    def rope(self) -> Literal["post", "pre"]: ...
-
-    def planes(self, kv_heads: int, head_dim: int, block_size: int) -> tuple[Plane, ...]:
-        """The planes of one layer in one block."""
+    def rope(self) -> Rope:
+        """Whether keys are stored after their rotation or before it."""
         ...
 
-    def encode(self, k: Tensor, v: Tensor, view: Mapping[str, Tensor], slots: Tensor) -> None:
-        """Write k, v [T, kv_heads, head_dim] into the slots int64 [T] (= block_id * block_size + offset).
-
-        view: plane name -> tensor [num_blocks, *plane.shape].
-        """
+    def problems(self, heads: int, dim: int, block_size: int) -> list[str]:
+        """Why it cannot encode such vectors; empty when it can."""
         ...
 
-    def decode(self, view: Mapping[str, Tensor], block_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """K and V of the blocks int64 [n], each [n * block_size, kv_heads, head_dim]: the reference read."""
+    def planes(self, heads: int, dim: int, block_size: int) -> tuple[Plane, ...]:
+        """Its planes in one block."""
+        ...
+
+    def encode(self, x: Tensor, view: Planes, slots: Tensor) -> None:
+        """Write x [T, heads, dim] into slots int64 [T] (= block_id * block_size + offset). view: its own planes."""
+        ...
+
+    def seal(self, x: Tensor, view: Planes, rows: Tensor) -> None:
+        """Write whole blocks x [C, block_size, heads, dim] into the rows int64 [C]."""
+        ...
+
+    def decode(self, view: Planes, rows: Tensor) -> Tensor:
+        """[n * block_size, heads, dim] of the blocks int64 [n], in a floating dtype: the reference read."""
         ...
 
 
 @dataclass(frozen=True)
+class KVFormat:
+    """How a layer's K and V are stored, side by side.
+
+    k, v: None is a side that is read out of the other one: V out of the first `v_dim` elements of K (the latent of
+    MLA), K out of V (layers whose keys are their values).
+    extra_bytes: per token beside K and V, such as the index keys of sparse attention; planned, not served.
+    """
+
+    k: Codec | None
+    v: Codec | None
+    extra_bytes: int = 0
+
+    @property
+    def sides(self) -> tuple[Codec, ...]:
+        return tuple(codec for codec in (self.k, self.v) if codec is not None)
+
+    @property
+    def name(self) -> str:
+        """For people: "int8", or "k=int8+v=int4r"."""
+        words = {codec.side: codec.id.partition("/")[0] for codec in self.sides}
+        names = set(words.values())
+        return names.pop() if len(names) == 1 else "+".join(f"{side}={word}" for side, word in words.items())
+
+    @property
+    def id(self) -> str:
+        """Stands for the meaning of the bytes; defaults are left out."""
+        words = [f"{codec.side}={codec.id}" for codec in self.sides]
+        return "+".join([*words, *([f"extra={self.extra_bytes}"] if self.extra_bytes else [])])
+
+    @property
+    def whole_block(self) -> bool:
+        """Whether queries read their own block as it was computed, and older ones as they were sealed."""
+        return any(codec.whole_block for codec in self.sides)
+
+    @property
+    def rope(self) -> Rope:
+        return "post" if self.k is None else self.k.rope
+
+    def problems(self, layer: LayerKV, block_size: int) -> list[str]:
+        """Why it cannot store such a layer."""
+        reasons = [] if self.sides else ["neither K nor V is stored"]
+        for codec in self.sides:
+            reasons += codec.problems(layer.heads, layer.k_dim if codec.side == "k" else layer.v_dim, block_size)
+        return reasons
+
+    def planes(self, layer: LayerKV, block_size: int) -> tuple[Plane, ...]:
+        """The planes of one layer in one block: "k", "k_scale", ..., "v", ..."""
+        found = []
+        for codec in self.sides:
+            dim = layer.k_dim if codec.side == "k" else layer.v_dim
+            for plane in codec.planes(layer.heads, dim, block_size):
+                found.append(replace(plane, name=_plane_name(codec.side, plane.name)))
+        if self.extra_bytes:
+            found.append(Plane("extra", "uint8", (block_size, self.extra_bytes)))
+        return tuple(found)
+
+    def encode(self, k: Tensor, v: Tensor, view: Planes, slots: Tensor) -> None:
+        """Write k, v [T, heads, dim] into the slots int64 [T]. view: all planes of the layer."""
+        for codec in self.sides:
+            codec.encode(k if codec.side == "k" else v, side_view(view, codec.side), slots)
+
+    def seal(self, k: Tensor, v: Tensor, view: Planes, rows: Tensor) -> None:
+        """Write whole blocks k, v [C, block_size, heads, dim] into the rows int64 [C]."""
+        for codec in self.sides:
+            codec.seal(k if codec.side == "k" else v, side_view(view, codec.side), rows)
+
+    def decode(self, view: Planes, rows: Tensor, v_dim: int | None = None) -> tuple[Tensor, Tensor]:
+        """K and V of the blocks int64 [n], each [n * block_size, heads, dim]. v_dim: of values read out of keys."""
+        read = {codec.side: codec.decode(side_view(view, codec.side), rows) for codec in self.sides}
+        k, v = read.get("k"), read.get("v")
+        if k is None:
+            assert v is not None, "checked by `problems`"
+            k = v
+        return k, k[..., :v_dim] if v is None else v
+
+
+def _plane_name(side: str, name: str) -> str:
+    return side if name == "data" else f"{side}_{name}"
+
+
+def side_view(view: Planes, side: Side) -> dict[str, Tensor]:
+    """Planes of one side under the names that its codec knows."""
+    start = f"{side}_"
+    return {
+        "data" if name == side else name.removeprefix(start): plane
+        for name, plane in view.items()
+        if name == side or name.startswith(start)
+    }
+
+
+@dataclass(frozen=True)
 class LayerKV:
-    """What one layer keeps. `source` is the earlier layer whose storage it reads instead of its own (CLA, YOCO)."""
+    """What one layer keeps: `heads` keys of k_dim elements and values of v_dim per token.
+
+    source: the earlier layer whose storage it reads instead of its own (CLA, YOCO), in that layer's format.
+    """
 
     layer: int
-    kv_heads: int
-    head_dim: int
+    heads: int
+    k_dim: int
+    v_dim: int
     format: KVFormat
     retention: Retention = field(default_factory=Full)
     source: int | None = None
@@ -122,26 +234,20 @@ class KVCacheSpec:
         if len({layer.layer for layer in self.layers}) != len(self.layers):
             reasons.append("a layer is listed twice")
         for layer in self.layers:
-            if layer.kv_heads < 1 or layer.head_dim < 1:
+            where = f"layer {layer.layer}"
+            if min(layer.heads, layer.k_dim, layer.v_dim) < 1:
                 reasons.append(
-                    f"layer {layer.layer}: kv_heads {layer.kv_heads} and head_dim {layer.head_dim} must be positive"
+                    f"{where}: heads {layer.heads}, k_dim {layer.k_dim} and v_dim {layer.v_dim} must be positive"
                 )
-            for name, least in (("window", 1), ("chunk", 1), ("sinks", 0)):
-                if (value := getattr(layer.retention, name, least)) < least:
-                    reasons.append(f"layer {layer.layer}: {name} {value} must be at least {least}")
+            reasons += [f"{where}: {problem}" for problem in layer.retention.problems()]
             if layer.source is None:
+                reasons += [f"{where}: {problem}" for problem in layer.format.problems(layer, self.block_size)]
                 continue
             source = own.get(layer.source)
             if source is None or layer.source >= layer.layer:
-                reasons.append(
-                    f"layer {layer.layer}: source {layer.source} is not an earlier layer with storage of its own"
-                )
-            elif (source.kv_heads, source.head_dim, source.retention) != (
-                layer.kv_heads,
-                layer.head_dim,
-                layer.retention,
-            ):
-                reasons.append(f"layer {layer.layer}: differs in heads or retention from its source {layer.source}")
+                reasons.append(f"{where}: source {layer.source} is not an earlier layer with storage of its own")
+            elif _shape(source) != _shape(layer):
+                reasons.append(f"{where}: differs in heads or retention from its source {layer.source}")
         return reasons
 
     @cached_property
@@ -161,8 +267,7 @@ class KVCacheSpec:
         groups: list[KVGroup] = []
         for (retention, bucket), size in zip(buckets.items(), sizes, strict=True):
             parts = min(len(bucket), -(-size // target))
-            for i in range(parts):
-                members = bucket[i * len(bucket) // parts : (i + 1) * len(bucket) // parts]
+            for members in _cut(bucket, [self.layer_bytes(layer) for layer in bucket], parts):
                 groups.append(self._group(len(groups), retention, tuple(members)))
         return tuple(groups)
 
@@ -182,8 +287,13 @@ class KVCacheSpec:
         own = {layer.layer: group.index for group in self.groups for layer in group.layers}
         return {layer.layer: own[layer.layer if layer.source is None else layer.source] for layer in self.layers}
 
+    def storage(self, layer: int) -> LayerKV:
+        """The layer whose storage, format and geometry `layer` reads: itself, or its source."""
+        found = next(one for one in self.layers if one.layer == layer)
+        return found if found.source is None else self.storage(found.source)
+
     def planes(self, layer: LayerKV) -> tuple[Plane, ...]:
-        return layer.format.planes(layer.kv_heads, layer.head_dim, self.block_size)
+        return layer.format.planes(layer, self.block_size)
 
     def layer_bytes(self, layer: LayerKV) -> int:
         """Bytes of one layer in one block, alignment included."""
@@ -200,13 +310,33 @@ class KVCacheSpec:
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """32 bytes that change with anything that changes the meaning of a row."""
-        return hashlib.sha256(json.dumps(_describe(self), sort_keys=True).encode()).digest()
+        """32 bytes that change with anything that changes the meaning of a row.
+
+        Made of the ids of codecs and retentions, not of classes and fields; what is as usual is left out.
+        """
+        text = json.dumps([self.block_size, *map(_describe, self.layers)])
+        return hashlib.sha256(text.encode()).digest()
 
 
-def _describe(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__name__} | {f.name: _describe(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, tuple | list):
-        return [_describe(item) for item in value]
-    return value
+def _describe(layer: LayerKV) -> list[Any]:
+    numbers = [layer.layer, layer.heads, layer.k_dim, layer.v_dim]
+    retention = [] if layer.retention == Full() else [layer.retention.id]
+    return [*numbers, layer.format.id if layer.source is None else layer.source, *retention]
+
+
+def _shape(layer: LayerKV) -> tuple[Any, ...]:
+    """What a layer must have in common with the one whose storage it reads."""
+    return layer.heads, layer.k_dim, layer.v_dim, layer.retention
+
+
+def _cut(layers: list[LayerKV], sizes: list[int], parts: int) -> Iterator[list[LayerKV]]:
+    """Runs of layers of about equal bytes, none empty. A run ends where that is nearest to its share of the total."""
+    total, done, first = sum(sizes), 0, 0
+    for part in range(1, parts + 1):
+        stop, most = first + 1, len(layers) - (parts - part)
+        done += sizes[first]
+        while stop < most and (part == parts or 2 * done + sizes[stop] <= 2 * total * part // parts):
+            done += sizes[stop]
+            stop += 1
+        yield layers[first:stop]
+        first = stop

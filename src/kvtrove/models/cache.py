@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from kvtrove.kv.retention import Full, SlidingWindow
-from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV
+from dataclasses import replace
+
+from kvtrove.kv.formats.dense import Dense
+from kvtrove.kv.spec import Codec, KVCacheSpec, KVFormat
 from kvtrove.models.spec import ModelSpec
 
 
-def cache_spec(spec: ModelSpec, kv_format: KVFormat, block_size: int) -> KVCacheSpec:
-    """Geometry of the cache: one LayerKV per layer, its window as a retention rule.
+def cache_spec(spec: ModelSpec, dtype: str, block_size: int) -> KVCacheSpec:
+    """The exact cache of a model: what its layers keep, in `dtype`. block_size: tokens per block."""
+    layers = (replace(layer.cache, format=in_dtype(layer.cache.format, dtype)) for layer in spec.layers)
+    return KVCacheSpec(tuple(layers), block_size)
 
-    block_size: tokens per block.
-    """
-    layers = tuple(
-        LayerKV(
-            index,
-            layer.kv_heads,
-            layer.head_dim,
-            kv_format,
-            Full() if layer.window is None else SlidingWindow(layer.window),
-            layer.source,
-        )
-        for index, layer in enumerate(spec.layers)
-    )
-    return KVCacheSpec(layers, block_size)
+
+def in_dtype(kv_format: KVFormat, dtype: str) -> KVFormat:
+    """The same sides, as they are computed."""
+
+    def codec(side: Codec | None) -> Codec | None:
+        return None if side is None else Dense(side.side, dtype)
+
+    return replace(kv_format, k=codec(kv_format.k), v=codec(kv_format.v))

@@ -180,7 +180,7 @@ class Model:
             )
             call = None
             if between is not None and own.qkv.product is not None:
-                call = LayerCall(between, ropes.index(spec.rope), spec.source is None, own.q_norm, own.k_norm)
+                call = LayerCall(between, ropes.index(spec.rope), spec.cache.source is None, own.q_norm, own.k_norm)
             calls.append(call)
         return tuple(calls)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from kvtrove.kv.spec import LayerKV
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 Norms = Literal["pre", "post", "sandwich"]
@@ -53,13 +56,10 @@ class MoESpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One decoder layer. window: keys a query reads, itself included; None is all. source: layer whose K/V it reads."""
+    """One decoder layer. cache: what it keeps of every token, in the checkpoint's dtype, and which tokens it reads."""
 
-    kv_heads: int
-    head_dim: int
-    window: int | None
+    cache: LayerKV
     rope: RopeSpec
-    source: int | None = None
     moe: MoESpec | None = None
 
 

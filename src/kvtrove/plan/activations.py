@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvtrove.config import EngineConfig
-from kvtrove.kv.spec import DTYPE_BYTES
-from kvtrove.plan.kv import kept_tokens, shard
-from kvtrove.plan.model import LayerGeometry, PlanModel
+from kvtrove.kv.spec import DTYPE_BYTES, LayerKV
+from kvtrove.plan.kv import shard
+from kvtrove.plan.model import PlanModel
 
 FLOAT32 = 4
 MAX_SCORES = 1 << 22
@@ -62,18 +62,18 @@ def _shared(model: PlanModel, limits: StepLimits, block_size: int) -> int:
     return limits.tokens * (40 + 2 * rotation) + keys * 9 + keys // block_size * 16
 
 
-def _attention(model: PlanModel, layer: LayerGeometry, limits: StepLimits, ranks: int) -> int:
+def _attention(model: PlanModel, layer: LayerKV, limits: StepLimits, ranks: int) -> int:
     element, stored = DTYPE_BYTES[model.activations], DTYPE_BYTES[model.dtype]
     heads, width = -(-model.num_heads // ranks), max(layer.k_dim, layer.v_dim)
-    projected = (3 * heads + 3 * layer.kv_heads) * width  # q and k before and after rotation, v, the output
+    projected = (3 * heads + 3 * layer.heads) * width  # q and k before and after rotation, v, the output
     held = limits.tokens * element * (2 * model.hidden_size + projected)
-    key = layer.kv_heads * width
+    key = layer.heads * width
     return held + max(
         _prefill_tile(layer, limits, heads, width, stored), _decode_tile(layer, limits, heads, key, stored)
     )
 
 
-def _prefill_tile(layer: LayerGeometry, limits: StepLimits, heads: int, width: int, element: int) -> int:
+def _prefill_tile(layer: LayerKV, limits: StepLimits, heads: int, width: int, element: int) -> int:
     """One sequence with all new tokens of the step.
 
     While the context is short, all queries share one product; from `full` on, they are cut into runs of MAX_SCORES
@@ -83,7 +83,7 @@ def _prefill_tile(layer: LayerGeometry, limits: StepLimits, heads: int, width: i
     full = MAX_SCORES // heads // limits.tokens
 
     def at(length: int) -> int:
-        elements = length * layer.kv_heads * width
+        elements = length * layer.heads * width
         pairs = min(limits.tokens * length, max(MAX_SCORES // heads, length))
         queries = min(limits.tokens, pairs // length + 1)
         products = pairs * (2 * heads * FLOAT32 + 2) + 3 * queries * heads * width * FLOAT32
@@ -92,7 +92,7 @@ def _prefill_tile(layer: LayerGeometry, limits: StepLimits, heads: int, width: i
     return max(at(longest), at(max(1, min(longest, full))))
 
 
-def _decode_tile(layer: LayerGeometry, limits: StepLimits, heads: int, key_elements: int, element: int) -> int:
+def _decode_tile(layer: LayerKV, limits: StepLimits, heads: int, key_elements: int, element: int) -> int:
     """Several sequences with one new token each."""
     length = _keys(layer, limits, 1)
     all_keys = limits.sequences * length
@@ -108,9 +108,9 @@ def _gathering(elements: int, element: int, others: bool) -> int:
     return elements * (2 * element + reordered + 2 * FLOAT32 + (2 * FLOAT32 if others else 0))
 
 
-def _keys(layer: LayerGeometry, limits: StepLimits, new_tokens: int) -> int:
+def _keys(layer: LayerKV, limits: StepLimits, new_tokens: int) -> int:
     """Keys that the queries of `new_tokens` tokens of one sequence read together."""
-    kept = kept_tokens(layer)
+    kept = layer.retention.kept()
     return max(1, limits.context if kept is None else min(limits.context, kept + new_tokens))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.plan.hardware import Machine, StepFit
 from kvtrove.plan.kv import sequence_bytes
 from kvtrove.plan.model import PlanModel
@@ -80,10 +81,10 @@ class RooflineCost:
     pair_flops: float
 
     @classmethod
-    def of(cls, model: PlanModel, machine: Machine, kv_format: str, typical_context: int) -> RooflineCost:
+    def of(cls, model: PlanModel, machine: Machine, cache: KVCacheSpec, typical_context: int) -> RooflineCost:
         """typical_context: where K/V bytes per token are taken, since windows make them fall with length."""
-        per_token = sequence_bytes(model.layers, kv_format, typical_context) / typical_context
-        pair_flops = sum(2.0 * model.num_heads * (layer.k_dim + (layer.v_dim or layer.k_dim)) for layer in model.layers)
+        per_token = sequence_bytes(cache, typical_context) / typical_context
+        pair_flops = sum(2.0 * model.num_heads * (layer.k_dim + layer.v_dim) for layer in model.layers)
         return cls(model, machine, per_token, pair_flops)
 
     def seconds(self, work: StepWork) -> float:
@@ -96,8 +97,8 @@ class RooflineCost:
         return max(reading, computing) + attention + self.pair_flops * work.pairs / machine.flops
 
 
-def cost_of(model: PlanModel, machine: Machine, kv_format: str, typical_context: int) -> CostModel:
+def cost_of(model: PlanModel, machine: Machine, cache: KVCacheSpec, typical_context: int) -> CostModel:
     """Measured steps where the machine has them, the roofline otherwise."""
     if machine.fit is not None:
         return FittedCost(machine.fit)
-    return RooflineCost.of(model, machine, kv_format, typical_context)
+    return RooflineCost.of(model, machine, cache, typical_context)

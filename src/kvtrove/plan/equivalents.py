@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvtrove.kv.recipe import EXACT, names_elsewhere, recipe
+from kvtrove.kv.spec import Codec
 from kvtrove.plan.capacity import readable
 from kvtrove.plan.planner import Plan
 
 KT_PAGE = 256
 """Tokens per page of KTransformers' cache: `cache_lens` is rounded up to it."""
-_LLAMA_CPP_TYPES = {
-    "float32": "f32",
-    "bfloat16": "bf16",
-    "float16": "f16",
-    "int8": "q8_0",
-    "q8_0": "q8_0",
-    "int4": "q4_0",
-    "q4_0": "q4_0",
-}
-_VLLM_TYPES = {"fp8": "fp8", "int8": "fp8"}
 
 
 @dataclass(frozen=True)
@@ -72,16 +64,24 @@ def _pages(tokens: int) -> int:
 
 def llama_cpp(plan: Plan) -> str:
     """Of `llama-server`: its context is shared by all parallel slots."""
-    kind = _LLAMA_CPP_TYPES.get(plan.kv_format, "f16")
-    attention = " -fa on" if kind in ("q8_0", "q4_0") else ""
+    k, v = ((names_elsewhere(side)[1] or "f16") for side in _sides(plan))
+    attention = " -fa on" if {k, v} & {"q8_0", "q4_0"} else ""
     return (
         f"llama-server -c {plan.users * plan.context} -np {plan.users} "
-        f"-b {plan.wishes.max_num_batched_tokens} -ctk {kind} -ctv {kind}{attention}"
+        f"-b {plan.wishes.max_num_batched_tokens} -ctk {k} -ctv {v}{attention}"
     )
 
 
+def _sides(plan: Plan) -> tuple[Codec | None, Codec | None]:
+    """How most layers store K and V."""
+    formats = [layer.format for layer in plan.fitting.cache.layers if layer.source is None]
+    usual = max(dict.fromkeys(formats), key=formats.count)
+    return usual.k, usual.v or usual.k
+
+
 def vllm(plan: Plan) -> str:
-    kind = _VLLM_TYPES.get(plan.kv_format, "auto")
+    kinds = {names_elsewhere(side)[0] for side in _sides(plan)}
+    kind = (kinds.pop() if len(kinds) == 1 and plan.cache != EXACT else "") or "auto"
     ranks = f" --tensor-parallel-size {plan.wishes.tensor_parallel}" if plan.wishes.tensor_parallel > 1 else ""
     return (
         f"vllm serve {plan.model.name} --max-model-len {plan.context} --max-num-seqs {plan.users} "
@@ -95,8 +95,6 @@ def serve_command(plan: Plan) -> tuple[str | None, str]:
     reasons = []
     if plan.model.spec is None:
         reasons.append(f"it does not run {plan.model.architecture}")
-    if plan.kv_format not in (choice.name for choice in plan.formats if choice.served) and plan.model.spec is not None:
-        reasons.append(f"it does not store K/V as {plan.kv_format}")
     if plan.wishes.tensor_parallel > 1:
         reasons.append("it runs on one device")
     if reasons:
@@ -114,8 +112,8 @@ def serve_command(plan: Plan) -> tuple[str | None, str]:
         words.append(f"--dtype {plan.model.dtype}")
     if plan.model.precision and plan.model.precision.int8:
         words.append("--weights int8")
-    if plan.kv_format != plan.model.dtype:
-        words.append(f"--kv-cache-dtype {plan.kv_format}")
+    if (name := recipe(plan.cache).name) != EXACT:
+        words.append(f"--cache {name}")
     return " ".join(words), ""
 
 

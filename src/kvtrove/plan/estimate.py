@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvtrove.kv.spec import LayerKV
 from kvtrove.models.config_view import ConfigView
-from kvtrove.plan.model import LayerGeometry
 from kvtrove.plan.parameters import Parameters
 
 UNGATED = frozenset(
@@ -57,7 +57,7 @@ def read_experts(view: ConfigView) -> Experts:
     )
 
 
-def estimate_parameters(view: ConfigView, layers: Sequence[LayerGeometry], experts: Experts) -> Parameters:
+def estimate_parameters(view: ConfigView, layers: Sequence[LayerKV], experts: Experts) -> Parameters:
     hidden, vocab = view.size("hidden_size"), view.size("vocab_size")
     kind = model_type(view)
     matrices = 2 if kind in UNGATED else 3
@@ -77,7 +77,7 @@ def estimate_parameters(view: ConfigView, layers: Sequence[LayerGeometry], exper
     return Parameters(total, every_token, routed, replicated=norms + routers)
 
 
-def dense_widths(view: ConfigView, layers: Sequence[LayerGeometry]) -> list[int]:
+def dense_widths(view: ConfigView, layers: Sequence[LayerKV]) -> list[int]:
     """Width of each layer's feed-forward network, as if none had experts."""
     hidden = view.size("hidden_size")
     usual = int(hidden * view.number("hidden_dim_scale_factor", 4.0))
@@ -93,9 +93,9 @@ def model_type(view: ConfigView) -> str:
     return str(view.get("model_type", "")).removesuffix("_text")
 
 
-def _attention(view: ConfigView, layer: LayerGeometry) -> int:
+def _attention(view: ConfigView, layer: LayerKV) -> int:
     hidden, heads = view.size("hidden_size"), view.size("num_attention_heads")
-    own = 0 if layer.source is not None else layer.kv_heads * (layer.k_dim + layer.v_dim)
+    own = 0 if layer.source is not None else layer.heads * (layer.k_dim + layer.v_dim)
     return hidden * (heads * layer.k_dim + own + heads * layer.v_dim)
 
 

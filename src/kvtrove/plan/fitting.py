@@ -1,4 +1,4 @@
-"""Which (users, context) fit into a memory, for one model and one KV format.
+"""Which (users, context) fit into a memory, for one model and one cache.
 
 memory | weights ........ | KV: users x blocks of `context` tokens ........ | activations | reserve | free |
 """
@@ -21,15 +21,15 @@ MOST_USERS = 1 << 16
 class Wishes:
     """What the user said. memory: bytes of one device (or of the host). None: the planner chooses.
 
-    kv: bytes for the cache. context: prompt and answer of one user together. reserve: bytes that stay unused.
-    measured_activation_bytes: of a warm-up, instead of the formula's.
+    cache: a recipe. kv: bytes for the cache. context: prompt and answer of one user together. reserve: bytes that
+    stay unused. measured_activation_bytes: of a warm-up, instead of the formula's.
     """
 
     memory: int
     kv: int | None = None
     context: int | None = None
     users: int | None = None
-    kv_format: str = "auto"
+    cache: str = "auto"
     block_size: int = EngineConfig.block_size
     max_num_batched_tokens: int = EngineConfig.max_num_batched_tokens
     tensor_parallel: int = 1
@@ -40,9 +40,10 @@ class Wishes:
 class Fitting:
     """Needs of one rank. All searches rely on needs that grow with users and with context."""
 
-    def __init__(self, model: PlanModel, wishes: Wishes, format_name: str) -> None:
-        self.model, self.wishes, self.format_name = model, wishes, format_name
-        self.cache = cache_of(model, format_name, wishes.block_size, wishes.tensor_parallel)
+    def __init__(self, model: PlanModel, wishes: Wishes) -> None:
+        """ConfigError when the cache that is wished for cannot be that of the model."""
+        self.model, self.wishes = model, wishes
+        self.cache = cache_of(model, wishes.cache, wishes.block_size, wishes.tensor_parallel)
         self.weights = _weights_of_a_rank(model, wishes.tensor_parallel)
         self.reserve = reserve_bytes(wishes.memory) if wishes.reserve is None else wishes.reserve
 

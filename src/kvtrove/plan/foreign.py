@@ -29,7 +29,7 @@ def from_config(values: ConfigView, name: str, architecture: str | None, dtype: 
     layers, experts = read_layers(view), read_experts(view)
     parameters = estimate_parameters(view, layers, experts)
     stored = str(view.get("dtype", view.get("torch_dtype", "bfloat16"))).removeprefix("torch.")
-    dtype = (stored if stored in DTYPE_BYTES else "bfloat16") if dtype == "auto" else dtype
+    dtype = (stored if stored in ("float32", "float16") else "bfloat16") if dtype == "auto" else dtype
     kind = model_type(view)
     widths = [width for width, sparse in zip(dense_widths(view, layers), experts.sparse, strict=True) if not sparse]
     return PlanModel(

@@ -12,28 +12,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SlidingWindow
+from kvtrove.kv.spec import LayerKV
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.families.common import sliding_window
 from kvtrove.plan.config_names import refuse_states, refuse_unknown_patterns
-from kvtrove.plan.model import LayerGeometry
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 _LETTERS = {"L": SLIDING, "G": FULL, "S": SLIDING, "F": FULL}
 """A pattern of layers in letters: local or sliding, global or full."""
 
 
-def read_layers(view: ConfigView) -> tuple[LayerGeometry, ...]:
+def read_layers(view: ConfigView) -> tuple[LayerKV, ...]:
     """view: from `canonical`. ModelError naming the key when one is missing or a layer keeps something else."""
     refuse_states(view)
     reader = READERS.get(str(view.get("model_type", "")).removesuffix("_text"))
     if reader is None:
         refuse_unknown_patterns(view)
-        return _plain(view)
-    return reader(view)
+    layers = _plain(view) if reader is None else reader(view)
+    return tuple(replace(layer, layer=index) for index, layer in enumerate(layers))
 
 
-def _plain(view: ConfigView) -> tuple[LayerGeometry, ...]:
+def _layer(heads: int, k_dim: int, v_dim: int, retention: Retention | None = None) -> LayerKV:
+    """As the checkpoint computes it; `read_layers` counts layers."""
+    return LayerKV(0, heads, k_dim, v_dim, dense("bfloat16"), retention or Full())
+
+
+def _plain(view: ConfigView) -> tuple[LayerKV, ...]:
     """Full, sliding and chunked layers as `layer_types` says, or MLA."""
     if view.has("kv_lora_rank"):
         return _latent(view)
@@ -44,7 +50,7 @@ def _plain(view: ConfigView) -> tuple[LayerGeometry, ...]:
     values = view.size("v_head_dim", dim)
     rules = _rules(view)
     return tuple(
-        LayerGeometry(heads, dim, values, rules[kind])
+        _layer(heads, dim, values, rules[kind])
         for heads, kind in zip(_kv_heads(view, query), _kinds(view), strict=True)
     )
 
@@ -109,18 +115,21 @@ def _implied_kinds(view: ConfigView, count: int) -> list[str]:
     return [FULL if pattern and (i + 1) % pattern == 0 else SLIDING for i in range(count)]
 
 
-def _latent(view: ConfigView) -> tuple[LayerGeometry, ...]:
+def _latent(view: ConfigView) -> tuple[LayerKV, ...]:
     """MLA (DeepSeek-V2, arXiv 2405.04434): one latent and one rotated key for all heads, equal on every rank.
 
-    Sparse attention (DeepSeek-V3.2) adds an fp8 index key per token with a float32 scale per 128 elements.
+    Sparse attention (DeepSeek-V3.2) adds an fp8 index key per token with a float32 scale per 128 elements. Values
+    are read out of the latent.
     """
     width = view.size("kv_lora_rank") + view.size("qk_rope_head_dim")
     index = view.size("index_head_dim", 0, least=0)
     extra = index + -(-index // 128) * 4
-    return (LayerGeometry(1, width, 0, extra_bytes=extra, replicated=True),) * view.size("num_hidden_layers")
+    stored = replace(dense("bfloat16"), v=None, extra_bytes=extra)
+    latent = replace(_layer(1, width, view.size("kv_lora_rank")), format=stored)
+    return (latent,) * view.size("num_hidden_layers")
 
 
-def _searched(view: ConfigView) -> tuple[LayerGeometry, ...]:
+def _searched(view: ConfigView) -> tuple[LayerKV, ...]:
     """Puzzle (arXiv 2411.19146): every layer has its own number of KV heads, or no attention at all."""
     query, count = view.size("num_attention_heads"), view.size("num_hidden_layers")
     dim = view.size("head_dim", max(1, view.size("hidden_size") // query))
@@ -131,25 +140,25 @@ def _searched(view: ConfigView) -> tuple[LayerGeometry, ...]:
     for index, block in enumerate(blocks):
         attention = ConfigView(block, f"{view.where}: block_configs[{index}]").section("attention")
         none = attention.flag("no_op", False) or attention.flag("replace_with_linear", False)
-        layers.append(LayerGeometry(0 if none else query // attention.size("n_heads_in_group"), dim, dim))
+        layers.append(_layer(0 if none else query // attention.size("n_heads_in_group"), dim, dim))
     return tuple(layers)
 
 
-def _mimo(view: ConfigView) -> tuple[LayerGeometry, ...]:
+def _mimo(view: ConfigView) -> tuple[LayerKV, ...]:
     """MiMo-V2: 1 in `hybrid_layer_pattern` is a layer with a window and heads of its own."""
     pattern, window = view.get("hybrid_layer_pattern"), view.size("sliding_window")
     count, heads, dim = (view.size(key) for key in ("num_hidden_layers", "num_key_value_heads", "head_dim"))
     if not isinstance(pattern, list) or len(pattern) != count:
         raise view.error(f"'hybrid_layer_pattern' must be a list of 'num_hidden_layers' = {count} numbers")
-    full = LayerGeometry(heads, dim, view.size("v_head_dim", dim))
+    full = _layer(heads, dim, view.size("v_head_dim", dim))
     inner = view.size("swa_head_dim", dim)
-    slides = LayerGeometry(
+    slides = _layer(
         view.size("swa_num_key_value_heads", heads), inner, view.size("swa_v_head_dim", inner), SlidingWindow(window)
     )
     return tuple(slides if kind else full for kind in pattern)
 
 
-def _gemma(view: ConfigView) -> tuple[LayerGeometry, ...]:
+def _gemma(view: ConfigView) -> tuple[LayerKV, ...]:
     fourth = str(view.get("model_type", "")).startswith("gemma4")
     view = view.over({"sliding_window": 512, "sliding_window_pattern": 6 if fourth else 5, "head_dim": 256})
     kinds, rules = _kinds(view), _rules(view)
@@ -157,7 +166,7 @@ def _gemma(view: ConfigView) -> tuple[LayerGeometry, ...]:
     full_heads = view.size("num_global_key_value_heads", heads) if view.flag("attention_k_eq_v", False) else heads
     full_dim = view.size("global_head_dim", 512) if fourth else dim
     shapes = {FULL: (full_heads, full_dim), SLIDING: (heads, dim)}
-    own = [LayerGeometry(shapes[kind][0], shapes[kind][1], shapes[kind][1], rules[kind]) for kind in kinds]
+    own = [_layer(shapes[kind][0], shapes[kind][1], shapes[kind][1], rules[kind]) for kind in kinds]
     first_shared = len(own) - view.size("num_kv_shared_layers", 0, least=0)
     earlier = kinds[:first_shared]
     missing = sorted(set(kinds[first_shared:]) - set(earlier))
@@ -169,13 +178,13 @@ def _gemma(view: ConfigView) -> tuple[LayerGeometry, ...]:
     return tuple(layer if i < first_shared else _shared(layer, last[kinds[i]]) for i, layer in enumerate(own))
 
 
-def _hunyuan(view: ConfigView) -> tuple[LayerGeometry, ...]:
+def _hunyuan(view: ConfigView) -> tuple[LayerKV, ...]:
     own = _plain(view)
     factor = view.size("cla_share_factor", 1) if view.flag("use_cla", False) else 1
     return tuple(layer if i % factor == 0 else _shared(layer, i - i % factor) for i, layer in enumerate(own))
 
 
-def _afm(view: ConfigView) -> tuple[LayerGeometry, ...]:
+def _afm(view: ConfigView) -> tuple[LayerKV, ...]:
     own = _plain(view)
     first_shared = len(own) - view.size("num_kv_reuse_layers", 0, least=0)
     if first_shared < 1:
@@ -183,11 +192,11 @@ def _afm(view: ConfigView) -> tuple[LayerGeometry, ...]:
     return tuple(layer if i < first_shared else _shared(layer, first_shared - 1) for i, layer in enumerate(own))
 
 
-def _shared(layer: LayerGeometry, source: int) -> LayerGeometry:
+def _shared(layer: LayerKV, source: int) -> LayerKV:
     return replace(layer, source=source)
 
 
-READERS: Mapping[str, Callable[[ConfigView], tuple[LayerGeometry, ...]]] = {
+READERS: Mapping[str, Callable[[ConfigView], tuple[LayerKV, ...]]] = {
     "gemma3n": _gemma,
     "gemma4": _gemma,
     "hunyuan": _hunyuan,

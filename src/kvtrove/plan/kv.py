@@ -2,19 +2,19 @@
 
 sequence of n tokens  =  kv_bytes_per_token x n   (layers that keep every token)
                       +  kv_constant_bytes        (layers with a window or a chunk, once n has outgrown it)
+
+All sizes are those of the planes that codecs ask for (`KVFormat.planes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from kvtrove.config import KV_DTYPES, EngineConfig
-from kvtrove.kv.formats import engine_format
-from kvtrove.kv.retention import Full
-from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV
-from kvtrove.plan.formats import FormatFigures, SizedFormat, find_format
-from kvtrove.plan.model import LayerGeometry, PlanModel
+from kvtrove.kv.formats.dense import Dense
+from kvtrove.kv.recipe import recipe
+from kvtrove.kv.spec import DTYPE_BYTES, KVCacheSpec, LayerKV
+from kvtrove.models.cache import in_dtype
+from kvtrove.plan.model import PlanModel
 
 
 @dataclass(frozen=True)
@@ -25,61 +25,54 @@ class KVBytes:
     constant: int
 
 
-def kv_bytes(layers: Iterable[LayerGeometry], format_name: str, block_size: int = EngineConfig.block_size) -> KVBytes:
-    """Sizes as papers and other engines state them: layers that read another's cache cost nothing.
-
-    block_size: tokens that share a block's summary vectors, for formats that have them.
-    """
-    figures = find_format(format_name)
+def kv_bytes(cache: KVCacheSpec) -> KVBytes:
+    """Sizes as papers and other engines state them: layers that read another's cache cost nothing."""
     per_token = constant = 0.0
-    for layer in layers:
-        if layer.source is not None:
-            continue
-        size = _token_bytes(layer, figures, block_size)
-        kept = kept_tokens(layer)
-        if kept is None:
-            per_token += size
-        else:
-            constant += size * kept
+    for layer in cache.layers:
+        if layer.source is None:
+            kept, size = layer.retention.kept(), _token_bytes(cache, layer)
+            if kept is None:
+                per_token += size
+            else:
+                constant += size * kept
     return KVBytes(round(per_token), round(constant))
 
 
-def kept_tokens(layer: LayerGeometry) -> int | None:
-    """Most tokens that the rule of the layer keeps at once, the newest included; None when it keeps all."""
-    if isinstance(layer.retention, Full):
-        return None
-    rule = layer.retention
-    return int(getattr(rule, "window", 0)) + int(getattr(rule, "chunk", 0)) + int(getattr(rule, "sinks", 0))
+def sequence_bytes(cache: KVCacheSpec, tokens: float) -> float:
+    """KV bytes of one sequence of `tokens` tokens, windows included, without rounding to blocks."""
+    total = 0.0
+    for layer in cache.layers:
+        if layer.source is None:
+            kept = layer.retention.kept()
+            total += _token_bytes(cache, layer) * (tokens if kept is None else min(tokens, kept))
+    return total
 
 
-def _token_bytes(layer: LayerGeometry, figures: FormatFigures, block_size: int) -> float:
-    vectors = figures.vector_bytes(layer.k_dim) + figures.vector_bytes(layer.v_dim)
-    summary = figures.summary_vectors * 2 * layer.k_dim / block_size
-    return layer.kv_heads * (vectors + summary) + layer.extra_bytes
+def _token_bytes(cache: KVCacheSpec, layer: LayerKV) -> float:
+    return sum(plane.nbytes for plane in cache.planes(layer)) / cache.block_size
 
 
-def cache_of(model: PlanModel, format_name: str, block_size: int, tensor_parallel: int = 1) -> KVCacheSpec:
-    """The cache that the engine would build (one rank's share of it): the same groups, rows and rounding."""
-    layers = (shard(layer, tensor_parallel) for layer in model.layers)
-    return KVCacheSpec(
-        tuple(
-            LayerKV(i, one.kv_heads, one.k_dim, _format(one, format_name), one.retention, one.source)
-            for i, one in enumerate(layers)
-            if one.kv_heads  # layers without attention keep nothing
-        ),
-        block_size,
+def cache_of(model: PlanModel, words: str, block_size: int, tensor_parallel: int = 1) -> KVCacheSpec:
+    """The cache that the engine would build (one rank's share of it): the same groups, rows and rounding.
+
+    words: a recipe. ConfigError when it cannot be that of this model.
+    """
+    layers = (
+        replace(shard(layer, tensor_parallel), format=in_dtype(layer.format, model.dtype))
+        for layer in model.layers
+        if layer.heads  # layers without attention keep nothing
     )
+    return recipe(words)(KVCacheSpec(tuple(layers), block_size))
 
 
-def shard(layer: LayerGeometry, ranks: int) -> LayerGeometry:
-    """What one tensor-parallel rank keeps: its heads, at least one of them; a latent is kept by all."""
-    return layer if layer.replicated or ranks == 1 else replace(layer, kv_heads=-(-layer.kv_heads // ranks))
+def shard(layer: LayerKV, ranks: int) -> LayerKV:
+    """What one tensor-parallel rank keeps: its heads, at least one of them; a latent is one head that all keep."""
+    return layer if ranks == 1 else replace(layer, heads=-(-layer.heads // ranks))
 
 
-def _format(layer: LayerGeometry, name: str) -> KVFormat:
-    if name in KV_DTYPES and layer.k_dim == layer.v_dim and not layer.extra_bytes:
-        return engine_format(name)
-    return SizedFormat(find_format(name), layer.v_dim, layer.extra_bytes)
+def stored_as(cache: KVCacheSpec) -> str:
+    """How K and V are stored, each way once: "bfloat16", or "int8, int4r"."""
+    return ", ".join(dict.fromkeys(layer.format.name for layer in cache.layers if layer.source is None))
 
 
 def classic_bytes(layers: int, tokens: int, hidden: int, batch: int, element_bytes: int) -> int:
@@ -87,18 +80,10 @@ def classic_bytes(layers: int, tokens: int, hidden: int, batch: int, element_byt
     return 2 * layers * tokens * hidden * batch * element_bytes
 
 
-def classic_agrees(model: PlanModel, format_name: str) -> bool:
-    """Whether the classic form is right: all layers keep all tokens, with KV heads that fill the hidden size."""
-    per_token = classic_bytes(model.num_layers, 1, model.hidden_size, 1, 1) * find_format(format_name).bits // 8
-    return kv_bytes(model.layers, format_name) == KVBytes(per_token, 0)
-
-
-def sequence_bytes(layers: Iterable[LayerGeometry], format_name: str, tokens: float) -> float:
-    """KV bytes of one sequence of `tokens` tokens, windows included, without rounding to blocks."""
-    figures = find_format(format_name)
-    total = 0.0
-    for layer in layers:
-        if layer.source is None:
-            kept = kept_tokens(layer)
-            total += _token_bytes(layer, figures, 1) * (tokens if kept is None else min(tokens, kept))
-    return total
+def classic_agrees(model: PlanModel, cache: KVCacheSpec) -> bool:
+    """Whether the classic form is right: all tokens are kept as they are, in heads that fill the hidden size."""
+    k = cache.layers[0].format.k
+    if not isinstance(k, Dense):
+        return False
+    per_token = classic_bytes(model.num_layers, 1, model.hidden_size, 1, DTYPE_BYTES[k.dtype])
+    return kv_bytes(cache) == KVBytes(per_token, 0)

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from kvtrove.kv.retention import Full, Retention, SlidingWindow
+from kvtrove.kv.spec import LayerKV
 from kvtrove.models.precision import Precision
-from kvtrove.models.spec import LayerSpec, ModelSpec
+from kvtrove.models.spec import ModelSpec
 from kvtrove.plan.parameters import Parameters, count_parameters
-
-
-@dataclass(frozen=True)
-class LayerGeometry:
-    """What one layer caches per token: kv_heads keys of k_dim elements and values of v_dim.
-
-    v_dim 0: values are read out of the keys (the latent of MLA, one head of rank + rope elements).
-    source: the earlier layer whose cache it reads instead of keeping one. extra_bytes: per token beside K and V.
-    replicated: every tensor-parallel rank keeps all of it.
-    """
-
-    kv_heads: int
-    k_dim: int
-    v_dim: int
-    retention: Retention = Full()
-    source: int | None = None
-    extra_bytes: int = 0
-    replicated: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +25,7 @@ class PlanModel:
     name: str
     architecture: str
     dtype: str
-    layers: tuple[LayerGeometry, ...]
+    layers: tuple[LayerKV, ...]
     hidden_size: int
     vocab_size: int
     num_heads: int
@@ -73,9 +55,9 @@ class PlanModel:
         return len(self.layers)
 
     @cached_property
-    def kinds(self) -> tuple[LayerGeometry, ...]:
+    def kinds(self) -> tuple[LayerKV, ...]:
         """One layer of each kind: what is largest per layer needs no others."""
-        return tuple(dict.fromkeys(self.layers))
+        return tuple(dict.fromkeys(replace(layer, layer=0, source=None) for layer in self.layers))
 
     def active_parameters(self, tokens: int = 1) -> float:
         """Parameters that a step of `tokens` tokens visits, when each token's experts are drawn evenly.
@@ -99,7 +81,7 @@ def from_spec(spec: ModelSpec, name: str, precision: Precision) -> PlanModel:
         name=name,
         architecture=spec.architecture,
         dtype=precision.dtype,
-        layers=tuple(map(_layer, spec.layers)),
+        layers=tuple(layer.cache for layer in spec.layers),
         hidden_size=spec.hidden_size,
         vocab_size=spec.vocab_size,
         num_heads=spec.num_heads,
@@ -112,8 +94,3 @@ def from_spec(spec: ModelSpec, name: str, precision: Precision) -> PlanModel:
         spec=spec,
         precision=precision,
     )
-
-
-def _layer(layer: LayerSpec) -> LayerGeometry:
-    retention: Retention = Full() if layer.window is None else SlidingWindow(layer.window)
-    return LayerGeometry(layer.kv_heads, layer.head_dim, layer.head_dim, retention, layer.source)

@@ -65,8 +65,7 @@ def count_parameters(spec: ModelSpec) -> Parameters:
 def _matrices(spec: ModelSpec) -> Iterator[tuple[int, int]]:
     """(outputs, elements) of the linear layers, routers excepted."""
     for layer in spec.layers:
-        wide, narrow = spec.num_heads * layer.head_dim, layer.kv_heads * layer.head_dim
-        projected = wide + (2 * narrow if layer.source is None else 0)
+        wide, projected = _projected(spec, layer)
         yield projected + spec.hidden_size, spec.hidden_size * (projected + wide)
         inner = layer.moe.intermediate_size if layer.moe else spec.intermediate_size
         networks = layer.moe.num_experts if layer.moe else 1
@@ -74,16 +73,22 @@ def _matrices(spec: ModelSpec) -> Iterator[tuple[int, int]]:
 
 
 def _attention(spec: ModelSpec, layer: LayerSpec) -> int:
-    wide, narrow = spec.num_heads * layer.head_dim, layer.kv_heads * layer.head_dim
-    projected = wide + (2 * narrow if layer.source is None else 0)  # q, and k and v unless they are read elsewhere
+    wide, projected = _projected(spec, layer)
     weights = spec.hidden_size * (projected + wide)
     return weights + (projected if spec.attention_bias else 0) + (spec.hidden_size if spec.output_bias else 0)
 
 
+def _projected(spec: ModelSpec, layer: LayerSpec) -> tuple[int, int]:
+    """Outputs of q, and of q, k and v together; k and v only where the layer does not read another's."""
+    kept = layer.cache
+    wide = spec.num_heads * kept.k_dim
+    return wide, wide + (kept.heads * (kept.k_dim + kept.v_dim) if kept.source is None else 0)
+
+
 def _norms(spec: ModelSpec, layer: LayerSpec) -> int:
-    heads = (spec.num_heads, layer.kv_heads) if spec.qk_norm == "projection" else (1, 1)
-    normed = sum(heads if layer.source is None else heads[:1]) if spec.qk_norm else 0
-    return spec.hidden_size * (4 if spec.norms == "sandwich" else 2) + normed * layer.head_dim
+    heads = (spec.num_heads, layer.cache.heads) if spec.qk_norm == "projection" else (1, 1)
+    normed = sum(heads if layer.cache.source is None else heads[:1]) if spec.qk_norm else 0
+    return spec.hidden_size * (4 if spec.norms == "sandwich" else 2) + normed * layer.cache.k_dim
 
 
 def _mlp(spec: ModelSpec, inner: int, bias: bool = False) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,12 +10,13 @@ from functools import cached_property
 from kvtrove.config import ConfigError, EngineConfig
 from kvtrove.plan.capacity import readable
 from kvtrove.plan.fitting import MOST_USERS, Fitting, Wishes
-from kvtrove.plan.formats import COMPARED, find_format
-from kvtrove.plan.kv import KVBytes, kv_bytes, shard
+from kvtrove.plan.kv import KVBytes, kv_bytes, stored_as
 from kvtrove.plan.ledger import Ledger, total_for
 from kvtrove.plan.model import PlanModel
 
 MIB = 2**20
+COMPARED = ("bf16", "int8", "k=int8+v=int4r", "int4r")
+"""Caches that a plan shows beside the chosen one."""
 SHORTEST = 256
 """Contexts below this are not worth a line of the frontier."""
 USUAL_USERS = EngineConfig.max_num_seqs
@@ -23,7 +25,7 @@ USUAL_USERS = EngineConfig.max_num_seqs
 
 @dataclass(frozen=True)
 class FormatChoice:
-    """What a KV format buys: the context that the plan's users get, the users who get the plan's context."""
+    """What a recipe buys: the context that the plan's users get, the users who get the plan's context."""
 
     name: str
     served: bool
@@ -50,8 +52,13 @@ class Plan:
         return self.fitting.wishes
 
     @property
-    def kv_format(self) -> str:
-        return self.fitting.format_name
+    def cache(self) -> str:
+        """The recipe."""
+        return self.wishes.cache
+
+    @property
+    def stored_as(self) -> str:
+        return stored_as(self.fitting.cache)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -59,7 +66,7 @@ class Plan:
 
     @cached_property
     def kv(self) -> KVBytes:
-        return _kv_of_a_rank(self.fitting)
+        return kv_bytes(self.fitting.cache)
 
     @cached_property
     def max_context(self) -> int:
@@ -80,16 +87,19 @@ class Plan:
 
     @cached_property
     def formats(self) -> list[FormatChoice]:
-        """The chosen format among others, with the same memory."""
-        chosen = find_format(self.kv_format)
-        others = (name for name in COMPARED if name != chosen.name and find_format(name).bits != chosen.bits)
-        return [self._choice(name) for name in (chosen.name, *others)]
+        """The chosen cache among others that this model can have, with the same memory; each size once."""
+        found = [self._choice(self.fitting, self.cache)]
+        for name in COMPARED:
+            with contextlib.suppress(ConfigError):
+                choice = self._choice(Fitting(self.model, replace(self.wishes, cache=name)), name)
+                if choice.kv not in [one.kv for one in found]:
+                    found.append(choice)
+        return found
 
-    def _choice(self, name: str) -> FormatChoice:
-        fitting = Fitting(self.model, self.wishes, name)
-        served = self.model.spec is not None and find_format(name).served
+    def _choice(self, fitting: Fitting, name: str) -> FormatChoice:
+        served = self.model.spec is not None
         return FormatChoice(
-            name, served, _kv_of_a_rank(fitting), fitting.longest(self.users), fitting.most(self.context)
+            name, served, kv_bytes(fitting.cache), fitting.longest(self.users), fitting.most(self.context)
         )
 
 
@@ -99,7 +109,7 @@ def make_plan(model: PlanModel, wishes: Wishes) -> Plan:
     Both given: the cache is just large enough for them, or as large as `wishes.kv`. Else it takes all that is left.
     ConfigError when the wishes do not fit, naming what does.
     """
-    fitting = Fitting(model, wishes, model.dtype if wishes.kv_format == "auto" else wishes.kv_format)
+    fitting = Fitting(model, wishes)
     context, users = wishes.context, wishes.users
     if context is not None and context > model.longest_context:
         raise ConfigError(f"context: {context} is more than the {model.longest_context} positions that the model knows")
@@ -120,11 +130,6 @@ def _num_blocks(fitting: Fitting, users: int, context: int) -> int:
     if wishes.users is not None and wishes.context is not None:
         return fitting.blocks(users, context)
     return fitting.left_for_kv(users, context) // MIB * MIB // block_bytes  # --kv takes whole MiB
-
-
-def _kv_of_a_rank(fitting: Fitting) -> KVBytes:
-    layers = [shard(layer, fitting.wishes.tensor_parallel) for layer in fitting.model.layers]
-    return kv_bytes(layers, fitting.format_name, fitting.wishes.block_size)
 
 
 def _refusal(fitting: Fitting, users: int, context: int) -> str:
@@ -151,16 +156,23 @@ def _ways_out(fitting: Fitting, users: int, context: int) -> Iterator[str]:
         yield f"--context {shorter} fits"
     if fewer:
         yield f"--users {fewer} fits"
-    for name in COMPARED:
-        smaller = find_format(name).served and find_format(name).bits < find_format(fitting.format_name).bits
-        if smaller and Fitting(fitting.model, wishes, name).fits(users, context):
-            yield f"--kv-cache-dtype {name} fits"
-            break
+    if (smaller := _smaller(fitting, users, context)) is not None:
+        yield f"--cache {smaller} fits"
     needed = fitting.kv_needed(users, context)
     if wishes.kv is not None:
-        without = Fitting(fitting.model, replace(wishes, kv=None), fitting.format_name)
+        without = Fitting(fitting.model, replace(wishes, kv=None))
         if without.fits(users, context):
             yield f"--kv {readable(needed)} fits"
             return
     used = fitting.weights + needed + fitting.activations(users, context)
     yield f"--memory {readable(total_for(used) if wishes.reserve is None else used + wishes.reserve)} fits"
+
+
+def _smaller(fitting: Fitting, users: int, context: int) -> str | None:
+    """The first of COMPARED that takes less and fits."""
+    for name in COMPARED:
+        with contextlib.suppress(ConfigError):
+            other = Fitting(fitting.model, replace(fitting.wishes, cache=name))
+            if other.cache.block_bytes < fitting.cache.block_bytes and other.fits(users, context):
+                return name
+    return None

@@ -24,7 +24,8 @@ def plan_report(plan: Plan, kt: KTransformers) -> dict[str, Any]:
         "parameters": model.parameters.total,
         "weights_exact": model.exact_weights,
         "assumed": model.assumed,
-        "kv_format": plan.kv_format,
+        "cache": plan.cache,
+        "stored_as": plan.stored_as,
         "kv_bytes_per_token": plan.kv.per_token,
         "kv_constant_bytes": plan.kv.constant,
         "block_size": plan.wishes.block_size,
@@ -50,7 +51,7 @@ def plan_report(plan: Plan, kt: KTransformers) -> dict[str, Any]:
     }
     if why_not:
         report["why_no_command"] = why_not
-    if classic_agrees(model, plan.kv_format):
+    if classic_agrees(model, plan.fitting.cache):
         report["classic_bytes"] = classic(plan)
     return report
 

@@ -120,18 +120,19 @@ class ModelRunner:
 
 def attention_layers(model: Model, cache: KVCacheSpec, arena: Arena) -> Iterator[AttentionLayer]:
     """What the backend must know of each layer, its storage included (the source's for layers that share)."""
-    for kv, spec in zip(cache.layers, model.spec.layers, strict=True):
-        storage = kv.layer if kv.source is None else kv.source
+    for kv in cache.layers:
+        storage = cache.storage(kv.layer)
         yield AttentionLayer(
             index=kv.layer,
             num_heads=model.spec.num_heads,
-            kv_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
+            kv_heads=storage.heads,
+            k_dim=storage.k_dim,
+            v_dim=storage.v_dim,
             scale=model.spec.query_scale,
             retention=kv.retention,
-            format=kv.format,
+            format=storage.format,
             group=cache.group_of[kv.layer],
-            view=arena.views(storage),
+            view=arena.views(storage.layer),
             block_size=cache.block_size,
             softcap=model.spec.attention_softcap,
         )

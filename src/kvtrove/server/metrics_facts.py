@@ -38,7 +38,7 @@ class Facts:
             num_blocks=engine.kv.num_blocks,
             block_bytes=engine.runner.cache.block_bytes,
             weight_bytes=count_parameters(engine.spec).nbytes(engine.runner.model.precision),
-            cache_dtype=engine.config.kv_cache_dtype,
+            cache_dtype=engine.config.cache,
             enable_prefix_caching=engine.config.enable_prefix_caching,
         )
 

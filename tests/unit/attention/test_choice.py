@@ -13,7 +13,7 @@ from kvtrove.loading import choose_backend
 from tests.unit.attention.test_reference import Case, Shape
 
 LAYER = Case([(0, 1)], Full(), Shape()).layer
-ODD = replace(LAYER, index=1, head_dim=20)
+ODD = replace(LAYER, index=1, k_dim=20, v_dim=20)
 
 
 @pytest.mark.parametrize(("wanted", "taken"), [("auto", "cpu"), ("cpu", "cpu"), ("reference", "reference")])

@@ -15,8 +15,9 @@ from kvtrove import kernels
 from kvtrove.attention.backend import AttentionBatch, GroupTables
 from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
-from kvtrove.kv.formats.int8 import Int8Format
+from kvtrove.kv.formats.int8 import int8
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
+from kvtrove.kv.spec import KVFormat, LayerKV
 from kvtrove.models.layers.rope import Rotation
 from tests.unit.attention.test_reference import RETENTIONS, Case, Shape, Unsupported
 
@@ -31,8 +32,9 @@ lengths_of = st.lists(st.tuples(st.integers(0, 40), st.sampled_from([1, 1, 1, 2,
 def int8_view(case: Case) -> Case:
     """The case with an int8 cache; scales are NaN wherever nothing was stored."""
     size, num_blocks = case.shape.block_size, case.view["k"].shape[0]
-    case.layer = replace(case.layer, format=Int8Format(), view={})
-    for plane in Int8Format().planes(case.shape.kv_heads, case.shape.dim, size):
+    case.layer = replace(case.layer, format=int8(), view={})
+    kept = LayerKV(0, case.shape.kv_heads, case.shape.dim, case.shape.dim, int8())
+    for plane in kept.format.planes(kept, size):
         fill = math.nan if plane.dtype == "float16" else 77
         case.layer.view[plane.name] = torch.full(  # type: ignore[index]
             (num_blocks, *plane.shape), fill, dtype=getattr(torch, plane.dtype)
@@ -207,7 +209,7 @@ def test_memory_of_calls_is_reused() -> None:
 def test_reasons_name_layer_and_what_is_missing() -> None:
     layer, backend = Case([(0, 1)], Full(), Shape()).layer, CpuBackend()
     assert backend.reasons_against(layer, "cpu") == []
-    odd = replace(layer, index=3, num_heads=5, head_dim=20, format=Unsupported("float32"))
+    odd = replace(layer, index=3, num_heads=5, k_dim=20, v_dim=20, format=KVFormat(Unsupported("k", "float32"), None))
     assert backend.reasons_against(odd, "cuda:0") == [
         "layer 3: its cache is on cuda:0",
         "layer 3: 5 heads cannot share 2 kv_heads evenly",

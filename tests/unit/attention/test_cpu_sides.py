@@ -20,9 +20,10 @@ from kvtrove.kernels.attention import (
     paged_batch,
     paged_layer,
 )
-from kvtrove.kv.formats.dense import DenseFormat
-from kvtrove.kv.formats.int8 import Int8Format
+from kvtrove.kv.formats.dense import Dense
+from kvtrove.kv.formats.int8 import Int8
 from kvtrove.kv.formats.layout import is_tiled
+from kvtrove.kv.spec import Codec, Side
 from tests.unit.attention.tolerances import tolerance
 
 LEVELS = ("portable", "avx2", "avx512", "amx")
@@ -36,15 +37,15 @@ SEQUENCES = [(0, 20), (300, 1), (37, 3)]  # computed, new
 class Stored:
     """One side of a cache: NaN wherever nothing was stored."""
 
-    name: str
+    name: Side
     form: str
     dim: int
     block_size: int
     blocks: int
 
     def __post_init__(self) -> None:
-        self.format = Int8Format() if self.form == "int8" else DenseFormat(self.form)
-        planes = self.format.planes(KV_HEADS, self.dim, self.block_size)
+        self.codec: Codec = Int8(self.name) if self.form == "int8" else Dense(self.name, self.form)
+        planes = self.codec.planes(KV_HEADS, self.dim, self.block_size)
         self.view = {p.name: torch.full((self.blocks, *p.shape), 77, dtype=getattr(torch, p.dtype)) for p in planes}
         for plane in self.view.values():
             if plane.is_floating_point():
@@ -52,11 +53,11 @@ class Stored:
 
     def side(self) -> PagedSide:
         tiled = is_tiled("tiled", self.form, self.dim, self.block_size)
-        return PagedSide(self.form, tiled, self.dim, self.view[self.name], self.view.get(f"{self.name}_scale"))
+        return PagedSide(self.form, tiled, self.dim, self.view["data"], self.view.get("scale"))
 
     def decoded(self, blocks: Tensor) -> Tensor:
         """float64 [tokens, kv_heads, dim]."""
-        return self.format.decode(self.view, blocks.long())["kv".index(self.name)].double()
+        return self.codec.decode(self.view, blocks.long()).double()
 
 
 @dataclass
@@ -103,8 +104,9 @@ def world(k: str, v: str, k_dim: int, v_dim: int, block_size: int, sinks: bool) 
     totals = [start + new for start, new in SEQUENCES]
     width = -(-max(totals) // block_size)
     table = torch.randperm(width * len(totals)).int().view(len(totals), width)
-    sides = [Stored(*side, block_size, table.numel()) for side in (("k", k, k_dim), ("v", v, v_dim))]
-    return World(sides[0], sides[1], torch.randn(HEADS) if sinks else None, table)
+    blocks = table.numel()
+    keys, values = Stored("k", k, k_dim, block_size, blocks), Stored("v", v, v_dim, block_size, blocks)
+    return World(keys, values, torch.randn(HEADS) if sinks else None, table)
 
 
 @pytest.mark.parametrize("k", FORMS)

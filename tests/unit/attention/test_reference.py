@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import pytest
 import torch
@@ -15,9 +14,9 @@ from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBatch, AttentionLayer, GroupTables
 from kvtrove.attention.reference import ReferenceBackend
-from kvtrove.kv.formats.dense import DenseFormat
+from kvtrove.kv.formats.dense import Dense, dense
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks
-from kvtrove.kv.spec import KVFormat
+from kvtrove.kv.spec import KVFormat, LayerKV, Rope
 
 RETENTIONS: list[Retention] = [
     Full(),
@@ -60,7 +59,8 @@ class Case:
             needed = {*live_blocks(retention, start, size), *range(start // size, -(-(start + new) // size))}
             for block in needed if new else ():
                 self.table[s, block] = free.pop()
-        planes = DenseFormat(shape.dtype).planes(shape.kv_heads, shape.dim, size)
+        kept = LayerKV(0, shape.kv_heads, shape.dim, shape.dim, dense(shape.dtype))
+        planes = kept.format.planes(kept, size)
         self.view = {
             p.name: torch.full((num_blocks, *p.shape), math.nan, dtype=self.dtype, device=shape.device) for p in planes
         }
@@ -68,10 +68,11 @@ class Case:
             index=0,
             num_heads=shape.heads,
             kv_heads=shape.kv_heads,
-            head_dim=shape.dim,
+            k_dim=shape.dim,
+            v_dim=shape.dim,
             scale=0.4,
             retention=retention,
-            format=DenseFormat(shape.dtype),
+            format=dense(shape.dtype),
             group=0,
             view=self.view,
             block_size=size,
@@ -176,25 +177,28 @@ def test_stale_values_beyond_the_end_are_not_read() -> None:
     torch.testing.assert_close(case.run(ReferenceBackend())[0].double(), expected, atol=1e-5, rtol=1e-5)
 
 
-class Unsupported(DenseFormat):
-    """A format with what the reference backend cannot read."""
+@dataclass(frozen=True)
+class Unsupported(Dense):
+    """A codec with what the reference backend cannot read."""
 
     @property
-    def rope(self) -> Literal["post", "pre"]:
+    def rope(self) -> Rope:
         return "pre"
 
     @property
-    def tail(self) -> KVFormat | None:
-        return DenseFormat("float32")
+    def whole_block(self) -> bool:
+        return True
 
 
 def test_reasons_name_layer_and_format() -> None:
     layer = Case([(0, 1)], Full(), Shape()).layer
     backend = ReferenceBackend()
     assert backend.reasons_against(layer, "cpu") == []
-    reasons = backend.reasons_against(replace(layer, index=3, num_heads=5, format=Unsupported("float32")), "cpu")
+    reasons = backend.reasons_against(
+        replace(layer, index=3, num_heads=5, format=KVFormat(Unsupported("k", "float32"), None)), "cpu"
+    )
     assert reasons == [
         "layer 3: 5 heads cannot share 2 kv_heads evenly",
         "layer 3: format float32 stores keys before rotation",
-        "layer 3: format float32 keeps open blocks in another format",
+        "layer 3: format float32 keeps open blocks as they were computed",
     ]

@@ -33,7 +33,7 @@ def settings(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory)
     )
     return Settings(
         str(checkpoints.get("llama")),
-        kv=("bf16", "window=16"),
+        caches=("bf16", "window=16"),
         text=str(text),
         text_tokens=120,
         context=64,
@@ -109,7 +109,7 @@ def test_bytes_per_token_are_those_of_the_blocks(whole: Evaluation) -> None:
 
 def test_a_window_needs_fewer_bytes_once_it_is_short(settings: Settings) -> None:
     """32 tokens touch at most 3 blocks of 16 tokens; a context of 256 has 16."""
-    short = replace(settings, context=256, lengths=(256,), block_size=16, kv=("window=32",))
+    short = replace(settings, context=256, lengths=(256,), block_size=16, caches=("window=32",))
     found = bytes_per_token(Engines.start(short))
     assert found["window=32"] == found["exact"] * 3 / 16
 
@@ -135,16 +135,16 @@ def test_an_interrupted_evaluation_goes_on_and_computes_nothing_twice(
 
 def test_progress_is_told_per_kind_of_cell(settings: Settings, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    evaluate(replace(settings, parts=("text",), kv=()), report=lambda *news: told.append(news))
+    evaluate(replace(settings, parts=("text",), caches=()), report=lambda *news: told.append(news))
     assert told[-4:] == [("text", 0, 2), ("text", 1, 2), ("text", 1, 2), ("text", 2, 2)]
     assert {what for what, _, _ in told} == {"loading weights", "text"}
 
 
 def test_more_lengths_and_caches_reuse_what_is_there(settings: Settings, tmp_path: Path, kept: Kept) -> None:
-    state, small = str(tmp_path / "state.json"), replace(settings, parts=("text", "recall"), lengths=(96,), kv=())
+    state, small = str(tmp_path / "state.json"), replace(settings, parts=("text", "recall"), lengths=(96,), caches=())
     evaluate(small, state)
     assert len(kept) == 2 + 2
-    larger = evaluate(replace(small, lengths=(96, 160), kv=("fp16",)), state)
+    larger = evaluate(replace(small, lengths=(96, 160), caches=("fp16",)), state)
     assert len(kept) == larger.total == 2 * (2 + 4)
 
 
@@ -157,7 +157,7 @@ def test_results_of_other_settings_are_not_reused(
     settings: Settings, tmp_path: Path, kept: Kept, change: dict[str, Any]
 ) -> None:
     state = str(tmp_path / "state.json")
-    one = {"parts": ("text", "recall"), "text_tokens": 64, "lengths": (96,), "depths": (1.0,), "kv": ()}
+    one = {"parts": ("text", "recall"), "text_tokens": 64, "lengths": (96,), "depths": (1.0,), "caches": ()}
     small = replace(settings, **one)
     evaluate(small, state)
     evaluate(replace(small, **change), state)
@@ -167,7 +167,7 @@ def test_results_of_other_settings_are_not_reused(
 def test_another_model_does_not_see_these_results(
     settings: Settings, checkpoints: Checkpoints, tmp_path: Path, kept: Kept
 ) -> None:
-    state, small = str(tmp_path / "state.json"), replace(settings, parts=("text",), kv=())
+    state, small = str(tmp_path / "state.json"), replace(settings, parts=("text",), caches=())
     evaluate(small, state)
     evaluate(replace(small, model=str(checkpoints.get("llama", seed=1))), state)
     assert len(kept) == 2 * 2
@@ -178,7 +178,7 @@ def test_other_end_tokens_or_another_tokenizer_start_anew(
     settings: Settings, tmp_path: Path, kept: Kept, name: str
 ) -> None:
     state, copy = str(tmp_path / "state.json"), shutil.copytree(settings.model, tmp_path / "copy")
-    small = replace(settings, model=str(copy), parts=("text",), kv=())
+    small = replace(settings, model=str(copy), parts=("text",), caches=())
     evaluate(small, state)
     changed = json.loads((copy / name).read_text(encoding="utf-8"))
     if name == "generation_config.json":
@@ -193,7 +193,7 @@ def test_a_model_without_a_chat_template_is_compared_without_recall(
 ) -> None:
     bare = shutil.copytree(checkpoints.get("llama"), tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
-    found = evaluate(replace(settings, model=str(bare), parts=("text", "recall"), kv=()))
+    found = evaluate(replace(settings, model=str(bare), parts=("text", "recall"), caches=()))
     assert found.notes == ["recall is left out: the model has no chat template to write dialogues with"]
     assert not found.interrupted
     assert [row.mean_recall for row in rows(found)] == [None]
@@ -202,7 +202,7 @@ def test_a_model_without_a_chat_template_is_compared_without_recall(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kv": ("bf61",)}, "did you mean 'bf16'"),
+        ({"caches": ("bf61",)}, "did you mean 'bf16'"),
         ({"parts": ("txt",)}, r"parts: 'txt' is not known \(did you mean 'text'\?\); there are text, recall, speed"),
         ({"parts": ()}, "parts: the list is empty"),
         ({"lengths": ()}, "lengths: the list is empty"),

@@ -21,7 +21,7 @@ KV = ("fp32", "bf16", f"window={WINDOW}", "window=128", f"bf16+window={WINDOW}")
 
 @pytest.fixture(scope="module")
 def engines(tiny: Path) -> Engines:
-    return Engines.start(Settings(str(tiny), kv=KV, context=80, lengths=(80,), chunk=16, block_size=8))
+    return Engines.start(Settings(str(tiny), caches=KV, context=80, lengths=(80,), chunk=16, block_size=8))
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kvtrove import kernels
-from kvtrove.kernels.linear import Kind, PackedWeights
+from kvtrove.kernels.linear import GROUP, Groups, Kind, PackedWeights
 
 LEVELS = ["portable", "avx2", "avx512", "amx"]
-STRETCH = {"amx": 256}  # inputs that share a scale where x is multiplied with int8 weights; 128 elsewhere
 ISAS = LEVELS[: LEVELS.index(kernels.isa()) + 1]
 each_isa = pytest.mark.parametrize("isa", ISAS)
-each_kind = pytest.mark.parametrize("kind", ["bf16", "int8"])
+each_kind = pytest.mark.parametrize("kind", ["bf16", "int8", "int4"])
 # Rows around what is summed at once, stretches and blocks of inputs, panels of outputs: one less, equal, one more.
 ROWS = st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 24, 25, 33, 49, 97])
 INPUTS = st.one_of(st.integers(1, 40), st.sampled_from([127, 129, 255, 256, 257, 511, 513, 1025]))
@@ -45,13 +44,21 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def bound(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind, isa: str) -> Tensor:
     """What a chain of float32 multiply-adds may be off: inputs + 2 roundings of sums below that of magnitudes.
 
-    int8 also rounds every x to a whole number of steps, of which 32767 (on tiles 127 * 128) are its stretch's largest.
+    int8 and int4 also round every x to a whole number of steps, of which 32767 (127 * 128 on tiles, and with int4
+    everywhere) are its stretch's largest. The two terms of an int4 group may cancel each other: each is up to twice the
+    group's largest number.
     """
-    magnitudes = reference(x.abs(), weight.abs(), None if bias is None else bias.abs())
+    spread = weight.abs()
+    if kind == "int4":
+        spread = spread + torch.cat(
+            [2 * part.abs().amax(1, keepdim=True).expand_as(part) for part in spread.split(GROUP, 1)], 1
+        )
+    magnitudes = reference(x.abs(), spread, None if bias is None else bias.abs())
     off = (weight.shape[1] + 2) * 2.0**-24 * magnitudes + 1e-30
-    if kind == "int8":
-        most = 127 * 128 if isa == "amx" else 32767
-        stretches = x.abs().double().split(STRETCH.get(isa, 128), dim=1)
+    if kind != "bf16":
+        tiles = isa == "amx" or kind == "int4"
+        most = 127 * 128 if tiles else 32767
+        stretches = x.abs().double().split(256 if tiles else 128, dim=1)
         steps = torch.cat([one.amax(1, keepdim=True).expand_as(one) / most for one in stretches], dim=1)
         off += reference(steps / 2, weight.abs(), None) * 1.001
     return off
@@ -152,6 +159,71 @@ def test_int8_weights_are_off_by_half_a_step_at_most(isa: str, inputs: int, outp
     assert bool((error[0] == 0).all())
 
 
+@each_isa
+@given(inputs=st.integers(1, 100), outputs=st.integers(1, 40), spread=st.sampled_from([1e-3, 1.0, 1e3]))
+def test_int4_weights_are_off_by_half_a_step_at_most(isa: str, inputs: int, outputs: int, spread: float) -> None:
+    """Squared, over a group: a fitted line may take from one number what it gives the others. The scale and the minimum
+    are rounded to float16, by 2^-11 of themselves: 15 times one, once the other."""
+    weight = random(outputs, inputs) * spread
+    weight[0] = 0
+    error = (stored(packed(weight, "int4", isa)).double() - weight.double()).square().split(GROUP, 1)
+    for part, off in zip(weight.double().split(GROUP, 1), error, strict=True):
+        step = (part.amax(1) - part.amin(1)) / 15
+        allowed = step / 2 + 2.0**-11 * (15 * step + part.amin(1).abs()) + 2.0**-24
+        assert bool((off.sum(1) <= allowed.square() * part.shape[1]).all())
+    assert bool((error[0][0] == 0).all())
+
+
+def groups(outputs: int, inputs: int, kind: Kind) -> Groups:
+    numbers = torch.randint(0, 16, (outputs, inputs), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    lines = [random(outputs, -(-inputs // GROUP), seed=seed) for seed in (2, 3)]
+    return Groups(numbers, *(line.half().float() if kind == "int4" else line for line in lines))
+
+
+@each_isa
+@pytest.mark.parametrize("kind", ["int4", "int4_f32"])
+@pytest.mark.parametrize("inputs", [32, 64, 300, 896])
+def test_groups_are_kept_as_they_are_and_multiplied_with_the_same_bits_at_every_level(
+    isa: str, kind: Kind, inputs: int
+) -> None:
+    source = groups(70, inputs, kind)
+    assert source.kind == kind
+    weights, portable = PackedWeights(70, inputs, kind, isa), PackedWeights(70, inputs, kind, "portable")
+    for one in (weights, portable):
+        one.fill_groups(30, Groups(source.numbers[30:], source.scales[30:], source.minima[30:]))
+        one.fill_groups(0, Groups(source.numbers[:30], source.scales[:30], source.minima[:30]))
+    assert torch.equal(stored(weights), source.values())
+    for rows in (1, 2, 5, 9, 40, 200):
+        x = random(rows, inputs, seed=rows)
+        assert torch.equal(weights.multiply(x), portable.multiply(x))
+    exact = source.scales.double().repeat_interleave(GROUP, 1)[:, :inputs] * source.numbers
+    exact += source.minima.double().repeat_interleave(GROUP, 1)[:, :inputs]
+    off = (weights.multiply(x).double() - x.double() @ exact.T).abs()
+    assert bool((off <= bound(x, exact, None, "int4", isa)).all())
+
+
+def test_groups_that_the_format_cannot_hold_are_refused() -> None:
+    weights, good = PackedWeights(4, 40, "int4"), groups(4, 40, "int4")
+    with pytest.raises(ValueError, match="a number is beyond 15"):
+        weights.fill_groups(0, Groups(good.numbers + 16, good.scales, good.minima))
+    with pytest.raises(ValueError, match="is not a finite float16; int4_f32 weights hold float32"):
+        weights.fill_groups(0, Groups(good.numbers, good.scales + 1e-5, good.minima))
+    with pytest.raises(ValueError, match="a scale or a minimum is not finite"):
+        PackedWeights(4, 40, "int4_f32").fill_groups(0, Groups(good.numbers, good.scales, good.minima / 0))
+    with pytest.raises(ValueError, match=r"does not fit at output 1 of weights \[4, 40\]"):
+        weights.fill_groups(1, good)
+    with pytest.raises(ValueError, match="groups have 40 inputs, expected 41"):
+        PackedWeights(4, 41, "int4").fill_groups(0, good)
+    with pytest.raises(ValueError, match="groups of 4-bit numbers fill int4 weights only"):
+        PackedWeights(4, 40, "int8").fill_groups(0, good)
+    with pytest.raises(ValueError, match=r"scales are torch.float32 \[4, 1\], expected floats \[4, 2\]"):
+        Groups(good.numbers, good.scales[:, :1], good.minima)
+    with pytest.raises(TypeError, match=r"numbers are torch\.int8, expected uint8"):
+        Groups(good.numbers.to(torch.int8), good.scales, good.minima)
+    with pytest.raises(ValueError, match=r"row 0 of the source holds .* more than 65,504, which int4 cannot; use bf16"):
+        weights.fill(0, torch.full((1, 40), 1e5))
+
+
 def test_parts_are_filled_one_after_the_other_from_any_dtype() -> None:
     whole = random(50, 12, dtype=torch.float16)
     weights = PackedWeights(50, 12)
@@ -171,6 +243,8 @@ def test_gather_rounds_to_the_dtype_of_its_target() -> None:
 def test_memory_is_that_of_the_weights() -> None:
     assert PackedWeights(4864, 896, "bf16").nbytes == 2 * 4864 * 896
     assert PackedWeights(4864, 896, "int8").nbytes == 4864 * (896 + 4)
+    assert PackedWeights(4864, 896, "int4").nbytes == 4864 * 896 * 5 / 8
+    assert PackedWeights(4864, 896, "int4_f32").nbytes == 4864 * 896 * 6 / 8
 
 
 def test_no_rows_give_no_rows() -> None:
@@ -183,8 +257,8 @@ def test_bad_arguments_are_refused_with_what_is_expected() -> None:
     x = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=r"weights of shape \[0, 3\]: both must be at least 1"):
         PackedWeights(0, 3)
-    with pytest.raises(ValueError, match="kind: 'int4' is not one of bf16, int8"):
-        PackedWeights(4, 3, "int4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="kind: 'int3' is not one of bf16, int8, int4, int4_f32"):
+        PackedWeights(4, 3, "int3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"source of shape \[2, 3\] does not fit at output 3 of weights \[4, 3\]"):
         weights.fill(3, torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"source of shape \[2, 2\] does not fit"):

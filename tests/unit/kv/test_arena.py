@@ -12,17 +12,17 @@ import torch
 
 from kvtrove.config import ConfigError
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.formats.dense import ECHO, DenseFormat
-from kvtrove.kv.formats.int8 import Int8Format
+from kvtrove.kv.formats.dense import dense
+from kvtrove.kv.formats.int8 import int8
 from kvtrove.kv.retention import Full, SlidingWindow
 from kvtrove.kv.spec import ALIGNMENT, KVCacheSpec, LayerKV, Plane
 
 MIXED = KVCacheSpec(
     (
-        LayerKV(0, 2, 3, DenseFormat("bfloat16")),
-        LayerKV(1, 1, 4, DenseFormat("float32"), SlidingWindow(8)),
-        LayerKV(2, 2, 3, DenseFormat("bfloat16"), source=0),
-        LayerKV(3, 2, 3, DenseFormat("float16")),
+        LayerKV(0, 2, 3, 3, dense("bfloat16")),
+        LayerKV(1, 1, 4, 4, dense("float32"), SlidingWindow(8)),
+        LayerKV(2, 2, 3, 3, dense("bfloat16"), source=0),
+        LayerKV(3, 2, 3, 3, dense("float16")),
     ),
     block_size=5,
 )
@@ -88,7 +88,7 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
 def test_an_untouched_arena_takes_no_memory() -> None:
-    spec = KVCacheSpec((LayerKV(0, 8, 128, DenseFormat("float32")),), 128)
+    spec = KVCacheSpec((LayerKV(0, 8, 128, 128, dense("float32")),), 128)
     before = resident_bytes()
     arena = Arena(spec, 2**30 // spec.block_bytes)
     arena.views(0)["k"][-1, 0, 0, 0] = 1
@@ -110,8 +110,8 @@ def test_the_same_on_cuda() -> None:
 @pytest.mark.parametrize("block_size", [4, 16, 48])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int32"])
 def test_dense_format_returns_what_it_was_given(dtype: str, block_size: int) -> None:
-    kv_format = DenseFormat(dtype)
-    view = Arena(KVCacheSpec((LayerKV(0, 2, 6, kv_format, Full()),), block_size), 5).views(0)
+    kv_format = dense(dtype)
+    view = Arena(KVCacheSpec((LayerKV(0, 2, 6, 6, kv_format, Full()),), block_size), 5).views(0)
     half = block_size // 2
     k, v = (torch.randint(1, 100, (block_size + half, 2, 6)).to(getattr(torch, dtype)) for _ in range(2))
     slots = torch.cat([torch.arange(block_size) + 2 * block_size, torch.arange(half) + 4 * block_size])
@@ -125,8 +125,8 @@ def test_dense_format_returns_what_it_was_given(dtype: str, block_size: int) -> 
 
 def test_the_layout_enters_the_fingerprint() -> None:
     prints = {
-        KVCacheSpec((LayerKV(0, 2, 64, kv_format),), 32).fingerprint
-        for kv_format in (DenseFormat("bfloat16"), DenseFormat("bfloat16", "plain"), Int8Format(), Int8Format("plain"))
+        KVCacheSpec((LayerKV(0, 2, 64, 64, kv_format),), 32).fingerprint
+        for kv_format in (dense("bfloat16"), dense("bfloat16", "plain"), int8(), int8("plain"))
     }
     assert len(prints) == 4
 
@@ -135,36 +135,26 @@ def test_the_layout_enters_the_fingerprint() -> None:
 @pytest.mark.parametrize("size", [1e-9, 1e-5, 1e-3, 1.0, 1e4, 1e6])
 def test_int8_errs_by_half_a_step(size: float, block_size: int) -> None:
     """Within half of max|x| / 127 and the rounding of its scale, at every magnitude that float16 scales span."""
-    kv_format = Int8Format()
-    view = Arena(KVCacheSpec((LayerKV(0, 3, 8, kv_format),), block_size), 3).views(0)
+    kv_format = int8()
+    view = Arena(KVCacheSpec((LayerKV(0, 3, 8, 8, kv_format),), block_size), 3).views(0)
     k, v = torch.randn(2, block_size, 3, 8) * size
     v[0] = 0
     kv_format.encode(k, v, view, torch.arange(block_size) + block_size)
     for given, read in zip((k, v), kv_format.decode(view, torch.tensor([1])), strict=True):
         step = given.abs().amax(-1, keepdim=True) / 127 * (1 + 2**-9) + 2**-23
         assert ((read - given).abs() <= step / 2).all()
-    assert kv_format.lossless_for == ()
 
 
 def test_dense_format_describes_itself() -> None:
-    bf16 = DenseFormat("bfloat16")
+    def planes(dtype: str, block_size: int) -> tuple[Plane, ...]:
+        return dense(dtype).planes(LayerKV(0, 4, 64, 64, dense(dtype)), block_size)
+
     tiled = (Plane("k", "bfloat16", (4, 2, 32, 16, 2)), Plane("v", "bfloat16", (4, 16, 64, 2)))
-    assert bf16.planes(4, 64, 32) == tiled
-    assert bf16.planes(4, 64, 8) == (Plane("k", "bfloat16", (4, 8, 64)), Plane("v", "bfloat16", (4, 8, 64)))
-    assert DenseFormat("float32").planes(4, 64, 16)[0].shape == (4, 1, 64, 16, 1)
-    assert {p.nbytes for size in (8, 16, 32) for p in bf16.planes(4, 64, size)} == {4 * n * 64 * 2 for n in (8, 16, 32)}
-    assert (bf16.name, bf16.tail, bf16.rope) == ("bfloat16", None, "post")
-    assert DenseFormat("float32").lossless_for == ("float32", "float16", "bfloat16")
-    assert ECHO.dtype == "int32"
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_lossless_means_every_value_survives(dtype: str) -> None:
-    bits = torch.arange(-(2**15), 2**15).to(torch.int16)
-    for source in DenseFormat(dtype).lossless_for:
-        values = bits.view(getattr(torch, source)) if source != "float32" else torch.randn(1000)
-        back = values.to(getattr(torch, dtype)).to(values.dtype)
-        assert torch.equal(back[~values.isnan()], values[~values.isnan()])
+    assert planes("bfloat16", 32) == tiled
+    assert planes("bfloat16", 8) == (Plane("k", "bfloat16", (4, 8, 64)), Plane("v", "bfloat16", (4, 8, 64)))
+    assert planes("float32", 16)[0].shape == (4, 1, 64, 16, 1)
+    assert {p.nbytes for n in (8, 16, 32) for p in planes("bfloat16", n)} == {4 * n * 64 * 2 for n in (8, 16, 32)}
+    assert (dense("bfloat16").name, dense("bfloat16").rope) == ("bfloat16", "post")
 
 
 @pytest.mark.parametrize("huge_pages", ["auto", "hugetlb", "off"])

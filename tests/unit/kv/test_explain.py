@@ -30,7 +30,7 @@ class Cache:
     manager: KVCacheManager = field(init=False)
 
     def __post_init__(self) -> None:
-        spec = KVCacheSpec(tuple(LayerKV(i, 1, 1, ECHO, rule) for i, rule in enumerate(self.rules)), BLOCK)
+        spec = KVCacheSpec(tuple(LayerKV(i, 1, 1, 1, ECHO, rule) for i, rule in enumerate(self.rules)), BLOCK)
         self.manager = KVCacheManager(
             spec, self.num_blocks, enable_prefix_caching=self.enabled, check=2, clock=lambda: self.now
         )

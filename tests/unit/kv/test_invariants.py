@@ -15,7 +15,7 @@ from kvtrove.kv.retention import Full, SlidingWindow
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.kv.table import SequenceKV
 
-SPEC = KVCacheSpec((LayerKV(0, 1, 1, ECHO), LayerKV(1, 1, 1, ECHO, SlidingWindow(6))), block_size=4)
+SPEC = KVCacheSpec((LayerKV(0, 1, 1, 1, ECHO), LayerKV(1, 1, 1, 1, ECHO, SlidingWindow(6))), block_size=4)
 TOKENS = array("i", range(100))
 
 
@@ -144,7 +144,7 @@ def test_rows_are_only_summed_at_level_2() -> None:
     def crc(block_id: int) -> int:
         raise AssertionError("the checksum of a row costs a pass over its bytes")
 
-    manager = KVCacheManager(KVCacheSpec((LayerKV(0, 1, 1, ECHO, Full()),), 4), 8, check=1, crc=crc)
+    manager = KVCacheManager(KVCacheSpec((LayerKV(0, 1, 1, 1, ECHO, Full()),), 4), 8, check=1, crc=crc)
     kv = manager.open()
     manager.allocate(kv, 10)
     manager.commit(kv, TOKENS, 10)

@@ -7,7 +7,7 @@ from array import array
 import numpy as np
 import pytest
 
-from kvtrove.kv.formats.dense import ECHO, DenseFormat
+from kvtrove.kv.formats.dense import ECHO, dense
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.retention import Full, Retention, SlidingWindow
 from kvtrove.kv.rows import Copy
@@ -17,7 +17,7 @@ from kvtrove.kv.table import SequenceKV
 
 def make_spec(*rules: Retention, block_size: int = 4, kv_format: KVFormat = ECHO) -> KVCacheSpec:
     return KVCacheSpec(
-        tuple(LayerKV(i, 1, 1, kv_format, rule) for i, rule in enumerate(rules or (Full(),))), block_size
+        tuple(LayerKV(i, 1, 1, 1, kv_format, rule) for i, rule in enumerate(rules or (Full(),))), block_size
     )
 
 
@@ -142,7 +142,7 @@ def test_hits_are_counted_when_they_are_taken_not_when_they_are_found() -> None:
     "other",
     [
         KVCacheManager(make_spec(), 8, root=b"another model"),
-        KVCacheManager(make_spec(kv_format=DenseFormat("float32")), 8),
+        KVCacheManager(make_spec(kv_format=dense("float32")), 8),
         KVCacheManager(make_spec(SlidingWindow(8)), 8),
     ],
 )

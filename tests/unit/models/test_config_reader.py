@@ -42,13 +42,13 @@ def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def windows(spec: ModelSpec) -> list[int | None]:
-    return [layer.window for layer in spec.layers]
+    return [layer.cache.retention.kept() for layer in spec.layers]
 
 
 def test_llama(tmp_path: Path) -> None:
     spec = read(tmp_path, LLAMA)
     assert (spec.family, spec.architecture, spec.dtype) == ("llama", "LlamaForCausalLM", "bfloat16")
-    assert (spec.num_layers, spec.num_heads, spec.layers[0].kv_heads, spec.layers[0].head_dim) == (4, 32, 8, 128)
+    assert (spec.num_layers, spec.num_heads, spec.layers[0].cache.heads, spec.layers[0].cache.k_dim) == (4, 32, 8, 128)
     assert (spec.layers[0].rope.theta, spec.layers[0].rope.rotary_dim) == (500000.0, 128)
     assert (spec.max_position, spec.norm_eps, spec.query_scale) == (8192, 1e-5, 128**-0.5)
     assert (spec.eos_token_ids, spec.bos_token_id) == ((128001,), 128000)
@@ -129,7 +129,7 @@ def test_gemma2(tmp_path: Path) -> None:
     spec = read(tmp_path, config | {"query_pre_attn_scalar": 144, "hidden_size": 4608, "attn_logit_softcapping": 50.0})
     assert (spec.attention_softcap, spec.logit_softcap, spec.query_scale) == (50.0, 30.0, 1 / 12)
     assert (spec.embed_scale, spec.norm_offset, spec.norms, spec.tie_embeddings) == (4608**0.5, 1.0, "sandwich", True)
-    assert (spec.activation, spec.layers[0].head_dim, spec.eos_token_ids) == ("gelu_tanh", 256, (1,))
+    assert (spec.activation, spec.layers[0].cache.k_dim, spec.eos_token_ids) == ("gelu_tanh", 256, (1,))
     assert read(tmp_path, config | {"final_logit_softcapping": None}).logit_softcap is None
 
 
@@ -148,11 +148,16 @@ def test_gemma3_text_part_fills_in_what_multimodal_configs_leave_out(tmp_path: P
         "text_config": text,
     }
     spec = read(tmp_path, config)
-    assert (spec.vocab_size, spec.num_heads, spec.layers[0].kv_heads, spec.layers[0].head_dim) == (262208, 8, 4, 256)
+    assert (spec.vocab_size, spec.num_heads, spec.layers[0].cache.heads, spec.layers[0].cache.k_dim) == (
+        262208,
+        8,
+        4,
+        256,
+    )
     assert (spec.dtype, spec.eos_token_ids, spec.qk_norm, spec.max_position) == ("bfloat16", (1, 106), "head", 131072)
     local, full = spec.layers[0], spec.layers[5]
-    assert (local.window, local.rope.theta, local.rope.scaling) == (1024, 10_000.0, None)
-    assert (full.window, full.rope.theta, full.rope.scaling) == (None, 1_000_000.0, "linear")
+    assert (local.cache.retention.kept(), local.rope.theta, local.rope.scaling) == (1024, 10_000.0, None)
+    assert (full.cache.retention.kept(), full.rope.theta, full.rope.scaling) == (None, 1_000_000.0, "linear")
 
 
 def test_experts(tmp_path: Path) -> None:
@@ -266,8 +271,11 @@ def test_layers_without_positions(tmp_path: Path) -> None:
     assert spec.max_position == LLAMA["max_position_embeddings"]
     exaone = {**LLAMA, "architectures": ["Exaone4ForCausalLM"], "sliding_window": 64, "rope_scaling": None}
     spec = read(tmp_path, {**exaone, "sliding_window_pattern": "LG"})
-    assert [(layer.window, layer.rope.rotary_dim) for layer in spec.layers] == [(64, 128), (None, 0)] * 2
+    assert [(layer.cache.retention.kept(), layer.rope.rotary_dim) for layer in spec.layers] == [
+        (64, 128),
+        (None, 0),
+    ] * 2
     spec = read(tmp_path, {**exaone, "sliding_window": None})
-    assert {(layer.window, layer.rope.rotary_dim) for layer in spec.layers} == {(None, 128)}
+    assert {(layer.cache.retention.kept(), layer.rope.rotary_dim) for layer in spec.layers} == {(None, 128)}
     with pytest.raises(ModelError, match=r"'no_rope_layers' is \[1, 0\], expected 4 zeros and ones"):
         read(tmp_path, {**LLAMA, "architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 0]})

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from kvtrove.kv.formats.dense import DenseFormat
 from kvtrove.kv.retention import Full, SlidingWindow
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
 from kvtrove.models.layers.linear import Weights
 from kvtrove.models.layers.rope import Rotation
-from kvtrove.models.spec import LayerSpec, ModelSpec, RopeSpec
+from kvtrove.models.spec import ModelSpec, RopeSpec
+from tests.specs import layer_spec, numbered
 
-LAYER = LayerSpec(kv_heads=1, head_dim=8, window=None, rope=RopeSpec(10_000.0, 8, max_position=64))
+ROPE = RopeSpec(10_000.0, 8, max_position=64)
+LAYER = layer_spec(1, 8, ROPE)
 SPEC = ModelSpec(
     family="llama",
     architecture="LlamaForCausalLM",
@@ -23,7 +22,7 @@ SPEC = ModelSpec(
     hidden_size=16,
     intermediate_size=24,
     num_heads=2,
-    layers=(LAYER, replace(LAYER, window=4), replace(LAYER, window=4, source=1)),
+    layers=numbered(LAYER, layer_spec(1, 8, ROPE, window=4), layer_spec(1, 8, ROPE, window=4, source=1)),
     max_position=64,
     norm_eps=1e-6,
     activation="silu",
@@ -57,7 +56,7 @@ def test_a_layer_that_reads_anothers_storage_has_no_keys_of_its_own() -> None:
 
 
 def test_the_cache_follows_windows_and_sources() -> None:
-    cache = cache_spec(SPEC, DenseFormat("float32"), block_size=4)
+    cache = cache_spec(SPEC, "float32", block_size=4)
     assert cache.check() == []
     assert [layer.retention for layer in cache.layers] == [Full(), SlidingWindow(4), SlidingWindow(4)]
     assert cache.group_of[1] == cache.group_of[2] != cache.group_of[0]

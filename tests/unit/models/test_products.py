@@ -12,11 +12,12 @@ from torch import Tensor
 
 from kvtrove import kernels
 from kvtrove.config import ConfigError, EngineConfig
+from kvtrove.kernels.linear import Groups
 from kvtrove.loading import choose_precision
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.layers.embedding import Embedding, PackedEmbedding
 from kvtrove.models.layers.linear import Joint, Linear, Part
-from kvtrove.models.layers.packed import OneDnnLinear, PackedLinear
+from kvtrove.models.layers.packed import OneDnnLinear, PackedLinear, pack_int4
 from kvtrove.models.loader import load_model
 from kvtrove.models.precision import Precision
 from kvtrove.models.products import Products, choose
@@ -38,6 +39,24 @@ def parts(*sizes: int, inputs: int, bias: bool = False, dtype: torch.dtype = tor
         return Part(size, lambda: weight, (lambda: values) if bias else None)
 
     return [part(size) for size in sizes]
+
+
+def test_parts_in_four_bits_are_kept_as_they_are() -> None:
+    """Beside one that comes as numbers: the same product as that of each alone."""
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randint(0, 16, (6, 70), generator=generator, dtype=torch.uint8)
+    scale, minimum = (torch.rand(6, 3, generator=generator).half() for _ in range(2))
+    plain, x = parts(5, inputs=70)[0], torch.randn(3, 70, generator=generator)
+    group = [Part(6, lambda: Groups(q, scale, minimum)), plain]
+    joined = PackedLinear.pack(group, 70, "int4", "auto")(x)
+    assert torch.equal(joined[:, :6], pack_int4(q, scale, minimum)(x))
+    assert torch.equal(joined[:, 6:], PackedLinear.pack([plain], 70, "int4", "auto")(x))
+    wide = scale.float() + 1e-6
+    exact = pack_int4(q, wide, minimum, torch.ones(6))
+    assert exact.weights.kind == "int4_f32"
+    torch.testing.assert_close(
+        exact(x), x @ Groups(q, wide, minimum).values().T + 1, rtol=0, atol=1e-2
+    )  # x has 15 bits
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -64,7 +83,7 @@ def check(products: Sequence, group: list[Part], dtype: torch.dtype) -> None:
     joint = Joint(products, tuple(part.outputs for part in group))
     for y, part in zip(joint(x), group, strict=True):
         bias = part.bias().double() if part.bias else None
-        expected = torch.nn.functional.linear(x.double(), part.weight().double(), bias)
+        expected = torch.nn.functional.linear(x.double(), part.tensor().double(), bias)
         assert y.dtype == dtype
         torch.testing.assert_close(y.double(), expected, rtol=2**-8 if dtype == torch.bfloat16 else 0, atol=1e-5)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 SCRIPT = """
 import sys
 from pathlib import Path
-from kvtrove.kv.formats.dense import DenseFormat
+from kvtrove.kv.recipe import recipe
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
-cache_spec(read_spec(Path(sys.argv[1])), DenseFormat("bfloat16"), 16)
+recipe("int8+edges=1:int4r")(cache_spec(read_spec(Path(sys.argv[1])), "bfloat16", 16))
 print(sorted({"torch", "safetensors", "transformers"} & set(sys.modules)))
 """
 

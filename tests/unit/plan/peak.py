@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.formats.dense import DenseFormat
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
 from kvtrove.models.layers.linear import Weights
@@ -71,7 +70,7 @@ def random_runner(spec: ModelSpec, num_blocks: int) -> ModelRunner:
         return embedding if spec.tie_embeddings else take("", (spec.vocab_size, spec.hidden_size))
 
     model = Model.load(Weights(take), head, spec, spec.max_position, lambda layers: None)
-    cache = cache_spec(spec, DenseFormat(spec.dtype), BLOCK)
+    cache = cache_spec(spec, spec.dtype, BLOCK)
     return ModelRunner(model, cache, Arena(cache, num_blocks), ReferenceBackend(), str)
 
 

@@ -10,11 +10,12 @@ import pytest
 from kvtrove.attention import reference, tiles
 from kvtrove.kernels import rows
 from kvtrove.models.precision import Precision
-from kvtrove.models.spec import LayerSpec, ModelSpec, MoESpec, RopeSpec
+from kvtrove.models.spec import ModelSpec, MoESpec, RopeSpec
 from kvtrove.plan import activations
 from kvtrove.plan.activations import StepLimits, activation_bytes
 from kvtrove.plan.model import from_spec
 from kvtrove.request import SamplingParams
+from tests.specs import layer_spec, numbered
 from tests.unit.plan.peak import Shape, measured_peak
 
 BF16 = Precision.plain("bfloat16")
@@ -26,7 +27,7 @@ def model(**changes: Any) -> ModelSpec:
     """A small decoder; `heads`, `kv_heads`, `dim`, `window` and `moe` shape its two layers."""
     shape = {"heads": 8, "kv_heads": 2, "dim": 32, "window": None, "moe": None}
     heads, kv_heads, dim, window, moe = (changes.pop(key, usual) for key, usual in shape.items())
-    layer = LayerSpec(kv_heads, dim, window, RopeSpec(1e4, dim, max_position=1 << 16), moe=moe)
+    layer = layer_spec(kv_heads, dim, RopeSpec(1e4, dim, max_position=1 << 16), window, moe=moe)
     base = ModelSpec(
         family="llama",
         architecture="LlamaForCausalLM",
@@ -34,7 +35,7 @@ def model(**changes: Any) -> ModelSpec:
         hidden_size=256,
         intermediate_size=704,
         num_heads=heads,
-        layers=(layer, layer),
+        layers=numbered(layer, layer),
         max_position=1 << 16,
         norm_eps=1e-5,
         activation="silu",

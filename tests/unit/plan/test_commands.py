@@ -41,7 +41,8 @@ NOT_FOR_A_PLAN = {"torch", "numpy", "asyncio", "ssl", "httpx", "fastapi", "token
 FOR_A_PLAN = (
     *(f"kvtrove.cli.{name}" for name in ("command", "flags", "main", "options", "output", "plan")),
     *("kvtrove.demo", "kvtrove.foreign", "kvtrove.names"),
-    *("kvtrove.kv.formats", "kvtrove.kv.retention", "kvtrove.kv.spec", "kvtrove.models", "kvtrove.plan"),
+    *(f"kvtrove.kv.{name}" for name in ("formats", "recipe", "retention", "spec")),
+    *("kvtrove.models", "kvtrove.plan"),
 )
 """Beginnings of the names of modules that `kvtrove plan` may import."""
 
@@ -98,7 +99,7 @@ def test_the_json_has_what_scripts_read(llama: Path) -> None:
 def test_json_into_a_file_leaves_the_tables_on_the_screen(llama: Path, tmp_path: Path) -> None:
     done = run("plan", llama, "--memory", "40GiB", "--json", tmp_path / "plan.json")
     assert json.loads((tmp_path / "plan.json").read_text())["users"] == 1
-    for word in ("weights", "activations", "reserve", "What each KV format buys", "KTransformers", "llama.cpp", "vLLM"):
+    for word in ("weights", "activations", "reserve", "What each cache buys", "KTransformers", "llama.cpp", "vLLM"):
         assert word in done.stdout
     assert "|WW" in done.stdout, "the bar"
 
@@ -185,7 +186,7 @@ REFUSED = {
     "prompt beyond context": (("--context", "1k", "--prompt", "2k"), "context: 1024 is less than 2048 prompt + 0 new"),
     "no size": (("--memory", "lots"), "memory: cannot read 'lots' as a size"),
     "no users": (("--users", "0"), "users: 0 must be at least 1"),
-    "no format": (("--kv-cache-dtype", "int9"), "kv_cache_dtype: 'int9' is not one of"),
+    "no format": (("--cache", "int9"), "cache: 'int9': 'int9' is not known"),
     "no dtype": (("--dtype", "int8"), "dtype: 'int8' is not one of auto, bfloat16, float16, float32"),
     "no rate": (("--rate", "often"), "rate: cannot read 'often' as a rate; write for example 3/s"),
     "no hardware": (("--hardware", "abacus"), "hardware: 'abacus' is not one of"),

@@ -49,7 +49,7 @@ def test_ktransformers_settings_of_a_plan(tmp_path: Path) -> None:
 
 def test_llama_cpp_shares_its_context_between_slots(tmp_path: Path) -> None:
     assert " -c 32768 -np 4 " in llama_cpp(plan_of(tmp_path, context=8192, users=4))
-    assert "-ctk q8_0 -ctv q8_0 -fa on" in llama_cpp(plan_of(tmp_path, context=8192, users=4, kv_format="int8"))
+    assert "-ctk q8_0 -ctv q8_0 -fa on" in llama_cpp(plan_of(tmp_path, context=8192, users=4, cache="int8"))
 
 
 def test_vllm_gets_the_same_cache(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_vllm_gets_the_same_cache(tmp_path: Path) -> None:
         {"users": 3},
         {"context": 1000, "users": 3000, "memory": 600 * GIB},
         {"kv": 3 * GIB + 12_345},
-        {"block_size": 16, "kv_format": "float32", "max_num_batched_tokens": 512},
+        {"block_size": 16, "cache": "fp32", "max_num_batched_tokens": 512},
     ],
 )
 def test_the_command_starts_what_was_planned(wishes: dict[str, Any], tmp_path: Path) -> None:
@@ -92,7 +92,6 @@ def test_the_command_starts_what_was_planned(wishes: dict[str, Any], tmp_path: P
     ("config", "wishes", "why"),
     [
         (configs.DEEPSEEK_V3, {"memory": 2000 * GIB}, "it does not run DeepseekV3ForCausalLM"),
-        (configs.LLAMA_31_8B, {"kv_format": "int4"}, "it does not store K/V as int4"),
         (configs.LLAMA_31_8B, {"tensor_parallel": 2}, "it runs on one device"),
     ],
 )

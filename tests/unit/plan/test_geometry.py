@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from kvtrove.kv.retention import ChunkedLocal, Full, SlidingWindow
+from kvtrove.kv.spec import LayerKV
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.spec import ModelError
 from kvtrove.plan.config_names import canonical
 from kvtrove.plan.geometry import read_layers
-from kvtrove.plan.model import LayerGeometry
 from tests.unit.plan import configs
 
 _PLAIN: dict[str, Any] = {
@@ -23,7 +23,7 @@ _PLAIN: dict[str, Any] = {
 }
 
 
-def layers(config: dict[str, Any], **changes: Any) -> tuple[LayerGeometry, ...]:
+def layers(config: dict[str, Any], **changes: Any) -> tuple[LayerKV, ...]:
     return read_layers(canonical(ConfigView({**config, **changes}, "config.json")))
 
 
@@ -51,7 +51,7 @@ def test_no_shared_layers_means_that_all_keep_their_own() -> None:
 
 def test_gemma_4_global_heads_differ_when_keys_are_values() -> None:
     found = layers(configs.GEMMA4_E2B["text_config"], attention_k_eq_v=True, num_global_key_value_heads=4)
-    assert (found[4].kv_heads, found[4].k_dim, found[0].kv_heads) == (4, 512, 1)
+    assert (found[4].heads, found[4].k_dim, found[0].heads) == (4, 512, 1)
 
 
 def test_sharing_needs_a_producer_of_each_kind() -> None:
@@ -79,14 +79,14 @@ def test_mimo_has_other_heads_where_a_window_slides() -> None:
         {**_PLAIN, "model_type": "mimo_v2_flash", "hybrid_layer_pattern": [0, 1, 1, 0], "sliding_window": 128},
         **{"head_dim": 64, "v_head_dim": 32, "swa_num_key_value_heads": 4, "swa_v_head_dim": 16},
     )
-    full, slides = LayerGeometry(2, 64, 32), LayerGeometry(4, 64, 16, SlidingWindow(128))
-    assert found == (full, slides, slides, full)
+    full, slides = (2, 64, 32, Full()), (4, 64, 16, SlidingWindow(128))
+    assert [(x.heads, x.k_dim, x.v_dim, x.retention) for x in found] == [full, slides, slides, full]
 
 
 def test_searched_layers_have_heads_of_their_own_or_none() -> None:
     blocks = [{"attention": {"n_heads_in_group": n, "no_op": n is None}} for n in (8, None, 4, None)]
     found = layers(_PLAIN, num_key_value_heads=None, block_configs=blocks)
-    assert [layer.kv_heads for layer in found] == [1, 0, 2, 0]
+    assert [layer.heads for layer in found] == [1, 0, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_searched_layers_have_heads_of_their_own_or_none() -> None:
 )
 def test_heads_under_other_names(keys: dict[str, Any]) -> None:
     found = layers(_PLAIN, num_key_value_heads=None, **keys)
-    assert {layer.kv_heads for layer in found} == {2}
+    assert {layer.heads for layer in found} == {2}
 
 
 @pytest.mark.parametrize(
@@ -139,12 +139,13 @@ def test_layers_that_no_plan_understands_are_refused_by_their_key(keys: dict[str
 
 
 def test_a_latent_is_one_head_without_values() -> None:
-    assert set(layers(configs.DEEPSEEK_V3)) == {LayerGeometry(1, 576, 0, replicated=True)}
+    found = layers(configs.DEEPSEEK_V3)
+    assert {(x.heads, x.k_dim, x.v_dim, x.format.v) for x in found} == {(1, 576, 512, None)}
 
 
 def test_sparse_attention_adds_its_index_keys() -> None:
     """DeepSeek-V3.2: 128 bytes in fp8 and a float32 scale per token."""
-    assert layers(configs.DEEPSEEK_V3, index_head_dim=128)[0].extra_bytes == 132
+    assert layers(configs.DEEPSEEK_V3, index_head_dim=128)[0].format.extra_bytes == 132
 
 
 def test_llama_4_sees_chunks_but_in_every_fourth_layer() -> None:
@@ -174,8 +175,8 @@ def test_older_names_and_multi_query() -> None:
         "multi_query": True,
         "n_positions": 1024,
     }
-    assert layers(gpt) == (LayerGeometry(1, 16, 16),) * 2
-    assert [x.kv_heads for x in layers(_PLAIN, num_key_value_heads=[1, 2, 4, 8])] == [1, 2, 4, 8]
+    assert [(x.layer, x.heads, x.k_dim, x.v_dim) for x in layers(gpt)] == [(0, 1, 16, 16), (1, 1, 16, 16)]
+    assert [x.heads for x in layers(_PLAIN, num_key_value_heads=[1, 2, 4, 8])] == [1, 2, 4, 8]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from kvtrove.kv.retention import Full, SlidingWindow
 from kvtrove.models.spec import ModelError
 from kvtrove.plan.gguf import LONGEST_KEPT, Skipped, read_header
-from kvtrove.plan.kv import KVBytes, kv_bytes
+from kvtrove.plan.kv import KVBytes, cache_of, kv_bytes
 from kvtrove.plan.source import read_model
 
 U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
@@ -76,7 +76,7 @@ def test_metadata_and_tensors_are_read(tmp_path: Path) -> None:
 
 def test_a_gguf_is_planned_like_its_config(tmp_path: Path) -> None:
     model = read_model(written(tmp_path / "m.gguf", gguf(LLAMA)))
-    assert kv_bytes(model.layers, "bfloat16") == KVBytes(131_072, 0)
+    assert kv_bytes(cache_of(model, "bf16", 32)) == KVBytes(131_072, 0)
     assert (model.vocab_size, model.max_position, model.spec) == (5000, 131_072, None)
 
 
@@ -132,7 +132,7 @@ def test_a_latent_is_found(tmp_path: Path) -> None:
     }
     named |= {"deepseek2.attention.key_length": 192, "deepseek2.attention.value_length": 128}
     path = written(tmp_path / "m.gguf", gguf(named, {"t": (F16, (100,))}))
-    assert kv_bytes(read_model(path).layers, "bfloat16") == KVBytes(70_272, 0)
+    assert kv_bytes(cache_of(read_model(path), "bf16", 32)) == KVBytes(70_272, 0)
 
 
 BROKEN = {

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kvtrove.plan.calibrate import fit_steps
 from kvtrove.plan.cost import FittedCost, RooflineCost, StepWork, cost_of
 from kvtrove.plan.hardware import Machine, StepFit, find_machine
+from kvtrove.plan.kv import cache_of
 from kvtrove.plan.load import (
     HEADROOM,
     Service,
@@ -113,7 +114,7 @@ def test_limits_that_a_single_request_misses_give_rate_zero() -> None:
 def test_the_roofline_of_a_memory_bound_decode(llama: PlanModel) -> None:
     """One sequence reads all weights but the embedding table, and its own cache."""
     machine = Machine("m", bandwidth=1e12, flops=1e18)
-    cost = RooflineCost.of(llama, machine, "bfloat16", typical_context=1000)
+    cost = RooflineCost.of(llama, machine, cache_of(llama, "bf16", 32), typical_context=1000)
     table = 2 * llama.vocab_size * llama.hidden_size
     expected = (llama.weight_bytes - table + 1000 * 131_072) / 1e12
     assert cost.seconds(StepWork(1, 1000)) == pytest.approx(expected, rel=0.001)
@@ -122,7 +123,7 @@ def test_the_roofline_of_a_memory_bound_decode(llama: PlanModel) -> None:
 
 def test_the_roofline_of_a_compute_bound_prompt(llama: PlanModel) -> None:
     """2 operations per parameter and token, and 4 x heads x head_dim x layers per (query, key) pair."""
-    cost = RooflineCost.of(llama, Machine("m", 1e18, 1e15), "bfloat16", 1000)
+    cost = RooflineCost.of(llama, Machine("m", 1e18, 1e15), cache_of(llama, "bf16", 32), 1000)
     pairs = 2048 * 1024
     active = llama.parameters.total - llama.vocab_size * llama.hidden_size
     expected = (2 * active * 2048 + 4 * 32 * 128 * 32 * pairs) / 1e15
@@ -131,8 +132,8 @@ def test_the_roofline_of_a_compute_bound_prompt(llama: PlanModel) -> None:
 
 def test_measured_steps_replace_the_roofline(llama: PlanModel) -> None:
     machine = Machine("here", 1e10, 1e12, measured=True, fit=STEADY)
-    assert cost_of(llama, machine, "bfloat16", 1000) == FittedCost(STEADY)
-    assert isinstance(cost_of(llama, find_machine("h100"), "bfloat16", 1000), RooflineCost)
+    assert cost_of(llama, machine, cache_of(llama, "bf16", 32), 1000) == FittedCost(STEADY)
+    assert isinstance(cost_of(llama, find_machine("h100"), cache_of(llama, "bf16", 32), 1000), RooflineCost)
 
 
 def test_calibration_finds_the_coefficients_again() -> None:

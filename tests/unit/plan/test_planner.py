@@ -85,9 +85,11 @@ def test_the_frontier_is_tight(llama: PlanModel) -> None:
 
 def test_smaller_formats_buy_more(llama: PlanModel) -> None:
     choices = {choice.name: choice for choice in make_plan(llama, Wishes(24 * GIB, context=8192)).formats}
-    assert choices["int4"].max_users > choices["int8"].max_users > choices["bfloat16"].max_users
-    assert choices["bfloat16"].served
-    assert choices["fp8"].kv.per_token == 65_536
+    assert choices["int4r"].max_users > choices["k=int8+v=int4r"].max_users > choices["int8"].max_users
+    assert choices["int8"].max_users > choices["auto"].max_users
+    assert choices["auto"].served
+    assert choices["int8"].kv.per_token == 65_536 * 130 // 128
+    assert "bf16" not in choices, "that is what this model computes"
 
 
 def test_windows_make_long_contexts_cheap(gemma: PlanModel) -> None:
@@ -118,8 +120,8 @@ def test_a_refusal_names_what_works(llama: PlanModel, wishes: Wishes, ways: set[
 
 
 def test_a_float32_cache_is_told_what_half_the_bytes_would_do(llama: PlanModel) -> None:
-    wishes = Wishes(24 * GIB, context=32_768, users=1, kv_format="float32")
-    with pytest.raises(ConfigError, match="--kv-cache-dtype bfloat16 fits"):
+    wishes = Wishes(24 * GIB, context=32_768, users=1, cache="fp32")
+    with pytest.raises(ConfigError, match="--cache bf16 fits"):
         make_plan(llama, wishes)
 
 
@@ -144,13 +146,13 @@ def test_measured_activations_replace_the_formula(llama: PlanModel) -> None:
 
 
 def test_presets_are_plans_of_their_memory(llama: PlanModel) -> None:
-    made = list(presets(llama, Wishes(1, kv_format="bfloat16")))
+    made = list(presets(llama, Wishes(1, cache="bf16")))
     assert [preset.memory for preset in made] == [size * GIB for size in (*DEVICES, *HOSTS)]
     for preset in made:
         if preset.plan is None:
             assert "--memory" in preset.why
         else:
-            again = make_plan(llama, Wishes(preset.memory, kv_format="bfloat16"))
+            again = make_plan(llama, Wishes(preset.memory, cache="bf16"))
             assert (preset.plan.context, preset.plan.users) == (again.context, again.users)
             assert_consistent(preset.plan)
     assert [preset.plan is None for preset in made] == [True, False, False, False, False, False, False]
@@ -197,7 +199,7 @@ def test_a_missing_byte_shows_as_negative_free() -> None:
 
 def test_fitting_is_monotone(gemma: PlanModel) -> None:
     """The searches rely on it: needs never fall when users or context grow."""
-    fitting = Fitting(gemma, Wishes(16 * GIB), "bfloat16")
+    fitting = Fitting(gemma, Wishes(16 * GIB))
     needs = [fitting.kv_needed(2, n) + fitting.activations(2, n) for n in range(1, 5000, 37)]
     assert needs == sorted(needs)
     needs = [fitting.kv_needed(n, 700) + fitting.activations(n, 700) for n in range(1, 600, 7)]

@@ -17,8 +17,8 @@ from kvtrove.kernels.between import Between
 from kvtrove.kernels.decoder import DecoderKernel, LayerCall
 from kvtrove.kernels.linear import PackedWeights
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.formats.dense import DenseFormat
-from kvtrove.kv.formats.int8 import Int8Format
+from kvtrove.kv.formats.dense import dense
+from kvtrove.kv.formats.int8 import int8
 from kvtrove.kv.spec import KVFormat
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
@@ -30,10 +30,11 @@ from kvtrove.models.layers.packed import PackedLinear
 from kvtrove.models.loader import load_model
 from kvtrove.models.precision import Precision
 from kvtrove.models.products import Products
-from kvtrove.models.spec import LayerSpec, ModelSpec, RopeSpec
+from kvtrove.models.spec import ModelSpec, RopeSpec
 from kvtrove.runner.model_runner import ModelRunner
 from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
 from tests.checkpoints import Checkpoints
+from tests.specs import layer_spec, numbered
 
 BLOCK, NUM_BLOCKS = 16, 24
 TABLES = np.arange(3, dtype=np.int32), np.arange(3, NUM_BLOCKS, dtype=np.int32)
@@ -43,7 +44,8 @@ STEPS = [{0: 40, 1: 7}, {0: 1, 1: 300}, {0: 1, 1: 1}]
 
 
 def runner_of(model: Model, format: KVFormat) -> ModelRunner:
-    cache = cache_spec(model.spec, format, BLOCK)
+    exact = cache_spec(model.spec, "bfloat16", BLOCK)
+    cache = replace(exact, layers=tuple(replace(layer, format=format) for layer in exact.layers))
     return ModelRunner(model, cache, Arena(cache, NUM_BLOCKS * len(cache.groups)), CpuBackend(), str)
 
 
@@ -72,12 +74,12 @@ def check(model: Model, format: KVFormat, expected: list[tuple[int, int]] | None
     assert torch.equal(joined.arena.rows, apart.arena.rows)
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("family", ["llama3", "llama_biased", "mistral", "qwen2_sliding", "qwen3", "gemma2", "gemma3"])
-def test_one_call_gives_the_bits_of_many(family: str, int8: bool, checkpoints: Checkpoints) -> None:
+def test_one_call_gives_the_bits_of_many(family: str, small: bool, checkpoints: Checkpoints) -> None:
     directory = checkpoints.get(family, dtype="bfloat16")
-    products = Products(Precision("bfloat16", "float32", int8), wanted="own")
-    check(load_model(directory, read_spec(directory), products), Int8Format() if int8 else DenseFormat("bfloat16"))
+    products = Products(Precision("bfloat16", "float32", small), wanted="own")
+    check(load_model(directory, read_spec(directory), products), int8() if small else dense("bfloat16"))
 
 
 def load_own(checkpoints: Checkpoints, family: str) -> Model:
@@ -87,7 +89,7 @@ def load_own(checkpoints: Checkpoints, family: str) -> Model:
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "gemma3"])
 def test_hidden_states_in_bf16(family: str, checkpoints: Checkpoints) -> None:
-    check(load_own(checkpoints, family), Int8Format())
+    check(load_own(checkpoints, family), int8())
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_hidden_states_in_bf16(family: str, checkpoints: Checkpoints) -> None:
 def test_experts_break_the_call_behind_their_own_attention(
     family: str, expected: list[tuple[int, int]], checkpoints: Checkpoints
 ) -> None:
-    check(load_own(checkpoints, family), DenseFormat("bfloat16"), expected)
+    check(load_own(checkpoints, family), dense("bfloat16"), expected)
 
 
 @pytest.mark.parametrize(
@@ -120,12 +122,17 @@ def test_a_foreign_layer_breaks_the_call_where_it_is(
     else:
         assert isinstance(mlp, MLP)
         layers[1] = replace(layers[1], mlp=replace(mlp, activation="gelu"))
-    check(replace(model, layers=tuple(layers)), DenseFormat("bfloat16"), expected)
+    check(replace(model, layers=tuple(layers)), dense("bfloat16"), expected)
 
 
 def test_layers_that_read_anothers_storage() -> None:
-    layer = LayerSpec(kv_heads=1, head_dim=8, window=None, rope=RopeSpec(10_000.0, 8, max_position=512))
-    local = replace(layer, window=20, rope=RopeSpec(500.0, 4, max_position=512))
+    full, local = RopeSpec(10_000.0, 8, max_position=512), RopeSpec(500.0, 4, max_position=512)
+    layers = numbered(
+        layer_spec(1, 8, full),
+        layer_spec(1, 8, local, window=20),
+        layer_spec(1, 8, local, window=20, source=1),
+        layer_spec(1, 8, full, source=0),
+    )
     spec = ModelSpec(
         family="llama",
         architecture="LlamaForCausalLM",
@@ -133,7 +140,7 @@ def test_layers_that_read_anothers_storage() -> None:
         hidden_size=24,
         intermediate_size=40,
         num_heads=2,
-        layers=(layer, local, replace(local, source=1), replace(layer, source=0)),
+        layers=layers,
         max_position=512,
         norm_eps=1e-5,
         activation="silu",
@@ -148,13 +155,13 @@ def test_layers_that_read_anothers_storage() -> None:
 
     weights = Weights(take, build=Products(precision, wanted="own").build, precision=precision)
     model = Model.load(weights, lambda table: take("", (50, 24)), spec, 512, lambda layers: None)
-    check(model, DenseFormat("float32"))
+    check(model, dense("float32"))
 
 
 def test_the_reference_takes_layers_one_by_one(checkpoints: Checkpoints) -> None:
     directory = checkpoints.get("llama3", dtype="bfloat16")
     products = Products(Precision("bfloat16", "float32"), wanted="own")
-    runner = runner_of(load_model(directory, read_spec(directory), products), DenseFormat("float32"))
+    runner = runner_of(load_model(directory, read_spec(directory), products), dense("float32"))
     runner.backend = ReferenceBackend()
     runner.join()
     assert runner.ranges == {}

@@ -67,8 +67,8 @@ def _randomise(engine: Engine, num_blocks: int, template: SequenceKV) -> None:
     for layer in engine.runner.layers:
         if engine.runner.cache.layers[layer.index].source is not None:
             continue  # it reads what another layer stored
-        shape = (num_blocks * size, layer.kv_heads, layer.head_dim)
-        k, v = (torch.randn(shape, generator=generator).to(device=arena.device, dtype=dtype) for _ in range(2))
+        shapes = ((num_blocks * size, layer.kv_heads, dim) for dim in (layer.k_dim, layer.v_dim))
+        k, v = (torch.randn(shape, generator=generator).to(device=arena.device, dtype=dtype) for shape in shapes)
         ids = torch.from_numpy(template.block_ids()[layer.group].astype("int64"))
         slots = (ids[:, None] * size + torch.arange(size)).flatten()
         layer.format.encode(k, v, layer.view, slots.to(arena.device))

@@ -97,7 +97,7 @@ def _attention_cases(
     nbytes = kv_bytes_read(runner.cache, [s.start + len(s.tokens) - 1 for s in sequences])
     positions = [s.start + i for s in sequences for i in range(len(s.tokens))]
     flops = sum(
-        4.0 * plan.num_heads * layer.head_dim * sum(keys_read(layer.retention, p) for p in positions)
+        2.0 * plan.num_heads * (layer.k_dim + layer.v_dim) * sum(keys_read(layer.retention, p) for p in positions)
         for layer in runner.layers
     )
     for name, backend in backends.items():
@@ -120,8 +120,9 @@ def _attend(engine: Engine, backend: AttentionBackend, batch: AttentionBatch, to
     def run() -> None:
         plan = backend.plan(batch)
         for layer, kv in zip(engine.runner.layers, engine.runner.cache.layers, strict=True):
-            new = None if kv.source is not None else random(layer.kv_heads, layer.head_dim)
-            backend.run(random(layer.num_heads, layer.head_dim), new, new, layer, plan)
+            own = kv.source is None
+            k, v = (random(layer.kv_heads, dim) if own else None for dim in (layer.k_dim, layer.v_dim))
+            backend.run(random(layer.num_heads, layer.k_dim), k, v, layer, plan)
 
     return run
 

@@ -13,15 +13,16 @@ from kvtrove.bench.engine.fill import TEMPLATE_BLOCKS
 from kvtrove.bench.engine.limits import READ_BYTES
 from kvtrove.config import ConfigError, EngineConfig, parse_size
 from kvtrove.engine import Engine
+from kvtrove.kv.recipe import recipe
 from kvtrove.loading import choose_device, free_bytes
 from kvtrove.models.loader import Progress
 from kvtrove.plan.capacity import readable
 from kvtrove.plan.fitting import Fitting, Wishes
+from kvtrove.plan.kv import cache_of, stored_as
 from kvtrove.plan.model import PlanModel
 from kvtrove.plan.source import read_model
 from kvtrove.request import SamplingParams
 
-SHORT_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 CHUNK = 2048
 """Tokens of a step at most, unless the batch is larger."""
 
@@ -30,7 +31,7 @@ CHUNK = 2048
 class Subject:
     """One of model (a checkpoint directory) and random_weights (a config.json).
 
-    weights: "int8" quantises the matrices of linear layers. kv: format of the cache.
+    weights: "int8" quantises the matrices of linear layers. cache: a recipe.
 
     memory: bytes or "16GiB" that may be used; None is what is free. progress: told while the weights are loaded.
     ConfigError for what cannot be measured.
@@ -40,7 +41,7 @@ class Subject:
     random_weights: str | None = None
     dtype: str = "auto"
     weights: str = "auto"
-    kv: str = "auto"
+    cache: str = "auto"
     device: str = "auto"
     block_size: int = EngineConfig.block_size
     memory: int | str | None = None
@@ -51,9 +52,7 @@ class Subject:
             raise ConfigError("give one of --model DIR and --random-weights config.json")
         if self.random_weights is not None and not Path(self.random_weights).is_file():
             raise ConfigError(f"random_weights: {self.random_weights} is no file; give the config.json of a model")
-        for name in ("dtype", "kv"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, SHORT_NAMES.get(value, value))
+        recipe(self.cache)
         if self.memory is not None:
             object.__setattr__(self, "memory", parse_size(self.memory, "memory"))
         self._config()
@@ -64,7 +63,7 @@ class Subject:
             load_format="auto" if self.random_weights is None else "dummy",
             dtype=self.dtype,
             weights=self.weights,
-            kv_cache_dtype=self.kv,
+            cache=self.cache,
             device=self.device,
             block_size=self.block_size,
             **settings,
@@ -79,10 +78,6 @@ class Subject:
         """The model as far as memory and time depend on it. ModelError when it cannot be read."""
         return read_model(self.path, self.dtype, int8=self.weights == "int8")
 
-    @property
-    def kv_format(self) -> str:
-        return self.plan.dtype if self.kv == "auto" else self.kv
-
     def settings(self) -> dict[str, Any]:
         """As results store them: what "auto" stood for, and no more than one of the two models."""
         names = ("model", "random_weights", "block_size", "memory")
@@ -90,7 +85,8 @@ class Subject:
         return given | {
             "dtype": self.plan.dtype,
             "weights": self.weights,
-            "kv": self.kv_format,
+            "cache": self.cache,
+            "stored_as": stored_as(cache_of(self.plan, self.cache, self.block_size)),
             "device": choose_device(self.device),
         }
 
@@ -128,8 +124,8 @@ class Subject:
 
     def _fitting(self, chunk: int) -> Fitting:
         memory = free_bytes(choose_device(self.device)) - READ_BYTES if self.memory is None else int(self.memory)
-        wishes = Wishes(memory, block_size=self.block_size, max_num_batched_tokens=chunk)
-        return Fitting(self.plan, wishes, self.kv_format)
+        wishes = Wishes(memory, cache=self.cache, block_size=self.block_size, max_num_batched_tokens=chunk)
+        return Fitting(self.plan, wishes)
 
     def _refusal(self, fitting: Fitting, batch: int, length: int, spare: int) -> str:
         """spare: tokens of `length` that nobody asked for."""

@@ -46,7 +46,6 @@ def prefill_flops(model: PlanModel, sequences: Iterable[ScheduledSequence]) -> f
         for rule in {layer.retention for layer in model.layers}
     }
     attention = sum(
-        2.0 * model.num_heads * (layer.k_dim + (layer.v_dim or layer.k_dim)) * pairs[layer.retention]
-        for layer in model.layers
+        2.0 * model.num_heads * (layer.k_dim + layer.v_dim) * pairs[layer.retention] for layer in model.layers
     )
     return products + attention

@@ -1,4 +1,4 @@
-// Linear layers, y = x * W^T + bias, whose weights stay in memory as bf16 or int8.
+// Linear layers, y = x * W^T + bias, whose weights stay in memory as bf16, int8 or in 4 bits (linear_int4.h).
 //
 // bf16 becomes float32 in registers; every output is one chain of float32 sums over the inputs in ascending order (one input
 // at a time; 32 on AMX). On vectors, int8 weights meet x as 16-bit integers (linear_int8.inc); on AMX they become bf16.
@@ -32,14 +32,21 @@ struct Product;
 // after input, so that one thread reads one run of memory. The last panel is filled up with zeros.
 class PackedWeights {
   public:
-    enum class Kind { bf16, int8 };  // int8: symmetric, value = scale of the output * integer of -127..127
+    // int8: symmetric, value = scale of the output * integer of -127..127
+    // int4: value = scale * integer of 0..15 + minimum, both for 32 inputs and float16; int4_f32: both float32
+    enum class Kind { bf16, int8, int4, int4_f32 };
 
     // Zeros. Throws std::bad_alloc, and std::invalid_argument when a dimension is 0.
     PackedWeights(std::size_t outputs, std::size_t inputs, Kind kind, Isa isa);
 
     // Overwrites outputs first_output .. first_output + source.rows, rounding to nearest or quantising.
-    // Throws std::invalid_argument when they do not exist, source.cols != inputs, or (int8) a value is not finite.
+    // Throws std::invalid_argument when they do not exist, source.cols != inputs, or (int8, int4) a value is not finite.
     void fill(std::size_t first_output, const FloatMatrix& source);
+
+    // The same for int4 weights that are in this form already: numbers [count, inputs], scales and minima [count, groups of
+    // 32 inputs], kept as they are. Throws std::invalid_argument where the format cannot hold them.
+    void fill_groups(std::size_t first_output, std::size_t count, const std::uint8_t* numbers, const float* scales,
+                     const float* minima);
 
     // y [rows, outputs] = x [rows, inputs] * W^T + bias; x and y are both of type `type`, bias float32 [outputs] or null.
     void multiply(const void* x, void* y, Float type, std::size_t rows, const float* bias) const;
@@ -60,11 +67,16 @@ class PackedWeights {
     std::size_t nbytes() const;  // weights, padding and scales
 
   private:
+    bool four_bits() const { return kind_ == Kind::int4 || wide(); }
+    bool wide() const { return kind_ == Kind::int4_f32; }
+    std::size_t width() const;  // outputs of a panel
     std::size_t panels() const;
     std::size_t panel_bytes() const;
+    std::uint8_t* panel_of(std::size_t output) const;
+    void check_fit(std::size_t first_output, std::size_t rows, std::size_t cols) const;
     void run(const Product& product, std::size_t rows) const;
     struct Row;
-    void fill_row(std::size_t output, const float* values, Row& row);
+    bool fill_row(std::size_t output, const float* values, Row& row);
     void read_row(std::size_t output, float* values, Row& row) const;
 
     std::size_t outputs_, inputs_;

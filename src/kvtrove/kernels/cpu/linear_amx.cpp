@@ -5,6 +5,7 @@
 #if defined(__x86_64__) || defined(KVTROVE_EMULATE_AMX)
 
 #include "linear_amx_int8.h"
+#include "linear_int4.h"
 
 namespace kvtrove {
 
@@ -81,7 +82,13 @@ void multiply(const Product& job, std::size_t rows) {
 
 }  // namespace amx
 
-const LinearLevel kAmxLevel = {layout_of<amx::TilePlaces>(), amx::kMostRows, true, amx::multiply};
+#if defined(KVTROVE_EMULATE_AMX)
+constexpr auto kMultiplyInt4 = int4::multiply_portable;
+#else
+constexpr auto kMultiplyInt4 = int4::multiply_avx512;
+#endif
+
+const LinearLevel kAmxLevel = {layout_of<amx::TilePlaces>(), amx::kMostRows, true, amx::multiply, kMultiplyInt4};
 
 }  // namespace kvtrove
 #endif

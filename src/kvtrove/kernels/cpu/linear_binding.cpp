@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "bindings.h"
 #include "linear.h"
@@ -30,17 +31,29 @@ Float float_type(const Input& array) {
 }
 
 PackedWeights make(std::size_t outputs, std::size_t inputs, std::string_view kind, std::string_view isa) {
-    if (kind != "bf16" && kind != "int8") {
-        throw std::invalid_argument("kind: '" + std::string(kind) + "' is not one of bf16, int8");
+    using Kind = PackedWeights::Kind;
+    constexpr std::pair<std::string_view, Kind> kKinds[] = {
+        {"bf16", Kind::bf16}, {"int8", Kind::int8}, {"int4", Kind::int4}, {"int4_f32", Kind::int4_f32}};
+    for (const auto& [name, stored] : kKinds) {
+        if (kind == name) return {outputs, inputs, stored, choose_isa(isa)};
     }
-    const auto stored = kind == "bf16" ? PackedWeights::Kind::bf16 : PackedWeights::Kind::int8;
-    return {outputs, inputs, stored, choose_isa(isa)};
+    throw std::invalid_argument("kind: '" + std::string(kind) + "' is not one of bf16, int8, int4, int4_f32");
 }
 
 void fill(PackedWeights& weights, std::size_t first_output, const Input& source) {
     const FloatMatrix matrix{source.data(), float_type(source), source.shape(0), source.shape(1)};
     const kvtrove::Unlocked unlocked;
     weights.fill(first_output, matrix);
+}
+
+using Numbers = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Lines = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// linear.py has compared the shapes.
+void fill_groups(PackedWeights& weights, std::size_t first_output, const Numbers& numbers, const Lines& scales,
+                 const Lines& minima) {
+    const kvtrove::Unlocked unlocked;
+    weights.fill_groups(first_output, numbers.shape(0), numbers.data(), scales.data(), minima.data());
 }
 
 // Called for every layer of every step, so arrays come as addresses that linear.py has checked: importing an array costs
@@ -80,6 +93,8 @@ void bind_linear(nb::module_& m) {
                 std::string_view isa) { new (self) PackedWeights(make(outputs, inputs, kind, isa)); },
              nb::arg("outputs"), nb::arg("inputs"), nb::arg("kind"), nb::arg("isa"))
         .def("fill", &fill, nb::arg("first_output"), nb::arg("source").noconvert())
+        .def("fill_groups", &fill_groups, nb::arg("first_output"), nb::arg("numbers").noconvert(),
+             nb::arg("scales").noconvert(), nb::arg("minima").noconvert())
         .def("multiply", &multiply, nb::arg("x"), nb::arg("y"), nb::arg("is_bf16"), nb::arg("rows"), nb::arg("bias"))
         .def("gather", &gather, nb::arg("ids"), nb::arg("count"), nb::arg("y"), nb::arg("is_bf16"))
         .def_prop_ro("nbytes", &PackedWeights::nbytes);

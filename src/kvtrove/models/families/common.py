@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvtrove.config import nearest
+from kvtrove.kv.formats.dense import dense
+from kvtrove.kv.retention import Full, Retention, SlidingWindow
+from kvtrove.kv.spec import LayerKV
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.rope_config import served_positions
 from kvtrove.models.spec import Activation, LayerSpec, ModelSpec, MoESpec, RopeSpec
@@ -100,8 +103,12 @@ def build_layers(
         raise view.error(f"'layer_types' names {SLIDING} layers, but 'sliding_window' is missing")
     if window is not None and window >= max(served_positions(rope) for rope in ropes.values()):
         window = None
+    rules: dict[str, Retention] = {SLIDING: Full() if window is None else SlidingWindow(window)}
+    stored = dense(_dtype(view))
     return tuple(
-        LayerSpec(heads.kv, heads.dim, window if kind == SLIDING else None, ropes[kind], moe=moe(index))
+        LayerSpec(
+            LayerKV(index, heads.kv, heads.dim, heads.dim, stored, rules.get(kind, Full())), ropes[kind], moe(index)
+        )
         for index, kind in enumerate(types)
     )
 

@@ -34,8 +34,8 @@ def locate(name: str, spec: ModelSpec) -> Source:
 
     layers.3.self_attn.k_proj.weight -> rows [q, q + kv) of layers.3.self_attn.qkv_proj.weight
     """
-    layer = spec.layers[0]
-    q, kv = spec.num_heads * layer.head_dim, layer.kv_heads * layer.head_dim
+    layer = spec.layers[0].cache
+    q, kv = spec.num_heads * layer.k_dim, layer.heads * layer.k_dim
     fused = {
         "self_attn.qkv_proj": {"q_proj": q, "k_proj": kv, "v_proj": kv},
         "mlp.gate_up_proj": {"gate_proj": spec.intermediate_size, "up_proj": spec.intermediate_size},

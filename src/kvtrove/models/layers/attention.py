@@ -22,7 +22,7 @@ the layer reads another layer's storage.
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """qkv: queries, keys and values, or queries alone when the layer reads another's storage (`LayerSpec.source`)."""
+    """qkv: queries, keys and values, or queries alone when the layer reads another's storage (`LayerKV.source`)."""
 
     head_dim: int
     qkv: Joint
@@ -33,21 +33,21 @@ class Attention:
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec) -> Attention:
-        hidden, bias, own = spec.hidden_size, spec.attention_bias, layer.source is None
-        wide, narrow = spec.num_heads * layer.head_dim, layer.kv_heads * layer.head_dim
+        hidden, bias, own = spec.hidden_size, spec.attention_bias, layer.cache.source is None
+        wide, narrow = spec.num_heads * layer.cache.k_dim, layer.cache.heads * layer.cache.k_dim
 
         def norm(part: str) -> RMSNorm | None:
             if spec.qk_norm is None or not (own or part == "q_norm"):
                 return None
             heads = wide if part == "q_norm" else narrow
-            size = heads if spec.qk_norm == "projection" else layer.head_dim
+            size = heads if spec.qk_norm == "projection" else layer.cache.k_dim
             return RMSNorm.load(weights.take, f"{name}.{part}", size, spec)
 
         projections = {f"{name}.q_proj": wide}
         if own:
             projections |= {f"{name}.k_proj": narrow, f"{name}.v_proj": narrow}
         return cls(
-            layer.head_dim,
+            layer.cache.k_dim,
             qkv=weights.joint(projections, hidden, bias),
             o=weights.linear(f"{name}.o_proj", (hidden, wide), spec.output_bias),
             q_norm=norm("q_norm"),

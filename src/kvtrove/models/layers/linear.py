@@ -13,6 +13,7 @@ from typing import Protocol
 from torch import Tensor
 from torch.nn import functional as F
 
+from kvtrove.kernels.linear import Groups
 from kvtrove.models.precision import Precision
 
 Take = Callable[[str, tuple[int, ...]], Tensor]
@@ -42,12 +43,17 @@ class Linear:
 class Part:
     """Some outputs of a matrix. Tensors are read when they are needed, so that one at a time is held.
 
-    weight() -> [outputs, inputs], bias() -> [outputs].
+    weight() -> [outputs, inputs], or what it consists of where it is stored in 4 bits; bias() -> [outputs].
     """
 
     outputs: int
-    weight: Callable[[], Tensor]
+    weight: Callable[[], Tensor | Groups]
     bias: Callable[[], Tensor] | None = None
+
+    def tensor(self) -> Tensor:
+        """The weight as numbers, whatever it is stored in."""
+        weight = self.weight()
+        return weight.values() if isinstance(weight, Groups) else weight
 
 
 Build = Callable[[Sequence[Part], int, bool], Sequence[Product]]
@@ -56,7 +62,7 @@ Build = Callable[[Sequence[Part], int, bool], Sequence[Product]]
 
 def separate(parts: Sequence[Part], inputs: int, shared: bool = False) -> tuple[Product, ...]:
     """Plain torch, every part in the memory it comes in."""
-    return tuple(Linear(part.weight(), part.bias() if part.bias else None) for part in parts)
+    return tuple(Linear(part.tensor(), part.bias() if part.bias else None) for part in parts)
 
 
 BuildOne = Callable[[Part, int], Product]

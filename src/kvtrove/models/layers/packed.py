@@ -8,29 +8,52 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvtrove.kernels.linear import Kind, PackedWeights
+from kvtrove.kernels.linear import Groups, Kind, PackedWeights
 from kvtrove.models.layers.linear import Part
 
 
 @dataclass(frozen=True, eq=False)
 class PackedLinear:
-    """weights: bf16 or int8; bias: float32 [outputs]. Input and output are float32 or bfloat16, sums are float32."""
+    """bias: float32 [outputs]. Input and output are float32 or bfloat16, sums are float32."""
 
     weights: PackedWeights
     bias: Tensor | None = None
 
     @classmethod
     def pack(cls, parts: Sequence[Part], inputs: int, kind: Kind, isa: str) -> PackedLinear:
-        """One product of all parts, each read, packed and let go before the next."""
+        """One product of all parts, each read, packed and let go before the next.
+
+        A part that is in 4 bits already (`Groups`) is kept as it is; the kind must be one that holds it.
+        """
         weights = PackedWeights(sum(part.outputs for part in parts), inputs, kind, isa)
         first = 0
         for part in parts:
-            weights.fill(first, part.weight())
+            fill(weights, first, part.weight())
             first += part.outputs
         return cls(weights, joined_bias(parts, torch.float32))
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.weights.multiply(x, self.bias)
+
+
+def fill(weights: PackedWeights, first_output: int, source: Tensor | Groups) -> None:
+    """Overwrites outputs from `first_output` on with numbers, or with 4-bit weights as they are."""
+    if isinstance(source, Groups):
+        weights.fill_groups(first_output, source)
+    else:
+        weights.fill(first_output, source)
+
+
+def pack_int4(q: Tensor, scale: Tensor, minimum: Tensor, bias: Tensor | None = None, isa: str = "auto") -> PackedLinear:
+    """A product of weights that are in 4 bits already, scale * q + minimum, which are kept as they are.
+
+    q: uint8 [outputs, inputs], 0..15. scale, minimum: floats [outputs, ceil(inputs / 32)], of 32 inputs each; float16
+    where that holds all of them exactly (Q4_0, Q4_1), else float32 (Q4_K). bias: float32 [outputs].
+    """
+    groups = Groups(q, scale, minimum)
+    weights = PackedWeights(q.shape[0], q.shape[1], groups.kind, isa)
+    weights.fill_groups(0, groups)
+    return PackedLinear(weights, bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +66,7 @@ class OneDnnLinear:
     @classmethod
     def pack(cls, part: Part) -> OneDnnLinear:
         """RuntimeError when oneDNN cannot pack this dtype on this processor."""
-        weight = torch.ops.mkldnn._reorder_linear_weight(part.weight().contiguous(), None)
+        weight = torch.ops.mkldnn._reorder_linear_weight(part.tensor().contiguous(), None)
         return cls(weight, joined_bias([part], None))
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvtrove.config import ConfigError, nearest
-from kvtrove.kv.formats.dense import DenseFormat
+from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.plan.cost import CostModel, FittedCost
 from kvtrove.plan.hardware import StepFit
@@ -21,7 +21,7 @@ REFERENCE_STEP = StepFit(fixed=4.8e-3, per_token=1.62e-5, per_cached_token=3.9e-
 
 def one_layer(block_size: int) -> KVCacheSpec:
     """A cache in which a block is a block: the geometry of a model is not needed to count tokens."""
-    return KVCacheSpec((LayerKV(0, 1, 1, DenseFormat("float16")),), block_size)
+    return KVCacheSpec((LayerKV(0, 1, 1, 1, dense("float16")),), block_size)
 
 
 @dataclass(frozen=True)

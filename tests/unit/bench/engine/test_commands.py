@@ -48,7 +48,7 @@ def test_what_every_result_has(measure: Measure, command: str) -> None:
     assert found["format"] == "kvtrove-bench-engine/1"
     assert found["kind"] == command
     assert not found["interrupted"]
-    assert found["settings"]["dtype"] == found["settings"]["kv"] == "float32"
+    assert found["settings"]["dtype"] == found["settings"]["stored_as"] == "float32"
     assert found["read_gb_per_s"] > 0
     assert found["matmul_tflop_per_s"].keys() == {"float32", "bfloat16"}
     assert found["machine"]["threads"] >= 1
@@ -77,7 +77,7 @@ def test_a_decode_result_adds_up(measure: Measure) -> None:
 
 
 def test_a_smaller_format_reads_fewer_bytes(measure: Measure) -> None:
-    assert measure("decode", "--kv", "bf16")["kv_bytes"] * 2 == measure("decode")["kv_bytes"]
+    assert measure("decode", "--cache", "bf16")["kv_bytes"] * 2 == measure("decode")["kv_bytes"]
     narrow = measure("decode", "--weights", "int8")
     assert narrow["settings"]["weights"] == "int8"
     assert narrow["weight_bytes"] < measure("decode")["weight_bytes"] / 2
@@ -190,7 +190,10 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "no model": (("decode",), "give one of --model DIR and --random-weights"),
     "two models": (("decode", "--model", "demo", "--random-weights", "CONFIG"), "give one of --model DIR"),
     "no such file": (("decode", "--random-weights", "no.json"), "no.json is no file; give the config.json"),
-    "unknown kv": (("decode", "--random-weights", "CONFIG", "--kv", "int3"), "'int3' is not one of auto, bfloat16"),
+    "unknown cache": (
+        ("decode", "--random-weights", "CONFIG", "--cache", "int3"),
+        "cache: 'int3': 'int3' is not known",
+    ),
     "unknown dtype": (("prefill", "--random-weights", "CONFIG", "--dtype", "x"), "dtype: 'x' is not one of"),
     "context beyond the model": (
         ("decode", "--random-weights", "CONFIG", "--context", "1k"),

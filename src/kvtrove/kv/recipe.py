@@ -1,0 +1,261 @@
+"""Recipes: what a cache stores and keeps, in words that mean the same wherever a cache is named.
+
+    int8                    K and V of every layer as int8
+    k=int8+v=int4r          K and V apart
+    edges=2:int8+int4r      the first and the last 2 layers as int8, the others as int4r
+    layers=3,7:bf16+int4r   layers 3 and 7 as bf16 (they count from 0)
+    sliding:int8            layers with a window; full: those that read everything
+    window=1024             layers that read everything read the last 1024 tokens instead, themselves included
+    sinks=4+window=1024     and the first 4 (StreamingLLM, arXiv 2309.17453, with true positions)
+    chunk=8192              or their own chunk of 8192
+
+Words are joined by "+". A recipe changes the exact cache, which stores what the model computes and keeps what it reads;
+"auto" is that cache. A new format is its file in `formats/` and a line of FORMATS here: engine, planner, simulator,
+benchmarks and evaluation take it from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from kvtrove.config import ConfigError, nearest
+from kvtrove.kv.formats.dense import Dense
+from kvtrove.kv.formats.fp8 import Fp8
+from kvtrove.kv.formats.int4 import Int4, Int4Rotated
+from kvtrove.kv.formats.int8 import Int8
+from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
+from kvtrove.kv.spec import Codec, KVCacheSpec, KVFormat, LayerKV, Side
+
+EXACT = "auto"
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to store one side. make: side, the text behind "=" -> the codec; ConfigError for a text that has no sense.
+
+    argument: an example of that text; empty where there is none. vllm, llama_cpp: the nearest there. also: other names.
+    """
+
+    help: str
+    make: Callable[[Side, str], Codec]
+    argument: str = ""
+    vllm: str = ""
+    llama_cpp: str = ""
+    also: tuple[str, ...] = ()
+
+
+def _dense(dtype: str) -> Callable[[Side, str], Codec]:
+    return lambda side, _: Dense(side, dtype)
+
+
+FORMATS: Mapping[str, Format] = {
+    "fp32": Format("float32", _dense("float32"), llama_cpp="f32", also=("float32",)),
+    "bf16": Format("bfloat16", _dense("bfloat16"), vllm="bfloat16", llama_cpp="bf16"),
+    "fp16": Format("float16", _dense("float16"), vllm="float16", llama_cpp="f16", also=("half",)),
+    "fp8": Format(
+        "8 bits (e4m3), a scale per token and head",
+        lambda side, _: Fp8(side),
+        vllm="fp8",
+        also=("fp8_e4m3", "fp8_per_token_head"),
+    ),
+    "int8": Format(
+        "8 bits, a scale per token and head",
+        lambda side, _: Int8(side),
+        vllm="int8_per_token_head",
+        llama_cpp="q8_0",
+    ),
+    "int4r": Format(
+        "4 bits after a rotation, scale and zero per token and head",
+        lambda side, _: Int4Rotated(side),
+        vllm="int4_per_token_head",
+        llama_cpp="q4_0",
+        also=("q4_1", "iq4_nl"),
+    ),
+    "int4": Format("4 bits, scale and zero for every 32 elements", lambda side, _: Int4(side)),
+}
+RETENTIONS: Mapping[str, str] = {
+    "window": "the last N tokens, themselves included",
+    "sinks": "with window=N: the first N tokens as well",
+    "chunk": "their own chunk of N tokens",
+}
+SCOPES: Mapping[str, str] = {
+    "edges": "edges=N: the first and the last N layers",
+    "layers": "layers=A,B,...: these, counted from 0",
+    "full": "layers that read everything",
+    "sliding": "layers that do not",
+}
+_ALIASES = {
+    alias: word
+    for word, known in FORMATS.items()
+    for alias in (known.vllm, known.llama_cpp, *known.also)
+    if alias and alias not in FORMATS
+}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One word of a recipe. scope: which layers it is for; None is all. side: "" is both."""
+
+    text: str
+    scope: Callable[[int, KVCacheSpec], bool] | None
+    side: str
+    word: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A change of the exact cache. text: as it was written."""
+
+    text: str
+    parts: tuple[_Part, ...] = field(repr=False, compare=False)
+
+    def __call__(self, cache: KVCacheSpec) -> KVCacheSpec:
+        """ConfigError when the result cannot work, with the reason."""
+        layers = tuple(self._layer(index, layer, cache) for index, layer in enumerate(cache.layers))
+        changed = replace(cache, layers=layers)
+        if reasons := changed.check():
+            raise ConfigError(f"cache: {self.text!r} cannot work: {reasons[0]}")
+        return changed
+
+    @property
+    def name(self) -> str:
+        """In this package's words."""
+        return "+".join(map(_spelled, self.parts)) or EXACT
+
+    def _layer(self, index: int, layer: LayerKV, cache: KVCacheSpec) -> LayerKV:
+        mine = [part for part in self.parts if part.scope is None or part.scope(index, cache)]
+        mine.sort(key=lambda part: (part.scope is not None, part.side != ""))  # what is particular comes last
+        changed = layer.format
+        for part in mine:
+            if part.word in FORMATS:
+                changed = _stored(changed, part)
+        return replace(layer, format=changed, retention=_kept(layer.retention, mine))
+
+
+def recipe(text: str) -> Recipe:
+    """ConfigError for a word that is unknown, with the nearest known one, and for words that contradict each other."""
+    if text.strip() in ("", EXACT, "exact"):
+        return Recipe(text, ())
+    parts = tuple(_part(part.strip(), text) for part in text.split("+"))
+    said: set[tuple[str, str]] = set()
+    for part in parts:
+        place = part.text.rpartition(":")[0] if part.scope else ""
+        for what in (part.side or "kv",) if part.word in FORMATS else (part.word,):
+            if (place, what) in said:
+                raise ConfigError(
+                    f"cache: {text!r} says twice how to store or keep the same: leave one of the words out"
+                )
+            said.add((place, what))
+    words = {part.word for part in parts}
+    if "sinks" in words and "window" not in words:
+        raise ConfigError(f"cache: {text!r}: sinks go with a window, such as sinks=4+window=1024")
+    if "chunk" in words and "window" in words:
+        raise ConfigError(f"cache: {text!r}: a chunk and a window contradict each other; take one of them")
+    return Recipe(text, parts)
+
+
+def known_words() -> Iterator[str]:
+    """Every word, with an example of its argument."""
+    for word, known in FORMATS.items():
+        yield f"{word}={known.argument}" if known.argument else word
+    yield from ("k=FORMAT", "v=FORMAT", "window=N", "sinks=N", "chunk=N")
+    yield from ("edges=N:WORD", "layers=A,B:WORD", "full:WORD", "sliding:WORD")
+
+
+def names_elsewhere(codec: Codec | None) -> tuple[str, str]:
+    """What vLLM and llama.cpp call the format of a side; empty where they have none."""
+    word = "" if codec is None else codec.id.partition("/")[0]
+    known = FORMATS.get(_ALIASES.get(word, word))
+    return (known.vllm, known.llama_cpp) if known else ("", "")
+
+
+def _part(part: str, text: str) -> _Part:
+    place, colon, rest = part.rpartition(":")
+    scope = _scope(place, text) if colon else None
+    side, word, value = "", *_split(rest)
+    if word in ("k", "v"):
+        side, (word, value) = word, _split(value)
+    word = _ALIASES.get(word, word)
+    if word in FORMATS:
+        FORMATS[word].make("k", value) if FORMATS[word].argument else _no_value(value, word, text)
+    elif word in RETENTIONS and not side:
+        _number(value, word, text, least=0 if word == "sinks" else 1)
+    else:
+        known = [*known_words()]
+        names = [*FORMATS, *_ALIASES, *RETENTIONS, *SCOPES, "k", "v"]
+        raise ConfigError(f"cache: {text!r}: {word!r} is not known{nearest(word, names)}; there are {', '.join(known)}")
+    return _Part(part, scope, side, word, value)
+
+
+def _split(text: str) -> tuple[str, str]:
+    word, _, value = text.partition("=")
+    return word.strip(), value.strip()
+
+
+def _scope(place: str, text: str) -> Callable[[int, KVCacheSpec], bool]:
+    word, value = _split(place)
+    if word == "edges":
+        count = _number(value, word, text)
+        return lambda index, cache: index < count or index >= len(cache.layers) - count
+    if word == "layers":
+        chosen = {_number(one.strip(), word, text, least=0) for one in value.split(",")}
+        return partial(_among, chosen, text)
+    if word in ("full", "sliding"):
+        _no_value(value, word, text)
+        return lambda index, cache: (cache.layers[index].retention == Full()) == (word == "full")
+    raise ConfigError(
+        f"cache: {text!r}: {word!r} names no layers{nearest(word, SCOPES)}; there are {', '.join(SCOPES)}"
+    )
+
+
+def _among(chosen: set[int], text: str, index: int, cache: KVCacheSpec) -> bool:
+    if max(chosen) >= len(cache.layers):
+        raise ConfigError(
+            f"cache: {text!r}: there is no layer {max(chosen)}, the {len(cache.layers)} layers count from 0 to "
+            f"{len(cache.layers) - 1}"
+        )
+    return index in chosen
+
+
+def _number(value: str, word: str, text: str, least: int = 1) -> int:
+    if not value.isdecimal() or int(value) < least:
+        example = "layers=0,3" if word == "layers" else f"{word}={4 if word in ('sinks', 'edges') else 1024}"
+        raise ConfigError(f"cache: {text!r}: {word} needs a whole number of at least {least}, such as {example}")
+    return int(value)
+
+
+def _no_value(value: str, word: str, text: str) -> None:
+    if value:
+        raise ConfigError(f"cache: {text!r}: {word} takes no value; write {word}")
+
+
+def _stored(kv_format: KVFormat, part: _Part) -> KVFormat:
+    """A side that is read out of the other one stays so."""
+    make = FORMATS[part.word].make
+    k, v = kv_format.k, kv_format.v
+    if part.side != "v" and k is not None:
+        k = make("k", part.value)
+    if part.side != "k" and v is not None:
+        v = make("v", part.value)
+    return replace(kv_format, k=k, v=v)
+
+
+def _kept(rule: Retention, parts: list[_Part]) -> Retention:
+    """Of a layer that reads everything; other layers keep what they read."""
+    numbers = {part.word: int(part.value) for part in parts if part.word in RETENTIONS}
+    if rule != Full() or not numbers:
+        return rule
+    if "chunk" in numbers:
+        return ChunkedLocal(numbers["chunk"])
+    if numbers.get("sinks"):
+        return SinksAndWindow(numbers["sinks"], numbers["window"])
+    return SlidingWindow(numbers["window"])
+
+
+def _spelled(part: _Part) -> str:
+    place = part.text.rpartition(":")[0] + ":" if part.scope else ""
+    side = f"{part.side}=" if part.side else ""
+    return f"{place}{side}{part.word}" + (f"={part.value}" if part.value else "")

@@ -1,0 +1,125 @@
+"""Recipes: what each word changes, how words are joined, what an unknown one is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvtrove.config import ConfigError
+from kvtrove.kv.formats.dense import Dense, dense
+from kvtrove.kv.formats.int4 import Int4Rotated
+from kvtrove.kv.formats.int8 import Int8, int8
+from kvtrove.kv.recipe import EXACT, FORMATS, known_words, names_elsewhere, recipe
+from kvtrove.kv.retention import ChunkedLocal, Full, SinksAndWindow, SlidingWindow
+from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV
+
+OWN = SlidingWindow(12)
+FP32 = dense("float32")
+CACHE = KVCacheSpec(
+    (
+        LayerKV(0, 2, 64, 64, FP32),
+        LayerKV(1, 2, 64, 64, FP32, OWN),
+        LayerKV(2, 2, 64, 64, FP32, source=0),
+        LayerKV(3, 2, 64, 64, FP32),
+    ),
+    block_size=16,
+)
+
+
+def names(words: str) -> list[str]:
+    return [layer.format.name for layer in recipe(words)(CACHE).layers]
+
+
+@pytest.mark.parametrize("words", ["auto", "exact", ""])
+def test_auto_changes_nothing(words: str) -> None:
+    assert recipe(words)(CACHE) == CACHE
+    assert recipe(words).name == EXACT
+
+
+@pytest.mark.parametrize("word", FORMATS)
+def test_a_format_is_that_of_every_layer_and_changes_nothing_else(word: str) -> None:
+    changed = recipe(word)(CACHE)
+    assert len({layer.format for layer in changed.layers}) == 1
+    assert [layer.retention for layer in changed.layers] == [layer.retention for layer in CACHE.layers]
+    assert recipe(word).name == word
+
+
+def test_k_and_v_apart() -> None:
+    mixed = KVFormat(Int8("k"), Int4Rotated("v"))
+    assert {layer.format for layer in recipe("k=int8+v=int4r")(CACHE).layers} == {mixed}
+    assert {layer.format for layer in recipe("v=int4r+int8")(CACHE).layers} == {mixed}, "sides come after both"
+    assert {layer.format for layer in recipe("v=int8")(CACHE).layers} == {KVFormat(Dense("k", "float32"), Int8("v"))}
+
+
+def test_layers_of_their_own() -> None:
+    assert names("edges=1:int8+int4r") == ["int8", "int4r", "int4r", "int8"]
+    assert names("int4r + layers=1,2:bf16") == ["int4r", "bfloat16", "bfloat16", "int4r"]
+    assert names("sliding:int8") == ["float32", "int8", "float32", "float32"]
+    assert names("full:v=int8") == ["k=float32+v=int8", "float32", "k=float32+v=int8", "k=float32+v=int8"]
+
+
+def test_a_rule_is_that_of_layers_that_read_everything() -> None:
+    for words, rule in (
+        ("window=256", SlidingWindow(256)),
+        ("sinks=4+window=1024", SinksAndWindow(4, 1024)),
+        ("chunk=64", ChunkedLocal(64)),
+    ):
+        assert [layer.retention for layer in recipe(words)(CACHE).layers] == [rule, OWN, rule, rule]
+    assert CACHE.layers[0].retention == Full()
+    assert recipe("window=8+int8")(CACHE).layers[3] == LayerKV(3, 2, 64, 64, int8(), SlidingWindow(8))
+
+
+def test_a_side_that_is_read_out_of_the_other_stays_so() -> None:
+    latent = LayerKV(0, 1, 576, 512, KVFormat(Dense("k", "bfloat16"), None))
+    changed = recipe("int8")(KVCacheSpec((latent,), 16))
+    assert changed.layers[0].format == KVFormat(Int8("k"), None)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "ours"),
+    [
+        ("bfloat16", "bf16"),
+        ("fp8_e4m3", "fp8"),
+        ("int8_per_token_head", "int8"),
+        ("k=q8_0+v=q4_0", "k=int8+v=int4r"),
+        ("edges=2:f16+int4_per_token_head", "edges=2:fp16+int4r"),
+    ],
+)
+def test_names_of_other_engines_mean_ours(foreign: str, ours: str) -> None:
+    assert recipe(foreign).name == ours
+
+
+def test_names_elsewhere() -> None:
+    assert names_elsewhere(Int8("k")) == ("int8_per_token_head", "q8_0")
+    assert names_elsewhere(Dense("k", "bfloat16")) == ("bfloat16", "bf16")
+    assert names_elsewhere(None) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("bf61", r"'bf61' is not known \(did you mean 'bf16'\?\); there are fp32, .*window=N"),
+        ("windw=4", r"'windw' is not known \(did you mean 'window'\?\)"),
+        ("window", "window needs a whole number of at least 1, such as window=1024"),
+        ("bf16=3", "bf16 takes no value; write bf16"),
+        ("bf16+", "'' is not known; there are"),
+        ("window=0", "window needs a whole number of at least 1, such as window=1024"),
+        ("window=1k", "window needs a whole number"),
+        ("k=window=4", "'window' is not known"),
+        ("edge=2:int8", r"'edge' names no layers \(did you mean 'edges'\?\); there are edges, layers, full, sliding"),
+        ("edges=x:int8", "edges needs a whole number of at least 1, such as edges=4"),
+        ("layers=4:int8", "there is no layer 4, the 4 layers count from 0 to 3"),
+        ("int8+bf16", "says twice how to store or keep the same"),
+        ("k=int8+k=bf16", "says twice"),
+        ("window=4+window=5", "says twice"),
+        ("sinks=4", "sinks go with a window, such as sinks=4"),
+        ("chunk=4+window=4", "a chunk and a window contradict each other"),
+        ("layers=2:window=4", r"cannot work: layer 2: differs in heads or retention from its source 0"),
+    ],
+)
+def test_a_wrong_recipe_is_told_what_works(words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe(words)(CACHE)
+
+
+def test_every_word_is_listed() -> None:
+    assert {word.partition("=")[0] for word in known_words()} >= {*FORMATS, "k", "v", "window", "sinks", "chunk"}
