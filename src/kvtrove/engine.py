@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import random
 import time
@@ -136,6 +137,24 @@ class Engine:
         self._cache_log = Environment.read().cache_log
         self.last_step: SchedulerOutput | None = None
         """What the last step computed, for those who measure steps."""
+        self.closed = False
+
+    def close(self) -> None:
+        """Give back weights, cache and what else it holds; requests in it are lost. Once is enough, twice does no harm.
+
+        Afterwards `add` and `step` raise EngineError, and nothing is unfinished.
+        """
+        if not self.closed:
+            self.closed, self.last_step = True, None
+            self._texts.clear()
+            self._pins.clear()
+            del self.runner, self.kv, self.scheduler, self.recovery
+            gc.collect()
+            return_freed_memory()
+
+    def _refuse_closed(self) -> None:
+        if self.closed:
+            raise EngineError("the engine is closed")
 
     def step(self) -> list[RequestOutput]:
         """Advance every request that can; returns those with news.
@@ -143,6 +162,7 @@ class Engine:
         A step that fails ends at most the requests that are at fault, with an `error` (see `recovery`). EngineDeadError
         when the engine cannot go on.
         """
+        self._refuse_closed()
         self.last_step = None
         try:
             with self.guard():
@@ -201,6 +221,7 @@ class Engine:
 
         RequestError when it can never be served; the message says what would be.
         """
+        self._refuse_closed()
         self._refuse_bad(request_id, prompt_token_ids, params)
         longest = self.max_model_len
         wanted = longest if params.max_tokens is None else len(prompt_token_ids) + params.max_tokens
@@ -263,7 +284,7 @@ class Engine:
     def abort(self, request_id: str) -> bool:
         """Drop a request at any moment; all that it held is free when this returns. False when it is not known."""
         self._texts.pop(request_id, None)
-        request = self.scheduler.requests.get(request_id)
+        request = None if self.closed else self.scheduler.requests.get(request_id)
         if request is None:
             return False
         try:
@@ -274,7 +295,7 @@ class Engine:
         return True
 
     def has_unfinished_requests(self) -> bool:
-        return bool(self.scheduler.requests)
+        return not self.closed and bool(self.scheduler.requests)
 
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request uses; returns how many."""

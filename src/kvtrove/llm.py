@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
-from kvtrove.config import EngineConfig
+from kvtrove.config import CACHE_ALIASES, EngineConfig
 from kvtrove.engine import Engine
+from kvtrove.kv.recipe import recipe
 from kvtrove.names import find_model
 from kvtrove.progress import BatchBar, loading
 from kvtrove.prompts import Prompt, PromptLike, read_prompts
@@ -60,6 +61,8 @@ class LLM:
             model=str(find_model(config.model)),
             tokenizer=None if config.tokenizer is None else str(find_model(config.tokenizer)),
         )
+        if said := [f"{name}={settings[name]}" for name in CACHE_ALIASES if settings.get(name) not in (None, "auto")]:
+            logger.warning("%s became --cache %s", ", ".join(said), recipe(config.cache).name)
         if ignored:
             logger.warning("settings that have no meaning here were ignored: %s", ", ".join(sorted(ignored)))
         with loading(use_tqdm_on_load) as report:
@@ -181,6 +184,16 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What the checkpoint's generation_config.json recommends, else SamplingParams()."""
         return SamplingParams(**sampling_defaults(self.llm_engine.config.model))
+
+    def close(self) -> None:
+        """Give back weights and cache (`Engine.close`). `with LLM(...) as llm:` does so at its end."""
+        self.llm_engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request holds; returns how many."""

@@ -88,6 +88,8 @@ class Command(TyperCommand):
 
     def _as_toml(self, values: dict[str, Any]) -> Iterator[str]:
         for parameter in self._settable():
+            if getattr(parameter, "hidden", False):
+                continue
             name, value = _key(parameter), values.get(parameter.name)
             if parameter.name in _SECRETS:
                 yield f"# {name} is a secret"
