@@ -26,11 +26,13 @@ REFUSED = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 1
 COMMANDS = {
-    **{name: name for name in ("chat", "generate", "serve", "plan", "doctor", "explain", "simulate", "bench", "pull")},
+    **{name: name for name in ("chat", "generate", "serve", "top", "pull", "plan", "doctor")},
+    **{name: name for name in ("explain", "simulate", "bench")},
     "eval": "evaluate",
 }
-OTHER_NAMES = {"run": "chat"}
 """Command -> the file of `kvtrove.cli` and what it defines there: a function, or a Typer with commands of its own."""
+OTHER_NAMES = {"run": "chat"}
+"""What other programs call a command of ours."""
 
 
 class Commands(TyperGroup):

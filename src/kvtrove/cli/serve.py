@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvtrove import __version__
 from kvtrove.cli.flags import flag, spread
 from kvtrove.cli.options import EngineOptions, OptionalModel
 from kvtrove.cli.output import extra
@@ -121,13 +122,16 @@ def serve(
 
     Example: kvtrove serve --port 8000
     """
+    typer.echo(f"kvtrove {__version__} starts {model if fleet.models is None else fleet.models} ...", err=True)
     try:
         from kvtrove.server import logs
+        from kvtrove.server.activity import Activity
         from kvtrove.server.app import create_app
         from kvtrove.server.auth import load_keyring
         from kvtrove.server.metrics import Metrics, metrics_router
         from kvtrove.server.metrics_facts import Facts
         from kvtrove.server.metrics_traces import Traces
+        from kvtrove.server.page.router import page_router
         from kvtrove.server.reports import Reports
         from kvtrove.server.routes.reports import reports_router
         from kvtrove.server.run import address_of, bind, listener_of, run
@@ -155,18 +159,21 @@ def serve(
         response_cache_ttl=response_cache_ttl,
         limits=limits.limits(),
     )
+    logs.configure(log_level, log_json)
     if fleet.models is not None:
-        logs.configure(log_level, log_json)
         return serve_models(fleet, settings, keyring, context)
     listener = bind(settings, keyring) if listen_fd is None else listener_of(listen_fd)
     llm = engine.load(model, warm_up=warm_up, seed=seed).llm_engine
     metrics = Metrics(Facts.of(llm, settings.served_model_names[0]), vllm_names=vllm_metrics)
     reports = Reports(llm.tokenizer, llm.config.block_size, always=cache_report, on_report=metrics.on_report)
-    service = Service(llm, settings, [reports, metrics, Traces(settings.served_model_names[0])])
-    logs.configure(log_level, log_json)
-    typer.echo(banner(service, address_of(listener, settings)))
+    activity = Activity(llm.config.block_size)
+    service = Service(llm, settings, [reports, metrics, activity, Traces(settings.served_model_names[0])])
+    address = address_of(listener, settings)
+    typer.echo(banner(service, address))
     typer.echo(f"memory: {llm.ledger.sentence()}")
-    run(create_app(service, keyring, [reports_router(reports), metrics_router(metrics)]), service, listener, keyring)
+    typer.echo(f"page: {address}/  metrics: {address}/metrics  stop: Ctrl-C")
+    routers = [reports_router(reports), metrics_router(metrics), page_router(activity, llm)]
+    run(create_app(service, keyring, routers), service, listener, keyring)
 
 
 def banner(service: Service, address: str) -> str:

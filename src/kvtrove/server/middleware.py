@@ -27,7 +27,11 @@ from kvtrove.server.observer import Observer
 from kvtrove.server.settings import Limits, is_loopback
 
 log = logging.getLogger("kvtrove.server.access")
-OPEN_PATHS = ("/health", "/health/live")
+PAGE_FILES = ("index.html", "app.js", "style.css", "icon.svg")
+OPEN_PATHS = ("/health", "/health/live", "/", *(f"/page/{name}" for name in PAGE_FILES))
+"""Need no key. The page's files hold nothing of anybody's; what it shows comes by guarded routes."""
+QUIET_PATHS = (*OPEN_PATHS, "/metrics", "/v1/status", "/v1/cache/reports")
+"""What programs ask again and again: logged for debugging only."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
@@ -94,8 +98,13 @@ class Identify:
             "seconds": round(seconds, 4),
             "tenant": tenant.name if isinstance(tenant, Tenant) else None,
         }
-        level = logging.DEBUG if path_of(scope) in OPEN_PATHS else logging.INFO
-        log.log(level, "%(method)s %(path)s %(status)d in %(seconds).3f s", facts, extra={"facts": facts})
+        text = "%(method)s %(path)s %(status)d in %(seconds).3f s"
+        if done := state["job"].facts() if "job" in state else {}:
+            facts |= done
+            text += ": %(prompt_tokens)d prompt tokens, %(reused_tokens)d reused, %(output_tokens)d out"
+            text += "" if done["ttft"] is None else ", first after %(ttft).3f s"
+        quiet = path_of(scope) in QUIET_PATHS and status < 400
+        log.log(logging.DEBUG if quiet else logging.INFO, text, facts, extra={"facts": facts})
 
 
 class Guard:
