@@ -1,4 +1,4 @@
-"""The page at `/`, what it draws from, and `kvtrove top`: on a real server, and in a real browser where there is one."""
+"""The page at `/`, what it draws from, and `kvtrove top`: on a real server, and in a browser where there is one."""
 
 from __future__ import annotations
 

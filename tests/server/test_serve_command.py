@@ -35,7 +35,8 @@ def test_what_cannot_work_is_one_line_and_exit_code_2(flags: list[str], message:
     result = CliRunner().invoke(app, ["serve", *flags], env={"KVTROVE_API_KEY": None, "KVTROVE_ADMIN_KEY": None})
     assert result.exit_code == 2, result.output
     assert message in result.output
-    assert result.output.count("\n") == 1
+    first, *rest = result.output.splitlines()
+    assert len(rest) == ("kvtrove.cli.serve kvtrove" in first), "the line that says that it starts, and the error"
 
 
 def test_a_short_key_in_the_environment_is_refused_and_not_shown(tmp_path: Path) -> None:

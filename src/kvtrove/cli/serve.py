@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from kvtrove.server.settings import Limits
 
 
+log = logging.getLogger(__name__)
 _limit = functools.partial(flag, "Limits")
 
 
@@ -122,9 +124,13 @@ def serve(
 
     Example: kvtrove serve --port 8000
     """
-    typer.echo(f"kvtrove {__version__} starts {model if fleet.models is None else fleet.models} ...", err=True)
+    if log_level not in ("debug", "info", "warning", "error"):
+        raise ConfigError(f"--log-level: {log_level!r} is not one of debug, info, warning, error")
+    from kvtrove.server import logs
+
+    logs.configure(log_level, log_json)
+    log.info("kvtrove %s starts with %s", __version__, model if fleet.models is None else fleet.models)
     try:
-        from kvtrove.server import logs
         from kvtrove.server.activity import Activity
         from kvtrove.server.app import create_app
         from kvtrove.server.auth import load_keyring
@@ -139,8 +145,6 @@ def serve(
         from kvtrove.server.settings import ServerSettings
     except ModuleNotFoundError as error:
         raise ConfigError(f"serve needs {error.name}, which is not installed: {extra('server')}") from error
-    if log_level not in ("debug", "info", "warning", "error"):
-        raise ConfigError(f"--log-level: {log_level!r} is not one of debug, info, warning, error")
     environment = Environment.read()
     keyring = load_keyring(api_key or environment.api_key, environment.admin_key, api_keys)
     settings = ServerSettings(
@@ -159,7 +163,6 @@ def serve(
         response_cache_ttl=response_cache_ttl,
         limits=limits.limits(),
     )
-    logs.configure(log_level, log_json)
     if fleet.models is not None:
         return serve_models(fleet, settings, keyring, context)
     listener = bind(settings, keyring) if listen_fd is None else listener_of(listen_fd)
