@@ -24,9 +24,18 @@ if TYPE_CHECKING:
     from kvtrove.bench.benchmark import Result, Settings
 
 bench = typer.Typer(
-    name="bench", help="Measure an engine, its kernels or a server, and compare results.", context_settings=HELP_NAMES
+    name="bench",
+    help="Measure an engine, its kernels or a server, and compare results.",
+    context_settings=HELP_NAMES,
+    invoke_without_command=True,
 )
 register(bench)
+
+
+@bench.callback()
+def help_alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 _server, _load = functools.partial(flag, "Server"), functools.partial(flag, "Load")

@@ -146,7 +146,7 @@ def _settings(
     model = _model(cache)
     block_size = cache.block_size or trace.block_size or EngineConfig.block_size
     if model is None and recipe(cache.cache).parts:
-        raise ConfigError("cache: a recipe changes the cache of a model; give --model")
+        raise ConfigError("cache: a recipe changes the cache of a model; name it")
     geometry = None if model is None else cache_of(model, cache.cache, block_size)
     if service.max_num_batched_tokens < service.max_num_seqs:
         raise ConfigError(
