@@ -21,7 +21,7 @@ SHORT_DTYPES = {
     **dict.fromkeys(("fp32", "f32", "float"), "float32"),
 }
 """Other spellings of a dtype -> the one that settings use."""
-WEIGHTS = ("auto", "int8")
+WEIGHTS = ("auto", "int8", "int4", "gguf")
 LINEAR = ("auto", "torch", "onednn", "own")
 ATTENTION_BACKENDS = ("auto", "reference", "cpu")
 HUGE_PAGES = ("auto", "hugetlb", "off")
@@ -103,15 +103,17 @@ def _setting(
 class EngineConfig:
     """Everything an engine needs to start.
 
-    model: a local Hugging Face directory (config.json, *.safetensors, tokenizer.json).
+    model: a local Hugging Face directory (config.json, *.safetensors, tokenizer.json), or a GGUF file.
     chat_template: a Jinja template, or the file that holds one, in place of the checkpoint's own.
     load_format: "dummy" draws random weights for a config.json (`model` may be the file itself) to measure a model
         without its checkpoint; without a tokenizer its prompts are token ids. "auto" and "safetensors" read weights.
     dtype: of weights and activations; "auto" takes the checkpoint's own. On a CPU that multiplies bf16 slowly, auto
         leaves bf16 weights as they are and computes in float32.
-    weights: "int8" quantises the matrices of linear layers at load (CPU): half the memory and half the time of bf16.
-    linear: what multiplies on a CPU: own (kernels), torch or onednn. With "auto", bf16 and int8 weights take own, where
-        an answer has the same tokens alone and in any batch; float32 and float16 take torch, which does not promise it.
+    weights: "int8" quantises the matrices of linear layers at load (CPU): half the memory and half the time of bf16;
+        "int4" with a scale and a minimum for 32 inputs: a third of both. "gguf" keeps the bits that a GGUF file has;
+        "auto" does so where they are quantised.
+    linear: what multiplies on a CPU: own (kernels), torch or onednn. With "auto", bf16, int8 and int4 weights take own:
+        an answer has the same tokens alone and in any batch. float32 and float16 take torch, which does not promise it.
     threads: that kernels and torch use on the CPU, in all engines of the process; None is one a core that the process
         may use, or OMP_NUM_THREADS.
     device: "auto" (cuda when torch sees one, else cpu), "cpu", "cuda", "cuda:1".
@@ -142,7 +144,9 @@ class EngineConfig:
         "auto", "{choices}; dummy draws random weights for a config.json.", "KIND", choices=LOAD_FORMATS
     )
     dtype: str = _setting("auto", "Of the weights: {choices}.", "TYPE", choices=DTYPES)
-    weights: str = _setting("auto", "auto, or int8: quantise matrices at load (CPU).", "TYPE", choices=WEIGHTS)
+    weights: str = _setting(
+        "auto", "auto, int8 or int4: quantise matrices at load (CPU); gguf.", "TYPE", choices=WEIGHTS
+    )
     linear: str = _setting("auto", "What multiplies on a CPU: {choices}.", "NAME", choices=LINEAR)
     threads: int | None = _setting(None, "On a CPU; one a core that the process may use without it.", "N")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", "DEVICE")
