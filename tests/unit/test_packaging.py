@@ -67,7 +67,7 @@ def test_every_requirement_has_a_tested_version_that_satisfies_it(text: str) -> 
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("src/kvtrove", ["server", "bench", "plot"]),
+        ("src/kvtrove", ["server", "bench", "plot", "hub"]),
         ("tests", ["server", "bench", "plot", "test"]),
         ("examples", []),
         ("benchmarks", ["server", "bench", "plot", "test"]),
