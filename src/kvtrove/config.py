@@ -26,6 +26,7 @@ LINEAR = ("auto", "torch", "onednn", "own")
 ATTENTION_BACKENDS = ("auto", "reference", "cpu")
 HUGE_PAGES = ("auto", "hugetlb", "off")
 SPECULATION = ("off", "ngram", "suffix")
+EVICTION = ("lru", "s3fifo", "sieve", "lfu", "gdsf", "workload")
 CHECK_LEVELS = (0, 1, 2)
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 MOST_THREADS = 1024
@@ -129,6 +130,9 @@ class EngineConfig:
     max_num_batched_tokens: token budget of a step.
     max_prompt_seconds: what prompts may add to a step in which others decode; 0 sets no limit but the token budget.
     max_concurrent_prefills: prompts that share the budget of a step when it is too small for all; later ones wait.
+    eviction: who leaves the cache first when it is full (docs/eviction.md); "workload" learns which prompts come back.
+    tier: where sealed blocks are kept below the pool, and found again when it has lost them (docs/tiers.md).
+    kv_dir: short for a last tier "disk:DIR".
     warm_up: run and measure the largest possible steps at start (`kvtrove serve` does), so that no request can be the
         first to find that memory does not suffice. It takes from a fraction of a second to a few seconds.
     speculation: what drafts tokens that a step then checks: "ngram" looks them up in prompt and output, "suffix" also
@@ -169,6 +173,16 @@ class EngineConfig:
     enable_prefix_caching: bool = _setting(
         True, "Reuse the blocks of prompts that begin alike.", panel="Cache", flag="prefix-caching"
     )
+    eviction: str = _setting("lru", "Who leaves the cache first: {choices}.", "NAME", panel="Cache", choices=EVICTION)
+    tier: str | tuple[str, ...] = _setting(
+        (),
+        "Below the cache, fastest first: ram:8GiB, disk:/path,100GiB or redis://host; repeatable.",
+        "TIER",
+        panel="Cache",
+    )
+    kv_dir: str | None = _setting(
+        None, "Keep the cache in this directory too: warm after a restart.", "DIR", panel="Cache"
+    )
     seed: int | None = None
     check: int | None = _setting(None, "Check the cache's books: 0 never, 1 when idle, 2 always.", "LEVEL")
     warm_up: bool = False
@@ -195,6 +209,7 @@ class EngineConfig:
                 raise ConfigError(f"{setting.name}: {value!r} is not one of {', '.join(choices)}")
             if least is not None and value is not None and not (_whole(value) and value >= least):
                 raise ConfigError(f"{setting.name}: {value!r} must be a whole number of at least {least}")
+        object.__setattr__(self, "tier", tuple([self.tier] if isinstance(self.tier, str) else self.tier))
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device: {self.device!r} is not one of auto, cpu, cuda, cuda:N")
         if not 0 <= self.max_prompt_seconds <= 3600:
