@@ -41,7 +41,9 @@ IGNORED_VLLM_KEYS = frozenset(
         "use_tqdm_on_load",
     }
 )
-_VLLM_ALIASES = {"kv_cache_memory_bytes": "kv", "num_gpu_blocks_override": "num_blocks", "kv_cache_dtype": "cache"}
+_VLLM_ALIASES = {"kv_cache_memory_bytes": "kv", "num_gpu_blocks_override": "num_blocks"}
+CACHE_ALIASES = ("kv_cache_dtype", "cache_type_k", "cache_type_v")
+"""What vLLM and llama.cpp call the storage of K and V: flags and settings that become a recipe."""
 
 
 class ConfigError(ValueError):
@@ -238,6 +240,7 @@ class EngineConfig:
         known = {f.name for f in fields(cls)}
         kept: dict[str, Any] = {}
         ignored = []
+        settings |= cache_words({name: settings.pop(name, None) for name in CACHE_ALIASES}, settings.get("cache"))
         drafts = speculative(settings.pop("speculative_config", None))
         if twice := sorted(drafts.keys() & settings.keys()):
             raise ConfigError(f"speculative_config and {twice[0]} say the same thing twice; give one of them")
@@ -252,6 +255,19 @@ class EngineConfig:
             else:
                 raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
         return cls(model, **kept), ignored
+
+
+def cache_words(foreign: Mapping[str, Any], cache: Any) -> dict[str, Any]:
+    """{"cache": a recipe} of vLLM's and llama.cpp's settings. ConfigError when two of them say how to store a side."""
+    given = {name: str(value) for name, value in foreign.items() if value not in (None, "auto")}
+    if not given:
+        return {}
+    if cache not in (None, "auto"):
+        raise ConfigError(f"cache and {next(iter(given))} say the same thing twice; give one of them")
+    if "kv_cache_dtype" in given and len(given) > 1:
+        raise ConfigError("kv_cache_dtype and cache_type_k or _v say the same thing twice; give one of them")
+    sides = {"kv_cache_dtype": "", "cache_type_k": "k=", "cache_type_v": "v="}
+    return {"cache": "+".join(f"{sides[name]}{value}" for name, value in given.items())}
 
 
 def speculative(config: Any) -> dict[str, Any]:

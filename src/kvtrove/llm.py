@@ -13,8 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TypedDict, Unpack
 
-from kvtrove.config import EngineConfig
+from kvtrove.config import CACHE_ALIASES, EngineConfig
 from kvtrove.engine import Engine
+from kvtrove.kv.recipe import recipe
 from kvtrove.progress import BatchBar, loading
 from kvtrove.prompts import Prompt, PromptLike, read_prompts
 from kvtrove.request import RequestError, RequestOutput, SamplingParams
@@ -54,6 +55,8 @@ class LLM:
 
     def __init__(self, model: str | Path, *, use_tqdm_on_load: bool = True, **settings: Any) -> None:
         config, ignored = EngineConfig.from_kwargs(str(model), **settings)
+        if said := [f"{name}={settings[name]}" for name in CACHE_ALIASES if settings.get(name) not in (None, "auto")]:
+            logger.warning("%s became --cache %s", ", ".join(said), recipe(config.cache).name)
         if ignored:
             logger.warning("settings that have no meaning here were ignored: %s", ", ".join(sorted(ignored)))
         with loading(use_tqdm_on_load) as report:

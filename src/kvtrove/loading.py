@@ -81,7 +81,7 @@ def load_runner(
     capacity, ledger = plan_start(planned, cache, free_bytes(device), settings)
     length = capacity.max_model_len
     if device == "cpu":
-        with contextlib.suppress(ImportError):  # choose_backend says what follows from that
+        with contextlib.suppress(ImportError):  # choose_backends says what follows from that
             kernels.set_huge_pages(config.huge_pages)
     if model is None:
         model = load_model(directory, spec, products, progress, max_model_len=length, load_format=config.load_format)
@@ -91,8 +91,8 @@ def load_runner(
         if device == "cpu" and not products.same_in_every_batch:
             log.info("last bits may depend on the batch: only bf16 and int8 weights are multiplied by own kernels")
     arena = Arena(cache, capacity.num_blocks, device, config.huge_pages)
-    backend = choose_backend(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
-    runner = ModelRunner(model, cache, arena, backend, token_text)
+    backends = choose_backends(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
+    runner = ModelRunner(model, cache, arena, backends, token_text)
     loaded = Loaded(runner, capacity, ledger)
     if config.warm_up:
         log.info("memory as planned: %s", ledger.sentence())
@@ -124,28 +124,39 @@ def _say_where_weights_lie(wanted: str) -> None:
         )
 
 
-def choose_backend(wanted: str, layers: Sequence[AttentionLayer], device: str) -> AttentionBackend:
-    """The CPU kernels where they serve every layer, else the reference; the log says which, and why not the kernels.
+def choose_backends(wanted: str, layers: Sequence[AttentionLayer], device: str) -> tuple[AttentionBackend, ...]:
+    """One per layer: the CPU kernels where they serve it, else the reference; the log says which, where and why.
 
     wanted: "auto", or a backend's name. Raises ConfigError when "cpu" is asked for and cannot serve.
     """
+    reference = ReferenceBackend()
     if wanted == "reference":
-        return ReferenceBackend()
+        return (reference,) * len(layers)
     try:
-        backend = CpuBackend(Environment.read().isa)
+        kernel = CpuBackend(Environment.read().isa)
     except ImportError as error:
-        reasons = [str(error)]
-    else:
-        reasons = [reason for layer in layers for reason in backend.reasons_against(layer, device)]
-    if not reasons:
-        log.info("attention: CPU kernels (%s)", backend.isa)
-        return backend
-    if wanted == "cpu":
+        if wanted == "cpu":
+            raise ConfigError(f"attention_backend: 'cpu' cannot serve this model, 'reference' can: {error}") from error
+        log.info("attention: plain torch, because %s", error)
+        return (reference,) * len(layers)
+    reasons = {layer.index: kernel.reasons_against(layer, device) for layer in layers}
+    against = [reason for found in reasons.values() for reason in found]
+    if against and wanted == "cpu":
         raise ConfigError(
-            f"attention_backend: 'cpu' cannot serve this model, 'reference' can: {'; '.join(reasons[:3])}"
+            f"attention_backend: 'cpu' cannot serve this model, 'reference' can: {'; '.join(against[:3])}"
         )
-    log.info("attention: plain torch, because %s", "; ".join(reasons[:3]))
-    return ReferenceBackend()
+    foreign = [index for index, found in reasons.items() if found]
+    if len(foreign) < len(layers):
+        log.info("attention: CPU kernels (%s)", kernel.isa)
+    if foreign and device == "cpu":
+        log.warning(
+            "attention: %s read by plain torch, several times as slow as kernels: %s",
+            "the only layer is" if len(layers) == 1 else f"{len(foreign)} of {len(layers)} layers are",
+            against[0],
+        )
+    elif foreign:
+        log.info("attention: plain torch, because %s", against[0])
+    return tuple(reference if reasons[layer.index] else kernel for layer in layers)
 
 
 def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
@@ -163,7 +174,7 @@ def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
         log.warning("a step takes more than planned, so the cache gets %d blocks", settled.num_blocks)
         arena = Arena(runner.cache, settled.num_blocks, runner.arena.device, runner.arena.huge_pages)
         model = runner.model.serving(settled.max_model_len)
-        runner = ModelRunner(model, runner.cache, arena, runner.backend, runner.token_text)
+        runner = ModelRunner(model, runner.cache, arena, runner.backends, runner.token_text)
     return Loaded(runner, settled, ledger)
 
 

@@ -111,7 +111,7 @@ def _one_layer_of_each_kind(runner: ModelRunner) -> ModelRunner:
         spec=replace(spec, layers=tuple(spec.layers[index] for index in kept)),
         layers=tuple(runner.model.layers[index] for index in kept),
     )
-    alone.join()
+    alone.fuse()
     return alone
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from kvtrove.kv.tiers.disk import DiskSettings, DiskStore
 from kvtrove.kv.tiers.store import BlockStore, Found, Outcome, Ticket, group_key
 from tests.faulty_store import FAULTS, FaultyStore
+from tests.tiers.rows import ROW, get, key, known, put, row, wait
 
-ROW = 5000  # bytes; no multiple of a page
 Opener = Callable[[Path], BlockStore]
 STORES: dict[str, Opener] = {
     "dictionary": lambda here: FaultyStore(),
     "late dictionary": lambda here: FaultyStore(delay=2),
+    "disk, strict": lambda here: DiskStore(DiskSettings(str(here / "tier"), 64 << 20, "strict")),
+    "disk, relaxed": lambda here: DiskStore(DiskSettings(str(here / "tier"), 64 << 20, "relaxed")),
+    "disk, off": lambda here: DiskStore(DiskSettings(str(here / "tier"), 64 << 20, "off")),
 }
 
 
@@ -24,50 +28,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BlockStore
     opened = STORES[request.param](tmp_path)
     yield opened
     opened.close()
-
-
-def key(i: int) -> bytes:
-    return i.to_bytes(32, "little")
-
-
-def row(i: int, nbytes: int = ROW) -> memoryview:
-    """Bytes that no other row has, half of which compress."""
-    start = (i * 2654435761).to_bytes(8, "little")
-    return memoryview(bytearray((start + b"kvtrove!" * (nbytes // 8))[:nbytes]))
-
-
-def wait(store: BlockStore, ticket: Ticket) -> Ticket:
-    """Poll until `ticket` comes back, which it does once."""
-    back: list[Ticket] = []
-    for _ in range(2000):
-        back += store.poll()
-        if ticket in back:
-            break
-        time.sleep(0.005)
-    assert back.count(ticket) == 1
-    assert ticket.done
-    assert None not in ticket.outcomes
-    return ticket
-
-
-def put(store: BlockStore, numbers: Sequence[int]) -> Ticket:
-    return wait(store, store.put([key(i) for i in numbers], [row(i) for i in numbers]))
-
-
-def get(store: BlockStore, numbers: Sequence[int]) -> tuple[Ticket, list[memoryview]]:
-    rows = [memoryview(bytearray(ROW)) for _ in numbers]
-    return wait(store, store.get([key(i) for i in numbers], rows)), rows
-
-
-def known(store: BlockStore, numbers: Sequence[int]) -> list[Found]:
-    """What `lookup` says once nothing is unknown any more."""
-    keys = [key(i) for i in numbers]
-    for _ in range(1000):
-        found = list(store.lookup(keys))
-        if Found.UNKNOWN_YET not in found:
-            return found
-        time.sleep(0.005)
-    raise AssertionError("lookup never came to an answer")
 
 
 def test_rows_come_back_as_they_were_put(store: BlockStore) -> None:

@@ -131,6 +131,32 @@ def test_our_names_and_those_of_vllm_are_accepted() -> None:
     assert EngineConfig.from_kwargs("m", kv_cache_memory_bytes="1GiB")[0].kv == 2**30
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"kv_cache_dtype": "fp8"}, "fp8"),
+        ({"kv_cache_dtype": "auto"}, "auto"),
+        ({"cache_type_k": "q8_0", "cache_type_v": "q4_0"}, "k=q8_0+v=q4_0"),
+        ({"cache_type_v": "q8_0", "cache": "auto"}, "v=q8_0"),
+    ],
+)
+def test_what_others_call_the_storage_becomes_a_recipe(given: dict[str, str], words: str) -> None:
+    assert EngineConfig.from_kwargs("m", **given)[0].cache == words
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"kv_cache_dtype": "fp8", "cache": "int8"},
+        {"cache_type_k": "q8_0", "cache": "int8"},
+        {"cache_type_k": "q8_0", "kv_cache_dtype": "fp8"},
+    ],
+)
+def test_the_storage_is_said_once(given: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="say the same thing twice; give one of them"):
+        EngineConfig.from_kwargs("m", **given)
+
+
 def test_settings_without_a_meaning_here_are_reported() -> None:
     _, ignored = EngineConfig.from_kwargs("m", gpu_memory_utilization=0.9, tensor_parallel_size=1, quantization=None)
     assert ignored == ["gpu_memory_utilization", "tensor_parallel_size", "quantization"]

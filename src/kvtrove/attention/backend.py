@@ -8,13 +8,12 @@ Tokens of a step are flat: T tokens of S sequences, sequence s owning rows query
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from kvtrove.kernels.decoder import LayerCall
 from kvtrove.kv.retention import Retention
 from kvtrove.kv.spec import KVFormat
 
@@ -75,7 +74,7 @@ class Rotation(Protocol):
 
 
 class AttentionBackend(Protocol):
-    """reference, cpu kernels, triton: one object an engine, asked once a layer at load and once a step to plan."""
+    """reference, cpu kernels: one object for all layers that it serves, asked once a step to plan."""
 
     name: str
 
@@ -100,23 +99,5 @@ class AttentionBackend(Protocol):
 
         q: [T, num_heads, k_dim]; the result is [T, num_heads, v_dim] of its dtype. rotate: turns q and k first, and q
         may be turned in place; None: they come rotated. Unused slots may hold anything, NaN included: it never leaks.
-        """
-        ...
-
-    def joined(self, layers: Sequence[AttentionLayer], calls: Sequence[LayerCall]) -> JoinedLayers | None:
-        """Consecutive layers in one call a step; None when this backend takes them one by one.
-
-        calls: what each of `layers` does beside attention.
-        """
-        ...
-
-
-class JoinedLayers(Protocol):
-    """Results are those of `AttentionBackend.run` and `Between`, layer by layer."""
-
-    def __call__(self, plan: Any, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]) -> Tensor:
-        """What the last layer's `Between` gives. plan: of this step. rotations: what layers name (`LayerCall.rope`).
-
-        x: hidden states [T, hidden], updated in place. projected: the first layer's projections [T, ...], overwritten.
         """
         ...

@@ -1,12 +1,10 @@
 """The backend of CPUs: fused kernels for dense and int8 caches. Same answers as the reference, at the speed of memory.
 
-What a step costs in Python does not grow with its context: one handle a group of layers, and one call for all
-consecutive layers that can be joined.
+What a step costs in Python does not grow with its context: one handle a group of layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +23,6 @@ from kvtrove.kernels.attention import (
     paged_batch,
     paged_layer,
 )
-from kvtrove.kernels.decoder import DecoderKernel, LayerCall
 from kvtrove.kv.formats.dense import Dense
 from kvtrove.kv.formats.int8 import Int8
 from kvtrove.kv.formats.layout import is_tiled
@@ -52,17 +49,6 @@ class CpuPlan:
                 tables.slots.contiguous().numpy(),
             )
         return self._groups[index]
-
-
-@dataclass(frozen=True)
-class JoinedCpuLayers:
-    """JoinedLayers of the C++ kernels."""
-
-    kernel: DecoderKernel
-
-    def __call__(self, plan: CpuPlan, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]) -> Tensor:
-        batches = [plan.group(index) for index in range(len(plan.batch.groups))]
-        return self.kernel(x, projected, batches, [(rotate.cos, rotate.sin) for rotate in rotations])
 
 
 class CpuBackend:
@@ -111,7 +97,7 @@ class CpuBackend:
 
         k is rotated on its way into the cache, q in place.
         """
-        paged, batch = self._paged(layer), plan.group(layer.group)
+        paged, batch = self.paged(layer), plan.group(layer.group)
         angles = None if rotate is None else (rotate.cos, rotate.sin)
         q = _rows(q)
         out = q.new_empty((*q.shape[:-1], layer.v_dim))
@@ -119,12 +105,8 @@ class CpuBackend:
         self.kernel.run(paged, batch, q, k, v, out, angles)
         return out
 
-    def joined(self, layers: Sequence[AttentionLayer], calls: Sequence[LayerCall]) -> JoinedCpuLayers:
-        return JoinedCpuLayers(
-            DecoderKernel(self.kernel, [(self._paged(layer), layer.group) for layer in layers], calls)
-        )
-
-    def _paged(self, layer: AttentionLayer) -> PagedLayer:
+    def paged(self, layer: AttentionLayer) -> PagedLayer:
+        """The layer as kernels know it. ValueError when they do not serve it."""
         known = self._layers.get(layer.index)
         if known is None or known[0] is not layer:
             k, v = _side(layer.format.k, layer.k_dim, layer), _side(layer.format.v, layer.v_dim, layer)

@@ -9,7 +9,7 @@ Memory beyond the cache, per layer: the keys and values of one tile in float32 (
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBatch, AttentionLayer, Rotation
 from kvtrove.attention.tiles import Tile, make_tiles
-from kvtrove.kernels.decoder import LayerCall
 from kvtrove.kv.retention import Retention
 
 MAX_SCORES = 1 << 22
@@ -84,9 +83,6 @@ class ReferenceBackend:
                 mask = tile.mask(queries, span)
                 out[rows] = _attend(q[rows], keys[:, :, span], values[:, :, span], mask, layer).to(q.dtype)
         return out
-
-    def joined(self, layers: Sequence[AttentionLayer], calls: Sequence[LayerCall]) -> None:
-        return None
 
 
 def _gather(layer: AttentionLayer, tile: Tile) -> tuple[Tensor, Tensor]:

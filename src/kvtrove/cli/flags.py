@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from kvtrove.config import EngineConfig
+from kvtrove.config import CACHE_ALIASES, EngineConfig
 
 SETTINGS = {field.name: field for field in fields(EngineConfig) if "help" in field.metadata}
 """The engine settings that are flags."""
@@ -43,7 +43,8 @@ class EngineSettings:
     @classmethod
     def flags(cls) -> list[inspect.Parameter]:
         hints = get_type_hints(EngineConfig)
-        return [_parameter(field, _typed(field, hints[field.name])) for field in SETTINGS.values()]
+        own = [_parameter(field, _typed(field, hints[field.name])) for field in SETTINGS.values()]
+        return own + [_hidden(name) for name in CACHE_ALIASES]
 
 
 def _typed(field: Field[Any], hint: Any) -> Any:
@@ -54,6 +55,12 @@ def _typed(field: Field[Any], hint: Any) -> Any:
     names = [f"--{name}/--no-{name}"] if hint is bool else [f"--{name}"]
     value = (str | None if field.default is None else str) if str in parts else hint
     return Annotated[value, flag(about["panel"], about["metavar"], about["help"], *names)]
+
+
+def _hidden(name: str) -> inspect.Parameter:
+    """A flag of another engine, which scripts may still use."""
+    annotation = Annotated[str | None, typer.Option(f"--{name.replace('_', '-')}", hidden=True)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _parameter(field: Field[Any], annotation: Any) -> inspect.Parameter:

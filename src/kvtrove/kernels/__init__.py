@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
+    from typing_extensions import Buffer
 
 MEMORY_USE = Path("/proc/self/smaps")
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
@@ -38,6 +39,14 @@ def available() -> bool:
     except ImportError:
         return False
     return True
+
+
+def crc32c(data: Buffer, crc: int = 0) -> int:
+    """CRC-32C (RFC 3720) of contiguous bytes that follow those whose checksum is `crc`; the same on every machine.
+
+    It lets other threads run meanwhile. BufferError for an object without contiguous bytes.
+    """
+    return int(_extension().crc32c(data, crc))
 
 
 def isa(wanted: str = "auto") -> str:

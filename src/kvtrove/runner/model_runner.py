@@ -8,13 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kvtrove.attention.backend import AttentionBackend, AttentionLayer, JoinedLayers, Rotation
-from kvtrove.kernels.decoder import ranges
+from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.decoder import Model
 from kvtrove.request import EngineError
 from kvtrove.runner.batch import Batch, build_batch
+from kvtrove.runner.fused import FusedLayers
 from kvtrove.runner.logprobs import undrawable
 from kvtrove.runner.rows import Rows
 from kvtrove.runner.sampler import Sampler, logprob_table
@@ -24,34 +24,29 @@ PROMPT_LOGPROB_ROWS = 256  # rows of logits held at once while prompt logprobs a
 
 
 class ModelRunner:
-    """Executes steps on one device. `token_text` spells tokens for logprobs."""
+    """Executes steps on one device. backends: one per layer. `token_text` spells tokens for logprobs."""
 
     def __init__(
         self,
         model: Model,
         cache: KVCacheSpec,
         arena: Arena,
-        backend: AttentionBackend,
+        backends: Sequence[AttentionBackend],
         token_text: Callable[[int], str],
     ) -> None:
-        self.model, self.cache, self.arena, self.backend = model, cache, arena, backend
+        self.model, self.cache, self.arena, self.backends = model, cache, arena, tuple(backends)
         self.rows = Rows(arena)
         self.token_text = token_text
         self.sampler = Sampler(model.spec.vocab_size, arena.device)
         self.layers = tuple(attention_layers(model, cache, arena))
-        reasons = [reason for layer in self.layers for reason in backend.reasons_against(layer, arena.device)]
-        if reasons:
-            raise ValueError(f"attention backend {backend.name!r} cannot serve this model: {'; '.join(reasons[:3])}")
-        self.join()
+        for layer, backend in zip(self.layers, self.backends, strict=True):
+            if reasons := backend.reasons_against(layer, arena.device):
+                raise ValueError(f"attention backend {backend.name!r} cannot serve this model: {'; '.join(reasons)}")
+        self.fuse()
 
-    def join(self) -> None:
-        """Let the backend take ranges of layers at once, where it and the model can; again when either has changed."""
-        self.ranges: dict[int, tuple[int, JoinedLayers]] = {}  # by first layer; with the one behind
-        for first, stop in ranges(self.model.calls):
-            calls = [call for call in self.model.calls[first:stop] if call is not None]
-            joined = self.backend.joined(self.layers[first:stop], calls)
-            if joined is not None:
-                self.ranges[first] = stop, joined
+    def fuse(self) -> None:
+        """Find the runs of layers that one call takes; again when model or backends have changed."""
+        self.fused = FusedLayers(self.model.calls, self.layers, self.backends)
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelOutput:
@@ -70,18 +65,16 @@ class ModelRunner:
         """
         self.rows.execute(step.ops)
         batch = build_batch(step.sequences, self.cache.block_size, self.arena.device)
-        plan = self.backend.plan(batch.attention)
+        plans = {backend: backend.plan(batch.attention) for backend in dict.fromkeys(self.backends)}
 
         def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation | None) -> Tensor:
-            return self.backend.run(q, k, v, self.layers[layer], plan, rotate)
+            backend = self.backends[layer]
+            return backend.run(q, k, v, self.layers[layer], plans[backend], rotate)
 
         def through(
             first: int, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]
         ) -> tuple[int, Tensor] | None:
-            if first not in self.ranges:
-                return None
-            stop, layers = self.ranges[first]
-            return stop, layers(plan, x, projected, rotations)
+            return self.fused(first, plans[self.backends[first]], x, projected, rotations)
 
         return batch, self.model(batch.tokens, batch.positions, attend, through)
 

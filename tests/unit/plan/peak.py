@@ -71,7 +71,7 @@ def random_runner(spec: ModelSpec, num_blocks: int) -> ModelRunner:
 
     model = Model.load(Weights(take), head, spec, spec.max_position, lambda layers: None)
     cache = cache_spec(spec, spec.dtype, BLOCK)
-    return ModelRunner(model, cache, Arena(cache, num_blocks), ReferenceBackend(), str)
+    return ModelRunner(model, cache, Arena(cache, num_blocks), (ReferenceBackend(),) * spec.num_layers, str)
 
 
 def measured_peak(spec: ModelSpec, shape: Shape, params: SamplingParams) -> int:

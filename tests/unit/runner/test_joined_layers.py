@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kernels.attention import AttentionKernel, PagedShape, PagedSide, paged_batch, paged_layer
 from kvtrove.kernels.between import Between
@@ -18,8 +18,10 @@ from kvtrove.kernels.decoder import DecoderKernel, LayerCall
 from kvtrove.kernels.linear import PackedWeights
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import dense
+from kvtrove.kv.formats.fp8 import Fp8
 from kvtrove.kv.formats.int8 import int8
 from kvtrove.kv.spec import KVFormat
+from kvtrove.loading import choose_backends
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.decoder import Model
@@ -31,7 +33,7 @@ from kvtrove.models.loader import load_model
 from kvtrove.models.precision import Precision
 from kvtrove.models.products import Products
 from kvtrove.models.spec import ModelSpec, RopeSpec
-from kvtrove.runner.model_runner import ModelRunner
+from kvtrove.runner.model_runner import ModelRunner, attention_layers
 from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
 from tests.checkpoints import Checkpoints
 from tests.specs import layer_spec, numbered
@@ -43,10 +45,15 @@ STEPS = [{0: 40, 1: 7}, {0: 1, 1: 300}, {0: 1, 1: 1}]
 """Tokens that each sequence computes, step after step: prompts, a long piece beside a decode, decodes."""
 
 
-def runner_of(model: Model, format: KVFormat) -> ModelRunner:
+def runner_of(model: Model, formats: KVFormat | Sequence[KVFormat]) -> ModelRunner:
+    """formats: of all layers, or of each; the reference takes those that have no kernel."""
     exact = cache_spec(model.spec, "bfloat16", BLOCK)
-    cache = replace(exact, layers=tuple(replace(layer, format=format) for layer in exact.layers))
-    return ModelRunner(model, cache, Arena(cache, NUM_BLOCKS * len(cache.groups)), CpuBackend(), str)
+    each = [formats] * len(exact.layers) if isinstance(formats, KVFormat) else formats
+    layers = tuple(replace(layer, format=format) for layer, format in zip(exact.layers, each, strict=True))
+    cache = replace(exact, layers=layers)
+    arena = Arena(cache, NUM_BLOCKS * len(cache.groups))
+    backends = choose_backends("auto", tuple(attention_layers(model, cache, arena)), "cpu")
+    return ModelRunner(model, cache, arena, backends, str)
 
 
 def run_steps(runner: ModelRunner) -> list[Tensor]:
@@ -63,12 +70,14 @@ def run_steps(runner: ModelRunner) -> list[Tensor]:
     return hidden
 
 
-def check(model: Model, format: KVFormat, expected: list[tuple[int, int]] | None = None) -> None:
+def check(model: Model, formats: KVFormat | Sequence[KVFormat], expected: list[tuple[int, int]] | None = None) -> None:
     """expected: ranges of layers; None is all layers in one."""
-    joined, apart = runner_of(model, format), runner_of(model, format)
-    assert [(first, stop) for first, (stop, _) in joined.ranges.items()] == (expected or [(0, len(model.layers))])
-    apart.ranges, apart.model = {}, replace(model)
+    joined, apart = runner_of(model, formats), runner_of(model, formats)
+    assert joined.fused.runs == (expected or [(0, len(model.layers))])
+    apart.model = replace(model)
     apart.model.__dict__["calls"] = (None,) * len(model.layers)  # in place of the cached property
+    apart.fuse()
+    assert apart.fused.runs == []
     for one, other in zip(run_steps(joined), run_steps(apart), strict=True):
         assert torch.equal(one, other)
     assert torch.equal(joined.arena.rows, apart.arena.rows)
@@ -158,13 +167,20 @@ def test_layers_that_read_anothers_storage() -> None:
     check(model, dense("float32"))
 
 
+def test_a_layer_without_a_kernel_breaks_the_run_and_goes_through_the_reference(checkpoints: Checkpoints) -> None:
+    """Layer 1 of 4 stores fp8. The runs around it give the bits that they give one by one."""
+    model = load_own(checkpoints, "gemma3")
+    formats = [dense("bfloat16"), KVFormat(Fp8("k"), Fp8("v")), dense("bfloat16"), dense("bfloat16")]
+    check(model, formats, [(0, 1), (2, 4)])
+
+
 def test_the_reference_takes_layers_one_by_one(checkpoints: Checkpoints) -> None:
     directory = checkpoints.get("llama3", dtype="bfloat16")
     products = Products(Precision("bfloat16", "float32"), wanted="own")
     runner = runner_of(load_model(directory, read_spec(directory), products), dense("float32"))
-    runner.backend = ReferenceBackend()
-    runner.join()
-    assert runner.ranges == {}
+    runner.backends = (ReferenceBackend(),) * len(runner.backends)
+    runner.fuse()
+    assert runner.fused.runs == []
     assert all(torch.isfinite(hidden).all() for hidden in run_steps(runner))
 
 

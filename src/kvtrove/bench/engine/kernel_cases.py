@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from random import Random
@@ -74,7 +74,9 @@ def attention(bench: Bench) -> Iterator[Case]:
     engine, size = bench.engine, bench.engine.kv.block_size
     cached = max(0, bench.context // size - 1) * size
     chunk = max(2, min(512, cached // 2))
-    backends = {backend.name: backend for backend in (ReferenceBackend(), engine.runner.backend)}
+    own = engine.runner.backends
+    name = "+".join(sorted({backend.name for backend in own}))
+    backends = {"reference": (ReferenceBackend(),) * len(own)} | {name: own}
     prompts = random_prompts(engine, bench.batch, cached + 1, Random(0))
     with filled(engine, prompts, cached) as held:
         for kv in held:
@@ -89,7 +91,7 @@ def attention(bench: Bench) -> Iterator[Case]:
 
 
 def _attention_cases(
-    bench: Bench, backends: dict[str, AttentionBackend], sequences: list[ScheduledSequence], what: str
+    bench: Bench, backends: Mapping[str, Sequence[AttentionBackend]], sequences: list[ScheduledSequence], what: str
 ) -> Iterator[Case]:
     runner, plan = bench.engine.runner, bench.plan
     batch = build_batch(sequences, runner.cache.block_size, runner.arena.device).attention
@@ -100,11 +102,13 @@ def _attention_cases(
         2.0 * plan.num_heads * (layer.k_dim + layer.v_dim) * sum(keys_read(layer.retention, p) for p in positions)
         for layer in runner.layers
     )
-    for name, backend in backends.items():
-        yield Case(f"attention {name} {what}", nbytes, flops, _attend(bench.engine, backend, batch, len(positions)))
+    for name, chosen in backends.items():
+        yield Case(f"attention {name} {what}", nbytes, flops, _attend(bench.engine, chosen, batch, len(positions)))
 
 
-def _attend(engine: Engine, backend: AttentionBackend, batch: AttentionBatch, tokens: int) -> Callable[[], None]:
+def _attend(
+    engine: Engine, backends: Sequence[AttentionBackend], batch: AttentionBatch, tokens: int
+) -> Callable[[], None]:
     """A call that stores and attends in every layer, as a step does."""
     dtype = getattr(torch, engine.runner.model.precision.activations)
     device = engine.runner.arena.device
@@ -118,11 +122,11 @@ def _attend(engine: Engine, backend: AttentionBackend, batch: AttentionBatch, to
 
     @torch.inference_mode()
     def run() -> None:
-        plan = backend.plan(batch)
-        for layer, kv in zip(engine.runner.layers, engine.runner.cache.layers, strict=True):
+        plans = {backend: backend.plan(batch) for backend in dict.fromkeys(backends)}
+        for layer, kv, backend in zip(engine.runner.layers, engine.runner.cache.layers, backends, strict=True):
             own = kv.source is None
             k, v = (random(layer.kv_heads, dim) if own else None for dim in (layer.k_dim, layer.v_dim))
-            backend.run(random(layer.num_heads, layer.k_dim), k, v, layer, plan)
+            backend.run(random(layer.num_heads, layer.k_dim), k, v, layer, plans[backend])
 
     return run
 

@@ -37,6 +37,7 @@ class Unlocked {
 
 void bind_attention(nanobind::module_& m);  // attention_binding.cpp
 void bind_between(nanobind::module_& m);    // between_binding.cpp
+void bind_crc32c(nanobind::module_& m);     // crc32c_binding.cpp
 void bind_decoder(nanobind::module_& m);    // decoder_binding.cpp
 void bind_linear(nanobind::module_& m);     // linear_binding.cpp
 void bind_rows(nanobind::module_& m);       // rows_binding.cpp

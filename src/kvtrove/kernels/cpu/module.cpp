@@ -42,6 +42,7 @@ NB_MODULE(_cpu, m) {
           nb::arg("wanted") = "auto");
     m.def("threads", &kvtrove::max_threads);
     m.def("set_threads", &kvtrove::set_max_threads, nb::arg("threads"));
+    kvtrove::bind_crc32c(m);
     kvtrove::bind_linear(m);
     kvtrove::bind_rows(m);
     kvtrove::bind_between(m);

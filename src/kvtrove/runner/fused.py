@@ -1,0 +1,64 @@
+"""Runs of layers in one call a step. A layer that the CPU kernels do not serve breaks a run, and is computed alone.
+
+    layer    0    1    2    3    4    5
+    kernels  yes  yes  no   yes  yes  yes
+             └─ one ─┘      └─── one ───┘       layer 2: attention by its own backend, the rest as ever
+
+A run must follow from layer to layer: each but the last makes the projections of the next (`kernels.decoder.ranges`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation
+from kvtrove.attention.cpu import CpuBackend, CpuPlan
+from kvtrove.kernels.decoder import DecoderKernel, LayerCall, ranges
+
+
+class FusedLayers:
+    """The runs of a model. Results are those of `AttentionBackend.run` and `Between`, layer by layer.
+
+    calls: what each layer does beside attention; None for a layer whose parts are not those of the kernels.
+    """
+
+    def __init__(
+        self,
+        calls: Sequence[LayerCall | None],
+        layers: Sequence[AttentionLayer],
+        backends: Sequence[AttentionBackend],
+    ) -> None:
+        served = [call if isinstance(one, CpuBackend) else None for call, one in zip(calls, backends, strict=True)]
+        self._runs: Mapping[int, tuple[int, DecoderKernel]] = {
+            first: (stop, _kernel(served[first:stop], layers[first:stop], backends[first]))
+            for first, stop in ranges(served)
+        }
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """Half-open ranges of layers."""
+        return [(first, stop) for first, (stop, _) in self._runs.items()]
+
+    def __call__(
+        self, first: int, plan: CpuPlan, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]
+    ) -> tuple[int, Tensor] | None:
+        """The layer behind the run that begins at `first`, and what its last `Between` gives; None where none begins.
+
+        x: hidden states [T, hidden], updated in place. projected: the first layer's projections [T, ...], overwritten.
+        rotations: what layers name (`LayerCall.rope`).
+        """
+        if first not in self._runs:
+            return None
+        stop, kernel = self._runs[first]
+        batches = [plan.group(index) for index in range(len(plan.batch.groups))]
+        return stop, kernel(x, projected, batches, [(rotate.cos, rotate.sin) for rotate in rotations])
+
+
+def _kernel(
+    calls: Sequence[LayerCall | None], layers: Sequence[AttentionLayer], backend: AttentionBackend
+) -> DecoderKernel:
+    assert isinstance(backend, CpuBackend)
+    paged = [(backend.paged(layer), layer.group) for layer in layers]
+    return DecoderKernel(backend.kernel, paged, [call for call in calls if call is not None])
