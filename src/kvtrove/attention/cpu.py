@@ -71,7 +71,9 @@ class CpuBackend:
             reasons.append(f"{where}: its cache is on {device}")
         if layer.num_heads % layer.kv_heads:
             reasons.append(f"{where}: {layer.num_heads} heads cannot share {layer.kv_heads} kv_heads evenly")
-        if any(_stored(codec) is None for codec in (layer.format.k, layer.format.v)):
+        if None in (layer.format.k, layer.format.v):
+            reasons.append(f"{where}: one side is read out of the other, which has no CPU kernel")
+        elif any(_stored(codec) is None for codec in layer.format.sides):
             reasons.append(f"{where}: format {layer.format.name} has no CPU kernel")
         if layer.k_dim != layer.v_dim:
             reasons.append(f"{where}: keys of {layer.k_dim} elements and values of {layer.v_dim} have no CPU kernel")
