@@ -298,6 +298,7 @@ class Environment:
     KVTROVE_LOG: log level of the `kvtrove` logger.
     KVTROVE_CACHE_LOG: what the engine logs of its cache: 0 nothing, 1 a line per step, 2 a picture of the pool as well.
     KVTROVE_API_KEY: key that opens the server. KVTROVE_ADMIN_KEY: key for its administrators.
+    KVTROVE_TIER_KEY: secret that signs cached rows in Redis, the same for all engines that share them.
     """
 
     check: int = 0
@@ -306,6 +307,7 @@ class Environment:
     cache_log: int = 0
     api_key: str | None = field(default=None, repr=False)
     admin_key: str | None = field(default=None, repr=False)
+    tier_key: str | None = field(default=None, repr=False)
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Environment:

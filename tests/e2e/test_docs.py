@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 QUICKSTART = Path(__file__).parents[2] / "docs" / "quickstart.md"
+TIERS = QUICKSTART.with_name("tiers.md")
 
 
 def blocks(language: str) -> list[str]:
@@ -70,6 +71,24 @@ def test_a_python_block(block: str, here: Path, capsys: pytest.CaptureFixture[st
     (here / "script.py").write_text(block)
     runpy.run_path("script.py")
     assert capsys.readouterr().out
+
+
+def test_the_page_of_tiers_from_top_to_bottom(
+    run: Callable[..., Any], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its blocks share a folder: what one fills, the next one lists."""
+    found = re.findall(r"^```(console|python)\n(.*?)^```$", TIERS.read_text(encoding="utf-8"), re.M | re.S)
+    assert {language for language, _ in found} == {"console", "python"}
+    for language, block in found:
+        if language == "python":
+            (here / "script.py").write_text(block)
+            runpy.run_path("script.py")
+            assert capsys.readouterr().out == "True\n"
+            continue
+        for command, expected in commands(block):
+            result = run(*shlex.split(command)[1:])
+            assert result.code == 0, result.err
+            check_printed(expected, result.out.splitlines())
 
 
 def test_the_page_has_blocks_to_run() -> None:

@@ -1,4 +1,4 @@
-"""The backend of CPUs: fused kernels for dense and int8 caches. Same answers as the reference, at the speed of memory.
+"""The backend of CPUs: fused kernels for dense, int8 and int4r caches. Answers are those of the reference.
 
 What a step costs in Python does not grow with its context: one handle a group of layers.
 """
@@ -24,12 +24,13 @@ from kvtrove.kernels.attention import (
     paged_layer,
 )
 from kvtrove.kv.formats.dense import Dense
+from kvtrove.kv.formats.int4 import Int4Rotated
 from kvtrove.kv.formats.int8 import Int8
-from kvtrove.kv.formats.layout import is_tiled
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
-from kvtrove.kv.spec import Codec, side_view
+from kvtrove.kv.spec import Codec, Planes, side_view
 
 DENSE = ("float32", "float16", "bfloat16")
+KNOWN = (Dense, Int8, Int4Rotated)
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,9 @@ class CpuBackend:
             reasons.append(f"{where}: its cache is on {device}")
         if layer.num_heads % layer.kv_heads:
             reasons.append(f"{where}: {layer.num_heads} heads cannot share {layer.kv_heads} kv_heads evenly")
-        if None in (layer.format.k, layer.format.v):
-            reasons.append(f"{where}: one side is read out of the other, which has no CPU kernel")
-        elif any(_stored(codec) is None for codec in layer.format.sides):
-            reasons.append(f"{where}: format {layer.format.name} has no CPU kernel")
-        if layer.k_dim != layer.v_dim:
-            reasons.append(f"{where}: keys of {layer.k_dim} elements and values of {layer.v_dim} have no CPU kernel")
-        if layer.k_dim % HEAD_DIM_STEP or layer.k_dim > MAX_HEAD_DIM:
-            reasons.append(f"{where}: head_dim {layer.k_dim} is not a multiple of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}")
+        sides = (layer.format.k, layer.k_dim), (layer.format.v, layer.v_dim)
+        against = [reason for codec, dim in sides for reason in _reasons_against(codec, dim, layer.block_size)]
+        reasons.extend(f"{where}: {reason}" for reason in dict.fromkeys(against))
         if _reach(layer.retention) is None:
             reasons.append(f"{where}: retention {type(layer.retention).__name__} is not sinks and a window")
         return reasons
@@ -111,36 +107,42 @@ class CpuBackend:
         """The layer as kernels know it. ValueError when they do not serve it."""
         known = self._layers.get(layer.index)
         if known is None or known[0] is not layer:
-            k, v = _side(layer.format.k, layer.k_dim, layer), _side(layer.format.v, layer.v_dim, layer)
-            reach = _reach(layer.retention)
-            if k is None or v is None or reach is None:
-                raise ValueError("; ".join(self.reasons_against(layer, "cpu")))
+            if reasons := self.reasons_against(layer, "cpu"):
+                raise ValueError("; ".join(reasons))
+            sides = (layer.format.k, layer.k_dim), (layer.format.v, layer.v_dim)
+            k, v = (paged_side(codec, dim, side_view(layer.view, codec.side)) for codec, dim in sides if codec)
             shape = PagedShape(
                 num_heads=layer.num_heads,
                 kv_heads=layer.kv_heads,
                 block_size=layer.block_size,
                 scale=layer.scale,
                 softcap=layer.softcap or 0.0,
-                **reach,
+                **(_reach(layer.retention) or {}),
             )
             known = self._layers[layer.index] = layer, paged_layer(k, v, shape)
         return known[1]
 
 
-def _side(codec: Codec | None, dim: int, layer: AttentionLayer) -> PagedSide | None:
-    """Keys or values, if kernels read what is stored."""
-    stored = _stored(codec)
-    if codec is None or stored is None:
-        return None
-    planes, tiled = side_view(layer.view, codec.side), is_tiled("tiled", stored, dim, layer.block_size)
-    return PagedSide(stored, tiled, dim, planes["data"], planes.get("scale"))
+def paged_side(codec: Codec, dim: int, planes: Planes) -> PagedSide:
+    """What kernels are told of a side that they read."""
+    data = planes["data"]
+    tiled, turned = data.dim() > 4, type(codec) is Int4Rotated
+    stored = "int4" if turned else str(data.dtype).removeprefix("torch.")
+    return PagedSide(stored, tiled, dim, data, planes.get("scale"), planes.get("zero"), turned)
 
 
-def _stored(codec: Codec | None) -> str | None:
-    """The elements that kernels read. Subclasses may store anything."""
-    if type(codec) is Dense and codec.layout == "tiled" and codec.dtype in DENSE:
-        return codec.dtype
-    return "int8" if type(codec) is Int8 and codec.layout == "tiled" else None
+def _reasons_against(codec: Codec | None, dim: int, block_size: int) -> list[str]:
+    """Why kernels do not read a side. Subclasses of a codec may store anything."""
+    reasons = []
+    if codec is None:
+        reasons.append("a side that lies in the other one has no CPU kernel")
+    elif type(codec) not in KNOWN or (isinstance(codec, Dense) and codec.dtype not in DENSE):
+        reasons.append(f"format {codec.id.partition('/')[0]} has no CPU kernel")
+    elif type(codec) is Int4Rotated and len(codec.planes(1, dim, block_size)[0].shape) < 4:
+        reasons.append(f"int4r has a CPU kernel for blocks of a multiple of 16 tokens, not of {block_size}")
+    if dim % HEAD_DIM_STEP or dim > MAX_HEAD_DIM:
+        reasons.append(f"head_dim {dim} is not a multiple of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}")
+    return reasons
 
 
 def _reach(rule: Retention) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ REFUSED = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 1
 COMMANDS = {
-    **{name: name for name in ("generate", "chat", "doctor", "plan", "simulate", "serve", "explain", "bench")},
+    **{name: name for name in ("generate", "chat", "doctor", "plan", "simulate", "serve", "explain", "bench", "cache")},
     "eval": "evaluate",
 }
 """Command -> the file of `kvtrove.cli` and what it defines there: a function, or a Typer with commands of its own."""

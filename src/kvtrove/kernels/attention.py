@@ -31,9 +31,10 @@ MAX_HEAD_DIM, HEAD_DIM_STEP = 512, 8
 class PagedSide:
     """Keys or values as blocks hold them.
 
-    stored: "float32", "float16", "bfloat16" or "int8", of which each vector has `dim`. tiled: whether they lie in tiles
-    (kvtrove.kv.formats.layout). data: [num_blocks, ...]; int8 has scales float16 [num_blocks, kv_heads, block_size].
-    Each block of a plane is contiguous.
+    stored: "float32", "float16", "bfloat16", "int8" or "int4", of which each vector has `dim`. tiled: whether they lie
+    in tiles (kvtrove.kv.formats.layout). data: [num_blocks, ...]; int8 has a scale, int4 a scale and a zero for each
+    vector: float16 [num_blocks, kv_heads, block_size]. Each block of a plane is contiguous. turned: vectors were turned
+    before they became codes (kvtrove.kv.formats.codes).
     """
 
     stored: str
@@ -41,6 +42,8 @@ class PagedSide:
     dim: int
     data: Tensor
     scale: Tensor | None = None
+    zero: Tensor | None = None
+    turned: bool = False
 
 
 @dataclass(frozen=True)

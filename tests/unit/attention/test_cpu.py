@@ -215,6 +215,7 @@ def test_reasons_name_layer_and_what_is_missing() -> None:
         "layer 3: 5 heads cannot share 2 kv_heads evenly",
         "layer 3: format float32 has no CPU kernel",
         "layer 3: head_dim 20 is not a multiple of 8 up to 512",
+        "layer 3: a side that lies in the other one has no CPU kernel",
     ]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kvtrove import kernels
+from kvtrove.attention.cpu import paged_side
 from kvtrove.kernels.attention import (
     AttentionKernel,
     PagedBatch,
@@ -20,15 +21,13 @@ from kvtrove.kernels.attention import (
     paged_batch,
     paged_layer,
 )
-from kvtrove.kv.formats.dense import Dense
-from kvtrove.kv.formats.int8 import Int8
-from kvtrove.kv.formats.layout import is_tiled
-from kvtrove.kv.spec import Codec, Side
+from kvtrove.kv.recipe import FORMATS
+from kvtrove.kv.spec import Side
 from tests.unit.attention.tolerances import tolerance
 
 LEVELS = ("portable", "avx2", "avx512", "amx")
 HERE = LEVELS[: LEVELS.index(kernels.isa()) + 1]
-FORMS = ("float32", "float16", "bfloat16", "int8")
+FORMS = ("fp32", "fp16", "bf16", "int8", "int4r")
 HEADS, KV_HEADS, WINDOW = 6, 2, 150
 SEQUENCES = [(0, 20), (300, 1), (37, 3)]  # computed, new
 
@@ -44,7 +43,7 @@ class Stored:
     blocks: int
 
     def __post_init__(self) -> None:
-        self.codec: Codec = Int8(self.name) if self.form == "int8" else Dense(self.name, self.form)
+        self.codec = FORMATS[self.form].make(self.name, "")
         planes = self.codec.planes(KV_HEADS, self.dim, self.block_size)
         self.view = {p.name: torch.full((self.blocks, *p.shape), 77, dtype=getattr(torch, p.dtype)) for p in planes}
         for plane in self.view.values():
@@ -52,8 +51,7 @@ class Stored:
                 plane.fill_(math.nan)
 
     def side(self) -> PagedSide:
-        tiled = is_tiled("tiled", self.form, self.dim, self.block_size)
-        return PagedSide(self.form, tiled, self.dim, self.view["data"], self.view.get("scale"))
+        return paged_side(self.codec, self.dim, self.view)
 
     def decoded(self, blocks: Tensor) -> Tensor:
         """float64 [tokens, kv_heads, dim]."""
@@ -112,7 +110,9 @@ def world(k: str, v: str, k_dim: int, v_dim: int, block_size: int, sinks: bool) 
 @pytest.mark.parametrize("k", FORMS)
 @pytest.mark.parametrize("v", FORMS)
 def test_every_pair_is_attention_over_what_it_decodes(k: str, v: str) -> None:
-    for isa, block_size, (k_dim, v_dim) in ((HERE[-1], 32, (64, 64)), (HERE[0], 8, (24, 16)), (HERE[-1], 16, (48, 80))):
+    small = 16 if "int4r" in (k, v) else 8  # codes of four bits are read in tiles alone
+    cases = [(isa, 32, (64, 64)) for isa in HERE]
+    for isa, block_size, (k_dim, v_dim) in (*cases, (HERE[0], small, (24, 16)), (HERE[-1], 16, (48, 80))):
         here, kernel = world(k, v, k_dim, v_dim, block_size, sinks=k != v), AttentionKernel(isa)
         layer, everything = here.layer(), [range(start + new) for start, new in SEQUENCES]
         count = sum(map(len, everything))
@@ -122,9 +122,26 @@ def test_every_pair_is_attention_over_what_it_decodes(k: str, v: str) -> None:
         q = torch.randn(sum(map(len, spans)), HEADS, k_dim)
         out, lse = torch.empty(len(q), HEADS, v_dim), torch.empty(len(q), HEADS)
         kernel.attend(layer, here.batch(spans), q, out, lse)
+        assert torch.isfinite(out).all()
         # no key has a norm above 2 sqrt(dim), and a score's terms add up to less than the product of norms
         bound = tolerance(k, v, isa, float(values.abs().max()), scores=0.3 * 4 * k_dim)
         assert (out - here.expected(q, spans)).abs().max() <= bound
+
+
+@pytest.mark.skipif(HERE[-1] != "amx", reason="this processor has no AMX to hold against AVX-512")
+@pytest.mark.parametrize("k", ["int8", "int4r"])
+@pytest.mark.parametrize("v", ["int8", "int4r"])
+def test_tiles_have_the_bits_of_vectors(k: str, v: str) -> None:
+    here = world(k, v, 64, 96, 16, sinks=False)
+    layer, everything = here.layer(), [range(start + new) for start, new in SEQUENCES]
+    count = sum(map(len, everything))
+    keys, values = torch.randn(count, KV_HEADS, 64), torch.randn(count, KV_HEADS, 96)
+    AttentionKernel().store(layer, here.batch(everything), keys, values)
+    q, outs = torch.randn(count, HEADS, 64), []
+    for isa in ("avx512", "amx"):
+        outs.append(torch.empty(count, HEADS, 96))
+        AttentionKernel(isa).attend(layer, here.batch(everything), q, outs[-1])
+    assert torch.equal(*outs)
 
 
 @pytest.mark.parametrize("isa", HERE)
@@ -142,3 +159,19 @@ def test_a_sink_logit_is_counted_once_whatever_the_splits(isa: str) -> None:
         total = length + logits.double().exp()
         torch.testing.assert_close(lse[0].double(), total.log(), atol=1e-6, rtol=0)
         torch.testing.assert_close(out[0].double(), (length / total)[:, None].expand(2, 8), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dim", [24, 64, 80])
+def test_codes_are_stored_as_python_finds_them(dim: int) -> None:
+    """Turned, fitted and packed to the bit."""
+    size, tokens = 16, 40
+    here = world("int4r", "int4r", dim, dim, size, sinks=False)
+    x, kernel = torch.randn(tokens, KV_HEADS, dim) * torch.logspace(-3, 3, tokens)[:, None, None], AttentionKernel()
+    slots = torch.arange(tokens)
+    batch = paged_batch([0, tokens], [0], torch.arange(-(-tokens // size)).int().numpy()[None], slots.numpy())
+    kernel.store(here.layer(), batch, x, x)
+    for side in (here.k, here.v):
+        stored = {name: plane.clone() for name, plane in side.view.items()}
+        side.codec.encode(x, side.view, slots)
+        for name, plane in side.view.items():
+            assert torch.equal(plane.nan_to_num(), stored[name].nan_to_num()), name

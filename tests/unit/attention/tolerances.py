@@ -6,8 +6,8 @@ factor, d.
 
     level, cache                   what is rounded                              moves an answer by at most
     all                            sums in float32                              SUMS * V
-    all, int8 keys                 queries, to 15 bits                          INT8 * V
-    all, int8 values               weights, to 15 bits                          INT8 * V
+    all, int8 and int4 keys        queries, to 15 bits                          INT8 * V
+    all, int8 and int4 values      weights, to 15 bits                          INT8 * V
     amx, bfloat16, tiled keys      a query in float32, to 16 bits               2^-17 * sum |q k| * scale * V
     amx, bfloat16, tiled values    weights, to bfloat16: 8 bits, half a step    2^-9 * V
 
@@ -26,7 +26,7 @@ SPLIT_QUERY = 2.0**-17
 
 def tolerance(k: str, v: str, level: str, largest: float, scores: float = 0.0) -> float:
     """For keys and values stored as `k` and `v`: values up to `largest`, scores of terms of `scores` in sum."""
-    relative = SUMS + INT8 * [k, v].count("int8")
+    relative = SUMS + INT8 * sum(side.startswith("int") for side in (k, v))
     if level == "amx":
-        relative += SPLIT_QUERY * scores * (k == "bfloat16") + BFLOAT16_WEIGHT * (v == "bfloat16")
+        relative += SPLIT_QUERY * scores * k.startswith("b") + BFLOAT16_WEIGHT * v.startswith("b")
     return relative * largest

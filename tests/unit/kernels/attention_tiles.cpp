@@ -9,6 +9,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attention/convert.h"
@@ -62,7 +63,8 @@ struct World {
         };
         for (Side* side : {&layer.k, &layer.v}) {
             add_plane(side->data, vectors * side->vector_bytes());
-            if (side->stored == Element::int8) add_plane(side->scale, vectors * 2);
+            if (side->stored >= Element::int8) add_plane(side->scale, vectors * 2);
+            if (side->stored == Element::int4) add_plane(side->zero, vectors * 2);
         }
         std::vector<std::int32_t> order(layer.num_blocks);
         for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::int32_t>(i);
@@ -147,8 +149,10 @@ struct Case {
 
     Case(Element k, Element v, bool short_ones) {
         layer.k.stored = k, layer.v.stored = v, layer.k.tiled = layer.v.tiled = true;
+        layer.k.turned = k == Element::int4, layer.v.turned = v == Element::int4;
         layer.kv_heads = draw(1, 2), layer.num_heads = layer.kv_heads * one_of({1, 4, 7, 8});
-        layer.k.dim = layer.v.dim = one_of({64, 80, 96, 128, 256}), layer.block_size = one_of({16, 32, 48, 64});
+        layer.k.dim = layer.v.dim = v == Element::int4 ? one_of({64, 96, 128}) : one_of({64, 80, 96, 128, 256});
+        layer.block_size = one_of({16, 32, 48, 64});
         layer.scale = 0.3f, layer.softcap = static_cast<float>(draw(0, 1) * 3);
         if (draw(0, 1)) layer.reach = {draw(0, 40), draw(1, 200), 0};
         if (draw(0, 5) == 0) layer.num_heads = 33 * layer.kv_heads;
@@ -206,28 +210,32 @@ std::uint64_t bits_of(const Case& c) {
 
 }  // namespace
 
-// Arguments: how far results may be from those of the portable level, for keys of bf16 and values of bf16, of int8, for keys
-// of int8 and values of bf16, of int8, and for a single key of bf16. With none, prints the bits of each case: with KVTROVE_EMULATE_AMX and without it they are the same.
+// Arguments: how far results may be from those of the portable level, for each pair of keys and values in bf16, int8 and int4,
+// and for a single key of bf16. With none, prints the bits of each case: with KVTROVE_EMULATE_AMX and without it they are the same.
 int main(int count, char** allowed) {
 #if !defined(KVTROVE_EMULATE_AMX)
     if (detect_isa() < Isa::amx) return std::puts("this processor has no AMX"), 2;
 #endif
-    for (int i = 0; count == 1 && i < 20; ++i) {
-        const Case c(i % 2 ? Element::int8 : Element::bfloat16, i % 3 ? Element::bfloat16 : Element::int8, i == 19);
+    const Element all[] = {Element::bfloat16, Element::int8, Element::int4};
+    const char* const names[] = {"bf16", "int8", "int4"};
+    constexpr int kPairs = 9, kCases = 3 * kPairs;
+    const auto pair_of = [&](int i) { return std::pair(i % kPairs / 3, i % 3); };
+    for (int i = 0; count == 1 && i < kCases; ++i) {
+        const auto [k, v] = pair_of(i);
+        const Case c(all[k], all[v], i >= 2 * kPairs);
         std::printf("%016llx\n", static_cast<unsigned long long>(bits_of(c)));
     }
     if (count == 1) return 0;
     int right = 0;
-    const Element both[] = {Element::bfloat16, Element::int8};
-    for (int i = 0; i < 20; ++i) {
-        const int pair = i % 4;
-        const bool short_ones = i == 4;  // one key: its weight is 1, and its score stands in lse as it is
-        const Case c(both[pair / 2], both[pair % 2], short_ones);
-        const std::string wrong = reason(c, std::strtof(allowed[short_ones ? 5 : 1 + pair], nullptr));
+    for (int i = 0; i < kCases; ++i) {
+        const auto [k, v] = pair_of(i);
+        const bool short_ones = i == kPairs;  // one key: its weight is 1, and its score stands in lse as it is
+        const Case c(all[k], all[v], short_ones);
+        const std::string wrong = reason(c, std::strtof(allowed[short_ones ? kPairs + 1 : 1 + i % kPairs], nullptr));
         right += wrong.empty();
         if (wrong.empty()) continue;
         std::printf("case %d: keys of %s, values of %s, dim %d, group %d, blocks of %d, window %d, sinks %d, q in %s: %s\n", i,
-                    pair / 2 ? "int8" : "bf16", pair % 2 ? "int8" : "bf16", c.layer.k.dim, c.layer.group(),
+                    names[k], names[v], c.layer.k.dim, c.layer.group(),
                     c.layer.block_size, static_cast<int>(c.layer.reach.window), static_cast<int>(c.layer.reach.sinks),
                     c.element == Element::bfloat16 ? "bf16" : "float32", wrong.c_str());
     }

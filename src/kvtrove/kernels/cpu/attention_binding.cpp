@@ -17,7 +17,8 @@ Element element_named(std::string_view name) {
     if (name == "float16") return Element::float16;
     if (name == "bfloat16") return Element::bfloat16;
     if (name == "int8") return Element::int8;
-    throw std::invalid_argument("'" + std::string(name) + "' is not one of float32, float16, bfloat16, int8");
+    if (name == "int4") return Element::int4;
+    throw std::invalid_argument("'" + std::string(name) + "' is not one of float32, float16, bfloat16, int8, int4");
 }
 
 // A plane [num_blocks, ...] whose blocks are contiguous and hold `elements` of `bytes` bytes each.
@@ -38,7 +39,7 @@ attention::Plane plane_of(const char* name, const Bytes& array, std::int64_t ele
 attention::Rows rows_of(const Address& address) {
     auto* const data = reinterpret_cast<std::uint8_t*>(nb::cast<std::uintptr_t>(address[0]));
     const Element element = element_named(nb::cast<std::string_view>(address[2]));
-    if (element == Element::int8) throw std::invalid_argument("queries, keys and values are floating-point numbers");
+    if (element > Element::bfloat16) throw std::invalid_argument("queries, keys and values are floating-point numbers");
     return {data, nb::cast<std::ptrdiff_t>(address[1]), element};
 }
 
@@ -76,12 +77,17 @@ attention::Side BoundLayer::side_of(const nb::dict& fields) {
     attention::Side side;
     side.stored = element_named(nb::cast<std::string_view>(fields["stored"]));
     side.tiled = nb::cast<bool>(fields["tiled"]), side.dim = nb::cast<int>(fields["dim"]);
+    side.turned = nb::cast<bool>(fields["turned"]);
     check_side(side);
     const std::int64_t vectors = std::int64_t{layer.kv_heads} * layer.block_size;
-    side.data = plane_of("data", array(fields, "data"), vectors * side.dim, attention::bytes_of(side.stored));
-    if (side.stored != Element::int8) return side;
-    if (fields["scale"].is_none()) throw std::invalid_argument("int8 needs a plane scale");
-    side.scale = plane_of("scale", array(fields, "scale"), vectors, 2);
+    const std::size_t bytes = attention::bytes_of(side.stored);
+    side.data = plane_of("data", array(fields, "data"), vectors * side.vector_bytes() / bytes, bytes);
+    const auto numbers = [&](const char* name) {
+        if (fields[name].is_none()) throw std::invalid_argument("such a side needs a plane " + std::string(name));
+        return plane_of(name, array(fields, name), vectors, 2);
+    };
+    if (side.stored > Element::bfloat16) side.scale = numbers("scale");
+    if (side.stored == Element::int4) side.zero = numbers("zero");
     return side;
 }
 
@@ -98,10 +104,12 @@ void BoundLayer::check_side(const attention::Side& side) const {
         throw std::invalid_argument("dim: " + std::to_string(side.dim) + " is not a multiple of 8 up to " +
                                     std::to_string(attention::kMaxDim));
     }
-    if (side.tiled && layer.block_size % attention::kTile) {
+    if ((side.tiled || side.stored == Element::int4) && layer.block_size % attention::kTile) {
         throw std::invalid_argument("block_size: " + std::to_string(layer.block_size) +
                                     " is no multiple of 16, as a tiled layout needs");
     }
+    if (side.stored == Element::int4 && !side.tiled) throw std::invalid_argument("int4 is read in tiles alone");
+    if (side.turned && side.stored <= Element::bfloat16) throw std::invalid_argument("numbers are turned before they become codes");
 }
 
 BoundBatch::BoundBatch(const Numbers& query_start, const Numbers& start, const Table& block_table, const Numbers& slots)

@@ -198,14 +198,14 @@ class Desk:
             job.end(Outcome.TIMEOUT)
 
     def figures(
-        self, *, entries: int, nbytes: int, budget: int, notices: tuple[str, ...] = (), name: str = ""
+        self, name: str, *, entries: int, nbytes: int, budget: int, notices: tuple[str, ...] = ()
     ) -> TierFigures:
         with self._lock:
             recent, counts, errors = list(self._recent), self.counts.copy(), dict(self.errors)
         seconds = sorted(took for _, took in recent)
         total = sum(seconds)
         return TierFigures(
-            name or self.name,
+            name,
             entries=entries,
             nbytes=nbytes,
             budget=budget,

@@ -9,10 +9,10 @@ import errno
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from kvtrove.config import ConfigError
+from kvtrove.kv.evicted import EvictedKeys
 from kvtrove.kv.tiers.files import Files
 from kvtrove.kv.tiers.layout import (
     LOCK_FILE,
@@ -26,14 +26,12 @@ from kvtrove.kv.tiers.layout import (
 )
 from kvtrove.kv.tiers.segment import ROWS, Place, Segment
 
-REMEMBERED = 32_768
-"""Evicted keys of which `reason` knows when they left."""
-
 
 class Directory:
     """A tier's directory, opened by its one writer or by a reader.
 
-    entries: key -> where its row is. touched: keys that were read since they were written. Its methods may be called by
+    entries: key -> where its row is. touched: keys that were read since they were written. evicted: those that left to
+    make room. Its methods may be called by
     any thread. ConfigError for a directory that is none of a tier, or that cannot be made.
     """
 
@@ -44,8 +42,7 @@ class Directory:
         self.touched: set[bytes] = set()
         self.segments: dict[int, Segment] = {}  # by number, oldest first
         self.notices: list[str] = []
-        self._clock = clock
-        self._left: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # key -> why and when it left
+        self.evicted = EvictedKeys(clock=clock)
         self._lock = threading.RLock()
         self._held = self._take(write)
         self.is_writer = self._held is not None
@@ -59,13 +56,6 @@ class Directory:
     def nbytes(self) -> int:
         """Bytes of all files."""
         return sum(segment.nbytes for segment in list(self.segments.values()))
-
-    def reason(self, key: bytes) -> str | None:
-        left = self._left.get(key)
-        if left is None:
-            return None
-        minutes, seconds = divmod(int(self._clock() - left[1]), 60)
-        return f"{left[0]} {f'{minutes} min' if minutes else f'{seconds} s'} ago"
 
     def is_gone(self) -> bool:
         """Whether the directory is not there any more, or another one has its name."""
@@ -82,19 +72,14 @@ class Directory:
             self._unlink(record.key)
             self.entries[record.key] = Place(segment, record.offset, record.length, record.crc)
             segment.live += entry_bytes(record.length)
-            self._left.pop(record.key, None)
 
-    def drop(self, key: bytes, place: Place | None = None, why: str = "") -> Place | None:
+    def drop(self, key: bytes, place: Place | None = None) -> Place | None:
         """Forget a key; with `place`, only while it still lies there. The place where it was, or None."""
         with self._lock:
             found = self.entries.get(key)
             if found is None or (place is not None and found != place):
                 return None
             self._unlink(key)
-            if why:
-                self._left[key] = why, self._clock()
-                if len(self._left) > REMEMBERED:
-                    self._left.popitem(last=False)
             return found
 
     def rows_of(self, segment: Segment) -> list[tuple[bytes, Place]]:
@@ -110,15 +95,11 @@ class Directory:
         self.segments[number] = segment
         return segment
 
-    def remove(self, segment: Segment, why: str) -> int:
+    def remove(self, segment: Segment) -> int:
         """Delete a segment; how many rows were still found in it."""
-        with self._lock:
-            lost = [key for key, place in self.entries.items() if place.segment is segment]
-            for key in lost:
-                self.drop(key, why=why)
-            self.segments.pop(segment.number, None)
+        lost = self._evict(segment)
         segment.remove()
-        return len(lost)
+        return lost
 
     def forget_all(self) -> None:
         """Nothing is found any more; no file is touched but closed."""
@@ -134,10 +115,7 @@ class Directory:
         numbers = set(self._numbers())
         for number in sorted(set(self.segments) - numbers):
             segment = self.segments[number]
-            with self._lock:
-                for key, _ in self.rows_of(segment):
-                    self.drop(key, why=f"evicted from {self.path}")
-                del self.segments[number]
+            self._evict(segment)
             segment.close()
         for number in sorted(numbers):
             if number in self.segments:
@@ -235,6 +213,15 @@ class Directory:
                 place = self.entries.get(record.key)
                 if place is not None and place.segment is segment and place.offset == record.offset:
                     self.drop(record.key)
+
+    def _evict(self, segment: Segment) -> int:
+        with self._lock:
+            lost = self.rows_of(segment)
+            for key, _ in lost:
+                self._unlink(key)
+                self.evicted.add(key)
+            self.segments.pop(segment.number, None)
+        return len(lost)
 
     def _unlink(self, key: bytes) -> None:
         place = self.entries.pop(key, None)

@@ -11,12 +11,11 @@ import errno
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from kvtrove.kernels import crc32c
+from kvtrove.kv.tiers.admission import Admission, Admit
 from kvtrove.kv.tiers.desk import Desk, Job, Lane
 from kvtrove.kv.tiers.directory import Directory
 from kvtrove.kv.tiers.disk_log import DiskLog, Durability
@@ -25,7 +24,7 @@ from kvtrove.kv.tiers.files import Files
 from kvtrove.kv.tiers.health import Health
 from kvtrove.kv.tiers.layout import HEADER_BYTES, Kind, entry_bytes, format_field, read_header
 from kvtrove.kv.tiers.segment import Place
-from kvtrove.kv.tiers.store import Found, Outcome, Ticket, TierFigures
+from kvtrove.kv.tiers.store import Found, Outcome, Ticket, TierFigures, evicted_reason
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +32,6 @@ READERS = 4  # threads
 RUN_BYTES = 4 << 20  # read at once at most, unless one row is longer
 REFRESH_SECONDS = 1.0  # after which a reader of another's directory looks for what is new
 CLOSE_SECONDS = 5.0
-ONCE_SEEN = 65_536
-"""Keys whose first `put` is remembered, with `admit="second"`."""
 
 Run = list[tuple[int, Place]]
 """Neighbours on the disk: (index of the ticket's key, where its row is)."""
@@ -52,7 +49,7 @@ class DiskSettings:
     path: str
     size: int
     durability: Durability = "relaxed"
-    admit: Literal["first", "second"] = "first"
+    admit: Admit = "first"
     timeout: float = 2.0
     in_flight: int = 64 << 20
     read_only: bool = False
@@ -81,16 +78,20 @@ class DiskStore:
             log.warning("%s", notice)
         self._lane = Lane(f"{self.name} reader", READERS)
         self._scratch = threading.local()
-        self._once_seen: OrderedDict[bytes, None] = OrderedDict()
+        self._admission = Admission(settings.admit)
         self._refreshed = time.monotonic()
         self._is_gone = False
         self._writer: DiskWriter | None = None
         if self._directory.is_writer:
-            appender = DiskLog(
-                self._directory, settings.durability, settings.segment_bytes, self._format, self._fingerprint
-            )
             self._writer = DiskWriter(
-                self._directory, appender, self._desk, self._writes, settings.size, self._directory_is_gone
+                self._directory,
+                DiskLog(self._directory, settings.durability, settings.segment_bytes),
+                self._desk,
+                self._writes,
+                budget=settings.size,
+                format_id=self._format,
+                fingerprint=self._fingerprint,
+                on_gone=self._directory_is_gone,
             )
 
     @property
@@ -146,7 +147,7 @@ class DiskStore:
         for key in keys:
             if self._writer is not None:
                 self._writer.cancel(key)
-            place = self._directory.drop(key, why="deleted")
+            place = self._directory.drop(key)
             if place is not None and self._writer is not None:
                 self._writer.forget(key, place, Kind.DELETED)
 
@@ -154,7 +155,7 @@ class DiskStore:
         return self._desk.poll()
 
     def reason(self, key: bytes) -> str | None:
-        return self._directory.reason(key)
+        return evicted_reason(self.name, self._directory.evicted.age(key))
 
     def figures(self) -> Sequence[TierFigures]:
         writer = self._writer
@@ -163,6 +164,7 @@ class DiskStore:
             notices = (*notices, f"tier disk, {self.settings.path}: an operation hangs")
         return (
             self._desk.figures(
+                self.name,
                 entries=len(self._directory.entries) + (len(writer.pending) if writer else 0),
                 nbytes=self._directory.nbytes + (writer.pending_bytes if writer else 0),
                 budget=self.settings.size,
@@ -195,13 +197,7 @@ class DiskStore:
             return False
         if key not in writer.pending and writer.pending_bytes + nbytes > self.settings.in_flight:
             return False
-        if self.settings.admit == "first" or key in self._once_seen:
-            self._once_seen.pop(key, None)
-            return True
-        self._once_seen[key] = None
-        if len(self._once_seen) > ONCE_SEEN:
-            self._once_seen.popitem(last=False)
-        return False
+        return self._admission.admits(key)
 
     def _read(self, job: Job, run: Run) -> None:
         """Read neighbours at once, verify and deliver each. In a thread."""
@@ -223,7 +219,7 @@ class DiskStore:
                 self._directory.touched.add(key)
                 job.deliver(i, row)
                 continue
-            if row is Outcome.CHECKSUM and self._directory.drop(key, place, "damaged on disk") and self._writer:
+            if row is Outcome.CHECKSUM and self._directory.drop(key, place) and self._writer:
                 self._writer.forget(key, place, Kind.QUARANTINED)
             job.settle(i, row)
 

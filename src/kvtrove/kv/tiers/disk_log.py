@@ -19,7 +19,7 @@ from typing import Literal
 
 from kvtrove.kv.tiers.directory import Directory
 from kvtrove.kv.tiers.files import Buffer
-from kvtrove.kv.tiers.layout import ALIGN, HEADER_BYTES, Header, Kind, Record, entry_bytes, now
+from kvtrove.kv.tiers.layout import ALIGN, HEADER_BYTES, Header, Kind, Record, entry_bytes, now, record_of
 from kvtrove.kv.tiers.segment import Place, Segment
 
 Durability = Literal["off", "relaxed", "strict"]
@@ -28,25 +28,21 @@ SYNC_SECONDS = 1.0
 SYNC_BYTES = 256 << 20  # written without a sync at most, with "relaxed"
 _PADDING = bytes(ALIGN)
 
-Row = tuple[bytes, Buffer, int]
-"""Key, content, its CRC-32C."""
+Row = tuple[Header, Buffer]
+"""Also of another model: what moves on keeps its header."""
 
 
 class DiskLog:
     """Appends to the newest segment, and to the indexes of all. One thread calls it; OSError is the caller's.
 
     active: the segment that rows go to; None before the first. segment_bytes: at which a segment is full.
-    format_id, fingerprint: 32 bytes each, for the headers.
     """
 
-    def __init__(
-        self, directory: Directory, durability: Durability, segment_bytes: int, format_id: bytes, fingerprint: bytes
-    ) -> None:
+    def __init__(self, directory: Directory, durability: Durability, segment_bytes: int) -> None:
         self.active: Segment | None = None
         self.segment_bytes = segment_bytes
         self._directory = directory
         self._durability = durability
-        self._format_id, self._fingerprint = format_id, fingerprint
         self._may_continue = True  # the last segment of an earlier run
         self._dirty: set[Segment] = set()  # with "relaxed": rows were written since the last sync
         self._unsynced: dict[Segment, list[Record]] = {}
@@ -70,16 +66,13 @@ class DiskLog:
     def append(self, rows: list[Row]) -> None:
         """Write rows that fit the active segment; they are found when this returns."""
         segment = self.active or self.roll()
-        written = now()
         buffers: list[Buffer] = []
         records: list[Record] = []
         offset = segment.size
-        for key, content, crc in rows:
-            nbytes = len(content)
-            header = Header(key, nbytes, crc, self._format_id, self._fingerprint, written)
-            entry = entry_bytes(nbytes)
-            buffers += [header.pack(), content, _PADDING[: entry - HEADER_BYTES - nbytes]]
-            records.append(Record(Kind.ROW, key, offset, nbytes, crc, written))
+        for header, content in rows:
+            entry = entry_bytes(header.length)
+            buffers += [header.pack(), content, _PADDING[: entry - HEADER_BYTES - header.length]]
+            records.append(record_of(header, offset))
             offset += entry
         self._unsynced_bytes += offset - segment.size
         segment.append_rows(buffers, offset - segment.size)

@@ -18,7 +18,7 @@ from kvtrove.kv.tiers.desk import Desk, Job
 from kvtrove.kv.tiers.directory import Directory
 from kvtrove.kv.tiers.disk_log import SYNC_SECONDS, DiskLog, Row
 from kvtrove.kv.tiers.health import Health
-from kvtrove.kv.tiers.layout import HEADER_BYTES, RECORD_BYTES, Kind, entry_bytes, read_header
+from kvtrove.kv.tiers.layout import HEADER_BYTES, RECORD_BYTES, Header, Kind, entry_bytes, now, read_header
 from kvtrove.kv.tiers.segment import Place, Segment
 from kvtrove.kv.tiers.store import Outcome
 
@@ -58,12 +58,21 @@ Item = Pending | Forget | None
 class DiskWriter:
     """Writes in batches, evicts whole segments, and keeps within `budget` bytes.
 
-    pending: rows that `put` has handed over; they can be read from there meanwhile. on_gone: called when the directory
-    is not there any more.
+    pending: rows that `put` has handed over; they can be read from there meanwhile. format_id, fingerprint: 32 bytes
+    each, for the headers. on_gone: called when the directory is not there any more.
     """
 
     def __init__(
-        self, directory: Directory, log: DiskLog, desk: Desk, health: Health, budget: int, on_gone: Callable[[], None]
+        self,
+        directory: Directory,
+        log: DiskLog,
+        desk: Desk,
+        health: Health,
+        *,
+        budget: int,
+        format_id: bytes,
+        fingerprint: bytes,
+        on_gone: Callable[[], None],
     ) -> None:
         self.pending: dict[bytes, Pending] = {}
         self.pending_bytes = 0  # of entries and their records
@@ -72,6 +81,7 @@ class DiskWriter:
         self._desk = desk
         self._health = health
         self._budget = budget
+        self._format_id, self._fingerprint = format_id, fingerprint
         self._on_gone = on_gone
         self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -163,11 +173,11 @@ class DiskWriter:
                 self._log.forget(item.kind, item.key, item.place)
         rows = [item for item in batch if isinstance(item, Pending) and self.pending.get(item.key) is item]
         for part in self._parts(rows):
-            self._append([(row.key, row.content, crc32c(row.content)) for row in part])
+            self._append([(self._header(row), row.content) for row in part])
             self._written(part)
         for segment in list(self._directory.segments.values()):
             if segment.size and not segment.live and segment is not self._log.active:
-                self._remove(segment, "deleted")
+                self._remove(segment)
 
     def _parts(self, rows: list[Pending]) -> Iterator[list[Pending]]:
         """Cut a batch where a segment is full. A row that is longer than a segment has one for itself."""
@@ -183,6 +193,10 @@ class DiskWriter:
             room -= row.entry
         if part:
             yield part
+
+    def _header(self, row: Pending) -> Header:
+        content = row.content
+        return Header(row.key, len(content), crc32c(content), self._format_id, self._fingerprint, now())
 
     def _append(self, rows: list[Row]) -> None:
         try:
@@ -228,7 +242,7 @@ class DiskWriter:
             if self._log.room < self._log.segment_bytes // 2:
                 self._log.roll()
             self._log.append(kept)
-        self._remove(victim, f"evicted from {self._desk.name}")
+        self._remove(victim)
         return True
 
     def _survivors(self, segment: Segment, *, everything: bool) -> Iterator[list[Row]]:
@@ -244,7 +258,7 @@ class DiskWriter:
             row, header = content[HEADER_BYTES:], read_header(content)
             if count < content.nbytes or header is None or header.key != key or crc32c(row) != place.crc:
                 continue
-            kept.append((key, row, place.crc))
+            kept.append((header, row))
             room, nbytes = room - cost, nbytes + cost
             if nbytes >= BATCH_BYTES:
                 yield kept
@@ -252,9 +266,9 @@ class DiskWriter:
         if kept:
             yield kept
 
-    def _remove(self, segment: Segment, why: str) -> None:
+    def _remove(self, segment: Segment) -> None:
         self._log.let_go(segment)
-        self._desk.count("evicted", self._directory.remove(segment, why))
+        self._desk.count("evicted", self._directory.remove(segment))
 
     # ---- pending rows ----
 

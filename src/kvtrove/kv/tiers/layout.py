@@ -81,6 +81,11 @@ class Record:
         return head + crc32c(head).to_bytes(4, "little")
 
 
+def record_of(header: Header, offset: int) -> Record:
+    """The record of an entry."""
+    return Record(Kind.ROW, header.key, offset, header.length, header.crc, min(header.written, 0xFFFFFFFF))
+
+
 def now() -> int:
     """The wall clock for `written`, wherever it has jumped to."""
     return min(max(int(time.time()), 0), 0xFFFFFFFF)

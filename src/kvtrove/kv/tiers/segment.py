@@ -13,12 +13,11 @@ from kvtrove.kv.tiers.layout import (
     ALIGN,
     HEADER_BYTES,
     RECORD_BYTES,
-    Header,
-    Kind,
     Record,
     entry_bytes,
     read_header,
     read_records,
+    record_of,
 )
 
 ROWS, INDEX = ".rows", ".index"
@@ -216,7 +215,7 @@ class Segment:
             while header is not None and at + entry_bytes(header.length) <= content.nbytes:
                 if crc32c(content[at + HEADER_BYTES : at + HEADER_BYTES + header.length]) != header.crc:
                     return
-                yield _record(header, offset + at)
+                yield record_of(header, offset + at)
                 at += entry_bytes(header.length)
                 header = read_header(content[at:])
             offset += at
@@ -226,10 +225,6 @@ class Segment:
             if handle is not None:
                 self._files.close(handle)
         self._rows = self._index = None
-
-
-def _record(header: Header, offset: int) -> Record:
-    return Record(Kind.ROW, header.key, offset, header.length, header.crc, header.written)
 
 
 def _first_beyond(records: list[Record], end: int) -> int:

@@ -142,6 +142,14 @@ class BlockStore(Protocol):
         ...
 
 
+def evicted_reason(name: str, age: float | None) -> str | None:
+    """ "evicted from disk 12 min ago". age: seconds since then, None when that is not known."""
+    if age is None:
+        return None
+    minutes, seconds = divmod(int(age), 60)
+    return f"evicted from {name} {f'{minutes} min' if minutes else f'{seconds} s'} ago"
+
+
 def group_key(key: bytes, group: int) -> bytes:
     """The key of a group's row: chain keys are equal for all groups of a position. Group 0 has the chain's own."""
     return key[:-2] + (int.from_bytes(key[-2:], "big") ^ group).to_bytes(2, "big")

@@ -68,7 +68,7 @@ private:
         }
     }
 
-    Lines run_[4 * (kChunk / kTile)];
+    Lines run_[6 * (kChunk / kTile)];
     int runs_ = 0, now_ = 0;
     const std::uint8_t* at_ = nullptr;
     std::int64_t left_ = 0, lines_ = 0, work_ = 1, per_byte_ = 0, due_ = 0;

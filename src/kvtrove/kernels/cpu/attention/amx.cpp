@@ -1,4 +1,4 @@
-// AMX: keys or values of bf16 and int8 in tiled layout are multiplied on tiles, everything else is AVX-512.
+// AMX: keys or values of bf16, int8 and int4 in tiled layout are multiplied on tiles, everything else is AVX-512.
 //
 // With KVTROVE_EMULATE_AMX no instruction beyond the compiler's baseline is used: sixteen lanes in plain C++.
 #if defined(__x86_64__)
@@ -14,6 +14,7 @@
 
 #include "../tiles.h"
 #include "convert.h"
+#include "turn.h"
 #include "work.h"
 
 #define INLINE [[gnu::always_inline]] inline
@@ -60,7 +61,11 @@ template <class Use>
 void with_keys(const Step& step, Configuration& registers, const Use& use) {
     if (!on_tiles(step.layer.k, step)) return with_vector_keys(step.layer.k, use);
     if (step.layer.k.stored == Element::int8) {
-        Int8Keys keys(step, registers);
+        ByteKeys<false> keys(step, registers);
+        return use(keys);
+    }
+    if (step.layer.k.stored == Element::int4) {
+        ByteKeys<true> keys(step, registers);
         return use(keys);
     }
     Bfloat16Keys keys(step, registers);
@@ -71,7 +76,11 @@ template <class Use>
 void with_values(const Step& step, Configuration& registers, const Use& use) {
     if (!on_tiles(step.layer.v, step)) return with_vector_values(step.layer.v, use);
     if (step.layer.v.stored == Element::int8) {
-        Int8Values values(step, registers);
+        ByteValues<false> values(step, registers);
+        return use(values);
+    }
+    if (step.layer.v.stored == Element::int4) {
+        ByteValues<true> values(step, registers);
         return use(values);
     }
     Bfloat16Values values(step, registers);

@@ -15,20 +15,6 @@
 
 constexpr int kSumTiles = 4;
 
-template <int I>
-using Number = std::integral_constant<int, I>;
-
-template <class F, int... I>
-INLINE void each_of(F&& f, std::integer_sequence<int, I...>) {
-    (f(Number<I>{}), ...);
-}
-
-// f(0), ..., f(Count - 1), unrolled: numbers of registers are constants.
-template <int Count, class F>
-INLINE void each(F&& f) {
-    each_of(f, std::make_integer_sequence<int, Count>{});
-}
-
 struct Bfloat16Tiles {
     template <int C, int A, int B>
     INLINE static void dot() { tiles::dot_bf16<C, A, B>(); }

@@ -6,25 +6,26 @@
 // a piece that nobody reads have weight zero, which adds nothing. int8 gives the same whole numbers as on vectors, hence
 // the same bits.
 
-// Tokens of V that one product takes.
+// Tokens of V that one product takes. int4 becomes int8 in memory of its own, where blocks do not matter.
 inline int piece_of(const Layer& layer) {
     int piece = tiles::kRowBytes / static_cast<int>(bytes_of(layer.v.stored));
-    while (layer.block_size % piece) piece /= 2;
+    while (layer.v.stored != Element::int4 && layer.block_size % piece) piece /= 2;
     return piece;
 }
 
 // How many products a vector of K takes: its elements in equal steps that tiles hold.
 inline int steps_of(const Side& side) {
-    const int row_bytes = static_cast<int>(side.vector_bytes());
+    const int row_bytes = side.dim * static_cast<int>(bytes_of(side.stored));
     int steps = 1;
     while (row_bytes / steps > tiles::kRowBytes || row_bytes % (4 * steps)) ++steps;
     return steps;
 }
 
-// Whether products of a side take tiles. A single row is no work for them; of int8, vectors give the same bits.
+// Whether products of a side take tiles. A single row is no work for them; of int8 and int4, vectors give the same bits.
 inline bool on_tiles(const Side& side, const Step& step) {
     if (!side.tiled) return false;
-    return side.stored == Element::bfloat16 || (side.stored == Element::int8 && step.max_rows > 1);
+    if (side.stored == Element::bfloat16) return true;
+    return (side.stored == Element::int8 || side.stored == Element::int4) && step.max_rows > 1;
 }
 
 // The registers as one pass after the other needs them.
@@ -32,7 +33,7 @@ class Configuration {
 public:
     explicit Configuration(const Step& step) {
         const Layer& layer = step.layer;
-        if (on_tiles(layer.k, step)) key_bytes_ = static_cast<int>(layer.k.vector_bytes()) / steps_of(layer.k);
+        if (on_tiles(layer.k, step)) key_bytes_ = layer.k.dim * static_cast<int>(bytes_of(layer.k.stored)) / steps_of(layer.k);
         if (on_tiles(layer.v, step)) value_bytes_ = piece_of(layer) * static_cast<int>(bytes_of(layer.v.stored));
     }
     Configuration(const Configuration&) = delete;
@@ -71,15 +72,16 @@ struct RowTiles {
     }
 };
 
-// Products of queries with K, as numbers of 32 bits in pass.work.scores: rows of the first plane, then of the second.
+// Products of queries with K, as numbers of 32 bits in pass.work.scores: rows of the first plane, then of the second. keys:
+// where each of the chunk's slots lies.
 template <class Format>
-void multiply_keys(const Pass& pass, const Chunk& chunk, const RowTiles& rows, int row_bytes, int steps, Ahead& ahead) {
+void multiply_keys(const Pass& pass, const std::uint8_t* const* keys, int count, const RowTiles& rows, int row_bytes, int steps, Ahead& ahead) {
     const int step_bytes = row_bytes / steps, tile_bytes = step_bytes / 4 * tiles::kRowBytes;
-    cover<kSumTiles>(rows.tiles, chunk.count, [&](auto r, auto n, int row_tile, int slot) {
+    cover<kSumTiles>(rows.tiles, count, [&](auto r, auto n, int row_tile, int slot) {
         constexpr int R = decltype(r)::value, N = decltype(n)::value;
         each<R * N>([](auto sum) { tiles::zero<decltype(sum)::value>(); });
         const std::uint8_t* first[N];
-        std::copy(chunk.k.data + slot, chunk.k.data + slot + N, first);
+        std::copy(keys + slot, keys + slot + N, first);
         multiply<Format, KeyRegisters, R, N>(
             rows.left(pass.work.q, row_tile, row_bytes, step_bytes), steps, tiles::kRowBytes, row_tile ? 0 : tile_bytes, ahead,
             [&](int i, int column) { return first[column] + static_cast<std::ptrdiff_t>(i) * tile_bytes; });
@@ -143,7 +145,7 @@ struct Bfloat16Keys final : Keys {
     void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
         const RowTiles rows(planes * pass.rows);
         registers.use(rows.size);
-        multiply_keys<Bfloat16Tiles>(pass, chunk, rows, pass.layer.k.dim * 2, steps, ahead);
+        multiply_keys<Bfloat16Tiles>(pass, chunk.k.data, chunk.count, rows, pass.layer.k.dim * 2, steps, ahead);
     }
 
     F score(const Pass& pass, const Chunk& chunk, int r) const override {
@@ -209,11 +211,24 @@ struct Bfloat16Values final : Values {
 // 128 * high + low
 INLINE I join(const std::int32_t* high, const std::int32_t* low) { return (I)(((U)load(high) << 7) + (U)load(low)); }
 
-struct Int8Keys final : Keys {
+// Codes of four bits as bytes: `rows` of `columns` quads become as many of the lower codes, stride apart, and of the upper
+// ones, `upper` behind them.
+inline void widen_codes(const std::uint8_t* from, int rows, int columns, std::ptrdiff_t stride, std::ptrdiff_t upper, std::uint8_t* to) {
+    for (int row = 0; row < rows; ++row, to += stride)
+        for (int c = 0; c < columns; c += W, from += 4 * W) {
+            const I both = load(reinterpret_cast<const std::int32_t*>(from));
+            store(reinterpret_cast<std::int32_t*>(to + 4 * c), both & 0x0F0F0F0F);
+            store(reinterpret_cast<std::int32_t*>(to + 4 * c + upper), both >> 4 & 0x0F0F0F0F);
+        }
+}
+
+// Keys of int8, or with `Zero` of int4.
+template <bool Zero>
+struct ByteKeys final : Keys {
     Configuration& registers;
     int steps;
 
-    Int8Keys(const Step& step, Configuration& registers) : registers(registers), steps(steps_of(step.layer.k)) {}
+    ByteKeys(const Step& step, Configuration& registers) : registers(registers), steps(steps_of(step.layer.k)) {}
 
     void take_queries(Pass& pass) override {
         const int dim = pass.layer.k.dim, rows = 2 * pass.rows;
@@ -221,7 +236,7 @@ struct Int8Keys final : Keys {
         std::fill(bytes + rows * dim, bytes + RowTiles(rows).padded() * dim, std::int8_t{0});
         for (int r = 0; r < pass.rows; ++r) {
             std::int8_t *high = bytes + r * dim, *low = high + pass.rows * dim;
-            pass.work.q_scale[r] = whole_row(pass, r, [&](int d, I whole) __attribute__((always_inline)) {
+            whole_row(pass, r, [&](int d, I whole) __attribute__((always_inline)) {
                 const I upper = (whole + 64) >> 7;
                 store_bytes(high + d, upper), store_bytes(low + d, whole - (upper << 7));
             });
@@ -230,51 +245,76 @@ struct Int8Keys final : Keys {
 
     void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
         const RowTiles rows(2 * pass.rows);
+        const int dim = pass.layer.k.dim;
+        const std::uint8_t* widened[kChunk / kTile];
+        const std::uint8_t* const* keys = chunk.k.data;
+        if constexpr (Zero) {
+            auto* to = reinterpret_cast<std::uint8_t*>(pass.work.tiles);
+            for (int i = 0; i < chunk.count; ++i, to += kTile * dim) {
+                widen_codes(chunk.k.data[i], dim / 8, kTile, 4 * kTile, kTile * dim / 2, to);
+                widened[i] = to;
+                ahead.ask(kTile * dim / 2);
+            }
+            keys = widened;
+        }
         registers.use(rows.size);
-        multiply_keys<Int8Tiles>(pass, chunk, rows, pass.layer.k.dim, steps, ahead);
-        load_scales(pass, chunk, pass.layer.k, chunk.k, pass.work.k_scale);
+        multiply_keys<Int8Tiles>(pass, keys, chunk.count, rows, dim, steps, ahead);
+        load_scales(pass, chunk, pass.layer.k, chunk.k, pass.work.k_scale, pass.work.k_zero);
     }
 
     F score(const Pass& pass, const Chunk& chunk, int r) const override {
-        float* scores = pass.scores(r);
-        const auto *high = reinterpret_cast<const std::int32_t*>(scores);
-        const auto *low = reinterpret_cast<const std::int32_t*>(pass.scores(pass.rows + r));
-        const F factor = all(pass.work.q_scale[r]);
-        return score_row(scores, chunk.count * kTile, [&](int j) __attribute__((always_inline)) {
-            return __builtin_convertvector(join(high + j, low + j), F) * (factor * load(pass.work.k_scale + j));
-        });
+        const auto* high = reinterpret_cast<const std::int32_t*>(pass.scores(r));
+        const auto* low = reinterpret_cast<const std::int32_t*>(pass.scores(pass.rows + r));
+        return score_whole<Zero>(pass, chunk, r,
+                                 [&](int j) __attribute__((always_inline)) { return join(high + j, low + j); });
     }
 };
 
-struct Int8Values final : Values {
+// Values of int8, or with `Zero` of int4.
+template <bool Zero>
+struct ByteValues final : Values {
     Configuration& registers;
 
-    Int8Values(const Step& step, Configuration& registers) : Values(piece_of(step.layer)), registers(registers) {}
+    const int together;  // tokens of a product
+
+    ByteValues(const Step& step, Configuration& registers)
+        : Values(Zero ? kTile : piece_of(step.layer)), registers(registers), together(piece_of(step.layer)) {}
 
     void prepare(Pass& pass, const Chunk& chunk) override {
-        load_scales(pass, chunk, pass.layer.v, chunk.v, pass.work.v_scale);
+        load_scales(pass, chunk, pass.layer.v, chunk.v, pass.work.v_scale, pass.work.v_zero);
     }
 
     float weigh(Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) override {
         auto* high = reinterpret_cast<std::int8_t*>(pass.work.weights) + r * kChunk;
         auto* low = high + pass.rows * kChunk;
-        return weigh_whole(pass.work, r, pass.scores(r), chunk.count * kTile, most, ahead,
-                           [&](int j, I whole) __attribute__((always_inline)) {
+        const int count = chunk.count * kTile;
+        for (int j = count; Zero && j % together; j += kTile) store_bytes(high + j, I{}), store_bytes(low + j, I{});
+        return weigh_whole<Zero>(pass.work, r, pass.scores(r), count, most, ahead,
+                                 [&](int j, I whole) __attribute__((always_inline)) {
             store_bytes(high + j, whole >> 7), store_bytes(low + j, whole & 127);
         });
     }
 
     void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
         const std::uint8_t* pieces[kChunk / kTile];
-        const int slots = piece / kTile, count = chunk.count / slots, dim = pass.layer.v.dim;
-        for (int i = 0; i < count; ++i) pieces[i] = chunk.v.data[i * slots];
+        const int slots = together / kTile, count = (chunk.count + slots - 1) / slots, dim = pass.layer.v.dim;
+        if constexpr (Zero) {
+            auto* const to = reinterpret_cast<std::uint8_t*>(pass.work.tiles);
+            for (int i = 0; i < chunk.count; ++i) {
+                widen_codes(chunk.v.data[i], kTile / 4, dim / 2, 4 * dim, 2 * dim, to + i * kTile * dim);
+                ahead.ask(kTile * dim / 2);
+            }
+            for (int i = 0; i < count; ++i) pieces[i] = to + i * together * dim;
+        } else {
+            for (int i = 0; i < count; ++i) pieces[i] = chunk.v.data[i * slots];
+        }
         const RowTiles rows(2 * pass.rows);
         registers.use(rows.size);
-        multiply_values<Int8Tiles, true>(pass, rows, pass.work.exact, kChunk, pieces, count, piece, ahead);
+        multiply_values<Int8Tiles, true>(pass, rows, pass.work.exact, kChunk, pieces, count, together, ahead);
         const auto* exact = reinterpret_cast<const std::int32_t*>(pass.work.exact);
         for (int r = 0; r < pass.rows; ++r) {
             const std::int32_t *high = exact + r * dim, *low = high + pass.rows * dim;
-            add_exact(pass, r, [&](int d) __attribute__((always_inline)) { return join(high + d, low + d); });
+            add_exact<Zero>(pass, r, [&](int d) __attribute__((always_inline)) { return join(high + d, low + d); });
         }
     }
 };

@@ -23,10 +23,11 @@ constexpr int kChunk = 256;      // tokens whose scores are held at once
 constexpr int kSplit = 512;      // tokens of a work item
 constexpr int kMaxDim = 512;     // largest vector; every one is a multiple of 8
 
-enum class Element : std::uint8_t { float32, float16, bfloat16, int8 };
+enum class Element : std::uint8_t { float32, float16, bfloat16, int8, int4 };
 
+// Of what stands in memory as a number of its own: codes of int4 lie in bytes.
 inline std::size_t bytes_of(Element element) {
-    return element == Element::float32 ? 4 : element == Element::int8 ? 1 : 2;
+    return element == Element::float32 ? 4 : element == Element::int8 || element == Element::int4 ? 1 : 2;
 }
 
 // One plane of the arena: block b begins at data + b * block_stride bytes and is contiguous.
@@ -50,14 +51,18 @@ struct Reach {
 // Keys or values of a layer. Layouts inside a block, with pack = 1, 2 or 4 elements of 4, 2 or 1 bytes:
 //   tiled  keys [kv_heads][block_size / 16][dim / pack][16][pack]   values [kv_heads][block_size / pack][dim][pack]
 //   plain  keys, values [kv_heads][block_size][dim]
-// Scales of int8 are float16 [kv_heads][block_size].
+// A number of int8 is its scale times the integer, one of int4 its zero plus its scale times the code; both are float16
+// [kv_heads][block_size]. int4 lies as int8 of dim / 2 bytes does: byte j holds the codes of elements j and, in its upper
+// half, j + dim / 2.
 struct Side {
-    Plane data, scale;
+    Plane data, scale, zero;
     Element stored = Element::float32;
-    bool tiled = false;
+    bool tiled = false, turned = false;  // turned: see turn.h
     int dim = 0;
 
-    std::int64_t vector_bytes() const { return static_cast<std::int64_t>(dim * bytes_of(stored)); }
+    std::int64_t vector_bytes() const {
+        return static_cast<std::int64_t>(dim * bytes_of(stored)) / (stored == Element::int4 ? 2 : 1);
+    }
 };
 
 // What never changes about a layer. Queries have the size of keys, results that of values.

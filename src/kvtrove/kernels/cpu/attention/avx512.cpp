@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "convert.h"
+#include "turn.h"
 #include "work.h"
 
 #define INLINE [[gnu::always_inline]] inline

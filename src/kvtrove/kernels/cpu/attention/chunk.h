@@ -3,7 +3,7 @@
 
 // Where the slots of a chunk lie, for a side in tiled layout.
 struct Places {
-    const std::uint8_t *data[kChunk / kTile], *scale[kChunk / kTile];
+    const std::uint8_t *data[kChunk / kTile], *scale[kChunk / kTile], *zero[kChunk / kTile];
 };
 
 // Up to kChunk tokens of one split of one item.
@@ -104,6 +104,7 @@ private:
             const std::int64_t token = spot.token + j * kTile;
             places.data[slot + j] = spot.in(side.data) + token * side.vector_bytes();
             if (side.scale.data) places.scale[slot + j] = spot.in(side.scale) + token * kScaleBytes;
+            if (side.zero.data) places.zero[slot + j] = spot.in(side.zero) + token * kScaleBytes;
         }
     }
 
@@ -123,6 +124,7 @@ inline void look_ahead(Ahead& ahead, const Layer& layer, const Chunk& next, std:
     const auto add_side = [&](const Side& side, const Places& places) {
         if (!side.tiled) return;
         if (side.scale.data) add(places.scale, kScaleBytes);
+        if (side.zero.data) add(places.zero, kScaleBytes);
         add(places.data, side.vector_bytes());
     };
     if (next.item >= 0) add_side(layer.k, next.k), add_side(layer.v, next.v);

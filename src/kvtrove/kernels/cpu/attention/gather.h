@@ -57,7 +57,7 @@ struct Reading {
     using Format = Lanes;
     using T = typename Lanes::T;
     static constexpr bool kTiled = Tiled;
-    static constexpr bool kQuantised = std::is_same_v<Lanes, Int8>;
+    static constexpr bool kQuantised = std::is_base_of_v<Int8, Lanes>, kZero = std::is_same_v<Lanes, Int4>;
 
     static const T* copy(const Blocks& blocks, const Side& side, const Slot& slot, bool keys, T* to) {
         return copy_plain<Lanes, Stored, Widen>(blocks, side, slot, keys, to);
@@ -68,6 +68,7 @@ using TiledFloat32 = Reading<Float32, true>;
 using TiledFloat16 = Reading<Float16, true>;
 using TiledBfloat16 = Reading<Bfloat16, true>;
 using TiledInt8 = Reading<Int8, true>;
+using TiledInt4 = Reading<Int4, true>;
 using PlainFloat32 = Reading<Float32, false>;
 using PlainFloat16 = Reading<Float32, false, std::uint16_t, float_of_float16>;
 using PlainBfloat16 = Reading<Float32, false, std::uint16_t, float_of_bfloat16>;

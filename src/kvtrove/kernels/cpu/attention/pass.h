@@ -6,12 +6,14 @@
 // Memory of one thread, carved out of one allocation.
 struct Workspace {
     float *q, *q_scale;        // [rows][dim] numbers (int8: pairs of 16-bit numbers), [rows]
+    float *q_total;            // int4: [rows], of a query's elements
     float *scores, *shrink;    // [products][kChunk], [rows]
     float *weights, *weight_scale;  // [rows][kChunk] of 16 bits, or two planes of bytes; [rows]
+    float *zeros;              // int4: [rows], what zeros of values add to each element
     float *exact;              // int8: [products][dim]
     float *best, *sum, *values;           // of the split: [rows], [rows], [rows][dim]
     float *all_best, *all_sum, *all_values;  // of the splits before it
-    float *k_scale, *v_scale;  // int8: [kChunk]
+    float *k_scale, *v_scale, *k_zero, *v_zero;  // int8, int4: [kChunk]
     float *tiles;              // copied tiles: a chunk of K, then one of V
 
     // Returns the floats needed. base: nullptr to ask only.
@@ -23,12 +25,12 @@ struct Workspace {
             part = base == nullptr ? nullptr : base + at;
             at += (count + 15) / 16 * 16;
         };
-        take(q, products * k_dim), take(q_scale, rows);
+        take(q, products * k_dim), take(q_scale, rows), take(q_total, rows);
         take(scores, products * kChunk), take(shrink, rows);
-        take(weights, products * kChunk / 2), take(weight_scale, rows), take(exact, products * v_dim);
+        take(weights, products * kChunk / 2), take(weight_scale, rows), take(zeros, rows), take(exact, products * v_dim);
         take(best, rows), take(sum, rows), take(values, products * v_dim);
         take(all_best, rows), take(all_sum, rows), take(all_values, rows * v_dim);
-        take(k_scale, kChunk), take(v_scale, kChunk);
+        take(k_scale, kChunk), take(v_scale, kChunk), take(k_zero, kChunk), take(v_zero, kChunk);
         take(tiles, kChunk * std::max(k_dim, v_dim));
         return at;
     }
@@ -93,15 +95,16 @@ inline const std::uint8_t* query(const Pass& pass, int r) {
     return q.data + token * q.stride + head * pass.layer.k.dim * bytes_of(q.element);
 }
 
-// row: [dim], q as it is.
+// row: [dim], q as it is, or turned as keys are.
 inline void load_row(const Pass& pass, int r, float* row) {
     floats_of(query(pass, r), pass.step.q.element, pass.layer.k.dim, row);
+    if (pass.layer.k.turned) turn(row, pass.layer.k.dim);
 }
 
-// q of row r times the factor of scores, as whole numbers up to kMostWhole: put(d, numbers) stores those from d on. Returns
-// what takes sums back.
+// q of row r times the factor of scores, as whole numbers up to kMostWhole: put(d, numbers) stores those from d on.
+// q_scale takes sums back.
 template <class Put>
-INLINE float whole_row(const Pass& pass, int r, const Put& put) {
+INLINE void whole_row(const Pass& pass, int r, const Put& put) {
     float row[kMaxDim];
     load_row(pass, r, row);
     const int dim = pass.layer.k.dim;
@@ -109,14 +112,34 @@ INLINE float whole_row(const Pass& pass, int r, const Put& put) {
     for (int d = 0; d < dim; d += W) most = larger(larger(load(row + d), F{} - load(row + d)), most);
     const float largest = largest_of(most);
     const F factor = all(kMostWhole / largest), magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds
-    for (int d = 0; d < dim; d += W) put(d, (I)(load(row + d) * factor + magic) - all(0x4B400000));
-    return largest / kMostWhole * score_factor(pass.layer);
+    I total = I{};
+    for (int d = 0; d < dim; d += W) {
+        const I whole = (I)(load(row + d) * factor + magic) - all(0x4B400000);
+        put(d, whole), total += whole;
+    }
+    pass.work.q_scale[r] = largest / kMostWhole * score_factor(pass.layer);
+    pass.work.q_total[r] = 0;
+    for (int i = 0; i < W; ++i) pass.work.q_total[r] += static_cast<float>(total[i]);
 }
 
-// Scales of all tokens in the chunk.
-inline void load_scales(const Pass& pass, const Chunk& chunk, const Side& side, const Places& places, float* to) {
-    for (int i = 0; i < chunk.count; ++i)
-        copy_scales(pass.blocks, side.scale, chunk.slots[i], side.tiled ? places.scale[i] : nullptr, to + i * kTile);
+// What products with keys of int8, or of int4 beside `Zero`, are worth: exact(j) from token j on.
+template <bool Zero, class Exact>
+INLINE F score_whole(const Pass& pass, const Chunk& chunk, int r, const Exact& exact) {
+    const Workspace& work = pass.work;
+    const F factor = all(work.q_scale[r]), total = all(work.q_scale[r] * work.q_total[r]);
+    return score_row(pass.scores(r), chunk.count * kTile, [&](int j) __attribute__((always_inline)) {
+        const F scaled = __builtin_convertvector(exact(j), F) * (factor * load(work.k_scale + j));
+        if constexpr (Zero) return scaled + total * load(work.k_zero + j);
+        else return scaled;
+    });
+}
+
+// Scales of all tokens in the chunk, and zeros of int4.
+inline void load_scales(const Pass& pass, const Chunk& chunk, const Side& side, const Places& places, float* scale, float* zero) {
+    for (int i = 0; i < chunk.count; ++i) {
+        copy_scales(pass.blocks, side.scale, chunk.slots[i], side.tiled ? places.scale[i] : nullptr, scale + i * kTile);
+        if (side.zero.data) copy_scales(pass.blocks, side.zero, chunk.slots[i], places.zero[i], zero + i * kTile);
+    }
 }
 
 // Caps a row of scores and hides the tokens that the row does not read.
@@ -142,28 +165,33 @@ INLINE void shrink_values(const Pass& pass, int r, float shrink) {
     for (int d = 0; d < pass.layer.v.dim; d += W) store(values + d, load(values + d) * all(shrink));
 }
 
-// weigh for V in int8: weights times the scales of values, as whole numbers that put(j, numbers) stores.
-template <class Put>
+// weigh for V in int8, or in int4 with `Zero`: weights times the scales of values, as whole numbers that put(j, numbers)
+// stores.
+template <bool Zero, class Put>
 INLINE float weigh_whole(const Workspace& work, int r, float* scores, int count, F most, Ahead& ahead, const Put& put) {
-    F most_scaled = F{};
+    F most_scaled = F{}, zeros = F{};
     const auto keep = [&](int j, F weights) __attribute__((always_inline)) {
         const F scaled = weights * load(work.v_scale + j);
         store(scores + j, scaled);
         most_scaled = larger(scaled, most_scaled);
+        if constexpr (Zero) zeros += weights * load(work.v_zero + j);
         return weights;
     };
     const float shrink = weigh_row(scores, count, most, work.best[r], work.sum[r], ahead, keep);
+    if constexpr (Zero) work.zeros[r] = sum_of(zeros);
     work.weight_scale[r] = quantise_row(scores, count, most_scaled, put);
     return shrink;
 }
 
 // Values of row r: what they were, shrunk, plus the products of whole numbers, exact(d) from d on.
-template <class Exact>
+template <bool Zero, class Exact>
 INLINE void add_exact(const Pass& pass, int r, const Exact& exact) {
     float* values = pass.values(r);
-    const F shrink = all(pass.work.shrink[r]), scale = all(pass.work.weight_scale[r]);
+    const F shrink = all(pass.work.shrink[r]), scale = all(pass.work.weight_scale[r]), zero = all(pass.work.zeros[r]);
     for (int d = 0; d < pass.layer.v.dim; d += W) {
-        store(values + d, load(values + d) * shrink + __builtin_convertvector(exact(d), F) * scale);
+        F sum = load(values + d) * shrink + __builtin_convertvector(exact(d), F) * scale;
+        if constexpr (Zero) sum += zero;
+        store(values + d, sum);
     }
 }
 
@@ -205,6 +233,7 @@ inline void write_out(const Pass& pass, float* best, float* sum, float* values) 
         float* row = values + static_cast<std::ptrdiff_t>(r) * dim;
         if (pass.layer.sink_logits) add_sink(pass.layer.sink_logits[head], best[r], sum[r], row, dim);
         for (int d = 0; d < dim; d += W) store(row + d, load(row + d) / all(sum[r]));
+        if (pass.layer.v.turned) turn_back(row, dim);
         from_floats(row, out.element, dim, out.data + token * out.stride + head * dim * bytes_of(out.element));
         if (pass.step.lse) pass.step.lse[token * pass.layer.num_heads + head] = (best[r] + std::log2(sum[r])) * kLn2;
     }

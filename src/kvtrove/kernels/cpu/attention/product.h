@@ -28,7 +28,7 @@ struct Left {
 template <class Format, int R, int N>
 void product_block(const Columns<Format>& columns, int column, const Left<Format>& left, int row, Ahead& ahead) {
     using Lanes = typename Format::Lanes;
-    constexpr int step_bytes = N * W * Format::kRows * sizeof(typename Format::T);
+    constexpr int step_bytes = N * W * Format::kBytes;
     constexpr int some = std::max<int>(1, 2048 / step_bytes);  // steps between what is asked ahead
     const std::ptrdiff_t width = columns.width, advance = columns.advance;
     const std::ptrdiff_t x_stride = left.x_stride, sums_stride = left.sums_stride;
@@ -47,18 +47,16 @@ void product_block(const Columns<Format>& columns, int column, const Left<Format
         for (int begin = 0, end = 0; begin < columns.steps[run]; begin = end) {
             end = std::min(begin + some, columns.steps[run]);
             if (row == 0) ahead.ask_in_place((end - begin) * step_bytes);
-            for (int step = begin; step < end; ++step, at += advance, x += 2) {
-                Lanes lanes[N];
-                for (int n = 0; n < N; ++n) lanes[n] = Format::even(tile[n] + at, width);
-                for (int r = 0; r < R; ++r) {
-                    const Lanes one = all((x)[r * x_stride]);
-                    for (int n = 0; n < N; ++n) sum[r][n] = Format::add(sum[r][n], one, lanes[n]);
-                }
-                for (int n = 0; n < N; ++n) lanes[n] = Format::odd(tile[n] + at, width);
-                for (int r = 0; r < R; ++r) {
-                    const Lanes one = all((x + 1)[r * x_stride]);
-                    for (int n = 0; n < N; ++n) sum[r][n] = Format::add(sum[r][n], one, lanes[n]);
-                }
+            for (int step = begin; step < end; ++step, at += advance, x += Format::kParts) {
+                each<Format::kParts>([&](auto part) __attribute__((always_inline)) {
+                    constexpr int p = decltype(part)::value;
+                    Lanes lanes[N];
+                    for (int n = 0; n < N; ++n) lanes[n] = Format::template part<p>(tile[n] + at, width);
+                    for (int r = 0; r < R; ++r) {
+                        const Lanes one = all((x + p)[r * x_stride]);
+                        for (int n = 0; n < N; ++n) sum[r][n] = Format::add(sum[r][n], one, lanes[n]);
+                    }
+                });
             }
         }
     }

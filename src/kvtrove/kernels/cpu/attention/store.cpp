@@ -5,6 +5,7 @@
 
 #include "../threads.h"
 #include "convert.h"
+#include "turn.h"
 
 namespace kvtrove::attention {
 
@@ -22,7 +23,7 @@ struct Place {
 Place place(const Layer& layer, const Side& side, std::int64_t slot, int head, bool keys) {
     const std::int64_t block = slot / layer.block_size, at = slot % layer.block_size;
     const int bytes = static_cast<int>(bytes_of(side.stored)), pack = side.tiled ? 4 / bytes : 1;
-    const std::int64_t dim = side.dim, of_head = static_cast<std::int64_t>(head) * layer.block_size * dim;
+    const std::int64_t dim = side.vector_bytes() / bytes, of_head = static_cast<std::int64_t>(head) * layer.block_size * dim;
     std::uint8_t* data = side.data.data + block * side.data.block_stride;
     if (!side.tiled) return {data + (of_head + at * dim) * bytes, 1, 1};
     if (keys) return {data + (of_head + at / kTile * kTile * dim + at % kTile * pack) * bytes, kTile * pack, pack};
@@ -53,6 +54,36 @@ std::uint16_t quantise(const float* from, int dim, std::int8_t* to) {
     return scale;
 }
 
+// Scale and zero of codes, packed into bytes; the same arithmetic as kv/formats/codes.py. Adding kRounds rounds to a whole
+// number, ties to even.
+struct Grid {
+    std::uint16_t scale, zero;
+};
+
+Grid quantise_codes(const float* from, int dim, std::uint8_t* to) {
+    constexpr float most = 15, least = 0x1p-24f, largest = 65504, kRounds = 12582912;
+    float low = from[0], high = from[0], codes[kMaxDim];
+    for (int d = 1; d < dim; ++d) low = std::min(low, from[d]), high = std::max(high, from[d]);
+    const auto encode = [&](float zero, float step) {
+        for (int d = 0; d < dim; ++d) codes[d] = std::clamp((from[d] - zero) / step + kRounds - kRounds, 0.0f, most);
+    };
+    encode(low, std::max((high - low) / most, least));
+    double total = 0, squares = 0, sums = 0, products = 0;
+    for (int d = 0; d < dim; ++d) {
+        const double code = codes[d], x = from[d];
+        total += code, squares += code * code, sums += x, products += x * code;
+    }
+    const double slope = (dim * products - total * sums) / std::max(dim * squares - total * total, 1.0);
+    const std::uint16_t scale = float16_of_float(std::clamp(static_cast<float>(slope), least, largest));
+    const double offset = (sums - static_cast<double>(float_of_float16(scale)) * total) / dim;
+    const std::uint16_t zero = float16_of_float(std::clamp(static_cast<float>(offset), -largest, largest));
+    encode(float_of_float16(zero), float_of_float16(scale));
+    for (int d = 0; d < dim / 2; ++d) {
+        to[d] = static_cast<std::uint8_t>(static_cast<int>(codes[d]) | static_cast<int>(codes[d + dim / 2]) << 4);
+    }
+    return {scale, zero};
+}
+
 float rounded(float x, Element element) {
     if (element == Element::bfloat16) return float_of_bfloat16(bfloat16_of_float(x));
     return element == Element::float16 ? float_of_float16(float16_of_float(x)) : x;
@@ -60,7 +91,7 @@ float rounded(float x, Element element) {
 
 // x: [2 * half or more]
 template <Element Of>
-void turn_as(float* x, const Rope& rope, std::int64_t token) {
+void rotate_as(float* x, const Rope& rope, std::int64_t token) {
     float cos[kMaxDim / 2], sin[kMaxDim / 2];
     const int half = rope.half;
     const std::size_t at = token * half * bytes_of(Of);
@@ -72,11 +103,11 @@ void turn_as(float* x, const Rope& rope, std::int64_t token) {
     }
 }
 
-void turn(float* x, const Rope& rope, std::int64_t token) {
+void rotate_vector(float* x, const Rope& rope, std::int64_t token) {
     switch (rope.element) {
-        case Element::bfloat16: return turn_as<Element::bfloat16>(x, rope, token);
-        case Element::float16: return turn_as<Element::float16>(x, rope, token);
-        default: return turn_as<Element::float32>(x, rope, token);
+        case Element::bfloat16: return rotate_as<Element::bfloat16>(x, rope, token);
+        case Element::float16: return rotate_as<Element::float16>(x, rope, token);
+        default: return rotate_as<Element::float32>(x, rope, token);
     }
 }
 
@@ -88,7 +119,13 @@ struct Vector {
     const Rope* rope;
 };
 
-void store_vector(const Side& side, const Vector& vector, const Place& to, std::uint16_t* scale) {
+// One scale or zero in a plane of them.
+std::uint16_t* number_of(const Layer& layer, const Plane& plane, std::int64_t slot, int head) {
+    auto* block = plane.data + slot / layer.block_size * plane.block_stride;
+    return reinterpret_cast<std::uint16_t*>(block) + head * layer.block_size + slot % layer.block_size;
+}
+
+void store_vector(const Layer& layer, const Side& side, const Vector& vector, std::int64_t slot, int head, bool keys) {
     const int dim = side.dim;
     const std::uint8_t* from = vector.data;
     float wide[kMaxDim];
@@ -96,16 +133,21 @@ void store_vector(const Side& side, const Vector& vector, const Place& to, std::
     const bool as_it_is = vector.element == side.stored && vector.rope == nullptr;
     if (!as_it_is || reinterpret_cast<std::uintptr_t>(from) % bytes_of(vector.element)) {
         floats_of(from, vector.element, dim, wide);
-        if (vector.rope) turn(wide, *vector.rope, vector.token);
+        if (vector.rope) rotate_vector(wide, *vector.rope, vector.token);
+        if (side.turned) turn(wide, dim);
         if (side.stored == Element::int8) {
-            *scale = quantise(wide, dim, reinterpret_cast<std::int8_t*>(narrow));
+            *number_of(layer, side.scale, slot, head) = quantise(wide, dim, reinterpret_cast<std::int8_t*>(narrow));
+        } else if (side.stored == Element::int4) {
+            const Grid grid = quantise_codes(wide, dim, narrow);
+            *number_of(layer, side.scale, slot, head) = grid.scale, *number_of(layer, side.zero, slot, head) = grid.zero;
         } else {
             from_floats(wide, side.stored, dim, narrow);
         }
         from = narrow;
     }
+    const Place to = place(layer, side, slot, head, keys);
     switch (bytes_of(side.stored)) {
-        case 1: return scatter(reinterpret_cast<const std::uint8_t*>(from), dim, to);
+        case 1: return scatter(reinterpret_cast<const std::uint8_t*>(from), static_cast<int>(side.vector_bytes()), to);
         case 2: return scatter(reinterpret_cast<const std::uint16_t*>(from), dim, to);
         default: return scatter(reinterpret_cast<const std::uint32_t*>(from), dim, to);
     }
@@ -116,13 +158,8 @@ void store_token(const Layer& layer, std::int64_t slot, std::int64_t token, cons
     const Side& side = keys ? layer.k : layer.v;
     const std::size_t bytes = side.dim * bytes_of(rows.element);
     for (int head = 0; head < layer.kv_heads; ++head) {
-        std::uint16_t* scale = nullptr;
-        if (side.scale.data != nullptr) {
-            auto* block = side.scale.data + slot / layer.block_size * side.scale.block_stride;
-            scale = reinterpret_cast<std::uint16_t*>(block) + head * layer.block_size + slot % layer.block_size;
-        }
         const std::uint8_t* from = rows.data + token * rows.stride + head * bytes;
-        store_vector(side, {from, rows.element, token, rope}, place(layer, side, slot, head, keys), scale);
+        store_vector(layer, side, {from, rows.element, token, rope}, slot, head, keys);
     }
 }
 
@@ -153,7 +190,7 @@ void rotate(const Rows& x, std::int64_t tokens, int heads, int dim, const Rope& 
                 std::uint8_t* at = x.data + token * x.stride + head * dim * bytes_of(x.element);
                 float wide[kMaxDim];
                 floats_of(at, x.element, 2 * rope.half, wide);
-                turn(wide, rope, token);
+                rotate_vector(wide, rope, token);
                 from_floats(wide, x.element, 2 * rope.half, at);
             }
         }

@@ -3,6 +3,20 @@
 //
 // The types are vector extensions of gcc and clang: operators work lane by lane, comparisons give lanes of 0 or -1.
 
+template <int I>
+using Number = std::integral_constant<int, I>;
+
+template <class F, int... I>
+INLINE void each_of(F&& f, std::integer_sequence<int, I...>) {
+    (f(Number<I>{}), ...);
+}
+
+// f(0), ..., f(Count - 1), unrolled: numbers of registers are constants.
+template <int Count, class F>
+INLINE void each(F&& f) {
+    each_of(f, std::make_integer_sequence<int, Count>{});
+}
+
 INLINE F load(const float* p) { return *reinterpret_cast<const UnalignedF*>(p); }
 INLINE I load(const std::int32_t* p) { return *reinterpret_cast<const UnalignedI*>(p); }
 INLINE void store(float* p, F x) { *reinterpret_cast<UnalignedF*>(p) = x; }
@@ -54,40 +68,56 @@ INLINE F exp2(F x) {
 
 INLINE float exp2(float x) { return exp2(all(x))[0]; }
 
-// How the elements of a tile become lanes. A tile is a matrix [rows][columns] stored as [rows / pack][columns][pack];
-// one step takes two rows (four of int8) at a column: `even` and `odd` are their lanes, multiplied with two numbers of x.
+// How the elements of a tile become lanes. A tile is a matrix whose rows are elements of keys, or tokens of values; it is
+// stored as [rows / pack][columns][pack]. One step takes kRows rows at a column, in kParts parts: the lanes of each are
+// multiplied with one number of x. kStep: numbers T of a column that a step takes; kBytes: those it is the first to read.
 struct Float32 {
     using T = float;
     using X = float;
     using Lanes = F;
-    static constexpr int kPack = 1, kRows = 2;
-    INLINE static F even(const T* p, std::ptrdiff_t) { return load(p); }
-    INLINE static F odd(const T* p, std::ptrdiff_t columns) { return load(p + columns); }
+    static constexpr int kPack = 1, kRows = 2, kParts = 2, kStep = 2, kBytes = 8;
+    template <int P>
+    INLINE static F part(const T* p, std::ptrdiff_t columns) { return load(p + P * columns); }
     INLINE static F add(F sum, F x, F lanes) { return fma(x, lanes, sum); }
 };
 
 struct Bfloat16 : Float32 {
     using T = std::uint16_t;
-    static constexpr int kPack = 2;
+    static constexpr int kPack = 2, kBytes = 4;
     INLINE static I pairs(const T* p) { return load(reinterpret_cast<const std::int32_t*>(p)); }
-    INLINE static F even(const T* p, std::ptrdiff_t) { return (F)(pairs(p) << 16); }
-    INLINE static F odd(const T* p, std::ptrdiff_t) { return (F)(pairs(p) & all(-65536)); }
+    template <int P>
+    INLINE static F part(const T* p, std::ptrdiff_t) { return (F)(P ? pairs(p) & all(-65536) : pairs(p) << 16); }
 };
 
 struct Float16 : Bfloat16 {
-    INLINE static F even(const T* p, std::ptrdiff_t) { return float_of_float16s(pairs(p)); }
-    INLINE static F odd(const T* p, std::ptrdiff_t) { return float_of_float16s((I)((U)pairs(p) >> 16)); }
+    template <int P>
+    INLINE static F part(const T* p, std::ptrdiff_t) { return float_of_float16s(P ? (I)((U)pairs(p) >> 16) : pairs(p)); }
 };
 
-// Four rows at a time: a 32-bit lane holds bytes 0..3, `even` two 16-bit numbers (0, 2), `odd` (1, 3), and x has the
-// same pairs. Sums are exact.
+// Four rows at a time: a 32-bit lane holds bytes 0..3, the parts are pairs of 16-bit numbers, bytes (0, 2) and (1, 3), and x
+// has the same pairs. Sums are exact.
 struct Int8 {
     using T = std::int8_t;
     using X = std::int32_t;
     using Lanes = I;
-    static constexpr int kPack = 4, kRows = 4;
-    INLINE static S bytes(const T* p) { return (S)load(reinterpret_cast<const std::int32_t*>(p)); }
-    INLINE static I even(const T* p, std::ptrdiff_t) { return (I)((bytes(p) << 8) >> 8); }
-    INLINE static I odd(const T* p, std::ptrdiff_t) { return (I)(bytes(p) >> 8); }
+    static constexpr int kPack = 4, kRows = 4, kParts = 2, kStep = 4, kBytes = 4;
+    INLINE static I lanes(const T* p) { return load(reinterpret_cast<const std::int32_t*>(p)); }
+    template <int P>
+    INLINE static I part(const T* p, std::ptrdiff_t) { return (I)((P ? (S)lanes(p) : (S)lanes(p) << 8) >> 8); }
     INLINE static I add(I sum, I x, I lanes) { return add_pairs(sum, x, lanes); }
+};
+
+// Codes of four bits, two in each byte of what would be Int8. `High`: the upper ones.
+template <bool High>
+struct HalfBytes : Int8 {
+    static constexpr int kBytes = 2;
+    template <int P>
+    INLINE static I part(const T* p, std::ptrdiff_t) { return (lanes(p) >> (8 * P + 4 * High)) & all(0x000F000F); }
+};
+
+// Both: lower ones are rows of the first half of a key, upper ones of the second.
+struct Int4 : Int8 {
+    static constexpr int kRows = 8, kParts = 4;
+    template <int P>
+    INLINE static I part(const T* p, std::ptrdiff_t columns) { return HalfBytes<(P >= 2)>::template part<P % 2>(p, columns); }
 };

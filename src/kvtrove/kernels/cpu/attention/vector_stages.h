@@ -6,14 +6,17 @@ struct VectorKeys final : Keys {
     using T = typename Read::T;
     using X = typename Format::X;
 
-    // q times the factor of scores. int8: 16-bit numbers in pairs of dimensions (0, 2), (1, 3).
+    // q times the factor of scores. int8: 16-bit numbers in pairs of dimensions (0, 2), (1, 3); int4: four of the first half,
+    // then four of the second.
     void take_queries(Pass& pass) override {
         const int dim = pass.layer.k.dim;
         if constexpr (Read::kQuantised) {
             auto* pairs = reinterpret_cast<std::int32_t*>(pass.work.q);
             for (int r = 0; r < pass.rows; ++r, pairs += dim / 2) {
-                const auto put = [&](int d, I whole) __attribute__((always_inline)) { store_pairs(pairs + d / 2, whole & 0xFFFF); };
-                pass.work.q_scale[r] = whole_row(pass, r, put);
+                whole_row(pass, r, [&](int d, I whole) __attribute__((always_inline)) {
+                    store_pairs(pairs + d / 2, whole & 0xFFFF);
+                });
+                if constexpr (Read::kZero) interleave_halves(pairs, dim / 2);
             }
         } else {
             const float factor = score_factor(pass.layer);
@@ -37,21 +40,29 @@ struct VectorKeys final : Keys {
             for (int c = 0; c < kTile / W; ++c) columns[i * (kTile / W) + c] = keys + c * W * Format::kPack;
         }
         const int steps = dim / Format::kRows;
-        const Columns<Format> keys{columns, &steps, 1, chunk.count * (kTile / W), Format::kRows * kTile, kTile, true};
-        product<Format>(keys, {reinterpret_cast<const X*>(pass.work.q), dim * 2 / Format::kRows,
+        const Columns<Format> keys{columns, &steps, 1, chunk.count * (kTile / W), Format::kStep * kTile, kTile, true};
+        product<Format>(keys, {reinterpret_cast<const X*>(pass.work.q), dim * Format::kParts / Format::kRows,
                                reinterpret_cast<X*>(pass.work.scores), kChunk}, pass.rows, ahead);
-        if constexpr (Read::kQuantised) load_scales(pass, chunk, pass.layer.k, chunk.k, pass.work.k_scale);
+        if constexpr (Read::kQuantised) load_scales(pass, chunk, pass.layer.k, chunk.k, pass.work.k_scale, pass.work.k_zero);
     }
 
     F score(const Pass& pass, const Chunk& chunk, int r) const override {
         float* scores = pass.scores(r);
-        const int count = chunk.count * kTile;
-        if constexpr (!Read::kQuantised) return largest_in_row(scores, count);
-        const F factor = all(pass.work.q_scale[r]);
-        return score_row(scores, count, [&](int j) __attribute__((always_inline)) {
-            const I exact = load(reinterpret_cast<const std::int32_t*>(scores) + j);
-            return __builtin_convertvector(exact, F) * (factor * load(pass.work.k_scale + j));
+        if constexpr (!Read::kQuantised) return largest_in_row(scores, chunk.count * kTile);
+        return score_whole<Read::kZero>(pass, chunk, r, [&](int j) __attribute__((always_inline)) {
+            return load(reinterpret_cast<const std::int32_t*>(scores) + j);
         });
+    }
+
+private:
+    // Quads (two pairs each) of 0, 1, 2, ... and of half, half + 1, ... in turn.
+    static void interleave_halves(std::int32_t* pairs, int count) {
+        std::int32_t copy[kMaxDim / 2];
+        std::copy(pairs, pairs + count, copy);
+        for (int i = 0; i < count / 2; ++i) {
+            const int to = i / 2 * 4 + i % 2;
+            pairs[to] = copy[i], pairs[to + 2] = copy[count / 2 + i];
+        }
     }
 };
 
@@ -64,7 +75,7 @@ struct VectorValues final : Values {
     VectorValues() : Values(kTile) {}
 
     void prepare([[maybe_unused]] Pass& pass, [[maybe_unused]] const Chunk& chunk) override {
-        if constexpr (Read::kQuantised) load_scales(pass, chunk, pass.layer.v, chunk.v, pass.work.v_scale);
+        if constexpr (Read::kQuantised) load_scales(pass, chunk, pass.layer.v, chunk.v, pass.work.v_scale, pass.work.v_zero);
     }
 
     float weigh(Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) override {
@@ -74,7 +85,7 @@ struct VectorValues final : Values {
         if constexpr (Read::kQuantised) {
             auto* pairs = reinterpret_cast<std::int32_t*>(work.weights) + r * (kChunk / 2);
             const auto put = [&](int j, I whole) __attribute__((always_inline)) { store_pairs(pairs + j / 2, whole); };
-            return weigh_whole(work, r, scores, count, most, ahead, put);
+            return weigh_whole<Read::kZero>(work, r, scores, count, most, ahead, put);
         }
         const auto keep = [&](int j, F weights) __attribute__((always_inline)) { return store(scores + j, weights), weights; };
         const float shrink = weigh_row(scores, count, most, work.best[r], work.sum[r], ahead, keep);
@@ -89,16 +100,16 @@ struct VectorValues final : Values {
         T* copied = reinterpret_cast<T*>(pass.work.tiles) + i * kTile * dim;
         if constexpr (Read::kTiled) {
             const auto* values = reinterpret_cast<const T*>(chunk.v.data[i]);
-            return Read::kQuantised || slot.live == kAllLive ? values : copy_live<Read>(values, slot, dim, copied);
+            if constexpr (Read::kQuantised) return values;
+            else return slot.live == kAllLive ? values : copy_live<Read>(values, slot, dim, copied);
         } else {
             return Read::copy(pass.blocks, pass.layer.v, slot, false, copied);
         }
     }
 
     // Tiles from slot i on that follow one another in memory, all of their tokens live.
-    int run_of_tiles(const Pass& pass, const Chunk& chunk, int i) const {
+    int run_of_tiles(const Chunk& chunk, int i, std::int64_t bytes) const {
         int run = 1;
-        const std::int64_t bytes = kTile * pass.layer.v.vector_bytes();
         for (; i + run < chunk.count && (Read::kQuantised || chunk.slots[i + run].live == kAllLive); ++run)
             if (chunk.v.data[i + run] != chunk.v.data[i] + run * bytes) break;
         return run;
@@ -107,28 +118,51 @@ struct VectorValues final : Values {
     void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
         constexpr int most = kChunk / kTile;
         const Workspace& work = pass.work;
-        const int dim = pass.layer.v.dim, count = dim / W;
-        const T* columns[most * kMaxDim / W];
+        const std::int64_t tile_bytes = kTile * pass.layer.v.vector_bytes();
+        const T* tiles[most];
         int steps[most], runs = 0;
-        for (int i = 0, tiles = 1; i < chunk.count; i += tiles, ++runs) {
-            const T* values = values_of(pass, chunk, i);
-            tiles = 1;
+        for (int i = 0, count = 1; i < chunk.count; i += count, ++runs) {
+            tiles[runs] = values_of(pass, chunk, i);
+            count = 1;
             if constexpr (Read::kTiled) {
-                if (Read::kQuantised || chunk.slots[i].live == kAllLive) tiles = run_of_tiles(pass, chunk, i);
+                if (Read::kQuantised || chunk.slots[i].live == kAllLive) count = run_of_tiles(chunk, i, tile_bytes);
             }
-            for (int c = 0; c < count; ++c) columns[runs * count + c] = values + c * W * Format::kPack;
-            steps[runs] = tiles * kTile / Format::kRows;
+            steps[runs] = count * kTile;
         }
-        const Columns<Format> tile{columns, steps, runs, count, Format::kRows * dim, dim, Read::kQuantised};
-        const float* weights = Read::kQuantised ? work.weights : work.scores;
-        float* sums = Read::kQuantised ? work.exact : work.values;
-        product<Format>(tile, {reinterpret_cast<const X*>(weights), kChunk * 2 / Format::kRows, reinterpret_cast<X*>(sums), dim},
-                        pass.rows, ahead);
-        if constexpr (Read::kQuantised) {
+        if constexpr (!Read::kQuantised) {
+            multiply_columns<Format>(pass, tiles, steps, runs, pass.layer.v.dim, 0, work.scores, work.values, ahead);
+        } else {
+            const int dim = pass.layer.v.dim;
+            if constexpr (Read::kZero) {
+                multiply_columns<HalfBytes<false>>(pass, tiles, steps, runs, dim / 2, 0, work.weights, work.exact, ahead);
+                multiply_columns<HalfBytes<true>>(pass, tiles, steps, runs, dim / 2, dim / 2, work.weights, work.exact, ahead);
+            } else {
+                multiply_columns<Format>(pass, tiles, steps, runs, dim, 0, work.weights, work.exact, ahead);
+            }
             for (int r = 0; r < pass.rows; ++r) {
                 const auto* exact = reinterpret_cast<const std::int32_t*>(work.exact) + r * dim;
-                add_exact(pass, r, [&](int d) { return load(exact + d); });
+                add_exact<Read::kZero>(pass, r, [&](int d) __attribute__((always_inline)) { return load(exact + d); });
             }
         }
+    }
+
+private:
+    // sums[rows][first ...] (+)= weights . columns of the tiles, `count` of them, of so many tokens each.
+    template <class Part>
+    void multiply_columns(const Pass& pass, const T* const* tiles, const int* tokens, int runs, int count, int first,
+                          const float* weights, float* sums, Ahead& ahead) const {
+        constexpr int most = kChunk / kTile;
+        const typename Part::T* columns[most * kMaxDim / W];
+        int steps[most];
+        for (int run = 0; run < runs; ++run) {
+            for (int c = 0; c < count / W; ++c)
+                columns[run * (count / W) + c] = reinterpret_cast<const typename Part::T*>(tiles[run]) + c * W * Part::kPack;
+            steps[run] = tokens[run] / Part::kRows;
+        }
+        const Columns<Part> tile{columns, steps, runs, count / W, Part::kStep * count, count, Read::kQuantised};
+        using X = typename Part::X;
+        const int dim = pass.layer.v.dim;
+        product<Part>(tile, {reinterpret_cast<const X*>(weights), kChunk * Part::kParts / Part::kRows,
+                             reinterpret_cast<X*>(sums) + first, dim}, pass.rows, ahead);
     }
 };

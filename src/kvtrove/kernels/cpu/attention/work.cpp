@@ -18,10 +18,12 @@ constexpr int kRunsPerThread = 8;                             // so that the las
 
 const Level& level_for(const Layer& layer, Isa isa) {
 #if defined(__x86_64__)
-    const bool sixteen = layer.k.dim % 16 == 0 && layer.v.dim % 16 == 0;
-    if (isa >= Isa::amx && sixteen) return kAmx;
-    if (isa >= Isa::avx512 && sixteen) return kAvx512;
-    if (isa >= Isa::avx2) return kAvx2;
+    const auto takes = [&](int lanes) {  // half of a vector of int4 is columns of its own
+        return layer.k.dim % lanes == 0 && layer.v.dim % (layer.v.stored == Element::int4 ? 2 * lanes : lanes) == 0;
+    };
+    if (isa >= Isa::amx && takes(16)) return kAmx;
+    if (isa >= Isa::avx512 && takes(16)) return kAvx512;
+    if (isa >= Isa::avx2 && takes(8)) return kAvx2;
 #endif
     static_cast<void>(isa), static_cast<void>(layer);
     return kPortable;

@@ -1,0 +1,128 @@
+"""`kvtrove cache`: look into, check, empty and move the directory of a disk tier, without an engine."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvtrove.cli.options import JsonFlag
+from kvtrove.cli.text import counted, say
+
+if TYPE_CHECKING:
+    from kvtrove.kv.tiers.contents import Moved
+
+DAMAGED = 1  # exit code of `verify`
+
+cache = typer.Typer(
+    name="cache", help="List, verify, clear, export or import the directory of a disk tier.", no_args_is_help=True
+)
+
+Where = Annotated[str, typer.Argument(metavar="DIR", help="Directory of the tier, as given to --tier disk:DIR.")]
+Exported = Annotated[Path, typer.Argument(metavar="FILE", help="File that rows are exported to.")]
+
+
+@cache.command("list")
+def list_(path: Where, as_json: JsonFlag = False) -> None:
+    """Say what a directory holds, by model and format."""
+    from kvtrove.kv.tiers.contents import contents
+
+    found = contents(path)
+    families = [asdict(family) | asdict(summary) for family, summary in found.families.items()]
+    if as_json:
+        figures = {"path": found.path, "nbytes": found.nbytes, "segments": found.segments, "damaged": found.damaged}
+        typer.echo(json.dumps(figures | {"families": families}))
+        return
+    rows = sum(family["rows"] for family in families)
+    say(f"{found.path}: {counted(rows, 'row')} in {counted(found.segments, 'segment')}, {_size(found.nbytes)}")
+    for family in families:
+        name = family["format"] or "unnamed format"
+        what = f"{counted(family['rows'], 'row')}, {_size(family['nbytes'])}"
+        say(f"  {name} ({family['spec']}): {what}, {_day(family['oldest'])} to {_day(family['newest'])}")
+    if found.damaged:
+        say(f"  {counted(found.damaged, 'row')} damaged: kvtrove cache verify --repair {found.path}")
+
+
+@cache.command()
+def verify(
+    path: Where,
+    repair: Annotated[bool, typer.Option("--repair", help="Let damaged rows never be found again.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Read every row and compare its checksum. Exit code 1 when some are damaged and not repaired."""
+    from kvtrove.kv.tiers.contents import verify as verify_
+
+    started = time.perf_counter()
+    result = verify_(path, repair=repair)
+    rate = result.nbytes / max(time.perf_counter() - started, 1e-9)
+    if as_json:
+        typer.echo(json.dumps(asdict(result)))
+    else:
+        say(f"{counted(result.rows, 'row')} verified, {_size(result.nbytes)} at {_size(rate)}/s")
+        done = "taken out" if repair else "run again with --repair to take them out"
+        say(f"{counted(result.damaged, 'row')} damaged" + (f": {done}" if result.damaged else ""))
+    if result.damaged and not repair:
+        raise typer.Exit(DAMAGED)
+
+
+@cache.command()
+def clear(path: Where, as_json: JsonFlag = False) -> None:
+    """Delete every row. The directory stays a tier."""
+    from kvtrove.kv.tiers.contents import clear as clear_
+
+    rows = clear_(path)
+    _answer({"rows": rows}, f"{counted(rows, 'row')} deleted", as_json)
+
+
+@cache.command()
+def export(path: Where, file: Exported, as_json: JsonFlag = False) -> None:
+    """Copy every undamaged row into one file."""
+    from kvtrove.kv.tiers.contents import export as export_
+
+    moved = export_(path, file)
+    _answer(asdict(moved), _moved(moved, f"exported to {file}"), as_json)
+
+
+@cache.command("import")
+def import_(
+    path: Where,
+    file: Exported,
+    size: Annotated[str | None, typer.Option(metavar="SIZE", help="Bytes that the directory may take.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Take rows over from an exported file. The directory is made if there is none."""
+    from kvtrove.config import parse_size
+    from kvtrove.kv.tiers.contents import import_ as take_over
+    from kvtrove.kv.tiers.spec import default_size
+
+    moved = take_over(path, file, parse_size(size, "--size") if size else default_size(path))
+    _answer(asdict(moved), _moved(moved, f"imported into {path}"), as_json)
+
+
+def _answer(figures: dict[str, Any], text: str, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(figures))
+    else:
+        say(text)
+
+
+def _moved(moved: Moved, what: str) -> str:
+    others = {"were there already": moved.known, "damaged": moved.damaged, "did not fit": moved.no_room}
+    left = "".join(f", {number:,} {why}" for why, number in others.items() if number)
+    return f"{counted(moved.rows, 'row')}, {_size(moved.nbytes)} {what}{left}"
+
+
+def _size(nbytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024 or unit == "GiB":
+            break
+        nbytes /= 1024
+    return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+
+
+def _day(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(min(seconds, 2**32)))
