@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-WEIGHTS = ("auto", "int8")
+WEIGHTS = ("auto", "int8", "int4", "gguf")
 LINEAR = ("auto", "torch", "onednn", "own")
 ATTENTION_BACKENDS = ("auto", "reference", "cpu")
 HUGE_PAGES = ("auto", "hugetlb", "off")
 SPECULATION = ("off", "ngram", "suffix")
+EVICTION = ("lru", "s3fifo", "sieve", "lfu", "gdsf", "workload")
 CHECK_LEVELS = (0, 1, 2)
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 MOST_THREADS = 1024
@@ -112,14 +113,16 @@ def _setting(
 class EngineConfig:
     """Everything an engine needs to start.
 
-    model: a local Hugging Face directory (config.json, *.safetensors, tokenizer.json).
+    model: a local Hugging Face directory (config.json, *.safetensors, tokenizer.json), or a GGUF file.
     load_format: "dummy" draws random weights for a config.json (`model` may be the file itself) to measure a model
         without its checkpoint; without a tokenizer its prompts are token ids. "auto" and "safetensors" read weights.
     dtype: of weights and activations; "auto" takes the checkpoint's own. On a CPU that multiplies bf16 slowly, auto
         leaves bf16 weights as they are and computes in float32.
-    weights: "int8" quantises the matrices of linear layers at load (CPU): half the memory and half the time of bf16.
-    linear: what multiplies on a CPU: own (kernels), torch or onednn. With "auto", bf16 and int8 weights take own, where
-        an answer has the same tokens alone and in any batch; float32 and float16 take torch, which does not promise it.
+    weights: "int8" quantises the matrices of linear layers at load (CPU): half the memory and half the time of bf16;
+        "int4" with a scale and a minimum for 32 inputs: a third of both. "gguf" keeps the bits that a GGUF file has;
+        "auto" does so where they are quantised.
+    linear: what multiplies on a CPU: own (kernels), torch or onednn. With "auto", bf16, int8 and int4 weights take own:
+        an answer has the same tokens alone and in any batch. float32 and float16 take torch, which does not promise it.
     threads: that kernels and torch use on the CPU, in all engines of the process; None is one a core that the process
         may use, or OMP_NUM_THREADS.
     device: "auto" (cuda when torch sees one, else cpu), "cpu", "cuda", "cuda:1".
@@ -135,6 +138,9 @@ class EngineConfig:
     max_num_batched_tokens: token budget of a step.
     max_prompt_seconds: what prompts may add to a step in which others decode; 0 sets no limit but the token budget.
     max_concurrent_prefills: prompts that share the budget of a step when it is too small for all; later ones wait.
+    eviction: who leaves the cache first when it is full (docs/eviction.md); "workload" learns which prompts come back.
+    tier: where sealed blocks are kept below the pool, and found again when it has lost them (docs/tiers.md).
+    kv_dir: short for a last tier "disk:DIR".
     warm_up: run and measure the largest possible steps at start (`kvtrove serve` does), so that no request can be the
         first to find that memory does not suffice. It takes from a fraction of a second to a few seconds.
     speculation: what drafts tokens that a step then checks: "ngram" looks them up in prompt and output, "suffix" also
@@ -149,7 +155,9 @@ class EngineConfig:
         "auto", "{choices}; dummy draws random weights for a config.json.", "KIND", choices=LOAD_FORMATS
     )
     dtype: str = _setting("auto", "Of the weights: {choices}.", "TYPE", choices=DTYPES)
-    weights: str = _setting("auto", "auto, or int8: quantise matrices at load (CPU).", "TYPE", choices=WEIGHTS)
+    weights: str = _setting(
+        "auto", "auto, int8 or int4: quantise matrices at load (CPU); gguf.", "TYPE", choices=WEIGHTS
+    )
     linear: str = _setting("auto", "What multiplies on a CPU: {choices}.", "NAME", choices=LINEAR)
     threads: int | None = _setting(None, "On a CPU; one a core that the process may use without it.", "N")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", "DEVICE")
@@ -171,6 +179,16 @@ class EngineConfig:
     )
     enable_prefix_caching: bool = _setting(
         True, "Reuse the blocks of prompts that begin alike.", panel="Cache", flag="prefix-caching"
+    )
+    eviction: str = _setting("lru", "Who leaves the cache first: {choices}.", "NAME", panel="Cache", choices=EVICTION)
+    tier: str | tuple[str, ...] = _setting(
+        (),
+        "Below the cache, fastest first: ram:8GiB, disk:/path,100GiB or redis://host; repeatable.",
+        "TIER",
+        panel="Cache",
+    )
+    kv_dir: str | None = _setting(
+        None, "Keep the cache in this directory too: warm after a restart.", "DIR", panel="Cache"
     )
     seed: int | None = None
     check: int | None = _setting(None, "Check the cache's books: 0 never, 1 when idle, 2 always.", "LEVEL")
@@ -197,6 +215,7 @@ class EngineConfig:
                 raise ConfigError(f"{setting.name}: {value!r} is not one of {', '.join(choices)}")
             if least is not None and value is not None and not (_whole(value) and value >= least):
                 raise ConfigError(f"{setting.name}: {value!r} must be a whole number of at least {least}")
+        object.__setattr__(self, "tier", tuple([self.tier] if isinstance(self.tier, str) else self.tier))
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device: {self.device!r} is not one of auto, cpu, cuda, cuda:N")
         if not 0 <= self.max_prompt_seconds <= 3600:

@@ -219,6 +219,8 @@ class LLM:
             for output in self.llm_engine.step():
                 if output.request_id in self._inboxes:
                     self._inboxes[output.request_id].append(output)
+        if self.llm_engine.is_waiting:
+            self.llm_engine.tiering.rest()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from kvtrove.kv.recipe import recipe
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
+from kvtrove.models.gguf.stored import kept_weights
 from kvtrove.models.loader import Progress, load_model
 from kvtrove.models.precision import Precision
 from kvtrove.models.products import Products
@@ -77,7 +78,7 @@ def load_runner(
         config.num_blocks,
         None if config.max_model_len is None else parse_tokens(config.max_model_len),
     )
-    planned = read_model(directory, precision.dtype, int8=precision.int8, activations=precision.activations)
+    planned = read_model(directory, precision.dtype, weights=precision.weights, activations=precision.activations)
     capacity, ledger = plan_start(planned, cache, free_bytes(device), settings)
     length = capacity.max_model_len
     if device == "cpu":
@@ -89,7 +90,9 @@ def load_runner(
         if device == "cpu":
             _say_where_weights_lie(config.huge_pages)
         if device == "cpu" and not products.same_in_every_batch:
-            log.info("last bits may depend on the batch: only bf16 and int8 weights are multiplied by own kernels")
+            log.info(
+                "last bits may depend on the batch: only bf16, int8 and int4 weights are multiplied by own kernels"
+            )
     arena = Arena(cache, capacity.num_blocks, device, config.huge_pages)
     backends = choose_backends(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
     runner = ModelRunner(model, cache, arena, backends, token_text)
@@ -182,15 +185,25 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
     """In which numbers the engine keeps and computes the model. ConfigError when the settings contradict each other.
 
     A processor without bf16 instructions multiplies bf16 at a tenth of its float32 speed, and widening an element in a
-    register is free: "auto" then keeps bf16 weights and computes in float32.
+    register is free: "auto" then keeps bf16 weights and computes in float32. A GGUF file that is quantised stays so on
+    a CPU, unless the settings ask for numbers that its products cannot have.
     """
-    cpu = choose_device(config.device) == "cpu"
-    if config.weights == "int8" and not cpu:
-        raise ConfigError("weights: int8 runs on the CPU only: --device cpu, or leave weights at auto")
+    cpu, weights = choose_device(config.device) == "cpu", config.weights
+    stored = kept_weights(Path(config.model)) if weights in ("auto", "gguf") else "auto"
+    if weights == "gguf" and stored == "auto":
+        raise ConfigError(
+            f"weights: gguf keeps the bits of a quantised GGUF file, which {config.model} is not: take int4"
+        )
+    own = config.linear in ("auto", "own")
+    if weights == "auto" and config.dtype == "auto" and cpu and own:
+        weights = stored
+    quantised = weights != "auto"
+    if quantised and not cpu:
+        raise ConfigError(f"weights: {weights} runs on the CPU only: --device cpu, or leave weights at auto")
     dtype = spec.dtype if config.dtype == "auto" else config.dtype
     activations = dtype
     slow = dtype == "bfloat16" and not has_bf16_instructions(Environment.read().isa)
-    if config.dtype == "auto" and cpu and config.linear in ("auto", "own") and (slow or config.weights == "int8"):
+    if config.dtype == "auto" and cpu and own and (slow or quantised):
         activations = "float32"
         if slow:
             log.info("this processor has no bf16 instructions: weights and cache stay bf16, activations are float32")
@@ -198,9 +211,9 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
         raise ConfigError(
             f"dtype: activations of {spec.architecture} pass 65,504, the largest float16: --dtype bfloat16 or float32"
         )
-    if config.weights == "int8" and activations == "float16":
-        raise ConfigError("dtype: float16 does not go with int8 weights: --dtype auto, float32 or bfloat16")
-    return Precision(dtype, activations, int8=config.weights == "int8")
+    if quantised and activations == "float16":
+        raise ConfigError(f"dtype: float16 does not go with {weights} weights: --dtype auto, float32 or bfloat16")
+    return Precision(dtype, activations, weights)
 
 
 def has_bf16_instructions(isa: str) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kvtrove.kernels.linear import Kind, PackedWeights
 from kvtrove.models.layers.norm import RMSNorm
 from kvtrove.models.precision import Precision
 from kvtrove.models.products import Products
@@ -202,6 +203,24 @@ def test_int8_weights_stay_close_to_float32(family: str, checkpoints: Checkpoint
     """
     directory = checkpoints.get(family)
     (tokens,) = prompts(61)
-    model = PagedModel(directory, products=Products(Precision("float32", "float32", int8=True)))
+    model = PagedModel(directory, products=Products(Precision("float32", "float32", "int8")))
     apart = divergence(expected_logits(hugging_face(directory), tokens), model.step({0: tokens})[0])
     assert 0 < apart.median() < (1e-2 if family in ("deepseek_v3", "glm4_moe_lite") else 5e-3)
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen2"])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_quantised_weights_give_the_logits_of_what_they_stand_for(
+    kind: Kind, family: str, checkpoints: Checkpoints
+) -> None:
+    """transformers with every matrix replaced by what is stored of it; x has 15 or 16 bits."""
+    directory = checkpoints.get(family)
+    (tokens,) = prompts(61)
+    reference = hugging_face(directory)
+    for layer in (part for part in reference.modules() if isinstance(part, torch.nn.Linear)):
+        weights = PackedWeights(layer.out_features, layer.in_features, kind)
+        weights.fill(0, layer.weight.detach())
+        weights.gather(torch.arange(layer.out_features), layer.weight.data)
+    model = PagedModel(directory, products=Products(Precision("float32", "float32", kind)))
+    got = torch.cat([model.step({0: part})[0] for part in (tokens[:40], *([t] for t in tokens[40:]))])
+    assert difference(got, expected_logits(reference, tokens)) < 50 * TOLERANCE

@@ -77,6 +77,12 @@ class FakeEngine:
         self.log.append(("abort", request_id))
         return self._requests.pop(request_id, None) is not None
 
+    is_waiting = False
+    tiering = SimpleNamespace(wake=None)
+
+    def tend(self) -> bool:
+        return False
+
     def has_unfinished_requests(self) -> bool:
         return bool(self._requests)
 

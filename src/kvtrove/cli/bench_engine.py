@@ -35,7 +35,7 @@ class SubjectOptions:
         str | None, _subject("FILE", "A config.json: random weights instead of a checkpoint.")
     ] = None
     dtype: Annotated[str, _subject("TYPE", "Of the weights: auto, bfloat16, float16 or float32.")] = "auto"
-    weights: Annotated[str, _subject("TYPE", "auto, or int8: quantise matrices at load (CPU).")] = "auto"
+    weights: Annotated[str, _subject("TYPE", "auto, int8 or int4: quantise matrices at load (CPU).")] = "auto"
     cache: Annotated[str, setting("cache", "Model")] = EngineConfig.cache
     device: Annotated[str, _subject("DEVICE", "auto, cpu, cuda or cuda:N.")] = "auto"
     block_size: Annotated[int, setting("block_size", "Model")] = EngineConfig.block_size

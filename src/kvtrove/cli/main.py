@@ -67,7 +67,7 @@ class Commands(TyperGroup):
             usage = getattr(error, "format_message", None)  # a wrong flag, as typer or the click below it reports it
             if usage is None:
                 raise
-            code = _refuse(usage())
+            code = _refuse(usage() + _number_that_works(error))
         sys.exit(code or 0)
 
 
@@ -78,6 +78,16 @@ def _load(name: str) -> Any:
     alone = typer.Typer(add_completion=False)
     alone.command(name)(found)
     return typer.main.get_command(alone)
+
+
+def _number_that_works(error: Exception) -> str:
+    """For a flag that takes a number and got something else: its default, or one of its kind."""
+    param = getattr(error, "param", None)
+    kind = str(getattr(getattr(param, "type", None), "name", ""))
+    default = getattr(param, "default", None)
+    known = isinstance(default, int | float) and not isinstance(default, bool)
+    number = default if known else {"int": 4, "integer": 4, "float": 0.5}.get(kind.removesuffix(" range"))
+    return "" if number is None else f" Give a number, such as {number}."
 
 
 def _refuse(message: str, error: BaseException | None = None) -> int:

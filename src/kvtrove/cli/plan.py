@@ -95,7 +95,7 @@ def plan(model: PlanArgument, memory: MemoryOptions, use: UseOptions, load: Load
     _check(memory)
     use, load = _from_trace(use, load)
     store = _store(memory)
-    planned_model = read_model(Path(model_directory(model)), memory.dtype, int8=memory.weights == "int8")
+    planned_model = read_model(Path(model_directory(model)), memory.dtype, weights=memory.weights)
     planned_model = replace(planned_model, name=model)
     wishes, prompt, new = _wishes(memory, use, store.free)
     chosen = make_plan(planned_model, wishes)

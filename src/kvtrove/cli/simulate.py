@@ -37,7 +37,7 @@ class CacheOptions:
     model: Annotated[str | None, flag("Cache", "MODEL", "Whose cache and step times are simulated.")] = None
     cache: Annotated[str, setting("cache", "Cache")] = EngineConfig.cache
     block_size: Annotated[int | None, flag("Cache", "N", "Tokens in a block; the trace's own when left out.")] = None
-    policy: Annotated[str, flag("Cache", "NAME", "Who is evicted first: lru.")] = "lru"
+    policy: Annotated[str, setting("eviction", "Cache")] = EngineConfig.eviction
 
 
 @dataclass(frozen=True)

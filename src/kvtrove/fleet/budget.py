@@ -37,8 +37,8 @@ class Need:
 def base_bytes(entry: ModelEntry, directory: Path) -> int:
     """What a model takes beside its cache. ModelError when it cannot be read."""
     settings = entry.settings
-    int8 = settings.get("weights") == "int8"
-    model = read_model(directory, str(settings.get("dtype", "auto")), int8=int8)
+    weights = str(settings.get("weights", EngineConfig.weights))
+    model = read_model(directory, str(settings.get("dtype", "auto")), weights=weights)
     context = min(model.max_position, parse_tokens(settings.get("max_model_len", STEP_CONTEXT)))
     sequences = int(settings.get("max_num_seqs", EngineConfig.max_num_seqs))
     tokens = int(settings.get("max_num_batched_tokens", EngineConfig.max_num_batched_tokens))

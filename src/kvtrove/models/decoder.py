@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kvtrove.kernels.decoder import LayerCall
+from kvtrove.kernels.linear import Groups
 from kvtrove.models.layers.attention import Attend, Attention
 from kvtrove.models.layers.between import joined
 from kvtrove.models.layers.embedding import Embedding, PackedEmbedding, embedding_of
@@ -24,6 +25,8 @@ from kvtrove.models.layers.norm import NoNorm, RMSNorm
 from kvtrove.models.layers.rope import RotaryEmbedding, Rotation
 from kvtrove.models.precision import Precision
 from kvtrove.models.spec import LayerSpec, ModelSpec, RopeSpec
+
+HEAD = "lm_head.weight"
 
 Through = Callable[[int, Tensor, Tensor, Sequence[Rotation]], tuple[int, Tensor] | None]
 """through(layer, x [T, hidden_size], its projections, rotations of `Model.ropes`) -> the layer behind a range that
@@ -94,7 +97,7 @@ class Model:
     def load(
         cls,
         weights: Weights,
-        head: Callable[[Tensor], Tensor],
+        head: Callable[[Tensor | Groups], Tensor | Groups],
         spec: ModelSpec,
         max_model_len: int,
         progress: Callable[[int], None],
@@ -210,12 +213,13 @@ def _ropes(spec: ModelSpec, max_model_len: int, device: str) -> Mapping[RopeSpec
 
 
 def _ends(
-    weights: Weights, head: Callable[[Tensor], Tensor], spec: ModelSpec, dtype: torch.dtype
+    weights: Weights, head: Callable[[Tensor | Groups], Tensor | Groups], spec: ModelSpec, dtype: torch.dtype
 ) -> tuple[Embedding | PackedEmbedding, Product]:
     """Embedding and output matrix."""
     shape = (spec.vocab_size, spec.hidden_size)
     table = weights.read("embed_tokens.weight", shape)
     output = head(table)
     tied = output is table
-    [product] = weights.build([Part(spec.vocab_size, lambda: output)], spec.hidden_size, tied)
+    part = Part(spec.vocab_size, lambda: output, kind=weights.kind("embed_tokens.weight" if tied else HEAD))
+    [product] = weights.build([part], spec.hidden_size, tied)
     return embedding_of(table, product, tied, dtype), product

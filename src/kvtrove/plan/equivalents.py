@@ -110,8 +110,8 @@ def serve_command(plan: Plan) -> tuple[str | None, str]:
     words += [f"--{name} {value}" for name, (value, default) in defaults.items() if value != default]
     if plan.model.spec is not None and plan.model.dtype != plan.model.spec.dtype:
         words.append(f"--dtype {plan.model.dtype}")
-    if plan.model.precision and plan.model.precision.int8:
-        words.append("--weights int8")
+    if plan.model.precision and plan.model.precision.quantised:
+        words.append(f"--weights {plan.model.precision.weights}")
     if (name := recipe(plan.cache).name) != EXACT:
         words.append(f"--cache {name}")
     return " ".join(words), ""

@@ -11,6 +11,8 @@ from kvtrove.models.spec import LayerSpec, ModelSpec
 
 INT8_SCALE = 4
 """Bytes per output of an int8 matrix: a float32."""
+INT4_INPUTS, INT4_GROUP = 32, 16 + 4
+"""Inputs of an output of an int4 matrix that share a scale and a minimum; bytes of them and of both float16."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Parameters:
 
     wide: those that the engine keeps in float32 whatever the dtype is (norm weights of Gemma). replicated: those that
     every tensor-parallel rank holds in full (norms and routers). matrices: those of linear layers, the output matrix
-    included, in `outputs` rows altogether: what int8 weights quantise.
+    included, in `outputs` rows of `groups` groups of 32 inputs altogether: what int8 and int4 weights quantise.
     """
 
     total: int
@@ -30,13 +32,14 @@ class Parameters:
     replicated: int = 0
     matrices: int = 0
     outputs: int = 0
+    groups: int = 0
 
     def nbytes(self, precision: Precision) -> int:
         """Bytes of all of them when the engine keeps them so."""
-        int8 = self.matrices if precision.int8 else 0
-        rest = (self.total - self.wide - int8) * DTYPE_BYTES[precision.dtype]
-        scales = self.outputs * INT8_SCALE if precision.int8 else 0
-        return rest + self.wide * DTYPE_BYTES["float32"] + int8 + scales
+        quantised = {"int8": self.matrices + self.outputs * INT8_SCALE, "int4": self.groups * INT4_GROUP}
+        matrices = quantised.get(precision.weights, self.matrices * DTYPE_BYTES[precision.dtype])
+        rest = (self.total - self.wide - self.matrices) * DTYPE_BYTES[precision.dtype]
+        return rest + self.wide * DTYPE_BYTES["float32"] + matrices
 
 
 def count_parameters(spec: ModelSpec) -> Parameters:
@@ -51,7 +54,7 @@ def count_parameters(spec: ModelSpec) -> Parameters:
     )
     experts = [(layer.moe, _mlp(spec, layer.moe.intermediate_size)) for layer in spec.layers if layer.moe]
     shared = attention + norms + routers + dense
-    rows, elements = map(sum, zip((spec.vocab_size, embedding), *_matrices(spec), strict=True))
+    matrices = [(1, spec.vocab_size, spec.hidden_size), *_matrices(spec)]
     routed = sum(moe.num_experts * size for moe, size in experts)
     return Parameters(
         total=embedding + head + shared + routed,
@@ -59,21 +62,23 @@ def count_parameters(spec: ModelSpec) -> Parameters:
         experts=routed,
         wide=norms if spec.wide_norms else 0,
         replicated=norms + routers,
-        matrices=elements,
-        outputs=rows,
+        matrices=sum(count * outputs * inputs for count, outputs, inputs in matrices),
+        outputs=sum(count * outputs for count, outputs, _ in matrices),
+        groups=sum(count * outputs * -(-inputs // INT4_INPUTS) for count, outputs, inputs in matrices),
     )
 
 
-def _matrices(spec: ModelSpec) -> Iterator[tuple[int, int]]:
-    """(outputs, elements) of the linear layers, routers excepted."""
+def _matrices(spec: ModelSpec) -> Iterator[tuple[int, int, int]]:
+    """(count, outputs, inputs) of the linear layers, routers excepted."""
     for layer in spec.layers:
         for outputs, inputs in _projections(spec, layer):
-            yield outputs, outputs * inputs
+            yield 1, outputs, inputs
         networks = [(1, _dense_size(spec, layer))] if _dense_size(spec, layer) else []
         if layer.moe:
             networks.append((layer.moe.num_experts, layer.moe.intermediate_size))
         for count, inner in networks:
-            yield count * (2 * inner + spec.hidden_size), count * 3 * spec.hidden_size * inner
+            yield count, 2 * inner, spec.hidden_size
+            yield count, spec.hidden_size, inner
 
 
 def _attention(spec: ModelSpec, layer: LayerSpec) -> int:

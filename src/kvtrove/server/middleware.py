@@ -10,6 +10,7 @@ Heads       HEAD is answered like GET, without the body
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -27,6 +28,8 @@ from kvtrove.server.observer import Observer
 from kvtrove.server.settings import Limits, is_loopback
 
 log = logging.getLogger("kvtrove.server.access")
+PASSED_OVER = 16  # times the largest body that are read of one that is too large
+PASSING_SECONDS = 5.0  # for that
 OPEN_PATHS = ("/health", "/health/live")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -147,8 +150,14 @@ class Bound:
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The body, or None when the client has left."""
         most = self.limits.max_body_bytes
-        announced = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            text = "the body has two lengths: send either content-length or transfer-encoding"
+            raise ApiError(400, text, code="two_lengths", headers={"connection": "close"})
+        announced = headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > most:
+            if "expect" not in headers:
+                await self._pass_over(receive)
             raise _too_large(most)
         parts: list[bytes] = []
         size, more = 0, True
@@ -161,11 +170,23 @@ class Bound:
                     parts.append(message.get("body", b""))
                     size, more = size + len(parts[-1]), message.get("more_body", False)
                     if size > most:
+                        if more:
+                            await self._pass_over(receive)
                         raise _too_large(most)
         except TimeoutError:
             text = f"the body did not arrive within {self.limits.idle_timeout:g} s"
             raise ApiError(408, text, code="body_timeout", headers={"connection": "close"}) from None
         return b"".join(parts)
+
+    async def _pass_over(self, receive: Receive) -> None:
+        """Read what is sent, and forget it: a client that is cut off while it sends never reads the answer."""
+        left, more = PASSED_OVER * self.limits.max_body_bytes, True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(PASSING_SECONDS, self.limits.idle_timeout)):
+                while more and left > 0:
+                    message = await receive()
+                    more = message["type"] != "http.disconnect" and message.get("more_body", False)
+                    left -= len(message.get("body", b""))
 
 
 class Heads:

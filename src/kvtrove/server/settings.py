@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from kvtrove.config import ConfigError
 from kvtrove.server.chat.thoughts import thoughts_named
-from kvtrove.server.chat.tool_format import format_named
+from kvtrove.server.chat.tool_forms import format_named
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ServerSettings:
     served_model_names: names that requests may use; the first is the one that answers carry.
     cors_origins: web pages that may call the server ("*" is all of them); none by default.
     drain_timeout: seconds that accepted requests have to finish after SIGTERM.
-    tool_format, reasoning_parser: how this model writes tool calls and thoughts (names of `chat.tool_format` and of
+    tool_format, reasoning_parser: how this model writes tool calls and thoughts (names of `chat.tool_forms` and of
     `chat.thoughts`); "auto" reads them off the chat template.
     response_cache: a size such as "64MiB", or redis://host/db: keeps whole answers at temperature 0; None keeps none.
     response_cache_ttl: seconds that an answer is kept.

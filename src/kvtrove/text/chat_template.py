@@ -144,7 +144,9 @@ def read_chat_template(directory: Path, configured: Any, named_tokens: Mapping[s
     if (directory / "chat_template.jinja").is_file():
         sources[DEFAULT] = directory / "chat_template.jinja"
     if sources:
-        return _build({name: path.read_text(encoding="utf-8") for name, path in sources.items()}, named_tokens, sources)
+        return build_templates(
+            {name: path.read_text(encoding="utf-8") for name, path in sources.items()}, named_tokens, sources
+        )
     path = directory / "tokenizer_config.json"
     if configured is None:
         path = directory / "chat_template.json"
@@ -155,10 +157,13 @@ def read_chat_template(directory: Path, configured: Any, named_tokens: Mapping[s
         texts = {DEFAULT: configured} if isinstance(configured, str) else {t["name"]: t["template"] for t in configured}
     except (TypeError, KeyError) as error:
         raise ModelError(f"{path}: chat_template must be a text or a list of {{name, template}}") from error
-    return _build(texts, named_tokens, dict.fromkeys(texts, path))
+    return build_templates(texts, named_tokens, dict.fromkeys(texts, path))
 
 
-def _build(texts: Mapping[str, str], named_tokens: Mapping[str, str], paths: Mapping[str, Path]) -> ChatTemplate:
+def build_templates(
+    texts: Mapping[str, str], named_tokens: Mapping[str, str], paths: Mapping[str, Path]
+) -> ChatTemplate:
+    """Templates by name; paths: where each was found. ModelError names the file of a broken one."""
     for name, text in texts.items():
         try:
             ChatTemplate(text)

@@ -17,10 +17,10 @@ from kvtrove.models.products import Products
 from tests.checkpoints import Checkpoints
 
 
-def load(checkpoints: Checkpoints, family: str, wanted: str, **precision: Any) -> Model:
+def load(checkpoints: Checkpoints, family: str, wanted: str, weights: str = "auto") -> Model:
     directory = checkpoints.get(family, dtype="bfloat16")
     return load_model(
-        directory, read_spec(directory), Products(Precision("bfloat16", "float32", **precision), wanted=wanted)
+        directory, read_spec(directory), Products(Precision("bfloat16", "float32", weights), wanted=wanted)
     )
 
 
@@ -34,12 +34,12 @@ def hidden(model: Model, tokens: int) -> Tensor:
     return model(ids, torch.arange(tokens), attend)
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("weights", ["auto", "int8", "int4"])
 @pytest.mark.parametrize("family", ["llama3", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral"])
 def test_joined_layers_give_the_same_bits(
-    family: str, int8: bool, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+    family: str, weights: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = load(checkpoints, family, "own", int8=int8)
+    model = load(checkpoints, family, "own", weights=weights)
     assert None not in model.calls
     joined = [hidden(model, tokens) for tokens in (1, 300)]
     monkeypatch.setattr(Model, "calls", (None,) * len(model.layers))

@@ -39,7 +39,7 @@ def watch():
         peak[0] = max(peak[0], anonymous())
         time.sleep(0.001)
 
-directory, precision = Path(sys.argv[1]), Precision(*sys.argv[2:4], int8="int8" in sys.argv)
+directory, precision = Path(sys.argv[1]), Precision(*sys.argv[2:4], weights="int8" if "int8" in sys.argv else "auto")
 products = Products(precision, wanted=sys.argv[4])
 return_large_buffers()  # as an engine does at its start: what a conversion took goes back at once
 ones = torch.ones(300, 300, dtype=torch.float32)

@@ -24,7 +24,8 @@ from kvtrove.models.products import Products, choose
 from tests.checkpoints import Checkpoints
 
 MIXED = Precision("bfloat16", "float32")
-INT8 = Precision("bfloat16", "float32", int8=True)
+INT4 = Precision("bfloat16", "float32", "int4")
+INT8 = Precision("bfloat16", "float32", "int8")
 
 
 def parts(*sizes: int, inputs: int, bias: bool = False, dtype: torch.dtype = torch.bfloat16) -> list[Part]:
@@ -113,6 +114,7 @@ def test_parts_are_read_one_after_the_other() -> None:
         (Precision.plain("bfloat16"), "cpu", "own"),
         (MIXED, "cpu", "own"),
         (INT8, "cpu", "own"),
+        (INT4, "cpu", "own"),
         (Precision.plain("bfloat16"), "cuda", "torch"),
     ],
     ids=str,
@@ -168,6 +170,7 @@ def test_auto_computes_bf16_checkpoints_in_float32_where_bf16_is_slow(
     assert choose_precision(config(directory, linear="torch"), spec) == Precision.plain("bfloat16")
     assert choose_precision(config(directory, dtype="float32"), spec) == Precision.plain("float32")
     assert choose_precision(config(directory, weights="int8"), spec) == INT8
+    assert choose_precision(config(directory, weights="int4"), spec) == INT4
     monkeypatch.setattr(kernels, "isa", lambda wanted: "amx")
     assert choose_precision(config(directory), spec) == Precision.plain("bfloat16")
 
@@ -176,8 +179,8 @@ def test_settings_that_contradict_each_other_are_refused(checkpoints: Checkpoint
     directory = checkpoints.get("llama")
     with pytest.raises(ConfigError, match="float16 does not go with int8 weights: --dtype auto, float32 or bfloat16"):
         choose_precision(config(directory, dtype="float16", weights="int8"), read_spec(directory))
-    with pytest.raises(ConfigError, match="weights: 'int4' is not one of auto, int8"):
-        config(directory, weights="int4")
+    with pytest.raises(ConfigError, match="weights: 'int3' is not one of auto, int8, int4"):
+        config(directory, weights="int3")
     with pytest.raises(ConfigError, match="linear: 'mkl' is not one of auto, torch, onednn, own"):
         config(directory, linear="mkl")
 

@@ -259,7 +259,7 @@ def test_a_model_gives_bytes_and_step_times(tmp_path: Path) -> None:
 
 
 BAD_SIMULATION = {
-    "policy": (("--policy", "s3-fifo"), "policy: 's3-fifo' is not one of lru"),
+    "policy": (("--policy", "s3-fifo"), "policy: 's3-fifo' is not one of lru, s3fifo"),
     "sizes twice": (("--kv", "1GiB", "--kv-tokens", "1k"), "kv and kv_tokens say the same thing twice"),
     "bytes without model": (("--kv", "1GiB"), "kv: bytes need a model; give --model"),
     "hardware without model": (("--hardware", "h100"), "hardware: a datasheet needs a model"),

@@ -31,7 +31,7 @@ CHUNK = 2048
 class Subject:
     """One of model (a checkpoint directory) and random_weights (a config.json).
 
-    weights: "int8" quantises the matrices of linear layers. cache: a recipe.
+    weights: "int8" and "int4" quantise the matrices of linear layers. cache: a recipe.
 
     memory: bytes or "16GiB" that may be used; None is what is free. progress: told while the weights are loaded.
     ConfigError for what cannot be measured.
@@ -76,7 +76,7 @@ class Subject:
     @cached_property
     def plan(self) -> PlanModel:
         """The model as far as memory and time depend on it. ModelError when it cannot be read."""
-        return read_model(self.path, self.dtype, int8=self.weights == "int8")
+        return read_model(self.path, self.dtype, weights=self.weights)
 
     def settings(self) -> dict[str, Any]:
         """As results store them: what "auto" stood for, and no more than one of the two models."""
