@@ -55,7 +55,7 @@ class LatentAttention:
             return RMSNorm(weights.take(f"{name}.{part}.weight", (size,)), LATENT_EPS)
 
         first = {f"{name}.q_proj": queries} if latent.q_rank is None else {f"{name}.q_a_proj": latent.q_rank}
-        expand = weights.read(f"{name}.kv_b_proj.weight", (heads * (latent.nope + latent.v_dim), rank))
+        expand = weights.numbers(f"{name}.kv_b_proj.weight", (heads * (latent.nope + latent.v_dim), rank))
         expand = expand.to(getattr(torch, (weights.precision.activations if weights.precision else spec.dtype)))
         k, v = expand.view(heads, latent.nope + latent.v_dim, rank).split([latent.nope, latent.v_dim], dim=1)
         return cls(
