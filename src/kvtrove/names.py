@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kvtrove.config import ConfigError, nearest
 from kvtrove.demo import demo_model_dir
+from kvtrove.store import GET, PUBLISHED, stored_model
 
 DEMO = "demo"
 SHORT_NAMES = {
@@ -43,6 +44,8 @@ def find_model(name: str | Path, environ: Mapping[str, str] = os.environ) -> Pat
     path = Path(text).expanduser()
     if path.exists():
         return path
+    if (stored := stored_model(text.lower(), environ)) is not None:
+        return stored
     known = SHORT_NAMES | _own_names(environ)
     meant = known.get(text.lower(), text)
     if meant != text and Path(meant).expanduser().exists():
@@ -57,6 +60,7 @@ def find_model(name: str | Path, environ: Mapping[str, str] = os.environ) -> Pat
         raise ConfigError(
             f"{meant}: there is no such folder, and it is not in the Hugging Face cache ({hub_folder(environ)}); "
             f"`kvtrove pull {meant}` or `hf download {found['id']}` puts it there"
+            + (f", and `{GET} {text.lower()}` fetches it with pip, in 4 bits" if text.lower() in PUBLISHED else "")
         )
     return folder if found["file"] is None else _gguf(folder, meant, found["file"])
 

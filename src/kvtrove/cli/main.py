@@ -26,7 +26,7 @@ REFUSED = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 1
 COMMANDS = {
-    **{name: name for name in ("chat", "generate", "serve", "top", "pull", "plan", "doctor")},
+    **{name: name for name in ("chat", "generate", "serve", "top", "pull", "models", "plan", "doctor")},
     **{name: name for name in ("explain", "simulate", "bench", "cache")},
     "eval": "evaluate",
 }
