@@ -10,6 +10,7 @@ from torch import Tensor
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.rows import RowOp
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
+from kvtrove.kv.tiers.store import BlockStore
 from kvtrove.runner.rows import Rows
 from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
 
@@ -26,8 +27,8 @@ def token_values(s: ScheduledSequence, layer: LayerKV, span: range) -> tuple[Ten
 class StepRunner:
     """Executes steps on an arena without a model."""
 
-    def __init__(self, spec: KVCacheSpec, arena: Arena) -> None:
-        self.spec, self.arena, self.rows = spec, arena, Rows(arena)
+    def __init__(self, spec: KVCacheSpec, arena: Arena, store: BlockStore | None = None) -> None:
+        self.spec, self.arena, self.rows = spec, arena, Rows(arena, store)
 
     def execute(self, step: SchedulerOutput, values: Values) -> None:
         self.rows.execute(step.ops)

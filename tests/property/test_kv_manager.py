@@ -31,16 +31,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from kvtrove.config import EVICTION
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.pins import Pin
-from kvtrove.kv.prefix_cache import KeyChain
+from kvtrove.kv.prefix_cache import KeyChain, Match
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks
 from kvtrove.kv.rows import RowOp
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.kv.table import SequenceKV
+from kvtrove.kv.tiers.store import BlockStore
 from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
+from tests.faulty_store import FAULTS, Fault, FaultyStore
 from tests.steps import StepRunner
 
 MAX_BLOCKS = 6  # longest prompt, in blocks
@@ -127,11 +130,11 @@ ARRIVALS = st.builds(
 class EchoRunner:
     """What the model runner does with the cache, without a model."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, store: BlockStore | None) -> None:
         self.spec = shape.spec
         self.size = shape.block_size
         self.arena = Arena(self.spec, shape.num_blocks)
-        self.steps = StepRunner(self.spec, self.arena)
+        self.steps = StepRunner(self.spec, self.arena, store)
 
     def execute(self, work: list[tuple[Live, int]], ops: list[RowOp]) -> None:
         """Compute the next tokens of some sequences."""
@@ -184,17 +187,18 @@ def snapshot(manager: KVCacheManager) -> object:
             for kv in manager.sequences.values()
         ],
         [[b.id for b in pin.blocks] for pin in manager.pins],
-        list(manager._ops),
+        list(manager.rows.waiting()),
         manager.stats(),
     )
 
 
 class CacheMachine(RuleBasedStateMachine):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, store: BlockStore | None = None) -> None:
         super().__init__()
         self.shape = shape
         self.size = shape.block_size
-        self.runner = EchoRunner(shape)
+        self.store = store
+        self.runner = EchoRunner(shape, store)
         self.groups = self.runner.spec.groups
         self.manager = KVCacheManager(
             self.runner.spec,
@@ -203,6 +207,8 @@ class CacheMachine(RuleBasedStateMachine):
             check=2,
             crc=self.runner.arena.crc,
             clock=lambda: 0.0,
+            eviction=EVICTION[list(SHAPES.values()).index(shape) % len(EVICTION)],  # each is met by two shapes
+            store=store,
         )
         self.live: list[Live] = []
         self.pins: list[Pin] = []
@@ -224,7 +230,9 @@ class CacheMachine(RuleBasedStateMachine):
         limit = len(tokens) - 1 if arrival.reuse else 0
         match = self.manager.match(seq.kv, tokens, limit)
         self.compare_with_oracles(seq, limit, match.num_tokens)
-        if arrival.evict_meanwhile:
+        if match.elsewhere:
+            match = self.load(seq, match, limit, arrival.evict_meanwhile)
+        elif arrival.evict_meanwhile:
             self.pressure(self.shape.num_blocks)
         before = snapshot(self.manager)
         if not self.manager.allocate(seq.kv, min(self.size, len(tokens) - match.num_tokens), match):
@@ -347,7 +355,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_live_token_is_read_back(self) -> None:
-        for seq, layer, found, expected in self.runner.read(self.live, self.manager._ops):
+        for seq, layer, found, expected in self.runner.read(self.live, self.manager.rows.waiting()):
             assert found == expected, f"layer {layer.layer} of {seq.tokens.tolist()} at {seq.kv.num_computed}"
 
     @invariant()
@@ -371,6 +379,21 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.manager.num_free_blocks == self.shape.num_blocks
 
     # ---- helpers ----
+
+    def load(self, seq: Live, match: Match, limit: int, pressure: bool) -> Match:
+        """What a tier has of the prompt comes up while the cache works on, or some of it does; then it is a hit."""
+        load = self.manager.fetch(seq.kv, match)
+        for turn in range(20):
+            if turn == 1 and pressure:
+                self.pressure(self.shape.num_blocks)
+            self.manager.poll()
+            assert self.manager.check() == []
+        assert load.done, "a load whose tickets are done goes on"
+        assert self.manager.let_go(load)
+        assert not self.manager.let_go(load)
+        found = self.manager.match(seq.kv, seq.tokens, limit)
+        assert found.num_tokens >= match.num_tokens, "what the match had found was not kept"
+        return found
 
     def allocate(self, seq: Live, num: int) -> bool:
         before = snapshot(self.manager)
@@ -412,6 +435,21 @@ class CacheMachine(RuleBasedStateMachine):
         assert matched <= computed, "a hit on what nobody computed"
         if self.manager.stats().evictions == 0 and not self.forgotten:
             assert matched == computed, "nothing was evicted, yet something is missing"
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+@pytest.mark.parametrize("name", ["full-4", "full-and-window"])
+def test_every_live_token_survives_below_the_pool(name: str, fault: Fault | None) -> None:
+    """The same, above a store that answers late, has little room, and fails at every third operation."""
+    profile = settings(stateful_step_count=20, max_examples=12, suppress_health_check=list(HealthCheck))
+    shape = SHAPES[name]
+
+    def machine() -> CacheMachine:
+        at = range(2, 10_000, 3) if fault else ()
+        store = FaultyStore(fault, at, delay=1, budget=40 * shape.spec.block_bytes)
+        return CacheMachine(shape, store)
+
+    run_state_machine_as_test(machine, settings=profile)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -1,6 +1,7 @@
 """The invariants of the cache as sentences about what is wrong. Reads everything, changes nothing.
 
-I9 (blocks are pinned while a transfer reads them) has nothing to check: no transfer is ever in flight.
+I9 (what a transfer reads or writes stays as it is until it is done) holds by construction and is not checked: transfers
+have buffers of their own (`loads`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Books(Protocol):
     @property
     def pins(self) -> Iterable[Pin]: ...
     @property
+    def loads(self) -> Iterable[Pin]: ...
+    @property
     def crc(self) -> Callable[[int], int] | None: ...
     def chain_root(self, salt: bytes) -> bytes: ...
 
@@ -59,11 +62,11 @@ def _counts(books: Books) -> Iterator[str]:
 
 def _references(books: Books) -> Iterator[str]:
     tables = Counter(b.id for _, _, b in _entries(books))
-    pins = Counter(b.id for pin in books.pins for b in pin.blocks)
+    pins = Counter(b.id for holders in (books.pins, books.loads) for pin in holders for b in pin.blocks)
     for block in books.pool.blocks:
         held, pinned = tables[block.id], pins[block.id]
         if block.ref_count != held + pinned:
-            yield f"I2: {block} is held by {held} tables and {pinned} pins"
+            yield f"I2: {block} is held by {held} tables and {pinned} pins and loads"
         if block.state is BlockState.OPEN and (held, pinned) != (1, 0):
             yield f"I3: {block} is open in {held} tables and pinned {pinned} times"
 

@@ -29,9 +29,11 @@ def rebuild(manager: KVCacheManager) -> None:
         kv.capacity = -1
     manager.sequences.clear()
     manager.pins.clear()
-    manager.take_ops()
+    manager.forget_unfilled()
+    if manager.transfers is not None:
+        manager.transfers.reset()
     index = PrefixCache(manager.num_groups, enabled=manager.index.enabled, clock=manager.pool.clock)
-    pool = BlockPool(manager.num_blocks, manager.pool.forget, manager.pool.clock)
+    pool = BlockPool(manager.num_blocks, manager.pool.forget, manager.pool.clock, manager.eviction.order())
     index.num_duplicates, index.num_mismatches = manager.index.num_duplicates, manager.index.num_mismatches
     pool.num_evictions, pool.eviction_age = manager.pool.num_evictions, manager.pool.eviction_age
     manager.index, manager.pool = index, pool

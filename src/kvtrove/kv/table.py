@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrove.kv.block import Block
+from kvtrove.kv.block import Block, Use
 from kvtrove.kv.prefix_cache import KeyChain
 from kvtrove.kv.retention import Retention, live_blocks
 
@@ -83,7 +83,7 @@ class SequenceKV:
     only counts. 0 when unknown: the next commit looks.
     """
 
-    __slots__ = ("_ids", "capacity", "chain", "next_event", "num_computed", "salt", "tables")
+    __slots__ = ("_ids", "capacity", "chain", "next_event", "num_computed", "salt", "tables", "use")
 
     def __init__(self, num_groups: int, chain: KeyChain, salt: bytes) -> None:
         self.num_computed = 0
@@ -91,6 +91,7 @@ class SequenceKV:
         self.next_event = 0
         self.salt = salt
         self.chain = chain
+        self.use = Use()
         self.tables = tuple(BlockTable() for _ in range(num_groups))
         self._ids: tuple[NDArray[np.int32], ...] | None = None
 
