@@ -167,6 +167,7 @@ def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
     runner, capacity, ledger = loaded.runner, loaded.capacity, loaded.ledger
     cached = capacity.num_blocks // len(runner.cache.groups) * runner.cache.block_size
     limits = StepLimits(settings.max_num_batched_tokens, settings.max_num_seqs, capacity.max_model_len, cached)
+    log.info("warming up: the largest steps are run and measured")
     measured = warm_up(runner, limits)
     if measured is None:
         log.warning("the warm-up could not be measured here; the plan stands as it was computed")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kvtrove.kv.recipe import EXACT, names_elsewhere, recipe
 from kvtrove.kv.spec import Codec
+from kvtrove.models.families import REGISTRY
 from kvtrove.plan.capacity import readable
 from kvtrove.plan.planner import Plan
 
@@ -94,7 +95,9 @@ def serve_command(plan: Plan) -> tuple[str | None, str]:
     """(the command that starts the engine as planned, "") or (None, why this engine cannot)."""
     reasons = []
     if plan.model.spec is None:
-        reasons.append(f"it does not run {plan.model.architecture}")
+        quantised = plan.model.architecture in REGISTRY
+        what = f"quantised weights of this kind ({plan.model.dtype})" if quantised else plan.model.architecture
+        reasons.append(f"it does not run {what}")
     if plan.wishes.tensor_parallel > 1:
         reasons.append("it runs on one device")
     if reasons:
