@@ -4,8 +4,8 @@
 // at most, memory gives a core about 4 bytes in a cycle, so there is no reason for another kernel when there is one row.
 #if defined(__x86_64__) || defined(KVTROVE_EMULATE_AMX)
 
+#include "linear_amx_int4.h"
 #include "linear_amx_int8.h"
-#include "linear_int4.h"
 
 namespace kvtrove {
 
@@ -82,13 +82,7 @@ void multiply(const Product& job, std::size_t rows) {
 
 }  // namespace amx
 
-#if defined(KVTROVE_EMULATE_AMX)
-constexpr auto kMultiplyInt4 = int4::multiply_portable;
-#else
-constexpr auto kMultiplyInt4 = int4::multiply_avx512;
-#endif
-
-const LinearLevel kAmxLevel = {layout_of<amx::TilePlaces>(), amx::kMostRows, true, amx::multiply, kMultiplyInt4};
+const LinearLevel kAmxLevel = {layout_of<amx::TilePlaces>(), amx::kMostRows, true, amx::multiply, amx::multiply_int4};
 
 }  // namespace kvtrove
 #endif
