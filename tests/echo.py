@@ -19,6 +19,7 @@ from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.retention import Full, Retention
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
+from kvtrove.kv.tiers.store import BlockStore
 from kvtrove.request import Logprob, RequestMetrics, SamplingParams
 from kvtrove.scheduler.output import (
     ModelOutput,
@@ -75,10 +76,11 @@ class EchoModel:
 
     spec: KVCacheSpec
     arena: Arena
+    store: BlockStore | None = None
     computed: int = 0
 
     def __post_init__(self) -> None:
-        self.runner = StepRunner(self.spec, self.arena)
+        self.runner = StepRunner(self.spec, self.arena, self.store)
 
     def execute(self, step: SchedulerOutput) -> ModelOutput:
         self.runner.execute(step, token_values)

@@ -2,8 +2,10 @@
 
     python benchmarks/macro/memory.py [--server] [--requests 100000] [--seconds S] [--model DIR] [--json FILE]
 
-A bare engine in this process, or with --server a `kvtrove serve` that eight clients ask at once; its cache of 16 MiB is
-full early on. Growth is counted from 5,000 requests on. Requests that are refused are among those of --server.
+A bare engine in this process, or with --server a `kvtrove serve` that 32 clients ask at once; its cache of 16 MiB is
+full early on. Growth is counted from 5,000 requests on. Requests that are refused are among those of --server. At the
+end the server computes long prompts with all their log-probabilities, which are its largest steps, and the most that it
+has held is compared with the most that its ledger expects.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 
 import httpx
 
-from kvtrove.plan.process import PROC, resident_bytes
+from kvtrove.plan.process import PROC, peak_bytes, resident_bytes
 
 KINDS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},
@@ -110,16 +112,26 @@ def served(args: argparse.Namespace, more: Callable[[Samples], bool]) -> dict[st
         if address is None:
             sys.exit("the server did not start")
         samples = Samples(args.every, Path(f"/proc/{server.pid}"))
-        asyncio.run(_clients(address[1], samples, more))
+        asyncio.run(_clients(address[1], samples, more, args.clients))
+        asyncio.run(_largest_steps(address[1]))
         process = httpx.get(f"{address[1]}/v1/cache/memory", timeout=30).json()["process"]
-        over = process["resident"] / process["planned"] - 1
-        return samples.report() | {"process": process, "over_the_ledger": round(over, 4)}
+        process["peak"] = peak_bytes(samples.proc)
+        over = {name: round(process[name] / process["planned"] - 1, 4) for name in ("resident", "peak")}
+        return samples.report() | {"process": process, "over_the_ledger": over}
     finally:
         server.terminate()
         server.wait(60)
 
 
-async def _clients(url: str, samples: Samples, more: Callable[[Samples], bool]) -> None:
+async def _largest_steps(url: str) -> None:
+    """Prompts of 2,000 tokens at once, each with what the ledger counts for a step: all log-probabilities."""
+    async with httpx.AsyncClient(base_url=url, timeout=600) as http:
+        bodies = [{"prompt": [n + 2] * 2000, "max_tokens": 1, "echo": True, "logprobs": 5} for n in range(8)]
+        for answer in await asyncio.gather(*(http.post("/v1/completions", json=body) for body in bodies)):
+            answer.raise_for_status()
+
+
+async def _clients(url: str, samples: Samples, more: Callable[[Samples], bool], num_clients: int) -> None:
     async def client(seed: int) -> None:
         rng = random.Random(seed)
         async with httpx.AsyncClient(base_url=url, timeout=120) as http:
@@ -134,13 +146,14 @@ async def _clients(url: str, samples: Samples, more: Callable[[Samples], bool]) 
                     sys.exit(f"{kind}: {answer.status_code} {answer.text[:300]}")
                 samples.count(1)
 
-    await asyncio.gather(*map(client, range(8)))
+    await asyncio.gather(*map(client, range(num_clients)))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", action="store_true")
     parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--clients", type=int, default=32, help="that ask a server at once")
     parser.add_argument("--every", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--model", default="demo")

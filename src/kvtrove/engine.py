@@ -32,7 +32,9 @@ from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
+from kvtrove.text.chat_template import given_template
 from kvtrove.text.tokenizer import Tokenizer
+from kvtrove.tiering import Tiering
 
 if TYPE_CHECKING:
     from kvtrove.kv.spec import KVCacheSpec
@@ -106,19 +108,26 @@ class Engine:
         text = Path(config.tokenizer) if config.tokenizer else directory
         without = dummy and not config.tokenizer and not (text / "tokenizer.json").is_file()
         self.tokenizer = Tokenizer.without_tokens() if without else Tokenizer.load(text)
+        if config.chat_template is not None:
+            self.tokenizer.chat_template = given_template(config.chat_template, self.tokenizer.named_tokens)
         loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress, exact, model)
         self.runner, self.ledger, capacity = loaded.runner, loaded.ledger, loaded.capacity
         self.max_model_len = capacity.max_model_len
+        self.tiering = Tiering(config, self.runner.cache)
+        self.runner.rows.store = self.tiering.store
         self.kv = KVCacheManager(
             self.runner.cache,
             capacity.num_blocks,
             root=model_fingerprint(
                 directory, self.spec, str(self.runner.model.precision), self.max_model_len, config.load_format
             ),
+            num_seats=config.max_num_seats,
             enable_prefix_caching=config.enable_prefix_caching,
             check=config.check or 0,
             crc=self.runner.arena.crc,
             clock=clock,
+            eviction=config.eviction,
+            store=self.tiering.store,
         )
         limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
         self.scheduler = Scheduler(self.kv, limits, clock, drafter(config))
@@ -145,6 +154,7 @@ class Engine:
             self.closed, self.last_step = True, None
             self._texts.clear()
             self._pins.clear()
+            self.tiering.close(self.kv, self.runner.rows)
             del self.runner, self.kv, self.scheduler, self.recovery
             gc.collect()
             return_freed_memory()
@@ -173,7 +183,7 @@ class Engine:
     def _advance(self) -> list[Request]:
         start = self.clock()
         self.last_step = scheduled = self.scheduler.schedule()
-        if not scheduled.sequences and self.scheduler.has_unfinished:
+        if not scheduled.sequences and self.scheduler.has_unfinished and not self.scheduler.is_waiting:
             raise NoProgressError(f"{len(self.scheduler.requests)} requests are unfinished and none can go on")
         output = self.runner.execute(scheduled)
         for seq_id, result in output.results.items():
@@ -182,8 +192,11 @@ class Engine:
         touched = self.scheduler.update(scheduled, output)
         num_tokens = scheduled.num_tokens
         decodes = sum(len(s.tokens) for s in scheduled.sequences if len(s.tokens) - len(s.verify) == 1)
-        self._pace.learn(num_tokens - decodes, decodes, self.clock() - start)
-        self.scheduler.prompt_limit = self._pace.tokens
+        if num_tokens:
+            self._pace.learn(num_tokens - decodes, decodes, self.clock() - start)
+            self.scheduler.keep_pace(self._pace)
+        if not self.scheduler.has_unfinished:
+            self.tend()
         if self._cache_log:
             self._log_cache(num_tokens)
         return touched
@@ -293,6 +306,15 @@ class Engine:
 
     def has_unfinished_requests(self) -> bool:
         return not self.closed and bool(self.scheduler.requests)
+
+    def tend(self) -> bool:
+        """To be called now and then while nothing is unfinished: saves to the tiers. False: nothing is left to do."""
+        return not self.closed and self.tiering.tend(self.kv, self.runner.rows)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether every unfinished request waits for something outside of the engine: sleep before the next step."""
+        return not self.closed and self.scheduler.is_waiting
 
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request uses; returns how many."""

@@ -21,6 +21,7 @@ from kvtrove.kv.recipe import recipe
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
+from kvtrove.models.gguf.stored import kept_weights
 from kvtrove.models.loader import Progress, load_model
 from kvtrove.models.precision import Precision
 from kvtrove.models.products import Products
@@ -92,7 +93,7 @@ def load_runner(
             log.info(
                 "last bits may depend on the batch: only bf16, int8 and int4 weights are multiplied by own kernels"
             )
-    arena = Arena(cache, capacity.num_blocks, device, config.huge_pages)
+    arena = Arena(cache, capacity.num_blocks, device, config.huge_pages, config.max_num_seats)
     backends = choose_backends(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
     runner = ModelRunner(model, cache, arena, backends, token_text)
     loaded = Loaded(runner, capacity, ledger)
@@ -166,6 +167,7 @@ def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
     runner, capacity, ledger = loaded.runner, loaded.capacity, loaded.ledger
     cached = capacity.num_blocks // len(runner.cache.groups) * runner.cache.block_size
     limits = StepLimits(settings.max_num_batched_tokens, settings.max_num_seqs, capacity.max_model_len, cached)
+    log.info("warming up: the largest steps are run and measured")
     measured = warm_up(runner, limits)
     if measured is None:
         log.warning("the warm-up could not be measured here; the plan stands as it was computed")
@@ -174,7 +176,8 @@ def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
     settled, ledger = settle(capacity, ledger, runner.cache, settings)
     if settled != capacity:
         log.warning("a step takes more than planned, so the cache gets %d blocks", settled.num_blocks)
-        arena = Arena(runner.cache, settled.num_blocks, runner.arena.device, runner.arena.huge_pages)
+        old = runner.arena
+        arena = Arena(runner.cache, settled.num_blocks, old.device, old.huge_pages, len(old.seats))
         model = runner.model.serving(settled.max_model_len)
         runner = ModelRunner(model, runner.cache, arena, runner.backends, runner.token_text)
     return Loaded(runner, settled, ledger)
@@ -184,15 +187,25 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
     """In which numbers the engine keeps and computes the model. ConfigError when the settings contradict each other.
 
     A processor without bf16 instructions multiplies bf16 at a tenth of its float32 speed, and widening an element in a
-    register is free: "auto" then keeps bf16 weights and computes in float32.
+    register is free: "auto" then keeps bf16 weights and computes in float32. A GGUF file that is quantised stays so on
+    a CPU, unless the settings ask for numbers that its products cannot have.
     """
-    cpu, quantised = choose_device(config.device) == "cpu", config.weights != "auto"
+    cpu, weights = choose_device(config.device) == "cpu", config.weights
+    stored = kept_weights(Path(config.model)) if weights in ("auto", "gguf") else "auto"
+    if weights == "gguf" and stored == "auto":
+        raise ConfigError(
+            f"weights: gguf keeps the bits of a quantised GGUF file, which {config.model} is not: take int4"
+        )
+    own = config.linear in ("auto", "own")
+    if weights == "auto" and config.dtype == "auto" and cpu and own:
+        weights = stored
+    quantised = weights != "auto"
     if quantised and not cpu:
-        raise ConfigError(f"weights: {config.weights} runs on the CPU only: --device cpu, or leave weights at auto")
+        raise ConfigError(f"weights: {weights} runs on the CPU only: --device cpu, or leave weights at auto")
     dtype = spec.dtype if config.dtype == "auto" else config.dtype
     activations = dtype
     slow = dtype == "bfloat16" and not has_bf16_instructions(Environment.read().isa)
-    if config.dtype == "auto" and cpu and config.linear in ("auto", "own") and (slow or quantised):
+    if config.dtype == "auto" and cpu and own and (slow or quantised):
         activations = "float32"
         if slow:
             log.info("this processor has no bf16 instructions: weights and cache stay bf16, activations are float32")
@@ -201,10 +214,8 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
             f"dtype: activations of {spec.architecture} pass 65,504, the largest float16: --dtype bfloat16 or float32"
         )
     if quantised and activations == "float16":
-        raise ConfigError(
-            f"dtype: float16 does not go with {config.weights} weights: --dtype auto, float32 or bfloat16"
-        )
-    return Precision(dtype, activations, config.weights)
+        raise ConfigError(f"dtype: float16 does not go with {weights} weights: --dtype auto, float32 or bfloat16")
+    return Precision(dtype, activations, weights)
 
 
 def has_bf16_instructions(isa: str) -> bool:

@@ -278,12 +278,22 @@ class RequestOutput:
     error: RequestError | EngineError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PrefixLoad:
+    """Prompt tokens that came from a tier, in `seconds`. instead: seconds that computing them takes, where known."""
+
+    tokens: int
+    tier: str
+    seconds: float
+    instead: float | None
+
+
 @dataclass(slots=True)
 class RequestMetrics:
     """Times in seconds of the engine's clock; None until it happened.
 
     token_times: of every step that drew for the request. reused_from: prompt tokens reused, by tier of the cache.
-    explanation: why no more of the prompt was reused when it was first admitted.
+    explanation: why no more of the prompt was reused when it was first admitted. load: what was loaded for it then.
     """
 
     arrival_time: float
@@ -296,3 +306,4 @@ class RequestMetrics:
     token_times: array[float] = field(default_factory=lambda: array("d"))
     reused_from: dict[str, int] = field(default_factory=dict)
     explanation: Explanation | None = None
+    load: PrefixLoad | None = None

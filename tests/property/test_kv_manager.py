@@ -31,39 +31,47 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from kvtrove.config import EVICTION
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.pins import Pin
-from kvtrove.kv.prefix_cache import KeyChain
+from kvtrove.kv.prefix_cache import KeyChain, Match
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks
 from kvtrove.kv.rows import RowOp
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.kv.table import SequenceKV
+from kvtrove.kv.tiers.store import BlockStore
 from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
-from tests.steps import StepRunner
+from tests.faulty_store import FAULTS, Fault, FaultyStore
+from tests.steps import ECHO_SEALED, StepRunner
 
 MAX_BLOCKS = 6  # longest prompt, in blocks
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A cache to test: one layer per retention; a number means that the layer reads the storage of that one."""
+    """A cache to test: one layer per retention; a number means that the layer reads the storage of that one.
+
+    sealed: layers whose format encodes whole blocks.
+    """
 
     layers: tuple[Retention | int, ...]
     block_size: int
     num_blocks: int
     prefix_caching: bool = True
+    sealed: tuple[int, ...] = ()
+    num_seats: int = 5
 
     @property
     def spec(self) -> KVCacheSpec:
         layers = [
             LayerKV(i, 1, 2, 2, ECHO, self.layers[rule], source=rule)  # type: ignore[arg-type]
             if isinstance(rule, int)
-            else LayerKV(i, 1, 2, 2, ECHO, rule)
+            else LayerKV(i, 1, 2, 2, ECHO_SEALED if i in self.sealed else ECHO, rule)
             for i, rule in enumerate(self.layers)
         ]
-        return KVCacheSpec(tuple(layers), self.block_size)
+        return KVCacheSpec(tuple(layers), self.block_size, "int32")
 
 
 SHAPES = {
@@ -79,6 +87,9 @@ SHAPES = {
     "sinks-and-window": Shape((SinksAndWindow(5, 7),), 4, 12),
     "chunked": Shape((ChunkedLocal(6), Full()), 4, 22),
     "source": Shape((Full(), SlidingWindow(7), 0, 1), 4, 22),
+    "sealed": Shape((Full(), Full()), 4, 14, sealed=(0, 1)),
+    "sealed-and-not": Shape((Full(), SlidingWindow(7), 0, 1, Full()), 4, 40, sealed=(0, 1)),
+    "sealed-window": Shape((SinksAndWindow(5, 7), Full()), 4, 22, sealed=(0,), num_seats=2),
     "no-prefix-caching": Shape((Full(), SlidingWindow(6)), 4, 22, prefix_caching=False),
 }
 
@@ -127,11 +138,11 @@ ARRIVALS = st.builds(
 class EchoRunner:
     """What the model runner does with the cache, without a model."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, store: BlockStore | None) -> None:
         self.spec = shape.spec
         self.size = shape.block_size
-        self.arena = Arena(self.spec, shape.num_blocks)
-        self.steps = StepRunner(self.spec, self.arena)
+        self.arena = Arena(self.spec, shape.num_blocks, num_seats=shape.num_seats)
+        self.steps = StepRunner(self.spec, self.arena, store)
 
     def execute(self, work: list[tuple[Live, int]], ops: list[RowOp]) -> None:
         """Compute the next tokens of some sequences."""
@@ -144,7 +155,9 @@ class EchoRunner:
             return k_rows, v_rows
 
         scheduled = [
-            ScheduledSequence(i, seq.tokens[kv.num_computed : kv.num_computed + num], kv.num_computed, kv.block_ids())
+            ScheduledSequence(
+                i, seq.tokens[kv.num_computed : kv.num_computed + num], kv.num_computed, kv.block_ids(), seat=kv.seat
+            )
             for i, (seq, num) in enumerate(work)
             for kv in (seq.kv,)
         ]
@@ -154,6 +167,8 @@ class EchoRunner:
         """Every (sequence, layer, what its live slots hold, what they should hold), as if `pending` were executed."""
         for layer in self.spec.layers:
             content = torch.cat(self.steps.planes(layer, pending), dim=-1)[:, :, 0].numpy()
+            tails = self.steps.tails(layer, pending)
+            seats = None if tails is None else torch.cat(tails, dim=-1)[:, :, 0].numpy()
             owner = layer.layer if layer.source is None else layer.source
             for seq in seqs:
                 table = seq.kv.block_ids()[self.spec.group_of[layer.layer]]
@@ -163,7 +178,11 @@ class EchoRunner:
                 assert (blocks >= 0).all(), f"live tokens of layer {layer.layer} are not held"
                 prefixes = seq.prefixes()
                 expected = [[seq.tokens[p], prefixes[p], p, owner] for p in live]
-                yield seq, layer, content[blocks, positions % self.size].tolist(), expected
+                found = content[blocks, positions % self.size]
+                if seats is not None:
+                    is_open = positions >= seq.kv.num_computed // self.size * self.size
+                    found[is_open] = seats[seq.kv.seat, positions[is_open] % self.size]
+                yield seq, layer, found.tolist(), expected
 
 
 def snapshot(manager: KVCacheManager) -> object:
@@ -178,31 +197,36 @@ def snapshot(manager: KVCacheManager) -> object:
                 kv.num_computed,
                 kv.capacity,
                 kv.next_event,
+                kv.seat,
                 tuple(kv.chain.keys),
                 [ids.tolist() for ids in kv.block_ids()],
             )
             for kv in manager.sequences.values()
         ],
         [[b.id for b in pin.blocks] for pin in manager.pins],
-        list(manager._ops),
+        list(manager.rows.waiting()),
         manager.stats(),
     )
 
 
 class CacheMachine(RuleBasedStateMachine):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, store: BlockStore | None = None) -> None:
         super().__init__()
         self.shape = shape
         self.size = shape.block_size
-        self.runner = EchoRunner(shape)
+        self.store = store
+        self.runner = EchoRunner(shape, store)
         self.groups = self.runner.spec.groups
         self.manager = KVCacheManager(
             self.runner.spec,
             shape.num_blocks,
             enable_prefix_caching=shape.prefix_caching,
+            num_seats=shape.num_seats,
             check=2,
             crc=self.runner.arena.crc,
             clock=lambda: 0.0,
+            eviction=EVICTION[list(SHAPES.values()).index(shape) % len(EVICTION)],  # each is met by two shapes
+            store=store,
         )
         self.live: list[Live] = []
         self.pins: list[Pin] = []
@@ -224,7 +248,9 @@ class CacheMachine(RuleBasedStateMachine):
         limit = len(tokens) - 1 if arrival.reuse else 0
         match = self.manager.match(seq.kv, tokens, limit)
         self.compare_with_oracles(seq, limit, match.num_tokens)
-        if arrival.evict_meanwhile:
+        if match.elsewhere:
+            match = self.load(seq, match, limit, arrival.evict_meanwhile)
+        elif arrival.evict_meanwhile:
             self.pressure(self.shape.num_blocks)
         before = snapshot(self.manager)
         if not self.manager.allocate(seq.kv, min(self.size, len(tokens) - match.num_tokens), match):
@@ -285,9 +311,10 @@ class CacheMachine(RuleBasedStateMachine):
         except ValueError:
             rules = [g.retention for g in self.groups]
             assert any(r != Full() for r in rules), "full attention can resume anywhere"
-            done = False
-        if done:
-            del seq.tokens[to:]
+            done = None
+        if done is not None:
+            assert done == to or self.runner.spec.whole_block
+            del seq.tokens[done:]
             seq.tokens.append(new)
         else:
             assert snapshot(self.manager) == before, "a truncate that failed left traces"
@@ -347,7 +374,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_live_token_is_read_back(self) -> None:
-        for seq, layer, found, expected in self.runner.read(self.live, self.manager._ops):
+        for seq, layer, found, expected in self.runner.read(self.live, self.manager.rows.waiting()):
             assert found == expected, f"layer {layer.layer} of {seq.tokens.tolist()} at {seq.kv.num_computed}"
 
     @invariant()
@@ -371,6 +398,21 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.manager.num_free_blocks == self.shape.num_blocks
 
     # ---- helpers ----
+
+    def load(self, seq: Live, match: Match, limit: int, pressure: bool) -> Match:
+        """What a tier has of the prompt comes up while the cache works on, or some of it does; then it is a hit."""
+        load = self.manager.fetch(seq.kv, match)
+        for turn in range(20):
+            if turn == 1 and pressure:
+                self.pressure(self.shape.num_blocks)
+            self.manager.poll()
+            assert self.manager.check() == []
+        assert load.done, "a load whose tickets are done goes on"
+        assert self.manager.let_go(load)
+        assert not self.manager.let_go(load)
+        found = self.manager.match(seq.kv, seq.tokens, limit)
+        assert found.num_tokens >= match.num_tokens, "what the match had found was not kept"
+        return found
 
     def allocate(self, seq: Live, num: int) -> bool:
         before = snapshot(self.manager)
@@ -412,6 +454,21 @@ class CacheMachine(RuleBasedStateMachine):
         assert matched <= computed, "a hit on what nobody computed"
         if self.manager.stats().evictions == 0 and not self.forgotten:
             assert matched == computed, "nothing was evicted, yet something is missing"
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+@pytest.mark.parametrize("name", ["full-4", "full-and-window"])
+def test_every_live_token_survives_below_the_pool(name: str, fault: Fault | None) -> None:
+    """The same, above a store that answers late, has little room, and fails at every third operation."""
+    profile = settings(stateful_step_count=20, max_examples=12, suppress_health_check=list(HealthCheck))
+    shape = SHAPES[name]
+
+    def machine() -> CacheMachine:
+        at = range(2, 10_000, 3) if fault else ()
+        store = FaultyStore(fault, at, delay=1, budget=40 * shape.spec.block_bytes)
+        return CacheMachine(shape, store)
+
+    run_state_machine_as_test(machine, settings=profile)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -77,6 +77,12 @@ class FakeEngine:
         self.log.append(("abort", request_id))
         return self._requests.pop(request_id, None) is not None
 
+    is_waiting = False
+    tiering = SimpleNamespace(wake=None)
+
+    def tend(self) -> bool:
+        return False
+
     def has_unfinished_requests(self) -> bool:
         return bool(self._requests)
 
@@ -138,7 +144,7 @@ def main(arguments: Any) -> None:
     engine.before_step = fail
     service = Service(engine, settings)  # type: ignore[arg-type]
     logs.configure("info", as_json=True)
-    print(f"{address_of(listener)}/v1 serves demo", flush=True)
+    print(f"{address_of(listener, settings)}/v1 serves demo", flush=True)
     run(create_app(service, Keyring()), service, listener, Keyring())
 
 

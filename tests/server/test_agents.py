@@ -198,6 +198,27 @@ def test_a_picture_that_a_tool_took_is_left_out_of_a_chat(alice: httpx.Client) -
     assert alice.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 1}).status_code == 400
 
 
+def test_what_is_left_out_is_told_in_a_header_whatever_its_name_is(alice: httpx.Client) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}, {"type": "web\r\nset-cookie: \u2603"}]
+    for stream in (False, True):
+        body = {"messages": [{"role": "user", "content": "x"}], "tools": tools, "max_tokens": 1, "stream": stream}
+        answer = alice.post("/v1/chat/completions", json=body).raise_for_status()
+        told = answer.headers["x-kvtrove-warning"]
+        assert "left out: tools[1]: web??set-cookie: ?" in told
+        assert "set-cookie" not in answer.headers
+
+
+def test_thoughts_between_parts_of_a_message_stay_in_it() -> None:
+    def thought(text: str) -> dict[str, Any]:
+        return {"type": "reasoning", "summary": [{"type": "summary_text", "text": text}]}
+
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    items = [{"role": "user", "content": "x"}, thought("One."), {"role": "assistant", "content": "y"}, thought("Two.")]
+    body = ResponsesRequest.model_validate({"input": [*items, call]})
+    conversation, _ = responses_input.read(body, LeftOut())
+    assert [m.get("reasoning_content") for m in conversation.messages] == [None, "One.Two."]
+
+
 def test_legacy_functions_are_answered_in_their_words(server: LiveServer) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=ALICE, max_retries=0)
     one = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from kvtrove.server import json_pieces
+from kvtrove.server import json_pieces, text_pool
 from kvtrove.server.body import MAX_CONTAINERS, MAX_MEMBERS, read, scan
 from kvtrove.server.errors import ApiError
 from kvtrove.server.json_pieces import read_json
@@ -20,6 +21,7 @@ from kvtrove.server.protocol.responses import ResponsesRequest
 from kvtrove.server.protocol.tokenize import DetokenizeRequest
 from kvtrove.text.json_text import MANY as WRITTEN_AT_ONCE
 from kvtrove.text.json_text import has_many, write_json
+from tests.server.in_process import running_app
 
 MANY = 19_000
 HI = {"role": "user", "content": "hi"}
@@ -125,3 +127,19 @@ def test_large_values_are_written_as_small_ones_are(options: dict[str, Any]) -> 
     assert has_many(value)
     assert not has_many({"b": "x" * 10**6})
     assert write_json(value, **options) == json.dumps(value, ensure_ascii=False, **options)
+
+
+def test_memory_of_large_work_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    returned: list[bool] = []
+    monkeypatch.setattr(text_pool, "TRIM_AFTER", 0.0)
+    monkeypatch.setattr(text_pool, "return_freed_memory", lambda: returned.append(True))
+
+    async def ask() -> None:
+        async with running_app() as app:
+            for text in ("x", "x"):
+                assert (await app.client.post("/tokenize", json={"prompt": text})).status_code == 200
+            assert not returned, "small work leaves nothing behind"
+            assert (await app.client.post("/tokenize", json={"prompt": "x " * 40_000})).status_code == 200
+            await app.until(lambda: returned)
+
+    asyncio.run(ask())

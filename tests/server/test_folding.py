@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvtrove.request import RequestError
 from kvtrove.server.chat.conversation import Conversation
 from kvtrove.server.chat.detect import detect_syntax
 from kvtrove.server.chat.folding import dropped_in_silence, folded, short_id
@@ -151,41 +148,3 @@ def test_foreign_ids_become_short_ones_and_stay_so() -> None:
     assert short_id("abcDEF123", 9) == "abcDEF123"
     assert short_id("call_1", 9) == short_id("call_1", 9) != short_id("call_2", 9)
     assert len(short_id("call_1", 9)) == 9
-
-
-FOLDER = os.environ.get("CHAT_TEMPLATES")
-
-
-def _given_templates() -> list[Path]:
-    """Templates of real models, where a folder of them is named: they may not be part of this repository."""
-    return sorted(Path(FOLDER).glob("*.jinja")) if FOLDER else []
-
-
-@pytest.mark.parametrize("path", _given_templates(), ids=lambda path: path.stem)
-def test_real_templates(path: Path) -> None:
-    """No conversation is refused that folding could mend, no word is lost, and the text is transformers' elsewhere."""
-    template = template_of(path.read_text(encoding="utf-8"))
-    can = probe(template)
-    try:
-        template.render([user("Hi.")])
-    except RequestError:
-        pytest.skip("the template needs more than messages")
-    for name, messages in CONVERSATIONS.items():
-        if any(m.get("tool_calls") for m in messages) and not (can.calls and can.results):
-            continue
-        conversation = folded(Conversation(tuple(messages)), can)
-        text = conversation.render(template)
-        for message in messages:
-            assert message["content"] in text, f"{name}: {message} in {text}"
-        if list(conversation.messages) == messages:
-            assert text == _reference(template, messages)
-
-
-def _reference(template: ChatTemplate, messages: list[dict[str, Any]]) -> str:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    source = template.sources["default"]
-    [text], _ = render_jinja_template(
-        [messages], chat_template=source, add_generation_prompt=True, **template.named_tokens
-    )
-    return str(text)

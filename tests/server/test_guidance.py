@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 
 from kvtrove.demo import demo_model_dir
 from kvtrove.request import RequestError
+from kvtrove.server.chat.answer import AnswerSyntax
 from kvtrove.server.chat.call_grammar import call_grammar, spelling
-from kvtrove.server.chat.tool_format import TOOL_FORMATS
+from kvtrove.server.chat.events import CallBegins
+from kvtrove.server.chat.thoughts import THOUGHTS
+from kvtrove.server.chat.tool_format import Written
+from kvtrove.server.chat.tool_forms import TOOL_FORMATS
 from kvtrove.server.guidance import Grammar, Grammars, TokenGuide
 from kvtrove.text.tokenizer import Tokenizer
 from tests.server.live import VOCAB
@@ -50,7 +54,7 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]
 CALL = '{"name": "f", "%s": {"a": 1}}'
 
 
-def forced(format: str, parallel: bool) -> str:
+def forced(format: str, parallel: bool) -> Grammar:
     return call_grammar(TOOL_FORMATS[format], TOOLS, parallel, spelling({}))
 
 
@@ -61,9 +65,49 @@ TEXTS = [
     (Grammar("choice", ["yes", 'a "quoted" \\ one', "näh"], "x"), 'a "quoted" \\ one'),
     (Grammar("choice", ["yes", "näh"], "x"), "näh"),
     (Grammar("lark", 'start: "a" ("," "a")*', "x"), "a,a,a"),
-    (Grammar("lark", forced("hermes", False), "x"), f"<tool_call>\n{CALL % 'arguments'}\n</tool_call>"),
-    (Grammar("lark", forced("llama3", True), "x"), "; ".join([CALL % "parameters"] * 3)),
+    (forced("hermes", False), f"<tool_call>\n{CALL % 'arguments'}\n</tool_call>"),
+    (forced("llama3", True), "; ".join([CALL % "parameters"] * 3)),
 ]
+
+
+def in_form(w: Written, **arguments: str) -> str:
+    """A call of `f` with these arguments, which are JSON, as the form writes it."""
+    values = {name: json.loads(value) for name, value in arguments.items()}
+    parts = []
+    for name, value in values.items():
+        opening, closing = (part.replace("{key}", name) for part in (w.opening, w.closing))
+        is_text = w.kind == "parameters" and isinstance(value, str)
+        opening = opening.replace("{string}", "true" if is_text else "false")
+        opening = opening.replace("{type}", "string" if is_text else "number")
+        written = f"{w.quote}{value}{w.quote}" if is_text else json.dumps(value)
+        parts.append(opening + written + closing)
+    inner = json.dumps(values) if w.kind == "object" else w.joint.join(parts)
+    return w.head + w.before.replace("{name}", "f") + inner + w.after + w.tail
+
+
+@pytest.mark.parametrize("format", sorted({f.name for f in TOOL_FORMATS.values()}))
+def test_a_forced_call_is_read_back_in_every_form(grammars: Grammars, tokenizer: Tokenizer, format: str) -> None:
+    properties = {"a": {"type": "integer"}, "q": {"type": "string"}, "one": {"enum": ["x", "y"]}}
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    text = in_form(TOOL_FORMATS[format].written, a="12", q='"so it is"', one='"x"')
+    guide = grammars.compile(call_grammar(TOOL_FORMATS[format], tools, False, spelling({})))
+    write(guide, tokenizer, text)
+    assert EOS in allowed(guide)
+    thoughts = "harmony" if format == "harmony" else "none"
+    parser = AnswerSyntax(TOOL_FORMATS[format], THOUGHTS[thoughts]).parser(tools, forced=True)
+    begins, *pieces = [*parser.push(text), *parser.finish()]
+    assert isinstance(begins, CallBegins)
+    assert begins.name == "f"
+    assert json.loads("".join(piece.text for piece in pieces)) == {"a": 12, "q": "so it is", "one": "x"}
+
+
+def test_what_a_forced_call_cannot_enforce_is_told(grammars: Grammars) -> None:
+    schema = {**SCHEMA, "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    for format, told in (("hermes", "f: uniqueItems at #/properties/a"), ("qwen3_coder", "f.a: uniqueItems at #")):
+        grammar = call_grammar(TOOL_FORMATS[format], tools, False, spelling({}))
+        assert grammars.compile(grammar).relaxed == (told,)
 
 
 @pytest.mark.parametrize(("grammar", "text"), TEXTS)

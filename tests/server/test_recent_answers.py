@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtrove.demo import demo_model_dir
-from kvtrove.server.chat.recent_answers import RecentAnswers
+from kvtrove.server.chat.recent_answers import ENTRY, RecentAnswers
 from kvtrove.text.tokenizer import Tokenizer
 from tests.unit.text.built_tokenizers import BUILDERS, build
 
@@ -52,13 +52,17 @@ def test_the_longest_past_counts(tokenizer: Tokenizer) -> None:
 
 
 def test_memory_is_bounded_and_the_latest_stay(tokenizer: Tokenizer) -> None:
-    answers = RecentAnswers(tokenizer, max_tokens=100)
+    answers = RecentAnswers(tokenizer, max_tokens=10 * ENTRY)
     for n in range(50):
         answers.remember("me", f"{n}:", letters(tokenizer, f"{n}:"), letters(tokenizer, "abcdefgh"))
     kept = [n for n in range(50) if answers.encode("me", f"{n}:abcdefgh")]
     assert kept == list(range(50 - len(kept), 50))
-    assert 0 < len(kept) <= 10
-    answers.remember("me", "x", [5], [6] * 200)
+    assert 0 < len(kept) < 10, "each takes memory beside its tokens"
+    answers.clear()
+    assert answers.encode("me", "49:abcdefgh") is None
+    for n in kept:
+        answers.remember("me", f"{n}:", letters(tokenizer, f"{n}:"), letters(tokenizer, "abcdefgh"))
+    answers.remember("me", "x", [5], [6] * 10 * ENTRY)
     assert [n for n in range(50) if answers.encode("me", f"{n}:abcdefgh")] == kept, "what is too large harms nobody"
 
 

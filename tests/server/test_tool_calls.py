@@ -16,7 +16,7 @@ from kvtrove.server.chat.answer import AnswerSyntax
 from kvtrove.server.chat.call_scanner import CallScanner
 from kvtrove.server.chat.events import CallArguments, CallBegins, Reasoning, Text
 from kvtrove.server.chat.thoughts import THOUGHTS, opens_thought, thoughts_named
-from kvtrove.server.chat.tool_format import TOOL_FORMATS, format_named
+from kvtrove.server.chat.tool_forms import TOOL_FORMATS, format_named
 
 PARAMETERS: dict[str, Any] = {
     "type": "object",
@@ -185,6 +185,56 @@ CASES: dict[str, list[tuple[str, tuple[str, list[tuple[str, str]]]]]] = {
             ("", FG[:1]),
         ),
     ],
+    "apertus": [
+        ('<|tools_prefix|>[{"f": {"a": 1}}, {"g": {}}]<|tools_suffix|>', ("", FG)),
+        ("<|tools_prefix|>[no calls]", ("<|tools_prefix|>[no calls]", [])),
+    ],
+    "command_r_plus": [
+        (
+            'Action:\n```json\n[\n    {\n        "tool_name": "f",\n        "parameters": {"a": 1}\n    },\n'
+            '    {"tool_name": "g", "parameters": {}}\n]```',
+            ("", FG),
+        ),
+        ("Action: none", ("Action: none", [])),
+    ],
+    "kimi_k3": [
+        (
+            '<|open|>tools<|sep|><|open|>call tool="f" index="1"<|sep|><|open|>argument key="a" type="number"<|sep|>1'
+            '<|close|>argument<|sep|><|close|>call<|sep|><|open|>call tool="g" index="2"<|sep|><|close|>call<|sep|>'
+            "<|close|>tools<|sep|>",
+            ("", FG),
+        ),
+    ],
+    "minimax_m3": [
+        (
+            ']<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name="f">]<]minimax[>[<a>5]<]minimax[>[</a>'
+            "]<]minimax[>[<q>x\ny]<]minimax[>[</q>]<]minimax[>[</invoke>\n]<]minimax[>[</tool_call>",
+            ("", F),
+        ),
+    ],
+    "hunyuan": [
+        (
+            "<tool_calls:opensource>\n<tool_call:opensource>f<tool_sep:opensource>\n<arg_key:opensource>a"
+            "</arg_key:opensource>\n<arg_value:opensource>1</arg_value:opensource>\n</tool_call:opensource>\n"
+            "<tool_call:opensource>g<tool_sep:opensource>\n</tool_call:opensource>\n</tool_calls:opensource>",
+            ("", FG),
+        ),
+    ],
+    "gemma4": [
+        ('<|tool_call>call:f{a:5,q:<|"|>x\ny<|"|>}<tool_call|>', ("", [("f", '{"a":5,"q":"x\\ny"}')])),
+        ("Hm. <|tool_call>call:f{a:1}<tool_call|><|tool_call>call:g{}<tool_call|>", ("Hm.", [("f", '{"a":1}'), FG[1]])),
+        (
+            '<|tool_call>call:f{any:{b:[true,null,-1.5],<|"|>c d<|"|>:"}\\""}}<tool_call|>',
+            ("", [("f", '{"any":{"b":[true,null,-1.5],"c d":"}\\""}}')]),
+        ),
+        ("<|tool_call>call:f{a b}<tool_call|>", ("<|tool_call>call:f{a b}<tool_call|>", [])),
+    ],
+    "functionary_v3.2": [
+        ('all\nLet me see.>>>f\n{"a": 1}>>>g\n{}', ("Let me see.", FG)),
+        ('f\n{"q": ">>>g "}', ("", [("f", '{"q": ">>>g "}')])),
+        ("all\n>>> 1 + 1\n>>>all of it", (">>> 1 + 1\n>>>all of it", [])),
+        ("leaves the form", ("leaves the form", [])),
+    ],
 }
 EVERY = [(format, text, expected) for format, rows in CASES.items() for text, expected in rows]
 
@@ -222,6 +272,8 @@ PIECES = st.sampled_from(
             "```json",
         ),
         *("<|tool_call_start|>", "f(a=1)", "(", ")", ","),
+        *("<|tool_call>call:f{", "a:", '<|"|>', "<tool_call|>", "true", ">>>", "all\n", "f\n", '{"f": ', "Action:"),
+        *("]<]minimax[>[", "<tool_call>", '<invoke name="f">', "<a>", "</a>", "</invoke>", "<|tools_prefix|>["),
         *(call("f", {"k": 1}), call("g", {}, "parameters")),
     ]
 )

@@ -54,6 +54,8 @@ def _typed(field: Field[Any], hint: Any) -> Any:
     name = about["flag"] or field.name.replace("_", "-")
     names = [f"--{name}/--no-{name}"] if hint is bool else [f"--{name}"]
     value = (str | None if field.default is None else str) if str in parts else hint
+    if tuple[str, ...] in parts:
+        value = list[str]  # a flag that may be repeated
     return Annotated[value, flag(about["panel"], about["metavar"], about["help"], *names)]
 
 

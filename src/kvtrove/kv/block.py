@@ -8,6 +8,7 @@ FREE ──allocate──> OPEN ──seal──> SEALED ⇄ CACHED ──evict�
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -24,6 +25,9 @@ class Block:
     ref_count: tables that hold the block + pins. key: its place in the key chain, set when it is sealed.
     tokens: the int32 little-endian token ids behind the key, compared on every hit.
     published: the prefix cache finds the block under (group, key). idle_since: when it became CACHED, clock seconds.
+    saved: it was handed to the tiers, or came from there. index: its place in the sequence. use: what is known of the
+    sequence that held it last. uses: hits since it was sealed; eviction orders may lower it. place: the list of an
+    eviction order that it is in.
     """
 
     __slots__ = (
@@ -31,13 +35,18 @@ class Block:
         "group",
         "id",
         "idle_since",
+        "index",
         "key",
         "next",
+        "place",
         "prev",
         "published",
         "ref_count",
+        "saved",
         "sealed",
         "tokens",
+        "use",
+        "uses",
     )
 
     def __init__(self, block_id: int) -> None:
@@ -45,6 +54,7 @@ class Block:
         self.ref_count = 0
         self.prev: Block = self
         self.next: Block = self
+        self.place: BlockList | None = None
         self.idle_since = 0.0
         self.wipe()
 
@@ -56,6 +66,10 @@ class Block:
         self.key = b""
         self.tokens = b""
         self.crc: int | None = None
+        self.saved = False
+        self.index = 0
+        self.use: Use | None = None
+        self.uses = 0
 
     @property
     def state(self) -> BlockState:
@@ -67,35 +81,59 @@ class Block:
         return f"<block {self.id} {self.state.value} ref_count={self.ref_count}>"
 
 
+@dataclass(slots=True, eq=False)
+class Use:
+    """What an eviction order may know of the sequence that held a block last. One object for all of its blocks.
+
+    turn: prompts of the same conversation before this one. category: the kind of prompt that it is, as a `ReuseModel`
+    numbers them. ended: when it let go of its blocks, clock seconds; infinity while it has them. num_blocks: full
+    blocks of its prompt. priority: blocks of a lower one leave first, until `keep_until`, clock seconds.
+    """
+
+    turn: int = 0
+    category: tuple[int, ...] = ()
+    ended: float = float("inf")
+    num_blocks: int = 0
+    priority: int = 0
+    keep_until: float = float("inf")
+
+
 class BlockList:
-    """A ring of blocks in the order in which they will be evicted: O(1) append, pop and unlink from the middle.
+    """A ring of blocks: O(1) at both ends and in the middle. As an eviction order it is least recently used (LRU).
 
     end ⇄ longest unused ⇄ ... ⇄ used last ⇄ end
     """
 
-    __slots__ = ("_end", "size")
+    __slots__ = ("_end", "_size")
 
     def __init__(self) -> None:
         self._end = Block(-1)
-        self.size = 0
+        self._size = 0
 
-    def append(self, block: Block) -> None:
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, block: Block) -> None:
+        """Nobody holds the block any more."""
         last = self._end.prev
         last.next = self._end.prev = block
         block.prev, block.next = last, self._end
-        self.size += 1
+        block.place = self
+        self._size += 1
 
-    def unlink(self, block: Block) -> None:
+    def remove(self, block: Block) -> None:
+        """The block is held again, or dropped."""
         block.prev.next, block.next.prev = block.next, block.prev
         block.prev = block.next = block
-        self.size -= 1
+        block.place = None
+        self._size -= 1
 
-    def pop_first(self) -> Block:
-        """The longest unused block. IndexError when there is none."""
+    def victim(self) -> Block:
+        """Remove the longest unused block and return it. IndexError when there is none."""
         first = self._end.next
         if first is self._end:
             raise IndexError("no cached block is left to evict")
-        self.unlink(first)
+        self.remove(first)
         return first
 
     def __iter__(self) -> Iterator[Block]:

@@ -1,6 +1,7 @@
 """The invariants of the cache as sentences about what is wrong. Reads everything, changes nothing.
 
-I9 (blocks are pinned while a transfer reads them) has nothing to check: no transfer is ever in flight.
+I9 (what a transfer reads or writes stays as it is until it is done) holds by construction and is not checked: transfers
+have buffers of their own (`loads`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from kvtrove.kv.pins import Pin
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import PrefixCache
 from kvtrove.kv.retention import live_blocks
+from kvtrove.kv.seats import NONE, Seats
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.kv.table import SequenceKV
 
@@ -32,6 +34,10 @@ class Books(Protocol):
     @property
     def pins(self) -> Iterable[Pin]: ...
     @property
+    def seats(self) -> Seats: ...
+    @property
+    def loads(self) -> Iterable[Pin]: ...
+    @property
     def crc(self) -> Callable[[int], int] | None: ...
     def chain_root(self, salt: bytes) -> bytes: ...
 
@@ -41,8 +47,8 @@ class InvariantError(AssertionError):
 
 
 def violations(books: Books) -> list[str]:
-    """Everything that breaks I1 to I8, one sentence each."""
-    rules = (_counts, _references, _keys, _eviction_order, _live_blocks, _bytes, _isolation)
+    """Everything that breaks I1 to I8 and I10, one sentence each."""
+    rules = (_counts, _references, _keys, _eviction_order, _live_blocks, _bytes, _isolation, _seats)
     return [sentence for rule in rules for sentence in rule(books)]
 
 
@@ -59,11 +65,11 @@ def _counts(books: Books) -> Iterator[str]:
 
 def _references(books: Books) -> Iterator[str]:
     tables = Counter(b.id for _, _, b in _entries(books))
-    pins = Counter(b.id for pin in books.pins for b in pin.blocks)
+    pins = Counter(b.id for holders in (books.pins, books.loads) for pin in holders for b in pin.blocks)
     for block in books.pool.blocks:
         held, pinned = tables[block.id], pins[block.id]
         if block.ref_count != held + pinned:
-            yield f"I2: {block} is held by {held} tables and {pinned} pins"
+            yield f"I2: {block} is held by {held} tables and {pinned} pins and loads"
         if block.state is BlockState.OPEN and (held, pinned) != (1, 0):
             yield f"I3: {block} is open in {held} tables and pinned {pinned} times"
 
@@ -135,3 +141,11 @@ def _entries(books: Books) -> Iterator[tuple[SequenceKV, int, Block]]:
             for i, block in enumerate(table.blocks):
                 if block is not None:
                     yield kv, i, block
+
+
+def _seats(books: Books) -> Iterator[str]:
+    taken = [kv.seat for kv in books.sequences.values() if kv.seat != NONE]
+    if len(set(taken)) != len(taken) or len(taken) + books.seats.num_free != books.seats.num:
+        yield f"I10: {len(taken)} sequences sit on {len(set(taken))} seats, {books.seats.num_free} are free"
+    if books.seats.num and any(kv.capacity > 0 and kv.seat == NONE for kv in books.sequences.values()):
+        yield "I10: a sequence holds blocks without a seat"

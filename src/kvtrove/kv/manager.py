@@ -13,20 +13,26 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Iterable
-from operator import itemgetter
 
 from kvtrove.kv.block import Block
+from kvtrove.kv.events import EventKind, KVEvent
+from kvtrove.kv.eviction.orders import Eviction
 from kvtrove.kv.explain import explain
 from kvtrove.kv.invariants import InvariantError, violations
+from kvtrove.kv.loads import Load, Transfers
 from kvtrove.kv.pins import Pin, Pins
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import KeyChain, Match, PrefixCache, longest_prefix, root_key
 from kvtrove.kv.reasons import Explanation
 from kvtrove.kv.retention import Full
-from kvtrove.kv.rows import Copy, RowOp
+from kvtrove.kv.row_queue import RowQueue
+from kvtrove.kv.rows import CopySeat, RowOp
+from kvtrove.kv.seats import Seats
+from kvtrove.kv.shorten import resumable, shorten
 from kvtrove.kv.spec import KVCacheSpec
-from kvtrove.kv.stats import KVStats
-from kvtrove.kv.table import SequenceKV, first_lost, next_event
+from kvtrove.kv.stats import KVStats, stats_of
+from kvtrove.kv.table import SequenceKV, left_behind, next_event
+from kvtrove.kv.tiers.store import BlockStore
 
 CHECK_EVERY_CALL = 2
 CHECK_WHEN_IDLE = 1
@@ -36,8 +42,10 @@ class KVCacheManager:
     """One pool of blocks for all groups and sequences of an engine.
 
     root: fingerprint of the model; with the spec's fingerprint and a tenant's salt it isolates key chains.
+    num_seats: sequences that hold blocks at once at most, where formats need seats.
     check: 0 off, 1 checks I1-I8 when no sequence is open, 2 after every call that changes something; a violation raises
     InvariantError. crc: checksum of a row, recorded at seal and compared by `check()` at level 2 (I7).
+    eviction: who leaves first, a name of config.EVICTION. store: tiers below the pool, where sealed rows are saved.
     """
 
     def __init__(
@@ -46,10 +54,13 @@ class KVCacheManager:
         num_blocks: int,
         *,
         root: bytes = b"",
+        num_seats: int = 256,
         enable_prefix_caching: bool = True,
         check: int = 0,
         crc: Callable[[int], int] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        eviction: str = "lru",
+        store: BlockStore | None = None,
     ) -> None:
         if reasons := spec.check():
             raise ValueError("; ".join(reasons))
@@ -60,15 +71,19 @@ class KVCacheManager:
         self.num_groups = len(spec.groups)
         self.num_blocks = num_blocks
         self.index = PrefixCache(self.num_groups, enabled=enable_prefix_caching, clock=clock)
-        self.pool = BlockPool(num_blocks, self._evict, clock)
+        self.eviction = Eviction.named(eviction, self.block_size, clock)
+        self.pool = BlockPool(num_blocks, self._evict, clock, self.eviction.order())
+        self.seats = Seats(num_seats if spec.whole_block else 0)
         self.sequences: dict[int, SequenceKV] = {}  # the open handles, by identity
         self.pins = Pins()
+        self.on_event: Callable[[KVEvent], None] | None = None  # called with all that happens to published blocks
         self.crc = crc if check == CHECK_EVERY_CALL else None
         self._root = root
         self._check_level = check
         self._windows = [group for group in spec.groups if not isinstance(group.retention, Full)]
         self._rules = tuple({group.retention for group in self._windows})
-        self._ops: list[RowOp] = []
+        self.rows = RowQueue(self.crc)
+        self.transfers = None if store is None else Transfers(self, store)
         self._queries = self._hits = 0
 
     # ---- looking up ----
@@ -94,7 +109,8 @@ class KVCacheManager:
         kv.chain.extend(tokens, len(tokens) // self.block_size)
         most = min(limit, len(tokens)) // self.block_size
         n, blocks = longest_prefix(self.index, self.spec.groups, kv.chain, most)
-        return Match(n * self.block_size, blocks, len(tokens))
+        match = Match(n * self.block_size, blocks, len(tokens))
+        return match if n == most or self.transfers is None else self.transfers.extended(kv.chain, match, most)
 
     def explain(self, kv: SequenceKV, num_tokens: int, limit: int) -> Explanation:
         """Why no more of a prompt of `num_tokens` was reused, right after `kv` took over its match within `limit`."""
@@ -110,6 +126,43 @@ class KVCacheManager:
         finally:
             self.free(kv)
 
+    # ---- the tiers below ----
+
+    def fetch(self, kv: SequenceKV, match: Match) -> Load:
+        """Begin to load what `match` says is stored: a pin that ends in a hit once it is `done`. Never blocks.
+
+        What the match found stays, and so does what arrives, until `let_go`.
+        """
+        assert self.transfers is not None, "only tiers hold what is elsewhere"
+        load = self.transfers.fetch(kv.chain, match)
+        self._verify()
+        return load
+
+    def poll(self) -> None:
+        """Take in what the tiers have brought: sealed, published and held by its load."""
+        if self.transfers is not None:
+            self.transfers.poll()
+            self._verify()
+
+    def is_worth_loading(self, match: Match, prefill_rate: float) -> bool:
+        """Whether loading what is stored takes less time than computing it at `prefill_rate` tokens per second.
+
+        Whatever has not been measured yet speaks for loading.
+        """
+        return self.transfers is not None and self.transfers.is_worth(match, prefill_rate)
+
+    def let_go(self, load: Load) -> bool:
+        """Release what the load holds: its sequence matches now, or will never. False when that has happened before."""
+        released = self.transfers is not None and self.transfers.let_go(load)
+        if released:
+            self._verify()
+        return released
+
+    @property
+    def loads(self) -> Iterable[Pin]:
+        """What loads hold."""
+        return () if self.transfers is None else self.transfers.pins
+
     # ---- the steps of a sequence ----
 
     def allocate(self, kv: SequenceKV, num_new: int, match: Match | None = None) -> bool:
@@ -118,7 +171,7 @@ class KVCacheManager:
             | matched, shared | computed before | num_new tokens of this step | rest of the open block |
             0                                   ^ num_computed                               capacity ^
 
-        False when blocks are short, or the match is not there any more (look again): nothing has changed then.
+        False when blocks or seats are short, or the match is not there any more (look again): nothing has changed then.
         """
         if match is None and kv.num_computed + num_new <= kv.capacity:
             return True
@@ -135,10 +188,13 @@ class KVCacheManager:
         missing = max(0, -(-(start + num_new) // self.block_size) - have) * self.num_groups
         if missing > self.pool.num_available - (match.num_idle_blocks if match else 0):
             return False
+        if not self.seats.sit(kv):
+            return False
         if match is not None:
             self._take_over(kv, match)
         if missing:
-            fresh = self._take(missing)
+            fresh = self.pool.allocate(missing)
+            assert fresh is not None, "they were counted before"
             kv.extend(fresh[g :: self.num_groups] for g in range(self.num_groups))
         self._verify()
         return True
@@ -153,6 +209,7 @@ class KVCacheManager:
         if num < 0 or after > kv.capacity:
             self._require_open(kv)
             raise ValueError(f"cannot commit {num} tokens after {before}: blocks are allocated for {kv.capacity}")
+        self.rows.executed()
         if after >= kv.next_event:
             self._settle(kv, tokens, before, after)
         kv.num_computed = after
@@ -165,69 +222,72 @@ class KVCacheManager:
         """
         self._require_open(kv)
         full, part = divmod(kv.num_computed, self.block_size)
+        if self.seats.num and not self.seats.num_free:
+            return None
         tails = self.pool.allocate(self.num_groups if part else 0)
         if tails is None:
             return None
         child = self._handle(kv.chain.copy(full), kv.salt)
-        child.num_computed = kv.num_computed
+        if self.seats.sit(child) and kv.seat != child.seat:
+            self.rows.add([CopySeat(kv.seat, child.seat)])
+        child.num_computed, child.use = kv.num_computed, kv.use
         child.extend(table.blocks[:full] for table in kv.tables)
         for block in child.sealed_blocks():
             self.pool.acquire(block)
         if tails:
-            self._copy((table.blocks[full] for table in kv.tables), tails)
+            self.rows.copy((table.blocks[full] for table in kv.tables), tails)
             child.extend([tail] for tail in tails)
         self._verify()
         return child
 
-    def truncate(self, kv: SequenceKV, num_tokens: int) -> bool:
-        """Forget all tokens from `num_tokens` on, and the room allocated for more.
+    def truncate(self, kv: SequenceKV, num_tokens: int) -> int | None:
+        """Forget all tokens from `num_tokens` on, and the room allocated for more; returns how many are left.
 
             | SEALED | SEALED: cut -> private OPEN copy | dropped | dropped |
                               ^ num_tokens
 
-        False when a block for the copy is short: nothing has changed then. ValueError when `num_tokens` is more than
+        Formats that encode whole blocks cannot give back what one was made of: they are cut at the border below.
+        None when a block for the copy is short: nothing has changed then. ValueError when `num_tokens` is more than
         was computed, or when a window has already lost what the next query would read.
         """
         self._require_open(kv)
-        self._require_resumable(kv, num_tokens)
-        full, part = divmod(num_tokens, self.block_size)
-        cut = [table.blocks[full] for table in kv.tables] if part else []
-        need = 0 if part == 0 or full >= kv.num_computed // self.block_size else self.num_groups
-        kept = full + bool(part)
-        dropped = sum(b is not None and b.ref_count == 1 for table in kv.tables for b in table.blocks[kept:])
-        if need > self.pool.num_available + dropped:
-            return False
-        self.pool.release(kv.cut(kept))
-        if need:
-            fresh = self._take(need)
-            self._copy(cut, fresh)
-            old = kv.cut(full)
-            kv.extend([block] for block in fresh)
-            self.pool.release(old)
-        kv.chain.cut(full)
-        kv.num_computed, kv.next_event = num_tokens, 0
+        num_tokens = resumable(kv, self._windows, num_tokens, self.spec.whole_block)
+        if not shorten(kv, num_tokens, self.pool, self.rows):
+            return None
         self._verify()
-        return True
+        return num_tokens
 
     def free(self, kv: SequenceKV) -> None:
         """Give everything back. Sealed blocks stay findable; the sequence's end is evicted before its beginning."""
         if kv.is_freed:
             return
+        if self.eviction.model is not None:
+            self.eviction.model.end(kv.chain.keys[: kv.num_computed // self.block_size], kv.use)
         self.pool.release(kv.cut(0))
+        self.seats.leave(kv)
         kv.num_computed, kv.capacity = 0, -1
         del self.sequences[id(kv)]
         self._verify()
 
     def take_ops(self) -> list[RowOp]:
         """What has to be done to rows since the last call, to be executed in this order before the step writes."""
-        ops, self._ops = self._ops, []
-        return ops
+        if self.transfers is not None:
+            self.rows.add(self.transfers.saves())
+        return self.rows.take()
+
+    def forget_unfilled(self) -> None:
+        """A step failed, so rows that it should have filled may hold anything: nobody shall find their blocks."""
+        for block in self.rows.drop():
+            if block.published:
+                self.index.forget(block)
+                block.published = False
+                if not block.ref_count:
+                    self.pool.discard(block)
 
     # ---- keeping and forgetting ----
 
     def pin(self, kv: SequenceKV) -> Pin:
         """Keep every sealed block that `kv` holds now from being evicted, whatever becomes of `kv`."""
-        self._require_open(kv)
         return self.pin_blocks(kv.sealed_blocks())
 
     def pin_blocks(self, blocks: list[Block]) -> Pin:
@@ -259,19 +319,7 @@ class KVCacheManager:
         return self.pool.num_available
 
     def stats(self) -> KVStats:
-        free, cached = self.pool.num_free, self.pool.num_cached
-        return KVStats(
-            num_blocks=self.num_blocks,
-            free=free,
-            cached=cached,
-            used=self.num_blocks - free - cached,
-            queries=self._queries,
-            hits=self._hits,
-            evictions=self.pool.num_evictions,
-            duplicates=self.index.num_duplicates,
-            mismatches=self.index.num_mismatches,
-            eviction_age=self.pool.eviction_age,
-        )
+        return stats_of(self.pool, self.index, self._queries, self._hits)
 
     def check(self) -> list[str]:
         """Every invariant that does not hold now, in words; empty when all do."""
@@ -280,7 +328,14 @@ class KVCacheManager:
     # ---- the parts ----
 
     def _evict(self, block: Block) -> None:
+        if self.transfers is not None and not block.saved:
+            self.rows.add([self.transfers.save(block)])
         self.index.evict(block)
+        self.tell("evicted", block)
+
+    def tell(self, kind: EventKind, block: Block) -> None:
+        if self.on_event is not None:
+            self.on_event(KVEvent(kind, block.key, block.group))
 
     def _handle(self, chain: KeyChain, salt: bytes) -> SequenceKV:
         kv = SequenceKV(self.num_groups, chain, salt)
@@ -292,6 +347,10 @@ class KVCacheManager:
             for block in row:
                 if block is not None:
                     self.pool.acquire(block)
+                    block.use = kv.use
+                    block.uses += 1
+        if self.eviction.model is not None:
+            self.eviction.model.begin(kv.chain.keys, kv.use)
         if match.num_tokens:
             kv.extend(match.blocks)
         kv.num_computed = match.num_tokens
@@ -307,36 +366,22 @@ class KVCacheManager:
             kv.chain.extend(tokens, after // size)
         for i in range(before // size, after // size):
             for group, table in enumerate(kv.tables):
-                self._seal(table.blocks[i], group, kv.chain, i)
-        dead = [
-            entry
-            for group in self._windows
-            for entry in kv.tables[group.index].release_dead(group.retention, after, size)
-        ]
-        # Oldest first over all groups: what stays longest in the cache is the run that the live window continues.
-        dead.sort(key=itemgetter(0))
-        self.pool.release(block for _, block in dead)
+                self._seal(kv, table.blocks[i], group, i)
+        self.pool.release(left_behind(kv, self._windows, after, size))
         kv.next_event = next_event(self._rules, after, size)
 
-    def _seal(self, block: Block | None, group: int, chain: KeyChain, i: int) -> None:
+    def _seal(self, kv: SequenceKV, block: Block | None, group: int, i: int) -> None:
         assert block is not None, "blocks from num_computed on are always held"
         block.sealed = True
-        block.group = group
+        block.group, block.index, block.use = group, i, kv.use
         if self.crc is not None:
             block.crc = self.crc(block.id)
         if self.index.enabled:
-            block.key, block.tokens = chain.keys[i], chain.tokens[i]
+            block.key, block.tokens = kv.chain.keys[i], kv.chain.tokens[i]
             self.index.publish(block)
-
-    def _take(self, num: int) -> list[Block]:
-        blocks = self.pool.allocate(num)
-        assert blocks is not None, "they were counted before"
-        return blocks
-
-    def _copy(self, sources: Iterable[Block | None], targets: Iterable[Block]) -> None:
-        for source, target in zip(sources, targets, strict=True):
-            if source is not None:
-                self._ops.append(Copy(source.id, target.id))
+            if self.transfers is not None and block.published:
+                self.transfers.sealed(block)
+            self.tell("sealed", block)
 
     def _require_open(self, kv: SequenceKV) -> None:
         if kv.is_freed:
@@ -348,17 +393,6 @@ class KVCacheManager:
             raise ValueError(
                 f"a prefix can only be matched by an empty sequence, this one has {kv.num_computed} tokens"
             )
-
-    def _require_resumable(self, kv: SequenceKV, num_tokens: int) -> None:
-        if not 0 <= num_tokens <= kv.num_computed:
-            raise ValueError(f"num_tokens: {num_tokens} must lie between 0 and the {kv.num_computed} computed")
-        for group in self._windows:
-            lost = first_lost(kv.tables[group.index].blocks, group.retention, num_tokens, self.block_size)
-            if lost is not None:
-                raise ValueError(
-                    f"cannot resume at {num_tokens} of {kv.num_computed} tokens: {group.retention} has given up "
-                    f"tokens {lost * self.block_size} to {(lost + 1) * self.block_size - 1}"
-                )
 
     def _verify(self) -> None:
         due = self._check_level == CHECK_EVERY_CALL or (self._check_level == CHECK_WHEN_IDLE and not self.sequences)

@@ -1,4 +1,4 @@
-"""Who gets a block: FREE ones first, then the CACHED one that was not used for longest."""
+"""Who gets a block: FREE ones first, then the CACHED one that comes first in the eviction order."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 
 from kvtrove.kv.block import Block, BlockList
+from kvtrove.kv.eviction.order import EvictionOrder
 
 
 class BlockPool:
@@ -14,15 +15,20 @@ class BlockPool:
     Blocks are created when they are first needed, so a pool of a million costs nothing until it is used. Recycled rows
     are handed out before untouched ones: their memory is mapped and warm.
 
-    forget: called with a CACHED block that is about to lose its content, so that nothing finds it any more.
+    order: who leaves first (LRU when left out). forget: called with a CACHED block that is about to lose its content,
+    so that nothing finds it any more.
     """
 
     def __init__(
-        self, num_blocks: int, forget: Callable[[Block], None], clock: Callable[[], float] = monotonic
+        self,
+        num_blocks: int,
+        forget: Callable[[Block], None],
+        clock: Callable[[], float] = monotonic,
+        order: EvictionOrder | None = None,
     ) -> None:
         self.num_blocks = num_blocks
         self.blocks: list[Block] = []  # those created so far; blocks[i].id == i
-        self.cached = BlockList()
+        self.cached = BlockList() if order is None else order
         self.num_evictions = 0
         self.eviction_age: float | None = None
         self._free: list[Block] = []
@@ -35,12 +41,12 @@ class BlockPool:
 
     @property
     def num_cached(self) -> int:
-        return self.cached.size
+        return len(self.cached)
 
     @property
     def num_available(self) -> int:
         """Blocks that `allocate` can hand out: FREE and CACHED."""
-        return self.num_free + self.cached.size
+        return self.num_free + len(self.cached)
 
     @property
     def free_blocks(self) -> tuple[Block, ...]:
@@ -62,7 +68,7 @@ class BlockPool:
         if len(self.blocks) < self.num_blocks:
             self.blocks.append(Block(len(self.blocks)))
             return self.blocks[-1]
-        block = self.cached.pop_first()
+        block = self.cached.victim()
         self.num_evictions += 1
         self.eviction_age = self.clock() - block.idle_since
         self.forget(block)
@@ -72,7 +78,7 @@ class BlockPool:
     def acquire(self, block: Block) -> None:
         """One reference more; a CACHED block leaves the eviction order. The block must be SEALED or CACHED."""
         if block.ref_count == 0:
-            self.cached.unlink(block)
+            self.cached.remove(block)
         block.ref_count += 1
 
     def release(self, blocks: Iterable[Block]) -> None:
@@ -86,16 +92,22 @@ class BlockPool:
                 continue
             if block.published:
                 block.idle_since = self.clock()
-                self.cached.append(block)
+                self.cached.add(block)
             else:
                 block.wipe()
                 self._free.append(block)
+
+    def discard(self, block: Block) -> None:
+        """Make a CACHED block FREE that nobody finds any more."""
+        self.cached.remove(block)
+        block.wipe()
+        self._free.append(block)
 
     def drop_cached(self) -> int:
         """Make every CACHED block FREE; returns how many there were."""
         dropped = list(self.cached)
         for block in dropped:
-            self.cached.unlink(block)
+            self.cached.remove(block)
             self.forget(block)
             block.wipe()
         self._free.extend(dropped)

@@ -12,15 +12,17 @@ from __future__ import annotations
 import sys
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import cycle
+from typing import Protocol
 
 from kvtrove.kv.block import Block
 from kvtrove.kv.evicted import EvictedKeys
 from kvtrove.kv.retention import Full, live_blocks
 from kvtrove.kv.spec import KVGroup
+from kvtrove.kv.tiers.store import group_key
 
 
 def root_key(model: bytes, fingerprint: bytes, adapter: bytes, salt: bytes) -> bytes:
@@ -135,12 +137,15 @@ class Match:
     """What a prompt could reuse at the moment of the lookup.
 
     num_tokens: a multiple of block_size. blocks: per group the blocks to take over, None where none is needed.
-    num_queried: tokens of the prompt.
+    num_queried: tokens of the prompt. elsewhere: tokens of the prefix that there would be with the rows `stored`, each
+    a (group, index of a block), which are in a tier below; 0 when they would not add to it.
     """
 
     num_tokens: int = 0
     blocks: tuple[list[Block | None], ...] = ()
     num_queried: int = 0
+    elsewhere: int = 0
+    stored: tuple[tuple[int, int], ...] = ()
 
     @property
     def held(self) -> list[Block]:
@@ -159,8 +164,29 @@ class Match:
         return sum(block is not None and block.ref_count == 0 for row in self.blocks for block in row)
 
 
+class Finder(Protocol):
+    """What can look a block up."""
+
+    def find(self, group: int, key: bytes, tokens: bytes) -> Block | None: ...
+
+
+STORED = Block(-1)
+"""Stands for a block that is not in the pool but in a tier."""
+
+
+class WithStore:
+    """The published blocks, and those that a store has: `keys` as `group_key` makes them."""
+
+    def __init__(self, index: PrefixCache, keys: Container[bytes]) -> None:
+        self._index, self._keys = index, keys
+
+    def find(self, group: int, key: bytes, tokens: bytes) -> Block | None:
+        found = self._index.find(group, key, tokens)
+        return STORED if found is None and group_key(key, group) in self._keys else found
+
+
 def longest_prefix(
-    cache: PrefixCache, groups: Sequence[KVGroup], chain: KeyChain, limit: int
+    cache: Finder, groups: Sequence[KVGroup], chain: KeyChain, limit: int
 ) -> tuple[int, tuple[list[Block | None], ...]]:
     """The most leading blocks, at most `limit`, after which every group holds all that its next query reads.
 
@@ -190,7 +216,7 @@ def longest_prefix(
 class _GroupSearch:
     """One group's lookups in one match; however often n shrinks, no block of a window is looked up twice."""
 
-    def __init__(self, cache: PrefixCache, group: KVGroup, chain: KeyChain) -> None:
+    def __init__(self, cache: Finder, group: KVGroup, chain: KeyChain) -> None:
         self.retention = group.retention
         self._group = group.index
         self._cache = cache

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import PrefixCache
+from kvtrove.kv.seats import NONE, Seats
 
 if TYPE_CHECKING:
     from kvtrove.kv.manager import KVCacheManager
@@ -26,12 +27,15 @@ def forget(manager: KVCacheManager, kv: SequenceKV) -> None:
 def rebuild(manager: KVCacheManager) -> None:
     """Books that say that every block is free. All handles and pins are void; the counters go on."""
     for kv in manager.sequences.values():
-        kv.capacity = -1
+        kv.capacity, kv.seat = -1, NONE
     manager.sequences.clear()
     manager.pins.clear()
-    manager.take_ops()
+    manager.seats = Seats(manager.seats.num)
+    manager.forget_unfilled()
+    if manager.transfers is not None:
+        manager.transfers.reset()
     index = PrefixCache(manager.num_groups, enabled=manager.index.enabled, clock=manager.pool.clock)
-    pool = BlockPool(manager.num_blocks, manager.pool.forget, manager.pool.clock)
+    pool = BlockPool(manager.num_blocks, manager.pool.forget, manager.pool.clock, manager.eviction.order())
     index.num_duplicates, index.num_mismatches = manager.index.num_duplicates, manager.index.num_mismatches
     pool.num_evictions, pool.eviction_age = manager.pool.num_evictions, manager.pool.eviction_age
     manager.index, manager.pool = index, pool

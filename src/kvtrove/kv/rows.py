@@ -7,7 +7,7 @@ reuses it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,4 +18,28 @@ class Copy:
     target: int
 
 
-RowOp = Copy
+@dataclass(frozen=True, slots=True)
+class CopySeat:
+    """Seat `source` over seat `target`."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spill:
+    """Put row `source` under `key` into the tiers."""
+
+    source: int
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Write `content`, the bytes of a whole row that came from a tier, over row `target`."""
+
+    target: int
+    content: memoryview = field(repr=False)
+
+
+RowOp = Copy | CopySeat | Spill | Fill

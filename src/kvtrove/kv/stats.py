@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvtrove.kv.pool import BlockPool
+from kvtrove.kv.prefix_cache import PrefixCache
+
 
 @dataclass(frozen=True, slots=True)
 class KVStats:
@@ -35,3 +38,20 @@ class KVStats:
     def hit_rate(self) -> float:
         """Share of the queried tokens that were reused, 0 to 1."""
         return self.hits / self.queries if self.queries else 0.0
+
+
+def stats_of(pool: BlockPool, index: PrefixCache, queries: int, hits: int) -> KVStats:
+    """The figures of a pool and its index now."""
+    free, cached = pool.num_free, pool.num_cached
+    return KVStats(
+        num_blocks=pool.num_blocks,
+        free=free,
+        cached=cached,
+        used=pool.num_blocks - free - cached,
+        queries=queries,
+        hits=hits,
+        evictions=pool.num_evictions,
+        duplicates=index.num_duplicates,
+        mismatches=index.num_mismatches,
+        eviction_age=pool.eviction_age,
+    )

@@ -8,17 +8,23 @@ from pathlib import Path
 from kvtrove.models.config_view import ConfigView, read_json
 from kvtrove.models.families import REGISTRY, architecture_of, find_family
 from kvtrove.models.families.common import token_ids
+from kvtrove.models.gguf.header import gguf_file
+from kvtrove.models.gguf.spec import read_gguf_spec
 from kvtrove.models.spec import ModelError, ModelSpec
 
 
 def read_spec(directory: Path) -> ModelSpec:
-    """The model that a Hugging Face checkpoint directory holds.
+    """The model that a Hugging Face checkpoint directory holds, or a GGUF file.
 
     End tokens come from generation_config.json, where chat checkpoints list all of them, else from config.json.
     Raises ModelError naming the file and the key when something is missing, malformed or not supported.
     """
+    if (file := gguf_file(directory)) is not None:
+        return read_gguf_spec(file)
     if not directory.is_dir():
-        raise ModelError(f"{directory}: not a directory; give the folder that holds config.json and the weights")
+        raise ModelError(
+            f"{directory}: not a directory; give the folder that holds config.json and the weights, or a .gguf file"
+        )
     spec = read_config(directory / "config.json")
     generation = directory / "generation_config.json"
     if generation.exists():

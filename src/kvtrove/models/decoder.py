@@ -14,15 +14,19 @@ import torch
 from torch import Tensor
 
 from kvtrove.kernels.decoder import LayerCall
+from kvtrove.kernels.linear import Groups
 from kvtrove.models.layers.attention import Attend, Attention
 from kvtrove.models.layers.between import joined
 from kvtrove.models.layers.embedding import Embedding, PackedEmbedding, embedding_of
+from kvtrove.models.layers.latent import LatentAttention
 from kvtrove.models.layers.linear import Part, Product, Weights
 from kvtrove.models.layers.mlp import MLP, MixtureOfExperts
 from kvtrove.models.layers.norm import NoNorm, RMSNorm
 from kvtrove.models.layers.rope import RotaryEmbedding, Rotation
 from kvtrove.models.precision import Precision
-from kvtrove.models.spec import ModelSpec, RopeSpec
+from kvtrove.models.spec import LayerSpec, ModelSpec, RopeSpec
+
+HEAD = "lm_head.weight"
 
 Through = Callable[[int, Tensor, Tensor, Sequence[Rotation]], tuple[int, Tensor] | None]
 """through(layer, x [T, hidden_size], its projections, rotations of `Model.ropes`) -> the layer behind a range that
@@ -33,7 +37,7 @@ begins here, and what the range's last `Between` gives; None where none begins. 
 @dataclass(frozen=True, eq=False)
 class DecoderLayer:
     attention_norm: RMSNorm | NoNorm
-    attention: Attention
+    attention: Attention | LatentAttention
     mlp_norm: RMSNorm | NoNorm
     mlp: MLP | MixtureOfExperts
     attention_out_norm: RMSNorm | None = None
@@ -55,7 +59,7 @@ class DecoderLayer:
         before, after = spec.norms != "post", spec.norms != "pre"
         return cls(
             attention_norm=norm("input_layernorm") if before else NoNorm(),
-            attention=Attention.load(weights, f"{name}.self_attn", spec, layer),
+            attention=load_attention(weights, f"{name}.self_attn", spec, layer),
             mlp_norm=norm("pre_feedforward_layernorm" if after else "post_attention_layernorm") if before else NoNorm(),
             mlp=mlp,
             attention_out_norm=norm("post_attention_layernorm") if after else None,
@@ -93,7 +97,7 @@ class Model:
     def load(
         cls,
         weights: Weights,
-        head: Callable[[Tensor], Tensor],
+        head: Callable[[Tensor | Groups], Tensor | Groups],
         spec: ModelSpec,
         max_model_len: int,
         progress: Callable[[int], None],
@@ -198,17 +202,24 @@ class Model:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
+def load_attention(weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec) -> Attention | LatentAttention:
+    if spec.latent is not None:
+        return LatentAttention.load(weights, name, spec, layer, spec.latent)
+    return Attention.load(weights, name, spec, layer)
+
+
 def _ropes(spec: ModelSpec, max_model_len: int, device: str) -> Mapping[RopeSpec, RotaryEmbedding]:
     return {rope: RotaryEmbedding.build(rope, max_model_len, device) for rope in {layer.rope for layer in spec.layers}}
 
 
 def _ends(
-    weights: Weights, head: Callable[[Tensor], Tensor], spec: ModelSpec, dtype: torch.dtype
+    weights: Weights, head: Callable[[Tensor | Groups], Tensor | Groups], spec: ModelSpec, dtype: torch.dtype
 ) -> tuple[Embedding | PackedEmbedding, Product]:
     """Embedding and output matrix."""
     shape = (spec.vocab_size, spec.hidden_size)
     table = weights.read("embed_tokens.weight", shape)
     output = head(table)
     tied = output is table
-    [product] = weights.build([Part(spec.vocab_size, lambda: output)], spec.hidden_size, tied)
+    part = Part(spec.vocab_size, lambda: output, kind=weights.kind("embed_tokens.weight" if tied else HEAD))
+    [product] = weights.build([part], spec.hidden_size, tied)
     return embedding_of(table, product, tied, dtype), product

@@ -1,4 +1,4 @@
-"""A checkpoint directory and its ModelSpec -> a running Model."""
+"""A checkpoint and its ModelSpec -> a running Model."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvtrove.models.decoder import Model
+from kvtrove.kernels.linear import Groups, Kind
+from kvtrove.models.decoder import HEAD, Model
 from kvtrove.models.families import find_family
-from kvtrove.models.families.common import Family
+from kvtrove.models.families.common import Family, Source
 from kvtrove.models.layers.linear import Weights
 from kvtrove.models.products import Products
 from kvtrove.models.random_weights import RandomWeights
 from kvtrove.models.spec import ModelError, ModelSpec
-from kvtrove.models.weights import Checkpoint
+from kvtrove.models.weights import Checkpoint, open_checkpoint
 
 Progress = Callable[[str, int, int], None]
-EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+EMBEDDING = "embed_tokens.weight"
 
 log = logging.getLogger(__name__)
 # Buffers that older versions of transformers saved beside the weights.
@@ -36,7 +37,7 @@ def load_model(
     max_model_len: int | None = None,
     load_format: str = "auto",
 ) -> Model:
-    """The checkpoint in `directory`, its matrices built by `products`, in its precision and on its device.
+    """The checkpoint or GGUF file at `directory`, its matrices built by `products`, in its precision and on its device.
 
     On the CPU, parameters that are stored as they are used stay views of the memory-mapped files; others are converted
     or packed one by one. progress(what, layers done, layers in total). max_model_len: longest context in tokens that
@@ -55,8 +56,10 @@ def load_model(
         random = RandomWeights(spec, products.precision, products.device)
         drawn = Weights(random.take, random.matrix, products.build, products.precision, products.build_router)
         return Model.load(drawn, random.head, spec, longest, loaded)
-    reader = _Reader(Checkpoint(directory), find_family(spec.architecture), spec, products)
-    weights = Weights(reader.take, reader.matrix, products.build, products.precision, products.build_router)
+    reader = _Reader(open_checkpoint(directory), find_family(spec.architecture), spec, products)
+    weights = Weights(
+        reader.take, reader.matrix, products.build, products.precision, products.build_router, reader.kind
+    )
     model = Model.load(weights, reader.head, spec, longest, loaded)
     reader.log_ignored()
     return model
@@ -68,6 +71,7 @@ class _Reader:
     def __init__(self, checkpoint: Checkpoint, family: Family, spec: ModelSpec, products: Products) -> None:
         self.checkpoint, self.family, self.spec = checkpoint, family, spec
         self.device, precision = products.device, products.precision
+        self.weights = precision.weights
         self.dtype: torch.dtype = getattr(torch, precision.dtype)
         self.activations: torch.dtype = getattr(torch, precision.activations)
         self.used: set[str] = set()
@@ -78,16 +82,32 @@ class _Reader:
         """In the dtype of activations."""
         return self._located(name, shape).to(device=self.device, dtype=self.activations)
 
-    def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """In the dtype of weights."""
-        return self._convert(self._located(name, shape))
+    def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor | Groups:
+        """In the dtype of weights, or in 4 bits where it is stored and kept so."""
+        source, kind = self._source(name), self.kind(name)
+        if kind is None or not kind.startswith("int4"):
+            return self._convert(self._located(name, shape))
+        whole = shape if source.total is None else (source.total, *shape[1:])
+        stored = self.checkpoint.groups(self._used(self.prefix + source.name), whole)
+        rows = slice(source.start, source.stop)
+        return Groups(stored.numbers[rows], stored.scales[rows], stored.minima[rows])
+
+    def kind(self, name: str) -> Kind | None:
+        """That keeps the bits of this matrix, where the precision asks for it."""
+        if self.weights not in ("gguf", "int4"):
+            return None
+        kind = self.checkpoint.kind(HEAD if name == HEAD else self.prefix + self._source(name).name)
+        return kind if self.weights == "gguf" or kind == "int4" else None
+
+    def _source(self, name: str) -> Source:
+        return self.family.locate(name, self.spec)
 
     def _located(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        source = self.family.locate(name, self.spec)
+        source = self._source(name)
         whole = shape if source.total is None else (source.total, *shape[1:])
         return self._read(self.prefix + source.name, whole)[source.start : source.stop]
 
-    def head(self, embedding: Tensor) -> Tensor:
+    def head(self, embedding: Tensor | Groups) -> Tensor | Groups:
         """The output matrix: `embedding` itself when tied, unless the checkpoint holds a different one of its own."""
         shape = (self.spec.vocab_size, self.spec.hidden_size)
         name = next((n for n in (HEAD, f"language_model.{HEAD}") if n in self.checkpoint), None)
@@ -98,6 +118,8 @@ class _Reader:
                 f"{self.checkpoint.listing}: tensor {HEAD!r} is missing, expected shape {list(shape)}; a model whose "
                 f"output matrix is its embedding says so with 'tie_word_embeddings': true in config.json"
             )
+        if (self.kind(HEAD) or "").startswith("int4"):
+            return self.checkpoint.groups(self._used(name), shape)
         head = self._read(name, shape)
         if self.spec.tie_embeddings:
             if torch.equal(head, self._read(self.prefix + EMBEDDING, shape)):
@@ -111,8 +133,11 @@ class _Reader:
             log.debug("%d tensors of the checkpoint are not part of the model: %s", len(ignored), ", ".join(ignored))
 
     def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self.checkpoint.read(self._used(name), shape, self.dtype)
+
+    def _used(self, name: str) -> str:
         self.used.add(name)
-        return self.checkpoint.read(name, shape)
+        return name
 
     def _convert(self, tensor: Tensor) -> Tensor:
         return tensor.to(device=self.device, dtype=self.dtype)

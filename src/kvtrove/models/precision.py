@@ -10,7 +10,8 @@ class Precision:
     """dtype: of weights in memory, and of cached K/V unless they are told otherwise. activations: of hidden states.
 
     weights: how matrices of linear layers are stored, the output matrix included; an embedding that is tied to it is
-    read from there. "auto" is `dtype`, "int8" has one scale per output, "int4" a scale and a minimum for 32 inputs.
+    read from there. "auto" is `dtype`, "int8" has one scale per output, "int4" a scale and a minimum for 32 inputs,
+    "gguf" is for each matrix what keeps the bits that a GGUF file has for it.
     Routers, norms, biases and an embedding of its own stay in `dtype` or wider.
     """
 

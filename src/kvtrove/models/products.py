@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kvtrove.config import ConfigError
+from kvtrove.kernels.linear import Kind
 from kvtrove.models.layers.linear import Part, Product, alone, separate
 from kvtrove.models.layers.packed import OneDnnLinear, PackedLinear
 from kvtrove.models.precision import Precision
@@ -45,6 +46,10 @@ def _able(precision: Precision, device: str) -> tuple[str, ...]:
     return {"bfloat16": ("own", "torch", "onednn"), "float32": ("torch", "onednn")}.get(precision.dtype, ("torch",))
 
 
+FOUR_BITS: frozenset[Kind] = frozenset({"int4", "int4_f32"})
+"""The wider of the two holds the narrower exactly."""
+
+
 @dataclass
 class Products:
     """Builds products (`layers.linear.Build`), and counts them.
@@ -70,16 +75,30 @@ class Products:
     def build(self, parts: Sequence[Part], inputs: int, shared: bool = False) -> Sequence[Product]:
         # an embedding can be read from torch's and from our own layout, not from oneDNN's: it would be held twice
         name = "torch" if shared and self.chosen == "onednn" else self.chosen
+        kind = self._kind(parts)
+        if name == "own" and kind is None:
+            return [product for part in parts for product in self.build([part], inputs, shared)]
         self.built[sum(part.outputs for part in parts), inputs, name] += 1
-        if name == "own":
-            kind = self.precision.weights if self.precision.quantised else "bf16"
-            return [PackedLinear.pack(parts, inputs, kind, self.isa)]  # type: ignore[arg-type]
+        if name == "own" and kind is not None:
+            return [PackedLinear.pack(parts, inputs, kind, self.isa)]
         if name == "torch":
             return separate(parts, inputs)
         try:
             return [OneDnnLinear.pack(part) for part in parts]
         except RuntimeError as error:
             raise ConfigError(f"linear: oneDNN cannot serve this processor ({error}); take auto") from error
+
+    def _kind(self, parts: Sequence[Part]) -> Kind | None:
+        """Of a matrix of own kernels: as asked for, or with "gguf" what keeps the bits of all its parts.
+
+        None where parts have several: a matrix has one, and no part is rounded for another's sake.
+        """
+        wanted = self.precision.weights
+        named: dict[str, Kind] = {"auto": "bf16", "int8": "int8", "int4": "int4"}
+        kinds: set[Kind] = {named[wanted]} if wanted in named else {part.kind or "bf16" for part in parts}
+        if kinds == FOUR_BITS:
+            return "int4_f32"
+        return kinds.pop() if len(kinds) == 1 else None
 
     def build_router(self, part: Part, inputs: int) -> Product:
         """A small matrix that stays in the checkpoint's numbers, also where linear layers have fewer bits."""

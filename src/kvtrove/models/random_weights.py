@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from kvtrove.kernels.linear import Groups
 from kvtrove.models.precision import Precision
 from kvtrove.models.spec import ModelSpec
 
@@ -39,7 +40,7 @@ class RandomWeights:
         """The parameter `name` in the dtype of weights."""
         return self._draw(shape, 1 / math.sqrt(shape[-1]))
 
-    def head(self, embedding: Tensor) -> Tensor:
+    def head(self, embedding: Tensor | Groups) -> Tensor | Groups:
         """The output matrix: `embedding` itself when tied."""
         if self.spec.tie_embeddings:
             return embedding

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint directory by name, memory-mapped.
+"""Tensors of a checkpoint by name, memory-mapped.
 
 A tensor is a view of the mapped file until something converts it, so a checkpoint that is already in the wanted dtype
 costs no memory of its own on a CPU, and any other costs its converted size: the pages read meanwhile are clean file
@@ -8,19 +8,58 @@ pages that the kernel drops when it needs them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from kvtrove.kernels.linear import Groups, Kind
+from kvtrove.models.gguf.checkpoint import GGUFCheckpoint
+from kvtrove.models.gguf.header import gguf_file
 from kvtrove.models.shards import INDEX, SINGLE, find_shards
 from kvtrove.models.spec import ModelError
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-class Checkpoint:
+class Checkpoint(Protocol):
+    """What the loader asks of files of any format, under the names of Hugging Face."""
+
+    listing: Path
+    """The file or directory that says which tensors there are."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    @property
+    def names(self) -> frozenset[str]: ...
+
+    def kind(self, name: str) -> Kind | None:
+        """In which a product keeps the bits of a matrix that is quantised already; None where nothing is."""
+        ...
+
+    def groups(self, name: str, shape: tuple[int, ...]) -> Groups:
+        """A matrix whose kind is 4-bit, as it is stored."""
+        ...
+
+    def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """The tensor on the CPU: as it is stored where it is stored as floats, else in `dtype`.
+
+        ModelError naming file and tensor when it is missing, of another shape, or of a type that is not read.
+        """
+        ...
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """path: a directory with safetensors files, a GGUF file, or a directory that holds one.
+
+    Raises ModelError naming the file for all that is wrong.
+    """
+    file = gguf_file(path)
+    return SafetensorsCheckpoint(path) if file is None else GGUFCheckpoint(file)
+
+
+class SafetensorsCheckpoint:
     """The safetensors files of one directory. Raises ModelError naming the file (and tensor) for all that is wrong."""
 
     def __init__(self, directory: Path) -> None:
@@ -43,7 +82,7 @@ class Checkpoint:
     def names(self) -> frozenset[str]:
         return frozenset(self._files)
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """The tensor as it is stored, on the CPU, without copying it."""
         if name not in self._files:
             raise ModelError(f"{self.listing}: tensor {name!r} is missing, expected shape {list(shape)}")
@@ -53,13 +92,19 @@ class Checkpoint:
             entry = handle.get_slice(name)
         except SafetensorError:
             raise ModelError(f"{path}: tensor {name!r} is missing, though {INDEX} places it there") from None
-        found, dtype = list(entry.get_shape()), entry.get_dtype()
+        found, stored = list(entry.get_shape()), entry.get_dtype()
         if found != list(shape):
             raise ModelError(f"{path}: tensor {name!r} has shape {found}, but config.json asks for {list(shape)}")
-        if dtype not in FLOATS:
-            raise ModelError(f"{path}: tensor {name!r} is stored as {dtype}; supported: {', '.join(FLOATS)}")
+        if stored not in FLOATS:
+            raise ModelError(f"{path}: tensor {name!r} is stored as {stored}; supported: {', '.join(FLOATS)}")
         tensor: Tensor = handle.get_tensor(name)
         return tensor
+
+    def kind(self, name: str) -> Kind | None:
+        return None
+
+    def groups(self, name: str, shape: tuple[int, ...]) -> Groups:
+        raise ModelError(f"{self.listing}: tensor {name!r} is not stored in 4 bits")
 
     def _no_weights(self) -> ModelError:
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in self.directory.glob(pattern))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from kvtrove.kv.spec import DTYPE_BYTES
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.families import REGISTRY, find_family
+from kvtrove.models.gguf.config import as_config
+from kvtrove.models.gguf.header import GGUFHeader
 from kvtrove.models.precision import Precision
-from kvtrove.models.spec import ModelError
-from kvtrove.plan import gguf
 from kvtrove.plan.config_names import PLAIN, canonical
 from kvtrove.plan.estimate import EXACT, dense_widths, estimate_parameters, model_type, read_experts
 from kvtrove.plan.geometry import READERS, read_layers
@@ -63,13 +62,10 @@ def _known(values: ConfigView, name: str, architecture: str, dtype: str, bits: f
     return replace(model, weight_bytes=nbytes, exact_weights=False, spec=None, precision=None)
 
 
-def from_gguf(path: Path) -> PlanModel:
-    """Layers from the metadata of a GGUF file (of the first of a split model), weights from its tensor descriptions."""
-    header = gguf.read_header(path)
-    config = gguf.as_config(header)
-    if not config["model_type"]:
-        raise ModelError(f"{path}: 'general.architecture' is missing from its metadata")
-    model = from_config(ConfigView(config, str(path)), str(path), None, "auto")
+def from_gguf(header: GGUFHeader) -> PlanModel:
+    """Layers from the metadata of a GGUF file, weights from its tensor descriptions."""
+    name = str(header.path)
+    model = from_config(ConfigView(as_config(header), name), name, None, "auto")
     if not header.tensors:
         return model
     total = sum(tensor.num_elements for tensor in header.tensors)

@@ -14,9 +14,12 @@ from typing import Any
 from kvtrove.kv.spec import DTYPE_BYTES
 from kvtrove.models.config_view import ConfigView, read_json
 from kvtrove.models.families import REGISTRY, architecture_of, find_family
+from kvtrove.models.gguf.header import gguf_file, read_header
+from kvtrove.models.gguf.spec import ARCHITECTURES, spec_of
+from kvtrove.models.gguf.stored import is_quantised, kept_bytes
 from kvtrove.models.precision import Precision
 from kvtrove.models.shards import find_shards
-from kvtrove.models.spec import ModelError
+from kvtrove.models.spec import ModelError, ModelSpec
 from kvtrove.plan.model import PlanModel, from_spec
 from kvtrove.plan.quantized import quantization_of
 
@@ -34,11 +37,8 @@ def read_model(path: Path, dtype: str = "auto", *, weights: str = "auto", activa
     Safetensors or GGUF tensors beside the config decide the size of the weights; without them it is counted from the
     config. ModelError naming file and key when something is missing or not planned.
     """
-    ggufs = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").exists() else []
-    if path.suffix == ".gguf" or ggufs:
-        from kvtrove.plan.foreign import from_gguf  # most plans do without
-
-        return from_gguf(ggufs[0] if ggufs else path)
+    if (gguf := gguf_file(path)) is not None:
+        return _from_gguf(gguf, dtype, weights, activations)
     file = path / "config.json" if path.is_dir() else path
     if not path.exists():
         raise ModelError(f"{path}: there is no such file; give a checkpoint directory, a config.json or a .gguf file")
@@ -54,6 +54,23 @@ def _from_config(file: Path, name: str, dtype: str, weights: str, activations: s
 
         return from_config(ConfigView(values, str(file)), name, architecture, dtype)
     spec = find_family(architecture).read(ConfigView({**values, "architecture": architecture}, str(file)))
+    return _of_spec(spec, name, dtype, weights, activations)
+
+
+def _from_gguf(file: Path, dtype: str, weights: str, activations: str | None) -> PlanModel:
+    """What the engine keeps of a model that it runs; the file's own bytes of any other."""
+    header = read_header(file)
+    if header.architecture not in ARCHITECTURES:
+        from kvtrove.plan.foreign import from_gguf
+
+        return from_gguf(header)
+    if dtype == weights == "auto" and is_quantised(header):
+        weights = "gguf"  # what the engine chooses on a CPU
+    model = _of_spec(spec_of(header, factors=False), str(file), dtype, weights, activations)
+    return replace(model, weight_bytes=kept_bytes(header)) if weights == "gguf" else model
+
+
+def _of_spec(spec: ModelSpec, name: str, dtype: str, weights: str, activations: str | None) -> PlanModel:
     dtype = spec.dtype if dtype == "auto" else dtype
     return from_spec(spec, name, Precision(dtype, activations or (dtype if weights == "auto" else "float32"), weights))
 

@@ -6,10 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from kvtrove.kv.manager import KVCacheManager
+from kvtrove.request import PrefixLoad
 from kvtrove.scheduler.computing import BlocksInWork
 from kvtrove.scheduler.limits import SchedulerLimits
 from kvtrove.scheduler.sequence import Sequence
-from kvtrove.scheduler.waiting import Computing, Wait
+from kvtrove.scheduler.waiting import Computing, Loading, Wait
 
 
 class Admission:
@@ -19,6 +20,7 @@ class Admission:
         self, kv: KVCacheManager, limits: SchedulerLimits, computing: BlocksInWork, clock: Callable[[], float]
     ) -> None:
         self.kv, self.limits, self.computing, self.clock = kv, limits, computing, clock
+        self.prefill_rate = 0.0  # prompt tokens computed per second; 0 before anything was measured
 
     def admit(
         self, waiting: deque[Sequence], running: dict[int, Sequence], prefills: Iterable[Sequence], budget: int
@@ -55,7 +57,14 @@ class Admission:
             reserve = self.kv.num_groups * sum(s.request is not seq.request for s in running.values())
             if needed + promised + reserve > self.kv.num_free_blocks:
                 break
+            if seq.load is None and self.kv.is_worth_loading(match, self.prefill_rate):
+                seq.load = self.kv.fetch(seq.kv, match)
+                seq.waits_for = Loading(seq.load)
+                passed_over.append(waiting.popleft())
+                continue
             self.kv.allocate(seq.kv, 0, match)
+            if seq.load is not None:
+                self.kv.let_go(seq.load)
             running[seq.id] = waiting.popleft()
             self._start(seq, limit)
             seats += seq.seats
@@ -77,16 +86,33 @@ class Admission:
         return False
 
     def _is_over(self, wait: Wait) -> bool:
-        return wait.key not in self.computing
+        if isinstance(wait, Computing):
+            return wait.key not in self.computing
+        return wait.load.done if isinstance(wait, Loading) else wait.time <= self.clock()
 
     def _start(self, seq: Sequence, limit: int) -> None:
         request = seq.request
         if request.num_cached_tokens is None:
-            request.num_cached_tokens = num_reused = seq.kv.num_computed
+            request.num_cached_tokens = seq.kv.num_computed
             request.metrics.first_scheduled_time = self.clock()
-            request.metrics.reused_from = {"memory": num_reused} if num_reused else {}
+            request.metrics.reused_from, request.metrics.load = _sources(seq, self.prefill_rate)
             request.metrics.explanation = self.kv.explain(seq.kv, len(seq.tokens), limit)
         self.computing.begin(seq, limit)
 
     def _still_needed(self, seq: Sequence) -> int:
         return self.blocks(len(seq.tokens)) - seq.kv.num_blocks
+
+
+def _sources(seq: Sequence, prefill_rate: float) -> tuple[dict[str, int], PrefixLoad | None]:
+    """Tokens reused by tier of the cache, and what loading them cost, when `seq` has just been admitted."""
+    reused, load, size = seq.kv.num_computed, seq.load, seq.kv.chain.block_size
+    loaded = 0 if load is None or not load.sources else max(0, reused - load.before)
+    tiers = {"memory": reused - loaded}
+    report = None
+    if load is not None and loaded:
+        rows = load.sources.total()
+        most, *others = (tier for tier, _ in load.sources.most_common())
+        tiers |= {tier: load.sources[tier] * loaded // rows // size * size for tier in others}
+        tiers[most] = reused - sum(tiers.values())
+        report = PrefixLoad(loaded, most, load.seconds, loaded / prefill_rate if prefill_rate else None)
+    return {tier: tokens for tier, tokens in tiers.items() if tokens > 0}, report

@@ -33,6 +33,11 @@ class Pace:
             self._token += (NEW_SHARE if self._token else 1.0) * (each - self._token)
 
     @property
+    def rate(self) -> float:
+        """Prompt tokens per second; 0 before anything was measured."""
+        return 1 / self._token if self._token else 0.0
+
+    @property
     def tokens(self) -> int:
         """Whole blocks, so that chunks begin where blocks do."""
         if not self.seconds or not self._token:

@@ -18,10 +18,12 @@ def requeue(scheduler: Scheduler) -> None:
     unfinished = [seq for request in scheduler.requests.values() for seq in request.unfinished]
     for kv in list(scheduler.kv.sequences.values()):  # also those that a step had opened for nobody yet
         scheduler.kv.free(kv)
-    scheduler.kv.take_ops()  # on blocks that nobody holds any more
+    scheduler.kv.forget_unfilled()  # operations on other blocks do not matter: nobody holds them any more
     for seq in unfinished:
         seq.kv = scheduler.kv.open(seq.request.salt)
-        seq.waits_for = seq.steady_spec = None
+        if seq.load is not None:
+            scheduler.kv.let_go(seq.load)
+        seq.waits_for = seq.load = seq.steady_spec = None
         scheduler.num_preemptions += seq.id in scheduler.running
         if seq.request.wants_prompt_logprobs:
             seq.request.prompt_logprobs = [None]

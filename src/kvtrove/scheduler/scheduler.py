@@ -28,6 +28,7 @@ from kvtrove.scheduler.computing import BlocksInWork
 from kvtrove.scheduler.drafts import Drafter
 from kvtrove.scheduler.limits import SchedulerLimits, SchedulerStats
 from kvtrove.scheduler.output import NO_TOKENS, ModelOutput, SampledToken, ScheduledSequence, SchedulerOutput
+from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.policies import end_of, share, too_long
 from kvtrove.scheduler.sequence import Request, Sequence
 from kvtrove.scheduler.work import scheduled_sequence
@@ -59,6 +60,11 @@ class Scheduler:
         self._step: dict[int, int] = {}  # sequence id -> tokens in the step being planned
         self.prompt_limit = self.limits.max_num_batched_tokens  # of prompt tokens in a step that also decodes (`Pace`)
         self.at_work: Request | None = None  # an error now is this request's: something is done for it alone
+
+    def keep_pace(self, pace: Pace) -> None:
+        """What has been measured of the steps so far decides how long prompts may take, and what is worth loading."""
+        self.prompt_limit = pace.tokens
+        self._admission.prefill_rate = pace.rate
 
     # ---- requests come and go ----
 
@@ -132,6 +138,9 @@ class Scheduler:
     def _leave(self, seq: Sequence) -> None:
         """Free the blocks of `seq` and take it out of the queues."""
         self.kv.free(seq.kv)
+        if seq.load is not None:
+            self.kv.let_go(seq.load)
+            seq.load = seq.waits_for = None
         self._step.pop(seq.id, None)
         self._computing.leave(seq)
         if self.running.pop(seq.id, None) is None and seq in self.waiting:
@@ -155,6 +164,7 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Pick the work of the next step and reserve its blocks."""
         self._step = {}
+        self.kv.poll()
         self._plan_step()
         while not self._step and (self._decodes() or self._make_room()):
             self._plan_step()
@@ -222,24 +232,37 @@ class Scheduler:
             request.prompt_logprobs = [None]
 
     def _make_room(self) -> bool:
-        """Nothing can run because parked beams hold what the head of the queue needs: preempt the last that came."""
-        if not self.waiting:
+        """Nothing can run, although some sequence waits for no more than its turn and for blocks.
+
+        Parked beams hold them: preempt the last that came. Or loads do, for those behind it in the queue: let go.
+        """
+        head = next((seq for seq in self.waiting if seq.waits_for is None), None)
+        if head is None:
             return False
-        head = self.waiting[0].request
-        others = [s for s in self.running.values() if s.request is not head]
+        others = [s for s in self.running.values() if s.request is not head.request]
         if others:
             self.preempt(max(others, key=lambda s: (s.request.arrival, s.index)))
-        elif not self.running:
+            return True
+        released = [self.kv.let_go(s.load) for s in self.waiting if s is not head and s.load is not None]
+        if any(released):
+            return True
+        if not self.running:
             raise RuntimeError(
-                f"request {head.id!r} fits the empty cache but not what is left of it: "
+                f"request {head.request.id!r} fits the empty cache but not what is left of it: "
                 f"{self.kv.num_free_blocks} of {self.kv.num_blocks} blocks are free and the rest is pinned"
             )
-        return bool(others)
+        return False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nothing runs, and every sequence in the queue waits for something that is still to come."""
+        return not self.running and bool(self.waiting) and all(seq.waits_for is not None for seq in self.waiting)
 
     # ---- after the step ----
 
     def update(self, scheduled: SchedulerOutput, output: ModelOutput) -> list[Request]:
         """Record what was computed and drawn; returns the requests with news."""
+        self.kv.rows.executed()
         now = self.clock()
         touched: dict[str, Request] = {}
         beams: dict[str, dict[int, list[SampledToken]]] = {}

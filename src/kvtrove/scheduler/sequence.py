@@ -6,6 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvtrove.kv.loads import Load
 from kvtrove.kv.table import SequenceKV
 from kvtrove.request import (
     EngineError,
@@ -41,6 +42,8 @@ class Sequence:
     stop_reason: int | str | None = None
     waits_for: Wait | None = None
     """Nothing is done for a sequence in the queue before this is over."""
+    load: Load | None = None
+    """What was, or is being, loaded for it since it queued last: at most one attempt."""
     guide: Guide | None = None
     draft_right: float = 0.0
     draft_tried: float = 0.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvtrove.kv.loads import Load
+
 
 @dataclass(frozen=True, slots=True)
 class Computing:
@@ -12,4 +14,18 @@ class Computing:
     key: bytes
 
 
-Wait = Computing
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """More of the prompt's prefix is on its way up from a tier."""
+
+    load: Load
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """Seconds of the scheduler's clock."""
+
+    time: float
+
+
+Wait = Computing | Loading | Until

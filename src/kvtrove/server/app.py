@@ -47,6 +47,7 @@ def create_app(service: Service, keyring: Keyring, more_routers: Iterable[APIRou
         summary="An OpenAI-compatible server on an engine built around its KV cache.",
         lifespan=lifespan,
         middleware=middleware(service.observers, service.settings, keyring),
+        root_path=service.settings.root_path,
         docs_url=None,
         redoc_url=None,
     )
@@ -97,7 +98,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods."""
     assert isinstance(error, HTTPException)
-    path = request.url.path
+    path = f"{request.url.path:.200}"
     text = {404: f"there is no route {path}", 405: f"{path} does not take {request.method}"}
     message = text.get(error.status_code, str(error.detail))
     return _answer(request, ApiError(error.status_code, message, headers=error.headers))

@@ -21,6 +21,7 @@ from kvtrove.request import Guide, RequestOutput, SamplingParams
 from kvtrove.server.errors import engine_failed, engine_stopped, shut_down
 from kvtrove.server.settings import Limits
 from kvtrove.server.watchdog import StepTimeoutError, Watchdog
+from kvtrove.tiering import LONGEST_REST
 
 if TYPE_CHECKING:
     from kvtrove.engine import Engine, EngineStats
@@ -78,13 +79,18 @@ class _Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class _Wake:
+    """There is news from the tiers of the cache."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Reply:
     future: asyncio.Future[Any]
     value: Any
     error: Exception | None = None
 
 
-_Message = _Add | _Abort | _Call | _Stop
+_Message = _Add | _Abort | _Call | _Stop | _Wake
 
 
 class OutputStream:
@@ -149,6 +155,7 @@ class EngineThread:
         self.stuck = False
         self._watchdog = Watchdog(step_timeout, self._give_up)
         engine.guard = lambda: self._watchdog
+        engine.tiering.wake = lambda: self._inbox.put(_Wake())
         self.stats = engine.stats()
         self.error: BaseException | None = None
         self._on_step = on_step
@@ -156,6 +163,7 @@ class EngineThread:
         self._replies: list[_Reply] = []  # to the messages read since the last delivery; engine thread only
         self._on_the_way = 0  # requests that were sent to the engine and not yet answered; event loop only
         self._asked: set[asyncio.Future[Any]] = set()  # replies that somebody waits for; event loop only
+        self._woken = False  # the tiers had news; engine thread only
         self._silent = True  # nothing has happened since the last delivery; engine thread only
         self._streams: dict[str, OutputStream] = {}  # event loop only
         self._thread = threading.Thread(target=self._run, name="kvtrove-engine", daemon=True)
@@ -281,14 +289,25 @@ class EngineThread:
     def _read_inbox(self) -> bool:
         """Handle every message that is there; with nothing to do and nothing to tell, wait for one. False: stop."""
         while True:
-            idle = self._silent and not self.engine.has_unfinished_requests()
             try:
-                message = self._inbox.get(block=idle)
+                message = self._inbox.get(timeout=self._patience())
             except queue.Empty:
                 return True
             if isinstance(message, _Stop):
                 return False
-            self._handle(message)
+            if isinstance(message, _Wake):
+                self._woken = True
+            else:
+                self._handle(message)
+
+    def _patience(self) -> float | None:
+        """Seconds to wait for a message: none while there is work or something to tell, any time when all is done."""
+        woken, self._woken = self._woken, False
+        if woken or not self._silent:
+            return 0.0
+        if self.engine.has_unfinished_requests():
+            return LONGEST_REST if self.engine.is_waiting else 0.0
+        return LONGEST_REST if self.engine.tend() else None
 
     def _handle(self, message: _Message) -> None:
         self._silent = False

@@ -35,13 +35,14 @@ Kind = Literal["json_schema", "regex", "choice", "lark"]
 class Grammar:
     """What an output must look like. `param`: the request's field that says so. value: a schema (dict), a list of
     choices, or the text of a regex or of a Lark grammar. lenient: keywords of a schema that cannot be enforced are
-    left out, and told in `TokenGuide.relaxed`; otherwise they are refused.
+    left out, and told in `TokenGuide.relaxed`; otherwise they are refused. left_out: those that are already.
     """
 
     kind: Kind
     value: Any
     param: str
     lenient: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -49,10 +50,10 @@ class Grammar:
 
     def source(self) -> tuple[str, list[str]]:
         """In llguidance's notation, and what was relaxed. RequestError when it cannot be written in it."""
-        relaxed: list[str] = []
+        relaxed = list(self.left_out)
         if self.kind == "json_schema":
             prepared = prepare(self.value, self.param, lenient=self.lenient)
-            relaxed = prepared.relaxed
+            relaxed += prepared.relaxed
             source = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(prepared.schema))
         elif self.kind == "regex":
             source = llguidance.LLMatcher.grammar_from_regex(self.value)

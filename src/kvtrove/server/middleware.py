@@ -10,6 +10,7 @@ Heads       HEAD is answered like GET, without the body
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -27,7 +28,13 @@ from kvtrove.server.observer import Observer
 from kvtrove.server.settings import Limits, is_loopback
 
 log = logging.getLogger("kvtrove.server.access")
-OPEN_PATHS = ("/health", "/health/live")
+PASSED_OVER = 16  # times the largest body that are read of one that is too large
+PASSING_SECONDS = 5.0  # for that
+PAGE_FILES = ("index.html", "app.js", "style.css", "icon.svg")
+OPEN_PATHS = ("/health", "/health/live", "/", *(f"/page/{name}" for name in PAGE_FILES))
+"""Need no key. The page's files hold nothing of anybody's; what it shows comes by guarded routes."""
+QUIET_PATHS = (*OPEN_PATHS, "/metrics", "/v1/status", "/v1/cache/reports")
+"""What programs ask again and again: logged for debugging only."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
@@ -36,6 +43,13 @@ def state_of(scope: Scope) -> MutableMapping[str, Any]:
     """`request.state` as a dictionary: request_id, arrival_time, tenant."""
     state: MutableMapping[str, Any] = scope.setdefault("state", {})
     return state
+
+
+def path_of(scope: Scope) -> str:
+    """The path as the routes know it: without the `root_path` that a proxy may leave in front."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
 
 
 async def send_error(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,13 +96,18 @@ class Identify:
         facts = {
             "request_id": state["request_id"],
             "method": scope["method"],
-            "path": scope["path"],
+            "path": path_of(scope),
             "status": status,
             "seconds": round(seconds, 4),
             "tenant": tenant.name if isinstance(tenant, Tenant) else None,
         }
-        level = logging.DEBUG if scope["path"] in OPEN_PATHS else logging.INFO
-        log.log(level, "%(method)s %(path)s %(status)d in %(seconds).3f s", facts, extra={"facts": facts})
+        text = "%(method)s %(path)s %(status)d in %(seconds).3f s"
+        if done := state["job"].facts() if "job" in state else {}:
+            facts |= done
+            text += ": %(prompt_tokens)d prompt tokens, %(reused_tokens)d reused, %(output_tokens)d out"
+            text += "" if done["ttft"] is None else ", first after %(ttft).3f s"
+        quiet = path_of(scope) in QUIET_PATHS and status < 400
+        log.log(logging.DEBUG if quiet else logging.INFO, text, facts, extra={"facts": facts})
 
 
 class Guard:
@@ -100,7 +119,7 @@ class Guard:
         self.app, self.keyring = app, keyring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or path_of(scope) in OPEN_PATHS:
             return await self.app(scope, receive, send)
         try:
             state_of(scope)["tenant"] = self._tenant(Headers(scope=scope))
@@ -147,8 +166,14 @@ class Bound:
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The body, or None when the client has left."""
         most = self.limits.max_body_bytes
-        announced = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            text = "the body has two lengths: send either content-length or transfer-encoding"
+            raise ApiError(400, text, code="two_lengths", headers={"connection": "close"})
+        announced = headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > most:
+            if "expect" not in headers:
+                await self._pass_over(receive)
             raise _too_large(most)
         parts: list[bytes] = []
         size, more = 0, True
@@ -161,11 +186,23 @@ class Bound:
                     parts.append(message.get("body", b""))
                     size, more = size + len(parts[-1]), message.get("more_body", False)
                     if size > most:
+                        if more:
+                            await self._pass_over(receive)
                         raise _too_large(most)
         except TimeoutError:
             text = f"the body did not arrive within {self.limits.idle_timeout:g} s"
             raise ApiError(408, text, code="body_timeout", headers={"connection": "close"}) from None
         return b"".join(parts)
+
+    async def _pass_over(self, receive: Receive) -> None:
+        """Read what is sent, and forget it: a client that is cut off while it sends never reads the answer."""
+        left, more = PASSED_OVER * self.limits.max_body_bytes, True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(PASSING_SECONDS, self.limits.idle_timeout)):
+                while more and left > 0:
+                    message = await receive()
+                    more = message["type"] != "http.disconnect" and message.get("more_body", False)
+                    left -= len(message.get("body", b""))
 
 
 class Heads:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import math
 import re
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping
@@ -53,7 +53,8 @@ def open_job(service: Service, request: Request, body: Any) -> Job:
     route = getattr(request.scope.get("route"), "path", request.url.path)
     if request.headers.get("x-kvtrove-cache-report") == "1":
         body.cache_report = True
-    return Job(service, Caller(state.request_id, state.arrival_time, route, state.tenant), body)
+    state.job = Job(service, Caller(state.request_id, state.arrival_time, route, state.tenant), body)
+    return state.job
 
 
 async def respond(request: Request, job: Job, endpoint: Endpoint, stream: bool) -> Response:
@@ -88,10 +89,24 @@ async def respond(request: Request, job: Job, endpoint: Endpoint, stream: bool) 
 
 async def json_response(service: Service, value: Any, headers: Mapping[str, str] | None = None) -> Response:
     """A value as JSON. One of many parts is written off the event loop."""
-    if not has_many(value):
-        return JSONResponse(value, headers=headers)
-    text = await service.in_pool(lambda: write_json(value, separators=(",", ":"), allow_nan=False))
+    text = await service.in_pool(_text, value) if has_many(value) else _text(value)
     return Response(text, headers=headers, media_type="application/json")
+
+
+def _text(value: Any) -> str:
+    """As JSON, which has no NaN: what a client sent and gets to see again may hold some, as 1e400 is one to Python."""
+    try:
+        return write_json(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        return write_json(_finite(value), separators=(",", ":"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _kept(job: Job, kept: KeptAnswer) -> Response:
@@ -127,13 +142,12 @@ async def _cancel(*tasks: asyncio.Future[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _LINE_BREAK = re.compile("[\x85\u2028\u2029]")  # of those that readers of lines know, the ones that JSON may hold
 
 
 def sse(data: Any, event: str | None = None) -> str:
     """One server-sent event."""
-    text = _LINE_BREAK.sub(lambda found: f"\\u{ord(found[0]):04x}", _encode(data))
+    text = _LINE_BREAK.sub(lambda found: f"\\u{ord(found[0]):04x}", _text(data))
     return f"data: {text}\n\n" if event is None else f"event: {event}\ndata: {text}\n\n"
 
 

@@ -17,7 +17,7 @@ from kvtrove.server.chat.call_grammar import Spell, spelling
 from kvtrove.server.chat.detect import detect_syntax
 from kvtrove.server.chat.recent_answers import RecentAnswers
 from kvtrove.server.chat.thoughts import thoughts_named
-from kvtrove.server.chat.tool_format import format_named
+from kvtrove.server.chat.tool_forms import format_named
 from kvtrove.server.context import refuse_hopeless, refuse_unless_it_fits
 from kvtrove.server.engine_thread import EngineThread
 from kvtrove.server.errors import ApiError, refused

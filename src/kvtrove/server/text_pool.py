@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from typing import TypeVar
 
+from kvtrove.plan.process import return_freed_memory
 from kvtrove.text.budget import CURRENT, Budget
 
 T = TypeVar("T")
@@ -20,6 +21,11 @@ T = TypeVar("T")
 LARGE = 64 * 2**10  # bytes of a body that make its work large
 SMALL_THREADS, LARGE_THREADS = 4, 2  # tokenising lets go of the interpreter, so a few threads keep all cores busy
 SWITCH_SECONDS = 0.001  # how long one thread of Python keeps the others waiting; Python's default is 5 ms
+
+TRIM_AFTER = 2.0
+"""Seconds from the end of large work until what it has freed goes back to the system: a text of 4 MiB makes a million
+tokens, whose memory the C library would keep.
+"""
 
 BODY_SIZE: ContextVar[int] = ContextVar("body_size", default=0)
 """Bytes of the body of the request that this context serves."""
@@ -33,6 +39,7 @@ class TextPool:
         self._small = ThreadPoolExecutor(SMALL_THREADS, thread_name_prefix="kvtrove-text")
         self._large = ThreadPoolExecutor(LARGE_THREADS, thread_name_prefix="kvtrove-large-text")
         self._running: set[Budget] = set()
+        self._trim: asyncio.TimerHandle | None = None  # to come; event loop only
 
     def start(self) -> None:
         """The engine's thread shares the interpreter with these: it gets its turn sooner than by default, and the
@@ -44,6 +51,8 @@ class TextPool:
 
     def stop(self) -> None:
         """What runs ends at its next look at its budget, what waits is never begun."""
+        if self._trim is not None:
+            self._trim.cancel()
         for budget in self._running:
             budget.cancel()
         for pool in (self._small, self._large):
@@ -60,3 +69,9 @@ class TextPool:
         finally:
             budget.cancel()
             self._running.discard(budget)
+            if pool is self._large and self._trim is None:
+                self._trim = asyncio.get_running_loop().call_later(TRIM_AFTER, self._return_memory)
+
+    def _return_memory(self) -> None:
+        self._trim = None
+        self._large.submit(return_freed_memory)

@@ -144,7 +144,9 @@ def read_chat_template(directory: Path, configured: Any, named_tokens: Mapping[s
     if (directory / "chat_template.jinja").is_file():
         sources[DEFAULT] = directory / "chat_template.jinja"
     if sources:
-        return _build({name: path.read_text(encoding="utf-8") for name, path in sources.items()}, named_tokens, sources)
+        return build_templates(
+            {name: path.read_text(encoding="utf-8") for name, path in sources.items()}, named_tokens, sources
+        )
     path = directory / "tokenizer_config.json"
     if configured is None:
         path = directory / "chat_template.json"
@@ -155,10 +157,26 @@ def read_chat_template(directory: Path, configured: Any, named_tokens: Mapping[s
         texts = {DEFAULT: configured} if isinstance(configured, str) else {t["name"]: t["template"] for t in configured}
     except (TypeError, KeyError) as error:
         raise ModelError(f"{path}: chat_template must be a text or a list of {{name, template}}") from error
-    return _build(texts, named_tokens, dict.fromkeys(texts, path))
+    return build_templates(texts, named_tokens, dict.fromkeys(texts, path))
 
 
-def _build(texts: Mapping[str, str], named_tokens: Mapping[str, str], paths: Mapping[str, Path]) -> ChatTemplate:
+def given_template(text_or_file: str, named_tokens: Mapping[str, str]) -> ChatTemplate:
+    """A template that the operator chose: a file, or the text itself. ModelError when it is neither, or broken."""
+    path = Path(text_or_file)
+    try:
+        is_file = len(text_or_file) < 4096 and path.is_file()
+        text = path.read_text(encoding="utf-8") if is_file else text_or_file
+    except (OSError, ValueError) as error:
+        raise ModelError(f"chat_template: {path}: {error}") from error
+    if not is_file and "{" not in text:
+        raise ModelError(f"chat_template: {text_or_file!r} is no file, and no Jinja template either")
+    return build_templates({DEFAULT: text}, named_tokens, {DEFAULT: path if is_file else Path("chat_template")})
+
+
+def build_templates(
+    texts: Mapping[str, str], named_tokens: Mapping[str, str], paths: Mapping[str, Path]
+) -> ChatTemplate:
+    """Templates by name; paths: where each was found. ModelError names the file of a broken one."""
     for name, text in texts.items():
         try:
             ChatTemplate(text)

@@ -9,10 +9,12 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
+from kvtrove.models.gguf.header import gguf_file, read_header
 from kvtrove.models.spec import ModelError
 from kvtrove.request import RequestError
-from kvtrove.text.chat_template import ChatTemplate, read_chat_template
+from kvtrove.text.chat_template import ChatTemplate, build_templates, read_chat_template
 from kvtrove.text.files import read_json
+from kvtrove.text.gguf_tokenizer import GGUFVocabulary, build_tokenizer, chat_templates
 from kvtrove.text.tokenizer_check import check_tokenizer
 
 MANY_IDS = 1024
@@ -49,12 +51,15 @@ class Tokenizer:
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
         """Reads tokenizer.json and, where they exist, tokenizer_config.json, special_tokens_map.json,
-        generation_config.json and the chat template. ModelError names the file that is missing or broken.
+        generation_config.json and the chat template; of a GGUF file, its metadata. ModelError names the file that is
+        missing or broken.
 
         The pipeline, with what `encode` adds around a text, is tokenizer.json's; as in transformers 5, `add_bos_token`
         and `add_eos_token` of tokenizer_config.json do not change it.
         """
         directory = Path(directory)
+        if (file := gguf_file(directory)) is not None:
+            return cls._of_gguf(file)
         backend = _backend(directory)
         config = read_json(directory / "tokenizer_config.json")
         if "added_tokens_decoder" not in config:
@@ -69,6 +74,14 @@ class Tokenizer:
         ends = read_json(directory / "generation_config.json").get("eos_token_id")
         end_ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
         return cls(backend, named, end_ids, read_chat_template(directory, config.get("chat_template"), named))
+
+    @classmethod
+    def _of_gguf(cls, file: Path) -> Tokenizer:
+        header = read_header(file)
+        vocabulary = GGUFVocabulary(header)
+        backend, named, texts = build_tokenizer(vocabulary), vocabulary.named_tokens, chat_templates(header)
+        template = build_templates(texts, named, dict.fromkeys(texts, file)) if texts else None
+        return cls(backend, named, vocabulary.end_token_ids, template)
 
     @classmethod
     def without_tokens(cls) -> Tokenizer:

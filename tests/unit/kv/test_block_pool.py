@@ -109,11 +109,11 @@ def test_eviction_age_is_the_time_since_the_last_use() -> None:
 def test_block_list_unlinks_from_anywhere() -> None:
     blocks, order = [Block(i) for i in range(5)], BlockList()
     for block in blocks:
-        order.append(block)
+        order.add(block)
     for i in (2, 0, 4):
-        order.unlink(blocks[i])
+        order.remove(blocks[i])
     assert [block.id for block in order] == [1, 3]
-    assert order.size == 2
-    assert [order.pop_first().id, order.pop_first().id] == [1, 3]
+    assert len(order) == 2
+    assert [order.victim().id, order.victim().id] == [1, 3]
     with pytest.raises(IndexError, match="no cached block"):
-        order.pop_first()
+        order.victim()

@@ -223,7 +223,7 @@ def test_cliffs_are_where_a_little_cache_gains_much() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"policy": "s3-fifo"}, "policy: 's3-fifo' is not one of lru"),
+        ({"policy": "s3-fifo"}, "policy: 's3-fifo' is not one of lru, s3fifo"),
         ({"router": "random"}, r"router: 'random' is not one of round-robin, prefix"),
         ({"replicas": 0}, "replicas: 0 must be at least 1"),
         ({"users": 0}, "users: 0 must be at least 1"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kvtrove.kernels.linear import Groups
 from kvtrove.models.layers.linear import Product
 from kvtrove.models.layers.packed import PackedLinear
 
@@ -37,6 +38,8 @@ class PackedEmbedding:
         return self.head.weights.gather(tokens, out)
 
 
-def embedding_of(table: Tensor, head: Product, tied: bool, dtype: torch.dtype) -> Embedding | PackedEmbedding:
-    """Whichever holds the table once."""
-    return PackedEmbedding(head, dtype) if tied and isinstance(head, PackedLinear) else Embedding(table, dtype)
+def embedding_of(table: Tensor | Groups, head: Product, tied: bool, dtype: torch.dtype) -> Embedding | PackedEmbedding:
+    """Whichever holds the table once; one of its own that is stored in 4 bits is kept in `dtype`."""
+    if tied and isinstance(head, PackedLinear):
+        return PackedEmbedding(head, dtype)
+    return Embedding(table.values().to(dtype) if isinstance(table, Groups) else table, dtype)

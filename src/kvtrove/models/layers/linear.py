@@ -13,11 +13,13 @@ from typing import Protocol
 from torch import Tensor
 from torch.nn import functional as F
 
-from kvtrove.kernels.linear import Groups
+from kvtrove.kernels.linear import Groups, Kind
 from kvtrove.models.precision import Precision
 
 Take = Callable[[str, tuple[int, ...]], Tensor]
 """take(name, shape): a parameter under the decoder's own name."""
+Read = Callable[[str, tuple[int, ...]], Tensor | Groups]
+"""The same for a matrix, which may be in 4 bits already."""
 
 
 class Product(Protocol):
@@ -43,12 +45,14 @@ class Linear:
 class Part:
     """Some outputs of a matrix. Tensors are read when they are needed, so that one at a time is held.
 
-    weight() -> [outputs, inputs], or what it consists of where it is stored in 4 bits; bias() -> [outputs].
+    weight() -> [outputs, inputs], or what it consists of where it is stored in 4 bits; bias() -> [outputs]. kind: that
+    keeps the bits in which it is stored; None where the checkpoint has no opinion.
     """
 
     outputs: int
     weight: Callable[[], Tensor | Groups]
     bias: Callable[[], Tensor] | None = None
+    kind: Kind | None = None
 
     def tensor(self) -> Tensor:
         """The weight as numbers, whatever it is stored in."""
@@ -101,18 +105,23 @@ class Weights:
     """Where layers get their parameters.
 
     take: norms, biases, routers, in the dtype of activations. matrix: of linear layers and embeddings, in the dtype of
-    weights; None is `take`. build: how matrices become products. build_router: the same for a router. precision: None
-    is the checkpoint's own dtype.
+    weights, or in 4 bits as the checkpoint has it; None is `take`. build: how matrices become products. build_router:
+    the same for a router. precision: None is the checkpoint's own dtype. kind: of a matrix that is quantised already.
     """
 
     take: Take
-    matrix: Take | None = None
+    matrix: Read | None = None
     build: Build = field(default=separate)
     precision: Precision | None = None
     build_router: BuildOne = field(default=alone)
+    kind: Callable[[str], Kind | None] = field(default=lambda name: None)
 
-    def read(self, name: str, shape: tuple[int, int]) -> Tensor:
+    def read(self, name: str, shape: tuple[int, int]) -> Tensor | Groups:
         return (self.matrix or self.take)(name, shape)
+
+    def numbers(self, name: str, shape: tuple[int, int]) -> Tensor:
+        """A matrix that no product is made of, whatever it is stored in."""
+        return Part(shape[0], lambda: self.read(name, shape)).tensor()
 
     def joint(self, names: dict[str, int], inputs: int, bias: bool = False) -> Joint:
         """names: module -> its outputs. bias: all of them have one."""
@@ -132,4 +141,5 @@ class Weights:
             outputs,
             weight=lambda: self.read(f"{name}.weight", (outputs, inputs)),
             bias=(lambda: self.take(f"{name}.bias", (outputs,))) if bias else None,
+            kind=self.kind(f"{name}.weight"),
         )

@@ -31,7 +31,7 @@ class Replica:
         self._cost = settings.cost
         cache = settings.cache or one_layer(settings.block_size)
         num_blocks = MOST_BLOCKS if settings.num_blocks is None else settings.num_blocks
-        self.kv = KVCacheManager(cache, num_blocks, clock=lambda: self.now)
+        self.kv = KVCacheManager(cache, num_blocks, clock=lambda: self.now, eviction=settings.policy)
         self.scheduler = Scheduler(self.kv, settings.limits, lambda: self.now)
         self._answers: dict[str, SequenceResult] = {}
         self._arrivals = 0

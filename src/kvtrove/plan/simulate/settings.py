@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kvtrove.config import ConfigError, nearest
+from kvtrove.config import EVICTION, ConfigError, nearest
 from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.plan.cost import CostModel, FittedCost
 from kvtrove.plan.hardware import StepFit
 from kvtrove.scheduler.scheduler import SchedulerLimits
 
-POLICIES = ("lru",)
-"""Who leaves the prefix cache first. The engine's own: least recently used, a prompt's end before its beginning."""
 ROUTERS = ("round-robin", "prefix")
 
 REFERENCE_STEP = StepFit(fixed=4.8e-3, per_token=1.62e-5, per_cached_token=3.9e-8, per_pair=5.3e-10)
@@ -47,7 +45,7 @@ class SimulationSettings:
     fast_forward: bool = True
 
     def __post_init__(self) -> None:
-        for name, value, known in (("policy", self.policy, POLICIES), ("router", self.router, ROUTERS)):
+        for name, value, known in (("policy", self.policy, EVICTION), ("router", self.router, ROUTERS)):
             if value not in known:
                 raise ConfigError(f"{name}: {value!r} is not one of {', '.join(known)}{nearest(value, known)}")
         for name, number in (("replicas", self.replicas), ("users", self.users), ("num_blocks", self.num_blocks)):

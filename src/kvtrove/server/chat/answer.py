@@ -12,6 +12,7 @@ from kvtrove.server.chat.call_parser import CallParser, ContentParser, PlainText
 from kvtrove.server.chat.call_readers import types_of
 from kvtrove.server.chat.events import ChatEvent, Text
 from kvtrove.server.chat.harmony import HarmonyParser
+from kvtrove.server.chat.recipients import RecipientParser
 from kvtrove.server.chat.thoughts import ThoughtFormat, ThoughtSplitter
 from kvtrove.server.chat.tool_format import Tool, ToolFormat
 
@@ -50,6 +51,9 @@ class AnswerSyntax:
         if self.thoughts.name == "harmony":
             return AnswerParser(None, HarmonyParser(new_id, most=most, with_calls=bool(tools)))
         thought = ThoughtSplitter(self.thoughts, in_thought)
+        if self.tools.has_recipients:
+            names = [tool["function"]["name"] for tool in tools]
+            return AnswerParser(thought, RecipientParser(names, new_id, most=most))
         if not tools or self.tools.syntax is None:
             return AnswerParser(thought, PlainText())
         parameters = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}

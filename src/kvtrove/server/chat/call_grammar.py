@@ -33,17 +33,21 @@ def spelling(added_tokens: Mapping[str, int]) -> Spell:
     return spell
 
 
-def call_grammar(format: ToolFormat, tools: Sequence[Tool], parallel: bool, spell: Spell) -> str:
-    """Lark grammar of an answer that is one call of one of the tools or, if `parallel` and the form has room for
-    several, one call or more.
+def call_grammar(format: ToolFormat, tools: Sequence[Tool], parallel: bool, spell: Spell) -> Grammar:
+    """An answer that is one call of one of the tools or, if `parallel` and the form has room for several, one or more.
+
+    What the tools' schemas say and cannot be enforced is left out unless the tool is strict: callers check anyway.
     """
-    return _CallGrammar(format.written, spell).source(tools, parallel)
+    calls = _CallGrammar(format.written, spell)
+    source = calls.source(tools, parallel)
+    return Grammar("lark", source, "tools", left_out=tuple(dict.fromkeys(calls.left_out)))
 
 
 class _CallGrammar:
     def __init__(self, written: Written, spell: Spell) -> None:
         self._written, self._spell = written, spell
         self._rules: list[str] = []
+        self.left_out: list[str] = []
 
     def source(self, tools: Sequence[Tool], parallel: bool) -> str:
         written, spell = self._written, self._spell
@@ -57,9 +61,9 @@ class _CallGrammar:
         before, after = written.before.replace("{name}", function["name"]), _maybe(written.after, spell)
         schema, strict = arguments_schema(function.get("parameters")), function.get("strict") is True
         body = (
-            self._rule(f"args{n}", _json(schema, strict))
+            self._rule(f"args{n}", self._json(schema, strict, function["name"]))
             if written.kind == "object"
-            else self._parameters(n, schema, strict)
+            else self._parameters(n, schema, strict, function["name"])
         )
         self._rule(f"call{n}", " ".join(filter(None, [_maybe(before, spell), body, after])))
         return f"call{n}"
@@ -68,33 +72,42 @@ class _CallGrammar:
         self._rules.append(f"{name}: {body}")
         return name
 
-    def _parameters(self, n: int, schema: Mapping[str, Any], strict: bool) -> str:
+    def _json(self, schema: Mapping[str, Any], strict: bool, where: str) -> str:
+        given = schema if strict else {**schema, "x-guidance": {"coerce_one_of": True}}
+        prepared = prepare(given, "tools", lenient=not strict)
+        self.left_out += [f"{where}: {relaxed}" for relaxed in prepared.relaxed]
+        return "%json " + json.dumps(prepared.schema)
+
+    def _parameters(self, n: int, schema: Mapping[str, Any], strict: bool, where: str) -> str:
         """All that are required and perhaps the others, in the order of the schema."""
         required = set(schema.get("required") or ())
         shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
         parts: list[str] = []
         joint = _maybe(self._written.joint, self._spell)
         for m, (key, inner) in enumerate((schema.get("properties") or {}).items()):
-            rule = self._rule(f"param{n}_{m}", self._parameter(f"{n}_{m}", key, inner, shared, strict))
+            rule = self._rule(f"param{n}_{m}", self._parameter(f"{n}_{m}", key, inner, shared, strict, where))
             item = f"{joint} {rule}" if joint and parts else rule
             parts.append(item if key in required or (joint and not parts) else f"({item})?")
         return " ".join(parts)
 
-    def _parameter(self, at: str, key: str, schema: Any, shared: Mapping[str, Any], strict: bool) -> str:
+    def _parameter(self, at: str, key: str, schema: Any, shared: Mapping[str, Any], strict: bool, where: str) -> str:
         written, spell = self._written, self._spell
         inner = schema if isinstance(schema, Mapping) else {}
         is_text = written.kind == "parameters" and ("string" in (allowed_types(inner) or {"string"}))
         opening = written.opening.replace("{key}", key).replace("{string}", "true" if is_text else "false")
+        opening = opening.replace("{type}", "string" if is_text else _type_of(inner))
+        closing = written.closing.replace("{key}", key)
         if not is_text:
-            value = self._rule(f"value{at}", _json({**inner, **shared}, strict))
-            return " ".join(filter(None, [_maybe(opening, spell), value, _maybe(written.closing, spell)]))
+            value = self._rule(f"value{at}", self._json({**inner, **shared}, strict, f"{where}.{key}"))
+            return " ".join(filter(None, [_maybe(opening, spell), value, _maybe(closing, spell)]))
+        opening, closing = opening + written.quote, written.quote + closing
         choices = inner.get("enum") if isinstance(inner.get("enum"), list) else None
         if "const" in inner:
             choices = [inner["const"]]
         if choices and all(isinstance(choice, str) for choice in choices):
             value = "(" + " | ".join(spell(choice) for choice in choices) + ")"
-            return f"{spell(opening)} {value} {spell(written.closing)}"
-        return f"{spell(opening)} {self._text_until(at, written.closing)}"
+            return f"{spell(opening)} {value} {spell(closing)}"
+        return f"{spell(opening)} {self._text_until(at, closing)}"
 
     def _text_until(self, at: str, mark: str) -> str:
         return text_until(f"text{at}", mark, self._spell, self._rules)
@@ -110,14 +123,15 @@ def text_until(name: str, mark: str, spell: Spell, rules: list[str]) -> str:
     return name
 
 
+def _type_of(schema: Mapping[str, Any]) -> str:
+    """Kimi K3's word for the type of a value that is no string."""
+    found = (allowed_types(schema) or {"object"}) - {"null"}
+    name = min(found, default="null")
+    return "number" if name == "integer" else name
+
+
 def _maybe(text: str, spell: Spell) -> str:
     return spell(text) if text else ""
-
-
-def _json(schema: Mapping[str, Any], strict: bool) -> str:
-    """What cannot be enforced is left out unless the tool is strict: callers check arguments anyway."""
-    given = schema if strict else {**schema, "x-guidance": {"coerce_one_of": True}}
-    return "%json " + json.dumps(prepare(given, "tools", lenient=not strict).schema)
 
 
 @dataclass(frozen=True)
@@ -154,7 +168,7 @@ def after_thought(grammar: Grammar, thoughts: ThoughtFormat, is_open: bool, spel
 
 def _led(grammar: Grammar, start: str, rules: Sequence[str]) -> AfterThought:
     lead = "\n".join([f"start: {start}", *rules, ""])
-    return AfterThought(grammar.kind, grammar.value, grammar.param, grammar.lenient, lead)
+    return AfterThought(grammar.kind, grammar.value, grammar.param, grammar.lenient, grammar.left_out, lead)
 
 
 def _texts(value: Any) -> str:

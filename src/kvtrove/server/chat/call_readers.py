@@ -35,20 +35,20 @@ ReaderFactory = Callable[[Types], CallReader]
 class NamedReader:
     """A name, marks, and the arguments as one JSON object: `f[ARGS]{...}`.
 
-    head: matches all before the object; its group 1 is the name.
+    head: matches all before the object; its group 1 is the name. braces: the object begins with the so-many-th `{`.
     """
 
-    def __init__(self, head: re.Pattern[str]) -> None:
+    def __init__(self, head: re.Pattern[str], braces: int = 1) -> None:
         self.name: str | None = None
         self.arguments: str | None = None
         self.done = self.broken = False
-        self._head, self._before = head, ""
+        self._head, self._before, self._braces = head, "", braces
         self._object = ObjectScanner()
 
     def push(self, text: str) -> int:
         used = 0
         if self.name is None:
-            brace = text.find("{", 0, LONGEST_NAME - len(self._before))
+            brace = self._brace(text, LONGEST_NAME - len(self._before))
             used = min(len(text), LONGEST_NAME - len(self._before)) if brace < 0 else brace
             self._before += text[:used]
             if brace < 0:
@@ -64,13 +64,22 @@ class NamedReader:
         self.done = self._object.done
         return used + read
 
+    def _brace(self, text: str, end: int) -> int:
+        """Where the object begins, -1 when that is further on."""
+        at = -1
+        for _ in range(self._braces - self._before.count("{")):
+            at = text.find("{", at + 1, end)
+            if at < 0:
+                break
+        return at
+
 
 class ParameterReader:
     """A name and one marked text per parameter, as in XML: `<function=f><parameter=a>1</parameter></function>`.
 
     head: begins the call, group 1 is the name. opening: begins a parameter, group 1 is its key. closing, end: marks
-    behind a value and behind the call. A value of a parameter that is no string is JSON; one newline on either side of
-    a string is layout.
+    behind a value (`{key}` in it is the key) and behind the call. A value of a parameter that is no string is JSON; one
+    newline on either side of a string is layout.
     """
 
     def __init__(self, types: Types, head: re.Pattern[str], opening: re.Pattern[str], closing: str, end: str) -> None:
@@ -120,14 +129,15 @@ class ParameterReader:
         self._key, self._searched = key, 0
 
     def _value(self, key: str) -> bool:
-        at = self._buffer.find(self._closing, self._searched)
+        closing = self._closing.replace("{key}", key)
+        at = self._buffer.find(closing, self._searched)
         if at < 0:
-            self._searched = max(0, len(self._buffer) - len(self._closing) + 1)
+            self._searched = max(0, len(self._buffer) - len(closing) + 1)
             return False
         value = json.dumps(self._typed(key, self._buffer[:at]), ensure_ascii=False)
         before = ", " if self.arguments else "{"
         self.arguments = f"{self.arguments}{before}{json.dumps(key, ensure_ascii=False)}: {value}"
-        self._buffer, self._key = self._buffer[at + len(self._closing) :], None
+        self._buffer, self._key = self._buffer[at + len(closing) :], None
         return True
 
     def _typed(self, key: str, text: str) -> Any:
@@ -184,6 +194,80 @@ class PythonReader:
             return
         self.name = ast.unparse(call.func)
         self.done = True
+
+
+class GemmaReader:
+    """`<|tool_call>call:f{a:<|"|>x<|"|>,b:[1,{c:true}]}`: JSON whose keys and strings are quoted otherwise.
+
+    Strings and keys that are written as in JSON are taken too.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.arguments: str | None = None
+        self.done = self.broken = False
+        self._text = ""
+        self._at = 0  # characters of the text that are read
+        self._depth = 0
+        self._written: list[str] = []
+
+    def push(self, text: str) -> int:
+        before = len(self._text)
+        self._text += text
+        while not (self.done or self.broken) and self._advance():
+            pass
+        self.broken = self.broken or len(self._text) > LONGEST_EXPRESSION
+        return max(0, self._at - before) if self.done else len(text)
+
+    def _advance(self) -> bool:
+        """Read one piece; False when it has not come whole."""
+        if self.name is None:
+            return self._begin()
+        found = _GEMMA_PIECE.match(self._text, self._at)
+        if found is None or (found.end() == len(self._text) and not found["mark"]):
+            self.broken = found is None and _GEMMA_PENDING.match(self._text, self._at) is None
+            return False
+        self._at = found.end()
+        if found["mark"]:
+            self._depth += (found[0] in "{[") - (found[0] in "}]")
+        raw = found["raw"]
+        piece = found[0] if raw is None else json.dumps(raw, ensure_ascii=False)
+        self._written.append(json.dumps(found["key"], ensure_ascii=False) if found["key"] else piece)
+        if self._depth == 0:
+            self._end()
+        return True
+
+    def _begin(self) -> bool:
+        found = _GEMMA_HEAD.match(self._text)
+        if found is None:
+            self.broken = len(self._text) > LONGEST_NAME
+            return False
+        self.name, self._at = found[1].strip(), found.end() - 1
+        return True
+
+    def _end(self) -> None:
+        text = "".join(self._written)
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            self.broken, self.name = True, None
+            return
+        self.arguments, self.done = text, True
+
+
+_GEMMA_HEAD = re.compile(r"(?:<\|tool_call>)?\s*call:([^{}<>]{1,256})\{")
+_GEMMA_PIECE = re.compile(
+    r"""
+      <\|"\|> (?P<raw>(?s:.*?)) <\|"\|>
+    | "(?:[^"\\]|\\.)*"
+    | (?P<mark>[{}\[\],:])
+    | (?P<key>[^\s{}\[\],:"<]+) (?=\s*:)
+    | [^\s{}\[\],:"<]+ (?=\s*[{}\[\],"<])
+    | \s+
+    """,
+    re.VERBOSE,
+)
+_GEMMA_PENDING = re.compile(r'[^\s{}\[\],:"<]*\s*$|["<]')
 
 
 def _literal(node: ast.expr) -> Any:

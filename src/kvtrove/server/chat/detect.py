@@ -8,7 +8,8 @@ from kvtrove.request import RequestError
 from kvtrove.server.chat.answer import AnswerSyntax
 from kvtrove.server.chat.events import CallArguments, CallBegins, ChatEvent, merged
 from kvtrove.server.chat.thoughts import THOUGHTS, detect_thoughts
-from kvtrove.server.chat.tool_format import TOOL_FORMATS, ToolFormat
+from kvtrove.server.chat.tool_format import ToolFormat
+from kvtrove.server.chat.tool_forms import TOOL_FORMATS
 from kvtrove.text.capabilities import CALL, TOOL, USER, Capabilities
 from kvtrove.text.chat_template import ChatTemplate
 
@@ -56,7 +57,7 @@ def _written_call(template: ChatTemplate, capabilities: Capabilities) -> str | N
 
 def _reads(format: ToolFormat, text: str) -> bool:
     """Whether the format's parser finds the call in what the template wrote."""
-    if format.syntax is None:
+    if format.syntax is None and not format.has_recipients:
         return False
     parser = AnswerSyntax(format, THOUGHTS["none"]).parser([TOOL])
     found = merged([*parser.push(text), *parser.finish()])

@@ -143,8 +143,7 @@ def _grammar(
     syntax, spell = service.answer_syntax, service.spell
     if conversation.must_call:
         parallel = conversation.parallel_tool_calls and conversation.tool_choice == "required"
-        source = call_grammar(syntax.tools, conversation.offered_tools, parallel, spell)
-        grammar = Grammar("lark", source, "tools")
+        grammar = call_grammar(syntax.tools, conversation.offered_tools, parallel, spell)
     if grammar is None or not (syntax.thinks or in_thought) or thought_over:
         return grammar
     return after_thought(grammar, syntax.thoughts, in_thought, spell)

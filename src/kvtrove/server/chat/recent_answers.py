@@ -18,6 +18,7 @@ from kvtrove.text.detokenizer import REPLACEMENT
 from kvtrove.text.tokenizer import Tokenizer
 
 MAX_TOKENS = 2**20  # of all that is remembered: 4 bytes each
+ENTRY = 128  # tokens that one more answer counts for: what it takes beside its tokens is as large
 _TAIL = 24  # characters by which most of what is remembered is told from a prompt at once
 _SEAM = 32  # tokens behind the answer that are decoded to see whether they still say the same
 
@@ -47,7 +48,7 @@ class RecentAnswers:
 
     def remember(self, owner: str, prompt: str, prompt_ids: Sequence[int], drawn: Sequence[int]) -> None:
         """An answer has ended. drawn: its tokens, without one that only says that it ends."""
-        total = len(prompt_ids) + len(drawn)
+        total = len(prompt_ids) + len(drawn) + ENTRY
         if not drawn or total > self._max_tokens:
             return
         answer = self._tokenizer.decode_after(list(prompt_ids[-_SEAM:]), list(drawn))
@@ -58,11 +59,16 @@ class RecentAnswers:
         key = (owner, past.digest)
         with self._lock:
             old = self._pasts.pop(key, None)
-            self._num_tokens += total - (len(old.token_ids) if old else 0)
+            self._num_tokens += total - (len(old.token_ids) + ENTRY if old else 0)
             self._pasts[key] = past
             while self._num_tokens > self._max_tokens:
                 _, oldest = self._pasts.popitem(last=False)
-                self._num_tokens -= len(oldest.token_ids)
+                self._num_tokens -= len(oldest.token_ids) + ENTRY
+
+    def clear(self) -> None:
+        with self._lock:
+            self._pasts.clear()
+            self._num_tokens = 0
 
     def encode(self, owner: str, text: str) -> tuple[list[int], int] | None:
         """The ids of a prompt that goes on where a remembered answer ends, and how many of them were drawn in its last

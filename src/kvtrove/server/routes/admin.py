@@ -55,7 +55,8 @@ class LogLevelSet(TypedDict):
 
 @router.post("/v1/cache/clear", responses=errors(401, 403, 500, 503))
 async def clear(service: ServiceOf) -> Cleared:
-    """Forget every cached block that no request uses."""
+    """Forget every cached block that no request uses, and the tokens of earlier answers."""
+    service.recent_answers.clear()
     blocks = await service.engine.call(lambda engine: engine.reset_prefix_cache())
     log.warning("the prefix cache was cleared: %d blocks", blocks)
     return {"blocks": blocks}

@@ -57,7 +57,8 @@ class Chat:
         conversation, moved = await service.in_pool(
             lambda: settled(conversation_of(self.body, left_out), service, stable)
         )
-        self.job.notes |= left_out.note() | moved
+        left_out.tell(self.job)
+        self.job.notes |= moved
         self.run = await submit_chat(
             self.job, conversation, params, self.body.grammar(), truncate=self.body.truncation == "auto"
         )

@@ -71,7 +71,8 @@ class Messages:
         conversation, moved = await service.in_pool(
             lambda: settled(conversation_of(body, left_out), service, body.stable_prefix)
         )
-        self.job.notes |= left_out.note() | moved
+        left_out.tell(self.job)
+        self.job.notes |= moved
         self.run = await submit_chat(
             self.job,
             conversation,

@@ -68,7 +68,8 @@ class Responses:
         service = self.job.service
         conversation, functions = await service.in_pool(read, body, left_out)
         conversation, moved = await service.in_pool(settled, conversation, service, body.stable_prefix)
-        self.job.notes |= left_out.note() | moved
+        left_out.tell(self.job)
+        self.job.notes |= moved
         self.items = OutputItems(self.job.key, functions.namespaces)
         self.run = await submit_chat(
             self.job, conversation, self._params(), grammar_of(body), truncate=body.truncation == "auto"

@@ -161,6 +161,9 @@ class _Reader:
         if not self.messages or self.messages[-1]["role"] != "assistant":
             self._append({"role": "assistant", "content": ""})
         last = self.messages[-1]
+        if self._thought:  # between two parts of one message
+            last["reasoning_content"] = last.get("reasoning_content", "") + self._thought
+            self._thought = ""
         [plain] = plain_message({"role": "assistant", "tool_calls": [call]}, where)["tool_calls"]
         last["tool_calls"] = [*last.get("tool_calls", []), plain]
 

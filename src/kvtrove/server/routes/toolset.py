@@ -12,8 +12,10 @@ from typing import Any
 
 from kvtrove.request import RequestError
 from kvtrove.server.chat.conversation import AUTO, NONE, REQUIRED
+from kvtrove.server.job import Job
 
-MAX_NOTES = 32
+MAX_NOTES, MAX_NAMED = 32, 4  # in the answer, in its header
+_NOT_PLAIN = re.compile(r"[^ -~]")
 
 
 class LeftOut:
@@ -29,8 +31,17 @@ class LeftOut:
         """For the answer's `kvtrove` object."""
         if not self._notes:
             return {}
-        more = len(self._notes) - MAX_NOTES
-        return {"left_out": self._notes[:MAX_NOTES] + ([f"and {more} more"] if more > 0 else [])}
+        return {"left_out": self._first(MAX_NOTES)}
+
+    def tell(self, job: Job) -> None:
+        """In the answer's `kvtrove` object, and in a header, whose characters are plain whatever a client sent."""
+        if self._notes:
+            job.notes |= self.note()
+            job.warnings.append(_NOT_PLAIN.sub("?", "left out: " + ", ".join(self._first(MAX_NAMED))))
+
+    def _first(self, most: int) -> list[str]:
+        more = len(self._notes) - most
+        return self._notes[:most] + ([f"and {more} more"] if more > 0 else [])
 
 
 class Toolset:

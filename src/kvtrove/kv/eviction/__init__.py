@@ -1,0 +1,1 @@
+"""Who leaves the prefix cache first. `orders` names every order; `order` says what one is."""

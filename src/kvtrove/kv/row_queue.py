@@ -1,0 +1,51 @@
+"""The operations on rows that the next step has to execute, and what is not true before it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from kvtrove.kv.block import Block
+from kvtrove.kv.rows import Copy, Fill, RowOp
+
+
+class RowQueue:
+    """In the order of execution. crc: checksum of a row, for blocks that are filled."""
+
+    def __init__(self, crc: Callable[[int], int] | None = None) -> None:
+        self._crc = crc
+        self._ops: list[RowOp] = []
+        self._unfilled: list[Block] = []  # published, while the operation that fills their rows is still to be executed
+
+    def add(self, ops: Iterable[RowOp]) -> None:
+        self._ops += ops
+
+    def copy(self, sources: Iterable[Block | None], targets: Iterable[Block]) -> None:
+        """Copy the row of each source that there is."""
+        pairs = zip(sources, targets, strict=True)
+        self._ops += [Copy(source.id, target.id) for source, target in pairs if source is not None]
+
+    def fill(self, block: Block, content: memoryview) -> None:
+        self._ops.append(Fill(block.id, content))
+        self._unfilled.append(block)
+
+    def waiting(self) -> list[RowOp]:
+        """What `take` would hand out."""
+        return list(self._ops)
+
+    def take(self) -> list[RowOp]:
+        ops, self._ops = self._ops, []
+        return ops
+
+    def executed(self) -> None:
+        """All that was taken has been executed."""
+        if self._unfilled:
+            for block in self._unfilled:
+                if self._crc is not None and block.sealed:
+                    block.crc = self._crc(block.id)
+            self._unfilled.clear()
+
+    def drop(self) -> list[Block]:
+        """Nothing that is waiting, or was taken and not confirmed, will be executed; returns blocks left unfilled."""
+        unfilled, self._unfilled = self._unfilled, []
+        self._ops.clear()
+        return unfilled

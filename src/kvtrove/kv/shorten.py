@@ -1,0 +1,53 @@
+"""Truncation: a sequence forgets its last tokens, and a sealed block that it cuts through becomes an open copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kvtrove.kv.pool import BlockPool
+from kvtrove.kv.row_queue import RowQueue
+from kvtrove.kv.spec import KVGroup
+from kvtrove.kv.table import SequenceKV, first_lost
+
+
+def shorten(kv: SequenceKV, num_tokens: int, pool: BlockPool, rows: RowQueue) -> bool:
+    """`KVCacheManager.truncate`, once it is known that `kv` can resume at `num_tokens`."""
+    size, num_groups = kv.chain.block_size, len(kv.tables)
+    full, part = divmod(num_tokens, size)
+    cut = [table.blocks[full] for table in kv.tables] if part else []
+    need = 0 if part == 0 or full >= kv.num_computed // size else num_groups
+    kept = full + bool(part)
+    dropped = sum(b is not None and b.ref_count == 1 for table in kv.tables for b in table.blocks[kept:])
+    if need > pool.num_available + dropped:
+        return False
+    pool.release(kv.cut(kept))
+    if need:
+        fresh = pool.allocate(need)
+        assert fresh is not None, "they were counted before"
+        rows.copy(cut, fresh)
+        old = kv.cut(full)
+        kv.extend([block] for block in fresh)
+        pool.release(old)
+    kv.chain.cut(full)
+    kv.num_computed, kv.next_event = num_tokens, 0
+    return True
+
+
+def resumable(kv: SequenceKV, windows: Iterable[KVGroup], num_tokens: int, whole_block: bool) -> int:
+    """Where `kv` can resume, at `num_tokens` or, with blocks that were encoded as a whole, at the border below.
+
+    ValueError when it has not so many tokens, or some group of `windows` has lost what the next query reads.
+    """
+    if not 0 <= num_tokens <= kv.num_computed:
+        raise ValueError(f"num_tokens: {num_tokens} must lie between 0 and the {kv.num_computed} computed")
+    size = kv.chain.block_size
+    if whole_block and num_tokens < kv.num_computed // size * size:
+        num_tokens = num_tokens // size * size
+    for group in windows:
+        lost = first_lost(kv.tables[group.index].blocks, group.retention, num_tokens, size)
+        if lost is not None:
+            raise ValueError(
+                f"cannot resume at {num_tokens} of {kv.num_computed} tokens: {group.retention} has given up "
+                f"tokens {lost * size} to {(lost + 1) * size - 1}"
+            )
+    return num_tokens

@@ -1,0 +1,1 @@
+"""GGUF files: the header, the model that it describes, and tensors out of their blocks."""

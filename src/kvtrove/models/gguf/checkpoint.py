@@ -1,0 +1,176 @@
+"""Tensors of a GGUF file under the names of a Hugging Face checkpoint, memory-mapped."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kvtrove.kernels.linear import Groups, Kind
+from kvtrove.models.gguf.dequantize import GROUPS, READERS, dequantize
+from kvtrove.models.gguf.header import TensorInfo, map_file, read_header
+from kvtrove.models.gguf.names import Place, locate
+from kvtrove.models.gguf.spec import find_architecture
+from kvtrove.models.gguf.stored import kind_of
+from kvtrove.models.spec import ModelError
+
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+READ_AT_ONCE = 1 << 18
+"""Elements that are dequantised at a time."""
+
+
+class GGUFCheckpoint:
+    """The tensors of one GGUF model. Raises ModelError naming the file and tensor for all that is wrong.
+
+    Stored floats are views of the mapped file, blocks are dequantised as they are read. What the format changes is
+    changed back: rows of Q and K that lie in the order of interleaved rotary pairs, norm weights with 1 added.
+    """
+
+    def __init__(self, path: Path) -> None:
+        header = read_header(path)
+        self.listing = path
+        """The file that says which tensors there are."""
+        self.architecture = find_architecture(header)
+        self._tensors = {tensor.name: tensor for tensor in header.tensors}
+        self._maps = {file: map_file(file) for file in header.files}
+        kind = header.architecture
+        self._sandwich = kind in ("gemma2", "gemma3")
+        heads = header.metadata.get(f"{kind}.attention.head_count", 1)
+        self._heads = {"attn_q": heads, "attn_k": header.metadata.get(f"{kind}.attention.head_count_kv", heads)}
+        for tensor in header.tensors:
+            self._check(tensor)
+
+    def __contains__(self, name: str) -> bool:
+        place = locate(name, self._sandwich)
+        return place is not None and place.name in self._tensors
+
+    @property
+    def names(self) -> frozenset[str]:
+        """As the file has them."""
+        return frozenset(self._tensors)
+
+    def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """The tensor on the CPU: as it is stored where it is stored as floats, else dequantised in `dtype`."""
+        stored = self._find(name, shape)
+        kind, data = stored.info.type, stored.data
+        if kind.name in FLOATS:
+            tensor = _floats(data, FLOATS[kind.name])
+        else:
+            tensor = torch.empty((len(data), shape[-1]), dtype=dtype)
+            for rows, values in stored.dequantised():
+                tensor[rows] = torch.from_numpy(values)
+            if not tensor.isfinite().all():
+                raise stored.not_finite()
+        tensor = tensor.reshape(shape)
+        if stored.order is not None:
+            tensor = tensor[torch.from_numpy(stored.order)]
+        offset = self.architecture.norm_offset
+        return tensor - offset if offset and name.endswith("norm.weight") else tensor
+
+    def kind(self, name: str) -> Kind:
+        """In which a product keeps the bits of this matrix. ModelError when there is none of that name."""
+        place = locate(name, self._sandwich)
+        info = self._tensors.get(place.name) if place else None
+        if info is None:
+            raise ModelError(f"{self.listing}: tensor {name!r} is missing")
+        kind: Kind = kind_of(info)  # type: ignore[assignment]
+        return kind
+
+    def groups(self, name: str, shape: tuple[int, ...]) -> Groups:
+        """A matrix of a 4-bit type in the numbers, scales and minima that the file has."""
+        stored = self._find(name, shape)
+        blocks = stored.data.reshape(-1, stored.info.type.nbytes)
+        parts = GROUPS[stored.info.type.name](blocks)
+        numbers, scales, minima = (torch.from_numpy(part).reshape(shape[0], -1) for part in parts)
+        if not (scales.isfinite().all() and minima.isfinite().all()):
+            raise stored.not_finite()
+        if stored.order is not None:
+            order = torch.from_numpy(stored.order)
+            numbers, scales, minima = numbers[order], scales[order], minima[order]
+        return Groups(numbers, scales, minima)
+
+    def _find(self, name: str, shape: tuple[int, ...]) -> _Stored:
+        place = locate(name, self._sandwich)
+        info = self._tensors.get(place.name) if place else None
+        if place is None or info is None:
+            called = f"{place.name!r} ({name})" if place else repr(name)
+            raise ModelError(f"{self.listing}: tensor {called} is missing, expected shape {list(shape)}")
+        found = list(reversed(info.shape))
+        wanted = [*found[:1], *shape] if place.expert is not None else list(shape)
+        if found != wanted or (place.expert is not None and place.expert >= found[0]):
+            raise ModelError(
+                f"{info.file}: tensor {info.name!r} has shape {found}, but the metadata asks for {list(shape)}"
+                + ("" if place.expert is None else f" for expert {place.expert}")
+            )
+        if info.type.name not in FLOATS and info.type.name not in READERS:
+            raise ModelError(
+                f"{info.file}: tensor {info.name!r} has the type {info.type.name}, which is not read; "
+                f"supported: {', '.join((*FLOATS, *READERS))}"
+            )
+        return _Stored(info, self._rows(info, place), self._order(info, shape))
+
+    def _rows(self, info: TensorInfo, place: Place) -> NDArray[np.uint8]:
+        """Bytes of its rows, uint8 [rows, bytes of a row], a view of the file."""
+        rows = info.num_elements // info.shape[0]
+        data = np.frombuffer(self._maps[info.file], np.uint8, info.nbytes, info.start).reshape(rows, -1)
+        if place.expert is None:
+            return data
+        each = info.shape[1]
+        return data[place.expert * each : (place.expert + 1) * each]
+
+    def _order(self, info: TensorInfo, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
+        """Rows of the file in the order of the model, where that is another: [head, pair, half] -> [head, half, pair].
+
+        A bias is one row, of which the elements are in another order.
+        """
+        part = info.name.split(".")[-2]
+        if not self.architecture.permuted or part not in self._heads:
+            return None
+        heads, rows = self._heads[part], shape[0]
+        if not isinstance(heads, int) or heads < 1 or rows % (2 * heads):
+            raise ModelError(f"{info.file}: tensor {info.name!r} has {rows} rows, which {heads} heads do not share")
+        return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+
+    def _check(self, tensor: TensorInfo) -> None:
+        size, end = len(self._maps[tensor.file]), tensor.start + tensor.nbytes
+        if end > size:
+            raise ModelError(
+                f"{tensor.file}: the file is cut off: tensor {tensor.name!r} ends at byte {end}, the file has {size}; "
+                "download it again"
+            )
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """data: uint8 [rows, bytes of a row]. order: its rows, or the elements of a bias, as the model wants them."""
+
+    info: TensorInfo
+    data: NDArray[np.uint8]
+    order: NDArray[np.int64] | None
+
+    def not_finite(self) -> ModelError:
+        name = self.info.name
+        return ModelError(
+            f"{self.info.file}: tensor {name!r} holds a value that is not finite; download the file again"
+        )
+
+    def dequantised(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Slices of rows in the order of the file, with their values, float32 [rows, elements]."""
+        at_once = max(1, READ_AT_ONCE // self.info.shape[0])
+        for start in range(0, len(self.data), at_once):
+            rows = slice(start, start + at_once)
+            blocks = self.data[rows].reshape(-1, self.info.type.nbytes)
+            yield rows, dequantize(self.info.type.name, blocks).reshape(-1, self.info.shape[0])
+
+
+def _floats(data: NDArray[np.uint8], dtype: torch.dtype) -> Tensor:
+    """uint8 [rows, bytes] as floats [rows, elements], a view."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to weights
+        return torch.from_numpy(data).view(dtype)

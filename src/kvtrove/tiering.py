@@ -1,0 +1,58 @@
+"""The engine's side of the tiers: opens them, keeps saving while nothing runs, and sleeps until they have news."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kvtrove.config import EngineConfig
+from kvtrove.kv.manager import KVCacheManager
+from kvtrove.kv.spec import KVCacheSpec
+from kvtrove.kv.tiers.stack import Tiers, open_tiers
+
+if TYPE_CHECKING:
+    from kvtrove.runner.rows import Rows
+
+FORMAT = "kvtrove row 1"
+"""What a stored row is: the bytes of an arena's row, whose meaning the spec's fingerprint tells."""
+LONGEST_REST = 0.05
+"""Seconds after which tiers are asked again, so that overdue operations end."""
+FLUSH_SECONDS = 10.0
+
+
+class Tiering:
+    """Of one engine; called on its thread. Without tiers in the settings it does nothing."""
+
+    def __init__(self, config: EngineConfig, spec: KVCacheSpec) -> None:
+        wanted = [*config.tier, *([f"disk:{config.kv_dir}"] if config.kv_dir else [])]
+        self.store: Tiers | None = open_tiers(wanted, FORMAT, spec.fingerprint) if wanted else None
+        self._news = threading.Event()
+        self.wake: Callable[[], None] = self._news.set
+        """Called by a thread of a tier that has news, to wake who rests elsewhere than in `rest`."""
+        if self.store is not None:
+            self.store.on_done = lambda: self.wake()
+
+    def tend(self, kv: KVCacheManager, rows: Rows) -> bool:
+        """While nothing runs: save what waits to be saved. True while there is something to come back for."""
+        if kv.transfers is None:
+            return False
+        kv.poll()
+        rows.execute(kv.take_ops())
+        kv.rows.executed()
+        return kv.transfers.num_unsaved > 0 or kv.transfers.is_busy
+
+    def rest(self) -> None:
+        """Sleep until a tier has news, or for LONGEST_REST."""
+        self._news.wait(LONGEST_REST)
+        self._news.clear()
+
+    def close(self, kv: KVCacheManager, rows: Rows) -> None:
+        """Save what is left, for a bounded time, and let go of the tiers."""
+        if self.store is not None:
+            end = time.monotonic() + FLUSH_SECONDS
+            while self.tend(kv, rows) and time.monotonic() < end:
+                self.rest()
+            self.store.close()
+            self.store = None
