@@ -188,7 +188,8 @@ class KVCacheManager:
         if match is not None:
             self._take_over(kv, match)
         if missing:
-            fresh = self._take(missing)
+            fresh = self.pool.allocate(missing)
+            assert fresh is not None, "they were counted before"
             kv.extend(fresh[g :: self.num_groups] for g in range(self.num_groups))
         self._verify()
         return True
@@ -276,6 +277,7 @@ class KVCacheManager:
 
     def pin(self, kv: SequenceKV) -> Pin:
         """Keep every sealed block that `kv` holds now from being evicted, whatever becomes of `kv`."""
+        self._require_open(kv)
         return self.pin_blocks(kv.sealed_blocks())
 
     def pin_blocks(self, blocks: list[Block]) -> Pin:
@@ -377,11 +379,6 @@ class KVCacheManager:
             if self.transfers is not None and block.published:
                 self.transfers.sealed(block)
             self.tell("sealed", block)
-
-    def _take(self, num: int) -> list[Block]:
-        blocks = self.pool.allocate(num)
-        assert blocks is not None, "they were counted before"
-        return blocks
 
     def _require_open(self, kv: SequenceKV) -> None:
         if kv.is_freed:
