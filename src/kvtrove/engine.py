@@ -356,8 +356,8 @@ class Engine:
         tokens = now.num_prompt_tokens, now.num_generation_tokens
         waiting, drafter = now.num_waiting + self.recovery.num_held, self.scheduler.drafter
         drafts = None if drafter is None else copy.deepcopy(drafter.stats)
-        rest = self.recovery.stats, drafts, self.tiering.figures()
-        return EngineStats(now.num_running, waiting, now.num_preemptions, self.kv.stats(), *tokens, *rest)
+        faults, tiers, kv = self.recovery.stats, self.tiering.figures(), self.kv.stats()
+        return EngineStats(now.num_running, waiting, now.num_preemptions, kv, *tokens, faults, drafts, tiers)
 
     def _log_cache(self, num_tokens: int) -> None:
         """Asked for by KVTROVE_CACHE_LOG, so it is not a debug message that a log level hides."""
