@@ -121,6 +121,7 @@ class Engine:
             root=model_fingerprint(
                 directory, self.spec, str(self.runner.model.precision), self.max_model_len, config.load_format
             ),
+            num_seats=config.max_num_seats,
             enable_prefix_caching=config.enable_prefix_caching,
             check=config.check or 0,
             crc=self.runner.arena.crc,
