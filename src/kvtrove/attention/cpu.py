@@ -1,4 +1,4 @@
-"""The backend of CPUs: fused kernels for dense, int8 and int4r caches. Answers are those of the reference.
+"""The backend of CPUs: fused kernels for dense, scaled and coded caches. Answers are those of the reference.
 
 What a step costs in Python does not grow with its context: one handle a group of layers.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kvtrove import kernels
@@ -24,13 +25,15 @@ from kvtrove.kernels.attention import (
     paged_layer,
 )
 from kvtrove.kv.formats.dense import Dense
-from kvtrove.kv.formats.int4 import Int4Rotated
+from kvtrove.kv.formats.fp8 import Fp8
+from kvtrove.kv.formats.int4 import GROUP, Int4, Int4Rotated
 from kvtrove.kv.formats.int8 import Int8
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
 from kvtrove.kv.spec import Codec, Planes, side_view
 
 DENSE = ("float32", "float16", "bfloat16")
-KNOWN = (Dense, Int8, Int4Rotated)
+TILED_ALONE = (Fp8, Int4, Int4Rotated)
+KNOWN = (Dense, Int8, *TILED_ALONE)
 
 
 @dataclass(frozen=True)
@@ -125,10 +128,16 @@ class CpuBackend:
 
 def paged_side(codec: Codec, dim: int, planes: Planes) -> PagedSide:
     """What kernels are told of a side that they read."""
-    data = planes["data"]
-    tiled, turned = data.dim() > 4, type(codec) is Int4Rotated
-    stored = "int4" if turned else str(data.dtype).removeprefix("torch.")
-    return PagedSide(stored, tiled, dim, data, planes.get("scale"), planes.get("zero"), turned)
+    data, scale, zero = planes["data"], planes.get("scale"), planes.get("zero")
+    tiled = data.dim() > 4
+    match codec:
+        case Fp8():
+            return PagedSide("float8_e4m3fn", tiled, dim, data.view(torch.uint8), scale)
+        case Int4():
+            return PagedSide("int4", tiled, dim, data, scale, zero, group=GROUP)
+        case Int4Rotated():
+            return PagedSide("int4", tiled, dim, data, scale, zero, turned=True)
+    return PagedSide(str(data.dtype).removeprefix("torch."), tiled, dim, data, scale)
 
 
 def _reasons_against(codec: Codec | None, dim: int, block_size: int) -> list[str]:
@@ -138,8 +147,11 @@ def _reasons_against(codec: Codec | None, dim: int, block_size: int) -> list[str
         reasons.append("a side that lies in the other one has no CPU kernel")
     elif type(codec) not in KNOWN or (isinstance(codec, Dense) and codec.dtype not in DENSE):
         reasons.append(f"format {codec.id.partition('/')[0]} has no CPU kernel")
-    elif type(codec) is Int4Rotated and len(codec.planes(1, dim, block_size)[0].shape) < 4:
-        reasons.append(f"int4r has a CPU kernel for blocks of a multiple of 16 tokens, not of {block_size}")
+    elif type(codec) in TILED_ALONE and len(codec.planes(1, dim, block_size)[0].shape) < 4:
+        word = codec.id.partition("/")[0]
+        reasons.append(
+            f"format {word} has a CPU kernel for tiled blocks of a multiple of 16 tokens, not of {block_size}"
+        )
     if dim % HEAD_DIM_STEP or dim > MAX_HEAD_DIM:
         reasons.append(f"head_dim {dim} is not a multiple of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}")
     return reasons

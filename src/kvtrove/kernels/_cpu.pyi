@@ -62,7 +62,15 @@ class AttentionKernel:
         self, layer: AttentionLayer, batch: AttentionBatch, k: Address, v: Address, angles: Angles | None = None
     ) -> None: ...
     def rotate(self, layer: AttentionLayer, batch: AttentionBatch, q: Address, angles: Angles) -> None: ...
-    def attend(self, layer: AttentionLayer, batch: AttentionBatch, q: Address, out: Address, lse: int = 0) -> None: ...
+    def attend(
+        self,
+        layer: AttentionLayer,
+        batch: AttentionBatch,
+        q: Address,
+        out: Address,
+        lse: int = 0,
+        earlier: tuple[int, int] | None = None,
+    ) -> None: ...
     def run(
         self,
         layer: AttentionLayer,

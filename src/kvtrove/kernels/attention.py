@@ -31,10 +31,11 @@ MAX_HEAD_DIM, HEAD_DIM_STEP = 512, 8
 class PagedSide:
     """Keys or values as blocks hold them.
 
-    stored: "float32", "float16", "bfloat16", "int8" or "int4", of which each vector has `dim`. tiled: whether they lie
-    in tiles (kvtrove.kv.formats.layout). data: [num_blocks, ...]; int8 has a scale, int4 a scale and a zero for each
-    vector: float16 [num_blocks, kv_heads, block_size]. Each block of a plane is contiguous. turned: vectors were turned
-    before they became codes (kvtrove.kv.formats.codes).
+    stored: "float32", "float16", "bfloat16", "int8", "float8_e4m3fn" or "int4", of which each vector has `dim`. tiled:
+    whether they lie in tiles (kvtrove.kv.formats.layout), as the last two must. data: [num_blocks, ...], bytes for the
+    last two. The last three have a scale, int4 a zero as well, for each vector or for each `group` elements of it:
+    float16 [num_blocks, kv_heads, dim / group, block_size]. Each block of a plane is contiguous. turned: vectors were
+    turned before they became codes (kvtrove.kv.formats.codes).
     """
 
     stored: str
@@ -44,11 +45,15 @@ class PagedSide:
     scale: Tensor | None = None
     zero: Tensor | None = None
     turned: bool = False
+    group: int = 0
 
 
 @dataclass(frozen=True)
 class PagedShape:
     """How queries read a layer. window, chunk: 0 is unlimited. softcap: 0 is none.
+
+    sealed: 0, or a block size: a query at position p reads only what lies before p // sealed * sealed. `chunk` of the
+    same size reads the rest, so that both, merged by `attend(earlier=)`, read everything once.
 
     sink_logits: float32 [num_heads], or None: a score that a query has beside those of its keys, of value zero.
 
@@ -65,6 +70,7 @@ class PagedShape:
     sinks: int = 0
     window: int = 0
     chunk: int = 0
+    sealed: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,22 +171,36 @@ class AttentionKernel:
         turn = angles_of(angles, q, batch.num_tokens, layer.k_dim)
         self.handle.rotate(layer.handle, batch.handle, _address("q", q, layer.queries(batch.num_tokens)), turn)
 
-    def attend(self, layer: PagedLayer, batch: PagedBatch, q: Tensor, out: Tensor, lse: Tensor | None = None) -> None:
+    def attend(
+        self,
+        layer: PagedLayer,
+        batch: PagedBatch,
+        q: Tensor,
+        out: Tensor,
+        lse: Tensor | None = None,
+        earlier: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         """out = softmax(q.k * scale) . v over what each query reads; q, out: [T, num_heads, dim of k, of v].
 
-        lse: float32 [T, num_heads], receives the logarithm of the sum of exponentials. The bits of a token's result
-        depend on its own sequence alone. Raises IndexError when a block that is read is not held, TypeError as above.
+        lse: float32 [T, num_heads], receives the logarithm of the sum of exponentials; minus infinity, beside an out of
+        zeros, where a query reads nothing. earlier: out and lse of other keys, both float32, merged into the results.
+        The bits of a token's result depend on its own sequence alone. Raises IndexError when a block that is read is
+        not held, TypeError as above.
         """
         results = layer.results(batch.num_tokens)
         addresses = _address("q", q, layer.queries(batch.num_tokens)), _address("out", out, results)
-        into = 0
-        if lse is not None:
-            if str(lse.dtype) != "torch.float32" or lse.shape != results[:2] or not lse.is_contiguous():
-                raise TypeError(
-                    f"lse: float32 {results[:2]}, contiguous, is needed; got {lse.dtype} {tuple(lse.shape)}"
-                )
-            into = lse.data_ptr()
-        self.handle.attend(layer.handle, batch.handle, *addresses, into)
+        into = 0 if lse is None else _exact("lse", lse, results[:2])
+        merged = None
+        if earlier is not None:
+            merged = _exact("earlier out", earlier[0], results), _exact("earlier lse", earlier[1], results[:2])
+        self.handle.attend(layer.handle, batch.handle, *addresses, into, merged)
+
+
+def _exact(name: str, x: Tensor, shape: tuple[int, ...]) -> int:
+    """Address of x, float32 of that shape without gaps."""
+    if str(x.dtype) != "torch.float32" or x.shape != shape or not x.is_contiguous() or not x.is_cpu:
+        raise TypeError(f"{name}: float32 {shape}, contiguous, is needed; got {x.dtype} {tuple(x.shape)}")
+    return x.data_ptr()
 
 
 def angles_of(angles: tuple[Tensor, Tensor], x: Tensor, tokens: int, head_dim: int) -> tuple[int, int, int, str]:

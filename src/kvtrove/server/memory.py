@@ -43,14 +43,14 @@ class KVMemory(TypedDict):
 
 
 class DeviceMemory(TypedDict):
-    """Bytes on one device. reserve: kept free for activations and everything else; null where nobody knows it."""
+    """Bytes on one device. available: what the system could still give; null where nobody knows it."""
 
     device: str
     model: str
     dtype: str
     weights: int
     kv_cache: KVMemory
-    reserve: int | None
+    available: int | None
 
 
 class ProcessMemory(TypedDict):
@@ -106,7 +106,7 @@ def memory_report(engine: Engine) -> MemoryReport:
         "dtype": str(precision),
         "weights": count_parameters(engine.spec).nbytes(precision),
         "kv_cache": kv,
-        "reserve": _free_bytes(arena.device),
+        "available": _free_bytes(arena.device),
     }
     planned = engine.ledger.peak if engine.ledger.process else None
     report: MemoryReport = {"process": {"resident": resident_bytes(), "planned": planned}, "devices": [device]}

@@ -169,7 +169,7 @@ def test_results_over_disjoint_keys_merge_by_their_log_sum_exp() -> None:
         part = replace(case.layer, index=len(backend._layers), retention=retention)
         out, lse = torch.empty_like(case.q[0]), torch.full((1, 4), math.nan)
         plan = backend.plan(batch)
-        backend.kernel.attend(backend._paged(part), plan.group(0), case.q[0], out, lse)
+        backend.kernel.attend(backend.paged(part), plan.group(0), case.q[0], out, lse)
         return out, lse[..., None]
 
     case, backend = Case([(0, 700)], Full(), Shape(dim=16, block_size=32)), CpuBackend()

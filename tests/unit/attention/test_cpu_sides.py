@@ -27,7 +27,7 @@ from tests.unit.attention.tolerances import tolerance
 
 LEVELS = ("portable", "avx2", "avx512", "amx")
 HERE = LEVELS[: LEVELS.index(kernels.isa()) + 1]
-FORMS = ("fp32", "fp16", "bf16", "int8", "int4r")
+FORMS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4r", "int4")
 HEADS, KV_HEADS, WINDOW = 6, 2, 150
 SEQUENCES = [(0, 20), (300, 1), (37, 3)]  # computed, new
 
@@ -110,9 +110,10 @@ def world(k: str, v: str, k_dim: int, v_dim: int, block_size: int, sinks: bool) 
 @pytest.mark.parametrize("k", FORMS)
 @pytest.mark.parametrize("v", FORMS)
 def test_every_pair_is_attention_over_what_it_decodes(k: str, v: str) -> None:
-    small = 16 if "int4r" in (k, v) else 8  # codes of four bits are read in tiles alone
+    small, wide = ((32, 64), (96, 32)) if "int4" in (k, v) else ((24, 16), (48, 80))
+    plain = 16 if {k, v} & {"fp8", "int4r", "int4"} else 8  # these are read in tiles alone
     cases = [(isa, 32, (64, 64)) for isa in HERE]
-    for isa, block_size, (k_dim, v_dim) in (*cases, (HERE[0], small, (24, 16)), (HERE[-1], 16, (48, 80))):
+    for isa, block_size, (k_dim, v_dim) in (*cases, (HERE[0], plain, small), (HERE[-1], 16, wide)):
         here, kernel = world(k, v, k_dim, v_dim, block_size, sinks=k != v), AttentionKernel(isa)
         layer, everything = here.layer(), [range(start + new) for start, new in SEQUENCES]
         count = sum(map(len, everything))
@@ -161,17 +162,51 @@ def test_a_sink_logit_is_counted_once_whatever_the_splits(isa: str) -> None:
         torch.testing.assert_close(out[0].double(), (length / total)[:, None].expand(2, 8), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("dim", [24, 64, 80])
-def test_codes_are_stored_as_python_finds_them(dim: int) -> None:
-    """Turned, fitted and packed to the bit."""
+@pytest.mark.parametrize(("form", "dim"), [("int4r", 24), ("int4r", 64), ("int4r", 80), ("int4", 64), ("fp8", 24)])
+def test_kernels_store_what_codecs_encode(form: str, dim: int) -> None:
+    """To the bit, whatever the size of numbers."""
     size, tokens = 16, 40
-    here = world("int4r", "int4r", dim, dim, size, sinks=False)
+    here = world(form, form, dim, dim, size, sinks=False)
     x, kernel = torch.randn(tokens, KV_HEADS, dim) * torch.logspace(-3, 3, tokens)[:, None, None], AttentionKernel()
     slots = torch.arange(tokens)
     batch = paged_batch([0, tokens], [0], torch.arange(-(-tokens // size)).int().numpy()[None], slots.numpy())
     kernel.store(here.layer(), batch, x, x)
     for side in (here.k, here.v):
-        stored = {name: plane.clone() for name, plane in side.view.items()}
+        stored = {name: plane.view(torch.uint8).clone() for name, plane in side.view.items()}
         side.codec.encode(x, side.view, slots)
         for name, plane in side.view.items():
-            assert torch.equal(plane.nan_to_num(), stored[name].nan_to_num()), name
+            assert torch.equal(plane.view(torch.uint8), stored[name]), name
+
+
+@pytest.mark.parametrize("isa", HERE)
+def test_sealed_blocks_and_the_own_one_are_everything(isa: str) -> None:
+    """Two calls, merged: what lies before a query's block, and its block up to itself."""
+    size, heads, dim, start, new = 32, 2, 16, 40, 600
+    total = start + new
+    blocks, kernel = -(-total // size), AttentionKernel(isa, 2)
+    k, v = (PagedSide("float32", True, dim, torch.full((blocks, 1, size, dim), math.nan)) for _ in range(2))
+    table = torch.randperm(blocks).int()
+
+    def batch(first: int) -> PagedBatch:
+        positions = np.arange(first, total)
+        slots = table.numpy()[positions // size].astype(np.int64) * size + positions % size
+        return paged_batch([0, total - first], [first], table.numpy()[None], slots)
+
+    def layer(**reach: int) -> PagedLayer:
+        return paged_layer(k, v, PagedShape(heads, 1, size, 0.3, **reach))  # type: ignore[arg-type]
+
+    kernel.store(layer(), batch(0), torch.randn(total, 1, dim), torch.randn(total, 1, dim))
+    for first in (start, 0, total - 1):
+        count = total - first
+        q, own, sealed, whole = torch.randn(4, count, heads, dim)
+        own_lse, sealed_lse, merged_lse, whole_lse = torch.empty(4, count, heads)
+        kernel.attend(layer(chunk=size), batch(first), q, own, own_lse)
+        kernel.attend(layer(sealed=size), batch(first), q, sealed, sealed_lse)
+        kernel.attend(layer(), batch(first), q, whole, whole_lse)
+        alone = torch.arange(first, total) < size  # nothing is sealed before these
+        assert not sealed[alone].any()
+        assert (sealed_lse[alone] == -math.inf).all()
+        torch.testing.assert_close(torch.logaddexp(own_lse, sealed_lse), whole_lse, atol=1e-5, rtol=0)
+        kernel.attend(layer(sealed=size), batch(first), q, sealed, merged_lse, earlier=(own, own_lse))
+        torch.testing.assert_close(merged_lse, whole_lse, atol=1e-5, rtol=0)
+        torch.testing.assert_close(sealed, whole, atol=4 * tolerance("fp32", "fp32", isa, 4.0), rtol=0)

@@ -17,8 +17,9 @@ Element element_named(std::string_view name) {
     if (name == "float16") return Element::float16;
     if (name == "bfloat16") return Element::bfloat16;
     if (name == "int8") return Element::int8;
+    if (name == "float8_e4m3fn") return Element::float8;
     if (name == "int4") return Element::int4;
-    throw std::invalid_argument("'" + std::string(name) + "' is not one of float32, float16, bfloat16, int8, int4");
+    throw std::invalid_argument("'" + std::string(name) + "' is not one of float32, float16, bfloat16, int8, float8_e4m3fn, int4");
 }
 
 // A plane [num_blocks, ...] whose blocks are contiguous and hold `elements` of `bytes` bytes each.
@@ -55,7 +56,8 @@ BoundLayer::BoundLayer(const nb::dict& k, const nb::dict& v, const nb::dict& sha
     layer.num_heads = static_cast<int>(number("num_heads")), layer.kv_heads = static_cast<int>(number("kv_heads"));
     layer.block_size = static_cast<int>(number("block_size"));
     layer.scale = nb::cast<float>(shape["scale"]), layer.softcap = nb::cast<float>(shape["softcap"]);
-    layer.reach = {number("sinks"), number("window"), number("chunk")};
+    layer.reach = {number("sinks"), number("window"), number("chunk"), number("sealed")};
+    if (layer.reach.sealed < 0) throw std::invalid_argument("sealed must not be negative");
     check_shape();
     layer.k = side_of(k), layer.v = side_of(v);
     layer.num_blocks = static_cast<std::int64_t>(kept.front().shape(0));
@@ -77,14 +79,14 @@ attention::Side BoundLayer::side_of(const nb::dict& fields) {
     attention::Side side;
     side.stored = element_named(nb::cast<std::string_view>(fields["stored"]));
     side.tiled = nb::cast<bool>(fields["tiled"]), side.dim = nb::cast<int>(fields["dim"]);
-    side.turned = nb::cast<bool>(fields["turned"]);
+    side.turned = nb::cast<bool>(fields["turned"]), side.group = nb::cast<int>(fields["group"]);
     check_side(side);
     const std::int64_t vectors = std::int64_t{layer.kv_heads} * layer.block_size;
     const std::size_t bytes = attention::bytes_of(side.stored);
     side.data = plane_of("data", array(fields, "data"), vectors * side.vector_bytes() / bytes, bytes);
     const auto numbers = [&](const char* name) {
         if (fields[name].is_none()) throw std::invalid_argument("such a side needs a plane " + std::string(name));
-        return plane_of(name, array(fields, name), vectors, 2);
+        return plane_of(name, array(fields, name), vectors * side.groups(), 2);
     };
     if (side.stored > Element::bfloat16) side.scale = numbers("scale");
     if (side.stored == Element::int4) side.zero = numbers("zero");
@@ -104,11 +106,17 @@ void BoundLayer::check_side(const attention::Side& side) const {
         throw std::invalid_argument("dim: " + std::to_string(side.dim) + " is not a multiple of 8 up to " +
                                     std::to_string(attention::kMaxDim));
     }
-    if ((side.tiled || side.stored == Element::int4) && layer.block_size % attention::kTile) {
+    const bool unpacked = side.stored == Element::float8 || side.stored == Element::int4;
+    if ((side.tiled || unpacked) && layer.block_size % attention::kTile) {
         throw std::invalid_argument("block_size: " + std::to_string(layer.block_size) +
                                     " is no multiple of 16, as a tiled layout needs");
     }
-    if (side.stored == Element::int4 && !side.tiled) throw std::invalid_argument("int4 is read in tiles alone");
+    if (unpacked && !side.tiled) throw std::invalid_argument("such elements are read in tiles alone");
+    const int group = side.group ? side.group : side.dim;
+    const bool fits = group > 0 && side.dim % group == 0 && side.groups() <= attention::kMaxGroups;
+    if (!fits || (group < side.dim && (side.stored != Element::int4 || group % 16))) {
+        throw std::invalid_argument("group: " + std::to_string(group) + " is no multiple of 16 that divides dim, of int4");
+    }
     if (side.turned && side.stored <= Element::bfloat16) throw std::invalid_argument("numbers are turned before they become codes");
 }
 
@@ -132,7 +140,7 @@ BoundBatch::BoundBatch(const Numbers& query_start, const Numbers& start, const T
 void BoundBatch::check_for(const attention::Layer& layer) const {
     for (const Checked& one : checked) {
         const bool same = one.reach.sinks == layer.reach.sinks && one.reach.window == layer.reach.window &&
-                          one.reach.chunk == layer.reach.chunk;
+                          one.reach.chunk == layer.reach.chunk && one.reach.sealed == layer.reach.sealed;
         if (same && one.num_blocks == layer.num_blocks && one.block_size == layer.block_size) return;
     }
     attention::check(layer, batch);
@@ -156,12 +164,15 @@ void BoundKernel::rotate(const BoundLayer& layer, const BoundBatch& batch, const
 }
 
 void BoundKernel::attend(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const Address& out,
-                         std::uintptr_t lse) {
+                         std::uintptr_t lse, const std::optional<Earlier>& earlier) {
     batch.check_for(layer.layer);
     const attention::Rows queries = rows_of(q), results = rows_of(out);
+    attention::Earlier merged{};
+    const auto part = [&](int i) { return pointer<const float>(nb::cast<std::uintptr_t>((*earlier)[i])); };
+    if (earlier) merged = {part(0), part(1)};
     const kvtrove::Unlocked unlocked;
-    attention::attend(layer.layer, batch.batch, queries, results, reinterpret_cast<float*>(lse), scratch,
-                      num_threads, isa);
+    attention::attend(layer.layer, batch.batch, queries, results, pointer<float>(lse), scratch, num_threads, isa,
+                      earlier ? &merged : nullptr);
 }
 
 void BoundKernel::run(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const std::optional<Address>& k,
@@ -188,7 +199,7 @@ void bind_attention(nb::module_& m) {
              nb::arg("angles").none() = nb::none())
         .def("rotate", &BoundKernel::rotate, nb::arg("layer"), nb::arg("batch"), nb::arg("q"), nb::arg("angles"))
         .def("attend", &BoundKernel::attend, nb::arg("layer"), nb::arg("batch"), nb::arg("q"), nb::arg("out"),
-             nb::arg("lse") = 0)
+             nb::arg("lse") = 0, nb::arg("earlier").none() = nb::none())
         .def("run", &BoundKernel::run, nb::arg("layer"), nb::arg("batch"), nb::arg("q"), nb::arg("k").none(),
              nb::arg("v").none(), nb::arg("out"), nb::arg("angles").none())
         .def_prop_ro("scratch_bytes", &BoundKernel::scratch_bytes);

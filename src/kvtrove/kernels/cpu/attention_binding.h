@@ -25,6 +25,9 @@ using Address = nanobind::typed<nanobind::tuple, std::uintptr_t, std::ptrdiff_t,
 // cos, sin [tokens][half] in the caller's memory, half, and their dtype.
 using Angles = nanobind::typed<nanobind::tuple, std::uintptr_t, std::uintptr_t, int, std::string>;
 
+// out [tokens][heads][dim] and lse [tokens][heads] of other keys, float32, in the caller's memory.
+using Earlier = nanobind::typed<nanobind::tuple, std::uintptr_t, std::uintptr_t>;
+
 attention::Rope rope_of(const Angles& angles);
 
 // The layer and the arrays that keep its memory alive.
@@ -71,7 +74,7 @@ struct BoundKernel {
                const std::optional<Angles>& angles) const;
     void rotate(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const Angles& angles) const;
     void attend(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const Address& out,
-                std::uintptr_t lse);
+                std::uintptr_t lse, const std::optional<Earlier>& earlier);
     // All that a layer does: k and v are none when another layer stores for it.
     void run(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const std::optional<Address>& k,
              const std::optional<Address>& v, const Address& out, const std::optional<Angles>& angles);

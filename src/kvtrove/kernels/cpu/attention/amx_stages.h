@@ -25,7 +25,8 @@ inline int steps_of(const Side& side) {
 inline bool on_tiles(const Side& side, const Step& step) {
     if (!side.tiled) return false;
     if (side.stored == Element::bfloat16) return true;
-    return (side.stored == Element::int8 || side.stored == Element::int4) && step.max_rows > 1;
+    const bool bytes = side.stored == Element::int8 || (side.stored == Element::int4 && side.groups() == 1);
+    return bytes && step.max_rows > 1;
 }
 
 // The registers as one pass after the other needs them.

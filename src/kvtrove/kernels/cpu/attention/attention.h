@@ -21,13 +21,14 @@ namespace kvtrove::attention {
 constexpr int kTile = 16;        // tokens that one product takes; blocks in tiled layout are multiples of it
 constexpr int kChunk = 256;      // tokens whose scores are held at once
 constexpr int kSplit = 512;      // tokens of a work item
+constexpr int kMaxGroups = 16;  // of elements of a vector that have a scale of their own
 constexpr int kMaxDim = 512;     // largest vector; every one is a multiple of 8
 
-enum class Element : std::uint8_t { float32, float16, bfloat16, int8, int4 };
+enum class Element : std::uint8_t { float32, float16, bfloat16, int8, float8, int4 };
 
 // Of what stands in memory as a number of its own: codes of int4 lie in bytes.
 inline std::size_t bytes_of(Element element) {
-    return element == Element::float32 ? 4 : element == Element::int8 || element == Element::int4 ? 1 : 2;
+    return element == Element::float32 ? 4 : element >= Element::int8 ? 1 : 2;
 }
 
 // One plane of the arena: block b begins at data + b * block_stride bytes and is contiguous.
@@ -36,30 +37,33 @@ struct Plane {
     std::ptrdiff_t block_stride = 0;
 };
 
-// Which positions the query at position p reads: itself, [first(p), p) and [0, sinks).
+// Which positions the query at position p reads: those of [first(p), end(p)) and of [0, sinks) that lie before end(p).
 struct Reach {
     std::int64_t sinks = 0;
     std::int64_t window = 0;  // 0: unlimited
     std::int64_t chunk = 0;   // 0: no chunks
+    std::int64_t sealed = 0;  // 0, or a number of tokens: reads only what lies before its own run of as many
 
     std::int64_t first(std::int64_t p) const {
         if (chunk) return p / chunk * chunk;
         return window && p >= window ? p - window + 1 : 0;
     }
+    std::int64_t end(std::int64_t p) const { return sealed ? p / sealed * sealed : p + 1; }
 };
 
 // Keys or values of a layer. Layouts inside a block, with pack = 1, 2 or 4 elements of 4, 2 or 1 bytes:
 //   tiled  keys [kv_heads][block_size / 16][dim / pack][16][pack]   values [kv_heads][block_size / pack][dim][pack]
 //   plain  keys, values [kv_heads][block_size][dim]
-// A number of int8 is its scale times the integer, one of int4 its zero plus its scale times the code; both are float16
-// [kv_heads][block_size]. int4 lies as int8 of dim / 2 bytes does: byte j holds the codes of elements j and, in its upper
-// half, j + dim / 2.
+// A number of int8 or float8 (e4m3) is its scale times what is stored, one of int4 its zero plus its scale times the code.
+// Both are float16 [kv_heads][dim / group][block_size]. int4 lies as int8 of dim / 2 bytes does: byte j holds the codes of
+// elements j and, in its upper half, j + dim / 2.
 struct Side {
     Plane data, scale, zero;
     Element stored = Element::float32;
     bool tiled = false, turned = false;  // turned: see turn.h
-    int dim = 0;
+    int dim = 0, group = 0;              // group: elements that share scale and zero; 0 for all
 
+    int groups() const { return group ? dim / group : 1; }
     std::int64_t vector_bytes() const {
         return static_cast<std::int64_t>(dim * bytes_of(stored)) / (stored == Element::int4 ? 2 : 1);
     }
@@ -128,10 +132,16 @@ void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v,
 // Turns x [tokens][heads][dim] in place.
 void rotate(const Rows& x, std::int64_t tokens, int heads, int dim, const Rope& rope, int num_threads);
 
-// out = softmax(cap(q.k * scale)) . v for every token, sink logits in the sum of the softmax; lse (optional): [tokens][num_heads], the logarithm of the sum of
-// exponentials, which merges results over disjoint keys. num_threads: 0 takes max_threads().
+// Results over other keys, and the logarithms of their sums: [tokens][num_heads][v.dim], [tokens][num_heads].
+struct Earlier {
+    const float *out, *lse;
+};
+
+// out = softmax(cap(q.k * scale)) . v for every token, sink logits in the sum of the softmax. lse (optional):
+// [tokens][num_heads], the logarithm of the sum of exponentials. earlier (optional): merged into both. A query that reads
+// nothing gets 0, and minus infinity. num_threads: 0 takes max_threads().
 void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& out, float* lse, Scratch& scratch,
-            int num_threads, Isa isa);
+            int num_threads, Isa isa, const Earlier* earlier = nullptr);
 
 // What a layer is given. keys, values: their data is null when another layer stores for it. rope: null when q and k come
 // turned; else q is turned in place.

@@ -60,6 +60,7 @@ INLINE F float_of_float16s(I x) {
 #include "product.h"
 #include "softmax.h"
 #include "gather.h"
+#include "unpack.h"
 #include "chunk.h"
 #include "pass.h"
 #include "vector_stages.h"

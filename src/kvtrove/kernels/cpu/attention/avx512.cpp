@@ -42,6 +42,7 @@ constexpr int kSums = 24;    // vectors of sums that fit into the registers
 #include "product.h"
 #include "softmax.h"
 #include "gather.h"
+#include "unpack.h"
 #include "chunk.h"
 #include "pass.h"
 #include "vector_stages.h"

@@ -18,23 +18,24 @@ struct Chunk {
 
 // What the queries of a tile read.
 struct Span {
-    std::int64_t first, first_of_last, position, last, sinks;
+    std::int64_t first, first_of_last, end_of_first, end, sinks;
 
     Span(const Layer& layer, const Tile& tile)
         : first(layer.reach.first(tile.position)), first_of_last(layer.reach.first(tile.position + tile.tokens - 1)),
-          position(tile.position), last(tile.position + tile.tokens - 1), sinks(layer.reach.sinks) {}
+          end_of_first(layer.reach.end(tile.position)), end(layer.reach.end(tile.position + tile.tokens - 1)),
+          sinks(layer.reach.sinks) {}
 
     Slot slot(std::int64_t begin) const {
         std::uint32_t live = kAllLive;
-        if (begin < first || begin + kTile > last + 1) {
+        if (begin < first || begin + kTile > end) {
             live = 0;
             for (int j = 0; j < kTile; ++j) {
                 const std::int64_t at = begin + j;
-                live |= static_cast<std::uint32_t>(at <= last && (at >= first || at < sinks)) << j;
+                live |= static_cast<std::uint32_t>(at < end && (at >= first || at < sinks)) << j;
             }
         }
         const bool all_read = begin >= first_of_last || begin + kTile <= sinks;
-        return {begin, live, live != kAllLive || begin + kTile > position + 1 || !all_read};
+        return {begin, live, live != kAllLive || begin + kTile > end_of_first || !all_read};
     }
 };
 
@@ -67,7 +68,7 @@ private:
         const std::int64_t first = tile_->first_split + std::max(item.split, 0);
         const std::int64_t splits = item.split < 0 ? tile_->num_splits : 1;
         at_ = first * kSplit;
-        end_ = std::min((first + splits) * kSplit, tile_->position + tile_->tokens);
+        end_ = std::min((first + splits) * kSplit, step_.layer.reach.end(tile_->position + tile_->tokens - 1));
     }
 
     void leave() {
@@ -103,7 +104,8 @@ private:
         for (int j = 0; j < piece_ / kTile; ++j) {
             const std::int64_t token = spot.token + j * kTile;
             places.data[slot + j] = spot.in(side.data) + token * side.vector_bytes();
-            if (side.scale.data) places.scale[slot + j] = spot.in(side.scale) + token * kScaleBytes;
+            if (!side.scale.data || side.groups() > 1) continue;
+            places.scale[slot + j] = spot.in(side.scale) + token * kScaleBytes;
             if (side.zero.data) places.zero[slot + j] = spot.in(side.zero) + token * kScaleBytes;
         }
     }
@@ -123,8 +125,9 @@ inline void look_ahead(Ahead& ahead, const Layer& layer, const Chunk& next, std:
     };
     const auto add_side = [&](const Side& side, const Places& places) {
         if (!side.tiled) return;
-        if (side.scale.data) add(places.scale, kScaleBytes);
-        if (side.zero.data) add(places.zero, kScaleBytes);
+        const bool one = side.scale.data && side.groups() == 1;
+        if (one) add(places.scale, kScaleBytes);
+        if (one && side.zero.data) add(places.zero, kScaleBytes);
         add(places.data, side.vector_bytes());
     };
     if (next.item >= 0) add_side(layer.k, next.k), add_side(layer.v, next.v);

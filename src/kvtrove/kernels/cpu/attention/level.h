@@ -8,7 +8,8 @@ void with_reading(const Side& side, const Use& use) {
         case Element::float16: return side.tiled ? use(TiledFloat16()) : use(PlainFloat16());
         case Element::bfloat16: return side.tiled ? use(TiledBfloat16()) : use(PlainBfloat16());
         case Element::int8: return side.tiled ? use(TiledInt8()) : use(PlainInt8());
-        case Element::int4: return use(TiledInt4());
+        case Element::float8: return use(Unpacked<Float8>());
+        case Element::int4: return side.groups() == 1 ? use(TiledInt4()) : use(Unpacked<HalfByteCodes>());
     }
 }
 

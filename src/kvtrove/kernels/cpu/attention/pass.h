@@ -154,7 +154,7 @@ inline void mask_row(const Pass& pass, const Chunk& chunk, int r) {
         const auto inside = [&](std::int64_t at) {
             return static_cast<float>(std::clamp<std::int64_t>(at - slot.begin, -1, kTile + 1));
         };
-        mask_tile(scores + i * kTile, {inside(first), inside(position + 1), inside(reach.sinks)});
+        mask_tile(scores + i * kTile, {inside(first), inside(reach.end(position)), inside(reach.sinks)});
     }
 }
 
@@ -231,8 +231,13 @@ inline void write_out(const Pass& pass, float* best, float* sum, float* values) 
         const int head = pass.tile.kv_head * pass.group + r % pass.group;
         const std::int64_t token = pass.tile.first_token + r / pass.group;
         float* row = values + static_cast<std::ptrdiff_t>(r) * dim;
+        if (const Earlier* earlier = pass.step.earlier) {
+            const std::int64_t at = token * pass.layer.num_heads + head;
+            merge_row(best[r], sum[r], row, earlier->lse[at] * kLog2E, 1, earlier->out + at * dim, dim);
+        }
         if (pass.layer.sink_logits) add_sink(pass.layer.sink_logits[head], best[r], sum[r], row, dim);
-        for (int d = 0; d < dim; d += W) store(row + d, load(row + d) / all(sum[r]));
+        const float total = sum[r] > 0 ? sum[r] : 1;  // nothing was read
+        for (int d = 0; d < dim; d += W) store(row + d, load(row + d) / all(total));
         if (pass.layer.v.turned) turn_back(row, dim);
         from_floats(row, out.element, dim, out.data + token * out.stride + head * dim * bytes_of(out.element));
         if (pass.step.lse) pass.step.lse[token * pass.layer.num_heads + head] = (best[r] + std::log2(sum[r])) * kLn2;

@@ -41,28 +41,47 @@ void scatter(const T* from, int dim, const Place& to) {
         for (int i = 0; i < to.pack; ++i) data[i] = from[d + i];
 }
 
-// One scale per vector, rounded up so that 127 of it is never too small; the same arithmetic as kv/formats/int8.py.
-std::uint16_t quantise(const float* from, int dim, std::int8_t* to) {
+// One scale per vector, rounded up so that `limit` of it is never too small; the same arithmetic as kv/formats/int8.py.
+// encode(d, x): of element d, in units of the scale.
+template <class Encode>
+std::uint16_t quantise(const float* from, int dim, float limit, const Encode& encode) {
     float most = 0;
     for (int d = 0; d < dim; ++d) most = std::max(most, std::fabs(from[d]));
-    const float wanted = (most / 127.0f) * (1.0f + 0x1p-10f) + 0x1p-24f;
+    const float wanted = (most / limit) * (1.0f + 0x1p-10f) + 0x1p-24f;
     const std::uint16_t scale = float16_of_float(std::min(wanted, 65504.0f));
     const float step = float_of_float16(scale);
-    for (int d = 0; d < dim; ++d) {
-        to[d] = static_cast<std::int8_t>(std::clamp(std::nearbyint(from[d] / step), -127.0f, 127.0f));
-    }
+    for (int d = 0; d < dim; ++d) encode(d, from[d] / step);
     return scale;
 }
 
-// Scale and zero of codes, packed into bytes; the same arithmetic as kv/formats/codes.py. Adding kRounds rounds to a whole
-// number, ties to even.
+std::uint16_t quantise_int8(const float* from, int dim, std::uint8_t* to) {
+    return quantise(from, dim, 127, [&](int d, float x) {
+        to[d] = static_cast<std::uint8_t>(static_cast<std::int8_t>(std::clamp(std::nearbyint(x), -127.0f, 127.0f)));
+    });
+}
+
+// To nearest, ties to even; below 2^-6 in steps of 2^-9.
+std::uint8_t float8_of_float(float x) {
+    const std::uint32_t bits = bits_of_float(x), sign = bits >> 24 & 0x80, size = bits & 0x7FFFFFFF;
+    if (size < 0x3C800000) {
+        return static_cast<std::uint8_t>(sign | static_cast<std::uint32_t>(std::nearbyint(float_of_bits(size) * 0x1p9f)));
+    }
+    return static_cast<std::uint8_t>(sign | (((size + 0x7FFFF + (size >> 20 & 1)) >> 20) - (120 << 3)));
+}
+
+std::uint16_t quantise_float8(const float* from, int dim, std::uint8_t* to) {
+    return quantise(from, dim, 448, [&](int d, float x) { to[d] = float8_of_float(std::clamp(x, -448.0f, 448.0f)); });
+}
+
+// Codes, with their scale and zero; the same arithmetic as kv/formats/codes.py. Adding kRounds rounds to a whole number, ties
+// to even.
 struct Grid {
     std::uint16_t scale, zero;
 };
 
-Grid quantise_codes(const float* from, int dim, std::uint8_t* to) {
+Grid quantise_codes(const float* from, int dim, float* codes) {
     constexpr float most = 15, least = 0x1p-24f, largest = 65504, kRounds = 12582912;
-    float low = from[0], high = from[0], codes[kMaxDim];
+    float low = from[0], high = from[0];
     for (int d = 1; d < dim; ++d) low = std::min(low, from[d]), high = std::max(high, from[d]);
     const auto encode = [&](float zero, float step) {
         for (int d = 0; d < dim; ++d) codes[d] = std::clamp((from[d] - zero) / step + kRounds - kRounds, 0.0f, most);
@@ -78,9 +97,6 @@ Grid quantise_codes(const float* from, int dim, std::uint8_t* to) {
     const double offset = (sums - static_cast<double>(float_of_float16(scale)) * total) / dim;
     const std::uint16_t zero = float16_of_float(std::clamp(static_cast<float>(offset), -largest, largest));
     encode(float_of_float16(zero), float_of_float16(scale));
-    for (int d = 0; d < dim / 2; ++d) {
-        to[d] = static_cast<std::uint8_t>(static_cast<int>(codes[d]) | static_cast<int>(codes[d + dim / 2]) << 4);
-    }
     return {scale, zero};
 }
 
@@ -119,10 +135,24 @@ struct Vector {
     const Rope* rope;
 };
 
-// One scale or zero in a plane of them.
-std::uint16_t* number_of(const Layer& layer, const Plane& plane, std::int64_t slot, int head) {
+// The first scale or zero of a vector in a plane of them; those of its other groups lie block_size apart.
+std::uint16_t* numbers_of(const Layer& layer, const Side& side, const Plane& plane, std::int64_t slot, int head) {
     auto* block = plane.data + slot / layer.block_size * plane.block_stride;
-    return reinterpret_cast<std::uint16_t*>(block) + head * layer.block_size + slot % layer.block_size;
+    return reinterpret_cast<std::uint16_t*>(block) + head * side.groups() * layer.block_size + slot % layer.block_size;
+}
+
+void store_codes(const Layer& layer, const Side& side, const float* from, std::int64_t slot, int head, std::uint8_t* to) {
+    std::uint16_t* scale = numbers_of(layer, side, side.scale, slot, head);
+    std::uint16_t* zero = numbers_of(layer, side, side.zero, slot, head);
+    const int shared = side.dim / side.groups();
+    float codes[kMaxDim];
+    for (int group = 0; group < side.groups(); ++group, scale += layer.block_size, zero += layer.block_size) {
+        const Grid grid = quantise_codes(from + group * shared, shared, codes + group * shared);
+        *scale = grid.scale, *zero = grid.zero;
+    }
+    for (int d = 0; d < side.dim / 2; ++d) {
+        to[d] = static_cast<std::uint8_t>(static_cast<int>(codes[d]) | static_cast<int>(codes[d + side.dim / 2]) << 4);
+    }
 }
 
 void store_vector(const Layer& layer, const Side& side, const Vector& vector, std::int64_t slot, int head, bool keys) {
@@ -136,10 +166,11 @@ void store_vector(const Layer& layer, const Side& side, const Vector& vector, st
         if (vector.rope) rotate_vector(wide, *vector.rope, vector.token);
         if (side.turned) turn(wide, dim);
         if (side.stored == Element::int8) {
-            *number_of(layer, side.scale, slot, head) = quantise(wide, dim, reinterpret_cast<std::int8_t*>(narrow));
+            *numbers_of(layer, side, side.scale, slot, head) = quantise_int8(wide, dim, narrow);
+        } else if (side.stored == Element::float8) {
+            *numbers_of(layer, side, side.scale, slot, head) = quantise_float8(wide, dim, narrow);
         } else if (side.stored == Element::int4) {
-            const Grid grid = quantise_codes(wide, dim, narrow);
-            *number_of(layer, side.scale, slot, head) = grid.scale, *number_of(layer, side.zero, slot, head) = grid.zero;
+            store_codes(layer, side, wide, slot, head, narrow);
         } else {
             from_floats(wide, side.stored, dim, narrow);
         }

@@ -41,7 +41,8 @@ void cut(const Layer& layer, const Batch& batch, std::int64_t sequence, int targ
         tile.tokens = static_cast<int>(std::min(size, end - first));
         tile.position = batch.start[sequence] + first - begin;
         tile.first_split = layer.reach.sinks > 0 ? 0 : layer.reach.first(tile.position) / kSplit;
-        tile.num_splits = (tile.position + tile.tokens - 1) / kSplit + 1 - tile.first_split;
+        const std::int64_t end_of_last = layer.reach.end(tile.position + tile.tokens - 1);
+        tile.num_splits = std::max<std::int64_t>(0, (end_of_last + kSplit - 1) / kSplit - tile.first_split);
         tile.partial = -1;
         for (tile.kv_head = 0; tile.kv_head < layer.kv_heads; ++tile.kv_head) tiles.push_back(tile);
     }
@@ -57,7 +58,7 @@ std::int64_t list_items(Scratch& scratch, std::size_t floats_each, int threads) 
         Tile& tile = scratch.tiles[i];
         const auto index = static_cast<std::int32_t>(i);
         const bool fits = (partials + tile.num_splits) * floats_each <= kMostPartials;
-        if (threads == 1 || !few || tile.num_splits == 1 || !fits) {
+        if (threads == 1 || !few || tile.num_splits <= 1 || !fits) {
             scratch.items.push_back({index, -1});
             continue;
         }
@@ -87,9 +88,10 @@ void check(const Layer& layer, const Batch& batch) {
         const std::int64_t count = batch.query_start[s + 1] - batch.query_start[s], start = batch.start[s];
         if (count == 0) continue;
         const std::int64_t first = layer.reach.first(start), last_first = layer.reach.first(start + count - 1);
-        require_held(layer, batch, s, first, start + count);
+        const std::int64_t end = layer.reach.end(start + count - 1);
+        require_held(layer, batch, s, first, end);
         if (layer.reach.sinks > 0 && last_first > 0) {
-            require_held(layer, batch, s, 0, std::min(layer.reach.sinks, start + count));
+            require_held(layer, batch, s, 0, std::min(layer.reach.sinks, end));
         }
     }
     const std::int64_t slots = layer.num_blocks * layer.block_size;
@@ -101,14 +103,14 @@ void check(const Layer& layer, const Batch& batch) {
 }
 
 void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& out, float* lse, Scratch& scratch,
-            int num_threads, Isa isa) {
+            int num_threads, Isa isa, const Earlier* earlier) {
     const Level& level = level_for(layer, isa);
     scratch.tiles.clear();
     for (std::int64_t s = 0; s < batch.sequences(); ++s) cut(layer, batch, s, level.target_rows, scratch.tiles);
     if (scratch.tiles.empty()) return;
 
     const int threads = num_threads > 0 ? num_threads : static_cast<int>(max_threads());
-    Step step{layer, batch, q, out, scratch.tiles.data(), nullptr, lse, nullptr, 0};
+    Step step{layer, batch, q, out, scratch.tiles.data(), nullptr, lse, earlier, nullptr, 0};
     for (const Tile& tile : scratch.tiles) step.max_rows = std::max(step.max_rows, step.rows(tile));
     const std::size_t each = step.partial_floats(), own = level.workspace_floats(layer, step.max_rows);
     const std::size_t partials = list_items(scratch, each, threads) * each;

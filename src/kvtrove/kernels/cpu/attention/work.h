@@ -32,6 +32,7 @@ struct Step {
     const Tile* tiles;
     const Item* items;
     float* lse;
+    const Earlier* earlier;
     float* partials;
     int max_rows;
 
