@@ -243,6 +243,14 @@ class EngineConfig:
         """Rows of logits of a step at most: one per sequence, or those of one with all its drafts."""
         return max(self.max_num_seqs, 1 + self.num_speculative_tokens if self.speculation != "off" else 0)
 
+    @property
+    def max_num_seats(self) -> int:
+        """Sequences that hold blocks at once at most: those that run, and as many that others keep (benchmarks do).
+
+        A seat takes memory only once it is used, the first ones first.
+        """
+        return 2 * self.max_num_seqs + 2
+
     @classmethod
     def from_kwargs(cls, model: str, **settings: Any) -> tuple[EngineConfig, list[str]]:
         """A config from keyword arguments under our or vLLM's names, and the names that were ignored.

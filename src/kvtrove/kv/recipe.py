@@ -25,6 +25,7 @@ from kvtrove.kv.formats.dense import Dense
 from kvtrove.kv.formats.fp8 import Fp8
 from kvtrove.kv.formats.int4 import Int4, Int4Rotated
 from kvtrove.kv.formats.int8 import Int8
+from kvtrove.kv.formats.kivi import Kivi
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
 from kvtrove.kv.spec import Codec, KVCacheSpec, KVFormat, LayerKV, Side
 
@@ -50,6 +51,12 @@ def _dense(dtype: str) -> Callable[[Side, str], Codec]:
     return lambda side, _: Dense(side, dtype)
 
 
+def _one_of(word: str, text: str, known: tuple[int, ...]) -> int:
+    if text not in map(str, known):
+        raise ConfigError(f"cache: {word}={text} is not one of {', '.join(f'{word}={number}' for number in known)}")
+    return int(text)
+
+
 FORMATS: Mapping[str, Format] = {
     "fp32": Format("float32", _dense("float32"), llama_cpp="f32", also=("float32",)),
     "bf16": Format("bfloat16", _dense("bfloat16"), vllm="bfloat16", llama_cpp="bf16"),
@@ -72,6 +79,11 @@ FORMATS: Mapping[str, Format] = {
         vllm="int4_per_token_head",
         llama_cpp="q4_0",
         also=("q4_1", "iq4_nl"),
+    ),
+    "kivi": Format(
+        "2 or 4 bits: K per channel and block, V per token",
+        lambda side, text: Kivi(side, bits=_one_of("kivi", text, (2, 4))),
+        argument="2",
     ),
     "int4": Format("4 bits, scale and zero for every 32 elements", lambda side, _: Int4(side)),
 }
@@ -157,10 +169,14 @@ def recipe(text: str) -> Recipe:
     return Recipe(text, parts)
 
 
+def examples() -> Iterator[str]:
+    """Every format, with an example of its argument."""
+    return (f"{word}={known.argument}" if known.argument else word for word, known in FORMATS.items())
+
+
 def known_words() -> Iterator[str]:
     """Every word, with an example of its argument."""
-    for word, known in FORMATS.items():
-        yield f"{word}={known.argument}" if known.argument else word
+    yield from examples()
     yield from ("k=FORMAT", "v=FORMAT", "window=N", "sinks=N", "chunk=N")
     yield from ("edges=N:WORD", "layers=A,B:WORD", "full:WORD", "sliding:WORD")
 
