@@ -12,6 +12,7 @@ from kvtrove.plan.capacity import readable
 from kvtrove.plan.equivalents import KTransformers
 from kvtrove.plan.hardware import Machine
 from kvtrove.plan.ledger import bar
+from kvtrove.plan.model import PlanModel
 from kvtrove.plan.planner import Plan
 from kvtrove.plan.units import show_seconds
 from kvtrove.report.table import FittingTable
@@ -61,7 +62,7 @@ def _ledger(console: Console, plan: Plan, report: dict[str, Any]) -> None:
     table.add_column("share", justify="right")
     table.add_column("")
     notes = {
-        "weights": f"{'' if plan.model.exact_weights else 'about, '}{plan.model.dtype}",
+        "weights": f"{'' if plan.model.exact_weights else 'about, '}{_numbers(plan.model)}",
         "kv": f"{plan.num_blocks:,} blocks of {plan.wishes.block_size} tokens",
         "activations": "measured" if ledger.measured else f"a step of {plan.wishes.max_num_batched_tokens} tokens",
         "reserve": "interpreter, libraries, allocators",
@@ -71,6 +72,13 @@ def _ledger(console: Console, plan: Plan, report: dict[str, Any]) -> None:
         table.add_row(name, readable(size) if size else "0", f"{100 * size / ledger.total:.1f} %", notes[name])
     console.print(table)
     console.print(Text("|") + Text.assemble(*((c, COLOURS[c]) for c in bar(ledger, BAR))) + Text("|"))
+
+
+def _numbers(model: PlanModel) -> str:
+    """``bfloat16``, or ``int8, bfloat16 rest``: what the weights are stored in."""
+    if model.precision is None or not model.precision.quantised:
+        return model.dtype
+    return f"{model.precision.weights}, {model.dtype} rest"
 
 
 def _frontier(console: Console, plan: Plan) -> None:
