@@ -61,7 +61,7 @@ class Shape:
     num_blocks: int
     prefix_caching: bool = True
     sealed: tuple[int, ...] = ()
-    num_seats: int = 5
+    num_seats: int = 64  # more than there are sequences: what is short here is blocks
 
     @property
     def spec(self) -> KVCacheSpec:
@@ -89,7 +89,7 @@ SHAPES = {
     "source": Shape((Full(), SlidingWindow(7), 0, 1), 4, 22),
     "sealed": Shape((Full(), Full()), 4, 14, sealed=(0, 1)),
     "sealed-and-not": Shape((Full(), SlidingWindow(7), 0, 1, Full()), 4, 40, sealed=(0, 1)),
-    "sealed-window": Shape((SinksAndWindow(5, 7), Full()), 4, 22, sealed=(0,), num_seats=2),
+    "sealed-window": Shape((SinksAndWindow(5, 7), Full()), 4, 22, sealed=(0,)),
     "no-prefix-caching": Shape((Full(), SlidingWindow(6)), 4, 22, prefix_caching=False),
 }
 
