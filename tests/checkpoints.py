@@ -52,6 +52,15 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 _GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 8, "num_hidden_layers": 4}
+_LATENT = {
+    **{"num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": None, "qk_rope_head_dim": 8},
+    **{"qk_nope_head_dim": 16, "v_head_dim": 12, "first_k_dense_replace": 1, "moe_intermediate_size": 32},
+    **{"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2, "n_group": 4, "topk_group": 2},
+}
+_YARN = {
+    **{"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 128},
+    **{"mscale": 1.0, "mscale_all_dim": 0.7, "beta_fast": 32, "beta_slow": 1},
+}
 _LONGROPE = {
     "rope_type": "longrope",
     "short_factor": [1.0, 1.1, 1.2, 1.4],
@@ -101,6 +110,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2", {}),
     "olmo3": ("Olmo3", {"sliding_window": 9, "num_hidden_layers": 4}),
     "exaone4": ("Exaone4", {"sliding_window": 9, "num_hidden_layers": 4, "sliding_window_pattern": 2}),
+    "deepseek_v2": ("DeepseekV2", {**_LATENT, "n_routed_experts": 4, "topk_method": "greedy"}),
+    "deepseek_v3": ("DeepseekV3", {**_LATENT, "q_lora_rank": 20, "rope_parameters": _YARN}),
+    "glm4_moe_lite": ("Glm4MoeLite", {**_LATENT, "q_lora_rank": 20, "n_group": 1, "topk_group": 1}),
     "hunyuan_v1": (
         "HunYuanDenseV1",
         {

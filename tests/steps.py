@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kvtrove.attention.backend import AttentionBatch, AttentionLayer
+from kvtrove.attention.own_block import OwnBlocks
 from kvtrove.kv.arena import Arena
+from kvtrove.kv.formats.codec import TokenCodec
 from kvtrove.kv.rows import RowOp
-from kvtrove.kv.spec import KVCacheSpec, LayerKV
+from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV, Plane, Planes
 from kvtrove.kv.tiers.store import BlockStore
+from kvtrove.runner.batch import build_batch
 from kvtrove.runner.rows import Rows
 from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
 
@@ -24,6 +29,31 @@ def token_values(s: ScheduledSequence, layer: LayerKV, span: range) -> tuple[Ten
     return k, v
 
 
+@dataclass(frozen=True)
+class EchoSealed(TokenCodec):
+    """An echo that needs whole blocks: a sealed block lies back to front, with other bits. Decoding undoes both."""
+
+    @property
+    def id(self) -> str:
+        return "echo-sealed/1"
+
+    @property
+    def whole_block(self) -> bool:
+        return True
+
+    def planes(self, heads: int, dim: int, block_size: int) -> tuple[Plane, ...]:
+        return (Plane("data", "int32", (block_size, heads, dim)),)
+
+    def seal(self, x: Tensor, view: Planes, rows: Tensor) -> None:
+        view["data"][rows] = x.flip(1) ^ 0x5A5A
+
+    def decode(self, view: Planes, rows: Tensor) -> Tensor:
+        return (view["data"][rows].flip(1) ^ 0x5A5A).flatten(0, 1)
+
+
+ECHO_SEALED = KVFormat(EchoSealed("k"), EchoSealed("v"))
+
+
 class StepRunner:
     """Executes steps on an arena without a model."""
 
@@ -32,27 +62,64 @@ class StepRunner:
 
     def execute(self, step: SchedulerOutput, values: Values) -> None:
         self.rows.execute(step.ops)
-        for s in step.sequences:
-            self._store(s, values)
+        sequences = [s for s in step.sequences if s.tokens]
+        if not sequences:
+            return
+        batch = build_batch(sequences, self.spec.block_size, "cpu").attention
+        for layer in self.spec.layers:
+            if layer.source is None:
+                spans = [range(s.start, s.start + len(s.tokens)) for s in sequences]
+                parts = [values(s, layer, span) for s, span in zip(sequences, spans, strict=True)]
+                k, v = (torch.cat([part[side] for part in parts]) for side in (0, 1))
+                self._store(layer, batch, k, v)
 
     def planes(self, layer: LayerKV, pending: Sequence[RowOp] = ()) -> tuple[Tensor, Tensor]:
         """K and V of every row, [num_blocks, block_size, kv_heads, head_dim], as if `pending` had been executed."""
-        arena = self.arena
-        if pending:
-            arena = Arena(self.spec, arena.num_blocks)
-            arena.rows.copy_(self.arena.rows)
-            Rows(arena).execute(pending)
-        found = layer.format.decode(arena.views(layer.layer), torch.arange(arena.num_blocks))
+        arena = self._after(pending)
+        found = self.spec.storage(layer.layer).format.decode(arena.views(layer.layer), torch.arange(arena.num_blocks))
         k, v = (plane.view(arena.num_blocks, self.spec.block_size, *plane.shape[1:]) for plane in found)
         return k, v
 
-    def _store(self, s: ScheduledSequence, values: Values) -> None:
-        size, span = self.spec.block_size, range(s.start, s.start + len(s.tokens))
-        positions = torch.arange(span.start, span.stop)
-        for layer in self.spec.layers:
-            if layer.source is None:
-                table = torch.from_numpy(s.block_ids[self.spec.group_of[layer.layer]].copy()).long()
-                blocks = table[positions // size]
-                assert (blocks >= 0).all(), "a token is computed where no block is held"
-                k, v = values(s, layer, span)
-                layer.format.encode(k, v, self.arena.views(layer.layer), blocks * size + positions % size)
+    def tails(self, layer: LayerKV, pending: Sequence[RowOp] = ()) -> tuple[Tensor, Tensor] | None:
+        """K and V of every seat, [num_seats, block_size, kv_heads, head_dim]; None where the layer needs none."""
+        tails = self._after(pending).tails(layer.layer)
+        return (tails["k"], tails["v"]) if tails else None
+
+    def _after(self, pending: Sequence[RowOp]) -> Arena:
+        if not pending:
+            return self.arena
+        arena = Arena(self.spec, self.arena.num_blocks, num_seats=len(self.arena.seats))
+        arena.rows.copy_(self.arena.rows)
+        arena.seats.copy_(self.arena.seats)
+        Rows(arena).execute(pending)
+        return arena
+
+    def _store(self, layer: LayerKV, batch: AttentionBatch, k: Tensor, v: Tensor) -> None:
+        tables = batch.groups[self.spec.group_of[layer.layer]]
+        assert (tables.slots >= 0).all(), "a token is computed where no block is held"
+        if layer.format.whole_block:
+            own = OwnBlocks.of(batch, self.spec.block_size, tables.slots.device)
+            own.write(k, v, attention_layer(self.spec, self.arena, layer, layer.heads))
+        else:
+            layer.format.encode(k, v, self.arena.views(layer.layer), tables.slots)
+
+
+def attention_layer(spec: KVCacheSpec, arena: Arena, layer: LayerKV, num_heads: int) -> AttentionLayer:
+    """A layer of an arena as backends know it."""
+    storage = spec.storage(layer.layer)
+    return AttentionLayer(
+        index=layer.layer,
+        num_heads=num_heads,
+        kv_heads=storage.heads,
+        k_dim=storage.k_dim,
+        v_dim=storage.v_dim,
+        scale=storage.k_dim**-0.5,
+        retention=layer.retention,
+        format=storage.format,
+        group=spec.group_of[layer.layer],
+        view=arena.views(layer.layer),
+        block_size=spec.block_size,
+        storage=storage.layer,
+        is_shared=any(other.source == layer.layer for other in spec.layers),
+        tails=arena.tails(layer.layer),
+    )

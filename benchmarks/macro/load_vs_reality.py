@@ -28,7 +28,7 @@ from typing import Any
 
 from served import Answer, Asker, asker, calibrate, overhead_of, random_prompt, server
 
-from kvtrove.cli.options import model_directory
+from kvtrove.names import find_model
 from kvtrove.plan.cost import FittedCost
 from kvtrove.plan.load import HEADROOM, LoadEstimate, Service, Workload, estimate, max_rate
 from kvtrove.plan.source import read_model
@@ -95,7 +95,7 @@ async def arrive(asks: Asker, stated: Stated, vocab: int, rate: float) -> list[A
 
 
 async def measure(url: str, stated: Stated, fit: Any) -> dict[str, Any]:
-    vocab = read_model(Path(model_directory(stated.model))).vocab_size
+    vocab = read_model(find_model(stated.model)).vocab_size
     async with asker(url) as asks:
         overhead = await overhead_of(asks, fit, vocab, stated.users)
         most, part = plan(stated, FittedCost(overhead.served(fit)))
@@ -169,7 +169,7 @@ def main() -> None:
         parser.error("--prompt and --users must be at least 1, --new at least 2, --load between 0 and 1")
     stated = stated_load(arguments)
     context = max(64, 2 * (stated.prompt + stated.new))
-    known = read_model(Path(model_directory(stated.model))).max_position
+    known = read_model(find_model(stated.model)).max_position
     if context > known:
         parser.error(f"--prompt and --new: the model knows {known} positions; together at most {known // 2} work")
     with tempfile.TemporaryDirectory() as folder:

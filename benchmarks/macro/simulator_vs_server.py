@@ -32,7 +32,7 @@ from typing import Any
 
 from served import Answer, Overhead, asker, calibrate, overhead_of, server
 
-from kvtrove.cli.options import model_directory
+from kvtrove.names import find_model
 from kvtrove.plan.cost import CostModel, FittedCost
 from kvtrove.plan.kv import cache_of
 from kvtrove.plan.load import Service, Workload, max_rate
@@ -100,11 +100,11 @@ class Setup:
         return tuple(word for name, value in sizes.items() for word in (f"--{name}", str(value)))
 
     def prompts(self) -> list[list[int]]:
-        vocab = read_model(Path(model_directory(self.model))).vocab_size
+        vocab = read_model(find_model(self.model)).vocab_size
         return [token_ids(self.trace, i, vocab) for i in range(len(self.trace.requests))]
 
     def simulate(self, cost: CostModel, speed: float = 1.0) -> SimulationResult:
-        model = read_model(Path(model_directory(self.model)))
+        model = read_model(find_model(self.model))
         geometry = cache_of(model, model.dtype, BLOCK)
         limits = SchedulerLimits(max_num_seqs=self.batch)
         return simulate(self.trace, SimulationSettings(BLOCK, self.num_blocks, cost, limits, geometry, speed=speed))
@@ -156,7 +156,7 @@ def timed(setup: Setup, load: float, folder: Path) -> dict[str, Any]:
     """Calibrate, choose the rate, simulate, replay. The server of the replay is a new one: its cache is empty."""
     fit = calibrate(setup.model, setup.batch, 2 * LONGEST, folder)
     with server(setup.model, *setup.flags) as url:
-        vocab = read_model(Path(model_directory(setup.model))).vocab_size
+        vocab = read_model(find_model(setup.model)).vocab_size
         overhead = asyncio.run(_with(url, lambda asks: overhead_of(asks, fit, vocab, setup.batch)))
     cost = FittedCost(overhead.served(fit))
     rate = load * sustained(setup, cost)

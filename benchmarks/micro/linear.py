@@ -1,7 +1,7 @@
 """Linear layers: how near a product of few rows comes to the speed of memory, one of many rows to the peak.
 
     python benchmarks/micro/linear.py [--rows 1 2 4 8 16 32 64 512] [--shapes 4864x896 896x4864 ...] [--levels amx avx2]
-                                      [--kinds bf16 int8] [--rounds 7] [--threads 2] [--json FILE]
+                                      [--kinds bf16 int8 int4] [--rounds 7] [--threads 2] [--json FILE]
 
 Every level multiplies x [rows, inputs] (bf16) with as many different matrices as take `--megabytes`, so that they come
 from memory as in a step. Rounds alternate between levels, a plain read from huge pages, and the peak of each level's
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ def measure(shape: tuple[int, int], kind: Kind, args: argparse.Namespace, plain:
     """A result for each number of rows."""
     outputs, inputs = shape
     weight = torch.randn(outputs, inputs).bfloat16()
-    nbytes = outputs * inputs * (2 if kind == "bf16" else 1)
+    nbytes = PackedWeights(outputs, inputs, kind, "portable").nbytes
     count = max(2, args.megabytes * 2**20 // nbytes)
     calls = {level: own(weight, kind, level, count) for level in args.levels}
     if args.peers and kind == "bf16":
@@ -116,7 +117,7 @@ def main() -> None:
     levels = LEVELS[: LEVELS.index(kernels.isa()) + 1] if kernels.isa() in LEVELS else ("portable",)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 512])
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="OUTPUTSxINPUTS")
-    parser.add_argument("--kinds", nargs="+", choices=("bf16", "int8"), default=["bf16", "int8"])
+    parser.add_argument("--kinds", nargs="+", choices=get_args(Kind), default=["bf16", "int8", "int4"])
     parser.add_argument("--levels", nargs="+", default=list(levels))
     parser.add_argument("--megabytes", type=int, default=200, help="of different matrices")
     parser.add_argument("--threads", type=int, default=2)

@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from kvtrove.foreign import setting_of
+
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+SHORT_DTYPES = {
+    "bf16": "bfloat16",
+    **dict.fromkeys(("fp16", "f16", "half"), "float16"),
+    **dict.fromkeys(("fp32", "f32", "float"), "float32"),
+}
+"""Other spellings of a dtype -> the one that settings use."""
 WEIGHTS = ("auto", "int8", "int4", "gguf")
 LINEAR = ("auto", "torch", "onednn", "own")
 ATTENTION_BACKENDS = ("auto", "reference", "cpu")
@@ -26,23 +34,6 @@ MOST_THREADS = 1024
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
-# What vLLM scripts pass that has no meaning here: accepted with a log line, never silently.
-IGNORED_VLLM_KEYS = frozenset(
-    {
-        "gpu_memory_utilization",
-        "swap_space",
-        "cpu_offload_gb",
-        "enforce_eager",
-        "disable_log_stats",
-        "disable_custom_all_reduce",
-        "max_seq_len_to_capture",
-        "enable_chunked_prefill",
-        "trust_remote_code",
-        "tokenizer_mode",
-        "use_tqdm_on_load",
-    }
-)
-_VLLM_ALIASES = {"kv_cache_memory_bytes": "kv", "num_gpu_blocks_override": "num_blocks"}
 CACHE_ALIASES = ("kv_cache_dtype", "cache_type_k", "cache_type_v")
 """What vLLM and llama.cpp call the storage of K and V: flags and settings that become a recipe."""
 
@@ -114,6 +105,7 @@ class EngineConfig:
     """Everything an engine needs to start.
 
     model: a local Hugging Face directory (config.json, *.safetensors, tokenizer.json), or a GGUF file.
+    chat_template: a Jinja template, or the file that holds one, in place of the checkpoint's own.
     load_format: "dummy" draws random weights for a config.json (`model` may be the file itself) to measure a model
         without its checkpoint; without a tokenizer its prompts are token ids. "auto" and "safetensors" read weights.
     dtype: of weights and activations; "auto" takes the checkpoint's own. On a CPU that multiplies bf16 slowly, auto
@@ -151,6 +143,7 @@ class EngineConfig:
 
     model: str
     tokenizer: str | None = _setting(None, "Where the tokenizer is, if not with the model.", "DIR")
+    chat_template: str | None = _setting(None, "File or text in place of the model's own template.", "FILE")
     load_format: str = _setting(
         "auto", "{choices}; dummy draws random weights for a config.json.", "KIND", choices=LOAD_FORMATS
     )
@@ -207,6 +200,7 @@ class EngineConfig:
     prompt_lookup_min: int = _setting(2, "Tokens that must match for a draft.", "N", panel="Drafts", least=1)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", SHORT_DTYPES.get(self.dtype, self.dtype))
         if not self.model:
             raise ConfigError("model: give the directory of a checkpoint")
         for setting in fields(self):
@@ -249,6 +243,14 @@ class EngineConfig:
         """Rows of logits of a step at most: one per sequence, or those of one with all its drafts."""
         return max(self.max_num_seqs, 1 + self.num_speculative_tokens if self.speculation != "off" else 0)
 
+    @property
+    def max_num_seats(self) -> int:
+        """Sequences that hold blocks at once at most: those that run, and as many that others keep (benchmarks do).
+
+        A seat takes memory only once it is used, the first ones first.
+        """
+        return 2 * self.max_num_seqs + 2
+
     @classmethod
     def from_kwargs(cls, model: str, **settings: Any) -> tuple[EngineConfig, list[str]]:
         """A config from keyword arguments under our or vLLM's names, and the names that were ignored.
@@ -264,12 +266,13 @@ class EngineConfig:
         if twice := sorted(drafts.keys() & settings.keys()):
             raise ConfigError(f"speculative_config and {twice[0]} say the same thing twice; give one of them")
         for name, value in (settings | drafts).items():
-            ours = _VLLM_ALIASES.get(name, name)
+            theirs, sets_nothing = setting_of(name)
+            ours = name if name in known else theirs or name
             if ours in kept:
                 raise ConfigError(f"{ours} and {name} say the same thing twice; give one of them")
             if ours in known:
                 kept[ours] = value
-            elif name in IGNORED_VLLM_KEYS or value is None or (name.endswith("_parallel_size") and value == 1):
+            elif sets_nothing or value is None or (name.endswith("_parallel_size") and value == 1):
                 ignored.append(name)
             else:
                 raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
@@ -316,6 +319,7 @@ class Environment:
     KVTROVE_ISA: forces an instruction set of the CPU kernels.
     KVTROVE_LOG: log level of the `kvtrove` logger.
     KVTROVE_CACHE_LOG: what the engine logs of its cache: 0 nothing, 1 a line per step, 2 a picture of the pool as well.
+    KVTROVE_HOME: folder in which `kvtrove models get` keeps models; ~/.cache/kvtrove without it.
     KVTROVE_API_KEY: key that opens the server. KVTROVE_ADMIN_KEY: key for its administrators.
     KVTROVE_TIER_KEY: secret that signs cached rows in Redis, the same for all engines that share them.
     """
@@ -324,6 +328,7 @@ class Environment:
     isa: str = "auto"
     log: str = "warning"
     cache_log: int = 0
+    home: str | None = None
     api_key: str | None = field(default=None, repr=False)
     admin_key: str | None = field(default=None, repr=False)
     tier_key: str | None = field(default=None, repr=False)

@@ -21,6 +21,7 @@ from kvtrove.kv.manager import CHECK_EVERY_CALL, KVCacheManager
 from kvtrove.kv.pins import Pin
 from kvtrove.kv.repair import forget
 from kvtrove.kv.stats import KVStats
+from kvtrove.kv.tiers.store import TierFigures
 from kvtrove.models.config_reader import read_config, read_spec
 from kvtrove.models.fingerprint import model_fingerprint
 from kvtrove.output_processor import RequestText
@@ -32,6 +33,7 @@ from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
+from kvtrove.text.chat_template import given_template
 from kvtrove.text.tokenizer import Tokenizer
 from kvtrove.tiering import Tiering
 
@@ -62,6 +64,7 @@ class EngineStats:
     num_generation_tokens: int = 0
     faults: FaultStats = NO_FAULTS
     drafts: DraftStats | None = None
+    tiers: Sequence[TierFigures] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class Engine:
         text = Path(config.tokenizer) if config.tokenizer else directory
         without = dummy and not config.tokenizer and not (text / "tokenizer.json").is_file()
         self.tokenizer = Tokenizer.without_tokens() if without else Tokenizer.load(text)
+        if config.chat_template is not None:
+            self.tokenizer.chat_template = given_template(config.chat_template, self.tokenizer.named_tokens)
         loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress, exact, model)
         self.runner, self.ledger, capacity = loaded.runner, loaded.ledger, loaded.capacity
         self.max_model_len = capacity.max_model_len
@@ -118,6 +123,7 @@ class Engine:
             root=model_fingerprint(
                 directory, self.spec, str(self.runner.model.precision), self.max_model_len, config.load_format
             ),
+            num_seats=config.max_num_seats,
             enable_prefix_caching=config.enable_prefix_caching,
             check=config.check or 0,
             crc=self.runner.arena.crc,
@@ -352,10 +358,10 @@ class Engine:
     def stats(self) -> EngineStats:
         now = self.scheduler.stats()
         tokens = now.num_prompt_tokens, now.num_generation_tokens
-        waiting, faults = now.num_waiting + self.recovery.num_held, self.recovery.stats
-        drafter = self.scheduler.drafter
+        waiting, drafter = now.num_waiting + self.recovery.num_held, self.scheduler.drafter
         drafts = None if drafter is None else copy.deepcopy(drafter.stats)
-        return EngineStats(now.num_running, waiting, now.num_preemptions, self.kv.stats(), *tokens, faults, drafts)
+        faults, tiers, kv = self.recovery.stats, self.tiering.figures(), self.kv.stats()
+        return EngineStats(now.num_running, waiting, now.num_preemptions, kv, *tokens, faults, drafts, tiers)
 
     def _log_cache(self, num_tokens: int) -> None:
         """Asked for by KVTROVE_CACHE_LOG, so it is not a debug message that a log level hides."""

@@ -16,6 +16,7 @@ from typing import Any, Self, TypedDict, Unpack
 from kvtrove.config import CACHE_ALIASES, EngineConfig
 from kvtrove.engine import Engine
 from kvtrove.kv.recipe import recipe
+from kvtrove.names import find_model
 from kvtrove.progress import BatchBar, loading
 from kvtrove.prompts import Prompt, PromptLike, read_prompts
 from kvtrove.request import RequestError, RequestOutput, SamplingParams
@@ -46,7 +47,7 @@ class TemplateOptions(TypedDict, total=False):
 class LLM:
     """A model and its cache, called from Python.
 
-    model: a local Hugging Face directory.
+    model: what `find_model` finds: a path, `demo`, a short name, or ORG/NAME in the Hugging Face cache.
     settings: the fields of EngineConfig, or vLLM's names for them; names without a meaning here are logged.
     Raises ConfigError (a setting) or ModelError (the checkpoint), both ValueError.
 
@@ -55,6 +56,11 @@ class LLM:
 
     def __init__(self, model: str | Path, *, use_tqdm_on_load: bool = True, **settings: Any) -> None:
         config, ignored = EngineConfig.from_kwargs(str(model), **settings)
+        config = replace(
+            config,
+            model=str(find_model(config.model)),
+            tokenizer=None if config.tokenizer is None else str(find_model(config.tokenizer)),
+        )
         if said := [f"{name}={settings[name]}" for name in CACHE_ALIASES if settings.get(name) not in (None, "auto")]:
             logger.warning("%s became --cache %s", ", ".join(said), recipe(config.cache).name)
         if ignored:

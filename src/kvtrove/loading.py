@@ -93,7 +93,7 @@ def load_runner(
             log.info(
                 "last bits may depend on the batch: only bf16, int8 and int4 weights are multiplied by own kernels"
             )
-    arena = Arena(cache, capacity.num_blocks, device, config.huge_pages)
+    arena = Arena(cache, capacity.num_blocks, device, config.huge_pages, config.max_num_seats)
     backends = choose_backends(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
     runner = ModelRunner(model, cache, arena, backends, token_text)
     loaded = Loaded(runner, capacity, ledger)
@@ -167,6 +167,7 @@ def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
     runner, capacity, ledger = loaded.runner, loaded.capacity, loaded.ledger
     cached = capacity.num_blocks // len(runner.cache.groups) * runner.cache.block_size
     limits = StepLimits(settings.max_num_batched_tokens, settings.max_num_seqs, capacity.max_model_len, cached)
+    log.info("warming up: the largest steps are run and measured")
     measured = warm_up(runner, limits)
     if measured is None:
         log.warning("the warm-up could not be measured here; the plan stands as it was computed")
@@ -175,7 +176,8 @@ def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
     settled, ledger = settle(capacity, ledger, runner.cache, settings)
     if settled != capacity:
         log.warning("a step takes more than planned, so the cache gets %d blocks", settled.num_blocks)
-        arena = Arena(runner.cache, settled.num_blocks, runner.arena.device, runner.arena.huge_pages)
+        old = runner.arena
+        arena = Arena(runner.cache, settled.num_blocks, old.device, old.huge_pages, len(old.seats))
         model = runner.model.serving(settled.max_model_len)
         runner = ModelRunner(model, runner.cache, arena, runner.backends, runner.token_text)
     return Loaded(runner, settled, ledger)

@@ -207,7 +207,7 @@ class Recovery:
         if not self._kv.allocate(kv, 1):
             raise RuntimeError("an empty cache has no block")
         sample = SampleSpec(SamplingParams(temperature=0), 0, (0,), 0, tokens, array("i"))
-        work = ScheduledSequence(0, tokens, 0, kv.block_ids(), sample)
+        work = ScheduledSequence(0, tokens, 0, kv.block_ids(), sample, seat=kv.seat)
         try:
             error = self._execute(SchedulerOutput([work])).results[0].error
         finally:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from kvtrove.config import ConfigError
-from kvtrove.models.spec import ModelError
 from kvtrove.request import RequestError, SamplingParams
 
 # ---- flags and requests: `kvtrove <args>` ----
@@ -69,7 +68,7 @@ COMMAND_ROWS = {
         ("eval", "--html", "no/x.html"), r"cannot write no/x\.html: there is no such folder"
     ),
     "state in a folder": Row(("eval", "--lengths", "512", "--state", "."), r"state: \. is no state of `kvtrove eval`"),
-    "dtype word": Row((*GENERATE, "--dtype", "bf16"), r"dtype: 'bf16' is not one of auto, bfloat16, float16, float32"),
+    "dtype word": Row((*GENERATE, "--dtype", "bf61"), r"dtype: 'bf61' is not one of auto, bfloat16, float16, float32"),
     "device word": Row((*GENERATE, "--device", "gpu"), r"device: 'gpu' is not one of auto, cpu, cuda, cuda:N"),
     "device that is not there": Row((*GENERATE, "--device", "cuda:99"), r"device: 'cuda:99' does not exist"),
     "no memory": Row((*GENERATE, "--kv", "0"), r"kv: '0' must be larger than zero"),
@@ -170,7 +169,7 @@ def test_a_damaged_checkpoint_names_the_file(name: str, run: Callable[..., Any],
 
 
 def test_a_model_that_is_not_there(run: Callable[..., Any]) -> None:
-    refused(run("generate", "no/such/model", "hi"), r"no/such/model: not a directory")
+    refused(run("generate", "no/such/model", "hi"), r"no/such/model: there is no such folder")
 
 
 # ---- from Python ----
@@ -193,10 +192,10 @@ def test_a_wrong_setting_is_a_config_error(demo_dir: Path, settings: dict[str, A
         LLM(demo_dir, **settings)
 
 
-def test_a_missing_model_is_a_model_error(tmp_path: Path) -> None:
+def test_a_missing_model_is_a_config_error(tmp_path: Path) -> None:
     from kvtrove import LLM
 
-    with pytest.raises(ModelError, match="not a directory"):
+    with pytest.raises(ConfigError, match="there is no such folder"):
         LLM(tmp_path / "nothing")
 
 
@@ -232,12 +231,12 @@ def test_debug_logging_adds_the_traceback(run: Callable[..., Any]) -> None:
     result = run("generate", "no/such/model", "hi", env={"KVTROVE_LOG": "debug"})
     assert result.code == 2
     assert "Traceback (most recent call last)" in result.err
-    assert result.err.splitlines()[-1].startswith("error: no/such/model: not a directory")
+    assert result.err.splitlines()[-1].startswith("error: no/such/model: there is no such folder")
 
 
 def test_as_a_process_it_is_exit_code_2_and_nothing_on_stdout(shell: Callable[..., Any]) -> None:
     result = shell("kvtrove generate no/such/model hi")
-    refused(result, "no/such/model: not a directory")
+    refused(result, "no/such/model: there is no such folder")
     assert result.out == ""
 
 

@@ -88,7 +88,9 @@ def test_one_prompt_prints_its_output_and_nothing_else_on_stdout(run: Run) -> No
     [result] = objects(run("generate", "demo", "hello", *GREEDY, "--json"))
     assert plain.out == result["outputs"][0]["text"] + "\n"
     assert re.fullmatch(
-        r"1 prompt: \d+ prompt tokens, 0 reused \(0 %\), \d+ computed; 6 generated in \d+\.\d\d s\n", plain.err
+        r"1 prompt: \d+ prompt tokens, 0 reused \(0 %\), \d+ computed; 6 generated in \d+\.\d\d s\n"
+        r"note: this model can chat; --chat puts a prompt into its format\n",
+        plain.err,
     )
 
 

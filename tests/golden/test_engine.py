@@ -100,6 +100,22 @@ def test_int8_answers_do_not_depend_on_how_they_were_computed(family, checkpoint
     assert chunked.stats().kv.hits > 0
 
 
+@pytest.mark.parametrize("cache", ["kivi=2", "k=int8+v=int4r", "edges=1:fp8+kivi=4"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
+def test_answers_of_other_lossy_caches_do_not_depend_on_it_either(family, cache, checkpoints):
+    """One by one = chunked in a batch = prefix hit = preempted, with blocks that are encoded when they are full too."""
+
+    def engine(budget: int, **settings: int) -> Engine:
+        directory = checkpoints.get(family)
+        return engine_for(directory, cache=cache, block_size=16, max_num_batched_tokens=budget, **settings)
+
+    alone, chunked = engine(256), engine(5)
+    expected = [tokens(answer(alone, [prompt]))[0] for prompt in prompts()]
+    assert tokens(answer(chunked, prompts())) == expected
+    assert tokens(answer(chunked, prompts())) == expected
+    assert chunked.stats().kv.hits > 0
+
+
 @FAMILIES
 def test_prefix_hit(family, checkpoints, naive):
     engine = engine_for(checkpoints.get(family))

@@ -79,7 +79,7 @@ def test_bfloat16_is_as_close_as_transformers_is(family: str, checkpoints: Check
     rare large differences: rounding that sends a token to another expert changes its logits altogether, as it does
     between the eager and the default implementation of transformers.
     """
-    moe = "mix" in family or "moe" in family
+    moe = any(word in family for word in ("mix", "moe", "deepseek"))
     ours, theirs, apart, agree = [], [], [], []
     for seed in range(2):
         directory = checkpoints.get(family, seed=seed)
@@ -197,12 +197,15 @@ def test_own_products_on_bf16_weights_give_the_logits_of_float32(family: str, ch
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_int8_weights_stay_close_to_float32(family: str, checkpoints: Checkpoints) -> None:
-    """Per-output scales: the rounding of a weight is uniform within 1/254 of the largest of its row."""
+    """Per-output scales: the rounding of a weight is uniform within 1/254 of the largest of its row.
+
+    Where rounding may send a token to another expert, and that in every layer (DeepSeek), most positions differ more.
+    """
     directory = checkpoints.get(family)
     (tokens,) = prompts(61)
     model = PagedModel(directory, products=Products(Precision("float32", "float32", "int8")))
     apart = divergence(expected_logits(hugging_face(directory), tokens), model.step({0: tokens})[0])
-    assert 0 < apart.median() < 5e-3
+    assert 0 < apart.median() < (1e-2 if family in ("deepseek_v3", "glm4_moe_lite") else 5e-3)
 
 
 @pytest.mark.parametrize("family", ["llama3", "qwen2"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,16 @@ from kvtrove import LLM, SamplingParams
 from kvtrove.config import ConfigError, EngineConfig
 from kvtrove.loading import choose_precision
 from kvtrove.models.config_reader import read_spec
-from kvtrove.models.gguf.dequantize import GROUPS, dequantize
+from kvtrove.models.gguf.dequantize import GROUPS, READERS, dequantize
 from kvtrove.models.gguf.header import read_header
+from kvtrove.models.gguf.spec import ARCHITECTURES
 from kvtrove.models.gguf.stored import kept_bytes
 from kvtrove.models.gguf.tensor_types import TYPES
 from kvtrove.models.precision import Precision
 from kvtrove.models.products import Products
 from kvtrove.plan.source import read_model
+from kvtrove.store import stored_model
+from kvtrove.text.gguf_pre_tokenizers import PATTERNS
 from tests.checkpoints import VOCAB, Checkpoints
 from tests.gguf_files import write_gguf
 from tests.golden.harness import PagedModel, expected_logits, hugging_face
@@ -116,3 +120,36 @@ def test_an_engine_answers_from_a_file_alone_whatever_else_is_in_the_batch(
     together = [output.outputs[0].token_ids for output in llm.generate(prompts, params, use_tqdm=False)]
     assert alone == together
     assert llm.chat([{"role": "user", "content": "hi"}], params, use_tqdm=False)[0].outputs[0].token_ids
+
+
+def test_the_real_smollm2_answers_as_transformers_does() -> None:
+    """The greedy answer of transformers 5.23 from the same file in float32 (its own GGUF loader)."""
+    path = stored_model("smollm2")
+    if path is None:
+        pytest.skip("the real model is not in KVTROVE_HOME; `kvtrove models get smollm2` puts it there")
+    llm = LLM(path, num_blocks=32, use_tqdm_on_load=False)
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    answer = llm.chat(messages, SamplingParams(max_tokens=20, temperature=0), use_tqdm=False)[0]
+    assert answer.outputs[0].text == "The capital of France is Paris."
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_documentation_runs_and_names_what_is_read(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_gguf(checkpoints.get("llama"), tmp_path / "model.gguf", "Q4_0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KVTROVE_HOME", str(tmp_path))
+    for page in ("gguf", "models"):
+        text = (DOCS / f"{page}.md").read_text()
+        blocks = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+        assert blocks
+        for block in blocks:
+            exec(compile(block, page, "exec"), {})
+            assert capsys.readouterr().out
+    gguf = (DOCS / "gguf.md").read_text()
+    for name in (*ARCHITECTURES, *READERS):
+        assert re.search(rf"\b{name}\b", gguf), name
+    assert f"{len(PATTERNS)} names" in gguf

@@ -44,29 +44,34 @@ from kvtrove.kv.table import SequenceKV
 from kvtrove.kv.tiers.store import BlockStore
 from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
 from tests.faulty_store import FAULTS, Fault, FaultyStore
-from tests.steps import StepRunner
+from tests.steps import ECHO_SEALED, StepRunner
 
 MAX_BLOCKS = 6  # longest prompt, in blocks
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A cache to test: one layer per retention; a number means that the layer reads the storage of that one."""
+    """A cache to test: one layer per retention; a number means that the layer reads the storage of that one.
+
+    sealed: layers whose format encodes whole blocks.
+    """
 
     layers: tuple[Retention | int, ...]
     block_size: int
     num_blocks: int
     prefix_caching: bool = True
+    sealed: tuple[int, ...] = ()
+    num_seats: int = 5
 
     @property
     def spec(self) -> KVCacheSpec:
         layers = [
             LayerKV(i, 1, 2, 2, ECHO, self.layers[rule], source=rule)  # type: ignore[arg-type]
             if isinstance(rule, int)
-            else LayerKV(i, 1, 2, 2, ECHO, rule)
+            else LayerKV(i, 1, 2, 2, ECHO_SEALED if i in self.sealed else ECHO, rule)
             for i, rule in enumerate(self.layers)
         ]
-        return KVCacheSpec(tuple(layers), self.block_size)
+        return KVCacheSpec(tuple(layers), self.block_size, "int32")
 
 
 SHAPES = {
@@ -82,6 +87,9 @@ SHAPES = {
     "sinks-and-window": Shape((SinksAndWindow(5, 7),), 4, 12),
     "chunked": Shape((ChunkedLocal(6), Full()), 4, 22),
     "source": Shape((Full(), SlidingWindow(7), 0, 1), 4, 22),
+    "sealed": Shape((Full(), Full()), 4, 14, sealed=(0, 1)),
+    "sealed-and-not": Shape((Full(), SlidingWindow(7), 0, 1, Full()), 4, 40, sealed=(0, 1)),
+    "sealed-window": Shape((SinksAndWindow(5, 7), Full()), 4, 22, sealed=(0,), num_seats=2),
     "no-prefix-caching": Shape((Full(), SlidingWindow(6)), 4, 22, prefix_caching=False),
 }
 
@@ -133,7 +141,7 @@ class EchoRunner:
     def __init__(self, shape: Shape, store: BlockStore | None) -> None:
         self.spec = shape.spec
         self.size = shape.block_size
-        self.arena = Arena(self.spec, shape.num_blocks)
+        self.arena = Arena(self.spec, shape.num_blocks, num_seats=shape.num_seats)
         self.steps = StepRunner(self.spec, self.arena, store)
 
     def execute(self, work: list[tuple[Live, int]], ops: list[RowOp]) -> None:
@@ -147,7 +155,9 @@ class EchoRunner:
             return k_rows, v_rows
 
         scheduled = [
-            ScheduledSequence(i, seq.tokens[kv.num_computed : kv.num_computed + num], kv.num_computed, kv.block_ids())
+            ScheduledSequence(
+                i, seq.tokens[kv.num_computed : kv.num_computed + num], kv.num_computed, kv.block_ids(), seat=kv.seat
+            )
             for i, (seq, num) in enumerate(work)
             for kv in (seq.kv,)
         ]
@@ -157,6 +167,8 @@ class EchoRunner:
         """Every (sequence, layer, what its live slots hold, what they should hold), as if `pending` were executed."""
         for layer in self.spec.layers:
             content = torch.cat(self.steps.planes(layer, pending), dim=-1)[:, :, 0].numpy()
+            tails = self.steps.tails(layer, pending)
+            seats = None if tails is None else torch.cat(tails, dim=-1)[:, :, 0].numpy()
             owner = layer.layer if layer.source is None else layer.source
             for seq in seqs:
                 table = seq.kv.block_ids()[self.spec.group_of[layer.layer]]
@@ -166,7 +178,11 @@ class EchoRunner:
                 assert (blocks >= 0).all(), f"live tokens of layer {layer.layer} are not held"
                 prefixes = seq.prefixes()
                 expected = [[seq.tokens[p], prefixes[p], p, owner] for p in live]
-                yield seq, layer, content[blocks, positions % self.size].tolist(), expected
+                found = content[blocks, positions % self.size]
+                if seats is not None:
+                    is_open = positions >= seq.kv.num_computed // self.size * self.size
+                    found[is_open] = seats[seq.kv.seat, positions[is_open] % self.size]
+                yield seq, layer, found.tolist(), expected
 
 
 def snapshot(manager: KVCacheManager) -> object:
@@ -181,6 +197,7 @@ def snapshot(manager: KVCacheManager) -> object:
                 kv.num_computed,
                 kv.capacity,
                 kv.next_event,
+                kv.seat,
                 tuple(kv.chain.keys),
                 [ids.tolist() for ids in kv.block_ids()],
             )
@@ -204,6 +221,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.runner.spec,
             shape.num_blocks,
             enable_prefix_caching=shape.prefix_caching,
+            num_seats=shape.num_seats,
             check=2,
             crc=self.runner.arena.crc,
             clock=lambda: 0.0,
@@ -293,9 +311,10 @@ class CacheMachine(RuleBasedStateMachine):
         except ValueError:
             rules = [g.retention for g in self.groups]
             assert any(r != Full() for r in rules), "full attention can resume anywhere"
-            done = False
-        if done:
-            del seq.tokens[to:]
+            done = None
+        if done is not None:
+            assert done == to or self.runner.spec.whole_block
+            del seq.tokens[done:]
             seq.tokens.append(new)
         else:
             assert snapshot(self.manager) == before, "a truncate that failed left traces"

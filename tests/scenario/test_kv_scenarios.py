@@ -131,9 +131,9 @@ class Story:
 
     def do_truncate(self, name: str, num: str) -> bool:
         done = self.manager.truncate(self.kvs[name], int(num))
-        if done:
-            del self.tokens[name][int(num) :]
-        return done
+        if done is not None:
+            del self.tokens[name][done:]
+        return done is not None
 
     def do_free(self, name: str) -> None:
         self.manager.free(self.kvs.pop(name))

@@ -144,7 +144,7 @@ def main(arguments: Any) -> None:
     engine.before_step = fail
     service = Service(engine, settings)  # type: ignore[arg-type]
     logs.configure("info", as_json=True)
-    print(f"{address_of(listener)}/v1 serves demo", flush=True)
+    print(f"{address_of(listener, settings)}/v1 serves demo", flush=True)
     run(create_app(service, Keyring()), service, listener, Keyring())
 
 

@@ -75,7 +75,7 @@ def test_a_token_count_of_nothing_is_refused(text: str | int) -> None:
 
 WRONG = [
     ({"model": ""}, "model: give the directory of a checkpoint"),
-    ({"dtype": "bf16"}, "dtype: 'bf16' is not one of auto, bfloat16, float16, float32"),
+    ({"dtype": "bf61"}, "dtype: 'bf61' is not one of auto, bfloat16, float16, float32"),
     ({"huge_pages": "large"}, "huge_pages: 'large' is not one of auto, hugetlb, off"),
     ({"device": "tpu"}, "device: 'tpu' is not one of auto, cpu, cuda, cuda:N"),
     ({"device": "cuda:"}, "device: 'cuda:' is not one of auto, cpu, cuda, cuda:N"),

@@ -344,7 +344,7 @@ def test_ignored_vllm_settings_are_logged_in_one_line(
 ) -> None:
     monkeypatch.setattr(llm_module, "Engine", FakeEngine)
     with caplog.at_level(logging.WARNING, "kvtrove"):
-        llm = LLM("dir", enforce_eager=True, gpu_memory_utilization=0.5, tensor_parallel_size=1, max_model_len="4k")
+        llm = LLM("demo", enforce_eager=True, gpu_memory_utilization=0.5, tensor_parallel_size=1, max_model_len="4k")
     [record] = caplog.records
     assert "enforce_eager, gpu_memory_utilization, tensor_parallel_size" in record.getMessage()
     assert llm.llm_engine.config.max_model_len == 4096
@@ -354,7 +354,7 @@ def test_nothing_is_logged_when_nothing_is_ignored(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(llm_module, "Engine", FakeEngine)
-    LLM("dir", dtype="bfloat16", use_tqdm_on_load=False)
+    LLM("demo", dtype="bfloat16", use_tqdm_on_load=False)
     assert not caplog.records
 
 

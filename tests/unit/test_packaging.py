@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from typer.testing import CliRunner
 
 import kvtrove
 
@@ -67,8 +68,8 @@ def test_every_requirement_has_a_tested_version_that_satisfies_it(text: str) -> 
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("src/kvtrove", ["server", "bench", "plot"]),
-        ("tests", ["server", "bench", "plot", "test"]),
+        ("src/kvtrove", ["server", "bench", "plot", "hub", "tiers"]),
+        ("tests", ["server", "bench", "plot", "tiers", "test"]),
         ("examples", []),
         ("benchmarks", ["server", "bench", "plot", "test"]),
         ("training", ["test"]),
@@ -91,3 +92,35 @@ def test_the_hooks_before_a_commit_run_the_tools_of_make_lint() -> None:
     lint = (ROOT / "Makefile").read_text().split("\nlint:")[1].split("\n\n")[0]
     hooks = re.findall(r"entry: \.venv/bin/(\S+)", (ROOT / ".pre-commit-config.yaml").read_text())
     assert sorted(hooks) == sorted(re.findall(r"\$\(BIN\)/(\S+)", lint))
+
+
+# ---- files that start it elsewhere ----
+
+
+def test_every_path_that_packaging_names_exists() -> None:
+    dockerfile = (ROOT / "packaging/Dockerfile").read_text()
+    copied = [
+        words.split()[1:-1] for words in dockerfile.splitlines() if words.startswith("COPY ") and "--from" not in words
+    ]
+    assert all((ROOT / name).exists() for names in copied for name in names)
+    compose = (ROOT / "packaging/compose.yaml").read_text()
+    mounted = re.findall(r"(\.\.?/[\w./-]+):/", compose)
+    assert len(mounted) == 4
+    assert all((ROOT / "packaging" / name).is_file() for name in mounted)
+
+
+@pytest.mark.parametrize("file", ["Dockerfile", "compose.yaml", "kvtrove.service"])
+def test_the_flags_that_packaging_names_exist(file: str) -> None:
+    from kvtrove.cli.main import app
+
+    text = (ROOT / "packaging" / file).read_text()
+    ours = [line for line in text.splitlines() if "kvtrove" in line and not line.startswith("#")]
+    flags = set(re.findall(r"(--(?:host|config|response-cache))\b", "\n".join([*ours, text])))
+    assert flags
+    help_text = CliRunner().invoke(app, ["serve", "--help"]).output
+    assert all(flag in help_text for flag in flags)
+
+
+def test_the_release_checks_the_version_where_it_stands() -> None:
+    line = f'__version__ = "{kvtrove.__version__}"'
+    assert line in (ROOT / "src/kvtrove/__init__.py").read_text().splitlines()

@@ -9,7 +9,7 @@ Tokens of a step are flat: T tokens of S sequences, sequence s owning rows query
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -23,6 +23,8 @@ class AttentionLayer:
     """What never changes about one layer. `view`: plane name -> [num_blocks, *plane.shape] of the storage it reads.
 
     kv_heads, k_dim, v_dim, format: of that storage.
+    storage: the layer that it belongs to; is_shared: whether others read it too.
+    tails: "k" and "v" -> [num_seats, block_size, kv_heads, dim] of open blocks, where the format encodes whole ones.
     """
 
     index: int
@@ -37,6 +39,9 @@ class AttentionLayer:
     view: Mapping[str, Tensor]
     block_size: int
     softcap: float | None = None
+    storage: int = 0
+    is_shared: bool = False
+    tails: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,17 @@ class GroupTables:
 
 @dataclass(frozen=True)
 class AttentionBatch:
-    """One step. query_start: S + 1 row numbers. start: S positions. Plain lists: planning waits for no device."""
+    """One step. query_start: S + 1 row numbers. start: S positions. Plain lists: planning waits for no device.
+
+    seats: of each sequence. completed: (sequence, block index) of every block that this step fills; formats that encode
+    whole blocks seal these before anybody reads.
+    """
 
     query_start: list[int]
     start: list[int]
     groups: tuple[GroupTables, ...]
+    seats: list[int] = field(default_factory=list)
+    completed: list[tuple[int, int]] = field(default_factory=list)
 
 
 class Rotation(Protocol):

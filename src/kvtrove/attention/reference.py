@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBatch, AttentionLayer, Rotation
+from kvtrove.attention.merge import merge, softmax_mix
+from kvtrove.attention.own_block import OwnBlocks, Shared
 from kvtrove.attention.tiles import Tile, make_tiles
 from kvtrove.kv.retention import Retention
 
@@ -28,17 +30,25 @@ class ReferencePlan:
     """A step, and its tiles for each kind of layer met so far: the first layer of a group makes them for the others."""
 
     batch: AttentionBatch
-    _tiles: dict[tuple[int, Retention, int], list[Tile]] = field(default_factory=dict)
+    shared: Shared = field(default_factory=Shared)
+    _tiles: dict[tuple[int, Retention, int, bool], list[Tile]] = field(default_factory=dict)
+    _own: dict[int, OwnBlocks] = field(default_factory=dict)
 
     def tiles(self, layer: AttentionLayer) -> list[Tile]:
-        kind = (layer.group, layer.retention, layer.block_size)
+        """Of older blocks alone, where the layer's format encodes whole ones."""
+        kind = (layer.group, layer.retention, layer.block_size, layer.format.whole_block)
         if kind not in self._tiles:
             self._tiles[kind] = make_tiles(self.batch, *kind)
         return self._tiles[kind]
 
+    def own_blocks(self, layer: AttentionLayer, device: torch.device) -> OwnBlocks:
+        if layer.block_size not in self._own:
+            self._own[layer.block_size] = OwnBlocks.of(self.batch, layer.block_size, device)
+        return self._own[layer.block_size]
+
 
 class ReferenceBackend:
-    """An AttentionBackend of plain torch operations, for every device and every per-token format."""
+    """An AttentionBackend of plain torch operations, for every device and every format."""
 
     name = "reference"
 
@@ -53,8 +63,6 @@ class ReferenceBackend:
             )
         if layer.format.rope != "post":
             reasons.append(f"layer {layer.index}: format {layer.format.name} stores keys before rotation")
-        if layer.format.whole_block:
-            reasons.append(f"layer {layer.index}: format {layer.format.name} keeps open blocks as they were computed")
         return reasons
 
     def plan(self, batch: AttentionBatch) -> ReferencePlan:
@@ -73,16 +81,35 @@ class ReferenceBackend:
         """Stores k, v, attends with q [T, num_heads, k_dim] -> [T, num_heads, v_dim] of its dtype."""
         if rotate is not None:
             q, k = rotate(q), None if k is None else rotate(k)
+        if layer.format.whole_block:
+            own = plan.own_blocks(layer, q.device)
+            dense = plan.shared.of(layer, k, v, own)
+            return merge(self._older(q, layer, plan), _own(q, *dense, own, layer)).to(q.dtype)
         if k is not None and v is not None:
             layer.format.encode(k, v, layer.view, plan.batch.groups[layer.group].slots)
         out = q.new_empty((*q.shape[:-1], layer.v_dim))
+        for rows, keys, values, mask in self._pieces(layer, plan):
+            out[rows] = _attend(q[rows], keys, values, mask, layer).to(q.dtype)
+        return out
+
+    def _pieces(self, layer: AttentionLayer, plan: ReferencePlan) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Rows of queries [B, c], the keys and values that they need, [B, kv_heads, L, dim], and which read which."""
         for tile in plan.tiles(layer):
             keys, values = _gather(layer, tile)
             for queries, span in _chunks(tile, self.max_scores // layer.num_heads):
-                rows = tile.rows.unflatten(0, (tile.num_sequences, -1))[:, queries]  # [B, c]
-                mask = tile.mask(queries, span)
-                out[rows] = _attend(q[rows], keys[:, :, span], values[:, :, span], mask, layer).to(q.dtype)
-        return out
+                rows = tile.rows.unflatten(0, (tile.num_sequences, -1))[:, queries]
+                yield rows, keys[:, :, span], values[:, :, span], tile.mask(queries, span)
+
+    def _older(self, q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> tuple[Tensor, Tensor]:
+        """Attention over sealed blocks before each query's own: float64 [T, num_heads, v_dim] and lse [T, num_heads].
+
+        In float64, so that rounding to the query's dtype hides in which tiles and batches the sums were made.
+        """
+        out = q.new_zeros((*q.shape[:-1], layer.v_dim), dtype=torch.float64)
+        lse = q.new_full(q.shape[:-1], float("-inf"), dtype=torch.float64)
+        for rows, keys, values, mask in self._pieces(layer, plan):
+            out[rows], lse[rows] = _attend_part(q[rows], keys.double(), values.double(), mask, layer)
+        return out, lse
 
 
 def _gather(layer: AttentionLayer, tile: Tile) -> tuple[Tensor, Tensor]:
@@ -106,19 +133,44 @@ def _chunks(tile: Tile, max_pairs: int) -> Iterator[tuple[slice, slice]]:
         done = stop
 
 
+def _own(q: Tensor, k: Tensor, v: Tensor, own: OwnBlocks, layer: AttentionLayer) -> tuple[Tensor, Tensor]:
+    """Attention of queries [T, num_heads, k_dim] over their own blocks k, v [n, block_size, kv_heads, dim]."""
+    blocks, size = own.held.shape
+    queries = q.new_zeros((blocks * size, *q.shape[1:]), dtype=torch.float64)
+    queries[own.place] = q.double()
+    keys, values = (x.double().transpose(1, 2) for x in (k, v))
+    out, lse = _attend_part(queries.unflatten(0, (blocks, size)), keys, values, own.mask(layer.retention), layer)
+    return out.flatten(0, 1)[own.place], lse.flatten(0, 1)[own.place]
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, layer: AttentionLayer) -> Tensor:
     """softmax(cap(q.k * scale) + mask) . v, in float32.
 
     q: [B, c, num_heads, k_dim]. k, v: [B, kv_heads, L, k_dim and v_dim]. mask: bool [B, c, L]. The result is
     [B, c, num_heads, v_dim].
-    The `num_heads / kv_heads` query heads that share a key head are rows of one product.
     """
+    mixed = _scores(q, k, mask, layer).softmax(-1) @ v
+    return _by_query(mixed, layer)
+
+
+def _attend_part(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, layer: AttentionLayer) -> tuple[Tensor, Tensor]:
+    """As `_attend`, over some of the keys, and the logarithm of the sum of exponentials [B, c, num_heads]."""
+    mixed, lse = softmax_mix(_scores(q, k, mask, layer), v)
+    return _by_query(mixed, layer), _by_query(lse[..., None], layer)[..., 0]
+
+
+def _scores(q: Tensor, k: Tensor, mask: Tensor, layer: AttentionLayer) -> Tensor:
+    """[B, kv_heads, shared * c, L] in the dtype of k: the `num_heads / kv_heads` query heads that share a key head are
+    rows of one product."""
     shared = layer.num_heads // layer.kv_heads
-    # [B, kv_heads, shared, c, head_dim] -> [B, kv_heads, shared * c, head_dim]
-    grouped = q.float().unflatten(2, (layer.kv_heads, shared)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    # [B, kv_heads, shared, c, k_dim] -> [B, kv_heads, shared * c, k_dim]
+    grouped = q.to(k.dtype).unflatten(2, (layer.kv_heads, shared)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     scores = (grouped @ k.transpose(-1, -2)).mul_(layer.scale)
     if layer.softcap is not None:
         scores = scores.div_(layer.softcap).tanh_().mul_(layer.softcap)
-    scores = scores.unflatten(2, (shared, -1)).masked_fill_(~mask[:, None, None], float("-inf"))
-    mixed = scores.softmax(-1).flatten(2, 3) @ v
-    return mixed.unflatten(2, (shared, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+    return scores.unflatten(2, (shared, -1)).masked_fill_(~mask[:, None, None], float("-inf")).flatten(2, 3)
+
+
+def _by_query(x: Tensor, layer: AttentionLayer) -> Tensor:
+    """[B, kv_heads, shared * c, dim] -> [B, c, num_heads, dim]."""
+    return x.unflatten(2, (layer.num_heads // layer.kv_heads, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)

@@ -75,23 +75,35 @@ class _Reader:
     blocks: Ints
 
 
-def make_tiles(batch: AttentionBatch, group: int, retention: Retention, block_size: int) -> list[Tile]:
-    """Tiles that together cover every token of the step once, for layers of `group`."""
+def make_tiles(
+    batch: AttentionBatch, group: int, retention: Retention, block_size: int, older: bool = False
+) -> list[Tile]:
+    """Tiles that together cover every token of the step once, for layers of `group`.
+
+    older: queries read what lies before their own block, and those that read nothing are in no tile.
+    """
     table = batch.groups[group].block_table
-    readers = [_reader(batch, s, retention, block_size) for s in range(len(batch.start))]
+    readers = [_reader(batch, s, retention, block_size, older) for s in range(len(batch.start))]
+    readers = [reader for reader in readers if len(reader.blocks) or not older]
     return [_tile(members, table, block_size) for members in _pack(readers, block_size)]
 
 
-def _reader(batch: AttentionBatch, sequence: int, retention: Retention, block_size: int) -> _Reader:
+def _reader(batch: AttentionBatch, sequence: int, retention: Retention, block_size: int, older: bool) -> _Reader:
     rows = range(batch.query_start[sequence], batch.query_start[sequence + 1])
     start = batch.start[sequence]
     queries = [
         _merge([(s.start, s.stop) for s in retention.live(p)] + [(p, p + 1)]) for p in range(start, start + len(rows))
     ]
+    if older:
+        queries = [_before(spans, p // block_size * block_size) for p, spans in enumerate(queries, start)]
     union = _merge(sorted(span for spans in queries for span in spans))
     covered = _merge([(lo // block_size, -(-hi // block_size)) for lo, hi in union])
     blocks = np.concatenate([np.arange(lo, hi, dtype=np.int64) for lo, hi in covered] or [np.empty(0, np.int64)])
     return _Reader(sequence, rows, union, queries, blocks)
+
+
+def _before(spans: Spans, border: int) -> Spans:
+    return [(lo, min(hi, border)) for lo, hi in spans if lo < border]
 
 
 def _merge(spans: Spans) -> Spans:
@@ -150,7 +162,7 @@ def _tile(members: list[_Reader], table: Tensor, block_size: int) -> Tile:
 
 def _pad(spans: Sequence[list[Spans]]) -> Ints:
     """[2, B, c, R] starts and stops; queries with fewer than R spans get empty ones."""
-    width = max(len(query) for queries in spans for query in queries)
+    width = max(1, *(len(query) for queries in spans for query in queries))
     padded = [[query + [(0, 0)] * (width - len(query)) for query in queries] for queries in spans]
     return np.moveaxis(np.array(padded, np.int64), -1, 0)
 

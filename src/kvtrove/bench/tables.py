@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -15,6 +16,7 @@ from kvtrove.bench.results_file import Stored
 from kvtrove.bench.settings import Slo, number, seconds
 from kvtrove.bench.summary import Figure, Summary
 from kvtrove.config import ConfigError
+from kvtrove.report.table import FittingTable
 
 SWEEP_TITLES = ("rate", "inside the SLO", "TTFT p90", "TPOT p90", "goodput", "goal")
 
@@ -83,7 +85,7 @@ def _line(title: str, parts: list[str]) -> Text:
 
 
 def _latency_table(summary: Summary) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = FittingTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
     for statistic in STATISTICS:
         table.add_column(statistic, justify="right")
@@ -135,7 +137,7 @@ def sweep_row(run: Run, slo: Slo) -> list[str]:
 
 def _sweep(result: Result) -> Iterator[RenderableType]:
     slo, best = result.settings.slo, result.sustained
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = FittingTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in SWEEP_TITLES:
         table.add_column(title, justify="right")
     for run in result.runs:
@@ -161,14 +163,20 @@ def comparison_table(before: Stored, after: Stored) -> RenderableType:
     parts: list[RenderableType] = []
     for name, old, new in differences(before, after):
         parts.append(Text(f"not the same: {name} was {old}, is {new}", style="yellow"))
+    names = [before.path, after.path]
+    if Path(before.path).name != Path(after.path).name:
+        names = [Path(path).name for path in names]
     for old_run, new_run in matched:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=new_run.load, title_justify="left")
-        for title in ("", before.path, after.path, "change", "spread", ""):
+        table = FittingTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=new_run.load, title_justify="left")
+        for title in ("", *names, "change", "spread", ""):
             table.add_column(title, justify="right" if title else "left", overflow="fold")
-        for change in compare(old_run, new_run):
+        changes = compare(old_run, new_run)
+        for change in changes:
             table.add_row(*_change(change))
         parts.append(table)
-    parts.append(Text("spread: 95 % interval of the change; a change within it may be chance", style="dim"))
+        if not any(change.verdict in ("better", "worse") for change in changes):
+            parts.append(Text("no difference beyond chance", style="bold"))
+    parts.append(Text("spread: what chance may do; 95 of 100 comparisons of equal servers stay within it", style="dim"))
     return Group(*parts)
 
 

@@ -14,18 +14,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvtrove.cli.bench_engine import register
+from kvtrove.cli.command import HELP_NAMES, Command
 from kvtrove.cli.flags import flag, spread
 from kvtrove.cli.options import QuietFlag
-from kvtrove.cli.output import INTERRUPTED, check_folders, console, write_json
+from kvtrove.cli.output import INTERRUPTED, check_folders, console, extra, write_json
 from kvtrove.config import ConfigError, parse_tokens
 
 if TYPE_CHECKING:
     from kvtrove.bench.benchmark import Result, Settings
 
 bench = typer.Typer(
-    name="bench", help="Measure an engine, its kernels or a server, and compare results.", no_args_is_help=True
+    name="bench",
+    help="Measure an engine, its kernels or a server, and compare results.",
+    context_settings=HELP_NAMES,
+    invoke_without_command=True,
 )
 register(bench)
+
+
+@bench.callback()
+def help_alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 _server, _load = functools.partial(flag, "Server"), functools.partial(flag, "Load")
@@ -97,7 +107,7 @@ class GoalOptions:
     slo_share: Annotated[float, _goal("X", "Of --rates: share of the requests that must keep both.")] = 0.9
 
 
-@bench.command()
+@bench.command(cls=Command)
 @spread
 def serve(
     url: Annotated[str, _server("URL", "The server, such as http://127.0.0.1:8000, or its API's root if not /v1.")],
@@ -124,7 +134,7 @@ def serve(
         raise typer.Exit(INTERRUPTED)
 
 
-@bench.command()
+@bench.command(cls=Command)
 def compare(
     before: Annotated[str, typer.Argument(metavar="A.json", help="A result of `bench serve --json`.")],
     after: Annotated[str, typer.Argument(metavar="B.json", help="Another one.")],
@@ -139,7 +149,7 @@ def compare(
 
 def _require_httpx() -> None:
     if find_spec("httpx") is None:
-        raise ConfigError("kvtrove bench needs the package httpx: pip install 'kvtrove[bench]'")
+        raise ConfigError(f"kvtrove bench needs the package httpx: {extra('bench')}")
 
 
 def _settings(

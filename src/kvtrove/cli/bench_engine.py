@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvtrove.cli.command import Command
 from kvtrove.cli.flags import flag, setting, spread
-from kvtrove.cli.options import QuietFlag, model_directory
+from kvtrove.cli.options import NAMES, QuietFlag
 from kvtrove.cli.output import INTERRUPTED, check_folders, console, write_json
 from kvtrove.config import EngineConfig, parse_tokens
+from kvtrove.names import find_model
 
 if TYPE_CHECKING:
     from kvtrove.bench.engine.result import Measurement
@@ -30,7 +32,7 @@ _output = functools.partial(flag, "Output")
 class SubjectOptions:
     """Fields of bench.engine.subject.Subject, as text."""
 
-    model: Annotated[str | None, _subject("DIR", "A checkpoint, or `demo`: the embedded model.")] = None
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=NAMES)] = None
     random_weights: Annotated[
         str | None, _subject("FILE", "A config.json: random weights instead of a checkpoint.")
     ] = None
@@ -44,7 +46,7 @@ class SubjectOptions:
     def subject(self) -> Subject:
         from kvtrove.bench.engine.subject import Subject
 
-        model = None if self.model is None else model_directory(self.model)
+        model = None if self.model is None else str(find_model(self.model))
         return Subject(**asdict(self) | {"model": model})
 
 
@@ -64,7 +66,7 @@ def calibrate(
 ) -> None:
     """Measure how long steps take on this machine, and write the file from which the planner predicts them.
 
-    Example: kvtrove bench calibrate --model demo --out calibration.json
+    Example: kvtrove bench calibrate demo --out calibration.json
     """
     from kvtrove.bench.engine.calibrate import calibrate as measure
     from kvtrove.plan.hardware import write_calibration
@@ -224,4 +226,4 @@ def _watching(subject: Subject, quiet: bool) -> Iterator[tuple[Subject, Watch]]:
 def register(bench: typer.Typer) -> None:
     """Put the commands of this file into the group."""
     for command in (decode, prefill, ttft, mixed, kernel, calibrate):
-        bench.command()(command)
+        bench.command(cls=Command)(command)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvtrove.cli.command import Command
 from kvtrove.cli.options import JsonFlag
 from kvtrove.cli.text import counted, say
 
@@ -26,7 +27,7 @@ Where = Annotated[str, typer.Argument(metavar="DIR", help="Directory of the tier
 Exported = Annotated[Path, typer.Argument(metavar="FILE", help="File that rows are exported to.")]
 
 
-@cache.command("list")
+@cache.command("list", cls=Command)
 def list_(path: Where, as_json: JsonFlag = False) -> None:
     """Say what a directory holds, by model and format."""
     from kvtrove.kv.tiers.contents import contents
@@ -47,7 +48,7 @@ def list_(path: Where, as_json: JsonFlag = False) -> None:
         say(f"  {counted(found.damaged, 'row')} damaged: kvtrove cache verify --repair {found.path}")
 
 
-@cache.command()
+@cache.command(cls=Command)
 def verify(
     path: Where,
     repair: Annotated[bool, typer.Option("--repair", help="Let damaged rows never be found again.")] = False,
@@ -69,7 +70,7 @@ def verify(
         raise typer.Exit(DAMAGED)
 
 
-@cache.command()
+@cache.command(cls=Command)
 def clear(path: Where, as_json: JsonFlag = False) -> None:
     """Delete every row. The directory stays a tier."""
     from kvtrove.kv.tiers.contents import clear as clear_
@@ -78,7 +79,7 @@ def clear(path: Where, as_json: JsonFlag = False) -> None:
     _answer({"rows": rows}, f"{counted(rows, 'row')} deleted", as_json)
 
 
-@cache.command()
+@cache.command(cls=Command)
 def export(path: Where, file: Exported, as_json: JsonFlag = False) -> None:
     """Copy every undamaged row into one file."""
     from kvtrove.kv.tiers.contents import export as export_
@@ -87,7 +88,7 @@ def export(path: Where, file: Exported, as_json: JsonFlag = False) -> None:
     _answer(asdict(moved), _moved(moved, f"exported to {file}"), as_json)
 
 
-@cache.command("import")
+@cache.command("import", cls=Command)
 def import_(
     path: Where,
     file: Exported,

@@ -13,7 +13,7 @@ import typer
 from kvtrove.cli.chat_view import JsonView, TextView, Totals, TurnStats, View, cache_line
 from kvtrove.cli.conversation import Conversation
 from kvtrove.cli.flags import spread
-from kvtrove.cli.options import EngineOptions, JsonFlag, QuietFlag, SamplingOptions
+from kvtrove.cli.options import CHAT, EngineOptions, JsonFlag, OptionalModel, QuietFlag, SamplingOptions
 from kvtrove.request import RequestError, RequestOutput, SamplingParams
 
 if TYPE_CHECKING:
@@ -36,16 +36,14 @@ DEMO_QUESTIONS = (
 def chat(
     sampling: SamplingOptions,
     engine: EngineOptions,
-    model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="Directory of a checkpoint; the embedded model if left out.")
-    ] = "demo",
+    model: OptionalModel = "demo",
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Play a scripted conversation.")] = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Talk to a model. Lines come from the keyboard, or from stdin when that is a pipe; /help lists the commands."""
-    params = sampling.params(model)
+    params = sampling.params(model, CHAT)
     llm = engine.load(model, quiet)
     typed = not demo and sys.stdin.isatty()
     view = JsonView() if json else TextView(echo_questions=not typed)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtrove.cli.flags import flag, setting, spread
-from kvtrove.cli.options import QuietFlag, model_directory
+from kvtrove.cli.options import OptionalModel, QuietFlag
 from kvtrove.cli.output import INTERRUPTED, check_folders, console, write_json
 from kvtrove.cli.text import say
 from kvtrove.config import ConfigError, EngineConfig, parse_tokens
+from kvtrove.names import find_model
 
 if TYPE_CHECKING:
     from kvtrove.evaluate.evaluation import Evaluation
@@ -62,9 +63,7 @@ def evaluate(
     text: TextOptions,
     recall: RecallOptions,
     engine: EvalEngineOptions,
-    model: Annotated[
-        str, typer.Option(metavar="DIR", help="Directory of a checkpoint, or `demo`: the embedded model.")
-    ] = "demo",
+    model: OptionalModel = "demo",
     cache: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,7 +81,7 @@ def evaluate(
 ) -> None:
     """Compare caches with the exact one: KL, perplexity, recall of facts, bytes and speed. Ctrl-C, and resume later.
 
-    Example: kvtrove eval --model demo --cache bf16 --cache window=256 --html report.html
+    Example: kvtrove eval demo --cache bf16 --cache window=256 --html report.html
     """
     check_folders(json, html, state)
     settings = _settings(model, cache, parts, text, recall, engine)
@@ -113,7 +112,7 @@ def _settings(
     values["context"] = None if text.context is None else parse_tokens(text.context, "context")
     values |= {"lengths": lengths, "depths": _numbers(recall.depths, "depths")}
     names = tuple(part.strip() for part in parts.split(","))
-    return Settings(model_directory(model), tuple(caches) if caches else DEFAULT, names, **values)
+    return Settings(str(find_model(model)), tuple(caches) if caches else DEFAULT, names, **values)
 
 
 def _numbers(text: str, what: str) -> tuple[float, ...]:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvtrove.cli.flags import setting
-from kvtrove.cli.options import JsonFlag, model_directory
+from kvtrove.cli.options import JsonFlag, OptionalModel
+from kvtrove.cli.output import extra
 from kvtrove.cli.text import percent, say, shown
 from kvtrove.config import ConfigError, EngineConfig
+from kvtrove.names import find_model
 
 if TYPE_CHECKING:
     from kvtrove.server.reports import CacheReport
@@ -33,26 +35,22 @@ class _Given:
 def explain(
     first: Annotated[Path, typer.Argument(metavar="A.json", help="Body of the request that came first.")],
     second: Annotated[Path, typer.Argument(metavar="B.json", help="Body of the one that follows.")],
-    model: Annotated[
-        str, typer.Option(metavar="DIR", help="Checkpoint whose tokenizer and chat template are used.")
-    ] = "demo",
+    model: OptionalModel = "demo",
     block_size: Annotated[int, setting("block_size", min=1)] = EngineConfig.block_size,
     as_json: JsonFlag = False,
 ) -> None:
     """Say where two requests part, and what the second one can reuse of the first.
 
-    Example: kvtrove explain yesterday.json today.json --model ./my-model
+    Example: kvtrove explain yesterday.json today.json ./my-model
     """
     try:
         from kvtrove.text.tokenizer import Tokenizer
 
-        tokenizer = Tokenizer.load(model_directory(model))
+        tokenizer = Tokenizer.load(find_model(model))
         a, b = (_read(path, tokenizer) for path in (first, second))
         report = _compare(a, b, tokenizer, block_size)
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"explain needs {error.name}, which is not installed: pip install 'kvtrove[server]'"
-        ) from error
+        raise ConfigError(f"explain needs {error.name}, which is not installed: {extra('server')}") from error
     if as_json:
         typer.echo(json.dumps(report, ensure_ascii=False))
     else:

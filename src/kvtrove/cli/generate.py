@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kvtrove.cli.flags import spread
-from kvtrove.cli.options import EngineOptions, JsonFlag, ModelArgument, QuietFlag, SamplingOptions
+from kvtrove.cli.options import CHAT, COMPLETION, EngineOptions, JsonFlag, ModelArgument, QuietFlag, SamplingOptions
 from kvtrove.cli.text import counted, reuse, shown
 from kvtrove.config import ConfigError
 from kvtrove.request import RequestError, RequestOutput, TokenLogprobs
@@ -36,12 +36,13 @@ def generate(
     prompt_logprobs: Annotated[
         int | None, typer.Option(metavar="N", help="With --json: the N likeliest per prompt token.")
     ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Each prompt is a message, in the model's own format.")] = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Complete one prompt or many.
 
-    Example: kvtrove generate demo "Once upon a time" --max-tokens 32 --temperature 0
+    Example: kvtrove generate demo --chat "My name is Clara." --temperature 0
     """
     texts = [sys.stdin.read() if text == "-" else text for text in prompts or []] + _lines(file)
     if not texts:
@@ -50,6 +51,7 @@ def generate(
         )
     params = sampling.params(
         model,
+        COMPLETION | ({name: CHAT[name] for name in ("temperature", "top_p")} if chat else {}),
         n=n,
         beam_width=beam_width,
         length_penalty=length_penalty,
@@ -58,7 +60,8 @@ def generate(
     )
     llm = engine.load(model, quiet)
     start = time.monotonic()
-    results = llm.generate(texts, params, use_tqdm=not quiet)
+    asked = [llm.chat_prompt([{"role": "user", "content": text}]) for text in texts] if chat else texts
+    results = llm.generate(asked, params, use_tqdm=not quiet)
     seconds = time.monotonic() - start
     for index, result in enumerate(results):
         typer.echo(
@@ -66,6 +69,8 @@ def generate(
         )
     if not quiet and not json:
         typer.echo(_summary(results, seconds), err=True)
+        if not chat and llm.get_tokenizer().chat_template is not None:
+            typer.echo("note: this model can chat; --chat puts a prompt into its format", err=True)
 
 
 def _lines(file: str | None) -> list[str]:

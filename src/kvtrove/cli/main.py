@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from kvtrove.cli.command import HELP_NAMES, Command
 from kvtrove.config import ConfigError, Environment, nearest
 from kvtrove.kernels.cores import bound_spinning
 from kvtrove.models.spec import ModelError
@@ -25,10 +26,13 @@ REFUSED = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 1
 COMMANDS = {
-    **{name: name for name in ("generate", "chat", "doctor", "plan", "simulate", "serve", "explain", "bench", "cache")},
+    **{name: name for name in ("chat", "generate", "serve", "top", "pull", "models", "plan", "doctor")},
+    **{name: name for name in ("explain", "simulate", "bench", "cache", "calibrate")},
     "eval": "evaluate",
 }
 """Command -> the file of `kvtrove.cli` and what it defines there: a function, or a Typer with commands of its own."""
+OTHER_NAMES = {"run": "chat"}
+"""What other programs call a command of ours."""
 
 
 class Commands(TyperGroup):
@@ -39,6 +43,7 @@ class Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command, imported now; None when there is none of that name."""
+        cmd_name = OTHER_NAMES.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             return None
         if cmd_name not in self.commands:
@@ -46,7 +51,7 @@ class Commands(TyperGroup):
         return self.commands[cmd_name]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in COMMANDS:
+        if args and args[0] not in COMMANDS | OTHER_NAMES:
             ctx.fail(f"No such command {args[0]!r}{nearest(args[0], COMMANDS)}.")
         return super().resolve_command(ctx, args)
 
@@ -76,7 +81,7 @@ def _load(name: str) -> Any:
     if isinstance(found, typer.Typer):
         return typer.main.get_group(found)
     alone = typer.Typer(add_completion=False)
-    alone.command(name)(found)
+    alone.command(name, cls=Command)(found)
     return typer.main.get_command(alone)
 
 
@@ -102,7 +107,7 @@ def _refuse(message: str, error: BaseException | None = None) -> int:
     return REFUSED
 
 
-app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, context_settings=HELP_NAMES)
 
 
 def _version(wanted: bool) -> None:

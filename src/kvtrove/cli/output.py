@@ -38,3 +38,10 @@ def write_json(figures: Any, target: str | None, indent: int | None = None) -> N
         typer.echo(text)
     else:
         Path(target).write_text(text + "\n", encoding="utf-8")
+
+
+def extra(name: str) -> str:
+    """The command that installs an extra: by the folder where this is a checkout, else by the package's name."""
+    checkout = Path(__file__).parents[3]
+    known = (checkout / "pyproject.toml").is_file() and (checkout / "src/kvtrove").is_dir()
+    return f"pip install '{checkout if known else 'kvtrove'}[{name}]'"

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from kvtrove.cli.flags import flag, setting, spread
-from kvtrove.cli.options import model_directory
+from kvtrove.cli.options import NAMES
 from kvtrove.cli.output import write_json
 from kvtrove.config import ConfigError, EngineConfig, parse_size, parse_tokens
+from kvtrove.names import find_model
 from kvtrove.plan.equivalents import ktransformers
 from kvtrove.plan.fitting import Wishes
 from kvtrove.plan.hardware import ASSUMED, DATASHEETS, Machine, find_machine, read_calibration, recognise
@@ -22,9 +23,7 @@ from kvtrove.plan.report import load_report, plan_report, preset_report
 from kvtrove.plan.source import read_model
 from kvtrove.plan.units import parse_rate, parse_seconds, parse_speed
 
-PlanArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Checkpoint directory, config.json, .gguf file, or `demo`.")
-]
+PlanArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"{NAMES} A config.json will do.")]
 JsonFile = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write everything as one JSON object; - is standard output."),
@@ -95,7 +94,7 @@ def plan(model: PlanArgument, memory: MemoryOptions, use: UseOptions, load: Load
     _check(memory)
     use, load = _from_trace(use, load)
     store = _store(memory)
-    planned_model = read_model(Path(model_directory(model)), memory.dtype, weights=memory.weights)
+    planned_model = read_model(find_model(model), memory.dtype, weights=memory.weights)
     planned_model = replace(planned_model, name=model)
     wishes, prompt, new = _wishes(memory, use, store.free)
     chosen = make_plan(planned_model, wishes)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from kvtrove.cli.output import console as output_console
 from kvtrove.plan.capacity import readable
 from kvtrove.plan.equivalents import KTransformers
 from kvtrove.plan.hardware import Machine
 from kvtrove.plan.ledger import bar
+from kvtrove.plan.model import PlanModel
 from kvtrove.plan.planner import Plan
 from kvtrove.plan.units import show_seconds
+from kvtrove.report.table import FittingTable
 
 BAR = 60
 FRONTIER = 7  # columns
@@ -21,7 +23,7 @@ COLOURS = {"W": "blue", "K": "green", "A": "yellow", "R": "magenta", ".": "brigh
 
 
 def show_plan(plan: Plan, report: dict[str, Any], kt: KTransformers, machine: Machine) -> None:
-    console = Console(highlight=False)
+    console = output_console()
     _headline(console, plan, report)
     _ledger(console, plan, report)
     _frontier(console, plan)
@@ -54,13 +56,13 @@ def _headline(console: Console, plan: Plan, report: dict[str, Any]) -> None:
 
 def _ledger(console: Console, plan: Plan, report: dict[str, Any]) -> None:
     ledger = plan.ledger
-    table = Table(title=f"Memory: {readable(ledger.total)} ({report['device']})", title_justify="left")
+    table = FittingTable(title=f"Memory: {readable(ledger.total)} ({report['device']})", title_justify="left")
     table.add_column("")
     table.add_column("size", justify="right")
     table.add_column("share", justify="right")
     table.add_column("")
     notes = {
-        "weights": f"{'' if plan.model.exact_weights else 'about, '}{plan.model.dtype}",
+        "weights": f"{'' if plan.model.exact_weights else 'about, '}{_numbers(plan.model)}",
         "kv": f"{plan.num_blocks:,} blocks of {plan.wishes.block_size} tokens",
         "activations": "measured" if ledger.measured else f"a step of {plan.wishes.max_num_batched_tokens} tokens",
         "reserve": "interpreter, libraries, allocators",
@@ -72,8 +74,15 @@ def _ledger(console: Console, plan: Plan, report: dict[str, Any]) -> None:
     console.print(Text("|") + Text.assemble(*((c, COLOURS[c]) for c in bar(ledger, BAR))) + Text("|"))
 
 
+def _numbers(model: PlanModel) -> str:
+    """``bfloat16``, or ``int8, bfloat16 rest``: what the weights are stored in."""
+    if model.precision is None or not model.precision.quantised:
+        return model.dtype
+    return f"{model.precision.weights}, {model.dtype} rest"
+
+
 def _frontier(console: Console, plan: Plan) -> None:
-    table = Table(title="Users x context that fit", title_justify="left")
+    table = FittingTable(title="Users x context that fit", title_justify="left")
     table.add_column("users", justify="right")
     full = [point for point in plan.frontier if point[1] == plan.fitting.bound]
     shown = (full[-1:] + plan.frontier[len(full) :])[:FRONTIER]
@@ -85,7 +94,7 @@ def _frontier(console: Console, plan: Plan) -> None:
 
 
 def _formats(console: Console, plan: Plan) -> None:
-    table = Table(title="What each cache buys", title_justify="left")
+    table = FittingTable(title="What each cache buys", title_justify="left")
     for name in ("--cache", "bytes/token", "longest context", "most users", ""):
         table.add_column(name, justify="left" if name in ("--cache", "") else "right")
     for choice in plan.formats:
@@ -96,7 +105,9 @@ def _formats(console: Console, plan: Plan) -> None:
 
 def _load(console: Console, load: dict[str, Any], machine: Machine) -> None:
     source = "measured" if machine.measured else "datasheet, not measured"
-    table = Table(title=f"Load: {load['prompt']:,.0f} prompt + {load['new']:,.0f} new tokens", title_justify="left")
+    table = FittingTable(
+        title=f"Load: {load['prompt']:,.0f} prompt + {load['new']:,.0f} new tokens", title_justify="left"
+    )
     for name in ("", "per second", "TTFT", "TPOT", "decoding", "KV tokens", ""):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     rows = {"asked for": load["at_rate"], "most": load["max_rate"], "within limits": load["max_rate_within_slo"]}

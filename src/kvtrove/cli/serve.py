@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvtrove import __version__
 from kvtrove.cli.flags import flag, spread
-from kvtrove.cli.options import EngineOptions
+from kvtrove.cli.options import EngineOptions, OptionalModel
+from kvtrove.cli.output import extra
 from kvtrove.cli.serve_models import FleetOptions, serve_models
 from kvtrove.config import ConfigError, Environment
+from kvtrove.names import display_name
 
 if TYPE_CHECKING:
     from kvtrove.server.service import Service
     from kvtrove.server.settings import Limits
 
 
+log = logging.getLogger(__name__)
 _limit = functools.partial(flag, "Limits")
 
 
@@ -61,11 +66,12 @@ def serve(
     limits: LimitOptions,
     engine: EngineOptions,
     fleet: FleetOptions,
-    model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="Directory of a checkpoint; the embedded model if left out.")
-    ] = "demo",
+    model: OptionalModel = "demo",
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; elsewhere needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", help="0 takes any free one.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Opens the server; KVTROVE_API_KEY keeps it out of `ps`.")
+    ] = None,
     api_keys: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML: a table with a key per tenant.")] = None,
     served_model_name: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="What requests call the model; repeatable.")
@@ -74,11 +80,9 @@ def serve(
         str,
         typer.Option(
             metavar="FORMAT",
-            help="How the model writes tool calls: auto, hermes, qwen3_coder, llama3, mistral, ... "
-            "vLLM's --tool-call-parser is taken, too.",
+            help="How the model writes tool calls: auto, hermes, qwen3_coder, llama3, mistral, ...",
         ),
     ] = "auto",
-    tool_call_parser: Annotated[str | None, typer.Option(hidden=True)] = None,
     reasoning_parser: Annotated[
         str, typer.Option(metavar="FORMAT", help="How the model writes thoughts: auto, none, think, harmony, ...")
     ] = "auto",
@@ -106,6 +110,12 @@ def serve(
     vllm_metrics: Annotated[
         bool, typer.Option("--vllm-metrics/--no-vllm-metrics", help="Metrics under vLLM's names beside our own.")
     ] = True,
+    ssl_certfile: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate chain (PEM): HTTPS.")] = None,
+    ssl_keyfile: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key, unless in the same file.")] = None,
+    root_path: Annotated[str, typer.Option(metavar="PATH", help="Where a proxy mounts the server, such as /llm.")] = "",
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Of requests without a seed: the same sequence again.")
+    ] = None,
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "info",
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object per line.")] = False,
     listen_fd: Annotated[int | None, typer.Option("--fd", hidden=True, help="A socket that listens already.")] = None,
@@ -114,49 +124,59 @@ def serve(
 
     Example: kvtrove serve --port 8000
     """
+    if log_level not in ("debug", "info", "warning", "error"):
+        raise ConfigError(f"--log-level: {log_level!r} is not one of debug, info, warning, error")
+    from kvtrove.server import logs
+
+    logs.configure(log_level, log_json)
+    log.info("kvtrove %s starts with %s", __version__, model if fleet.models is None else fleet.models)
     try:
-        from kvtrove.server import logs
+        from kvtrove.server.activity import Activity
         from kvtrove.server.app import create_app
         from kvtrove.server.auth import load_keyring
         from kvtrove.server.metrics import Metrics, metrics_router
         from kvtrove.server.metrics_facts import Facts
         from kvtrove.server.metrics_traces import Traces
+        from kvtrove.server.page.router import page_router
         from kvtrove.server.reports import Reports
         from kvtrove.server.routes.reports import reports_router
         from kvtrove.server.run import address_of, bind, listener_of, run
         from kvtrove.server.service import Service
         from kvtrove.server.settings import ServerSettings
     except ModuleNotFoundError as error:
-        raise ConfigError(f"serve needs {error.name}, which is not installed: pip install 'kvtrove[server]'") from error
-    if log_level not in ("debug", "info", "warning", "error"):
-        raise ConfigError(f"--log-level: {log_level!r} is not one of debug, info, warning, error")
+        raise ConfigError(f"serve needs {error.name}, which is not installed: {extra('server')}") from error
     environment = Environment.read()
-    keyring = load_keyring(environment.api_key, environment.admin_key, api_keys)
+    keyring = load_keyring(api_key or environment.api_key, environment.admin_key, api_keys)
     settings = ServerSettings(
         host=host,
         port=port,
-        served_model_names=tuple(served_model_name or (model if model == "demo" else Path(model).resolve().name,)),
+        served_model_names=tuple(served_model_name or (display_name(model),)),
         cors_origins=tuple(cors_origin or ()),
         drain_timeout=drain_timeout,
-        tool_format=tool_call_parser or tool_format,
+        tool_format=tool_format,
         reasoning_parser=reasoning_parser,
         stable_prefix=stable_prefix,
+        ssl_certfile=ssl_certfile,
+        ssl_keyfile=ssl_keyfile,
+        root_path=root_path,
         response_cache=response_cache,
         response_cache_ttl=response_cache_ttl,
         limits=limits.limits(),
     )
     if fleet.models is not None:
-        logs.configure(log_level, log_json)
         return serve_models(fleet, settings, keyring, context)
     listener = bind(settings, keyring) if listen_fd is None else listener_of(listen_fd)
-    llm = engine.load(model, warm_up=warm_up).llm_engine
+    llm = engine.load(model, warm_up=warm_up, seed=seed).llm_engine
     metrics = Metrics(Facts.of(llm, settings.served_model_names[0]), vllm_names=vllm_metrics)
     reports = Reports(llm.tokenizer, llm.config.block_size, always=cache_report, on_report=metrics.on_report)
-    service = Service(llm, settings, [reports, metrics, Traces(settings.served_model_names[0])])
-    logs.configure(log_level, log_json)
-    typer.echo(banner(service, address_of(listener)))
+    activity = Activity(llm.config.block_size)
+    service = Service(llm, settings, [reports, metrics, activity, Traces(settings.served_model_names[0])])
+    address = address_of(listener, settings)
+    typer.echo(banner(service, address))
     typer.echo(f"memory: {llm.ledger.sentence()}")
-    run(create_app(service, keyring, [reports_router(reports), metrics_router(metrics)]), service, listener, keyring)
+    typer.echo(f"page: {address}/  metrics: {address}/metrics  stop: Ctrl-C")
+    routers = [reports_router(reports), metrics_router(metrics), page_router(activity, llm)]
+    run(create_app(service, keyring, routers), service, listener, keyring)
 
 
 def banner(service: Service, address: str) -> str:

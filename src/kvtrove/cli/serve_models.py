@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtrove.cli.flags import flag
-from kvtrove.cli.options import model_directory
 from kvtrove.config import ConfigError, parse_size
 
 if TYPE_CHECKING:
@@ -19,8 +18,22 @@ if TYPE_CHECKING:
 
 _models = functools.partial(flag, "Several models")
 _COLD = ("wait", "refuse")
+_TLS = ("ssl_certfile", "ssl_keyfile", "root_path")
 _OF_THE_FRONT = frozenset(
-    {"model", "models", "memory", "idle", "cold", "host", "port", "cors_origin", "served_model_name", "listen_fd", "kv"}
+    {
+        "model",
+        "models",
+        "memory",
+        "idle",
+        "cold",
+        "host",
+        "port",
+        "cors_origin",
+        "served_model_name",
+        "listen_fd",
+        "kv",
+        *_TLS,
+    }
 )
 """Flags that the server of all models keeps to itself; the process of each model gets the others."""
 
@@ -49,16 +62,17 @@ def serve_models(options: FleetOptions, settings: ServerSettings, keyring: Keyri
     assert options.models is not None
     memory = None if options.memory is None else parse_size(options.memory, "--memory")
     fleet = FleetSettings(memory, options.idle, options.cold == "wait", tuple(given_flags(context)))
-    serve_models(read_models(options.models), settings, keyring, fleet, model_directory, typer.echo)
+    serve_models(read_models(options.models), settings, keyring, fleet, typer.echo)
 
 
 def given_flags(context: typer.Context) -> list[str]:
-    """The flags of this command line that hold for every model, to be given on."""
+    """The flags of this command line, and of its --config, that hold for every model, to be given on."""
     flags: list[str] = []
     for parameter in context.command.params:
         name, value = str(parameter.name), context.params.get(str(parameter.name))
         source = context.get_parameter_source(name)
-        if name in _OF_THE_FRONT or source is None or source.name != "COMMANDLINE":
+        given = source is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP")  # here, or in --config
+        if name in _OF_THE_FRONT or name not in context.params or not given:
             continue
         if isinstance(value, bool):
             flags.append(parameter.opts[0] if value else parameter.secondary_opts[0])

@@ -33,8 +33,10 @@ class CacheOptions:
     kv_tokens: Annotated[
         str | None, flag("Cache", "TOKENS", "Such as 1Mi, or 1Mi,4Mi,unlimited; 1Mi when left out.")
     ] = None
-    kv: Annotated[str | None, flag("Cache", "SIZE", "In bytes instead, such as 8GiB; needs --model.")] = None
-    model: Annotated[str | None, flag("Cache", "MODEL", "Whose cache and step times are simulated.")] = None
+    kv: Annotated[str | None, flag("Cache", "SIZE", "In bytes instead, such as 8GiB; needs MODEL.")] = None
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Whose cache and step times are simulated; a name or path.")
+    ] = None
     cache: Annotated[str, setting("cache", "Cache")] = EngineConfig.cache
     block_size: Annotated[int | None, flag("Cache", "N", "Tokens in a block; the trace's own when left out.")] = None
     policy: Annotated[str, setting("eviction", "Cache")] = EngineConfig.eviction
@@ -53,7 +55,7 @@ class ServiceOptions:
     max_concurrent_prefills: Annotated[int, setting("max_concurrent_prefills", "Service")] = (
         EngineConfig.max_concurrent_prefills
     )
-    hardware: Annotated[str | None, flag("Service", "NAME", "Datasheet, such as h100; needs --model.")] = None
+    hardware: Annotated[str | None, flag("Service", "NAME", "Datasheet, such as h100; needs MODEL.")] = None
     calibration: Annotated[Path | None, flag("Service", "FILE", "Measured speeds, as `kvtrove bench` writes them.")] = (
         None
     )
@@ -70,6 +72,9 @@ class LoadOptions:
             "--closed/--open", help="Sessions go on after each answer, or by the clock.", rich_help_panel="Load"
         ),
     ] = None
+    instant: Annotated[bool, flag("Load", None, "Steps take no time: what the cache alone is worth.", "--instant")] = (
+        False
+    )
     speed: Annotated[float, flag("Load", "FACTOR", "Of the rate of arrivals.")] = 1.0
     limit: Annotated[int | None, flag("Load", "N", "Only the first N requests.")] = None
     slo_ttft: Annotated[str | None, flag("Load", "TIME", "Longest time to the first token, for the goodput.")] = None
@@ -139,12 +144,13 @@ def _settings(
     from kvtrove.kv.recipe import recipe
     from kvtrove.plan.kv import cache_of
     from kvtrove.plan.simulate import SimulationSettings
+    from kvtrove.plan.simulate.settings import INSTANT
     from kvtrove.scheduler.scheduler import SchedulerLimits
 
     model = _model(cache)
     block_size = cache.block_size or trace.block_size or EngineConfig.block_size
     if model is None and recipe(cache.cache).parts:
-        raise ConfigError("cache: a recipe changes the cache of a model; give --model")
+        raise ConfigError("cache: a recipe changes the cache of a model; name it")
     geometry = None if model is None else cache_of(model, cache.cache, block_size)
     if service.max_num_batched_tokens < service.max_num_seqs:
         raise ConfigError(
@@ -157,7 +163,7 @@ def _settings(
         yield SimulationSettings(
             block_size=block_size,
             num_blocks=num_blocks,
-            cost=_cost(model, service, geometry),
+            cost=INSTANT if load.instant else _cost(model, service, geometry),
             limits=SchedulerLimits(
                 service.max_num_seqs, service.max_num_batched_tokens, service.max_concurrent_prefills
             ),
@@ -174,10 +180,10 @@ def _settings(
 def _model(cache: CacheOptions) -> PlanModel | None:
     if cache.model is None:
         return None
-    from kvtrove.cli.options import model_directory
+    from kvtrove.names import find_model
     from kvtrove.plan.source import read_model
 
-    return read_model(Path(model_directory(cache.model)))
+    return read_model(find_model(cache.model))
 
 
 def _sizes(cache: CacheOptions, block_size: int, row: tuple[int, int] | None) -> list[int | None]:
@@ -186,7 +192,7 @@ def _sizes(cache: CacheOptions, block_size: int, row: tuple[int, int] | None) ->
         raise ConfigError("kv and kv_tokens say the same thing twice; give one of them")
     if cache.kv is not None:
         if row is None:
-            raise ConfigError("kv: bytes need a model; give --model, or the size in tokens with --kv-tokens")
+            raise ConfigError("kv: bytes need a model; name it, or the size in tokens with --kv-tokens")
         return [max(1, parse_size(text, "kv") // row[0]) for text in cache.kv.split(",")]
     groups = 1 if row is None else row[1]
     return [
@@ -206,7 +212,7 @@ def _cost(model: PlanModel | None, service: ServiceOptions, cache: KVCacheSpec |
     if model is not None and cache is not None:
         return cost_of(model, machine, cache, typical_context=8192)
     if service.hardware is not None:
-        raise ConfigError("hardware: a datasheet needs a model; give --model, or a --calibration with measured steps")
+        raise ConfigError("hardware: a datasheet needs a model; name it, or a --calibration with measured steps")
     if machine.fit is None and service.calibration is not None:
-        raise ConfigError(f"calibration: {service.calibration} has no 'step'; give --model, or calibrate with a model")
+        raise ConfigError(f"calibration: {service.calibration} has no 'step'; name a model, or calibrate with a model")
     return FittedCost(machine.fit or REFERENCE_STEP)

@@ -5,35 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from kvtrove.cli.output import console
 from kvtrove.plan.units import show_seconds
+from kvtrove.report.table import FittingTable
 
 
 def show_simulation(report: dict[str, Any]) -> None:
-    console = Console(highlight=False)
-    console.print(
+    out = console()
+    out.print(
         f"[bold]{report['trace']}[/bold]  {report['num_requests']:,} requests, {report['mean_prompt']:,.0f} + "
         f"{report['mean_output']:,.0f} tokens on average, {report['rate']:.3g} per second"
     )
-    table = Table()
-    for name in ("KV tokens", "hit", "ideal", "TTFT p50", "p99", "TPOT p50", "p99", "goodput"):
+    table = FittingTable()
+    for name in ("KV tokens", "hit", "ideal", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "goodput"):
         table.add_column(name, justify="right", no_wrap=True)
     for run in report["runs"]:
         times = [_time(run[kind], p) for kind in ("ttft", "tpot") for p in ("p50", "p99")]
         ratios = [f"{100 * run[name]:.1f} %" for name in ("token_hit_ratio", "ideal_hit_ratio")]
         table.add_row(_size(run), *ratios, *times, f"{run['goodput']:.3g}/s")
-    console.print(table)
+    out.print(table)
     for cliff in report["cliffs"]:
-        console.print(
+        out.print(
             f"cliff: {cliff['from_tokens_per_user']:,} to {cliff['to_tokens_per_user']:,} KV tokens per user raise the "
             f"hit ratio from {100 * cliff['from_hit_ratio']:.1f} to {100 * cliff['to_hit_ratio']:.1f} %",
             soft_wrap=True,
         )
     for run in report["runs"]:
         for note in _notes(run, report["rate"]):
-            console.print(f"{_size(run)} KV tokens: {note}", soft_wrap=True)
+            out.print(f"{_size(run)} KV tokens: {note}", soft_wrap=True)
 
 
 def _notes(run: dict[str, Any], rate: float) -> Iterator[str]:

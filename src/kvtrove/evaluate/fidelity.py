@@ -38,7 +38,9 @@ class TeacherForced:
         kv, runner, start = self.engine.kv, self.engine.runner, self.sequence.num_computed
         if not kv.allocate(self.sequence, count):
             raise RuntimeError(f"{kv.num_free_blocks} free blocks do not hold {count} more tokens after {start}")
-        work = ScheduledSequence(0, self.tokens[start : start + count], start, self.sequence.block_ids())
+        work = ScheduledSequence(
+            0, self.tokens[start : start + count], start, self.sequence.block_ids(), seat=self.sequence.seat
+        )
         _, hidden = runner.forward(SchedulerOutput([work], kv.take_ops()))
         kv.commit(self.sequence, self.tokens, count)
         return runner.model.logits(hidden)

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from kvtrove.evaluate.evaluation import Evaluation
 from kvtrove.evaluate.results import Row, rows
+from kvtrove.report.table import FittingTable
 
 TITLES = (
     "cache", "bytes/token", "KL mean", "KL median", "KL p99", "top-1", "perplexity", "recall", "prefill tok/s",
@@ -50,7 +51,7 @@ def share(value: float | None, digits: int = 0) -> str:
 
 
 def _table(titles: tuple[str, ...], lines: list[list[str]]) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table = FittingTable(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for number, title in enumerate(titles):
         table.add_column(title, justify="right" if number else "left", no_wrap=True)
     for line in lines:

@@ -48,6 +48,7 @@ def create_app(fleet: Fleet, keyring: Keyring, settings: ServerSettings) -> Fast
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        root_path=settings.root_path,
         middleware=middleware(Observers(), settings, keyring),
     )
     app.state.fleet, app.state.created = fleet, int(time.time())

@@ -20,10 +20,11 @@ from kvtrove.fleet.child import Child
 from kvtrove.fleet.fleet import Fleet
 from kvtrove.fleet.models_file import ModelEntry
 from kvtrove.models.spec import ModelError
+from kvtrove.names import find_model
 from kvtrove.plan.capacity import readable
 from kvtrove.plan.memory import available_bytes
 from kvtrove.server.auth import Keyring
-from kvtrove.server.run import address_of, bind
+from kvtrove.server.run import address_of, bind, configured
 from kvtrove.server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -44,13 +45,12 @@ def serve_models(
     server: ServerSettings,
     keyring: Keyring,
     settings: FleetSettings,
-    directory_of: Callable[[str], str],
     say: Callable[[str], None],
 ) -> None:
-    """Serve until a signal. directory_of: the name of a model -> where it lies. ConfigError when one cannot be."""
+    """Serve until a signal. ConfigError when a model cannot be served."""
     budget = available_bytes() if settings.memory is None else settings.memory
     try:
-        bases = {entry.name: base_bytes(entry, Path(directory_of(entry.model))) for entry in entries}
+        bases = {entry.name: base_bytes(entry, find_model(entry.model)) for entry in entries}
     except ModelError as error:
         raise ConfigError(f"--models: {error}") from error
     needs = divide(entries, bases, budget)
@@ -58,17 +58,12 @@ def serve_models(
     with tempfile.TemporaryDirectory(prefix="kvtrove-") as folder:
         children = [Child(entry, Path(folder), settings.flags) for entry in entries]
         fleet = Fleet(children, needs, budget, idle=settings.idle, wait=settings.wait)
-        say(f"{address_of(listener)}/v1 serves {len(entries)} models with {readable(budget)} of memory")
+        say(f"{address_of(listener, server)}/v1 serves {len(entries)} models with {readable(budget)} of memory")
         for entry in entries:
             need, names = needs[entry.name], ", ".join((entry.name, *entry.aliases))
             say(f"  {names}: {readable(need.total)}, of it {readable(need.kv)} KV cache")
-        config = uvicorn.Config(
-            create_app(fleet, keyring, server),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=int(server.drain_timeout) + 1,
-        )
+        app = create_app(fleet, keyring, server)
+        config = configured(app, server, timeout_graceful_shutdown=int(server.drain_timeout) + 1)
         _Server(config, keyring).run([listener])
 
 

@@ -28,11 +28,17 @@ class Arena:
         row | layer 0: k | layer 0: v | layer 4: k | layer 4: v | padding |     the rows of a block's group only
 
     Rows start as zeros. On a CPU the system provides their pages when they are first written, so an unused cache takes
-    no memory. huge_pages: of a CPU, as in EngineConfig. Raises ConfigError when the device cannot hold it.
+    no memory. Beside them lie the seats of sequences (`kv.seats`), uint8 [num_seats, seat_bytes], where formats need
+    them. huge_pages: of a CPU, as in EngineConfig. Raises ConfigError when the device cannot hold it.
     """
 
     def __init__(
-        self, spec: KVCacheSpec, num_blocks: int, device: str | torch.device = "cpu", huge_pages: str = "auto"
+        self,
+        spec: KVCacheSpec,
+        num_blocks: int,
+        device: str | torch.device = "cpu",
+        huge_pages: str = "auto",
+        num_seats: int = 0,
     ) -> None:
         self.spec = spec
         self.huge_pages = huge_pages
@@ -42,6 +48,7 @@ class Arena:
         self._kernel = self.device == "cpu" and kernels.available()
         try:
             self.rows = _zeros(self.nbytes, torch.device(device), huge_pages).view(num_blocks, spec.block_bytes)
+            self.seats = self._seats(num_seats if spec.seat_bytes else 0, huge_pages)
         except (RuntimeError, OSError, OverflowError) as error:
             raise ConfigError(
                 f"kv: {self.nbytes} bytes ({self.nbytes / 2**30:.1f} GiB) for {num_blocks} blocks cannot be allocated "
@@ -59,6 +66,23 @@ class Arena:
             stop = start + plane.nbytes // typed.element_size()
             views[plane.name] = typed[:, start:stop].view(self.num_blocks, *plane.shape)
         return views
+
+    def tails(self, layer: int) -> dict[str, Tensor]:
+        """ "k" and "v" -> [num_seats, block_size, heads, dim] of open blocks, where the layer encodes whole ones."""
+        owner = self.spec.storage(layer)
+        views = {}
+        for plane in self.spec.tail_planes(owner):
+            typed = self.seats.view(getattr(torch, plane.dtype))
+            start = self.spec.tail_offsets[owner.layer][plane.name] // typed.element_size()
+            stop = start + plane.nbytes // typed.element_size()
+            views[plane.name] = typed[:, start:stop].view(len(self.seats), *plane.shape)
+        return views
+
+    def _seats(self, num: int, huge_pages: str) -> Tensor:
+        nbytes = num * self.spec.seat_bytes
+        if not nbytes:
+            return torch.empty(0, self.spec.seat_bytes, dtype=torch.uint8, device=self.device)
+        return _zeros(nbytes, torch.device(self.device), huge_pages).view(num, self.spec.seat_bytes)
 
     def copy_rows(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy row source over row target for each (source, target), as if one after the other."""

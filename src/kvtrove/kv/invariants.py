@@ -15,6 +15,7 @@ from kvtrove.kv.pins import Pin
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import PrefixCache
 from kvtrove.kv.retention import live_blocks
+from kvtrove.kv.seats import NONE, Seats
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.kv.table import SequenceKV
 
@@ -33,6 +34,8 @@ class Books(Protocol):
     @property
     def pins(self) -> Iterable[Pin]: ...
     @property
+    def seats(self) -> Seats: ...
+    @property
     def loads(self) -> Iterable[Pin]: ...
     @property
     def crc(self) -> Callable[[int], int] | None: ...
@@ -44,8 +47,8 @@ class InvariantError(AssertionError):
 
 
 def violations(books: Books) -> list[str]:
-    """Everything that breaks I1 to I8, one sentence each."""
-    rules = (_counts, _references, _keys, _eviction_order, _live_blocks, _bytes, _isolation)
+    """Everything that breaks I1 to I8 and I10, one sentence each."""
+    rules = (_counts, _references, _keys, _eviction_order, _live_blocks, _bytes, _isolation, _seats)
     return [sentence for rule in rules for sentence in rule(books)]
 
 
@@ -138,3 +141,11 @@ def _entries(books: Books) -> Iterator[tuple[SequenceKV, int, Block]]:
             for i, block in enumerate(table.blocks):
                 if block is not None:
                     yield kv, i, block
+
+
+def _seats(books: Books) -> Iterator[str]:
+    taken = [kv.seat for kv in books.sequences.values() if kv.seat != NONE]
+    if len(set(taken)) != len(taken) or len(taken) + books.seats.num_free != books.seats.num:
+        yield f"I10: {len(taken)} sequences sit on {len(set(taken))} seats, {books.seats.num_free} are free"
+    if books.seats.num and any(kv.capacity > 0 and kv.seat == NONE for kv in books.sequences.values()):
+        yield "I10: a sequence holds blocks without a seat"

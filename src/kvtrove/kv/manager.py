@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Iterable
-from operator import itemgetter
 
 from kvtrove.kv.block import Block
 from kvtrove.kv.events import EventKind, KVEvent
@@ -27,11 +26,12 @@ from kvtrove.kv.prefix_cache import KeyChain, Match, PrefixCache, longest_prefix
 from kvtrove.kv.reasons import Explanation
 from kvtrove.kv.retention import Full
 from kvtrove.kv.row_queue import RowQueue
-from kvtrove.kv.rows import RowOp
-from kvtrove.kv.shorten import require_resumable, shorten
+from kvtrove.kv.rows import CopySeat, RowOp
+from kvtrove.kv.seats import Seats
+from kvtrove.kv.shorten import resumable, shorten
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.kv.stats import KVStats, stats_of
-from kvtrove.kv.table import SequenceKV, next_event
+from kvtrove.kv.table import SequenceKV, left_behind, next_event
 from kvtrove.kv.tiers.store import BlockStore
 
 CHECK_EVERY_CALL = 2
@@ -42,6 +42,7 @@ class KVCacheManager:
     """One pool of blocks for all groups and sequences of an engine.
 
     root: fingerprint of the model; with the spec's fingerprint and a tenant's salt it isolates key chains.
+    num_seats: sequences that hold blocks at once at most, where formats need seats.
     check: 0 off, 1 checks I1-I8 when no sequence is open, 2 after every call that changes something; a violation raises
     InvariantError. crc: checksum of a row, recorded at seal and compared by `check()` at level 2 (I7).
     eviction: who leaves first, a name of config.EVICTION. store: tiers below the pool, where sealed rows are saved.
@@ -53,6 +54,7 @@ class KVCacheManager:
         num_blocks: int,
         *,
         root: bytes = b"",
+        num_seats: int = 256,
         enable_prefix_caching: bool = True,
         check: int = 0,
         crc: Callable[[int], int] | None = None,
@@ -71,6 +73,7 @@ class KVCacheManager:
         self.index = PrefixCache(self.num_groups, enabled=enable_prefix_caching, clock=clock)
         self.eviction = Eviction.named(eviction, self.block_size, clock)
         self.pool = BlockPool(num_blocks, self._evict, clock, self.eviction.order())
+        self.seats = Seats(num_seats if spec.whole_block else 0)
         self.sequences: dict[int, SequenceKV] = {}  # the open handles, by identity
         self.pins = Pins()
         self.on_event: Callable[[KVEvent], None] | None = None  # called with all that happens to published blocks
@@ -168,7 +171,7 @@ class KVCacheManager:
             | matched, shared | computed before | num_new tokens of this step | rest of the open block |
             0                                   ^ num_computed                               capacity ^
 
-        False when blocks are short, or the match is not there any more (look again): nothing has changed then.
+        False when blocks or seats are short, or the match is not there any more (look again): nothing has changed then.
         """
         if match is None and kv.num_computed + num_new <= kv.capacity:
             return True
@@ -185,10 +188,13 @@ class KVCacheManager:
         missing = max(0, -(-(start + num_new) // self.block_size) - have) * self.num_groups
         if missing > self.pool.num_available - (match.num_idle_blocks if match else 0):
             return False
+        if not self.seats.sit(kv):
+            return False
         if match is not None:
             self._take_over(kv, match)
         if missing:
-            fresh = self._take(missing)
+            fresh = self.pool.allocate(missing)
+            assert fresh is not None, "they were counted before"
             kv.extend(fresh[g :: self.num_groups] for g in range(self.num_groups))
         self._verify()
         return True
@@ -216,10 +222,14 @@ class KVCacheManager:
         """
         self._require_open(kv)
         full, part = divmod(kv.num_computed, self.block_size)
+        if self.seats.num and not self.seats.num_free:
+            return None
         tails = self.pool.allocate(self.num_groups if part else 0)
         if tails is None:
             return None
         child = self._handle(kv.chain.copy(full), kv.salt)
+        if self.seats.sit(child) and kv.seat != child.seat:
+            self.rows.add([CopySeat(kv.seat, child.seat)])
         child.num_computed, child.use = kv.num_computed, kv.use
         child.extend(table.blocks[:full] for table in kv.tables)
         for block in child.sealed_blocks():
@@ -230,21 +240,22 @@ class KVCacheManager:
         self._verify()
         return child
 
-    def truncate(self, kv: SequenceKV, num_tokens: int) -> bool:
-        """Forget all tokens from `num_tokens` on, and the room allocated for more.
+    def truncate(self, kv: SequenceKV, num_tokens: int) -> int | None:
+        """Forget all tokens from `num_tokens` on, and the room allocated for more; returns how many are left.
 
             | SEALED | SEALED: cut -> private OPEN copy | dropped | dropped |
                               ^ num_tokens
 
-        False when a block for the copy is short: nothing has changed then. ValueError when `num_tokens` is more than
+        Formats that encode whole blocks cannot give back what one was made of: they are cut at the border below.
+        None when a block for the copy is short: nothing has changed then. ValueError when `num_tokens` is more than
         was computed, or when a window has already lost what the next query would read.
         """
         self._require_open(kv)
-        require_resumable(kv, self._windows, num_tokens)
+        num_tokens = resumable(kv, self._windows, num_tokens, self.spec.whole_block)
         if not shorten(kv, num_tokens, self.pool, self.rows):
-            return False
+            return None
         self._verify()
-        return True
+        return num_tokens
 
     def free(self, kv: SequenceKV) -> None:
         """Give everything back. Sealed blocks stay findable; the sequence's end is evicted before its beginning."""
@@ -253,6 +264,7 @@ class KVCacheManager:
         if self.eviction.model is not None:
             self.eviction.model.end(kv.chain.keys[: kv.num_computed // self.block_size], kv.use)
         self.pool.release(kv.cut(0))
+        self.seats.leave(kv)
         kv.num_computed, kv.capacity = 0, -1
         del self.sequences[id(kv)]
         self._verify()
@@ -276,6 +288,7 @@ class KVCacheManager:
 
     def pin(self, kv: SequenceKV) -> Pin:
         """Keep every sealed block that `kv` holds now from being evicted, whatever becomes of `kv`."""
+        self._require_open(kv)
         return self.pin_blocks(kv.sealed_blocks())
 
     def pin_blocks(self, blocks: list[Block]) -> Pin:
@@ -355,14 +368,7 @@ class KVCacheManager:
         for i in range(before // size, after // size):
             for group, table in enumerate(kv.tables):
                 self._seal(kv, table.blocks[i], group, i)
-        dead = [
-            entry
-            for group in self._windows
-            for entry in kv.tables[group.index].release_dead(group.retention, after, size)
-        ]
-        # Oldest first over all groups: what stays longest in the cache is the run that the live window continues.
-        dead.sort(key=itemgetter(0))
-        self.pool.release(block for _, block in dead)
+        self.pool.release(left_behind(kv, self._windows, after, size))
         kv.next_event = next_event(self._rules, after, size)
 
     def _seal(self, kv: SequenceKV, block: Block | None, group: int, i: int) -> None:
@@ -377,11 +383,6 @@ class KVCacheManager:
             if self.transfers is not None and block.published:
                 self.transfers.sealed(block)
             self.tell("sealed", block)
-
-    def _take(self, num: int) -> list[Block]:
-        blocks = self.pool.allocate(num)
-        assert blocks is not None, "they were counted before"
-        return blocks
 
     def _require_open(self, kv: SequenceKV) -> None:
         if kv.is_freed:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import PrefixCache
+from kvtrove.kv.seats import NONE, Seats
 
 if TYPE_CHECKING:
     from kvtrove.kv.manager import KVCacheManager
@@ -26,9 +27,10 @@ def forget(manager: KVCacheManager, kv: SequenceKV) -> None:
 def rebuild(manager: KVCacheManager) -> None:
     """Books that say that every block is free. All handles and pins are void; the counters go on."""
     for kv in manager.sequences.values():
-        kv.capacity = -1
+        kv.capacity, kv.seat = -1, NONE
     manager.sequences.clear()
     manager.pins.clear()
+    manager.seats = Seats(manager.seats.num)
     manager.forget_unfilled()
     if manager.transfers is not None:
         manager.transfers.reset()

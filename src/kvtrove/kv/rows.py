@@ -19,6 +19,14 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class CopySeat:
+    """Seat `source` over seat `target`."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
 class Spill:
     """Put row `source` under `key` into the tiers."""
 
@@ -34,4 +42,4 @@ class Fill:
     content: memoryview = field(repr=False)
 
 
-RowOp = Copy | Spill | Fill
+RowOp = Copy | CopySeat | Spill | Fill

@@ -33,11 +33,16 @@ def shorten(kv: SequenceKV, num_tokens: int, pool: BlockPool, rows: RowQueue) ->
     return True
 
 
-def require_resumable(kv: SequenceKV, windows: Iterable[KVGroup], num_tokens: int) -> None:
-    """ValueError when `kv` has not so many tokens, or some group of `windows` has lost what the next query reads."""
+def resumable(kv: SequenceKV, windows: Iterable[KVGroup], num_tokens: int, whole_block: bool) -> int:
+    """Where `kv` can resume, at `num_tokens` or, with blocks that were encoded as a whole, at the border below.
+
+    ValueError when it has not so many tokens, or some group of `windows` has lost what the next query reads.
+    """
     if not 0 <= num_tokens <= kv.num_computed:
         raise ValueError(f"num_tokens: {num_tokens} must lie between 0 and the {kv.num_computed} computed")
     size = kv.chain.block_size
+    if whole_block and num_tokens < kv.num_computed // size * size:
+        num_tokens = num_tokens // size * size
     for group in windows:
         lost = first_lost(kv.tables[group.index].blocks, group.retention, num_tokens, size)
         if lost is not None:
@@ -45,3 +50,4 @@ def require_resumable(kv: SequenceKV, windows: Iterable[KVGroup], num_tokens: in
                 f"cannot resume at {num_tokens} of {kv.num_computed} tokens: {group.retention} has given up "
                 f"tokens {lost * size} to {(lost + 1) * size - 1}"
             )
+    return num_tokens

@@ -218,10 +218,14 @@ class KVGroup:
 
 @dataclass(frozen=True)
 class KVCacheSpec:
-    """The geometry of a whole cache. Two caches with the same fingerprint can read each other's rows."""
+    """The geometry of a whole cache. Two caches with the same fingerprint can read each other's rows.
+
+    tail_dtype: of what a seat keeps of open blocks, for formats that encode whole blocks.
+    """
 
     layers: tuple[LayerKV, ...]
     block_size: int
+    tail_dtype: str = "bfloat16"
 
     def check(self) -> list[str]:
         """Why this combination cannot work, in words; empty when it can."""
@@ -303,6 +307,34 @@ class KVCacheSpec:
     def block_bytes(self) -> int:
         """Bytes of one row: the largest group's."""
         return max(group.used_bytes for group in self.groups)
+
+    @property
+    def whole_block(self) -> bool:
+        """Whether some layer encodes whole blocks, so that sequences need seats and are cut at borders of blocks."""
+        return bool(self.tail_offsets)
+
+    def tail_planes(self, layer: LayerKV) -> tuple[Plane, ...]:
+        """What a seat keeps of a layer: the open block's K and V, as they were computed."""
+        if layer.source is not None or not layer.format.whole_block:
+            return ()
+        sides = (("k", layer.k_dim), ("v", layer.v_dim))
+        return tuple(Plane(side, self.tail_dtype, (self.block_size, layer.heads, dim)) for side, dim in sides)
+
+    @cached_property
+    def tail_offsets(self) -> dict[int, dict[str, int]]:
+        """Layer index -> plane name -> byte position in a seat, for layers that encode whole blocks."""
+        at = 0
+        offsets: dict[int, dict[str, int]] = {}
+        for layer in self.layers:
+            for plane in self.tail_planes(layer):
+                offsets.setdefault(layer.layer, {})[plane.name] = at
+                at += align(plane.nbytes)
+        return offsets
+
+    @cached_property
+    def seat_bytes(self) -> int:
+        """Bytes of one seat: what each running sequence takes beside its blocks."""
+        return sum(align(plane.nbytes) for layer in self.layers for plane in self.tail_planes(layer))
 
     def blocks_for(self, num_tokens: int, chunk: int) -> int:
         """Most blocks that a sequence of `num_tokens` ever holds, all groups together, with steps of up to `chunk`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from kvtrove.kv.block import Block, Use
 from kvtrove.kv.prefix_cache import KeyChain
 from kvtrove.kv.retention import Retention, live_blocks
+from kvtrove.kv.seats import NONE
+from kvtrove.kv.spec import KVGroup
 
 HOLE = -1  # the id in a table where no block is held
 
@@ -79,17 +82,19 @@ class SequenceKV:
                  0                                 ^ num_computed         ^ capacity
 
     num_computed: tokens whose K/V are in the cache. capacity: tokens that the tables have room for, -1 once freed.
+    seat: what it has beside its blocks (`kv.seats`); none is taken where no format needs one.
     next_event: the number of computed tokens at which a block is to be sealed or leaves a window; before it, commit
     only counts. 0 when unknown: the next commit looks.
     """
 
-    __slots__ = ("_ids", "capacity", "chain", "next_event", "num_computed", "salt", "tables", "use")
+    __slots__ = ("_ids", "capacity", "chain", "next_event", "num_computed", "salt", "seat", "tables", "use")
 
     def __init__(self, num_groups: int, chain: KeyChain, salt: bytes) -> None:
         self.num_computed = 0
         self.capacity = 0
         self.next_event = 0
         self.salt = salt
+        self.seat = NONE
         self.chain = chain
         self.use = Use()
         self.tables = tuple(BlockTable() for _ in range(num_groups))
@@ -168,3 +173,12 @@ def next_event(retentions: Iterable[Retention], n: int, block_size: int) -> int:
 
 def _num_dead(retention: Retention, block_size: int, n: int) -> int:
     return sum(map(len, dead_runs(retention, n, block_size)))
+
+
+def left_behind(kv: SequenceKV, windows: Iterable[KVGroup], n: int, block_size: int) -> list[Block]:
+    """Blocks without a live token at length n, taken out of the tables of `kv`.
+
+    Oldest first over all groups: what stays longest in the cache is the run that the live window continues.
+    """
+    dead = [entry for group in windows for entry in kv.tables[group.index].release_dead(group.retention, n, block_size)]
+    return [block for _, block in sorted(dead, key=itemgetter(0))]

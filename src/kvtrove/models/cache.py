@@ -12,7 +12,7 @@ from kvtrove.models.spec import ModelSpec
 def cache_spec(spec: ModelSpec, dtype: str, block_size: int) -> KVCacheSpec:
     """The exact cache of a model: what its layers keep, in `dtype`. block_size: tokens per block."""
     layers = (replace(layer.cache, format=in_dtype(layer.cache.format, dtype)) for layer in spec.layers)
-    return KVCacheSpec(tuple(layers), block_size)
+    return KVCacheSpec(tuple(layers), block_size, dtype)
 
 
 def in_dtype(kv_format: KVFormat, dtype: str) -> KVFormat:

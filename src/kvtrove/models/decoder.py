@@ -18,12 +18,13 @@ from kvtrove.kernels.linear import Groups
 from kvtrove.models.layers.attention import Attend, Attention
 from kvtrove.models.layers.between import joined
 from kvtrove.models.layers.embedding import Embedding, PackedEmbedding, embedding_of
+from kvtrove.models.layers.latent import LatentAttention
 from kvtrove.models.layers.linear import Part, Product, Weights
 from kvtrove.models.layers.mlp import MLP, MixtureOfExperts
 from kvtrove.models.layers.norm import NoNorm, RMSNorm
 from kvtrove.models.layers.rope import RotaryEmbedding, Rotation
 from kvtrove.models.precision import Precision
-from kvtrove.models.spec import ModelSpec, RopeSpec
+from kvtrove.models.spec import LayerSpec, ModelSpec, RopeSpec
 
 HEAD = "lm_head.weight"
 
@@ -36,7 +37,7 @@ begins here, and what the range's last `Between` gives; None where none begins. 
 @dataclass(frozen=True, eq=False)
 class DecoderLayer:
     attention_norm: RMSNorm | NoNorm
-    attention: Attention
+    attention: Attention | LatentAttention
     mlp_norm: RMSNorm | NoNorm
     mlp: MLP | MixtureOfExperts
     attention_out_norm: RMSNorm | None = None
@@ -58,7 +59,7 @@ class DecoderLayer:
         before, after = spec.norms != "post", spec.norms != "pre"
         return cls(
             attention_norm=norm("input_layernorm") if before else NoNorm(),
-            attention=Attention.load(weights, f"{name}.self_attn", spec, layer),
+            attention=load_attention(weights, f"{name}.self_attn", spec, layer),
             mlp_norm=norm("pre_feedforward_layernorm" if after else "post_attention_layernorm") if before else NoNorm(),
             mlp=mlp,
             attention_out_norm=norm("post_attention_layernorm") if after else None,
@@ -199,6 +200,12 @@ class Model:
             logits = logits * self.spec.logit_scale
         cap = self.spec.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def load_attention(weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec) -> Attention | LatentAttention:
+    if spec.latent is not None:
+        return LatentAttention.load(weights, name, spec, layer, spec.latent)
+    return Attention.load(weights, name, spec, layer)
 
 
 def _ropes(spec: ModelSpec, max_model_len: int, device: str) -> Mapping[RopeSpec, RotaryEmbedding]:

@@ -46,12 +46,38 @@ class RopeSpec:
 
 @dataclass(frozen=True)
 class MoESpec:
-    """Mixture of experts: each token goes to `top_k` of `num_experts`."""
+    """Mixture of experts: each token goes to `top_k` of `num_experts`.
+
+    norm_topk: weights of the chosen ones sum to 1. scale: multiplies them. shared_size: width of a network that every
+    token visits as well, 0 without one. scoring: softmax, or sigmoid with a learned correction of the choice.
+    groups, top_groups: experts are chosen from the best groups alone, where the best expert decides (softmax) or the
+    two best do (sigmoid).
+    """
 
     num_experts: int
     top_k: int
     intermediate_size: int
     norm_topk: bool
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    shared_size: int = 0
+    scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """Multi-head latent attention: heads read one vector, `LayerKV.v_dim` elements of content and `rope` rotated ones.
+
+    nope, rope: elements of a head's query without and with rotation. v_dim: of what a head reads. q_rank: of the
+    query's own latent, None without one. interleaved: neighbours rotate together rather than halves.
+    """
+
+    q_rank: int | None
+    nope: int
+    rope: int
+    v_dim: int
+    interleaved: bool
 
 
 @dataclass(frozen=True)
@@ -101,6 +127,7 @@ class ModelSpec:
     embed_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    latent: LatentSpec | None = None
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
 

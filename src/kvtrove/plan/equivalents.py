@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kvtrove.kv.recipe import EXACT, names_elsewhere, recipe
 from kvtrove.kv.spec import Codec
+from kvtrove.models.families import REGISTRY
 from kvtrove.plan.capacity import readable
 from kvtrove.plan.planner import Plan
 
@@ -94,14 +95,16 @@ def serve_command(plan: Plan) -> tuple[str | None, str]:
     """(the command that starts the engine as planned, "") or (None, why this engine cannot)."""
     reasons = []
     if plan.model.spec is None:
-        reasons.append(f"it does not run {plan.model.architecture}")
+        quantised = plan.model.architecture in REGISTRY
+        what = f"quantised weights of this kind ({plan.model.dtype})" if quantised else plan.model.architecture
+        reasons.append(f"it does not run {what}")
     if plan.wishes.tensor_parallel > 1:
         reasons.append("it runs on one device")
     if reasons:
         return None, f"KVTrove cannot serve this plan: {' and '.join(reasons)}"
     words = [
         f"kvtrove serve {_quoted(plan.model.name)}",
-        f"--kv {_size_for(plan.num_blocks, plan.fitting.cache.block_bytes)}",
+        f"--kv {_size_for(plan.num_blocks, plan.fitting.cache.block_bytes, plan.fitting.seats(plan.users))}",
         f"--max-model-len {plan.context}",
         f"--max-num-seqs {plan.users}",
     ]
@@ -117,15 +120,15 @@ def serve_command(plan: Plan) -> tuple[str | None, str]:
     return " ".join(words), ""
 
 
-def _size_for(num_blocks: int, block_bytes: int) -> str:
-    """`--kv` that gives exactly `num_blocks`: in a short unit when rounding up stays below one more block."""
-    nbytes = num_blocks * block_bytes
+def _size_for(num_blocks: int, block_bytes: int, seats: int) -> str:
+    """`--kv` that gives exactly `num_blocks` beside seats: in a short unit when rounding up gives no more blocks."""
+    nbytes = num_blocks * block_bytes + seats
     short = readable(nbytes)
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if short.endswith(unit) and int(float(short.removesuffix(unit)) * size) // block_bytes == num_blocks:
+        if short.endswith(unit) and (int(float(short.removesuffix(unit)) * size) - seats) // block_bytes == num_blocks:
             return short
         rounded = -(-nbytes // size)
-        if rounded * size // block_bytes == num_blocks:
+        if (rounded * size - seats) // block_bytes == num_blocks:
             return f"{rounded}{unit}"
     return str(nbytes)
 

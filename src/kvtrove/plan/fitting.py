@@ -56,7 +56,11 @@ class Fitting:
         return users * self.cache.blocks_for(context, self.wishes.max_num_batched_tokens)
 
     def kv_needed(self, users: int, context: int) -> int:
-        return self.blocks(users, context) * self.cache.block_bytes
+        return self.blocks(users, context) * self.cache.block_bytes + self.seats(users)
+
+    def seats(self, users: int) -> int:
+        """Bytes that sequences take beside blocks."""
+        return users * self.cache.seat_bytes
 
     def activations(self, users: int, context: int) -> int:
         if self.wishes.measured_activation_bytes is not None:

@@ -43,13 +43,15 @@ class Parameters:
 
 
 def count_parameters(spec: ModelSpec) -> Parameters:
-    """Exactly the tensors that the decoder loads; a tied output matrix counts once."""
+    """The tensors that the decoder loads, but corrections of a router; a tied output matrix counts once."""
     embedding = spec.vocab_size * spec.hidden_size
     head = 0 if spec.tie_embeddings else embedding
     attention = sum(_attention(spec, layer) for layer in spec.layers)
     norms = spec.hidden_size + sum(_norms(spec, layer) for layer in spec.layers)
     routers = sum(layer.moe.num_experts * spec.hidden_size for layer in spec.layers if layer.moe)
-    dense = sum(_mlp(spec, spec.intermediate_size, spec.mlp_bias) for layer in spec.layers if not layer.moe)
+    dense = sum(
+        _mlp(spec, _dense_size(spec, layer), spec.mlp_bias) for layer in spec.layers if _dense_size(spec, layer)
+    )
     experts = [(layer.moe, _mlp(spec, layer.moe.intermediate_size)) for layer in spec.layers if layer.moe]
     shared = attention + norms + routers + dense
     matrices = [(1, spec.vocab_size, spec.hidden_size), *_matrices(spec)]
@@ -69,29 +71,52 @@ def count_parameters(spec: ModelSpec) -> Parameters:
 def _matrices(spec: ModelSpec) -> Iterator[tuple[int, int, int]]:
     """(count, outputs, inputs) of the linear layers, routers excepted."""
     for layer in spec.layers:
-        wide, projected = _projected(spec, layer)
-        yield 1, projected, spec.hidden_size
-        yield 1, spec.hidden_size, wide
-        inner = layer.moe.intermediate_size if layer.moe else spec.intermediate_size
-        networks = layer.moe.num_experts if layer.moe else 1
-        yield networks, 2 * inner, spec.hidden_size
-        yield networks, spec.hidden_size, inner
+        for outputs, inputs in _projections(spec, layer):
+            yield 1, outputs, inputs
+        networks = [(1, _dense_size(spec, layer))] if _dense_size(spec, layer) else []
+        if layer.moe:
+            networks.append((layer.moe.num_experts, layer.moe.intermediate_size))
+        for count, inner in networks:
+            yield count, 2 * inner, spec.hidden_size
+            yield count, spec.hidden_size, inner
 
 
 def _attention(spec: ModelSpec, layer: LayerSpec) -> int:
-    wide, projected = _projected(spec, layer)
-    weights = spec.hidden_size * (projected + wide)
-    return weights + (projected if spec.attention_bias else 0) + (spec.hidden_size if spec.output_bias else 0)
+    weights = sum(outputs * inputs for outputs, inputs in _projections(spec, layer))
+    if spec.latent is None:
+        [(projected, _), _] = _projections(spec, layer)
+        return weights + (projected if spec.attention_bias else 0) + (spec.hidden_size if spec.output_bias else 0)
+    heads, latent, rank = spec.num_heads, spec.latent, layer.cache.v_dim
+    biased = (latent.q_rank or 0) + layer.cache.k_dim + spec.hidden_size if spec.attention_bias else 0
+    return weights + heads * (latent.nope + latent.v_dim) * rank + biased
 
 
-def _projected(spec: ModelSpec, layer: LayerSpec) -> tuple[int, int]:
-    """Outputs of q, and of q, k and v together; k and v only where the layer does not read another's."""
-    kept = layer.cache
-    wide = spec.num_heads * kept.k_dim
-    return wide, wide + (kept.heads * (kept.k_dim + kept.v_dim) if kept.source is None else 0)
+def _projections(spec: ModelSpec, layer: LayerSpec) -> list[tuple[int, int]]:
+    """(outputs, inputs) of what reads the hidden states, and of what leads back to them; k and v only where the layer
+    does not read another's. Of latent attention, without the matrices that its queries absorb.
+    """
+    kept, hidden = layer.cache, spec.hidden_size
+    if spec.latent is None:
+        wide = spec.num_heads * kept.k_dim
+        return [
+            (wide + (kept.heads * (kept.k_dim + kept.v_dim) if kept.source is None else 0), hidden),
+            (hidden, spec.num_heads * kept.v_dim),
+        ]
+    latent = spec.latent
+    queries, back = spec.num_heads * (latent.nope + latent.rope), (hidden, spec.num_heads * latent.v_dim)
+    if latent.q_rank is None:
+        return [(queries + kept.k_dim, hidden), back]
+    return [(latent.q_rank + kept.k_dim, hidden), (queries, latent.q_rank), back]
+
+
+def _dense_size(spec: ModelSpec, layer: LayerSpec) -> int:
+    """Width of the network that every token visits; 0 where experts alone do."""
+    return layer.moe.shared_size if layer.moe else spec.intermediate_size
 
 
 def _norms(spec: ModelSpec, layer: LayerSpec) -> int:
+    if spec.latent is not None:
+        return 2 * spec.hidden_size + layer.cache.v_dim + (spec.latent.q_rank or 0)
     heads = (spec.num_heads, layer.cache.heads) if spec.qk_norm == "projection" else (1, 1)
     normed = sum(heads if layer.cache.source is None else heads[:1]) if spec.qk_norm else 0
     return spec.hidden_size * (4 if spec.norms == "sandwich" else 2) + normed * layer.cache.k_dim

@@ -62,7 +62,12 @@ class Plan:
 
     @cached_property
     def ledger(self) -> Ledger:
-        return self.fitting.ledger(self.users, self.context, self.num_blocks * self.fitting.cache.block_bytes)
+        return self.fitting.ledger(self.users, self.context, self.kv_bytes)
+
+    @property
+    def kv_bytes(self) -> int:
+        """What `--kv` must give: blocks, and the seats of all users."""
+        return self.num_blocks * self.fitting.cache.block_bytes + self.fitting.seats(self.users)
 
     @cached_property
     def kv(self) -> KVBytes:
@@ -126,10 +131,11 @@ def make_plan(model: PlanModel, wishes: Wishes) -> Plan:
 def _num_blocks(fitting: Fitting, users: int, context: int) -> int:
     wishes, block_bytes = fitting.wishes, fitting.cache.block_bytes
     if wishes.kv is not None:
-        return wishes.kv // block_bytes
+        return (wishes.kv - fitting.seats(users)) // block_bytes
     if wishes.users is not None and wishes.context is not None:
         return fitting.blocks(users, context)
-    return fitting.left_for_kv(users, context) // MIB * MIB // block_bytes  # --kv takes whole MiB
+    left = fitting.left_for_kv(users, context) // MIB * MIB  # --kv takes whole MiB
+    return (left - fitting.seats(users)) // block_bytes
 
 
 def _refusal(fitting: Fitting, users: int, context: int) -> str:

@@ -36,16 +36,20 @@ def plan_start(model: PlanModel, cache: KVCacheSpec, free: int, settings: StartS
             f"max_model_len: {context} is more than the {model.longest_context} positions the model knows"
         )
     chunk, reserve = settings.max_num_batched_tokens, reserve_bytes(free)
+    seats = cache.seat_bytes * settings.max_num_seqs
     if settings.num_blocks is not None:
         num_blocks = settings.num_blocks
     else:
         step = _step_bytes(model, settings, min(context, chunk), None)
         num_blocks = (
-            _kv_bytes(cache, free - model.weight_bytes - reserve - step, context, settings) // cache.block_bytes
+            _kv_bytes(
+                cache, free - model.weight_bytes - reserve - step - seats, context, _without(seats, cache, settings)
+            )
+            // cache.block_bytes
         )
-        context = _context(model, cache, free - reserve, num_blocks, context, settings)
+        context = _context(model, cache, free - reserve - seats, num_blocks, context, settings)
     capacity = fit(cache, num_blocks, context, chunk, required=settings.max_model_len is not None)
-    kv = num_blocks * cache.block_bytes
+    kv = num_blocks * cache.block_bytes + seats
     activations = _step_bytes(model, settings, capacity.max_model_len, num_blocks * cache.block_size)
     return capacity, Ledger(free, model.weight_bytes, kv, activations, reserve)
 
@@ -58,7 +62,8 @@ def settle(capacity: Capacity, ledger: Ledger, cache: KVCacheSpec, settings: Sta
     """
     if ledger.free >= 0 or settings.num_blocks is not None:
         return capacity, ledger
-    left, chunk = ledger.kv + ledger.free, settings.max_num_batched_tokens
+    seats = cache.seat_bytes * settings.max_num_seqs
+    left, chunk = ledger.kv + ledger.free - seats, settings.max_num_batched_tokens
     if settings.kv is not None or left < cache.block_bytes:
         size = f"{left // MIB}MiB" if left >= 16 * MIB else f"{left // 1024}KiB"
         way_out = f"--kv {size} fits, or " if left // 1024 * 1024 >= cache.block_bytes else ""
@@ -69,7 +74,20 @@ def settle(capacity: Capacity, ledger: Ledger, cache: KVCacheSpec, settings: Sta
         )
     num_blocks = left // cache.block_bytes
     smaller = fit(cache, num_blocks, capacity.max_model_len, chunk, required=settings.max_model_len is not None)
-    return smaller, replace(ledger, kv=num_blocks * cache.block_bytes)
+    return smaller, replace(ledger, kv=num_blocks * cache.block_bytes + seats)
+
+
+def _without(seats: int, cache: KVCacheSpec, settings: StartSettings) -> StartSettings:
+    """Settings whose `kv` is what the seats leave for blocks."""
+    if settings.kv is None or not seats:
+        return settings
+    if settings.kv < seats + cache.block_bytes:
+        raise ConfigError(
+            f"kv: {readable(settings.kv)} does not hold the open blocks of {settings.max_num_seqs} sequences, "
+            f"{readable(seats)}, and a block beside them: --kv {readable(seats + cache.block_bytes)} or a smaller "
+            "--max-num-seqs"
+        )
+    return replace(settings, kv=settings.kv - seats)
 
 
 def _step_bytes(model: PlanModel, settings: StartSettings, context: int, cached: int | None) -> int:

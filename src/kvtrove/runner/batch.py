@@ -37,7 +37,13 @@ def build_batch(sequences: Sequence[ScheduledSequence], block_size: int, device:
         block_table = _padded(tables)
         slots = block_table[owner, positions // block_size].astype(np.int64) * block_size + positions % block_size
         groups.append(GroupTables(_to(slots, device), _to(block_table, device)))
-    attention = AttentionBatch(query_start.tolist(), start.tolist(), tuple(groups))
+    completed = [
+        (i, block)
+        for i, s in enumerate(sequences)
+        for block in range(s.start // block_size, (s.start + len(s.tokens)) // block_size)
+    ]
+    seats = [s.seat for s in sequences]
+    attention = AttentionBatch(query_start.tolist(), start.tolist(), tuple(groups), seats, completed)
     return Batch(
         _to(tokens, device), _to(positions, device), _to(_logit_rows(sequences, query_start), device), attention
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.rows import Copy, Fill, RowOp, Spill
+from kvtrove.kv.rows import Copy, CopySeat, Fill, RowOp, Spill
 from kvtrove.kv.tiers.store import BlockStore
 
 
@@ -23,6 +23,7 @@ class Rows:
         self.arena, self.store = arena, store
         self._how: Mapping[type[RowOp], Callable[[list[Any]], None]] = {
             Copy: self._copy,
+            CopySeat: self._copy_seat,
             Spill: self._spill,
             Fill: self._fill,
         }
@@ -34,6 +35,10 @@ class Rows:
 
     def _copy(self, ops: list[Copy]) -> None:
         self.arena.copy_rows([(op.source, op.target) for op in ops])
+
+    def _copy_seat(self, ops: list[CopySeat]) -> None:
+        for op in ops:
+            self.arena.seats[op.target] = self.arena.seats[op.source]
 
     def _spill(self, ops: list[Spill]) -> None:
         if self.store is not None:

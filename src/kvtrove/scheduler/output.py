@@ -51,6 +51,7 @@ class ScheduledSequence:
     """Compute K/V of `tokens` at positions start, start + 1, ...
 
     block_ids: per group the block table, -1 where no block is held.
+    seat: what it has beside its blocks (`kvtrove.kv.seats`).
     sample: draw after the last token that is not a draft. verify: the last len(verify) tokens are drafts; draw after
         each of them as if all up to it had been drawn.
     """
@@ -61,6 +62,7 @@ class ScheduledSequence:
     block_ids: tuple[NDArray[np.int32], ...]
     sample: SampleSpec | None = None
     verify: tuple[SampleSpec, ...] = ()
+    seat: int = 0
     prompt_logprobs: int | None = None
     prompt_targets: array[int] = field(default_factory=lambda: NO_TOKENS)
     """With prompt_logprobs: the token that follows each of `tokens`, as far as it is a prompt token."""

@@ -15,7 +15,7 @@ def scheduled_sequence(seq: Sequence, num: int, drafts: array[int] = NO_TOKENS) 
     start = seq.kv.num_computed
     stop = start + num
     sample = sample_spec(seq) if stop == len(seq.tokens) else None
-    work = ScheduledSequence(seq.id, seq.tokens[start:stop], start, seq.kv.block_ids(), sample)
+    work = ScheduledSequence(seq.id, seq.tokens[start:stop], start, seq.kv.block_ids(), sample, seat=seq.kv.seat)
     if drafts and sample is not None:
         work.verify = draft_specs(seq, sample, drafts)
         work.tokens.extend(drafts[: len(work.verify)])

@@ -47,6 +47,7 @@ def create_app(service: Service, keyring: Keyring, more_routers: Iterable[APIRou
         summary="An OpenAI-compatible server on an engine built around its KV cache.",
         lifespan=lifespan,
         middleware=middleware(service.observers, service.settings, keyring),
+        root_path=service.settings.root_path,
         docs_url=None,
         redoc_url=None,
     )

@@ -126,6 +126,18 @@ class Job:
             }
         return usage
 
+    def facts(self) -> dict[str, Any]:
+        """For the log: tokens, and the seconds until the first one. Empty when the engine never had the request."""
+        if not self.results:
+            return {}
+        firsts = [r.metrics.first_token_time for r in self.results if r.metrics and r.metrics.first_token_time]
+        return {
+            "prompt_tokens": sum(r.prompt_tokens for r in self.results),
+            "reused_tokens": sum(r.cached_tokens for r in self.results),
+            "output_tokens": sum(r.output_tokens for r in self.results),
+            "ttft": round(min(firsts) - self.caller.time, 4) if firsts else None,
+        }
+
     @property
     def headers(self) -> dict[str, str]:
         """Of the answer."""

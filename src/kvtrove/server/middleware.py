@@ -30,7 +30,11 @@ from kvtrove.server.settings import Limits, is_loopback
 log = logging.getLogger("kvtrove.server.access")
 PASSED_OVER = 16  # times the largest body that are read of one that is too large
 PASSING_SECONDS = 5.0  # for that
-OPEN_PATHS = ("/health", "/health/live")
+PAGE_FILES = ("index.html", "app.js", "style.css", "icon.svg")
+OPEN_PATHS = ("/health", "/health/live", "/", *(f"/page/{name}" for name in PAGE_FILES))
+"""Need no key. The page's files hold nothing of anybody's; what it shows comes by guarded routes."""
+QUIET_PATHS = (*OPEN_PATHS, "/metrics", "/v1/status", "/v1/cache/reports")
+"""What programs ask again and again: logged for debugging only."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
@@ -39,6 +43,13 @@ def state_of(scope: Scope) -> MutableMapping[str, Any]:
     """`request.state` as a dictionary: request_id, arrival_time, tenant."""
     state: MutableMapping[str, Any] = scope.setdefault("state", {})
     return state
+
+
+def path_of(scope: Scope) -> str:
+    """The path as the routes know it: without the `root_path` that a proxy may leave in front."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
 
 
 async def send_error(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,13 +96,18 @@ class Identify:
         facts = {
             "request_id": state["request_id"],
             "method": scope["method"],
-            "path": scope["path"],
+            "path": path_of(scope),
             "status": status,
             "seconds": round(seconds, 4),
             "tenant": tenant.name if isinstance(tenant, Tenant) else None,
         }
-        level = logging.DEBUG if scope["path"] in OPEN_PATHS else logging.INFO
-        log.log(level, "%(method)s %(path)s %(status)d in %(seconds).3f s", facts, extra={"facts": facts})
+        text = "%(method)s %(path)s %(status)d in %(seconds).3f s"
+        if done := state["job"].facts() if "job" in state else {}:
+            facts |= done
+            text += ": %(prompt_tokens)d prompt tokens, %(reused_tokens)d reused, %(output_tokens)d out"
+            text += "" if done["ttft"] is None else ", first after %(ttft).3f s"
+        quiet = path_of(scope) in QUIET_PATHS and status < 400
+        log.log(logging.DEBUG if quiet else logging.INFO, text, facts, extra={"facts": facts})
 
 
 class Guard:
@@ -103,7 +119,7 @@ class Guard:
         self.app, self.keyring = app, keyring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or path_of(scope) in OPEN_PATHS:
             return await self.app(scope, receive, send)
         try:
             state_of(scope)["tenant"] = self._tenant(Headers(scope=scope))

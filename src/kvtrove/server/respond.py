@@ -53,7 +53,8 @@ def open_job(service: Service, request: Request, body: Any) -> Job:
     route = getattr(request.scope.get("route"), "path", request.url.path)
     if request.headers.get("x-kvtrove-cache-report") == "1":
         body.cache_report = True
-    return Job(service, Caller(state.request_id, state.arrival_time, route, state.tenant), body)
+    state.job = Job(service, Caller(state.request_id, state.arrival_time, route, state.tenant), body)
+    return state.job
 
 
 async def respond(request: Request, job: Job, endpoint: Endpoint, stream: bool) -> Response:

@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -33,7 +34,7 @@ def bind(settings: ServerSettings, keyring: Keyring) -> socket.socket:
     if not keyring.guarded and not is_loopback(settings.host):
         raise ConfigError(
             f"host: {settings.host} can be reached from other machines, and without API keys anyone there could use "
-            "the model; set KVTROVE_API_KEY or --api-keys FILE, or keep --host 127.0.0.1"
+            "the model; give --api-key KEY (or KVTROVE_API_KEY, or --api-keys FILE), or keep --host 127.0.0.1"
         )
     try:
         family, kind, proto, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
@@ -62,12 +63,31 @@ def listener_of(fd: int) -> socket.socket:
     return socket.socket(fileno=fd)
 
 
-def address_of(listener: socket.socket) -> str:
+def address_of(listener: socket.socket, settings: ServerSettings) -> str:
     """`http://127.0.0.1:8000`."""
     if listener.family == socket.AF_UNIX:
         return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if settings.ssl_certfile is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def configured(app: FastAPI, settings: ServerSettings, **more: Any) -> uvicorn.Config:
+    """What all servers have in common: logs are ours, and HTTPS where there is a certificate that can be used."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+        **more,
+    )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(f"ssl_certfile, ssl_keyfile: cannot be used: {error}") from error
+    return config
 
 
 class DrainingServer(uvicorn.Server):
@@ -128,13 +148,11 @@ def run(app: FastAPI, service: Service, listener: socket.socket, keyring: Keyrin
     """Serve until a signal; returns when everything accepted has been answered. SystemExit when the engine dies."""
     limits = service.limits
     descriptors = plan_descriptors(limits.max_connections)
-    config = uvicorn.Config(
+    config = configured(
         app,
+        service.settings,
         http=guarded(Connections(descriptors.most, limits.idle_timeout)),
         backlog=descriptors.backlog,
-        log_config=None,
-        access_log=False,
-        server_header=False,
         timeout_keep_alive=int(limits.idle_timeout),
         timeout_graceful_shutdown=5,
     )

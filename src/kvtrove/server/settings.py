@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from kvtrove.config import ConfigError
 from kvtrove.server.chat.thoughts import thoughts_named
@@ -61,6 +62,7 @@ class ServerSettings:
     `chat.thoughts`); "auto" reads them off the chat template.
     response_cache: a size such as "64MiB", or redis://host/db: keeps whole answers at temperature 0; None keeps none.
     response_cache_ttl: seconds that an answer is kept.
+    ssl_certfile, ssl_keyfile: PEM files; with the first, the server speaks HTTPS. root_path: where a proxy mounts it.
     stable_prefix: volatile lines at the head of a system message go behind the conversation, unless a request says no.
     """
 
@@ -74,6 +76,9 @@ class ServerSettings:
     stable_prefix: bool = False
     response_cache: str | None = None
     response_cache_ttl: float = 3600.0
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    root_path: str = ""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -81,6 +86,14 @@ class ServerSettings:
             raise ConfigError(f"port: {self.port} must lie between 0 (any free one) and 65535")
         if self.drain_timeout < 0:
             raise ConfigError(f"drain_timeout: {self.drain_timeout} must be at least 0 seconds")
+        for name in ("ssl_certfile", "ssl_keyfile"):
+            path = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise ConfigError(f"{name}: there is no file {path}")
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ConfigError("ssl_keyfile: a key needs its certificate, too; give --ssl-certfile FILE")
+        if self.root_path and not self.root_path.startswith("/"):
+            raise ConfigError(f"root_path: {self.root_path!r} must begin with a slash, such as /llm")
         format_named(self.tool_format)
         thoughts_named(self.reasoning_parser)
         if not self.served_model_names or not all(self.served_model_names):

@@ -160,6 +160,19 @@ def read_chat_template(directory: Path, configured: Any, named_tokens: Mapping[s
     return build_templates(texts, named_tokens, dict.fromkeys(texts, path))
 
 
+def given_template(text_or_file: str, named_tokens: Mapping[str, str]) -> ChatTemplate:
+    """A template that the operator chose: a file, or the text itself. ModelError when it is neither, or broken."""
+    path = Path(text_or_file)
+    try:
+        is_file = len(text_or_file) < 4096 and path.is_file()
+        text = path.read_text(encoding="utf-8") if is_file else text_or_file
+    except (OSError, ValueError) as error:
+        raise ModelError(f"chat_template: {path}: {error}") from error
+    if not is_file and "{" not in text:
+        raise ModelError(f"chat_template: {text_or_file!r} is no file, and no Jinja template either")
+    return build_templates({DEFAULT: text}, named_tokens, {DEFAULT: path if is_file else Path("chat_template")})
+
+
 def build_templates(
     texts: Mapping[str, str], named_tokens: Mapping[str, str], paths: Mapping[str, Path]
 ) -> ChatTemplate:

@@ -185,10 +185,6 @@ class Unsupported(Dense):
     def rope(self) -> Rope:
         return "pre"
 
-    @property
-    def whole_block(self) -> bool:
-        return True
-
 
 def test_reasons_name_layer_and_format() -> None:
     layer = Case([(0, 1)], Full(), Shape()).layer
@@ -200,5 +196,4 @@ def test_reasons_name_layer_and_format() -> None:
     assert reasons == [
         "layer 3: 5 heads cannot share 2 kv_heads evenly",
         "layer 3: format float32 stores keys before rotation",
-        "layer 3: format float32 keeps open blocks as they were computed",
     ]

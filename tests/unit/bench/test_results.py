@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from kvtrove.bench.benchmark import Result, Run, Settings
-from kvtrove.bench.compare import Change, compare, differences, names, pairs
+from kvtrove.bench.compare import Change, compare, critical, differences, names, pairs
 from kvtrove.bench.html import page
 from kvtrove.bench.probe import Probe
 from kvtrove.bench.record import TIMEOUT, UNFINISHED, Record
@@ -137,7 +137,7 @@ def test_a_change_is_judged_by_its_spread(name: str, before: Figure, after: Figu
 def test_the_spread_of_a_change_adds_both_errors() -> None:
     change = Change("ttft_p50", Figure(1.0, 0.03), Figure(1.5, 0.04))
     assert change.change == 0.5
-    assert change.spread == pytest.approx(1.96 * 0.05)
+    assert change.spread == pytest.approx(critical(1) * 0.05)
 
 
 def test_a_faster_run_is_better_and_an_equal_one_the_same(tmp_path: Path) -> None:

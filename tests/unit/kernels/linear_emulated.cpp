@@ -170,6 +170,18 @@ void check_batches(std::size_t outputs, std::size_t inputs, Kind kind, const std
     set_max_threads(2);
 }
 
+// 4-bit weights give the same bits at all levels.
+void check_levels(std::size_t inputs, Kind kind) {
+    const std::size_t outputs = 45, rows = 40;
+    const Numbers values = random(outputs * inputs, 1), x = random(rows * inputs, 2), bias = random(outputs, 3);
+    const PackedWeights tiles = pack(values, inputs, kind, Isa::amx), plain = pack(values, inputs, kind, Isa::portable);
+    expect(same(stored(tiles), stored(plain).data()), "levels store other weights", outputs, inputs);
+    const Numbers y = multiply(plain, x, rows, bias);
+    for (const std::size_t some : {std::size_t{3}, std::size_t{9}, rows}) {
+        expect(same(multiply(tiles, x, some, bias), y.data()), "levels give other bits", outputs, inputs, some);
+    }
+}
+
 // Every integer of int8 at every kind of place: a product with the unit vectors gives the weights.
 void check_integers() {
     const std::size_t outputs = 300, inputs = 70;
@@ -289,6 +301,10 @@ int main() {
         for (const Float type : {Float::f32, Float::bf16}) {
             check_gates(64, 40, kind, type), check_gates(192, 1400, kind, type);
         }
+    }
+    for (const Kind kind : {Kind::int4, Kind::int4_f32}) {
+        for (const std::size_t inputs : {1, 33, 300}) check_levels(inputs, kind);
+        check_batches(70, 600, kind, {1, 4, 9, 16, 17, 33, 150});
     }
     check_integers();
     check_split();

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.families import REGISTRY
 from kvtrove.models.spec import ModelError, ModelSpec
@@ -191,7 +193,7 @@ SCALED = {"type": "longrope", "short_factor": [1.0] * 64, "long_factor": [1.0] *
 BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"architectures": ["LLamaForCausalLM"]},
-        r"'LLamaForCausalLM' is not supported \(did you mean 'LlamaForCausalLM'\?\); supported: Exaone4.*Qwen3Moe",
+        r"'LLamaForCausalLM' is not supported \(did you mean 'LlamaForCausalLM'\?\); supported: DeepseekV2.*Qwen3Moe",
     ),
     ({"architectures": ["MambaForCausalLM"]}, "'MambaForCausalLM' is not supported.*; supported: "),
     ({"architectures": []}, "'architectures' is missing and 'model_type' is None; add one, for example"),
@@ -279,3 +281,27 @@ def test_layers_without_positions(tmp_path: Path) -> None:
     assert {(layer.cache.retention.kept(), layer.rope.rotary_dim) for layer in spec.layers} == {(None, 128)}
     with pytest.raises(ModelError, match=r"'no_rope_layers' is \[1, 0\], expected 4 zeros and ones"):
         read(tmp_path, {**LLAMA, "architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 0]})
+
+
+def test_latent_attention_caches_one_vector_for_all_heads(tmp_path: Path) -> None:
+    """DeepSeek V3: 576 values a token and layer, 70,272 bytes in all; scores are scaled by YaRN's temperature."""
+    config = {
+        **{"architectures": ["DeepseekV3ForCausalLM"], "vocab_size": 129_280, "hidden_size": 7168},
+        **{"intermediate_size": 18_432, "num_hidden_layers": 61, "num_attention_heads": 128, "q_lora_rank": 1536},
+        **{"max_position_embeddings": 163_840, "torch_dtype": "bfloat16", "hidden_act": "silu"},
+        "rope_scaling": {
+            **{"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096},
+            **{"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1},
+        },
+    }
+    spec = read(tmp_path, config)
+    cache = cache_spec(spec, "bfloat16", 32)
+    assert cache.block_bytes == 32 * 70_272
+    assert spec.query_scale == pytest.approx(192**-0.5 * (0.1 * math.log(40) + 1) ** 2)
+    assert [layer.moe is None for layer in spec.layers[:5]] == [True, True, True, False, False]
+    with pytest.raises(ModelError, match="'n_routed_experts' 256 is not a multiple of 'n_group' 7"):
+        read(tmp_path, {**config, "n_group": 7})
+    with pytest.raises(ModelError, match="'index_head_dim': sparse attention by an indexer is not supported"):
+        read(tmp_path, {**config, "index_head_dim": 128})
+    with pytest.raises(ModelError, match="'topk_method' 'noaux_tc' is not supported"):
+        read(tmp_path, {**config, "architectures": ["DeepseekV2ForCausalLM"], "topk_method": "noaux_tc"})

@@ -39,7 +39,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 NOT_FOR_A_PLAN = {"torch", "numpy", "asyncio", "ssl", "httpx", "fastapi", "tokenizers", "safetensors", "jinja2"}
 FOR_A_PLAN = (
-    *(f"kvtrove.cli.{name}" for name in ("flags", "main", "options", "output", "plan")),
+    *(f"kvtrove.cli.{name}" for name in ("command", "flags", "main", "options", "output", "plan")),
+    *("kvtrove.demo", "kvtrove.foreign", "kvtrove.names", "kvtrove.report"),
     *(f"kvtrove.kv.{name}" for name in ("formats", "recipe", "retention", "spec")),
     *("kvtrove.models", "kvtrove.plan"),
 )
@@ -261,7 +262,7 @@ def test_a_model_gives_bytes_and_step_times(tmp_path: Path) -> None:
 BAD_SIMULATION = {
     "policy": (("--policy", "s3-fifo"), "policy: 's3-fifo' is not one of lru, s3fifo"),
     "sizes twice": (("--kv", "1GiB", "--kv-tokens", "1k"), "kv and kv_tokens say the same thing twice"),
-    "bytes without model": (("--kv", "1GiB"), "kv: bytes need a model; give --model"),
+    "bytes without model": (("--kv", "1GiB"), "kv: bytes need a model; name it"),
     "hardware without model": (("--hardware", "h100"), "hardware: a datasheet needs a model"),
     "block size": (("--block-size", "100"), "block_size: 100 does not divide the 512 tokens"),
     "budget": (("--max-num-batched-tokens", "16"), "max_num_batched_tokens: 16 is smaller than max_num_seqs"),

@@ -91,7 +91,11 @@ def test_the_command_starts_what_was_planned(wishes: dict[str, Any], tmp_path: P
 @pytest.mark.parametrize(
     ("config", "wishes", "why"),
     [
-        (configs.DEEPSEEK_V3, {"memory": 2000 * GIB}, "it does not run DeepseekV3ForCausalLM"),
+        (
+            configs.DEEPSEEK_V3 | {"architectures": ["DeepseekV32ForCausalLM"]},
+            {"memory": 2000 * GIB},
+            "it does not run DeepseekV32ForCausalLM",
+        ),
         (configs.LLAMA_31_8B, {"tensor_parallel": 2}, "it runs on one device"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kvtrove.cli.main import app
 from kvtrove.kv.retention import Full, SlidingWindow
 from kvtrove.models.spec import ModelError
 from kvtrove.plan.kv import KVBytes, cache_of, kv_bytes
@@ -78,3 +79,12 @@ def test_a_latent_is_found(tmp_path: Path) -> None:
     named |= {"deepseek2.attention.key_length": 192, "deepseek2.attention.value_length": 128}
     path = written(tmp_path / "m.gguf", gguf(named, {"t": (F16, (100,))}))
     assert kv_bytes(cache_of(read_model(path), "bf16", 32)) == KVBytes(70_272, 0)
+
+
+def test_a_quantised_file_is_planned_as_it_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = {"token_embd.weight": (Q4_K, (4096, 100)), "blk.0.ffn_down.weight": (Q4_K, (14_336, 4096))}
+    path = written(tmp_path / "m.gguf", gguf({**LLAMA, "llama.block_count": 1}, tensors))
+    assert read_model(path).weight_bytes == (4096 * 100 + 14_336 * 4096) // 32 * 24
+    with pytest.raises(SystemExit):
+        app(["plan", str(path), "--memory", "4GiB", "--kv", "64MiB", "--context", "256"])
+    assert "gguf, bfloat16 rest" in capsys.readouterr().out

@@ -81,11 +81,13 @@ def attention(bench: Bench) -> Iterator[Case]:
     with filled(engine, prompts, cached) as held:
         for kv in held:
             engine.kv.allocate(kv, size)  # the new token has a block of its own: what is sealed never changes
-        decode = [ScheduledSequence(i, array("i", [0]), cached, kv.block_ids()) for i, kv in enumerate(held)]
+        decode = [
+            ScheduledSequence(i, array("i", [0]), cached, kv.block_ids(), seat=kv.seat) for i, kv in enumerate(held)
+        ]
         yield from _attention_cases(bench, backends, decode, f"decode {bench.batch}x{cached + 1}")
     prompt_blocks = engine.kv.open()
     engine.kv.allocate(prompt_blocks, chunk)
-    prompt = [ScheduledSequence(0, array("i", [0]) * chunk, 0, prompt_blocks.block_ids())]
+    prompt = [ScheduledSequence(0, array("i", [0]) * chunk, 0, prompt_blocks.block_ids(), seat=prompt_blocks.seat)]
     yield from _attention_cases(bench, backends, prompt, f"prefill {chunk}")
     engine.kv.free(prompt_blocks)
 

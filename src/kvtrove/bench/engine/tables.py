@@ -9,13 +9,14 @@ from rich.text import Text
 from kvtrove.bench.engine.calibrate import Calibration
 from kvtrove.bench.engine.result import Measurement
 from kvtrove.bench.summary import Figure
+from kvtrove.report.table import FittingTable
 
 CONFIDENCE = 1.96  # standard errors on either side: 95 of 100 repetitions lie within
 KERNELS = "kernels."
 
 
 def _table(*titles: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = FittingTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, title in enumerate(titles):
         table.add_column(title, justify="right" if index else "left")
     return table

@@ -24,14 +24,22 @@ KVTROVE_AMX inline Floats gated(Floats gate, Floats up, Float type) {
     return reinterpret_cast<Floats>(rounded(gate) << 16) * up;
 }
 
+// The low halves of all words, those of `low` first.
+KVTROVE_AMX inline Words halves(Words low, Words high) {
+    typedef std::uint16_t All __attribute__((vector_size(64)));
+    constexpr All kEven = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
+                           32, 34, 36, 38, 40, 42, 44, 46, 48, 50, 52, 54, 56, 58, 60, 62};
+    return reinterpret_cast<Words>(__builtin_shuffle(reinterpret_cast<All>(low), reinterpret_cast<All>(high), kEven));
+}
+
 // A cache line to memory, past the caches: nobody fetches it first in order to write to it. See `fence`.
-[[gnu::always_inline]] KVTROVE_AMX inline void stream(const std::uint8_t* from, std::uint8_t* to) {
+template <class Line>
+[[gnu::always_inline]] KVTROVE_AMX inline void stream(const Line& line, std::uint8_t* to) {
+    static_assert(sizeof(Line) == kCacheLine);
 #if defined(KVTROVE_EMULATE_AMX)
-    std::memcpy(to, from, kCacheLine);
+    std::memcpy(to, &line, kCacheLine);
 #else
-    Words line;
-    std::memcpy(&line, from, sizeof line);
-    asm volatile("vmovntdq %1, %0" : "=m"(*reinterpret_cast<Words*>(to)) : "v"(line));
+    asm volatile("vmovntdq %1, %0" : "=m"(*reinterpret_cast<Line*>(to)) : "v"(line));
 #endif
 }
 
@@ -83,26 +91,23 @@ class Output {
     // Outputs that only fill up the last panel are left out.
     [[gnu::always_inline]] KVTROVE_AMX void store(std::size_t at, Floats low, Floats high) const {
         if (job_->type == Float::f32) {
-            const Floats values[] = {low, high};
-            copy(static_cast<float*>(job_->y) + at, values);
+            auto* to = static_cast<std::uint8_t*>(job_->y) + at * sizeof(float);
+            put_line(to, low, std::min(columns_, kColumns) * sizeof(float));
+            put_line(to + kCacheLine, high, columns_ < kColumns ? 0 : (columns_ - kColumns) * sizeof(float));
         } else {
-            const Halfwords values[] = {__builtin_convertvector(rounded(low), Halfwords),
-                                        __builtin_convertvector(rounded(high), Halfwords)};
-            copy(static_cast<std::uint16_t*>(job_->y) + at, values);
+            const Words line = halves(rounded(low), rounded(high));
+            put_line(static_cast<std::uint8_t*>(job_->y) + at * sizeof(std::uint16_t), line, columns_ * sizeof(std::uint16_t));
         }
     }
 
-    template <class T, class Values>
-    [[gnu::always_inline]] KVTROVE_AMX void copy(T* to, const Values& values) const {
+    template <class Line>
+    [[gnu::always_inline]] KVTROVE_AMX void put_line(std::uint8_t* to, const Line& line, std::size_t bytes) const {
         if (streams_) {
-            for (std::size_t line = 0; line < sizeof values / kCacheLine; ++line) {
-                stream(reinterpret_cast<const std::uint8_t*>(values) + line * kCacheLine,
-                       reinterpret_cast<std::uint8_t*>(to) + line * kCacheLine);
-            }
-        } else if (columns_ == kWidth) {  // a size that is known becomes two instructions
-            std::memcpy(to, values, sizeof values);
+            stream(line, to);
+        } else if (columns_ == kWidth) {  // a size that is known becomes one instruction
+            std::memcpy(to, &line, sizeof line);
         } else {
-            std::memcpy(to, values, columns_ * sizeof(T));
+            std::memcpy(to, &line, bytes);
         }
     }
 

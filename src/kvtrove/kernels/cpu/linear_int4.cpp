@@ -16,34 +16,11 @@ namespace kvtrove::int4 {
 
 namespace {
 
-constexpr std::size_t kMostRows = 128;   // of a part: their sums and x of a stretch stay in L2
 constexpr std::size_t kPackedRows = 512; // of x that are packed at a time
 constexpr std::size_t kAhead = 2560;     // bytes of a panel that are asked for before their turn
 
 [[gnu::always_inline]] inline float widened(float x) { return x; }
 [[gnu::always_inline]] inline float widened(std::uint16_t bits) { return float_of_bfloat16(bits); }
-
-// What a level brings: x into stretches [stretches][rows] (float32, bf16), and the products of a part (narrow, wide).
-struct Means {
-    void (*pack[2])(const Product& job, std::size_t row, std::size_t row_end, std::size_t rows, Stretch* to);
-    void (*run[2])(const Product& job, const Stretch* x, std::size_t rows, const Part& part);
-};
-
-// y of some rows and a panel: bias and rounding; outputs that only fill up the last panel are left out.
-void write_rows(const Product& job, std::size_t row, std::size_t rows, std::size_t panel, const float* totals) {
-    const std::size_t first = panel * kWidth, count = std::min(kWidth, job.outputs - first);
-    for (const std::size_t end = row + rows; row < end; ++row, totals += kWidth) {
-        float line[kWidth];
-        for (std::size_t n = 0; n < kWidth; ++n) line[n] = totals[n];
-        for (std::size_t n = 0; job.bias && n < count; ++n) line[n] += job.bias[first + n];
-        if (job.type == Float::f32) {
-            std::memcpy(static_cast<float*>(job.y) + row * job.outputs + first, line, count * sizeof(float));
-        } else {
-            auto* y = static_cast<std::uint16_t*>(job.y) + row * job.outputs + first;
-            for (std::size_t n = 0; n < count; ++n) y[n] = bfloat16_of_float(line[n]);
-        }
-    }
-}
 
 namespace portable {
 // Integers of 0..15 as they are, in words.
@@ -177,26 +154,6 @@ struct Dot {
 }  // namespace avx512
 #endif
 
-// x is packed once, for all threads.
-void multiply(const Means& level, const Product& all, std::size_t all_rows) {
-    const auto pack = level.pack[all.type == Float::bf16];
-    const auto run = level.run[all.wide];
-    in_pieces(all_rows, kPackedRows, [&](std::size_t first, std::size_t rows) {
-        const Product job = all.from(first);
-        auto* x = reinterpret_cast<Stretch*>(scratch(rows * ceil_div(job.inputs, kStretch) * sizeof(Stretch)));
-        constexpr std::size_t kCost = 16;  // multiply-adds that take as long as packing a number
-        parallel_ranges(rows, threads_for(rows * job.inputs * kCost),
-                        [&](std::size_t begin, std::size_t end) { pack(job, begin, end, rows, x); });
-        const std::size_t panels = ceil_div(job.outputs, kWidth), work = rows * job.inputs * job.outputs;
-        if (rows <= kMostRows) {
-            return in_runs(panels, 1, threads_for(work),
-                           [&](std::size_t begin, std::size_t end) { run(job, x, rows, {0, rows, begin, end}); });
-        }
-        in_parts({rows, panels, work, kMostRows, panels, 1},
-                 [&](const Part& part, std::size_t) { run(job, x, rows, part); });
-    });
-}
-
 // The nearest integers for a scale and a minimum, and how far off all of them are, squared.
 double round_to(const float* values, std::size_t count, float scale, float minimum, std::uint8_t* numbers) {
     double off = 0;
@@ -242,8 +199,46 @@ bool quantise_group(const float* values, std::size_t count, std::uint8_t* number
 
 }  // namespace
 
+void write_rows(const Product& job, std::size_t row, std::size_t rows, std::size_t panel, const float* totals) {
+    const std::size_t first = panel * kWidth, count = std::min(kWidth, job.outputs - first);
+    for (const std::size_t end = row + rows; row < end; ++row, totals += kWidth) {
+        float line[kWidth];
+        for (std::size_t n = 0; n < kWidth; ++n) line[n] = totals[n];
+        for (std::size_t n = 0; job.bias && n < count; ++n) line[n] += job.bias[first + n];
+        if (job.type == Float::f32) {
+            std::memcpy(static_cast<float*>(job.y) + row * job.outputs + first, line, count * sizeof(float));
+        } else {
+            auto* y = static_cast<std::uint16_t*>(job.y) + row * job.outputs + first;
+            for (std::size_t n = 0; n < count; ++n) y[n] = bfloat16_of_float(line[n]);
+        }
+    }
+}
+
+// x is packed once, for all threads.
+void multiply(const Means& level, const Product& all, std::size_t all_rows) {
+    const auto pack = level.pack[all.type == Float::bf16];
+    const auto run = level.run[all.wide];
+    in_pieces(all_rows, kPackedRows, [&](std::size_t first, std::size_t rows) {
+        const Product job = all.from(first);
+        const std::size_t stretches = ceil_div(job.inputs, kStretch);
+        auto* x = reinterpret_cast<Stretch*>(scratch((rows * stretches + kRowsBehind) * sizeof(Stretch)));
+        constexpr std::size_t kCost = 16;  // multiply-adds that take as long as packing a number
+        parallel_ranges(rows, threads_for(rows * job.inputs * kCost),
+                        [&](std::size_t begin, std::size_t end) { pack(job, begin, end, rows, x); });
+        const std::size_t panels = ceil_div(job.outputs, kWidth), work = rows * job.inputs * job.outputs;
+        if (rows <= kMostRows) {
+            return in_runs(panels, 1, threads_for(work),
+                           [&](std::size_t begin, std::size_t end) { run(job, x, rows, {0, rows, begin, end}); });
+        }
+        in_parts({rows, panels, work, kMostRows, panels, 1},
+                 [&](const Part& part, std::size_t) { run(job, x, rows, part); });
+    });
+}
+
+const Means& portable_means() { return portable::kMeans; }
 void multiply_portable(const Product& job, std::size_t rows) { multiply(portable::kMeans, job, rows); }
 #if defined(__x86_64__)
+const Means& avx512_means() { return avx512::kMeans; }
 void multiply_avx2(const Product& job, std::size_t rows) { multiply(avx2::kMeans, job, rows); }
 void multiply_avx512(const Product& job, std::size_t rows) { multiply(avx512::kMeans, job, rows); }
 #endif

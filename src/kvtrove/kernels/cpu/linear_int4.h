@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "linear_level.h"
+#include "linear_parts.h"
 
 namespace kvtrove::int4 {
 
@@ -57,11 +58,29 @@ struct alignas(64) Stretch {
     float scale;
 };
 
-// All of a product, with all threads.
+constexpr std::size_t kMostRows = 128;  // of a part: their sums and x of a stretch stay in L2
+constexpr std::size_t kRowsBehind = 16;  // of x, left open: so many may be read behind the last one
+
+// What a level brings: x into stretches [stretches][rows], from float32 and from bf16; the products of a part, with narrow
+// and with wide scales.
+struct Means {
+    void (*pack[2])(const Product& job, std::size_t row, std::size_t row_end, std::size_t rows, Stretch* to);
+    void (*run[2])(const Product& job, const Stretch* x, std::size_t rows, const Part& part);
+};
+
+const Means& portable_means();
 void multiply_portable(const Product& job, std::size_t rows);
 #if defined(__x86_64__)
+const Means& avx512_means();
 void multiply_avx2(const Product& job, std::size_t rows);
 void multiply_avx512(const Product& job, std::size_t rows);
 #endif
+
+// All of a product, with all threads.
+void multiply(const Means& level, const Product& job, std::size_t rows);
+
+// y of some rows and a panel from their sums [rows][32]: bias and rounding. Outputs that only fill up the last panel are
+// left out.
+void write_rows(const Product& job, std::size_t row, std::size_t rows, std::size_t panel, const float* totals);
 
 }  // namespace kvtrove::int4

@@ -21,10 +21,12 @@ struct Part {
     std::size_t row, row_end, panel, panel_end;
 };
 
-// What is cut: `work` multiply-adds. How: parts of up to so many rows and panels, panels in multiples of `together`.
+// What is cut: `work` multiply-adds. How: parts of up to so many rows and panels, panels in multiples of `together`, and as
+// many parts as `per_thread` says.
 struct Cut {
     std::size_t rows, panels, work;
     std::size_t most_rows, most_panels, together;
+    std::size_t per_thread = kTasksPerThread;
 };
 
 // run(part, worker). Parts are scheduled dynamically; the result does not depend on who computes which. Their number is a
@@ -33,7 +35,7 @@ template <class Run>
 void in_parts(const Cut& cut, Run run) {
     const std::size_t blocks = ceil_div(cut.rows, cut.most_rows), threads = threads_for(cut.work);
     const std::size_t units = ceil_div(cut.panels, cut.together), most_units = ceil_div(cut.most_panels, cut.together);
-    const std::size_t wanted = ceil_div(threads > 1 ? threads * kTasksPerThread : 1, blocks);
+    const std::size_t wanted = ceil_div(threads > 1 ? threads * cut.per_thread : 1, blocks);
     const std::size_t least = std::max(wanted, ceil_div(units, most_units));
     const std::size_t slices = std::min(units, ceil_div(least, threads) * threads);
     parallel(blocks * slices, threads, [&](std::size_t i, std::size_t worker) {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvtrove.config import nearest
-from kvtrove.models.families import exaone, gemma, granite, hunyuan, llama, mistral, olmo, phi, qwen, smollm
+from kvtrove.models.families import deepseek, exaone, gemma, granite, hunyuan, llama, mistral, olmo, phi, qwen, smollm
 from kvtrove.models.families.common import Family
 from kvtrove.models.spec import ModelError
 
@@ -21,6 +21,7 @@ REGISTRY: dict[str, Family] = {
     **olmo.FAMILIES,
     **exaone.FAMILIES,
     **hunyuan.FAMILIES,
+    **deepseek.FAMILIES,
 }
 
 
@@ -41,6 +42,9 @@ MODEL_TYPES = {
     "olmo3": "Olmo3ForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
     "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
 }
 """`model_type` of a config that names no architecture -> the architecture that transformers takes for it."""
 

@@ -104,7 +104,7 @@ def build_layers(
     if window is not None and window >= max(served_positions(rope) for rope in ropes.values()):
         window = None
     rules: dict[str, Retention] = {SLIDING: Full() if window is None else SlidingWindow(window)}
-    stored = dense(_dtype(view))
+    stored = dense(stored_dtype(view))
     return tuple(
         LayerSpec(
             LayerKV(index, heads.kv, heads.dim, heads.dim, stored, rules.get(kind, Full())), ropes[kind], moe(index)
@@ -144,7 +144,7 @@ def build_spec(
         num_heads=heads.query,
         layers=layers,
         activation=ACTIVATIONS[activation],
-        dtype=_dtype(view),
+        dtype=stored_dtype(view),
         eos_token_ids=token_ids(view, "eos_token_id"),
         bos_token_id=next(iter(token_ids(view, "bos_token_id")), None),
         **(fields | differences),
@@ -160,7 +160,7 @@ def token_ids(view: ConfigView, key: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _dtype(view: ConfigView) -> str:
+def stored_dtype(view: ConfigView) -> str:
     """`dtype` or `torch_dtype`; float32 when neither is there or says "auto", as in Hugging Face transformers."""
     dtype = str(view.get("dtype", view.get("torch_dtype", "auto"))).removeprefix("torch.")
     dtype = "float32" if dtype == "auto" else dtype

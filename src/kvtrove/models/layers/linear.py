@@ -119,6 +119,10 @@ class Weights:
     def read(self, name: str, shape: tuple[int, int]) -> Tensor | Groups:
         return (self.matrix or self.take)(name, shape)
 
+    def numbers(self, name: str, shape: tuple[int, int]) -> Tensor:
+        """A matrix that no product is made of, whatever it is stored in."""
+        return Part(shape[0], lambda: self.read(name, shape)).tensor()
+
     def joint(self, names: dict[str, int], inputs: int, bias: bool = False) -> Joint:
         """names: module -> its outputs. bias: all of them have one."""
         parts = [self._part(name, outputs, inputs, bias) for name, outputs in names.items()]

@@ -55,6 +55,8 @@ class MixtureOfExperts:
     router: Product
     experts: tuple[MLP, ...]
     spec: MoESpec
+    shared: MLP | None = None
+    correction: Tensor | None = None
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, moe: MoESpec) -> MixtureOfExperts:
@@ -64,20 +66,39 @@ class MixtureOfExperts:
                 MLP.load(weights, f"{name}.experts.{i}", spec, moe.intermediate_size) for i in range(moe.num_experts)
             ),
             moe,
+            MLP.load(weights, f"{name}.shared_experts", spec, moe.shared_size, spec.mlp_bias)
+            if moe.shared_size
+            else None,
+            weights.take(f"{name}.gate.e_score_correction_bias", (moe.num_experts,)).float()
+            if moe.scoring == "sigmoid"
+            else None,
         )
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, hidden_size]. Tokens are sorted by expert, so that each expert that is hit runs once."""
-        probabilities = self.router(x).softmax(-1, dtype=torch.float32)
-        weights, chosen = probabilities.topk(self.spec.top_k)  # [T, top_k] each
-        if self.spec.norm_topk:
-            weights = weights / weights.sum(-1, keepdim=True)
+        weights, chosen = self._choose(self.router(x).float())
         by_expert = chosen.flatten().argsort(stable=True)
         loads = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
-        out = torch.zeros_like(x)
+        out = torch.zeros_like(x) if self.shared is None else self.shared(x)
         for expert, picks in zip(self.experts, by_expert.split(loads), strict=True):
             if len(picks):
                 tokens = picks // self.spec.top_k
                 mixed = expert(x[tokens]) * weights.flatten()[picks, None]
                 out.index_add_(0, tokens, mixed.to(out.dtype))
         return out
+
+    def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and numbers of the chosen experts, [T, top_k] each, of float32 logits [T, num_experts]."""
+        spec = self.spec
+        scores = logits.softmax(-1) if spec.scoring == "softmax" else logits.sigmoid()
+        order = scores if self.correction is None else scores + self.correction
+        if spec.top_groups < spec.groups:
+            grouped = order.unflatten(-1, (spec.groups, -1))
+            best = grouped.amax(-1) if spec.scoring == "softmax" else grouped.topk(2).values.sum(-1)
+            kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, best.topk(spec.top_groups).indices, True)
+            order = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(1)
+        chosen = order.topk(spec.top_k).indices
+        weights = scores.gather(1, chosen)
+        if spec.norm_topk:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights * spec.scale, chosen

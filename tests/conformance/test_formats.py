@@ -1,0 +1,205 @@
+"""Every recipe, whatever the history: what a query reads depends on its position alone.
+
+The same tokens are computed one by one, in chunks, after a prefix hit, in a fork, after a truncate, after a preemption
+and in a batch with others. K, V and queries of a token are fixed, so the bytes that are stored must be the same bits
+each time, and so must results: to the bit where sums do not depend on the batch, else within rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from array import array
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvtrove.attention.backend import AttentionBackend, AttentionLayer
+from kvtrove.attention.cpu import CpuBackend
+from kvtrove.attention.reference import ReferenceBackend
+from kvtrove.evaluate.calibrate import rotation, write
+from kvtrove.kv.arena import Arena
+from kvtrove.kv.formats.dense import dense
+from kvtrove.kv.manager import KVCacheManager
+from kvtrove.kv.recipe import examples, recipe
+from kvtrove.kv.retention import Full, Retention, SlidingWindow
+from kvtrove.kv.spec import KVCacheSpec, LayerKV
+from kvtrove.kv.table import SequenceKV
+from kvtrove.runner.batch import build_batch
+from kvtrove.runner.rows import Rows
+from kvtrove.scheduler.output import ScheduledSequence
+from tests.steps import attention_layer
+
+BLOCK, HEADS, KV_HEADS, DIM, VOCAB = 16, 4, 2, 32, 97
+LENGTH = 75
+RECIPES = [
+    *(word for word in examples() if "FILE" not in word),
+    *("kivi=4", "k=int8+v=int4r", "k=fp16+v=fp8", "k=kivi=2+v=int8", "k=int4r+v=kivi=4"),
+    *("oscar=CALIBRATION", "k=oscar=CALIBRATION+v=int8"),
+    *("layers=0:int8+kivi=2", "sinks=3+window=21+int4r", "chunk=24+kivi=2", "window=20+int8"),
+]
+LAYERS: list[tuple[Retention, int | None]] = [(Full(), None), (SlidingWindow(23), None), (Full(), 0)]
+"""What each keeps, and whose storage it reads."""
+BACKENDS: dict[str, AttentionBackend] = {"reference": ReferenceBackend()}
+with contextlib.suppress(ImportError):  # the extension is not built: the reference alone is left
+    BACKENDS["cpu"] = CpuBackend()
+
+
+class World:
+    """A cache with its books and its bytes, over which tokens are computed without a model."""
+
+    def __init__(self, words: str, backend: AttentionBackend, num_blocks: int = 60) -> None:
+        layers = [
+            LayerKV(i, KV_HEADS, DIM, DIM, dense("float32"), rule, source) for i, (rule, source) in enumerate(LAYERS)
+        ]
+        self.spec = recipe(words)(KVCacheSpec(tuple(layers), BLOCK, "float32"))
+        self.arena = Arena(self.spec, num_blocks, num_seats=6)
+        self.arena.rows.fill_(0xFF)
+        self.arena.seats.fill_(0xFF)
+        self.books = KVCacheManager(self.spec, num_blocks, num_seats=6, check=0)
+        self.layers = [attention_layer(self.spec, self.arena, layer, HEADS) for layer in self.spec.layers]
+        self.backend = backend
+        generator = torch.Generator().manual_seed(3)
+        shape = (len(layers), VOCAB, 2 * KV_HEADS + HEADS, DIM)
+        self.vectors = torch.randn(shape, generator=generator) * (1 + 5 * (torch.arange(DIM) % 11 == 0))
+        self.results: dict[tuple[int, int], Tensor] = {}
+
+    def reasons(self) -> list[str]:
+        return [reason for layer in self.layers for reason in self.backend.reasons_against(layer, "cpu")]
+
+    def step(self, work: list[tuple[SequenceKV, array[int], int]]) -> None:
+        """Compute the next tokens of some sequences; keeps the results by (handle, position)."""
+        for kv, _, num in work:
+            assert self.books.allocate(kv, num)
+        scheduled = [
+            ScheduledSequence(i, tokens[start : start + num], start, kv.block_ids(), seat=kv.seat)
+            for i, (kv, tokens, num) in enumerate(work)
+            for start in (kv.num_computed,)
+        ]
+        Rows(self.arena).execute(self.books.take_ops())
+        batch = build_batch(scheduled, BLOCK, "cpu")
+        plan = self.backend.plan(batch.attention)
+        found = torch.stack([self._layer(i, layer, batch.tokens, plan) for i, layer in enumerate(self.layers)], 1)
+        row = 0
+        for kv, tokens, num in work:
+            for p in range(kv.num_computed, kv.num_computed + num):
+                self.results[id(kv), p] = found[row]
+                row += 1
+            self.books.commit(kv, tokens, num)
+
+    def _layer(self, index: int, layer: AttentionLayer, tokens: Tensor, plan: object) -> Tensor:
+        k, v, q = self.vectors[index][tokens].split((KV_HEADS, KV_HEADS, HEADS), 1)
+        own = self.spec.layers[index].source is None
+        return self.backend.run(
+            q.contiguous(), k.contiguous() if own else None, v.contiguous() if own else None, layer, plan
+        )
+
+    def compute(self, kv: SequenceKV, tokens: array[int], *chunks: int) -> SequenceKV:
+        """All of them, in chunks of these sizes, the last one again and again."""
+        sizes = [*chunks]
+        while kv.num_computed < len(tokens):
+            size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
+            self.step([(kv, tokens, min(size, len(tokens) - kv.num_computed))])
+        return kv
+
+    def warm(self, tokens: array[int]) -> SequenceKV:
+        """A new handle with what is found of `tokens`."""
+        kv = self.books.open()
+        assert self.books.allocate(kv, 0, self.books.match(kv, tokens, len(tokens) - 1))
+        return kv
+
+    def stored(self, kv: SequenceKV) -> Iterator[Tensor]:
+        """The bytes of every sealed block that is still held, layer by layer."""
+        for layer in self.layers:
+            ids = kv.block_ids()[layer.group][: kv.num_computed // BLOCK]
+            held = torch.tensor([i for i in ids.tolist() if i >= 0], dtype=torch.int64)
+            for plane in layer.view.values():
+                yield plane[held].contiguous().view(torch.uint8)
+
+
+TOKENS = array("i", torch.randint(VOCAB, (LENGTH,), generator=torch.Generator().manual_seed(5)).tolist())
+OTHER = array("i", reversed(TOKENS))
+
+
+def chunked(world: World) -> SequenceKV:
+    return world.compute(world.books.open(), TOKENS, 5, 30, 1, 13, 11)
+
+
+def whole(world: World) -> SequenceKV:
+    return world.compute(world.books.open(), TOKENS, LENGTH)
+
+
+def hit(world: World) -> SequenceKV:
+    world.books.free(world.compute(world.books.open(), TOKENS[:60] + OTHER[:9], 25))
+    kv = world.warm(TOKENS)
+    assert kv.num_computed == 48
+    return world.compute(kv, TOKENS, 9)
+
+
+def fork(world: World) -> SequenceKV:
+    parent = world.compute(world.books.open(), TOKENS[:41], 20)
+    child = world.books.fork(parent)
+    assert child is not None
+    world.step([(parent, TOKENS[:41] + OTHER[:20], 20), (child, TOKENS, 3)])
+    return world.compute(child, TOKENS, 8)
+
+
+def truncated(world: World) -> SequenceKV:
+    kv = world.compute(world.books.open(), TOKENS[:38] + OTHER[:4], 21)
+    left = world.books.truncate(kv, 38)
+    assert left in (32, 38)
+    return world.compute(kv, TOKENS, 10)
+
+
+def preempted(world: World) -> SequenceKV:
+    world.books.free(world.compute(world.books.open(), TOKENS[:53], 30, 1))
+    return world.compute(world.warm(TOKENS[:53]), TOKENS, 14, 1)
+
+
+def mixed(world: World) -> SequenceKV:
+    kv, one, two = (world.books.open() for _ in range(3))
+    world.step([(one, OTHER, 33), (kv, TOKENS, 18)])
+    world.step([(kv, TOKENS, 1), (one, OTHER, 1), (two, OTHER, 50)])
+    world.step([(two, OTHER, 25), (one, OTHER, 14), (kv, TOKENS, 29)])
+    world.step([(one, OTHER, 1), (kv, TOKENS, 1)])
+    return world.compute(kv, TOKENS, 3)
+
+
+HISTORIES = [chunked, whole, hit, fork, truncated, preempted, mixed]
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Any orthogonal matrices serve."""
+    path = str(tmp_path_factory.mktemp("calibration") / "any.safetensors")
+    moments = torch.randn(2 * len(LAYERS), DIM, DIM, dtype=torch.float64)
+    names = [f"{side}.{layer}" for side in "kv" for layer in range(len(LAYERS))]
+    write({name: rotation(x @ x.T) for name, x in zip(names, moments, strict=True)}, path)
+    return path
+
+
+@pytest.mark.parametrize("words", RECIPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_history_shows(backend: str, words: str, calibration: str) -> None:
+    words = words.replace("CALIBRATION", calibration)
+    world = World(words, BACKENDS[backend])
+    if reasons := world.reasons():
+        assert backend == "cpu", "the reference reads everything"
+        pytest.skip(reasons[0])
+    alone = world.compute(world.books.open(), TOKENS, 1)
+    bits = backend == "cpu" or all(layer.format.whole_block for layer in world.spec.layers)
+    for history in HISTORIES:
+        other = World(words, BACKENDS[backend])
+        kv = history(other)
+        assert other.books.check() == []
+        for mine, theirs in zip(world.stored(alone), other.stored(kv), strict=True):
+            assert torch.equal(mine, theirs), f"{history.__name__} stored other bytes"
+        computed = [p for handle, p in other.results if handle == id(kv)]
+        assert computed[-1] == LENGTH - 1
+        expected = torch.stack([world.results[id(alone), p] for p in computed])
+        found = torch.stack([other.results[id(kv), p] for p in computed])
+        if bits:
+            assert torch.equal(found, expected), history.__name__
+        else:  # float32 sums of at most 75 products of weights and values of size 20, in another order
+            torch.testing.assert_close(found, expected, atol=75 * 20 * 2**-24, rtol=1e-5)
