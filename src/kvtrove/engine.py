@@ -21,6 +21,7 @@ from kvtrove.kv.manager import CHECK_EVERY_CALL, KVCacheManager
 from kvtrove.kv.pins import Pin
 from kvtrove.kv.repair import forget
 from kvtrove.kv.stats import KVStats
+from kvtrove.kv.tiers.store import TierFigures
 from kvtrove.models.config_reader import read_config, read_spec
 from kvtrove.models.fingerprint import model_fingerprint
 from kvtrove.output_processor import RequestText
@@ -63,6 +64,7 @@ class EngineStats:
     num_generation_tokens: int = 0
     faults: FaultStats = NO_FAULTS
     drafts: DraftStats | None = None
+    tiers: Sequence[TierFigures] = ()
 
 
 @dataclass(frozen=True)
@@ -356,10 +358,10 @@ class Engine:
     def stats(self) -> EngineStats:
         now = self.scheduler.stats()
         tokens = now.num_prompt_tokens, now.num_generation_tokens
-        waiting, faults = now.num_waiting + self.recovery.num_held, self.recovery.stats
-        drafter = self.scheduler.drafter
+        waiting, drafter = now.num_waiting + self.recovery.num_held, self.scheduler.drafter
         drafts = None if drafter is None else copy.deepcopy(drafter.stats)
-        return EngineStats(now.num_running, waiting, now.num_preemptions, self.kv.stats(), *tokens, faults, drafts)
+        faults, tiers, kv = self.recovery.stats, self.tiering.figures(), self.kv.stats()
+        return EngineStats(now.num_running, waiting, now.num_preemptions, kv, *tokens, faults, drafts, tiers)
 
     def _log_cache(self, num_tokens: int) -> None:
         """Asked for by KVTROVE_CACHE_LOG, so it is not a debug message that a log level hides."""

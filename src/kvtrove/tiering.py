@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kvtrove.config import EngineConfig
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.kv.tiers.stack import Tiers, open_tiers
+from kvtrove.kv.tiers.store import TierFigures
 
 if TYPE_CHECKING:
     from kvtrove.runner.rows import Rows
@@ -20,6 +21,7 @@ FORMAT = "kvtrove row 1"
 LONGEST_REST = 0.05
 """Seconds after which tiers are asked again, so that overdue operations end."""
 FLUSH_SECONDS = 10.0
+FIGURES_AGE = 1.0
 
 
 class Tiering:
@@ -28,6 +30,8 @@ class Tiering:
     def __init__(self, config: EngineConfig, spec: KVCacheSpec) -> None:
         wanted = [*config.tier, *([f"disk:{config.kv_dir}"] if config.kv_dir else [])]
         self.store: Tiers | None = open_tiers(wanted, FORMAT, spec.fingerprint) if wanted else None
+        self._figures: Sequence[TierFigures] = ()
+        self._asked = float("-inf")
         self._news = threading.Event()
         self.wake: Callable[[], None] = self._news.set
         """Called by a thread of a tier that has news, to wake who rests elsewhere than in `rest`."""
@@ -42,6 +46,13 @@ class Tiering:
         rows.execute(kv.take_ops())
         kv.rows.executed()
         return kv.transfers.num_unsaved > 0 or kv.transfers.is_busy
+
+    def figures(self) -> Sequence[TierFigures]:
+        """Of every tier, at most FIGURES_AGE seconds old."""
+        now = time.monotonic()
+        if self.store is not None and now - self._asked > FIGURES_AGE:
+            self._figures, self._asked = self.store.figures(), now
+        return self._figures
 
     def rest(self) -> None:
         """Sleep until a tier has news, or for LONGEST_REST."""

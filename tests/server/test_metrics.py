@@ -14,16 +14,19 @@ from typing import Any
 import httpx
 import pytest
 from opentelemetry.trace import NonRecordingSpan, NoOpTracer, SpanContext, Status
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvtrove.engine import EngineStats
 from kvtrove.kv.stats import KVStats
+from kvtrove.kv.tiers.store import TierFigures
 from kvtrove.request import RequestMetrics, SamplingParams
 from kvtrove.scheduler.drafts import DraftStats
 from kvtrove.server.auth import Tenant
 from kvtrove.server.engine_thread import EngineRequest, Step
 from kvtrove.server.metrics import Metrics
 from kvtrove.server.metrics_facts import Facts
+from kvtrove.server.metrics_tiers import TierMetrics
 from kvtrove.server.metrics_traces import Traces
 from kvtrove.server.metrics_vllm import one_two_five
 from kvtrove.server.observer import Arrival, Departure, PromptResult
@@ -159,7 +162,20 @@ def test_the_page_lists_them_all(before_and_after: tuple[Series, Series]) -> Non
     listed = set(re.findall(r"`(\w+)`", page))
     assert {n for n in ours if n not in listed and f"{n}_total" not in listed} == set()
     assert {n for n in theirs if n not in listed and f"{n}_total" not in listed} == set()
-    assert {n for n in listed if n.startswith("kvtrove_")} <= ours, "the page promises no others"
+    promised = {n for n in listed if n.startswith("kvtrove_") and not n.startswith("kvtrove_tier_")}
+    assert promised <= ours, "the page promises no others"
+
+
+def test_tiers_are_counted_where_there_are_some() -> None:
+    registry = CollectorRegistry()
+    tiers = TierMetrics(registry)
+    assert list(tiers.collect()) == []
+    tiers.figures = (TierFigures("disk", nbytes=5, budget=9, hits=3, bytes_read=7, errors={"timeout": 2}),)
+    text = generate_latest(registry).decode()
+    assert 'kvtrove_tier_rows_total{outcome="hits",tier="disk"} 3.0' in text
+    assert 'kvtrove_tier_errors_total{reason="timeout",tier="disk"} 2.0' in text
+    told = set(re.findall(r"^(kvtrove_tier_\w+)", text, re.MULTILINE))
+    assert told == set(re.findall(r"`(kvtrove_tier_\w+)`", PAGE.read_text()))
 
 
 # ---- the dashboard ----

@@ -72,6 +72,9 @@ class LoadOptions:
             "--closed/--open", help="Sessions go on after each answer, or by the clock.", rich_help_panel="Load"
         ),
     ] = None
+    instant: Annotated[bool, flag("Load", None, "Steps take no time: what the cache alone is worth.", "--instant")] = (
+        False
+    )
     speed: Annotated[float, flag("Load", "FACTOR", "Of the rate of arrivals.")] = 1.0
     limit: Annotated[int | None, flag("Load", "N", "Only the first N requests.")] = None
     slo_ttft: Annotated[str | None, flag("Load", "TIME", "Longest time to the first token, for the goodput.")] = None
@@ -141,6 +144,7 @@ def _settings(
     from kvtrove.kv.recipe import recipe
     from kvtrove.plan.kv import cache_of
     from kvtrove.plan.simulate import SimulationSettings
+    from kvtrove.plan.simulate.settings import INSTANT
     from kvtrove.scheduler.scheduler import SchedulerLimits
 
     model = _model(cache)
@@ -159,7 +163,7 @@ def _settings(
         yield SimulationSettings(
             block_size=block_size,
             num_blocks=num_blocks,
-            cost=_cost(model, service, geometry),
+            cost=INSTANT if load.instant else _cost(model, service, geometry),
             limits=SchedulerLimits(
                 service.max_num_seqs, service.max_num_batched_tokens, service.max_concurrent_prefills
             ),

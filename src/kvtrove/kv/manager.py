@@ -288,6 +288,7 @@ class KVCacheManager:
 
     def pin(self, kv: SequenceKV) -> Pin:
         """Keep every sealed block that `kv` holds now from being evicted, whatever becomes of `kv`."""
+        self._require_open(kv)
         return self.pin_blocks(kv.sealed_blocks())
 
     def pin_blocks(self, blocks: list[Block]) -> Pin:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -12,6 +12,7 @@ from kvtrove.plan.process import resident_bytes
 if TYPE_CHECKING:
     from kvtrove.engine import Engine
     from kvtrove.kv.spec import KVCacheSpec, KVGroup
+    from kvtrove.kv.tiers.store import TierFigures
 
 
 class GroupMemory(TypedDict):
@@ -61,9 +62,27 @@ class ProcessMemory(TypedDict):
     planned: int | None
 
 
+class TierMemory(TypedDict):
+    """A tier below the pool, now. hits, misses: rows asked of it. notices: faults that last."""
+
+    tier: str
+    rows: int
+    bytes: int
+    budget: int
+    hits: int
+    misses: int
+    bytes_read: int
+    bytes_written: int
+    errors: dict[str, int]
+    notices: list[str]
+
+
 class MemoryReport(TypedDict):
+    """tiers: only of an engine that has some."""
+
     process: ProcessMemory
     devices: list[DeviceMemory]
+    tiers: NotRequired[list[TierMemory]]
 
 
 def memory_report(engine: Engine) -> MemoryReport:
@@ -90,7 +109,25 @@ def memory_report(engine: Engine) -> MemoryReport:
         "available": _free_bytes(arena.device),
     }
     planned = engine.ledger.peak if engine.ledger.process else None
-    return {"process": {"resident": resident_bytes(), "planned": planned}, "devices": [device]}
+    report: MemoryReport = {"process": {"resident": resident_bytes(), "planned": planned}, "devices": [device]}
+    if engine.tiering.store is not None:
+        report["tiers"] = [_tier(figures) for figures in engine.tiering.store.figures()]
+    return report
+
+
+def _tier(figures: TierFigures) -> TierMemory:
+    return {
+        "tier": figures.name,
+        "rows": figures.entries,
+        "bytes": figures.nbytes,
+        "budget": figures.budget,
+        "hits": figures.hits,
+        "misses": figures.misses,
+        "bytes_read": figures.bytes_read,
+        "bytes_written": figures.bytes_written,
+        "errors": dict(figures.errors),
+        "notices": list(figures.notices),
+    }
 
 
 def _group(cache: KVCacheSpec, group: KVGroup) -> GroupMemory:

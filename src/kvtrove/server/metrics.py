@@ -17,6 +17,7 @@ from kvtrove.engine import EngineStats
 from kvtrove.kv.reasons import Reason
 from kvtrove.server.engine_thread import Step
 from kvtrove.server.metrics_facts import Facts, Growth, Timing
+from kvtrove.server.metrics_tiers import TierMetrics
 from kvtrove.server.metrics_vllm import LATENCY_BUCKETS, TOKEN_BUCKETS, TTFT_BUCKETS, VllmMetrics
 from kvtrove.server.observer import Departure, Observer
 from kvtrove.server.reports import CacheReport
@@ -114,6 +115,7 @@ class OwnMetrics:
         self.first_token = histogram("time_to_first_token_seconds", "Arrival to first token.", TTFT_BUCKETS)
         self.gap = histogram("inter_token_seconds", "Every gap between two tokens.", TOKEN_BUCKETS)
         self.whole = histogram("request_seconds", "Arrival to last token.", LATENCY_BUCKETS)
+        self.tiers = TierMetrics(registry)
         memory = gauge("memory_bytes", "Bytes, by what they are for.", "kind")
         memory.labels("weights").set(facts.weight_bytes)
         memory.labels("kv_cache").set(facts.num_blocks * facts.block_bytes)
@@ -124,6 +126,7 @@ class OwnMetrics:
                 self.computed.labels(reason.value)
 
     def on_stats(self, stats: EngineStats, grown: Growth) -> None:
+        self.tiers.figures = stats.tiers
         self.running.set(stats.num_running)
         self.waiting.set(stats.num_waiting)
         for state in ("used", "cached", "free"):

@@ -45,11 +45,21 @@ class Divergence(TypedDict):
     earlier_seconds_ago: float
 
 
+class LoadedPrefix(TypedDict):
+    """Tokens that came from a tier below the pool. instead_seconds: what computing them takes, where that is known."""
+
+    tier: str
+    tokens: int
+    seconds: float
+    instead_seconds: float | None
+
+
 class CacheReport(TypedDict):
     """How one prompt used the cache. reused_from: tokens by tier. evicted_seconds_ago: for `evicted`, if it is known.
 
     kept_tokens: of the prompt, those of an earlier answer whose ids were kept, rather than encoded again.
     first_divergence: null when the prompt only continues an earlier one, or nothing earlier begins like it.
+    loaded: what of `reused_from` had to be read from a tier first.
     drafted_tokens, accepted_tokens: of its output, when there were drafts.
     """
 
@@ -61,6 +71,7 @@ class CacheReport(TypedDict):
     reason: str
     evicted_seconds_ago: NotRequired[float | None]
     kept_tokens: NotRequired[int]
+    loaded: NotRequired[LoadedPrefix]
     first_divergence: Divergence | None
     drafted_tokens: NotRequired[int]
     accepted_tokens: NotRequired[int]
@@ -172,6 +183,13 @@ class Reports(Observer):
         reason = conclude(explanation, pending.best, self.block_size)
         tiers = dict(result.metrics.reused_from)
         report = _written(pending.prompt.request_id, explanation, reason, tiers, pending.divergence)
+        if (load := result.metrics.load) is not None:
+            report["loaded"] = {
+                "tier": load.tier,
+                "tokens": load.tokens,
+                "seconds": load.seconds,
+                "instead_seconds": load.instead,
+            }
         if result.metrics.num_draft_tokens:
             report["drafted_tokens"] = result.metrics.num_draft_tokens
             report["accepted_tokens"] = result.metrics.num_accepted_tokens

@@ -16,6 +16,9 @@ ROUTERS = ("round-robin", "prefix")
 REFERENCE_STEP = StepFit(fixed=4.8e-3, per_token=1.62e-5, per_cached_token=3.9e-8, per_pair=5.3e-10)
 """Llama-3.1-8B in bfloat16 on an H100 by its datasheet: what a step costs when nobody says otherwise."""
 
+INSTANT = FittedCost(StepFit(fixed=0.0, per_token=0.0, per_cached_token=0.0, per_pair=0.0))
+"""Steps take no time, so that requests hold their blocks for a moment: what the cache alone is worth."""
+
 
 def one_layer(block_size: int) -> KVCacheSpec:
     """A cache in which a block is a block: the geometry of a model is not needed to count tokens."""
