@@ -68,8 +68,8 @@ def test_every_requirement_has_a_tested_version_that_satisfies_it(text: str) -> 
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("src/kvtrove", ["server", "bench", "plot", "hub"]),
-        ("tests", ["server", "bench", "plot", "test"]),
+        ("src/kvtrove", ["server", "bench", "plot", "hub", "tiers"]),
+        ("tests", ["server", "bench", "plot", "tiers", "test"]),
         ("examples", []),
         ("benchmarks", ["server", "bench", "plot", "test"]),
         ("training", ["test"]),

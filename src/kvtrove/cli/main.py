@@ -27,7 +27,7 @@ INTERRUPTED = 130
 BROKEN_PIPE = 1
 COMMANDS = {
     **{name: name for name in ("chat", "generate", "serve", "top", "pull", "models", "plan", "doctor")},
-    **{name: name for name in ("explain", "simulate", "bench", "cache")},
+    **{name: name for name in ("explain", "simulate", "bench", "cache", "calibrate")},
     "eval": "evaluate",
 }
 """Command -> the file of `kvtrove.cli` and what it defines there: a function, or a Typer with commands of its own."""

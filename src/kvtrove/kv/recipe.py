@@ -26,29 +26,31 @@ from kvtrove.kv.formats.fp8 import Fp8
 from kvtrove.kv.formats.int4 import Int4, Int4Rotated
 from kvtrove.kv.formats.int8 import Int8
 from kvtrove.kv.formats.kivi import Kivi
+from kvtrove.kv.formats.oscar import oscar
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
 from kvtrove.kv.spec import Codec, KVCacheSpec, KVFormat, LayerKV, Side
 
 EXACT = "auto"
+Make = Callable[[Side, str, int], Codec]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A way to store one side. make: side, the text behind "=" -> the codec; ConfigError for a text that has no sense.
+    """A way to store one side. make: side, the text behind "=", layer -> the codec; ConfigError for a wrong text.
 
     argument: an example of that text; empty where there is none. vllm, llama_cpp: the nearest there. also: other names.
     """
 
     help: str
-    make: Callable[[Side, str], Codec]
+    make: Make
     argument: str = ""
     vllm: str = ""
     llama_cpp: str = ""
     also: tuple[str, ...] = ()
 
 
-def _dense(dtype: str) -> Callable[[Side, str], Codec]:
-    return lambda side, _: Dense(side, dtype)
+def _dense(dtype: str) -> Make:
+    return lambda side, _, layer: Dense(side, dtype)
 
 
 def _one_of(word: str, text: str, known: tuple[int, ...]) -> int:
@@ -63,29 +65,34 @@ FORMATS: Mapping[str, Format] = {
     "fp16": Format("float16", _dense("float16"), vllm="float16", llama_cpp="f16", also=("half",)),
     "fp8": Format(
         "8 bits (e4m3), a scale per token and head",
-        lambda side, _: Fp8(side),
+        lambda side, _, layer: Fp8(side),
         vllm="fp8",
         also=("fp8_e4m3", "fp8_per_token_head"),
     ),
     "int8": Format(
         "8 bits, a scale per token and head",
-        lambda side, _: Int8(side),
+        lambda side, _, layer: Int8(side),
         vllm="int8_per_token_head",
         llama_cpp="q8_0",
     ),
     "int4r": Format(
         "4 bits after a rotation, scale and zero per token and head",
-        lambda side, _: Int4Rotated(side),
+        lambda side, _, layer: Int4Rotated(side),
         vllm="int4_per_token_head",
         llama_cpp="q4_0",
         also=("q4_1", "iq4_nl"),
     ),
     "kivi": Format(
         "2 or 4 bits: K per channel and block, V per token",
-        lambda side, text: Kivi(side, bits=_one_of("kivi", text, (2, 4))),
+        lambda side, text, layer: Kivi(side, bits=_one_of("kivi", text, (2, 4))),
         argument="2",
     ),
-    "int4": Format("4 bits, scale and zero for every 32 elements", lambda side, _: Int4(side)),
+    "oscar": Format(
+        "2 bits after rotations that `kvtrove calibrate` found for this model",
+        oscar,
+        argument="FILE",
+    ),
+    "int4": Format("4 bits, scale and zero for every 32 elements", lambda side, _, layer: Int4(side)),
 }
 RETENTIONS: Mapping[str, str] = {
     "window": "the last N tokens, themselves included",
@@ -143,7 +150,7 @@ class Recipe:
         changed = layer.format
         for part in mine:
             if part.word in FORMATS:
-                changed = _stored(changed, part)
+                changed = _stored(changed, part, layer.layer)
         return replace(layer, format=changed, retention=_kept(layer.retention, mine))
 
 
@@ -196,7 +203,7 @@ def _part(part: str, text: str) -> _Part:
         side, (word, value) = word, _split(value)
     word = _ALIASES.get(word, word)
     if word in FORMATS:
-        FORMATS[word].make("k", value) if FORMATS[word].argument else _no_value(value, word, text)
+        FORMATS[word].make("k", value, 0) if FORMATS[word].argument else _no_value(value, word, text)
     elif word in RETENTIONS and not side:
         _number(value, word, text, least=0 if word == "sinks" else 1)
     else:
@@ -248,14 +255,14 @@ def _no_value(value: str, word: str, text: str) -> None:
         raise ConfigError(f"cache: {text!r}: {word} takes no value; write {word}")
 
 
-def _stored(kv_format: KVFormat, part: _Part) -> KVFormat:
+def _stored(kv_format: KVFormat, part: _Part, layer: int) -> KVFormat:
     """A side that is read out of the other one stays so."""
     make = FORMATS[part.word].make
     k, v = kv_format.k, kv_format.v
     if part.side != "v" and k is not None:
-        k = make("k", part.value)
+        k = make("k", part.value, layer)
     if part.side != "k" and v is not None:
-        v = make("v", part.value)
+        v = make("v", part.value, layer)
     return replace(kv_format, k=k, v=v)
 
 

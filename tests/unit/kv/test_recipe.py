@@ -35,7 +35,7 @@ def test_auto_changes_nothing(words: str) -> None:
     assert recipe(words).name == EXACT
 
 
-@pytest.mark.parametrize("word", [*examples()])
+@pytest.mark.parametrize("word", [word for word in examples() if "FILE" not in word])
 def test_a_format_is_that_of_every_layer_and_changes_nothing_else(word: str) -> None:
     changed = recipe(word)(CACHE)
     assert len({layer.format for layer in changed.layers}) == 1

@@ -1,0 +1,83 @@
+"""OSCAR (arXiv 2605.17757): 2 bits after a rotation that was calibrated on the model's own attention.
+
+    x [dim]  ->  x R  ->  the largest 4 % (K) or 8 % (V) clipped  ->  2-bit codes, scale and zero per token
+
+R = U H P: eigenvectors of what attention makes of the side, a Hadamard matrix that spreads them, and a permutation that
+mixes large with small ones. Own blocks are read as they were computed. bits: 2 + 32 / dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kvtrove.kv.formats.calibration import Calibration, read_calibration
+from kvtrove.kv.formats.codec import TokenCodec
+from kvtrove.kv.formats.codes import dequantise, pack, quantise, unpack
+from kvtrove.kv.formats.layout import data_plane, read, read_scales, write, write_scales
+from kvtrove.kv.spec import Plane, Planes, Side
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BITS = 2
+KEPT = {"k": 0.96, "v": 0.92}
+"""Share of a vector's elements that are not clipped."""
+
+
+@dataclass(frozen=True)
+class Oscar(TokenCodec):
+    """name: of its rotation in the calibration. Planes "scale" and "zero", float16 [heads, block_size]."""
+
+    name: str = ""
+    digest: str = ""
+    calibration: Calibration | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def id(self) -> str:
+        return self.id_of(f"oscar={self.digest[:16]}")
+
+    @property
+    def whole_block(self) -> bool:
+        return True
+
+    def problems(self, heads: int, dim: int, block_size: int) -> list[str]:
+        found = None if self.calibration is None else self.calibration.shapes.get(self.name)
+        if found is None:
+            return [f"the calibration has no rotation {self.name!r}: it is that of another model"]
+        if found != (dim, dim):
+            return [f"the calibration is for vectors of {found[0]} elements, not {dim}: it is that of another model"]
+        return [] if dim % (8 // BITS) == 0 else [f"oscar needs a multiple of {8 // BITS} elements, not {dim}"]
+
+    def planes(self, heads: int, dim: int, block_size: int) -> tuple[Plane, ...]:
+        return (
+            data_plane(self.side, self.layout, "uint8", heads, dim * BITS // 8, block_size),
+            Plane("scale", "float16", (heads, block_size)),
+            Plane("zero", "float16", (heads, block_size)),
+        )
+
+    def encode(self, x: Tensor, view: Planes, slots: Tensor) -> None:
+        turned = x.double() @ self._rotation(x)
+        sizes = turned.abs().sort(-1).values
+        most = sizes[..., int(KEPT[self.side] * x.shape[-1])][..., None]
+        codes, scale, zero = quantise(turned.minimum(most).maximum(-most), BITS)
+        write(self.side, pack(codes, BITS), view["data"], slots)
+        write_scales(scale[..., 0], view["scale"], slots)
+        write_scales(zero[..., 0], view["zero"], slots)
+
+    def decode(self, view: Planes, rows: Tensor) -> Tensor:
+        """float32, turned back."""
+        codes = unpack(read(self.side, view["data"], rows), BITS)
+        x = dequantise(codes, read_scales(view["scale"], rows), read_scales(view["zero"], rows))
+        return (x.double() @ self._rotation(x).T).float()
+
+    def _rotation(self, like: Tensor) -> Tensor:
+        assert self.calibration is not None, "checked by `problems`"
+        size = self.calibration.shapes[self.name][0]
+        return like.new_tensor(self.calibration.matrix(self.name)).double().reshape(size, size)
+
+
+def oscar(side: Side, path: str, layer: int) -> Oscar:
+    """ConfigError when the file is no calibration."""
+    calibration = read_calibration(path)
+    return Oscar(side, name=f"{side}.{layer}", digest=calibration.digest, calibration=calibration)
