@@ -111,6 +111,8 @@ class OwnMetrics:
         self.requests = counter("requests", "Requests that the engine accepted and that ended.", "route", "outcome")
         self.errors = counter("http_errors", "Answers with an error status.", "route", "status", "code")
         self.kept_answers = counter("response_cache_lookups", "Lookups of whole answers, by outcome.", "outcome")
+        for outcome in ("hit", "miss"):
+            self.kept_answers.labels(outcome)  # a counter that has not counted yet is shown, too
         self.step_seconds = histogram("step_seconds", "Time of a step of the engine.", STEP_BUCKETS)
         self.first_token = histogram("time_to_first_token_seconds", "Arrival to first token.", TTFT_BUCKETS)
         self.gap = histogram("inter_token_seconds", "Every gap between two tokens.", TOKEN_BUCKETS)

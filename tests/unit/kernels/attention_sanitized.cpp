@@ -37,7 +37,7 @@ bool measure(Element k_stored, Element v_stored, Distances& distances) {
     Layer layer;
     layer.k.stored = k_stored, layer.v.stored = v_stored, layer.k.tiled = draw(0, 1), layer.v.tiled = draw(0, 1);
     for (Side* side : {&layer.k, &layer.v})
-        if (side->stored == Element::int4) side->tiled = side->turned = true;
+        if (side->stored >= Element::float8) side->tiled = true, side->turned = side->stored == Element::int4;
     layer.kv_heads = draw(1, 2), layer.num_heads = layer.kv_heads * draw(1, 7);
     layer.k.dim = 8 * draw(1, 4), layer.v.dim = 8 * draw(1, 4);
     const std::vector<float> logits = numbers(layer.num_heads);
@@ -112,14 +112,14 @@ bool measure(Element k_stored, Element v_stored, Distances& distances) {
 }  // namespace
 
 int main() {
-    const char* const names[] = {"float32", "float16", "bfloat16", "int8", "int4"};
+    const char* const names[] = {"float32", "float16", "bfloat16", "int8", "float8", "int4"};
     int steady = 0;
     const std::initializer_list<Element> all = {Element::float32, Element::float16, Element::bfloat16, Element::int8,
-                                                Element::int4};
+                                                Element::float8,  Element::int4};
     for (const Element k : all)
         for (const Element v : all) {
             Distances distances{};
-            for (int i = 0; i < 5; ++i) steady += measure(k, v, distances);
+            for (int i = 0; i < 4; ++i) steady += measure(k, v, distances);
             for (int level = 0; level <= static_cast<int>(detect_isa()); ++level)
                 std::printf("%s %s %s %g\n", names[static_cast<int>(k)], names[static_cast<int>(v)],
                             std::string(name(static_cast<Isa>(level))).c_str(), distances[level]);

@@ -77,7 +77,7 @@ finally:
         assert not [name for name in imported if name.partition(".")[0] in NOT_FOR_A_PLAN]
         ours = {name for name in imported if name.startswith("kvtrove.") and not name.startswith(FOR_A_PLAN)}
         cores = {"kvtrove.kernels", "kvtrove.kernels.cores"}  # how many the process may use; no kernel is loaded
-        assert ours <= {"kvtrove.cli", "kvtrove.config", "kvtrove.kv", "kvtrove.request"} | cores
+        assert ours <= {"kvtrove.cli", "kvtrove.config", "kvtrove.kv", "kvtrove.request", "kvtrove.store"} | cores
         assert not [name for name in imported if name.startswith(("kvtrove.plan.simulate", "kvtrove.plan.traces"))]
         assert "kvtrove serve" in done.stdout
         spent.append(seconds / max(0.5, 4 * libraries))

@@ -21,6 +21,7 @@
 
 #if !defined(__clang__)
 // gcc's own AVX-512 headers start results from variables that they leave unset on purpose.
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
