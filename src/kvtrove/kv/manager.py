@@ -66,8 +66,7 @@ class KVCacheManager:
             raise ValueError("; ".join(reasons))
         if num_blocks < 1:
             raise ValueError(f"num_blocks: {num_blocks} must be at least 1")
-        self.spec = spec
-        self.block_size = spec.block_size
+        self.spec, self.block_size = spec, spec.block_size
         self.num_groups = len(spec.groups)
         self.num_blocks = num_blocks
         self.index = PrefixCache(self.num_groups, enabled=enable_prefix_caching, clock=clock)

@@ -175,9 +175,10 @@ def test_presets_come_with_their_commands(llama: Path) -> None:
 
 
 def test_a_model_that_only_others_run_has_no_command(tmp_path: Path) -> None:
-    found = figures("plan", configs.write(tmp_path, configs.DEEPSEEK_V3), "--memory", "2000GiB")
+    sparse = configs.DEEPSEEK_V3 | {"architectures": ["DeepseekV32ForCausalLM"]}
+    found = figures("plan", configs.write(tmp_path, sparse), "--memory", "2000GiB")
     assert found["command"] is None
-    assert found["why_no_command"] == "KVTrove cannot serve this plan: it does not run DeepseekV3ForCausalLM"
+    assert found["why_no_command"] == "KVTrove cannot serve this plan: it does not run DeepseekV32ForCausalLM"
     assert found["kv_bytes_per_token"] == 70_272
 
 

@@ -67,11 +67,10 @@ def _randomise(engine: Engine, num_blocks: int, template: SequenceKV) -> None:
     for layer in engine.runner.layers:
         if engine.runner.cache.layers[layer.index].source is not None:
             continue  # it reads what another layer stored
-        shapes = ((num_blocks * size, layer.kv_heads, dim) for dim in (layer.k_dim, layer.v_dim))
+        shapes = ((num_blocks, size, layer.kv_heads, dim) for dim in (layer.k_dim, layer.v_dim))
         k, v = (torch.randn(shape, generator=generator).to(device=arena.device, dtype=dtype) for shape in shapes)
         ids = torch.from_numpy(template.block_ids()[layer.group].astype("int64"))
-        slots = (ids[:, None] * size + torch.arange(size)).flatten()
-        layer.format.encode(k, v, layer.view, slots.to(arena.device))
+        layer.format.seal(k, v, layer.view, ids.to(arena.device))
 
 
 def _fill(engine: Engine, kv: SequenceKV, prompt: array[int], num_tokens: int, template: SequenceKV) -> None:
