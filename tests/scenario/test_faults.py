@@ -15,6 +15,7 @@ from kvtrove.engine import Engine
 from kvtrove.kv.block import BlockState
 from kvtrove.recovery import EngineDeadError
 from kvtrove.request import EngineError, Guide, RequestError, RequestOutput, SamplingParams
+from kvtrove.scheduler.sequence import Sequence
 from tests.faults import ATTRIBUTED, STAGES, Faults, Watched, hanging, raising
 
 VOCAB = 8192
@@ -276,12 +277,10 @@ def test_a_step_without_work_is_a_fault_and_not_an_endless_loop(
     engine: Engine, faults: Faults, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if a bug let the scheduler pass over a request for ever."""
-    inner = type(engine.scheduler)._prefill_need
-    monkeypatch.setattr(
-        type(engine.scheduler),
-        "_prefill_need",
-        lambda self, seq: 0 if seq.request.id == "plain" else inner(self, seq),
-    )
+    inner = Sequence.prefill_need.fget
+    assert inner is not None
+    passed_over = property(lambda seq: 0 if seq.request.id == "plain" else inner(seq))
+    monkeypatch.setattr(Sequence, "prefill_need", passed_over)
     check_only("plain", run(engine), undisturbed, "NoProgressError")
 
 

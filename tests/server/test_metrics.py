@@ -180,7 +180,7 @@ def test_tiers_are_counted_where_there_are_some() -> None:
 
 # ---- the dashboard ----
 
-QUERY_WORDS = {"by", "on", "group_left", "sum", "rate", "histogram_quantile", "label_values", "le"}
+QUERY_WORDS = {"by", "on", "group_left", "sum", "max", "rate", "histogram_quantile", "label_values", "le"}
 
 
 def queries() -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from kvtrove.cli.main import app
 from tests.server.live import LiveServer, running_server
+from tests.tiers.rows import until
 
 KEY = "a-key-of-the-test-server"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -82,7 +83,9 @@ def test_top_without_a_server_is_one_line(url: str, message: str) -> None:
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed here")
 def test_a_browser_draws_it(server: LiveServer, tmp_path: Path) -> None:
-    """Headless, after six seconds of the page's own time."""
+    """Headless, after six seconds of the page's own time, once the server has a sample for its curves."""
+    with server.client() as client:
+        until(lambda: any(sample["ttft"] for sample in client.get("/v1/status").json()["history"]))
     flags = (
         "--headless=new",
         "--no-sandbox",

@@ -55,6 +55,7 @@ class FakeEngine:
         self.running: dict[str, tuple[list[int], SamplingParams, str | None, list[int]]] = {}
         self.seen: list[tuple[list[int], str | None, str]] = []
         self.on_step = lambda: None
+        self.is_waiting = False
         self.steps_completed = 0
 
     def add(

@@ -79,7 +79,9 @@ class Commands(TyperGroup):
 def _load(name: str) -> Any:
     found = getattr(import_module(f"kvtrove.cli.{COMMANDS[name]}"), COMMANDS[name])
     if isinstance(found, typer.Typer):
-        return typer.main.get_group(found)
+        group = typer.main.get_group(found)
+        group.name = name
+        return group
     alone = typer.Typer(add_completion=False)
     alone.command(name, cls=Command)(found)
     return typer.main.get_command(alone)

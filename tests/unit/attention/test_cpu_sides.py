@@ -43,7 +43,7 @@ class Stored:
     blocks: int
 
     def __post_init__(self) -> None:
-        self.codec = FORMATS[self.form].make(self.name, "")
+        self.codec = FORMATS[self.form].make(self.name, "", 0)
         planes = self.codec.planes(KV_HEADS, self.dim, self.block_size)
         self.view = {p.name: torch.full((self.blocks, *p.shape), 77, dtype=getattr(torch, p.dtype)) for p in planes}
         for plane in self.view.values():

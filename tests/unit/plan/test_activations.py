@@ -47,11 +47,11 @@ def model(**changes: Any) -> ModelSpec:
 
 # name -> (model, tokens cached and new per sequence, how tokens are drawn, planned / measured at most)
 CASES: dict[str, tuple[ModelSpec, Shape, SamplingParams, float]] = {
-    "prompt": (model(), [(0, 512)], GREEDY, 1.05),
+    "prompt": (model(), [(0, 512)], GREEDY, 1.1),
     "prompt after 2k": (model(), [(1536, 512)], GREEDY, 1.05),
     "prompt after 16k": (model(), [(16_000, 384)], GREEDY, 1.05),
     "prompt in float32": (model(dtype="float32"), [(3584, 512)], GREEDY, 1.05),
-    "many heads": (model(heads=32), [(0, 512)], GREEDY, 1.15),
+    "many heads": (model(heads=32), [(0, 512)], GREEDY, 1.2),
     "every head its own keys": (model(kv_heads=8), [(512, 512)], GREEDY, 1.2),
     "sliding window": (model(window=512), [(4096, 512)], GREEDY, 1.2),
     "decodes": (model(), [(511, 1)] * 64, RANKED, 1.1),
