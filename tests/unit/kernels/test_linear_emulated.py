@@ -12,8 +12,6 @@ from tests.unit.kernels.sanitized import Kernels
 @pytest.mark.timeout(900)
 def test_products_on_tiles_equal_float64_and_a_row_is_the_same_in_every_batch(tmp_path: Path) -> None:
     assert (
-        Kernels(tmp_path, ("linear", "linear_int4", "linear_amx", "pages", "rows", "threads")).run(
-            "linear_emulated"
-        )
+        Kernels(tmp_path, ("linear", "linear_int4", "linear_amx", "pages", "rows", "threads")).run("linear_emulated")
         == "all equal\n"
     )
