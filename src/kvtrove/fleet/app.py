@@ -70,6 +70,11 @@ def _fleet(request: Request) -> Fleet:
     return fleet
 
 
+def _credentials(request: Request) -> dict[str, str]:
+    """The key that a request came with, for a question of ours to a model's server."""
+    return {name: value for name in ("authorization", "x-api-key") if (value := request.headers.get(name))}
+
+
 async def health(request: Request, response: Response) -> dict[str, Any]:
     """200 while requests are welcome."""
     draining = _fleet(request).draining
@@ -103,8 +108,7 @@ async def model(name: str, request: Request) -> dict[str, Any]:
     child = _fleet(request).find(name)
     told = None
     if child.state == "ready":
-        passed = {key: value for key in ("authorization", "x-api-key") if (value := request.headers.get(key))}
-        told = await json_of(child, f"/v1/models/{child.entry.name}", passed)
+        told = await json_of(child, f"/v1/models/{child.entry.name}", _credentials(request))
     return (told or {}) | _card(request, name, child)
 
 
@@ -125,9 +129,9 @@ async def metrics(request: Request) -> Response:
     """Those of all models that are loaded, and which are."""
     fleet = _fleet(request)
     ready = [child for child in fleet.children.values() if child.state == "ready"]
-    passed = {key: value for key in ("authorization", "x-api-key") if (value := request.headers.get(key))}
+    credentials = _credentials(request)
     answers = await asyncio.gather(
-        *(child.client.get("/metrics", headers=passed, timeout=5) for child in ready), return_exceptions=True
+        *(child.client.get("/metrics", headers=credentials, timeout=5) for child in ready), return_exceptions=True
     )
     texts = {
         child.entry.name: answer.text

@@ -249,3 +249,20 @@ class Desk:
         self._done.append(ticket)
         if self.on_done is not None:
             self.on_done()
+
+
+class AtDesk:
+    """A store whose tickets a desk keeps: those that are done, and who is told of them."""
+
+    _desk: Desk
+
+    @property
+    def on_done(self) -> Callable[[], None] | None:
+        return self._desk.on_done
+
+    @on_done.setter
+    def on_done(self, call: Callable[[], None] | None) -> None:
+        self._desk.on_done = call
+
+    def poll(self) -> list[Ticket]:
+        return self._desk.poll()

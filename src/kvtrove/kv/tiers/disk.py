@@ -11,12 +11,12 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvtrove.kernels import crc32c
 from kvtrove.kv.tiers.admission import Admission, Admit
-from kvtrove.kv.tiers.desk import Desk, Job, Lane
+from kvtrove.kv.tiers.desk import AtDesk, Desk, Job, Lane
 from kvtrove.kv.tiers.directory import Directory
 from kvtrove.kv.tiers.disk_log import DiskLog, Durability
 from kvtrove.kv.tiers.disk_writer import DiskWriter, describe
@@ -60,7 +60,7 @@ class DiskSettings:
         return max(min(256 << 20, self.size // 16), self.size // 256)
 
 
-class DiskStore:
+class DiskStore(AtDesk):
     """A `BlockStore` on a directory. format_id, fingerprint: of the rows, written to and required of their headers."""
 
     def __init__(
@@ -93,14 +93,6 @@ class DiskStore:
                 fingerprint=self._fingerprint,
                 on_gone=self._directory_is_gone,
             )
-
-    @property
-    def on_done(self) -> Callable[[], None] | None:
-        return self._desk.on_done
-
-    @on_done.setter
-    def on_done(self, call: Callable[[], None] | None) -> None:
-        self._desk.on_done = call
 
     # ---- the store ----
 
@@ -150,9 +142,6 @@ class DiskStore:
             place = self._directory.drop(key)
             if place is not None and self._writer is not None:
                 self._writer.forget(key, place, Kind.DELETED)
-
-    def poll(self) -> list[Ticket]:
-        return self._desk.poll()
 
     def reason(self, key: bytes) -> str | None:
         return evicted_reason(self.name, self._directory.evicted.age(key))

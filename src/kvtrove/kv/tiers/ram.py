@@ -16,7 +16,7 @@ from typing import Literal
 from kvtrove.kv.evicted import EvictedKeys
 from kvtrove.kv.tiers.admission import Admission, Admit
 from kvtrove.kv.tiers.codec import CODECS, Codec
-from kvtrove.kv.tiers.desk import Desk, Job, Lane
+from kvtrove.kv.tiers.desk import AtDesk, Desk, Job, Lane
 from kvtrove.kv.tiers.store import Found, Outcome, Ticket, TierFigures, evicted_reason
 
 ENTRY_OVERHEAD = 256
@@ -45,7 +45,7 @@ class _Row:
         return len(self.content) + ENTRY_OVERHEAD
 
 
-class RamStore:
+class RamStore(AtDesk):
     """A `BlockStore` in this process's memory."""
 
     def __init__(self, settings: RamSettings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -60,14 +60,6 @@ class RamStore:
         self._nbytes = 0
         self._in_flight: dict[bytes, _Row] = {}  # not compressed yet
         self._lock = threading.Lock()
-
-    @property
-    def on_done(self) -> Callable[[], None] | None:
-        return self._desk.on_done
-
-    @on_done.setter
-    def on_done(self, call: Callable[[], None] | None) -> None:
-        self._desk.on_done = call
 
     def lookup(self, keys: Sequence[bytes]) -> Sequence[Found]:
         rows, in_flight = self._rows, self._in_flight
@@ -118,9 +110,6 @@ class RamStore:
     def delete(self, keys: Sequence[bytes]) -> None:
         for key in keys:
             self._drop(key)
-
-    def poll(self) -> list[Ticket]:
-        return self._desk.poll()
 
     def reason(self, key: bytes) -> str | None:
         return evicted_reason(self.name, self._evicted.age(key))

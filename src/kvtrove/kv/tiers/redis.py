@@ -22,7 +22,7 @@ from typing import Any
 from kvtrove.config import ConfigError, Environment
 from kvtrove.kernels import crc32c
 from kvtrove.kv.tiers.admission import Admission, Admit
-from kvtrove.kv.tiers.desk import Desk, Job, Lane
+from kvtrove.kv.tiers.desk import AtDesk, Desk, Job, Lane
 from kvtrove.kv.tiers.health import Health
 from kvtrove.kv.tiers.layout import HEADER_BYTES, Header, format_field, now, read_header
 from kvtrove.kv.tiers.store import Found, Outcome, Ticket, TierFigures
@@ -57,7 +57,7 @@ class RedisSettings:
     key: bytes | None = field(default=None, repr=False)
 
 
-class RedisStore:
+class RedisStore(AtDesk):
     """A `BlockStore` on a Redis server. Raises ConfigError for a URL it cannot read, or without a key to sign with."""
 
     def __init__(
@@ -85,14 +85,6 @@ class RedisStore:
         self._own_bytes = 0
         self._in_flight = 0
         self._lock = threading.Lock()
-
-    @property
-    def on_done(self) -> Callable[[], None] | None:
-        return self._desk.on_done
-
-    @on_done.setter
-    def on_done(self, call: Callable[[], None] | None) -> None:
-        self._desk.on_done = call
 
     # ---- the store ----
 
@@ -139,9 +131,6 @@ class RedisStore:
     def delete(self, keys: Sequence[bytes]) -> None:
         self._learn(keys, Found.MISSING, MISSING_SECONDS)
         self._writer.submit(self._delete, list(keys))
-
-    def poll(self) -> list[Ticket]:
-        return self._desk.poll()
 
     def reason(self, key: bytes) -> str | None:
         return None

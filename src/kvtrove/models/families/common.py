@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvtrove.config import nearest
@@ -11,7 +11,7 @@ from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.retention import Full, Retention, SlidingWindow
 from kvtrove.kv.spec import LayerKV
 from kvtrove.models.config_view import ConfigView
-from kvtrove.models.rope_config import served_positions
+from kvtrove.models.rope_config import served_positions, without_positions
 from kvtrove.models.spec import Activation, LayerSpec, ModelSpec, MoESpec, RopeSpec
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -110,6 +110,14 @@ def build_layers(
             LayerKV(index, heads.kv, heads.dim, heads.dim, stored, rules.get(kind, Full())), ropes[kind], moe(index)
         )
         for index, kind in enumerate(types)
+    )
+
+
+def rotated_where(layers: Sequence[LayerSpec], rotates: Iterable[object]) -> tuple[LayerSpec, ...]:
+    """The layers, without positions (NoPE) wherever `rotates`, one value a layer, is false."""
+    return tuple(
+        layer if turns else replace(layer, rope=without_positions(layer.rope))
+        for layer, turns in zip(layers, rotates, strict=True)
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.families.common import (
     FULL,
@@ -13,9 +11,10 @@ from kvtrove.models.families.common import (
     build_spec,
     layer_types,
     read_heads,
+    rotated_where,
     sliding_window,
 )
-from kvtrove.models.rope_config import read_rope, without_positions
+from kvtrove.models.rope_config import read_rope
 from kvtrove.models.spec import ModelSpec
 
 
@@ -26,10 +25,7 @@ def read(view: ConfigView) -> ModelSpec:
     rope = read_rope(view, heads.dim)
     layers = build_layers(view, heads, types, {FULL: rope, SLIDING: rope}, window)
     if window is not None:
-        layers = tuple(
-            replace(layer, rope=without_positions(rope)) if kind == FULL else layer
-            for layer, kind in zip(layers, types, strict=True)
-        )
+        layers = rotated_where(layers, (kind == SLIDING for kind in types))
     return build_spec(
         view, "exaone4", heads, layers, norms="post", qk_norm="head", norm_eps=view.number("rms_norm_eps", 1e-5)
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.families.common import (
     FULL,
@@ -13,9 +11,10 @@ from kvtrove.models.families.common import (
     build_spec,
     layer_types,
     read_heads,
+    rotated_where,
     sliding_window,
 )
-from kvtrove.models.rope_config import RopeDefaults, read_rope, without_positions
+from kvtrove.models.rope_config import RopeDefaults, read_rope
 from kvtrove.models.spec import ModelSpec
 
 
@@ -29,12 +28,7 @@ def read(view: ConfigView) -> ModelSpec:
     window = sliding_window(view) if view.flag("use_sliding_window", False) else None
     types = layer_types(view, lambda i: FULL if window is None or rotated[i] else SLIDING)
     rope = read_rope(view, heads.dim, by=RopeDefaults(theta=2_000_000.0))
-    layers = tuple(
-        layer if turns else replace(layer, rope=without_positions(rope))
-        for layer, turns in zip(
-            build_layers(view, heads, types, {FULL: rope, SLIDING: rope}, window), rotated, strict=False
-        )
-    )
+    layers = rotated_where(build_layers(view, heads, types, {FULL: rope, SLIDING: rope}, window), rotated[:count])
     bias = view.flag("attention_bias", False)
     return build_spec(
         view, "smollm3", heads, layers, attention_bias=bias, output_bias=bias, mlp_bias=view.flag("mlp_bias", False)
