@@ -131,6 +131,9 @@ class EngineConfig:
     max_prompt_seconds: what prompts may add to a step in which others decode; 0 sets no limit but the token budget.
     max_concurrent_prefills: prompts that share the budget of a step when it is too small for all; later ones wait.
     eviction: who leaves the cache first when it is full (docs/eviction.md); "workload" learns which prompts come back.
+    marks: where checkpoints of running states are made, for models whose layers have such states, so that prompts can
+        go on from there: "auto", "off", or some of end, messages, branches, every:4096 (`kvtrove.kv.marks`).
+    marks_memory: memory for them in bytes, or "1GiB", of what `kv` gives; None takes a fifth of it.
     tier: where sealed blocks are kept below the pool, and found again when it has lost them (docs/tiers.md).
     kv_dir: short for a last tier "disk:DIR".
     warm_up: run and measure the largest possible steps at start (`kvtrove serve` does), so that no request can be the
@@ -174,6 +177,15 @@ class EngineConfig:
         True, "Reuse the blocks of prompts that begin alike.", panel="Cache", flag="prefix-caching"
     )
     eviction: str = _setting("lru", "Who leaves the cache first: {choices}.", "NAME", panel="Cache", choices=EVICTION)
+    marks: str = _setting(
+        "auto",
+        "Checkpoints of states: auto, off, or some of end,messages,branches,every:4096.",
+        "WHERE",
+        panel="Cache",
+    )
+    marks_memory: int | str | None = _setting(
+        None, "For checkpoints of states, of what --kv gives; a fifth without it.", "SIZE", panel="Cache"
+    )
     tier: str | tuple[str, ...] = _setting(
         (),
         "Below the cache, fastest first: ram:8GiB, disk:/path,100GiB or redis://host; repeatable.",
@@ -227,6 +239,8 @@ class EngineConfig:
             raise ConfigError("kv and num_blocks say the same thing twice; give one of them")
         if self.kv is not None:
             object.__setattr__(self, "kv", parse_size(self.kv, "kv"))
+        if self.marks_memory is not None:
+            object.__setattr__(self, "marks_memory", parse_size(self.marks_memory, "marks_memory"))
         if self.max_model_len is not None:
             object.__setattr__(self, "max_model_len", parse_tokens(self.max_model_len, "max_model_len"))
         if self.threads is not None and not (_whole(self.threads) and 1 <= self.threads <= MOST_THREADS):

@@ -185,7 +185,7 @@ class Scheduler:
         prefills = [s for s in self.running.values() if s.id not in self._step and s.prefill_need]
         if self.waiting:
             prefills += self._admission.admit(self.waiting, self.running, prefills, budget)
-        needs = [seq.prefill_need for seq in prefills]
+        needs = [self.kv.states.until_mark(seq.kv, seq.prefill_need) for seq in prefills]
         for seq, num in zip(prefills, share(budget, needs), strict=True):
             if num:
                 self._give(seq, num)
@@ -279,7 +279,8 @@ class Scheduler:
             if done.verify and self.drafter is not None:
                 samples = self.drafter.accept(seq, done, result)
                 self.num_generation_tokens += len(result.accepted)
-            self._commit(seq, len(done.tokens) - len(done.verify) + len(result.accepted))
+            wrong = len(done.verify) - len(result.accepted)
+            self._commit(seq, len(done.tokens) - wrong, wrong)
             request = seq.request
             touched[request.id] = request
             if result.error is not None:
@@ -304,10 +305,10 @@ class Scheduler:
         self.at_work = None
         return list(touched.values())
 
-    def _commit(self, seq: Sequence, num: int) -> None:
+    def _commit(self, seq: Sequence, num: int, wrong: int = 0) -> None:
         before = seq.kv.num_computed
-        self.kv.commit(seq.kv, seq.tokens, num)
-        self._computing.end(seq, before, before + num)
+        self.kv.commit(seq.kv, seq.tokens, num, wrong)
+        self._computing.end(seq, before, seq.kv.num_computed)
 
     def _extend(self, seq: Sequence, samples: list[SampledToken]) -> None:
         """Append the drawn token; after the prompt, fork one sequence per further stream first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,6 +129,8 @@ class Request:
     metrics: RequestMetrics
     guide: Guide | None = None
     """Belongs to the first sequence; the others fork from it."""
+    borders: Collection[int] = ()
+    """Lengths of the prompt at which a message ends: where other prompts are likely to go on."""
     sequences: list[Sequence] = field(default_factory=list)
     completed: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int | None = None
