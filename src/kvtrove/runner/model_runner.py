@@ -16,6 +16,7 @@ from kvtrove.request import EngineError
 from kvtrove.runner.batch import Batch, build_batch
 from kvtrove.runner.fused import FusedLayers
 from kvtrove.runner.logprobs import undrawable
+from kvtrove.runner.pooling import pooled
 from kvtrove.runner.rows import Rows
 from kvtrove.runner.sampler import Sampler, logprob_table
 from kvtrove.scheduler.output import ModelOutput, ScheduledSequence, SchedulerOutput, SequenceResult, accept
@@ -55,7 +56,12 @@ class ModelRunner:
             self.rows.execute(step.ops)
             return ModelOutput({})
         batch, hidden = self.forward(step)
-        return self._results(step.sequences, hidden[batch.logit_rows])
+        output = self._results(step.sequences, hidden[batch.logit_rows])
+        start = batch.attention.query_start
+        for index, s in enumerate(step.sequences):
+            if s.pool is not None:
+                output.results[s.seq_id] = pooled(s, hidden[start[index] : start[index + 1]], self.model)
+        return output
 
     @torch.inference_mode()
     def forward(self, step: SchedulerOutput) -> tuple[Batch, Tensor]:
