@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from kvtrove.runner.fused import FusedLayers
 from kvtrove.runner.logprobs import undrawable
 from kvtrove.runner.rows import Rows
 from kvtrove.runner.sampler import Sampler, logprob_table
+from kvtrove.runner.threads import few_threads
 from kvtrove.scheduler.output import ModelOutput, ScheduledSequence, SchedulerOutput, SequenceResult, accept
 
 PROMPT_LOGPROB_ROWS = 256  # rows of logits held at once while prompt logprobs are reported
@@ -54,8 +56,9 @@ class ModelRunner:
         if not step.sequences:
             self.rows.execute(step.ops)
             return ModelOutput({})
-        batch, hidden = self.forward(step)
-        return self._results(step.sequences, hidden[batch.logit_rows])
+        with few_threads() if self.fused.whole else contextlib.nullcontext():
+            batch, hidden = self.forward(step)
+            return self._results(step.sequences, hidden[batch.logit_rows])
 
     @torch.inference_mode()
     def forward(self, step: SchedulerOutput) -> tuple[Batch, Tensor]:
