@@ -51,7 +51,8 @@ def test_log_probabilities_of_a_prompt_count_for_the_time_they_take() -> None:
     pace.learn(512, 0, 0.512)
     assert pace.weight == 1.0, "nothing is known of them yet"
     pace.learn(512, 0, 512 * 0.004, listed=512)
-    assert pace.weight == pytest.approx(4.0) and pace.rate == pytest.approx(1000), "plain tokens are as they were"
+    assert pace.weight == pytest.approx(4.0)
+    assert pace.rate == pytest.approx(1000), "plain tokens are as they were"
     pace.learn(192, 0, 128 * 0.001 + 64 * 0.004, listed=64)
     assert pace.weight == pytest.approx(4.0)
 
