@@ -181,10 +181,9 @@ class Engine:
             if isinstance(result.error, EngineError):
                 forget(self.kv, self.scheduler.running[seq_id].kv)
         touched = self.scheduler.update(scheduled, output)
-        num_tokens = scheduled.num_tokens
-        decodes = sum(len(s.tokens) for s in scheduled.sequences if len(s.tokens) - len(s.verify) == 1)
+        num_tokens, decodes = scheduled.num_tokens, scheduled.num_decodes
         if num_tokens:
-            self._pace.learn(num_tokens - decodes, decodes, self.clock() - start)
+            self._pace.learn(num_tokens - decodes, decodes, self.clock() - start, scheduled.num_listed)
             self.scheduler.keep_pace(self._pace)
         if not self.scheduler.has_unfinished:
             self.tend()

@@ -92,6 +92,16 @@ class SchedulerOutput:
     def num_tokens(self) -> int:
         return sum(len(s.tokens) for s in self.sequences)
 
+    @property
+    def num_decodes(self) -> int:
+        """Tokens of sequences that compute one, and of drafts behind it."""
+        return sum(len(s.tokens) for s in self.sequences if len(s.tokens) - len(s.verify) == 1)
+
+    @property
+    def num_listed(self) -> int:
+        """Prompt tokens whose log-probabilities are reported."""
+        return sum(len(s.tokens) for s in self.sequences if s.prompt_logprobs is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:

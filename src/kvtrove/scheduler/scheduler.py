@@ -13,6 +13,7 @@ the prefix cache usually still has most of them.
 
 from __future__ import annotations
 
+import math
 import time
 from array import array
 from collections import deque
@@ -66,11 +67,12 @@ class Scheduler:
         self._admission = Admission(kv, self.limits, self._computing, clock)
         self._step: dict[int, int] = {}  # sequence id -> tokens in the step being planned
         self.prompt_limit = self.limits.max_num_batched_tokens  # of prompt tokens in a step that also decodes (`Pace`)
+        self.listed_weight = 1.0  # of one whose log-probabilities are reported, there (`Pace`)
         self.at_work: Request | None = None  # an error now is this request's: something is done for it alone
 
     def keep_pace(self, pace: Pace) -> None:
         """What has been measured of the steps so far decides how long prompts may take, and what is worth loading."""
-        self.prompt_limit = pace.tokens
+        self.prompt_limit, self.listed_weight = pace.tokens, pace.weight
         self._admission.prefill_rate = pace.rate
 
     # ---- requests come and go ----
@@ -188,14 +190,16 @@ class Scheduler:
         for seq in self._decodes():
             self._give(seq, 1)
         budget = self.limits.max_num_batched_tokens - len(self._step)
-        budget = min(budget, self.prompt_limit) if self._step else budget
+        paced = bool(self._step) and self.prompt_limit < budget
+        budget = self.prompt_limit if paced else budget
         prefills = [s for s in self.running.values() if s.id not in self._step and s.prefill_need]
         if self.waiting:
             prefills += self._admission.admit(self.waiting, self.running, prefills, budget)
-        needs = [seq.prefill_need for seq in prefills]
-        for seq, num in zip(prefills, share(budget, needs), strict=True):
+        weights = [self.listed_weight if paced and s.request.wants_prompt_logprobs else 1.0 for s in prefills]
+        needs = [math.ceil(seq.prefill_need * weight) for seq, weight in zip(prefills, weights, strict=True)]
+        for seq, weight, num in zip(prefills, weights, share(budget, needs), strict=True):
             if num:
-                self._give(seq, num)
+                self._give(seq, max(1, int(num / weight)))
 
     def _draft(self) -> dict[int, array[int]]:
         """Drafts for the decodes of the step: last, from what budget, rows of logits and blocks the others leave."""
