@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import logging
-import random
 import time
-from array import array
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,19 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrove.config import EngineConfig, Environment
+from kvtrove.intake import Intake
 from kvtrove.kv import debug
 from kvtrove.kv.invariants import InvariantError
 from kvtrove.kv.manager import CHECK_EVERY_CALL, KVCacheManager
-from kvtrove.kv.pins import Pin
 from kvtrove.kv.repair import forget
 from kvtrove.kv.stats import KVStats
 from kvtrove.kv.tiers.store import TierFigures
 from kvtrove.models.config_reader import read_config, read_spec
 from kvtrove.models.fingerprint import model_fingerprint
 from kvtrove.output_processor import RequestText
+from kvtrove.pinning import PinnedPrefix, PinnedPrefixes
 from kvtrove.plan.process import return_freed_memory
 from kvtrove.recovery import NO_FAULTS, FaultStats, NoProgressError, Recovery
-from kvtrove.request import EngineError, Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
+from kvtrove.request import EngineError, Guide, PoolingParams, RequestError, RequestOutput, SamplingParams
 from kvtrove.scheduler.drafts import Drafter, DraftRules, DraftStats
 from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.pace import Pace
@@ -65,15 +64,6 @@ class EngineStats:
     faults: FaultStats = NO_FAULTS
     drafts: DraftStats | None = None
     tiers: Sequence[TierFigures] = ()
-
-
-@dataclass(frozen=True)
-class PinnedPrefix:
-    """What an administrator keeps in the cache: the first `num_tokens` of a prompt, in `num_blocks` blocks."""
-
-    id: str
-    num_tokens: int
-    num_blocks: int
 
 
 def drafter(config: EngineConfig) -> Drafter | None:
@@ -137,11 +127,11 @@ class Engine:
         self.recovery = Recovery(self.scheduler, self.kv, self.runner.execute, clock)
         self.guard: Callable[[], AbstractContextManager[object]] = nullcontext
         """Entered around what a step computes; a watchdog may raise inside of it."""
-        self._end_token_ids = self._known_ends()
-        self._random = random.Random(config.seed)
+        can_draft = self.scheduler.drafter is not None
+        self._intake = Intake(self.spec, self.tokenizer, self.max_model_len, config.seed, clock, can_draft=can_draft)
         self._texts: dict[str, RequestText] = {}
-        self._arrivals = self._ended = 0
-        self._pins: dict[str, tuple[Pin, PinnedPrefix]] = {}
+        self._ended = 0
+        self._pinned = PinnedPrefixes(self.scheduler, self.max_model_len)
         self._cache_log = Environment.read().cache_log
         self.last_step: SchedulerOutput | None = None
         """What the last step computed, for those who measure steps."""
@@ -155,9 +145,8 @@ class Engine:
         if not self.closed:
             self.closed, self.last_step = True, None
             self._texts.clear()
-            self._pins.clear()
             self.tiering.close(self.kv, self.runner.rows)
-            del self.runner, self.kv, self.scheduler, self.recovery
+            del self.runner, self.kv, self.scheduler, self.recovery, self._pinned
             gc.collect()
             return_freed_memory()
 
@@ -192,10 +181,9 @@ class Engine:
             if isinstance(result.error, EngineError):
                 forget(self.kv, self.scheduler.running[seq_id].kv)
         touched = self.scheduler.update(scheduled, output)
-        num_tokens = scheduled.num_tokens
-        decodes = sum(len(s.tokens) for s in scheduled.sequences if len(s.tokens) - len(s.verify) == 1)
+        num_tokens, decodes = scheduled.num_tokens, scheduled.num_decodes
         if num_tokens:
-            self._pace.learn(num_tokens - decodes, decodes, self.clock() - start)
+            self._pace.learn(num_tokens - decodes, decodes, self.clock() - start, scheduled.num_listed)
             self.scheduler.keep_pace(self._pace)
         if not self.scheduler.has_unfinished:
             self.tend()
@@ -216,82 +204,30 @@ class Engine:
         if isinstance(error, InvariantError) and self.config.check == CHECK_EVERY_CALL:
             raise error  # asked for by those who look for bugs
         self.recovery.failed(error, members, culprit)
-        self._pins = {name: kept for name, kept in self._pins.items() if kept[0] in self.kv.pins}
+        self._pinned.drop_lost()
 
     def add(
         self,
         request_id: str,
         prompt_token_ids: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         *,
         prompt: str | None = None,
         salt: str = "",
         guide: Guide | None = None,
     ) -> None:
-        """Queue a request. `salt` separates tenants: only requests with the same one share cached blocks. `guide` holds
-        every output to a grammar.
+        """Queue a request for an answer, or with PoolingParams for a vector. `salt` separates tenants: only requests
+        with the same one share cached blocks. `guide` holds every output to a grammar.
 
         RequestError when it can never be served; the message says what would be.
         """
         self._refuse_closed()
-        self._refuse_bad(request_id, prompt_token_ids, params)
-        longest = self.max_model_len
-        wanted = longest if params.max_tokens is None else len(prompt_token_ids) + params.max_tokens
-        own_ends = () if params.ignore_eos else self._end_token_ids
-        ends = frozenset(i for i in (*own_ends, *(params.stop_token_ids or ())) if 0 <= i < self.spec.vocab_size)
-        request = Request(
-            id=request_id,
-            arrival=self._arrivals,
-            prompt=array("i", prompt_token_ids),
-            params=params,
-            seed=params.seed if params.seed is not None else self._random.getrandbits(63),
-            salt=salt.encode(),
-            max_len=min(longest, wanted),
-            end_token_ids=ends,
-            metrics=RequestMetrics(arrival_time=self.clock()),
-            guide=guide,
-        )
+        if request_id in self._texts:
+            raise RequestError(f"request id {request_id!r} is already in use", "request_id")
+        request = self._intake.request(request_id, prompt_token_ids, params, salt, guide)
         text = RequestText(request, prompt, self.tokenizer)
         self.scheduler.add(request)
         self._texts[request_id] = text
-        self._arrivals += 1
-
-    def _refuse_bad(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
-        if request_id in self._texts:
-            raise RequestError(f"request id {request_id!r} is already in use", "request_id")
-        if not prompt:
-            raise RequestError("the prompt is empty; give at least one token", "prompt")
-        if len(prompt) >= self.max_model_len:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens, the context holds {self.max_model_len} with at least one for "
-                f"the answer: at most {self.max_model_len - 1} fit",
-                "prompt",
-            )
-        if params.speculation and self.scheduler.drafter is None:
-            raise RequestError(
-                "speculation: this engine drafts nothing; start it with speculation='ngram' (--speculation ngram), or "
-                "leave it out",
-                "speculation",
-            )
-        vocab = self.spec.vocab_size
-        bias, allowed = params.logit_bias or (), params.allowed_token_ids or ()
-        for param, ids in (("prompt", prompt), ("logit_bias", bias), ("allowed_token_ids", allowed)):
-            for token_id in (min(ids, default=0), max(ids, default=0)):
-                if not 0 <= token_id < vocab:
-                    raise RequestError(
-                        f"{param}: token id {token_id} is not in the vocabulary (0 to {vocab - 1})", param
-                    )
-
-    def _known_ends(self) -> tuple[int, ...]:
-        """The model's own end tokens. Some checkpoints name ids past the vocabulary, which it can never produce."""
-        ends = dict.fromkeys((*self.spec.eos_token_ids, *self.tokenizer.eos_token_ids))
-        unknown = [i for i in ends if not 0 <= i < self.spec.vocab_size]
-        if unknown:
-            log.warning(
-                "end tokens %s of the checkpoint lie past its vocabulary of %d and are ignored",
-                *(unknown, self.spec.vocab_size),
-            )
-        return tuple(i for i in ends if i not in unknown)
 
     def abort(self, request_id: str) -> bool:
         """Drop a request at any moment; all that it held is free when this returns. False when it is not known."""
@@ -327,33 +263,14 @@ class Engine:
 
         RequestError when nothing of it is cached, or when a request of `max_model_len` tokens would not fit beside it.
         """
-        kv = self.kv.open(salt.encode())
-        match = self.kv.match(kv, array("i", prompt_token_ids), len(prompt_token_ids))
-        self.kv.free(kv)
-        held = match.held
-        room = self.scheduler.room_for_pins(self.max_model_len)
-        if not held:
-            raise RequestError("nothing of this prompt is cached; send it as a request first", "prompt")
-        if len(held) > room:
-            raise RequestError(
-                f"pinning {len(held)} blocks would leave too little for a request of {self.max_model_len} "
-                f"tokens; {max(0, room)} fit; pin a shorter prefix, unpin another, or give the cache more memory",
-                "prompt",
-            )
-        self._arrivals += 1
-        pinned = PinnedPrefix(f"pin-{self._arrivals}", match.num_tokens, len(held))
-        self._pins[pinned.id] = self.kv.pin_blocks(held), pinned
-        return pinned
+        return self._pinned.pin(prompt_token_ids, salt)
 
     def unpin(self, pin_id: str) -> PinnedPrefix | None:
         """Let go of a pinned prefix and return it; None when there is no such pin."""
-        pin, pinned = self._pins.pop(pin_id, (None, None))
-        if pin is not None:
-            self.kv.unpin(pin)
-        return pinned
+        return self._pinned.unpin(pin_id)
 
     def pins(self) -> list[PinnedPrefix]:
-        return [pinned for _, pinned in self._pins.values()]
+        return self._pinned.all()
 
     def stats(self) -> EngineStats:
         now = self.scheduler.stats()

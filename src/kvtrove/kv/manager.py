@@ -24,14 +24,14 @@ from kvtrove.kv.pins import Pin, Pins
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import KeyChain, Match, PrefixCache, longest_prefix, root_key
 from kvtrove.kv.reasons import Explanation
-from kvtrove.kv.retention import Full
 from kvtrove.kv.row_queue import RowQueue
 from kvtrove.kv.rows import CopySeat, RowOp
+from kvtrove.kv.sealing import Sealing
 from kvtrove.kv.seats import Seats
 from kvtrove.kv.shorten import resumable, shorten
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.kv.stats import KVStats, stats_of
-from kvtrove.kv.table import SequenceKV, left_behind, next_event
+from kvtrove.kv.table import SequenceKV
 from kvtrove.kv.tiers.store import BlockStore
 
 CHECK_EVERY_CALL = 2
@@ -79,10 +79,9 @@ class KVCacheManager:
         self.crc = crc if check == CHECK_EVERY_CALL else None
         self._root = root
         self._check_level = check
-        self._windows = [group for group in spec.groups if not isinstance(group.retention, Full)]
-        self._rules = tuple({group.retention for group in self._windows})
         self.rows = RowQueue(self.crc)
         self.transfers = None if store is None else Transfers(self, store)
+        self._sealing = Sealing(self)
         self._queries = self._hits = 0
 
     # ---- looking up ----
@@ -210,7 +209,7 @@ class KVCacheManager:
             raise ValueError(f"cannot commit {num} tokens after {before}: blocks are allocated for {kv.capacity}")
         self.rows.executed()
         if after >= kv.next_event:
-            self._settle(kv, tokens, before, after)
+            self._sealing.settle(kv, tokens, before, after)
         kv.num_computed = after
         self._verify()
 
@@ -250,7 +249,7 @@ class KVCacheManager:
         was computed, or when a window has already lost what the next query would read.
         """
         self._require_open(kv)
-        num_tokens = resumable(kv, self._windows, num_tokens, self.spec.whole_block)
+        num_tokens = resumable(kv, self._sealing.windows, num_tokens, self.spec.whole_block)
         if not shorten(kv, num_tokens, self.pool, self.rows):
             return None
         self._verify()
@@ -356,32 +355,6 @@ class KVCacheManager:
         kv.num_computed = match.num_tokens
         self._queries += match.num_queried
         self._hits += match.num_tokens
-
-    def _settle(self, kv: SequenceKV, tokens: array[int], before: int, after: int) -> None:
-        """Seal what `after` tokens fill, release what they leave behind."""
-        if len(tokens) < after:
-            raise ValueError(f"cannot commit up to token {after}: only {len(tokens)} token ids were given")
-        size = self.block_size
-        if self.index.enabled:
-            kv.chain.extend(tokens, after // size)
-        for i in range(before // size, after // size):
-            for group, table in enumerate(kv.tables):
-                self._seal(kv, table.blocks[i], group, i)
-        self.pool.release(left_behind(kv, self._windows, after, size))
-        kv.next_event = next_event(self._rules, after, size)
-
-    def _seal(self, kv: SequenceKV, block: Block | None, group: int, i: int) -> None:
-        assert block is not None, "blocks from num_computed on are always held"
-        block.sealed = True
-        block.group, block.index, block.use = group, i, kv.use
-        if self.crc is not None:
-            block.crc = self.crc(block.id)
-        if self.index.enabled:
-            block.key, block.tokens = kv.chain.keys[i], kv.chain.tokens[i]
-            self.index.publish(block)
-            if self.transfers is not None and block.published:
-                self.transfers.sealed(block)
-            self.tell("sealed", block)
 
     def _require_open(self, kv: SequenceKV) -> None:
         if kv.is_freed:
