@@ -17,6 +17,7 @@ from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kv.formats.dense import Dense, dense
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks
 from kvtrove.kv.spec import KVFormat, LayerKV, Rope
+from kvtrove.models.layers.rope import RotaryEmbedding
 
 RETENTIONS: list[Retention] = [
     Full(),

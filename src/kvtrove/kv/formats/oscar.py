@@ -3,7 +3,8 @@
     x [dim]  ->  x R  ->  the largest 4 % (K) or 8 % (V) clipped  ->  2-bit codes, scale and zero per token
 
 R = U H P: eigenvectors of what attention makes of the side, a Hadamard matrix that spreads them, and a permutation that
-mixes large with small ones; the same for all heads of a layer, or one for each. Own blocks are read as they were computed. bits: 2 + 32 / dim.
+mixes large with small ones; the same for all heads of a layer, or one for each. Own blocks are read as they were
+computed. bits: 2 + 32 / dim.
 """
 
 from __future__ import annotations
