@@ -58,17 +58,18 @@ class LowRank(TokenCodec):
     def encode(self, x: Tensor, view: Planes, slots: Tensor) -> None:
         """Projected in float64, so that no batch shows in the bytes."""
         basis, weights = (part.double() for part in self._basis(x))
-        grouped = (x.double().flatten(1) * weights).unflatten(1, basis.shape[:2])  # [T, groups, n]
-        coefficients = (grouped.transpose(0, 1) @ basis).transpose(0, 1).flatten(1)
-        self.inner.encode(coefficients.unflatten(1, (x.shape[1], self.rank)).float(), view, slots)
+        grouped = (x.double().flatten(1) * weights).reshape(len(x), *basis.shape[:2])  # [T, groups, n]
+        coefficients = (grouped.transpose(0, 1) @ basis).transpose(0, 1)
+        self.inner.encode(coefficients.reshape(*x.shape[:2], self.rank).float(), view, slots)
 
     def decode(self, view: Planes, rows: Tensor) -> Tensor:
         """float32."""
         coefficients = self.inner.decode(view, rows).float()
         basis, weights = self._basis(coefficients)
-        grouped = coefficients.flatten(1).unflatten(1, (basis.shape[0], -1)).transpose(0, 1)  # [groups, tokens, kept]
-        x = (grouped @ basis.transpose(1, 2)).transpose(0, 1).flatten(1) / weights
-        return x.unflatten(1, (coefficients.shape[1], -1))
+        tokens, heads, _ = coefficients.shape
+        grouped = coefficients.reshape(tokens, *basis.shape[::2]).transpose(0, 1)  # [groups, tokens, kept]
+        x: Tensor = (grouped @ basis.transpose(1, 2)).transpose(0, 1).flatten(1) / weights
+        return x.reshape(tokens, heads, -1)
 
     def _basis(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """float32 [groups, n, kept] and the weights [groups * n], on the device of `like` [T, heads, elements]."""
