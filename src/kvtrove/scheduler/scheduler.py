@@ -28,7 +28,14 @@ from kvtrove.scheduler.admission import Admission
 from kvtrove.scheduler.computing import BlocksInWork
 from kvtrove.scheduler.drafts import Drafter
 from kvtrove.scheduler.limits import SchedulerLimits, SchedulerStats
-from kvtrove.scheduler.output import NO_TOKENS, ModelOutput, SampledToken, ScheduledSequence, SchedulerOutput
+from kvtrove.scheduler.output import (
+    NO_TOKENS,
+    ModelOutput,
+    SampledToken,
+    ScheduledSequence,
+    SchedulerOutput,
+    SequenceResult,
+)
 from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.policies import end_of, share, too_long
 from kvtrove.scheduler.sequence import Request, Sequence
@@ -198,7 +205,8 @@ class Scheduler:
         """Drafts for the decodes of the step: last, from what budget, rows of logits and blocks the others leave."""
         if self.drafter is None or not self._step:
             return {}
-        decodes = [seq for i, seq in self.running.items() if i in self._step and seq.num_uncomputed == 1]
+        draws = [seq for i, seq in self.running.items() if i in self._step and seq.request.pooling is None]
+        decodes = [seq for seq in draws if seq.num_uncomputed == 1]
         num_tokens, limits = sum(self._step.values()), self.limits
         rows = max(limits.max_num_seqs, 1 + self.drafter.rules.most) - len(self._step)
         return self.drafter.plan(decodes, num_tokens, min(limits.max_num_batched_tokens - num_tokens, rows), self.kv)
@@ -289,13 +297,14 @@ class Scheduler:
             if result.error is not None:
                 self.fail(request, result.error)
                 continue
+            if request.pooling is not None:
+                self._pool(seq, result, now)
+                continue
             if result.prompt_logprobs and request.prompt_logprobs is not None:
                 request.prompt_logprobs.extend(result.prompt_logprobs)
             if not samples:
                 continue
-            if request.metrics.first_token_time is None:
-                request.metrics.first_token_time = now
-                self.num_prompt_tokens += len(request.prompt)
+            self._begun(request, now)
             request.metrics.token_times.append(now)
             if request.beam:
                 beams.setdefault(request.id, {})[seq.id] = samples
@@ -307,6 +316,20 @@ class Scheduler:
                 self._advance_beams(self.at_work, candidates)
         self.at_work = None
         return list(touched.values())
+
+    def _pool(self, seq: Sequence, result: SequenceResult, now: float) -> None:
+        """Keep what has become of a prompt so far; its vector is the end of it."""
+        request = seq.request
+        request.pooled, request.pool_carry = result.pooled, result.pool_carry
+        if result.pooled is not None:
+            self._begun(request, now)
+            self.finish(seq, "stop")
+
+    def _begun(self, request: Request, now: float) -> None:
+        """The first token, or the vector, of a request is there."""
+        if request.metrics.first_token_time is None:
+            request.metrics.first_token_time = now
+            self.num_prompt_tokens += len(request.prompt)
 
     def _commit(self, seq: Sequence, num: int) -> None:
         before = seq.kv.num_computed

@@ -61,14 +61,14 @@ class Job:
         """Hand the prompts to the engine. RequestError when one can never be served; then none is."""
         self._prepared = True
         self.service.admission.prepared(len(requests))
-        tokens = sum(len(r.prompt_token_ids) + r.params.n * (r.params.max_tokens or 0) for r in requests)
+        tokens = sum(len(r.prompt_token_ids) + r.sampling.n * (r.sampling.max_tokens or 0) for r in requests)
         self.service.quotas.take(self.caller.tenant, "tokens", tokens)
         self._tokens_taken = tokens
         self._stream = await self.service.engine.submit(requests)
         limit = self.service.limits.request_timeout
         left = limit - (time.monotonic() - self.caller.time)
         self._timer = asyncio.get_running_loop().call_later(left, self._stream.give_up, timed_out(limit))
-        self.results = tuple(PromptResult(r.params, len(r.prompt_token_ids)) for r in requests)
+        self.results = tuple(PromptResult(r.sampling, len(r.prompt_token_ids)) for r in requests)
         self._arrival = Arrival(
             id=self.caller.request_id,
             time=self.caller.time,
