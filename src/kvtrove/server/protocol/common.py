@@ -30,10 +30,11 @@ Seed = Annotated[Integer, Field(ge=-(2**63), le=2**64 - 1)]
 Count = Annotated[Integer, Field(ge=0, le=2**31 - 1)]
 
 
-HARMLESS = frozenset(
-    "audio client_metadata context_management extra_body inference_geo metadata prediction prompt_cache_retention "
-    "reasoning_effort safety_identifier service_tier store thinking user verbosity".split()  # noqa: SIM905
-)
+HARMLESS = {
+    *("audio", "client_metadata", "context_management", "extra_body", "inference_geo", "metadata", "prediction"),
+    *("prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier", "store", "thinking", "user"),
+    "verbosity",
+}
 """Fields of the providers that a server of one model may pass over in silence."""
 
 
