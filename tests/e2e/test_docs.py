@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 QUICKSTART = Path(__file__).parents[2] / "docs" / "quickstart.md"
-TIERS = QUICKSTART.with_name("tiers.md")
+TIERS, EMBEDDINGS = QUICKSTART.with_name("tiers.md"), QUICKSTART.with_name("embeddings.md")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", QUICKSTART.read_text(encoding="utf-8"), re.M | re.S)
+def blocks(language: str, page: Path = QUICKSTART) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
 
 
 def commands(block: str) -> list[tuple[str, list[str]]]:
@@ -66,7 +66,10 @@ def test_a_console_block(block: str, run: Callable[..., Any], shell: Callable[..
         check_printed(expected, result.out.splitlines() + result.err.splitlines())
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[0])
+PYTHON = [*blocks("python"), *blocks("python", EMBEDDINGS)]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.splitlines()[2])
 def test_a_python_block(block: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "script.py").write_text(block)
     runpy.run_path("script.py")
