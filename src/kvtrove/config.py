@@ -27,6 +27,8 @@ ATTENTION_BACKENDS = ("auto", "reference", "cpu")
 HUGE_PAGES = ("auto", "hugetlb", "off")
 SPECULATION = ("off", "ngram", "suffix")
 EVICTION = ("lru", "s3fifo", "sieve", "lfu", "gdsf", "workload")
+POOLING = ("auto", "last", "mean", "cls")
+SCORING = ("auto", "cosine", "yes-no")
 CHECK_LEVELS = (0, 1, 2)
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 MOST_THREADS = 1024
@@ -139,6 +141,9 @@ class EngineConfig:
         in recent answers to the same tenant; "off". Tokens are the same, there are more of them in a step.
     num_speculative_tokens: drafts of a sequence in a step at most; fewer when they are not worth their time.
     prompt_lookup_max, prompt_lookup_min: most tokens that are compared, and fewest that must match, for a draft.
+    pooling: what makes a vector of a text; "auto" is what the checkpoint says, else the last token.
+    scoring: how well a document answers a query: the cosine of their vectors, or the probability that the model answers
+        yes when asked; "auto" asks models that are made for it (docs/embeddings.md).
     """
 
     model: str
@@ -198,6 +203,8 @@ class EngineConfig:
     num_speculative_tokens: int = _setting(12, "Drafts of a sequence in a step at most.", "N", panel="Drafts", least=1)
     prompt_lookup_max: int = _setting(32, "Tokens compared at most to find a draft.", "N", panel="Drafts", least=1)
     prompt_lookup_min: int = _setting(2, "Tokens that must match for a draft.", "N", panel="Drafts", least=1)
+    pooling: str = _setting("auto", "Of vectors: {choices} token.", "NAME", panel="Vectors", choices=POOLING)
+    scoring: str = _setting("auto", "Of documents: {choices}.", "NAME", panel="Vectors", choices=SCORING)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", SHORT_DTYPES.get(self.dtype, self.dtype))

@@ -37,6 +37,7 @@ HERE = (
     "docs/server.md",
     "docs/planner.md",
     "docs/models.md",
+    "docs/embeddings.md",
 )
 ELSEWHERE = {
     "docs/benchmarking.md": "tests/e2e/test_bench_serve.py",

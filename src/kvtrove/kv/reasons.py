@@ -24,7 +24,7 @@ class Reason(StrEnum):
     BELOW_BLOCK_GRANULARITY = "below_block_granularity"
     """What is shared is shorter than one block, and only whole blocks are reused."""
     PROMPT_LOGPROBS = "prompt_logprobs"
-    """Log-probabilities of the prompt were asked for, so every position had to be computed."""
+    """Log-probabilities of the prompt, or a vector of all its tokens, were asked for: every position was computed."""
     DISABLED = "disabled"
     """Prefix caching is off."""
     OTHER_TENANT = "other_tenant"

@@ -46,7 +46,7 @@ class Admission:
             if self._waits(seq):
                 passed_over.append(waiting.popleft())
                 continue
-            limit = 0 if seq.request.wants_prompt_logprobs else len(seq.tokens) - 1
+            limit = seq.reusable
             match = self.kv.match(seq.kv, seq.tokens, limit)
             key = self.computing.run_after(seq, match.num_tokens, limit)
             if key is not None:
