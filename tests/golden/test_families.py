@@ -79,7 +79,7 @@ def test_bfloat16_is_as_close_as_transformers_is(family: str, checkpoints: Check
     rare large differences: rounding that sends a token to another expert changes its logits altogether, as it does
     between the eager and the default implementation of transformers.
     """
-    moe = any(word in family for word in ("mix", "moe", "deepseek"))
+    moe = any(word in family for word in ("mix", "moe", "deepseek", "oss"))
     ours, theirs, apart, agree = [], [], [], []
     for seed in range(2):
         directory = checkpoints.get(family, seed=seed)
