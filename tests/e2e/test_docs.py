@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 QUICKSTART = Path(__file__).parents[2] / "docs" / "quickstart.md"
+CHECKPOINTS = QUICKSTART.with_name("checkpoints.md")
 TIERS = QUICKSTART.with_name("tiers.md")
 
 
@@ -89,6 +90,13 @@ def test_the_page_of_tiers_from_top_to_bottom(
             result = run(*shlex.split(command)[1:])
             assert result.code == 0, result.err
             check_printed(expected, result.out.splitlines())
+
+
+def test_the_page_of_checkpoints(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [block] = re.findall(r"^```python\n(.*?)^```$", CHECKPOINTS.read_text(encoding="utf-8"), re.M | re.S)
+    (here / "script.py").write_text(block)
+    runpy.run_path("script.py")
+    assert capsys.readouterr().out.splitlines()[-1] == "20 True"
 
 
 def test_the_page_has_blocks_to_run() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvtrove.kv.loads import Load
+from kvtrove.kv.snapshot import Tail
 from kvtrove.kv.table import SequenceKV
 from kvtrove.request import (
     EngineError,
@@ -44,6 +45,8 @@ class Sequence:
     """Nothing is done for a sequence in the queue before this is over."""
     load: Load | None = None
     """What was, or is being, loaded for it since it queued last: at most one attempt."""
+    tail: Tail | None = None
+    """What a checkpoint holds behind the full blocks: taken over when it is admitted with all of those."""
     guide: Guide | None = None
     draft_right: float = 0.0
     draft_tried: float = 0.0

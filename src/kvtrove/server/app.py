@@ -19,13 +19,25 @@ from kvtrove.server.body import invalid
 from kvtrove.server.errors import ApiError, as_api_error, refused
 from kvtrove.server.middleware import Bound, Guard, Heads, Identify, state_of
 from kvtrove.server.observer import Observers
-from kvtrove.server.routes import admin, cache, chat, completions, health, messages, models, responses, tokenize
+from kvtrove.server.routes import (
+    admin,
+    cache,
+    chat,
+    checkpoints,
+    completions,
+    health,
+    messages,
+    models,
+    responses,
+    tokenize,
+)
 from kvtrove.server.service import Service
 from kvtrove.server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 ROUTERS = tuple(
-    module.router for module in (models, chat, completions, responses, messages, tokenize, cache, admin, health)
+    module.router
+    for module in (models, chat, completions, responses, messages, tokenize, cache, checkpoints, admin, health)
 )
 
 
