@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
-import json
 import random
 import re
 import subprocess
@@ -25,6 +24,7 @@ from typing import Any
 
 import httpx
 
+from kvtrove.cli.output import write_json
 from kvtrove.plan.process import PROC, peak_bytes, resident_bytes
 
 KINDS: tuple[dict[str, Any], ...] = (
@@ -168,11 +168,7 @@ def main() -> int:
     result = {"benchmark": "memory", "server": args.server, "linear": args.linear} | (
         served if args.server else in_process
     )(args, lambda samples: samples.done < args.requests and time.monotonic() < deadline)
-    written = json.dumps(result) + "\n"
-    if args.json == "-":
-        sys.stdout.write(written)
-    else:
-        Path(args.json).write_text(written)
+    write_json(result, args.json)
     return 0
 
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrove.config import EngineConfig
+from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.manager import KVCacheManager
-from kvtrove.kv.prefix_cache import KeyChain
 from kvtrove.kv.snapshot import Snapshot, Tail, put_back, snapshot, snapshot_of
 from kvtrove.kv.tiers.checkpoint import Checkpoint, CheckpointError, Unfinished, read_checkpoint, write_checkpoint
 from kvtrove.kv.tiers.store import ROW_FORMAT

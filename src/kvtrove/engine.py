@@ -28,7 +28,7 @@ from kvtrove.output_processor import RequestText
 from kvtrove.pinning import PinnedPrefix, PinnedPrefixes
 from kvtrove.plan.process import return_freed_memory
 from kvtrove.recovery import NO_FAULTS, FaultStats, NoProgressError, Recovery
-from kvtrove.request import EngineError, Guide, RequestError, RequestOutput, SamplingParams
+from kvtrove.request import EngineError, Guide, PoolingParams, RequestError, RequestOutput, SamplingParams
 from kvtrove.scheduler.drafts import Drafter, DraftRules, DraftStats
 from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.pace import Pace
@@ -118,6 +118,8 @@ class Engine:
                 directory, self.spec, str(self.runner.model.precision), self.max_model_len, config.load_format
             ),
             num_seats=config.max_num_seats,
+            num_marks=capacity.num_marks,
+            mark_rules=loaded.mark_rules,
             enable_prefix_caching=config.enable_prefix_caching,
             check=config.check or 0,
             crc=self.runner.arena.crc,
@@ -188,10 +190,9 @@ class Engine:
             if isinstance(result.error, EngineError):
                 forget(self.kv, self.scheduler.running[seq_id].kv)
         touched = self.scheduler.update(scheduled, output)
-        num_tokens = scheduled.num_tokens
-        decodes = sum(len(s.tokens) for s in scheduled.sequences if len(s.tokens) - len(s.verify) == 1)
+        num_tokens, decodes = scheduled.num_tokens, scheduled.num_decodes
         if num_tokens:
-            self._pace.learn(num_tokens - decodes, decodes, self.clock() - start)
+            self._pace.learn(num_tokens - decodes, decodes, self.clock() - start, scheduled.num_listed)
             self.scheduler.keep_pace(self._pace)
         if not self.scheduler.has_unfinished:
             self.tend()
@@ -218,14 +219,14 @@ class Engine:
         self,
         request_id: str,
         prompt_token_ids: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         *,
         prompt: str | None = None,
         salt: str = "",
         guide: Guide | None = None,
     ) -> None:
-        """Queue a request. `salt` separates tenants: only requests with the same one share cached blocks. `guide` holds
-        every output to a grammar.
+        """Queue a request for an answer, or with PoolingParams for a vector. `salt` separates tenants: only requests
+        with the same one share cached blocks. `guide` holds every output to a grammar.
 
         RequestError when it can never be served; the message says what would be.
         """

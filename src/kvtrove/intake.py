@@ -8,11 +8,16 @@ from array import array
 from collections.abc import Callable, Sequence
 
 from kvtrove.models.spec import ModelSpec
-from kvtrove.request import Guide, RequestError, RequestMetrics, SamplingParams
+from kvtrove.request import Guide, PoolingParams, RequestError, RequestMetrics, SamplingParams, sampling_of
 from kvtrove.scheduler.sequence import Request
 from kvtrove.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+MESSAGE_ENDS = (
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<turn|>", "<|end_of_text|>", "<|eot|>"),
+    *("<|END_OF_TURN_TOKEN|>", "[/INST]", "[/SYSTEM_PROMPT]", "[/AVAILABLE_TOOLS]", "<|endofturn|>"),
+)
+"""Tokens that chat templates write behind a message, beside those that end an answer."""
 
 
 class Intake:
@@ -28,21 +33,24 @@ class Intake:
         *,
         can_draft: bool,
     ) -> None:
-        self.vocab_size, self.max_model_len, self.clock, self.can_draft = (
-            spec.vocab_size,
-            max_model_len,
-            clock,
-            can_draft,
-        )
+        self.vocab_size, self.hidden_size = spec.vocab_size, spec.hidden_size
+        self.max_model_len, self.clock, self.can_draft = max_model_len, clock, can_draft
         self._end_token_ids = known_ends((*spec.eos_token_ids, *tokenizer.eos_token_ids), spec.vocab_size)
+        self._message_ends = frozenset((*self._end_token_ids, *tokenizer.ids_of(MESSAGE_ENDS)))
         self._random = random.Random(seed)
         self._arrivals = 0
 
     def request(
-        self, request_id: str, prompt: Sequence[int], params: SamplingParams, salt: str, guide: Guide | None
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        asked: SamplingParams | PoolingParams,
+        salt: str,
+        guide: Guide | None,
     ) -> Request:
         """The request, with its place in the order of arrival. RequestError when it can never be served."""
-        self._refuse_bad(prompt, params)
+        pooling, params = asked if isinstance(asked, PoolingParams) else None, sampling_of(asked)
+        self._refuse_bad(prompt, params, pooling)
         longest = self.max_model_len
         wanted = longest if params.max_tokens is None else len(prompt) + params.max_tokens
         own_ends = () if params.ignore_eos else self._end_token_ids
@@ -58,12 +66,22 @@ class Intake:
             end_token_ids=frozenset(i for i in (*own_ends, *(params.stop_token_ids or ())) if 0 <= i < self.vocab_size),
             metrics=RequestMetrics(arrival_time=self.clock()),
             guide=guide,
+            borders=[i for i, token in enumerate(prompt, 1) if token in self._message_ends],
+            pooling=pooling,
         )
 
-    def _refuse_bad(self, prompt: Sequence[int], params: SamplingParams) -> None:
+    def _refuse_bad(self, prompt: Sequence[int], params: SamplingParams, pooling: PoolingParams | None) -> None:
         if not prompt:
             raise RequestError("the prompt is empty; give at least one token", "prompt")
-        if len(prompt) >= self.max_model_len:
+        if pooling is not None and len(prompt) > self.max_model_len:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens; at most {self.max_model_len} fit into the context", "prompt"
+            )
+        if pooling is not None and (pooling.dimensions or 0) > self.hidden_size:
+            raise RequestError(
+                f"dimensions: {pooling.dimensions} are more than the model's {self.hidden_size}", "dimensions"
+            )
+        if pooling is None and len(prompt) >= self.max_model_len:
             raise RequestError(
                 f"the prompt has {len(prompt)} tokens, the context holds {self.max_model_len} with at least one for "
                 f"the answer: at most {self.max_model_len - 1} fit",
@@ -76,7 +94,9 @@ class Intake:
                 "speculation",
             )
         bias, allowed = params.logit_bias or (), params.allowed_token_ids or ()
-        for param, ids in (("prompt", prompt), ("logit_bias", bias), ("allowed_token_ids", allowed)):
+        pooled = () if pooling is None else pooling.token_ids
+        named = (("prompt", prompt), ("logit_bias", bias), ("allowed_token_ids", allowed), ("token_ids", pooled))
+        for param, ids in named:
             for token_id in (min(ids, default=0), max(ids, default=0)):
                 if not 0 <= token_id < self.vocab_size:
                     raise RequestError(

@@ -17,10 +17,12 @@ from typing import Protocol
 import numpy as np
 
 from kvtrove.kv.block import Block
+from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.events import EventKind
+from kvtrove.kv.marks import Marks
 from kvtrove.kv.pins import Pin, Pins
 from kvtrove.kv.pool import BlockPool
-from kvtrove.kv.prefix_cache import STORED, KeyChain, Match, PrefixCache, WithStore, longest_prefix
+from kvtrove.kv.prefix_cache import STORED, Match, PrefixCache, StateSearch, WithStore, longest_prefix
 from kvtrove.kv.row_queue import RowQueue
 from kvtrove.kv.rows import Spill
 from kvtrove.kv.spec import KVCacheSpec
@@ -63,6 +65,8 @@ class Books(Protocol):
     def index(self) -> PrefixCache: ...
     @property
     def rows(self) -> RowQueue: ...
+    @property
+    def marks(self) -> Marks: ...
     def tell(self, kind: EventKind, block: Block) -> None: ...
 
 
@@ -105,7 +109,8 @@ class Transfers:
         here = {key for key, found in zip(every, self.store.lookup(every), strict=True) if found is Found.HERE}
         if not here:
             return match
-        n, rows = longest_prefix(WithStore(self.books.index, here), groups, chain, most)
+        states = StateSearch(self.books.marks, chain) if self.books.spec.states else None
+        n, rows = longest_prefix(WithStore(self.books.index, here), groups, chain, most, states)
         if n * chain.block_size <= match.num_tokens:
             return match
         stored = tuple((g, i) for i in range(n) for g, row in enumerate(rows) if row[i] is STORED)

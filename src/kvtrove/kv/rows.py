@@ -27,6 +27,22 @@ class CopySeat:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveMark:
+    """The states of seat `seat` over checkpoint `mark`."""
+
+    seat: int
+    mark: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadMark:
+    """Checkpoint `mark` over the states of seat `seat`."""
+
+    mark: int
+    seat: int
+
+
+@dataclass(frozen=True, slots=True)
 class Spill:
     """Put row `source` under `key` into the tiers."""
 
@@ -50,4 +66,4 @@ class FillSeat:
     content: memoryview = field(repr=False)
 
 
-RowOp = Copy | CopySeat | Spill | Fill | FillSeat
+RowOp = Copy | CopySeat | SaveMark | LoadMark | Spill | Fill | FillSeat

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvtrove.kv.block import Block
+from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.loads import take_in
 from kvtrove.kv.manager import KVCacheManager
-from kvtrove.kv.prefix_cache import KeyChain, Match
+from kvtrove.kv.prefix_cache import Match
 from kvtrove.kv.retention import live_blocks
 from kvtrove.kv.rows import FillSeat
 from kvtrove.kv.seats import NONE
@@ -96,7 +97,8 @@ def match_to_tail(books: KVCacheManager, kv: SequenceKV, tail: Tail, num_queried
                 if row[i] is None:
                     return None
         rows.append(row)
-    return Match(tail.num_computed, tuple(rows), num_queried)
+    mark = books.states.at(kv, tail.num_computed)  # whose states those of the seat replace
+    return Match(tail.num_computed, tuple(rows), num_queried, found=full * size, mark=mark)
 
 
 def fill_tail(books: KVCacheManager, kv: SequenceKV, tail: Tail) -> None:

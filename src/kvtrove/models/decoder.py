@@ -22,6 +22,7 @@ from kvtrove.models.layers.latent import LatentAttention
 from kvtrove.models.layers.linear import Part, Product, Weights
 from kvtrove.models.layers.mlp import MLP, MixtureOfExperts
 from kvtrove.models.layers.norm import NoNorm, RMSNorm
+from kvtrove.models.layers.packed import PackedLinear
 from kvtrove.models.layers.rope import RotaryEmbedding, Rotation
 from kvtrove.models.precision import Precision
 from kvtrove.models.spec import LayerSpec, ModelSpec, RopeSpec
@@ -193,9 +194,12 @@ class Model:
         return self.layers[index].attention_norm if index < len(self.layers) else self.norm
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """float32 [R, vocab_size] of hidden states [R, hidden_size], soft-capped where the model does so."""
-        logits = self.head(hidden).float()
+    def logits(self, hidden: Tensor, *, fine: bool = False) -> Tensor:
+        """float32 [R, vocab_size] of hidden states [R, hidden_size], soft-capped where the model does so.
+
+        fine: they are not rounded to a narrower dtype of activations, where the output matrix can do without.
+        """
+        logits = self.head(hidden.float() if fine and isinstance(self.head, PackedLinear) else hidden).float()
         if self.spec.logit_scale != 1.0:
             logits = logits * self.spec.logit_scale
         cap = self.spec.logit_softcap

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.rows import Copy, CopySeat, Fill, FillSeat, RowOp, Spill
+from kvtrove.kv.rows import Copy, CopySeat, Fill, FillSeat, LoadMark, RowOp, SaveMark, Spill
 from kvtrove.kv.tiers.store import BlockStore
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ class Rows:
         self._how: Mapping[type[RowOp], Callable[[list[Any]], None]] = {
             Copy: self._copy,
             CopySeat: self._copy_seat,
+            SaveMark: self._save_mark,
+            LoadMark: self._load_mark,
             Spill: self._spill,
             Fill: self._fill,
             FillSeat: self._fill_seat,
@@ -60,8 +62,13 @@ class Rows:
         self.arena.copy_rows([(op.source, op.target) for op in ops])
 
     def _copy_seat(self, ops: list[CopySeat]) -> None:
-        for op in ops:
-            self.arena.seats[op.target] = self.arena.seats[op.source]
+        self.arena.copy_seats([(op.source, op.target) for op in ops])
+
+    def _save_mark(self, ops: list[SaveMark]) -> None:
+        self.arena.save_marks([(op.seat, op.mark) for op in ops])
+
+    def _load_mark(self, ops: list[LoadMark]) -> None:
+        self.arena.load_marks([(op.mark, op.seat) for op in ops])
 
     def _spill(self, ops: list[Spill]) -> None:
         if self.store is not None:

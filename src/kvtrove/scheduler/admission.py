@@ -47,12 +47,13 @@ class Admission:
             if self._waits(seq):
                 passed_over.append(waiting.popleft())
                 continue
-            limit = 0 if seq.request.wants_prompt_logprobs else len(seq.tokens) - 1
+            limit = seq.reusable
             match = self.kv.match(seq.kv, seq.tokens, limit)
             if seq.tail is not None:
                 match = match_to_tail(self.kv, seq.kv, seq.tail, len(seq.tokens)) or match
             key = self.computing.run_after(seq, match.num_tokens, limit)
             if key is not None:
+                self._branch(seq, key, running)
                 seq.waits_for = Computing(key)
                 passed_over.append(waiting.popleft())
                 continue
@@ -102,8 +103,17 @@ class Admission:
             request.num_cached_tokens = min(seq.kv.num_computed, len(request.prompt))
             request.metrics.first_scheduled_time = self.clock()
             request.metrics.reused_from, request.metrics.load = _sources(seq, self.prefill_rate)
-            request.metrics.explanation = self.kv.explain(seq.kv, min(len(seq.tokens), len(request.prompt)), limit)
+            prompt = min(len(seq.tokens), len(request.prompt))
+            request.metrics.explanation = self.kv.explain(seq.kv, prompt, limit)
+        self.kv.states.plan(seq.kv, len(seq.tokens), request.borders)
         self.computing.begin(seq, limit)
+
+    def _branch(self, seq: Sequence, key: bytes, running: dict[int, Sequence]) -> None:
+        """`seq` will go on behind this block, which another one computes: there, it needs the states as well."""
+        owner = running.get(self.computing.owner(key))
+        if owner is not None:
+            length = (seq.kv.chain.keys.index(key) + 1) * self.kv.block_size
+            self.kv.states.keep_at(owner.kv, length)
 
     def _still_needed(self, seq: Sequence) -> int:
         return self.blocks(len(seq.tokens)) - seq.kv.num_blocks

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kvtrove.request import Guide, RequestOutput, SamplingParams
+from kvtrove.request import Guide, PoolingParams, RequestOutput, SamplingParams, sampling_of
 from kvtrove.server.errors import engine_failed, engine_stopped, shut_down
 from kvtrove.server.settings import Limits
 from kvtrove.server.watchdog import StepTimeoutError, Watchdog
@@ -39,11 +39,15 @@ class EngineRequest:
 
     id: str
     prompt_token_ids: Sequence[int]
-    params: SamplingParams
+    params: SamplingParams | PoolingParams
     prompt: str | None = None
     salt: str = ""
     guide: Guide | None = None
     num_kept: int = 0
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return sampling_of(self.params)
 
 
 @dataclass(frozen=True, slots=True)
