@@ -57,7 +57,10 @@ class Checkpoint(Protocol):
         ...
 
     def one_of(self, name: str, index: int, count: int, shape: tuple[int, ...]) -> Tensor:
-        """Number `index` of the `count` tensors of `shape` that lie stacked under one name. ModelError as for `read`."""
+        """Number `index` of the `count` tensors of `shape` that lie stacked under one name.
+
+        ModelError as for `read`.
+        """
         ...
 
 

@@ -48,11 +48,12 @@ def count_parameters(spec: ModelSpec) -> Parameters:
     head = 0 if spec.tie_embeddings else embedding
     attention = sum(_attention(spec, layer) for layer in spec.layers)
     norms = spec.hidden_size + sum(_norms(spec, layer) for layer in spec.layers)
-    routers = sum(_router(spec, layer.moe) for layer in spec.layers if layer.moe)
     dense = sum(
         _mlp(spec, _dense_size(spec, layer), spec.mlp_bias) for layer in spec.layers if _dense_size(spec, layer)
     )
-    experts = [(layer.moe, _mlp(spec, layer.moe.intermediate_size, layer.moe.bias)) for layer in spec.layers if layer.moe]
+    mixtures = [layer.moe for layer in spec.layers if layer.moe]
+    routers = sum(_router(spec, moe) for moe in mixtures)
+    experts = [(moe, _mlp(spec, moe.intermediate_size, moe.bias)) for moe in mixtures]
     shared = attention + norms + routers + dense
     matrices = [(1, spec.vocab_size, spec.hidden_size), *_matrices(spec)]
     routed = sum(moe.num_experts * size for moe, size in experts)

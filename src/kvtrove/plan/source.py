@@ -108,7 +108,7 @@ def _weight_files(directory: Path) -> Sequence[Path]:
 
 
 def _tensors(file: Path, model: PlanModel) -> Iterator[tuple[str, str, list[int]]]:
-    """(name, stored dtype, shape) of the tensors that will be loaded: the decoder's alone where the engine runs the model."""
+    """(name, stored dtype, shape) of the tensors that will be loaded: the decoder's alone where the engine runs it."""
     prefixes = find_family(model.architecture).prefixes if model.spec else ("",)
     tied = model.spec is not None and model.spec.tie_embeddings
     for name, entry in _safetensors_header(file).items():

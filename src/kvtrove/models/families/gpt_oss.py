@@ -43,9 +43,7 @@ def read(view: ConfigView) -> ModelSpec:
         bias=True,
         clamped=ClampedGate(view.number("swiglu_limit"), view.number("swiglu_alpha")),
     )
-    layers = build_layers(
-        view, heads, types, {FULL: rope, SLIDING: rope}, sliding_window(view), moe=lambda index: moe
-    )
+    layers = build_layers(view, heads, types, {FULL: rope, SLIDING: rope}, sliding_window(view), moe=lambda index: moe)
     bias = view.flag("attention_bias", True)
     return build_spec(
         view,
