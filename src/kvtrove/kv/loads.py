@@ -70,6 +70,24 @@ class Books(Protocol):
     def tell(self, kind: EventKind, block: Block) -> None: ...
 
 
+def take_in(books: Books, chain: KeyChain, place: tuple[int, int], content: memoryview) -> Block | None:
+    """Seal and publish block `place` (group, index) of the chain, to be filled with the row `content`.
+
+    It has one reference, the caller's. None when no block is free for it.
+    """
+    blocks = books.pool.allocate(1)
+    if blocks is None:
+        return None
+    [block] = blocks
+    block.group, block.index = place
+    block.sealed = True
+    block.key, block.tokens = chain.keys[block.index], chain.tokens[block.index]
+    books.index.publish(block)
+    books.rows.fill(block, content)
+    books.tell("loaded", block)
+    return block
+
+
 class Transfers:
     """All that is on its way between one pool and one store. Called by the manager alone."""
 
@@ -139,19 +157,13 @@ class Transfers:
     def _take_in(self, load: Load, place: tuple[int, int], content: memoryview) -> bool:
         """Seal and publish a row that has come. False when no block is free for it."""
         group, i = place
-        books, key, tokens = self.books, load.chain.keys[i], load.chain.tokens[i]
-        if books.index.find(group, key, tokens) is not None:
+        if self.books.index.find(group, load.chain.keys[i], load.chain.tokens[i]) is not None:
             return True  # somebody has computed it meanwhile
-        blocks = books.pool.allocate(1)
-        if blocks is None:
+        block = take_in(self.books, load.chain, place, content)
+        if block is None:
             return False
-        [block] = blocks
-        block.sealed = block.saved = True
-        block.group, block.index, block.key, block.tokens = group, i, key, tokens
-        books.index.publish(block)
-        books.rows.fill(block, content)
+        block.saved = True
         load.pin.blocks.insert(0, block)  # the end of the prefix is released first
-        books.tell("loaded", block)
         return True
 
     def _read(self, load: Load) -> None:

@@ -58,4 +58,12 @@ class Fill:
     content: memoryview = field(repr=False)
 
 
-RowOp = Copy | CopySeat | SaveMark | LoadMark | Spill | Fill
+@dataclass(frozen=True, slots=True)
+class FillSeat:
+    """Write `content`, the bytes of a whole seat that was kept, over seat `target`."""
+
+    target: int
+    content: memoryview = field(repr=False)
+
+
+RowOp = Copy | CopySeat | SaveMark | LoadMark | Spill | Fill | FillSeat
