@@ -113,8 +113,8 @@ def memory_report(engine: Engine) -> MemoryReport:
     ledger = engine.ledger if engine.ledger.process else None
     process: ProcessMemory = {
         "resident": resident_bytes(),
-        "planned": ledger and ledger.peak,
-        "planned_at_rest": ledger and ledger.at_rest,
+        "planned": None if ledger is None else ledger.peak,
+        "planned_at_rest": None if ledger is None else ledger.at_rest,
     }
     report: MemoryReport = {"process": process, "devices": [device]}
     if engine.tiering.store is not None:
