@@ -134,7 +134,12 @@ class Engine:
         self.guard: Callable[[], AbstractContextManager[object]] = nullcontext
         """Entered around what a step computes; a watchdog may raise inside of it."""
         can_draft = self.scheduler.drafter is not None
-        self._intake = Intake(self.spec, self.tokenizer, self.max_model_len, config.seed, clock, can_draft=can_draft)
+        self.intake = Intake(
+            *(self.spec, self.tokenizer, self.max_model_len, config.seed, clock),
+            can_draft=can_draft,
+            compactor=self.runner.cache.compactor,
+            shifts=config.context_shift,
+        )
         self._texts: dict[str, RequestText] = {}
         self._ended = 0
         self.checkpoints = Checkpoints(config, self.kv, self.runner.rows)
@@ -233,7 +238,7 @@ class Engine:
         self._refuse_closed()
         if request_id in self._texts:
             raise RequestError(f"request id {request_id!r} is already in use", "request_id")
-        request = self._intake.request(request_id, prompt_token_ids, params, salt, guide)
+        request = self.intake.request(request_id, prompt_token_ids, params, salt, guide)
         text = RequestText(request, prompt, self.tokenizer)
         self.scheduler.add(request)
         if (drawn := self.checkpoints.resume(request)) is not None:

@@ -46,7 +46,9 @@ class Tail:
 
 
 def snapshot(kv: SequenceKV, block_size: int) -> Snapshot:
-    """What an open sequence holds between two steps."""
+    """What an open sequence holds between two steps; nothing of one that has given up tokens, which begins again."""
+    if kv.dropped:
+        return Snapshot(0, (), (), NONE)
     full, part = divmod(kv.num_computed, block_size)
     sealed = _in_order((g, i, b.id) for g, t in enumerate(kv.tables) for i, b in enumerate(t.blocks[:full]) if b)
     tail = [block.id for table in kv.tables for block in table.blocks[full : full + 1] if block] if part else []

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.snapshot import fill_tail, match_to_tail
 from kvtrove.request import PrefixLoad
+from kvtrove.scheduler.compaction import plan_compaction
 from kvtrove.scheduler.computing import BlocksInWork
 from kvtrove.scheduler.limits import SchedulerLimits
 from kvtrove.scheduler.sequence import Sequence
@@ -49,7 +50,7 @@ class Admission:
                 continue
             limit = seq.reusable
             match = self.kv.match(seq.kv, seq.tokens, limit)
-            if seq.tail is not None:
+            if seq.tail is not None and seq.tail.num_computed <= limit:
                 match = match_to_tail(self.kv, seq.kv, seq.tail, len(seq.tokens)) or match
             key = self.computing.run_after(seq, match.num_tokens, limit)
             if key is not None:
@@ -106,6 +107,7 @@ class Admission:
             prompt = min(len(seq.tokens), len(request.prompt))
             request.metrics.explanation = self.kv.explain(seq.kv, prompt, limit)
         self.kv.states.plan(seq.kv, len(seq.tokens), request.borders)
+        plan_compaction(seq)
         self.computing.begin(seq, limit)
 
     def _branch(self, seq: Sequence, key: bytes, running: dict[int, Sequence]) -> None:

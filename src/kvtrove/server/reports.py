@@ -197,6 +197,8 @@ class Reports(Observer):
             report["accepted_tokens"] = result.metrics.num_accepted_tokens
         if result.metrics.num_continued_tokens:
             report["continued_tokens"] = result.metrics.num_continued_tokens
+        if result.metrics.num_dropped_tokens:
+            report["dropped_tokens"] = result.metrics.num_dropped_tokens
         return report
 
     def _divergence(self, prompt: Remembered, best: Best | None, conversation: Conversation) -> Divergence | None:

@@ -64,6 +64,14 @@ class RotaryEmbedding:
         angles = positions[:, None, None].float() * self.inv_freq
         return Rotation((angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype), self)
 
+    def turned(self, x: Tensor, by: Tensor) -> Tensor:
+        """Rotated vectors x [T, heads, head_dim], moved by int64 [T, heads] positions: a pure rotation, without `scale`.
+
+        In float32, the result in x's dtype.
+        """
+        angles = by[..., None].float() * self.inv_freq
+        return Rotation(angles.cos(), angles.sin(), self)(x.float()).to(x.dtype)
+
 
 def _exponents(rope: RopeSpec) -> Tensor:
     return torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim
