@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from kvtrove.evaluate.evaluation import Evaluation
-from kvtrove.evaluate.results import Row, rows
+from kvtrove.evaluate.results import Row, remarks, rows
 from kvtrove.evaluate.tables import TITLES, cells, nats
 from kvtrove.report.heat import heat_map
 from kvtrove.report.page import charts, document, table
@@ -24,7 +24,7 @@ def page(evaluation: Evaluation) -> str:
     settings, found = evaluation.settings, rows(evaluation)
     title = f"What each cached byte is worth: {Path(settings.model).name}"
     body = [f"<h1>{escape(title)}</h1>", f"<p>kvtrove eval, {evaluation.done} of {evaluation.total} cells</p>"]
-    body += [f'<p class="note">{escape(note)}</p>' for note in evaluation.notes]
+    body += [f'<p class="note">{escape(note)}</p>' for note in remarks(evaluation)]
     body.append(table(TITLES, [cells(row) for row in found]))
     if chart := pareto(found):
         body += ["<h2>Bytes against fidelity</h2>", f'<div class="single">{chart.svg()}</div>']
