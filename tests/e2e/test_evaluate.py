@@ -35,7 +35,7 @@ def test_the_page_is_true(run: Run, demo_dir: Path, tmp_path: Path, monkeypatch:
     [needle] = blocks("toml")
     (tmp_path / "needle.toml").write_text(needle, encoding="utf-8")
     found = blocks("console")
-    assert len(found) == 3
+    assert len(found) == 4
     for block in found:
         for command, expected in commands(block):
             result = run(*shlex.split(command)[1:])
