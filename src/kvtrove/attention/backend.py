@@ -83,6 +83,10 @@ class Rotation(Protocol):
         """x [T, heads, head_dim], rotated; x itself stays as it is."""
         ...
 
+    def at(self, positions: Tensor) -> Rotation:
+        """The rotation of other positions, int64 [T]: of keys that are stored before theirs."""
+        ...
+
 
 class AttentionBackend(Protocol):
     """reference, cpu kernels: one object for all layers that it serves, asked once a step to plan."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kvtrove.kv.spec import DTYPE_BYTES
+from kvtrove.kv.plane import DTYPE_BYTES
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.families import REGISTRY, find_family
 from kvtrove.models.gguf.config import as_config

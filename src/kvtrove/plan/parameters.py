@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kvtrove.kv.spec import DTYPE_BYTES
+from kvtrove.kv.plane import DTYPE_BYTES
 from kvtrove.models.precision import Precision
 from kvtrove.models.spec import LayerSpec, ModelSpec
 

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from kvtrove.kv.spec import DTYPE_BYTES
+from kvtrove.kv.plane import DTYPE_BYTES
 from kvtrove.models.config_view import ConfigView, read_json
 from kvtrove.models.families import REGISTRY, architecture_of, find_family
 from kvtrove.models.gguf.header import gguf_file, read_header

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from kvtrove.server.errors import refused, timed_out
 from kvtrove.server.observer import Arrival, Departure, PromptResult
 from kvtrove.server.protocol.common import Usage
 from kvtrove.server.service import Service
+
+_NOT_PLAIN = re.compile(r"[^ -~]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,10 @@ class Job:
             "output_tokens": sum(r.output_tokens for r in self.results),
             "ttft": round(min(firsts) - self.caller.time, 4) if firsts else None,
         }
+
+    def warn(self, text: str) -> None:
+        """In a header of the answer, whose characters are plain whatever a client sent."""
+        self.warnings.append(_NOT_PLAIN.sub("?", text))
 
     @property
     def headers(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kv.formats.dense import Dense, dense
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks
 from kvtrove.kv.spec import KVFormat, LayerKV, Rope
+from kvtrove.models.layers.rope import RotaryEmbedding
 
 RETENTIONS: list[Retention] = [
     Full(),
@@ -178,22 +179,37 @@ def test_stale_values_beyond_the_end_are_not_read() -> None:
 
 
 @dataclass(frozen=True)
-class Unsupported(Dense):
-    """A codec with what the reference backend cannot read."""
+class Unrotated(Dense):
+    """Keys as they are before their rotation."""
 
     @property
     def rope(self) -> Rope:
         return "pre"
 
 
-def test_reasons_name_layer_and_format() -> None:
+def test_reasons_name_layer() -> None:
     layer = Case([(0, 1)], Full(), Shape()).layer
     backend = ReferenceBackend()
     assert backend.reasons_against(layer, "cpu") == []
-    reasons = backend.reasons_against(
-        replace(layer, index=3, num_heads=5, format=KVFormat(Unsupported("k", "float32"), None)), "cpu"
-    )
-    assert reasons == [
-        "layer 3: 5 heads cannot share 2 kv_heads evenly",
-        "layer 3: format float32 stores keys before rotation",
+    assert backend.reasons_against(replace(layer, index=3, num_heads=5), "cpu") == [
+        "layer 3: 5 heads cannot share 2 kv_heads evenly"
     ]
+
+
+def test_keys_that_are_rotated_when_they_are_read() -> None:
+    """In two steps, so that keys of the first are rotated for positions that the second's rotation does not hold."""
+    answers, stored = [], []
+    for codec in (Dense("k", "float32"), Unrotated("k", "float32")):
+        case = Case([(0, 40)], Full(), Shape(4, 2, 16, 16))
+        layer = replace(case.layer, format=KVFormat(codec, case.layer.format.v))
+        backend, table = ReferenceBackend(), RotaryEmbedding(10.0 ** -torch.arange(8.0))
+        for start, stop in ((0, 25), (25, 40)):
+            at = torch.arange(start, stop)
+            slots = case._slots(0, at.tolist())
+            plan = backend.plan(AttentionBatch([0, stop - start], [start], (GroupTables(slots, case.table),)))
+            q, k, v = (x[0][start:stop] for x in (case.q, case.k, case.v))
+            answers.append(backend.run(q, k, v, layer, plan, table.at(at, torch.float32)))
+        stored.append(layer.view["k"].nan_to_num())
+    assert torch.equal(answers[0], answers[2])
+    assert torch.equal(answers[1], answers[3])
+    assert not torch.equal(*stored)

@@ -153,7 +153,7 @@ def _warn(job: Job, conversation: Conversation) -> None:
     """Say what the template leaves out in silence: in the answer's headers, and once in the log."""
     service = job.service
     for what in dropped_in_silence(conversation, service.capabilities):
-        job.warnings.append(f"the chat template leaves {what} out of the prompt")
+        job.warn(f"the chat template leaves {what} out of the prompt")
         if what not in service.warned:
             service.warned.add(what)
             log.warning("this model's chat template leaves %s out of the prompt", what)

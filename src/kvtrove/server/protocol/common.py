@@ -30,6 +30,14 @@ Seed = Annotated[Integer, Field(ge=-(2**63), le=2**64 - 1)]
 Count = Annotated[Integer, Field(ge=0, le=2**31 - 1)]
 
 
+HARMLESS = {
+    *("audio", "client_metadata", "context_management", "extra_body", "inference_geo", "metadata", "prediction"),
+    *("prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier", "store", "thinking", "user"),
+    "verbosity",
+}
+"""Fields of the providers that a server of one model may pass over in silence."""
+
+
 class Bounded(BaseModel):
     """A model that is wrong with its first wrong item: a million of them would take minutes to describe."""
 
@@ -46,6 +54,11 @@ class Body(Bounded):
     def model_post_init(self, _: Any) -> None:
         if self.model_extra and log.isEnabledFor(logging.DEBUG):
             log.debug("%s: ignored unknown fields: %s", type(self).__name__, ", ".join(sorted(self.model_extra)))
+
+    @property
+    def unknown(self) -> list[str]:
+        """Fields that nobody here knows, without those that change no answer."""
+        return sorted((self.model_extra or {}).keys() - HARMLESS)
 
     def given(self, *names: str) -> dict[str, Any]:
         """Those of the fields that are not None."""
@@ -110,7 +123,7 @@ class CacheFields(Body):
 
 
 class SamplingFields(CacheFields):
-    """OpenAI's sampling parameters and vLLM's additions. None is the default."""
+    """OpenAI's sampling parameters, vLLM's additions, and llama.cpp's `grammar`. None is the default."""
 
     model: str | None = None
     user: str | None = None
@@ -141,6 +154,7 @@ class SamplingFields(CacheFields):
     guided_regex: str | None = None
     guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
     guided_grammar: str | None = None
+    grammar_: str | None = Field(None, alias="grammar")
     speculation: bool | None = None
 
     def sampling_params(self, limits: Limits, defaults: Mapping[str, Any], **more: Any) -> SamplingParams:
@@ -191,6 +205,7 @@ class SamplingFields(CacheFields):
             ("regex", self.guided_regex, "guided_regex"),
             ("choice", self.guided_choice, "guided_choice"),
             ("lark", self.guided_grammar, "guided_grammar"),
+            ("lark", self.grammar_, "grammar"),
         ]
         if inner is not None:
             given += [
