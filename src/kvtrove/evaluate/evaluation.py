@@ -1,6 +1,6 @@
 """The evaluation: what is measured, in which order, and what comes out.
 
-Every configuration of the cache goes through the same cells:
+Every configuration of the cache, or of the weights, goes through the same cells:
 
     layers   with a budget (`fit_bits`, `max_kl`): single layers first, which choose the cache to compare   (fit.py)
     text     segments of ordinary text: KL, top-1 agreement and perplexity against the exact cache   (fidelity.py)
@@ -57,8 +57,8 @@ class Cell(Protocol):
 class Evaluation:
     """settings: with what depends on the model filled in. results: configuration -> kind -> results of its cells.
 
-    bytes_per_token: of a sequence as long as a segment of text. notes: what was left out and why. roots: keys
-    of model and cache (`kvtrove.prices`). fit: what a budget chose.
+    bytes_per_token: of a sequence as long as a segment of text. weight_bytes: of all weights, as planned.
+    notes: what was left out and why. roots: keys of model and cache (`kvtrove.prices`). fit: what a budget chose.
     """
 
     settings: Settings
@@ -67,6 +67,7 @@ class Evaluation:
     notes: list[str]
     done: int
     total: int
+    weight_bytes: dict[str, int] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
     fit: Fit | None = None
 
@@ -104,8 +105,9 @@ def evaluate(settings: Settings, state: str | None = None, report: Report | None
     done, total = sum(len(v) for kinds in results.values() for v in kinds.values()), len(cells) * len(results)
     if done < total:
         notes.append(f"stopped by hand after {done} of {total} cells; the figures are of what was measured until then")
+    weights = {name: engine.ledger.weights for name, engine in engines.compared.items()}
     roots = {name: engine.kv.chain_root(b"").hex() for name, engine in engines.compared.items()}
-    return Evaluation(engines.settings, bytes_per_token(engines), results, notes, done, total, roots, chosen)
+    return Evaluation(engines.settings, bytes_per_token(engines), results, notes, done, total, weights, roots, chosen)
 
 
 def _reported(cells: list[Cell], report: Report | None) -> Iterator[Cell]:
@@ -155,7 +157,7 @@ def fingerprint(engines: Engines) -> str:
     described: dict[str, Any] = {
         "version": __version__,
         "checkpoint": model_fingerprint(directory, engine.spec, dtype, engine.max_model_len).hex(),
-        "tokenizer": hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest(),
+        "tokenizer": hashlib.sha256(engine.tokenizer.backend.to_str().encode()).hexdigest(),
         "ends": engine.tokenizer.eos_token_ids,
         "device": engine.runner.arena.device,
         "chunk": settings.chunk,
