@@ -133,8 +133,14 @@ class EngineConfig:
     max_prompt_seconds: what prompts may add to a step in which others decode; 0 sets no limit but the token budget.
     max_concurrent_prefills: prompts that share the budget of a step when it is too small for all; later ones wait.
     eviction: who leaves the cache first when it is full (docs/eviction.md); "workload" learns which prompts come back.
+    marks: where checkpoints of running states are made, for models whose layers have such states, so that prompts can
+        go on from there: "auto", "off", or some of end, messages, branches, every:4096 (`kvtrove.kv.marks`).
+    marks_memory: memory for them in bytes, or "1GiB", of what `kv` gives; None takes a fifth of it.
     tier: where sealed blocks are kept below the pool, and found again when it has lost them (docs/tiers.md).
     kv_dir: short for a last tier "disk:DIR".
+    checkpoint_dir: where sequences are kept as files (docs/checkpoints.md); DIR/checkpoints of `kv_dir` without it.
+    backup_interval: tokens of an answer after which what an unfinished request has drawn is kept there, so that the
+        same request continues after a crash; 0 keeps nothing.
     warm_up: run and measure the largest possible steps at start (`kvtrove serve` does), so that no request can be the
         first to find that memory does not suffice. It takes from a fraction of a second to a few seconds.
     speculation: what drafts tokens that a step then checks: "ngram" looks them up in prompt and output, "suffix" also
@@ -179,6 +185,15 @@ class EngineConfig:
         True, "Reuse the blocks of prompts that begin alike.", panel="Cache", flag="prefix-caching"
     )
     eviction: str = _setting("lru", "Who leaves the cache first: {choices}.", "NAME", panel="Cache", choices=EVICTION)
+    marks: str = _setting(
+        "auto",
+        "Checkpoints of states: auto, off, or some of end,messages,branches,every:4096.",
+        "WHERE",
+        panel="Cache",
+    )
+    marks_memory: int | str | None = _setting(
+        None, "For checkpoints of states, of what --kv gives; a fifth without it.", "SIZE", panel="Cache"
+    )
     tier: str | tuple[str, ...] = _setting(
         (),
         "Below the cache, fastest first: ram:8GiB, disk:/path,100GiB or redis://host; repeatable.",
@@ -187,6 +202,16 @@ class EngineConfig:
     )
     kv_dir: str | None = _setting(
         None, "Keep the cache in this directory too: warm after a restart.", "DIR", panel="Cache"
+    )
+    checkpoint_dir: str | None = _setting(
+        None, "Where sequences are kept as files; DIR/checkpoints of --kv-dir without it.", "DIR", panel="Cache"
+    )
+    backup_interval: int = _setting(
+        0,
+        "Tokens after which an unfinished answer is kept, to continue after a crash; 0: never.",
+        "TOKENS",
+        panel="Cache",
+        least=0,
     )
     seed: int | None = None
     check: int | None = _setting(None, "Check the cache's books: 0 never, 1 when idle, 2 always.", "LEVEL")
@@ -226,6 +251,10 @@ class EngineConfig:
                 f"max_num_batched_tokens: {self.max_num_batched_tokens} is smaller than max_num_seqs "
                 f"({self.max_num_seqs}), so not every running sequence could advance; raise it to {self.max_num_seqs}"
             )
+        if self.backup_interval and not (self.checkpoint_dir or self.kv_dir):
+            raise ConfigError(
+                f"backup_interval: {self.backup_interval} needs a place for its files; give kv_dir or checkpoint_dir"
+            )
         if self.prompt_lookup_min > self.prompt_lookup_max:
             raise ConfigError(
                 f"prompt_lookup_min: {self.prompt_lookup_min} is more than prompt_lookup_max ({self.prompt_lookup_max})"
@@ -234,6 +263,8 @@ class EngineConfig:
             raise ConfigError("kv and num_blocks say the same thing twice; give one of them")
         if self.kv is not None:
             object.__setattr__(self, "kv", parse_size(self.kv, "kv"))
+        if self.marks_memory is not None:
+            object.__setattr__(self, "marks_memory", parse_size(self.marks_memory, "marks_memory"))
         if self.max_model_len is not None:
             object.__setattr__(self, "max_model_len", parse_tokens(self.max_model_len, "max_model_len"))
         if self.threads is not None and not (_whole(self.threads) and 1 <= self.threads <= MOST_THREADS):

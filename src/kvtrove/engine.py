@@ -6,12 +6,14 @@ import copy
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvtrove.checkpoints import Checkpoints, Restored, continue_from
 from kvtrove.config import EngineConfig, Environment
 from kvtrove.intake import Intake
 from kvtrove.kv import debug
@@ -53,6 +55,7 @@ class EngineStats:
     """A moment of the engine. `kv` counts blocks and, since the start, prefix-cache queries and hits in tokens.
 
     num_prompt_tokens: of the prompts that have got their first token. num_generation_tokens: drawn since the start.
+    checkpoints: `Checkpoints.counts`.
     """
 
     num_running: int
@@ -64,6 +67,7 @@ class EngineStats:
     faults: FaultStats = NO_FAULTS
     drafts: DraftStats | None = None
     tiers: Sequence[TierFigures] = ()
+    checkpoints: Mapping[str, int] = field(default_factory=dict)
 
 
 def drafter(config: EngineConfig) -> Drafter | None:
@@ -114,6 +118,8 @@ class Engine:
                 directory, self.spec, str(self.runner.model.precision), self.max_model_len, config.load_format
             ),
             num_seats=config.max_num_seats,
+            num_marks=capacity.num_marks,
+            mark_rules=loaded.mark_rules,
             enable_prefix_caching=config.enable_prefix_caching,
             check=config.check or 0,
             crc=self.runner.arena.crc,
@@ -131,6 +137,7 @@ class Engine:
         self._intake = Intake(self.spec, self.tokenizer, self.max_model_len, config.seed, clock, can_draft=can_draft)
         self._texts: dict[str, RequestText] = {}
         self._ended = 0
+        self.checkpoints = Checkpoints(config, self.kv, self.runner.rows)
         self._pinned = PinnedPrefixes(self.scheduler, self.max_model_len)
         self._cache_log = Environment.read().cache_log
         self.last_step: SchedulerOutput | None = None
@@ -145,8 +152,9 @@ class Engine:
         if not self.closed:
             self.closed, self.last_step = True, None
             self._texts.clear()
+            self.checkpoints.close()
             self.tiering.close(self.kv, self.runner.rows)
-            del self.runner, self.kv, self.scheduler, self.recovery, self._pinned
+            del self.runner, self.kv, self.scheduler, self.recovery, self._pinned, self.checkpoints
             gc.collect()
             return_freed_memory()
 
@@ -173,6 +181,7 @@ class Engine:
 
     def _advance(self) -> list[Request]:
         start = self.clock()
+        self.checkpoints.back_up(self.scheduler.running.values())
         self.last_step = scheduled = self.scheduler.schedule()
         if not scheduled.sequences and self.scheduler.has_unfinished and not self.scheduler.is_waiting:
             raise NoProgressError(f"{len(self.scheduler.requests)} requests are unfinished and none can go on")
@@ -227,6 +236,8 @@ class Engine:
         request = self._intake.request(request_id, prompt_token_ids, params, salt, guide)
         text = RequestText(request, prompt, self.tokenizer)
         self.scheduler.add(request)
+        if (drawn := self.checkpoints.resume(request)) is not None:
+            continue_from(request, drawn)
         self._texts[request_id] = text
 
     def abort(self, request_id: str) -> bool:
@@ -254,6 +265,27 @@ class Engine:
         """Whether every unfinished request waits for something outside of the engine: sleep before the next step."""
         return not self.closed and self.scheduler.is_waiting
 
+    def checkpoint(self, source: str | Sequence[int], path: str | Path, salt: str = "") -> Future[int]:
+        """Write a sequence to a file: an unfinished request, by its id, or what is cached of a prompt's tokens.
+
+        The result is the file's size in bytes; it is written beside the engine's thread, all or nothing. RequestError
+        when there is nothing to keep.
+        """
+        if isinstance(source, str):
+            known = self.scheduler.requests.get(source)
+            if known is None:
+                raise RequestError(f"request_id: no unfinished request is called {source!r}", "request_id")
+            return self.checkpoints.save(known, Path(path))
+        return self.checkpoints.save(source, Path(path), salt.encode())
+
+    def restore(self, path: str | Path, salt: str = "") -> Restored:
+        """Bring back what `checkpoint` wrote: its prefix is cached, and the same request continues where it stood.
+
+        CheckpointError (a ValueError) when it is damaged or of another model, format, tenant or salt; OSError.
+        """
+        self._refuse_closed()
+        return self.checkpoints.restore(Path(path), salt.encode())
+
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request uses; returns how many."""
         return self.kv.reset_prefix_cache()
@@ -278,7 +310,8 @@ class Engine:
         waiting, drafter = now.num_waiting + self.recovery.num_held, self.scheduler.drafter
         drafts = None if drafter is None else copy.deepcopy(drafter.stats)
         faults, tiers, kv = self.recovery.stats, self.tiering.figures(), self.kv.stats()
-        return EngineStats(now.num_running, waiting, now.num_preemptions, kv, *tokens, faults, drafts, tiers)
+        kept = dict(self.checkpoints.counts)
+        return EngineStats(now.num_running, waiting, now.num_preemptions, kv, *tokens, faults, drafts, tiers, kept)
 
     def _log_cache(self, num_tokens: int) -> None:
         """Asked for by KVTROVE_CACHE_LOG, so it is not a debug message that a log level hides."""
@@ -306,6 +339,7 @@ class Engine:
         """Of a request that has ended. A request and its sequences name each other: left alone they would wait for the
         collector of cycles by the ten thousand, and what is freed between them would be of little use to anyone.
         """
+        self.checkpoints.ended(request)
         request.sequences, request.completed = [], []
         self._ended += 1
         if self._ended % TRIM_EVERY == 0:

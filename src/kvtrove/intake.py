@@ -13,6 +13,11 @@ from kvtrove.scheduler.sequence import Request
 from kvtrove.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+MESSAGE_ENDS = (
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<turn|>", "<|end_of_text|>", "<|eot|>"),
+    *("<|END_OF_TURN_TOKEN|>", "[/INST]", "[/SYSTEM_PROMPT]", "[/AVAILABLE_TOOLS]", "<|endofturn|>"),
+)
+"""Tokens that chat templates write behind a message, beside those that end an answer."""
 
 
 class Intake:
@@ -31,6 +36,7 @@ class Intake:
         self.vocab_size, self.hidden_size = spec.vocab_size, spec.hidden_size
         self.max_model_len, self.clock, self.can_draft = max_model_len, clock, can_draft
         self._end_token_ids = known_ends((*spec.eos_token_ids, *tokenizer.eos_token_ids), spec.vocab_size)
+        self._message_ends = frozenset((*self._end_token_ids, *tokenizer.ids_of(MESSAGE_ENDS)))
         self._random = random.Random(seed)
         self._arrivals = 0
 
@@ -60,6 +66,7 @@ class Intake:
             end_token_ids=frozenset(i for i in (*own_ends, *(params.stop_token_ids or ())) if 0 <= i < self.vocab_size),
             metrics=RequestMetrics(arrival_time=self.clock()),
             guide=guide,
+            borders=[i for i, token in enumerate(prompt, 1) if token in self._message_ends],
             pooling=pooling,
         )
 

@@ -338,6 +338,7 @@ class RequestMetrics:
 
     token_times: of every step that drew for the request. reused_from: prompt tokens reused, by tier of the cache.
     explanation: why no more of the prompt was reused when it was first admitted. load: what was loaded for it then.
+    num_continued_tokens: of the output, those that a checkpoint had.
     """
 
     arrival_time: float
@@ -347,6 +348,7 @@ class RequestMetrics:
     num_preemptions: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_continued_tokens: int = 0
     token_times: array[float] = field(default_factory=lambda: array("d"))
     reused_from: dict[str, int] = field(default_factory=dict)
     explanation: Explanation | None = None

@@ -1,4 +1,4 @@
-"""`kvtrove eval`: compare cache configurations of one model with its exact cache."""
+"""`kvtrove eval`: compare cache configurations of one model with its exact cache, and weights with its floats."""
 
 from __future__ import annotations
 
@@ -71,6 +71,12 @@ def evaluate(
             help="A cache to compare, such as int8, window=256 or bf16+window=256; repeatable. A wrong one lists all.",
         ),
     ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND", help="Weights to compare with the checkpoint's floats: int8, int4 or gguf; repeatable."
+        ),
+    ] = None,
     parts: Annotated[str, typer.Option(metavar="NAME,...", help="What to measure.")] = "text,recall,speed",
     json: Annotated[str | None, _output("FILE", "Write all figures and answers; - is stdout.")] = None,
     html: Annotated[str | None, _output("FILE", "Write a report with pictures, one page on its own.")] = None,
@@ -79,12 +85,14 @@ def evaluate(
     ] = None,
     quiet: QuietFlag = False,
 ) -> None:
-    """Compare caches with the exact one: KL, perplexity, recall of facts, bytes and speed. Ctrl-C, and resume later.
+    """Compare caches with the exact one, or weights with floats: KL, perplexity, recall of facts, bytes and speed.
+
+    Ctrl-C, and the same command goes on later.
 
     Example: kvtrove eval demo --cache bf16 --cache window=256 --html report.html
     """
     check_folders(json, html, state)
-    settings = _settings(model, cache, parts, text, recall, engine)
+    settings = _settings(model, cache, weights, parts, text, recall, engine)
     kept = state if state is not None or json in (None, "-") else str(Path(json).with_suffix(".state.json"))
     result = _evaluate(settings, kept, quiet)
     _write(result, json, html)
@@ -98,6 +106,7 @@ def evaluate(
 def _settings(
     model: str,
     caches: list[str] | None,
+    weights: list[str] | None,
     parts: str,
     text: TextOptions,
     recall: RecallOptions,
@@ -112,7 +121,8 @@ def _settings(
     values["context"] = None if text.context is None else parse_tokens(text.context, "context")
     values |= {"lengths": lengths, "depths": _numbers(recall.depths, "depths")}
     names = tuple(part.strip() for part in parts.split(","))
-    return Settings(str(find_model(model)), tuple(caches) if caches else DEFAULT, names, **values)
+    compared = tuple(caches or (() if weights else DEFAULT))
+    return Settings(str(find_model(model)), compared, names, weights=tuple(dict.fromkeys(weights or ())), **values)
 
 
 def _numbers(text: str, what: str) -> tuple[float, ...]:

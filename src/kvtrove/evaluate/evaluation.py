@@ -1,6 +1,6 @@
 """The evaluation: what is measured, in which order, and what comes out.
 
-Every configuration of the cache goes through the same cells:
+Every configuration of the cache, or of the weights, goes through the same cells:
 
     text     segments of ordinary text: KL, top-1 agreement and perplexity against the exact cache   (fidelity.py)
     recall   a grid depth x length of dialogues: is a stated fact found again?                       (recall.py)
@@ -18,7 +18,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,7 +55,8 @@ class Cell(Protocol):
 class Evaluation:
     """settings: with what depends on the model filled in. results: configuration -> kind -> results of its cells.
 
-    bytes_per_token: of a sequence as long as a segment of text. notes: what was left out and why.
+    bytes_per_token: of a sequence as long as a segment of text. weight_bytes: of all weights, as planned.
+    notes: what was left out and why.
     """
 
     settings: Settings
@@ -64,6 +65,7 @@ class Evaluation:
     notes: list[str]
     done: int
     total: int
+    weight_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def interrupted(self) -> bool:
@@ -90,7 +92,8 @@ def evaluate(settings: Settings, state: str | None = None, report: Report | None
     done, total = sum(len(v) for kinds in results.values() for v in kinds.values()), len(cells) * len(results)
     if done < total:
         notes.append(f"stopped by hand after {done} of {total} cells; the figures are of what was measured until then")
-    return Evaluation(engines.settings, bytes_per_token(engines), results, notes, done, total)
+    weights = {name: engine.ledger.weights for name, engine in engines.compared.items()}
+    return Evaluation(engines.settings, bytes_per_token(engines), results, notes, done, total, weights)
 
 
 def _key(name: str, engine: Engine, cell: Cell) -> str:
@@ -145,7 +148,7 @@ def fingerprint(engines: Engines) -> str:
     described: dict[str, Any] = {
         "version": __version__,
         "checkpoint": model_fingerprint(directory, engine.spec, dtype, engine.max_model_len).hex(),
-        "tokenizer": hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest(),
+        "tokenizer": hashlib.sha256(engine.tokenizer.backend.to_str().encode()).hexdigest(),
         "ends": engine.tokenizer.eos_token_ids,
         "device": engine.runner.arena.device,
         "chunk": settings.chunk,

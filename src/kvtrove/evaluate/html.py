@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kvtrove.evaluate.evaluation import Evaluation
 from kvtrove.evaluate.results import Row, rows
-from kvtrove.evaluate.tables import TITLES, cells, nats
+from kvtrove.evaluate.tables import columns, nats
 from kvtrove.report.heat import heat_map
 from kvtrove.report.page import charts, document, table
 from kvtrove.report.svg import Axis, Chart, Point
@@ -25,9 +25,9 @@ def page(evaluation: Evaluation) -> str:
     title = f"What each cached byte is worth: {Path(settings.model).name}"
     body = [f"<h1>{escape(title)}</h1>", f"<p>kvtrove eval, {evaluation.done} of {evaluation.total} cells</p>"]
     body += [f'<p class="note">{escape(note)}</p>' for note in evaluation.notes]
-    body.append(table(TITLES, [cells(row) for row in found]))
+    body.append(table(*columns(found)))
     if chart := pareto(found):
-        body += ["<h2>Bytes against fidelity</h2>", f'<div class="single">{chart.svg()}</div>']
+        body += ["<h2>Bytes of the cache against fidelity</h2>", f'<div class="single">{chart.svg()}</div>']
     if maps := [heat(row) for row in found if row.recall]:
         body += [
             "<h2>Recall of a stated fact</h2>",
@@ -49,8 +49,12 @@ def heat(row: Row) -> str:
 
 
 def pareto(found: Sequence[Row]) -> Chart | None:
-    """KL over bytes per token, lower left is better. The line joins what nothing else beats in both."""
-    points = [(row.bytes_per_token, row.fidelity.kl_mean, row.name) for row in found if row.fidelity is not None]
+    """KL over bytes per token, lower left is better. The line joins what nothing else beats in both.
+
+    Other weights are left out: what they save is not in the cache.
+    """
+    caches = [row for row in found if row.weight_bytes == found[0].weight_bytes]
+    points = [(row.bytes_per_token, row.fidelity.kl_mean, row.name) for row in caches if row.fidelity is not None]
     if not points:
         return None
     positive = [max(kl, LEAST_KL) for _, kl, _ in points if kl > 0] or [LEAST_KL]

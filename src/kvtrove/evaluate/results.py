@@ -34,7 +34,7 @@ class Fidelity:
 class Row:
     """One configuration; None and missing places were not measured. recall: share of right answers.
 
-    prefill, decode: tokens per second, medians.
+    prefill, decode: tokens per second, medians. weight_bytes: of all weights.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Row:
     answers: dict[Place, list[str]]
     prefill: float | None
     decode: float | None
+    weight_bytes: int | None = None
 
     @property
     def mean_recall(self) -> float | None:
@@ -57,10 +58,11 @@ class Row:
 
 def rows(evaluation: Evaluation) -> list[Row]:
     """In the order of the configurations, the exact cache first."""
-    return [_row(name, evaluation.bytes_per_token[name], kinds) for name, kinds in evaluation.results.items()]
+    nbytes, weights = evaluation.bytes_per_token, evaluation.weight_bytes
+    return [_row(name, nbytes[name], weights.get(name), kinds) for name, kinds in evaluation.results.items()]
 
 
-def _row(name: str, bytes_per_token: float, kinds: Mapping[str, list[Value]]) -> Row:
+def _row(name: str, bytes_per_token: float, weight_bytes: int | None, kinds: Mapping[str, list[Value]]) -> Row:
     text, speed = kinds.get("text", []), kinds.get("speed", [])
     cells = {(cell["length"], cell["depth"]): cell for cell in kinds.get("recall", [])}
     return Row(
@@ -71,6 +73,7 @@ def _row(name: str, bytes_per_token: float, kinds: Mapping[str, list[Value]]) ->
         {place: cell["answers"] for place, cell in cells.items()},
         _median(round["prefill"] for round in speed),
         _median(round["decode"] for round in speed),
+        weight_bytes,
     )
 
 
@@ -109,6 +112,7 @@ def _configuration(row: Row) -> dict[str, Any]:
     return {
         "name": row.name,
         "bytes_per_token": row.bytes_per_token,
+        "weight_bytes": row.weight_bytes,
         "fidelity": None if row.fidelity is None else asdict(row.fidelity),
         "mean_recall": row.mean_recall,
         "recall": [

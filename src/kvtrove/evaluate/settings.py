@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from kvtrove.config import ConfigError, EngineConfig, nearest
+from kvtrove.config import WEIGHTS, ConfigError, EngineConfig, nearest
 from kvtrove.kv.recipe import recipe
 
 EXACT = "exact"
@@ -17,7 +17,10 @@ CONTEXT = 2048
 
 @dataclass(frozen=True)
 class Settings:
-    """model: a local Hugging Face directory. caches: recipes. parts: what is measured.
+    """model: a local Hugging Face directory, or a GGUF file. caches: recipes. parts: what is measured.
+
+    weights: how matrices are stored (`EngineConfig.weights`); each is compared, with the exact cache, with the floats
+        of the checkpoint.
 
     text: a UTF-8 file; None is held-out prose of the demo model. text_tokens: how much of it is read at most, in
         segments of `context` tokens; None is CONTEXT, or all that the model can hold if that is less.
@@ -45,10 +48,14 @@ class Settings:
     dtype: str = "auto"
     device: str = "auto"
     block_size: int = EngineConfig.block_size
+    weights: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.caches:
             recipe(name)
+        for kind in self.weights:
+            if kind not in WEIGHTS[1:]:
+                raise ConfigError(f"weights: {kind!r} is not one of {', '.join(WEIGHTS[1:])}")
         for part in self.parts:
             if part not in PARTS:
                 raise ConfigError(f"parts: {part!r} is not known{nearest(part, PARTS)}; there are {', '.join(PARTS)}")
@@ -73,11 +80,16 @@ class Settings:
                 raise ConfigError(f"{name}: {value} tokens are more than the {longest} that the model can hold")
         return replace(self, context=context, lengths=lengths)
 
-    def engine(self, max_model_len: int) -> EngineConfig:
-        """Of every engine that is compared. Without prefix cache: no result may depend on what ran before it."""
+    def engine(self, max_model_len: int, stored: str, weights: str = "auto") -> EngineConfig:
+        """Of every engine that is compared. Without prefix cache: no result may depend on what ran before it.
+
+        stored: dtype of the checkpoint. Where weights are compared, "auto" ones are floats, also those of a GGUF file.
+        """
+        floats = bool(self.weights) and weights == "auto" and self.dtype == "auto"
         return EngineConfig(
             self.model,
-            dtype=self.dtype,
+            dtype=stored if floats else self.dtype,
+            weights=weights,
             device=self.device,
             block_size=self.block_size,
             max_model_len=max_model_len,

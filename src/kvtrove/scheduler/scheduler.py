@@ -196,7 +196,8 @@ class Scheduler:
         if self.waiting:
             prefills += self._admission.admit(self.waiting, self.running, prefills, budget)
         weights = [self.listed_weight if paced and s.request.wants_prompt_logprobs else 1.0 for s in prefills]
-        needs = [math.ceil(seq.prefill_need * weight) for seq, weight in zip(prefills, weights, strict=True)]
+        most = [self.kv.states.until_mark(seq.kv, seq.prefill_need) for seq in prefills]
+        needs = [math.ceil(num * weight) for num, weight in zip(most, weights, strict=True)]
         for seq, weight, num in zip(prefills, weights, share(budget, needs), strict=True):
             if num:
                 self._give(seq, max(1, int(num / weight)))
@@ -291,7 +292,8 @@ class Scheduler:
             if done.verify and self.drafter is not None:
                 samples = self.drafter.accept(seq, done, result)
                 self.num_generation_tokens += len(result.accepted)
-            self._commit(seq, len(done.tokens) - len(done.verify) + len(result.accepted))
+            wrong = len(done.verify) - len(result.accepted)
+            self._commit(seq, len(done.tokens) - wrong, wrong)
             request = seq.request
             touched[request.id] = request
             if result.error is not None:
@@ -331,10 +333,10 @@ class Scheduler:
             request.metrics.first_token_time = now
             self.num_prompt_tokens += len(request.prompt)
 
-    def _commit(self, seq: Sequence, num: int) -> None:
+    def _commit(self, seq: Sequence, num: int, wrong: int = 0) -> None:
         before = seq.kv.num_computed
-        self.kv.commit(seq.kv, seq.tokens, num)
-        self._computing.end(seq, before, before + num)
+        self.kv.commit(seq.kv, seq.tokens, num, wrong)
+        self._computing.end(seq, before, seq.kv.num_computed)
 
     def _extend(self, seq: Sequence, samples: list[SampledToken]) -> None:
         """Append the drawn token; after the prompt, fork one sequence per further stream first."""

@@ -128,7 +128,7 @@ class OwnMetrics:
                 self.computed.labels(reason.value)
 
     def on_stats(self, stats: EngineStats, grown: Growth) -> None:
-        self.tiers.figures = stats.tiers
+        self.tiers.figures, self.tiers.checkpoints = stats.tiers, stats.checkpoints
         self.running.set(stats.num_running)
         self.waiting.set(stats.num_waiting)
         for state in ("used", "cached", "free"):

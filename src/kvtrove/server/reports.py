@@ -60,7 +60,8 @@ class CacheReport(TypedDict):
     kept_tokens: of the prompt, those of an earlier answer whose ids were kept, rather than encoded again.
     first_divergence: null when the prompt only continues an earlier one, or nothing earlier begins like it.
     loaded: what of `reused_from` had to be read from a tier first.
-    drafted_tokens, accepted_tokens: of its output, when there were drafts.
+    drafted_tokens, accepted_tokens: of its output, when there were drafts. continued_tokens: of its output, those that
+    were drawn before a crash, and kept.
     """
 
     request_id: str
@@ -75,6 +76,7 @@ class CacheReport(TypedDict):
     first_divergence: Divergence | None
     drafted_tokens: NotRequired[int]
     accepted_tokens: NotRequired[int]
+    continued_tokens: NotRequired[int]
 
 
 @dataclass(slots=True)
@@ -193,6 +195,8 @@ class Reports(Observer):
         if result.metrics.num_draft_tokens:
             report["drafted_tokens"] = result.metrics.num_draft_tokens
             report["accepted_tokens"] = result.metrics.num_accepted_tokens
+        if result.metrics.num_continued_tokens:
+            report["continued_tokens"] = result.metrics.num_continued_tokens
         return report
 
     def _divergence(self, prompt: Remembered, best: Best | None, conversation: Conversation) -> Divergence | None:

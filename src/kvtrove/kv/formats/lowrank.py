@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from kvtrove.kv.formats.calibration import Calibration
 from kvtrove.kv.formats.codec import TokenCodec
-from kvtrove.kv.spec import Codec, Plane, Planes, Rope
+from kvtrove.kv.plane import Plane
+from kvtrove.kv.spec import Codec, Planes, Rope
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,8 @@ from kvtrove.kv.formats.calibration import Calibration, read_calibration
 from kvtrove.kv.formats.codec import TokenCodec
 from kvtrove.kv.formats.codes import dequantise, pack, quantise, unpack
 from kvtrove.kv.formats.layout import data_plane, read, read_scales, write, write_scales
-from kvtrove.kv.spec import LayerKV, Plane, Planes, Side
+from kvtrove.kv.plane import Plane
+from kvtrove.kv.spec import LayerKV, Planes, Side
 
 if TYPE_CHECKING:
     from torch import Tensor
