@@ -61,7 +61,7 @@ def pareto(found: Sequence[Row]) -> Chart | None:
     zero = 10.0 ** (math.floor(math.log10(min(positive))) - 1)  # a logarithm has no place for it: a decade below
     size = [nbytes for nbytes, _, _ in points]
     x = Axis("bytes per token", min(size) / 1.4, max(size) * 2, "{:,.0f}".format, log=True)
-    y = Axis("mean KL, nats", zero, max(positive) * 3, lambda kl: "0" if kl < 2 * zero else f"{kl:.0e}", log=True)
+    y = Axis("mean KL, nats", zero, max(positive) * 3, lambda kl: "0" if kl < 2 * zero else f"{kl:g}", log=True)
     chart = Chart("Mean KL against the exact cache over the bytes that a token takes", x, y)
     chart.line(front([(nbytes, max(kl, zero)) for nbytes, kl, _ in points]), "s2 front")
     for place, names in _named(points, zero).items():
