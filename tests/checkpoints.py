@@ -113,6 +113,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2": ("DeepseekV2", {**_LATENT, "n_routed_experts": 4, "topk_method": "greedy"}),
     "deepseek_v3": ("DeepseekV3", {**_LATENT, "q_lora_rank": 20, "rope_parameters": _YARN}),
     "glm4_moe_lite": ("Glm4MoeLite", {**_LATENT, "q_lora_rank": 20, "n_group": 1, "topk_group": 1}),
+    "gpt_oss": (
+        "GptOss",
+        {
+            **{"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9},
+            **{"swiglu_limit": 1.5, "rope_parameters": {**_YARN, "truncate": False}},
+        },
+    ),
     "hunyuan_v1": (
         "HunYuanDenseV1",
         {

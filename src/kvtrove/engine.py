@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvtrove import prices
 from kvtrove.checkpoints import Checkpoints, Restored, continue_from
 from kvtrove.config import EngineConfig, Environment
 from kvtrove.intake import Intake
@@ -128,6 +129,8 @@ class Engine:
             eviction=config.eviction,
             store=self.tiering.store,
         )
+        if exact is None and config.cache != EngineConfig.cache:
+            prices.tell(config.cache, self.kv.chain_root(b"").hex())
         limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
         self.scheduler = Scheduler(self.kv, limits, clock, drafter(config))
         self._pace = Pace(config.max_prompt_seconds, config.max_num_batched_tokens, config.block_size)

@@ -45,13 +45,21 @@ class RopeSpec:
 
 
 @dataclass(frozen=True)
+class ClampedGate:
+    """(up + 1) * gate * sigmoid(alpha * gate), with the gate up to `limit` and up within it: the experts of gpt-oss."""
+
+    limit: float
+    alpha: float
+
+
+@dataclass(frozen=True)
 class MoESpec:
     """Mixture of experts: each token goes to `top_k` of `num_experts`.
 
     norm_topk: weights of the chosen ones sum to 1. scale: multiplies them. shared_size: width of a network that every
     token visits as well, 0 without one. scoring: softmax, or sigmoid with a learned correction of the choice.
     groups, top_groups: experts are chosen from the best groups alone, where the best expert decides (softmax) or the
-    two best do (sigmoid).
+    two best do (sigmoid). bias: router and experts add one. clamped: gates of experts, None as the model's others.
     """
 
     num_experts: int
@@ -63,6 +71,8 @@ class MoESpec:
     scale: float = 1.0
     groups: int = 1
     top_groups: int = 1
+    bias: bool = False
+    clamped: ClampedGate | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,7 @@ class ModelSpec:
     qk_norm: of each head of q and k (head), of all heads of a projection together (projection: Olmo 2), or of each head
     after rotation (rotated: Hunyuan).
     query_scale: multiplies q.k (usually head_dim ** -0.5). *_softcap: tanh soft-capping.
+    attention_sinks: a learned score a head, of value zero, beside those of the keys (gpt-oss).
     embed_scale: multiplies token embeddings. residual_scale: what attention and MLP add. logit_scale: logits.
     """
 
@@ -123,6 +134,7 @@ class ModelSpec:
     norm_offset: float = 0.0
     wide_norms: bool = False
     attention_softcap: float | None = None
+    attention_sinks: bool = False
     logit_softcap: float | None = None
     embed_scale: float = 1.0
     residual_scale: float = 1.0

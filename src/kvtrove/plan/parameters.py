@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kvtrove.kv.plane import DTYPE_BYTES
 from kvtrove.models.precision import Precision
-from kvtrove.models.spec import LayerSpec, ModelSpec
+from kvtrove.models.spec import LayerSpec, ModelSpec, MoESpec
 
 INT8_SCALE = 4
 """Bytes per output of an int8 matrix: a float32."""
@@ -48,11 +48,12 @@ def count_parameters(spec: ModelSpec) -> Parameters:
     head = 0 if spec.tie_embeddings else embedding
     attention = sum(_attention(spec, layer) for layer in spec.layers)
     norms = spec.hidden_size + sum(_norms(spec, layer) for layer in spec.layers)
-    routers = sum(layer.moe.num_experts * spec.hidden_size for layer in spec.layers if layer.moe)
     dense = sum(
         _mlp(spec, _dense_size(spec, layer), spec.mlp_bias) for layer in spec.layers if _dense_size(spec, layer)
     )
-    experts = [(layer.moe, _mlp(spec, layer.moe.intermediate_size)) for layer in spec.layers if layer.moe]
+    mixtures = [layer.moe for layer in spec.layers if layer.moe]
+    routers = sum(_router(spec, moe) for moe in mixtures)
+    experts = [(moe, _mlp(spec, moe.intermediate_size, moe.bias)) for moe in mixtures]
     shared = attention + norms + routers + dense
     matrices = [(1, spec.vocab_size, spec.hidden_size), *_matrices(spec)]
     routed = sum(moe.num_experts * size for moe, size in experts)
@@ -85,7 +86,8 @@ def _attention(spec: ModelSpec, layer: LayerSpec) -> int:
     weights = sum(outputs * inputs for outputs, inputs in _projections(spec, layer))
     if spec.latent is None:
         [(projected, _), _] = _projections(spec, layer)
-        return weights + (projected if spec.attention_bias else 0) + (spec.hidden_size if spec.output_bias else 0)
+        biases = (projected if spec.attention_bias else 0) + (spec.hidden_size if spec.output_bias else 0)
+        return weights + biases + (spec.num_heads if spec.attention_sinks else 0)
     heads, latent, rank = spec.num_heads, spec.latent, layer.cache.v_dim
     biased = (latent.q_rank or 0) + layer.cache.k_dim + spec.hidden_size if spec.attention_bias else 0
     return weights + heads * (latent.nope + latent.v_dim) * rank + biased
@@ -107,6 +109,10 @@ def _projections(spec: ModelSpec, layer: LayerSpec) -> list[tuple[int, int]]:
     if latent.q_rank is None:
         return [(queries + kept.k_dim, hidden), back]
     return [(latent.q_rank + kept.k_dim, hidden), (queries, latent.q_rank), back]
+
+
+def _router(spec: ModelSpec, moe: MoESpec) -> int:
+    return moe.num_experts * (spec.hidden_size + moe.bias)
 
 
 def _dense_size(spec: ModelSpec, layer: LayerSpec) -> int:

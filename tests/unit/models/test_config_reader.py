@@ -305,3 +305,20 @@ def test_latent_attention_caches_one_vector_for_all_heads(tmp_path: Path) -> Non
         read(tmp_path, {**config, "index_head_dim": 128})
     with pytest.raises(ModelError, match="'topk_method' 'noaux_tc' is not supported"):
         read(tmp_path, {**config, "architectures": ["DeepseekV2ForCausalLM"], "topk_method": "noaux_tc"})
+
+
+def test_gpt_oss_20b_as_published(tmp_path: Path) -> None:
+    """Quantised experts are read; what the file leaves out is the default of transformers; the dtype is bfloat16."""
+    config = {
+        **{"architectures": ["GptOssForCausalLM"], "attention_bias": True, "head_dim": 64, "hidden_size": 2880},
+        **{"intermediate_size": 2880, "num_attention_heads": 64, "num_experts_per_tok": 4, "num_hidden_layers": 24},
+        **{"num_key_value_heads": 8, "num_local_experts": 32, "sliding_window": 128, "vocab_size": 201088},
+        **{"eos_token_id": 200002, "quantization_config": {"quant_method": "mxfp4"}, "rope_theta": 150000},
+    }
+    spec = read(tmp_path, config)
+    assert (spec.dtype, spec.max_position, spec.attention_sinks) == ("bfloat16", 131072, True)
+    assert windows(spec)[:2] == [128, None]
+    assert (spec.layers[0].rope.scaling, spec.layers[0].rope.param("truncate")) == ("yarn", False)
+    cache = cache_spec(spec, spec.dtype, 16)
+    per_token = sum(cache.layer_bytes(layer) for layer in cache.layers if layer.retention.kept() is None) / 16
+    assert per_token == 24576, "of the full layers; the others keep 128 tokens"

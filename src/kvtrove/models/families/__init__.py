@@ -6,7 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvtrove.config import nearest
-from kvtrove.models.families import deepseek, exaone, gemma, granite, hunyuan, llama, mistral, olmo, phi, qwen, smollm
+from kvtrove.models.families import (
+    deepseek,
+    exaone,
+    gemma,
+    gpt_oss,
+    granite,
+    hunyuan,
+    llama,
+    mistral,
+    olmo,
+    phi,
+    qwen,
+    smollm,
+)
 from kvtrove.models.families.common import Family
 from kvtrove.models.spec import ModelError
 
@@ -22,6 +35,7 @@ REGISTRY: dict[str, Family] = {
     **exaone.FAMILIES,
     **hunyuan.FAMILIES,
     **deepseek.FAMILIES,
+    **gpt_oss.FAMILIES,
 }
 
 
@@ -44,6 +58,7 @@ MODEL_TYPES = {
     "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
 }
 """`model_type` of a config that names no architecture -> the architecture that transformers takes for it."""

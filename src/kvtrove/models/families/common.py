@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvtrove.config import nearest
 from kvtrove.kv.formats.dense import dense
@@ -14,6 +14,9 @@ from kvtrove.models.config_view import ConfigView
 from kvtrove.models.rope_config import served_positions, without_positions
 from kvtrove.models.spec import Activation, LayerSpec, ModelSpec, MoESpec, RopeSpec
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -22,17 +25,36 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
 }
 DTYPES = ("float32", "float16", "bfloat16")
+QUANTISED = "quantization_config"
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A parameter is rows [start, stop) of tensor `name`, which has `total` rows; None stands for the whole tensor."""
+    """A parameter is every `step`-th of rows [start, stop) of tensor `name`, which has `total` rows; None stands for
+    the whole tensor.
+
+    stack: (index, count): the tensor holds `count` such ones, one for each expert. transposed: it is [inputs, outputs],
+    rows being its columns.
+    """
 
     name: str
     start: int = 0
     stop: int | None = None
     total: int | None = None
+    step: int = 1
+    stack: tuple[int, int] | None = None
+    transposed: bool = False
+
+    def rows(self, whole: Tensor) -> Tensor:
+        """Of what `whole_shape` asks for."""
+        found = whole.T if self.transposed else whole
+        return found[self.start : self.stop : self.step].contiguous()
+
+    def whole_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the tensor as it is stored, one of a stack, for a parameter of `shape`."""
+        whole = shape if self.total is None else (self.total, *shape[1:])
+        return whole[::-1] if self.transposed else whole
 
 
 def same_name(name: str, spec: ModelSpec) -> Source:
@@ -46,11 +68,21 @@ class Family:
 
     read: config.json -> ModelSpec. locate: the decoder's name of a parameter -> where it lies (both without prefix).
     prefixes: what tensor names of the decoder may begin with; the first that fits the checkpoint is taken.
+    quantised: methods of `quantization_config` that its checkpoints are read in.
     """
 
     read: Callable[[ConfigView], ModelSpec]
     locate: Callable[[str, ModelSpec], Source] = same_name
     prefixes: tuple[str, ...] = ("model.",)
+    quantised: tuple[str, ...] = ()
+
+    def spec(self, view: ConfigView) -> ModelSpec:
+        """What a config.json says. ModelError naming the key, for weights that are quantised as well."""
+        method = quantisation(view)
+        if method is None or method in self.quantised:
+            return self.read(view)
+        usable = ", ".join((*DTYPES, *self.quantised))
+        raise view.error(f"quantised weights ({method}) are not supported; use the checkpoint in {usable}")
 
 
 @dataclass(frozen=True)
@@ -130,9 +162,6 @@ def build_spec(
     **differences: Any,
 ) -> ModelSpec:
     """A ModelSpec from the keys that all families share; `differences` are further or other fields of it."""
-    if view.has("quantization_config"):
-        method = view.section("quantization_config").get("quant_method", "unknown")
-        raise view.error(f"quantised weights ({method}) are not supported; use the checkpoint in {', '.join(DTYPES)}")
     activation = view.get(activation_key, "silu")
     if activation not in ACTIVATIONS:
         hint = f"{nearest(str(activation), ACTIVATIONS)}; supported: {', '.join(ACTIVATIONS)}"
@@ -157,6 +186,13 @@ def build_spec(
         bos_token_id=next(iter(token_ids(view, "bos_token_id")), None),
         **(fields | differences),
     )
+
+
+def quantisation(view: ConfigView) -> str | None:
+    """How the checkpoint's weights are quantised, None where they are not."""
+    places = (view, view.section("text_config")) if isinstance(view.get("text_config"), dict) else (view,)
+    found = next((place.section(QUANTISED) for place in places if place.has(QUANTISED)), None)
+    return None if found is None else str(found.get("quant_method", "unknown"))
 
 
 def token_ids(view: ConfigView, key: str) -> tuple[int, ...]:

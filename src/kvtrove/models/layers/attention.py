@@ -22,7 +22,10 @@ the layer reads another layer's storage.
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """qkv: queries, keys and values, or queries alone when the layer reads another's storage (`LayerKV.source`)."""
+    """qkv: queries, keys and values, or queries alone when the layer reads another's storage (`LayerKV.source`).
+
+    sinks: float32 [num_heads], a score of value zero beside those of the keys; None without one.
+    """
 
     head_dim: int
     qkv: Joint
@@ -30,6 +33,7 @@ class Attention:
     q_norm: RMSNorm | None = None
     k_norm: RMSNorm | None = None
     qk_norm: QKNorm | None = None
+    sinks: Tensor | None = None
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec) -> Attention:
@@ -53,6 +57,7 @@ class Attention:
             q_norm=norm("q_norm"),
             k_norm=norm("k_norm"),
             qk_norm=spec.qk_norm,
+            sinks=weights.take(f"{name}.sinks", (spec.num_heads,)).float() if spec.attention_sinks else None,
         )
 
     def mix(self, index: int, qkv: Sequence[Tensor], rotate: Rotation, attend: Attend) -> Tensor:

@@ -43,6 +43,7 @@ class LatentAttention:
     k_norm: ClassVar[None] = None
     qk_norm: ClassVar[QKNorm] = "rotated"
     """It turns queries and keys for itself."""
+    sinks: ClassVar[None] = None
 
     @classmethod
     def load(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from kvtrove.kernels import rows
 from kvtrove.models.layers.linear import Joint, Product, Weights
-from kvtrove.models.spec import Activation, ModelSpec, MoESpec
+from kvtrove.models.spec import Activation, ClampedGate, ModelSpec, MoESpec
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -23,24 +23,38 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class MLP:
-    """down(activation(gate(x)) * up(x))"""
+    """down(activation(gate(x)) * up(x)), or what `clamped` says instead."""
 
     gate_up: Joint
     down: Product
     activation: Activation
+    clamped: ClampedGate | None = None
 
     @classmethod
-    def load(cls, weights: Weights, name: str, spec: ModelSpec, inner: int, bias: bool = False) -> MLP:
+    def load(
+        cls,
+        weights: Weights,
+        name: str,
+        spec: ModelSpec,
+        inner: int,
+        bias: bool = False,
+        clamped: ClampedGate | None = None,
+    ) -> MLP:
         """inner: width between the projections."""
         outer = spec.hidden_size
         return cls(
             gate_up=weights.joint({f"{name}.gate_proj": inner, f"{name}.up_proj": inner}, outer, bias),
             down=weights.linear(f"{name}.down_proj", (outer, inner), bias),
             activation=spec.activation,
+            clamped=clamped,
         )
 
     def __call__(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x)
+        if self.clamped is not None:
+            limit, alpha = self.clamped.limit, self.clamped.alpha
+            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+            return self.down((up + 1) * (gate * torch.sigmoid(gate * alpha)))
         gated = rows.GATES.get(self.activation)
         if gated and rows.serves(gate) and gate.stride() == up.stride():
             return self.down(gated(gate, up))
@@ -61,9 +75,10 @@ class MixtureOfExperts:
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, moe: MoESpec) -> MixtureOfExperts:
         return cls(
-            weights.router(f"{name}.gate", (moe.num_experts, spec.hidden_size)),
+            weights.router(f"{name}.gate", (moe.num_experts, spec.hidden_size), moe.bias),
             tuple(
-                MLP.load(weights, f"{name}.experts.{i}", spec, moe.intermediate_size) for i in range(moe.num_experts)
+                MLP.load(weights, f"{name}.experts.{i}", spec, moe.intermediate_size, moe.bias, moe.clamped)
+                for i in range(moe.num_experts)
             ),
             moe,
             MLP.load(weights, f"{name}.shared_experts", spec, moe.shared_size, spec.mlp_bias)
