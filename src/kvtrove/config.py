@@ -124,8 +124,8 @@ class EngineConfig:
     num_blocks: an exact number of blocks instead of `kv` (tests, benchmarks).
     cache: what the cache stores and keeps, as a recipe (`kvtrove.kv.recipe`): "auto" is what the model computes and
         reads, "int8" half of its bytes, "k=int8+v=int4r" K and V apart, "window=1024" only the last tokens.
-    context_shift: when a context is full, half of what is behind its first `n_keep` tokens (a field of requests, 0 without
-        it) leaves and the rest moves up, as in llama.cpp, so that an answer goes on; it is approximate.
+    context_shift: when a context is full, half of what is behind its first `n_keep` tokens (a field of requests) leaves
+        and the rest moves up, as in llama.cpp, so that an answer goes on; it is approximate.
     attention_backend: "auto" takes the fastest that serves the model here, "reference" plain torch, "cpu" the kernels.
     huge_pages: of weights and cache on a CPU. "auto" asks the system for transparent ones; "hugetlb" takes those of the
         pool in /proc/sys/vm/nr_hugepages, as long as it lasts; "off" leaves small ones (to compare).
@@ -360,7 +360,7 @@ class Environment:
     KVTROVE_ISA: forces an instruction set of the CPU kernels.
     KVTROVE_LOG: log level of the `kvtrove` logger.
     KVTROVE_CACHE_LOG: what the engine logs of its cache: 0 nothing, 1 a line per step, 2 a picture of the pool as well.
-    KVTROVE_HOME: folder in which `kvtrove models get` keeps models; ~/.cache/kvtrove without it.
+    KVTROVE_HOME: folder for models of `kvtrove models get` and prices of `kvtrove eval`; ~/.cache/kvtrove without it.
     KVTROVE_API_KEY: key that opens the server. KVTROVE_ADMIN_KEY: key for its administrators.
     KVTROVE_TIER_KEY: secret that signs cached rows in Redis, the same for all engines that share them.
     """

@@ -129,7 +129,7 @@ def _with_shift(cache: KVCacheSpec, max_model_len: int, wanted: bool) -> KVCache
     least = MIN_SHIFTED if wanted else 0
     if wanted and cache.compactor is not None:
         raise ConfigError(
-            f"context_shift: a cache that drops tokens already ({cache.compactor.id.partition('/')[0]}) does not shift; "
+            f"context_shift: {cache.compactor.id.partition('/')[0]} drops tokens already, which does not go with it; "
             "leave one of them out"
         )
     if max_model_len < least:
@@ -141,7 +141,7 @@ def _with_shift(cache: KVCacheSpec, max_model_len: int, wanted: bool) -> KVCache
     rolling = cache.compactor
     if isinstance(rolling, Rolling) and rolling.capacity > max_model_len:
         raise ConfigError(
-            f"cache: {rolling.sinks} + {rolling.capacity - rolling.sinks} tokens that stay are more than the context of "
+            f"cache: {rolling.sinks} + {rolling.capacity - rolling.sinks} tokens are more than the context holds, "
             f"{max_model_len}; take streaming={rolling.sinks}+{max(1, max_model_len - rolling.sinks)}, or less"
         )
     return cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -82,6 +82,24 @@ class RequestError(ValueError):
         self.param = param
 
 
+@dataclass(frozen=True, slots=True)
+class SoftPin:
+    """A prefix of a request that leaves the cache last, until `seconds` after the request has ended.
+
+    num_tokens: of the prompt; None is all of it, and the answer. behind: messages of the prompt that follow the prefix,
+    from which an engine reads num_tokens where it knows the token that ends a message.
+    """
+
+    seconds: float
+    num_tokens: int | None = None
+    behind: int | None = None
+
+    @property
+    def priority(self) -> int:
+        """1, or 2 of what is meant to stay for an hour or longer: blocks of a lower one leave first."""
+        return 2 if self.seconds >= 3600 else 1
+
+
 class EngineError(RuntimeError):
     """A request that was accepted and cannot be finished, through no fault of its sender's. The message is for them."""
 
@@ -129,7 +147,7 @@ class SamplingParams:
     allowed_token_ids: the only tokens that may be drawn.
     output_kind: each step reports all so far ("cumulative") or the news ("delta"), or only the end does ("final_only").
     speculation: False drafts nothing for this request; True insists on an engine that drafts. Tokens are the same.
-    n_keep: of an engine with context_shift, tokens at the beginning that stay when the context is full; -1 is the prompt.
+    n_keep: with context_shift, tokens at the beginning that stay when the context is full; -1 is the prompt.
     """
 
     n: int = 1
@@ -343,6 +361,7 @@ class RequestMetrics:
     explanation: why no more of the prompt was reused when it was first admitted. load: what was loaded for it then.
     num_continued_tokens: of the output, those that a checkpoint had. num_dropped_tokens: that the cache gave up of a
     sequence at most, so that what follows could not read them.
+    num_continued_tokens: of the output, those that a checkpoint had. soft_pins: what leaves the cache last.
     """
 
     arrival_time: float
@@ -354,6 +373,7 @@ class RequestMetrics:
     num_accepted_tokens: int = 0
     num_continued_tokens: int = 0
     num_dropped_tokens: int = 0
+    soft_pins: Sequence[SoftPin] = ()
     token_times: array[float] = field(default_factory=lambda: array("d"))
     reused_from: dict[str, int] = field(default_factory=dict)
     explanation: Explanation | None = None

@@ -13,15 +13,15 @@
     streaming=4+1024        sequences keep their first 4 tokens and the last 1024, and never end
 
 Words are joined by "+". A recipe changes the exact cache, which stores what the model computes and keeps what it reads;
-"auto" is that cache. A new format is its file in `formats/` and a line of FORMATS here, a new way to drop tokens a score
-in `compaction/` and a line of its COMPACTORS: engine, planner, simulator,
-benchmarks and evaluation take it from there.
+"auto" is that cache. A new format is its file in `formats/` and a line of FORMATS here, a new way to drop tokens a
+score in `compaction/` and a line of its COMPACTORS: engine, planner, simulator, benchmarks and evaluation take it from
+there.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -241,6 +241,15 @@ def known_words() -> Iterator[str]:
     yield from ("k=FORMAT", "v=FORMAT", "window=N", "sinks=N", "chunk=N")
     yield from (f"{word}={known.argument}" for word, known in COMPACTORS.items())
     yield from ("edges=N:WORD", "layers=A,B:WORD", "full:WORD", "sliding:WORD")
+
+
+def in_layers(words: str, layers: Sequence[int]) -> str:
+    """The recipe of a format in some layers alone. ConfigError for words that say more than a format."""
+    parts = recipe(words).parts
+    if not parts or any(part.scope or part.word in RETENTIONS for part in parts):
+        raise ConfigError(f"cache: {words!r} is more than a format, and cannot be tried in one layer after the other")
+    place = f"layers={','.join(map(str, layers))}"
+    return "+".join(f"{place}:{_spelled(part)}" for part in parts)
 
 
 def names_elsewhere(codec: Codec | None) -> tuple[str, str]:

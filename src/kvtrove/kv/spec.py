@@ -198,8 +198,8 @@ class KVCacheSpec:
     """The geometry of a whole cache. Two caches with the same fingerprint can read each other's rows.
 
     layers: those that keep something of every token. tail_dtype: of what a seat keeps of open blocks, for formats that
-    encode whole blocks. states: layers that keep a running state; a layer may be in both. compactor: what sequences give
-    up of their tokens, None nothing. It changes no row that can be found, so it is not in the fingerprint.
+    encode whole blocks. states: layers that keep a running state; a layer may be in both. compactor: what sequences
+    give up of their tokens, None nothing. It changes no row that can be found, so it is not in the fingerprint.
 
         seat        | tails of open blocks | states |
         checkpoint                         | states |      (`kv.marks`)

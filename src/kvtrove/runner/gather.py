@@ -13,7 +13,7 @@ from kvtrove.kv.formats.layout import block_slots
 from kvtrove.kv.rows import Gather
 
 Turn = Callable[[int, Tensor, Tensor], Tensor]
-"""Layer, keys [n, heads, k_dim], by how many positions each is moved, int64 [n, heads] -> keys at their new positions."""
+"""Layer, keys [n, heads, k_dim], by how many positions each moves, int64 [n, heads] -> keys at their new positions."""
 Attention = Callable[[int, Tensor, Tensor], Tensor]
 """Layer, queries [w, num_heads, k_dim], keys [n, heads, k_dim] -> probabilities as `Seen` has them."""
 

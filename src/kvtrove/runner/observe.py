@@ -11,7 +11,7 @@ from kvtrove.scheduler.output import ScheduledSequence
 
 
 class Observer:
-    """Of the last `observe` tokens of each sequence. query_start: first row of each sequence, and the number of rows."""
+    """Of the last `observe` tokens of each sequence. query_start: first row of each, and the number of rows."""
 
     def __init__(self, sequences: Sequence[ScheduledSequence], query_start: Sequence[int], positions: Tensor) -> None:
         self._rows = {

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+from kvtrove.kv.keeping import keep
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.table import SequenceKV
 from kvtrove.request import EngineError, FinishReason, RequestError
@@ -147,6 +148,7 @@ class Scheduler:
 
     def _leave(self, seq: Sequence) -> None:
         """Free the blocks of `seq` and take it out of the queues."""
+        keep(self.kv, seq.kv, seq.request.metrics.soft_pins)
         self.kv.free(seq.kv)
         if seq.load is not None:
             self.kv.let_go(seq.load)
@@ -189,7 +191,7 @@ class Scheduler:
         return scheduled_sequence(seq, num, drafts.get(seq.id, NO_TOKENS))
 
     def _give_up_tokens(self) -> None:
-        """Sequences that were to be compacted when blocks were short: whoever came last makes room, if need be itself."""
+        """Of sequences that were due when blocks were short: whoever came last makes room, if need be itself."""
         for seq in list(self.running.values()):
             while seq.id in self.running and not give_up_tokens(self.kv, seq):
                 self.preempt(max(self.running.values(), key=lambda s: (s.request.arrival, s.index)))

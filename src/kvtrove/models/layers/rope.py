@@ -65,7 +65,7 @@ class RotaryEmbedding:
         return Rotation((angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype), self)
 
     def turned(self, x: Tensor, by: Tensor) -> Tensor:
-        """Rotated vectors x [T, heads, head_dim], moved by int64 [T, heads] positions: a pure rotation, without `scale`.
+        """Rotated vectors x [T, heads, head_dim], moved by int64 [T, heads] positions: a rotation without `scale`.
 
         In float32, the result in x's dtype.
         """
@@ -84,6 +84,14 @@ def _default(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
 def _linear(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
     """Position interpolation, arXiv 2306.15595."""
     return _default(rope, max_model_len)[0] / rope.param("factor"), 1.0
+
+
+def _proportional(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
+    """Gemma 4: the leading part of the pairs turns as it would in a whole head, the others do not."""
+    inv_freq, _ = _default(rope, max_model_len)
+    turning = int(rope.param("partial_rotary_factor", 1.0) * rope.rotary_dim // 2)
+    inv_freq[turning:] = 0.0
+    return inv_freq / rope.param("factor", 1.0), 1.0
 
 
 def _dynamic(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
@@ -149,6 +157,7 @@ def _longrope(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
 _SCALINGS = {
     None: _default,
     "linear": _linear,
+    "proportional": _proportional,
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
