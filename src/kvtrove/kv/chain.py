@@ -81,7 +81,7 @@ class KeyChain:
         full = min(len(self.keys), held // self.block_size)
         rest = self._held(tokens, full * self.block_size, held).tobytes()
         key = self.keys[full - 1] if full else self.root
-        root = root_key(b"derived", key, what, rest)
+        root = root_key(b"derived", key, what + b" %d" % kept, rest)
         return KeyChain(root, self.block_size, self.origin, self.dropped + held - kept, kept)
 
     def _held(self, tokens: array[int], start: int, stop: int) -> array[int]:

@@ -130,10 +130,11 @@ def _isolation(books: Books) -> Iterator[str]:
     if not books.index.enabled:
         return
     for kv in books.sequences.values():
-        if kv.chain.origin != books.chain_root(kv.salt):
+        root, chain = books.chain_root(kv.salt), kv.chain
+        if chain.origin != root or (not kv.dropped and chain.root != root):
             yield f"I8: a sequence of salt {kv.salt!r} has the key chain of another model, format or tenant"
-        if (kv.chain.root != kv.chain.origin, kv.chain.dropped) != (kv.dropped > 0, kv.dropped):
-            yield f"I12: a sequence that has given up {kv.dropped} tokens has the key chain of one with all of them"
+        if chain.dropped != kv.dropped or (kv.dropped and chain.root == root):
+            yield f"I12: a sequence that gave up {kv.dropped} tokens has the chain of one that gave up {chain.dropped}"
     for kv, i, block in _entries(books):
         if block.published and kv.dropped:
             yield f"I12: {block} is entry {i} of a sequence that has given up tokens, and can be found"

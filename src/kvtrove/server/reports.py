@@ -68,7 +68,7 @@ class CacheReport(TypedDict):
     first_divergence: null when the prompt only continues an earlier one, or nothing earlier begins like it.
     loaded: what of `reused_from` had to be read from a tier first.
     drafted_tokens, accepted_tokens: of its output, when there were drafts. continued_tokens: of its output, those that
-    were drawn before a crash, and kept.
+    were drawn before a crash, and kept. dropped_tokens: that the cache gave up, so that what followed read none of them.
     """
 
     request_id: str
@@ -84,6 +84,7 @@ class CacheReport(TypedDict):
     drafted_tokens: NotRequired[int]
     accepted_tokens: NotRequired[int]
     continued_tokens: NotRequired[int]
+    dropped_tokens: NotRequired[int]
     soft_pins: NotRequired[list[Kept]]
 
 

@@ -6,15 +6,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from kvtrove.config import ConfigError
 from kvtrove.kv.compaction.compactor import AfterPrompt, Compactor, streaming
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from kvtrove.kv.compaction.scores import Seen
+from kvtrove.kv.compaction.scores import SCORES
 
 
 @dataclass(frozen=True)
@@ -39,15 +34,8 @@ def _budget(word: str, text: str) -> float | int:
 
 
 def _after_prompt(word: str, text: str) -> Compactor:
-    """Scores need torch, which recipes do without until somebody computes with them."""
-    return AfterPrompt(word, _budget(word, text), partial(_score, word), WINDOWS.get(word, 0))
-
-
-def _score(word: str, seen: Seen) -> Tensor:
-    from kvtrove.kv.compaction import scores
-
-    found: Tensor = getattr(scores, word)(seen)
-    return found
+    score, window = SCORES[word]
+    return AfterPrompt(word, _budget(word, text), score, window)
 
 
 def _streaming(text: str) -> Compactor:
@@ -60,8 +48,6 @@ def _streaming(text: str) -> Compactor:
     return streaming(*map(int, found.groups()))
 
 
-WINDOWS = {"snapkv": 32, "tova": 1}
-"""Queries at the end of a prompt that scores look at. 32 are those of SnapKV's authors."""
 COMPACTORS: Mapping[str, Dropping] = {
     "keydiff": Dropping("of a prompt, the keys that differ most", partial(_after_prompt, "keydiff"), "0.5"),
     "snapkv": Dropping("of a prompt, what its last tokens read", partial(_after_prompt, "snapkv"), "0.2"),
