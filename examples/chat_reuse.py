@@ -1,21 +1,27 @@
 """A conversation. Every turn repeats the whole past, and the cache still has it: `num_cached_tokens` grows.
 
-Run: python examples/chat_reuse.py [DIRECTORY_OF_A_CHECKPOINT]
+Run: python examples/chat_reuse.py [MODEL]
 """
 
 import sys
 
 from kvtrove import LLM, SamplingParams
-from kvtrove.demo import demo_model_dir
 
-model = sys.argv[1] if len(sys.argv) > 1 else demo_model_dir()
-llm = LLM(model, block_size=16)
+llm = LLM(sys.argv[1] if len(sys.argv) > 1 else "demo", block_size=16)
 params = SamplingParams(temperature=0, max_tokens=32)
 
-messages = [{"role": "system", "content": "You explain computers to curious people, briefly and without jargon."}]
-for question in ("What is a cache?", "Why is it small?", "Who decides what leaves it?", "Thank you!"):
-    messages.append({"role": "user", "content": question})
+messages = []
+for said in (
+    "Remember that the code of the red box is 4719.",
+    "My name is Clara.",
+    "What is the code of the red box?",
+    "Do you know my name?",
+    "Thank you!",
+):
+    messages.append({"role": "user", "content": said})
     [result] = llm.chat(messages, params, use_tqdm=False)
-    messages.append({"role": "assistant", "content": result.outputs[0].text})
+    answer = result.outputs[0].text
+    messages.append({"role": "assistant", "content": answer})
     num_prompt, num_cached = len(result.prompt_token_ids), result.num_cached_tokens
-    print(f"{question:28} {num_prompt:4} prompt tokens, {num_cached:4} reused, {num_prompt - num_cached:4} computed")
+    print(f"> {said}\n{answer}")
+    print(f"{num_prompt:4} prompt tokens, {num_cached:4} reused, {num_prompt - num_cached:4} computed\n")

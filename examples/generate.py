@@ -1,22 +1,25 @@
-"""Complete a batch of prompts. Prompts that begin alike are computed once.
+"""Ask a batch of questions about the same notes. Prompts that begin alike are computed once.
 
-Run: python examples/generate.py [DIRECTORY_OF_A_CHECKPOINT]
+Run: python examples/generate.py [MODEL]
 """
 
 import sys
 
 from kvtrove import LLM, SamplingParams
-from kvtrove.demo import demo_model_dir
 
-model = sys.argv[1] if len(sys.argv) > 1 else demo_model_dir()
-llm = LLM(model, max_model_len="1k")
-
-instruction = (
-    "Continue the story in one sentence, in the style of a fairy tale that grandparents tell by the fire in winter, "
-    "without any names of real places, without any modern things, and with a good end for everybody who was kind. "
+llm = LLM(sys.argv[1] if len(sys.argv) > 1 else "demo", max_model_len="1k")
+notes = (
+    "Remember these: The code of the red box is 4719. My name is Clara. The name of the turtle of Victor is Kavole. "
+    "The code of the green door is 2051. The code of the blue drawer is 9036."
 )
-prompts = [instruction + opening for opening in ("Once upon a time", "Behind the mill", "In the last winter")]
+questions = [
+    "What is the code of the green door?",
+    "What is the name of the turtle of Victor?",
+    "Do you know my name?",
+]
+past = [{"role": "user", "content": notes}, {"role": "assistant", "content": "I have read it."}]
+asked = [[*past, {"role": "user", "content": question}] for question in questions]
 
-for result in llm.generate(prompts, SamplingParams(temperature=0.8, seed=7, max_tokens=24)):
+for question, result in zip(questions, llm.chat(asked, SamplingParams(temperature=0, max_tokens=24)), strict=True):
     reused, total = result.num_cached_tokens, len(result.prompt_token_ids)
-    print(f"{reused:3} of {total:3} prompt tokens reused: {result.outputs[0].text!r}")
+    print(f"{reused:3} of {total:3} prompt tokens reused: {question} {result.outputs[0].text}")

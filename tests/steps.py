@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,9 @@ from kvtrove.attention.backend import AttentionBatch, AttentionLayer
 from kvtrove.attention.own_block import OwnBlocks
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.codec import TokenCodec
+from kvtrove.kv.plane import LayerState, Plane
 from kvtrove.kv.rows import RowOp
-from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV, Plane, Planes
+from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV, Planes
 from kvtrove.kv.tiers.store import BlockStore
 from kvtrove.runner.batch import build_batch
 from kvtrove.runner.rows import Rows
@@ -54,6 +55,18 @@ class EchoSealed(TokenCodec):
 ECHO_SEALED = KVFormat(EchoSealed("k"), EchoSealed("v"))
 
 
+ECHO_STATE = LayerState(99, "echo/1", (Plane("echo", "int32", (2,)),))
+"""A running state that gives away every token that was skipped, or seen twice."""
+
+
+def echo_state(tokens: Iterable[int], before: Sequence[int] = (0, 0)) -> list[int]:
+    """[how many, checksum of all] tokens after these."""
+    count, digest = before
+    for token in tokens:
+        count, digest = count + 1, (digest * 31 + token + 1) % (2**31 - 1)
+    return [count, digest]
+
+
 class StepRunner:
     """Executes steps on an arena without a model."""
 
@@ -65,6 +78,7 @@ class StepRunner:
         sequences = [s for s in step.sequences if s.tokens]
         if not sequences:
             return
+        self._follow(sequences)
         batch = build_batch(sequences, self.spec.block_size, "cpu").attention
         for layer in self.spec.layers:
             if layer.source is None:
@@ -85,12 +99,27 @@ class StepRunner:
         tails = self._after(pending).tails(layer.layer)
         return (tails["k"], tails["v"]) if tails else None
 
+    def states(self, pending: Sequence[RowOp] = ()) -> Tensor:
+        """Echo states of every seat, int32 [num_seats, 2], as if `pending` had been executed."""
+        [state] = self._after(pending).states.values()
+        return state["echo"]
+
+    def _follow(self, sequences: Sequence[ScheduledSequence]) -> None:
+        """Echo states of this step's sequences. All states of a cache are `echo_state`."""
+        self.arena.forget_states([s.seat for s in sequences if s.start == 0])
+        for state in self.arena.states.values():
+            for s in sequences:
+                value = echo_state(s.tokens, state["echo"][s.seat].tolist())
+                state["echo"][s.seat] = torch.tensor(value, dtype=torch.int32)
+
     def _after(self, pending: Sequence[RowOp]) -> Arena:
         if not pending:
             return self.arena
-        arena = Arena(self.spec, self.arena.num_blocks, num_seats=len(self.arena.seats))
+        beside = len(self.arena.seats), len(self.arena.marks)
+        arena = Arena(self.spec, self.arena.num_blocks, num_seats=beside[0], num_marks=beside[1])
         arena.rows.copy_(self.arena.rows)
         arena.seats.copy_(self.arena.seats)
+        arena.marks.copy_(self.arena.marks)
         Rows(arena).execute(pending)
         return arena
 

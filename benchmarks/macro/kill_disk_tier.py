@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kvtrove.cli.output import write_json
 from kvtrove.config import parse_size
 from kvtrove.kv.tiers.disk import DiskSettings, DiskStore
 from kvtrove.kv.tiers.disk_log import DURABILITIES
@@ -150,7 +151,7 @@ def main() -> int:
             kill_and_look(arguments, f"{folder}/tier", draw, figures)
     print(json.dumps(figures))
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures) + "\n")
+        write_json(figures, str(arguments.json))
     return 1 if figures["lost"] or figures["wrong"] else 0
 
 

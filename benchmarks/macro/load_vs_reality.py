@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from typing import Any
 
 from served import Answer, Asker, asker, calibrate, overhead_of, random_prompt, server
 
+from kvtrove.cli.output import write_json
 from kvtrove.names import find_model
 from kvtrove.plan.cost import FittedCost
 from kvtrove.plan.load import HEADROOM, LoadEstimate, Service, Workload, estimate, max_rate
@@ -176,10 +176,9 @@ def main() -> None:
         fit = calibrate(stated.model, stated.users, context, Path(folder))
     with server(stated.model, *stated.flags) as url:
         found = asyncio.run(measure(url, stated, fit))
-    text = json.dumps({"benchmark": "load_vs_reality", **vars(stated), **found}, indent=1, ensure_ascii=False)
-    print(text if arguments.json == "-" else table(found))
-    if arguments.json not in (None, "-"):
-        Path(arguments.json).write_text(text + "\n")
+    if arguments.json != "-":
+        print(table(found))
+    write_json({"benchmark": "load_vs_reality", **vars(stated), **found}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
-import json
 import random
 import re
 import subprocess
@@ -25,6 +24,7 @@ from typing import Any
 
 import httpx
 
+from kvtrove.cli.output import write_json
 from kvtrove.plan.process import PROC, peak_bytes, resident_bytes
 
 KINDS: tuple[dict[str, Any], ...] = (
@@ -116,7 +116,8 @@ def served(args: argparse.Namespace, more: Callable[[Samples], bool]) -> dict[st
         asyncio.run(_largest_steps(address[1]))
         process = httpx.get(f"{address[1]}/v1/cache/memory", timeout=30).json()["process"]
         process["peak"] = peak_bytes(samples.proc)
-        over = {name: round(process[name] / process["planned"] - 1, 4) for name in ("resident", "peak")}
+        planned = {"resident": "planned_at_rest", "peak": "planned"}
+        over = {name: round(process[name] / process[expected] - 1, 4) for name, expected in planned.items()}
         return samples.report() | {"process": process, "over_the_ledger": over}
     finally:
         server.terminate()
@@ -168,11 +169,7 @@ def main() -> int:
     result = {"benchmark": "memory", "server": args.server, "linear": args.linear} | (
         served if args.server else in_process
     )(args, lambda samples: samples.done < args.requests and time.monotonic() < deadline)
-    written = json.dumps(result) + "\n"
-    if args.json == "-":
-        sys.stdout.write(written)
-    else:
-        Path(args.json).write_text(written)
+    write_json(result, args.json)
     return 0
 
 

@@ -27,6 +27,8 @@ from typing import Any
 
 from random_model import SHAPES, write_random_model
 
+from kvtrove.cli.output import write_json
+
 SETTINGS = (
     "M1:4096x1:float32,M1:8192x2:bfloat16,M1:16384x4:bfloat16,M1:4096x16:float32,M1:2048x64:float16,"
     "M3:2048x1:float32,M3:4096x1:bfloat16,M3:2048x4:bfloat16,M3:1024x8:float16,M3:4096x2:float32"
@@ -165,11 +167,9 @@ def main() -> None:
     if arguments.json != "-":
         print(f"| {HEAD} |  (MiB)")
     results = run_all(arguments)
-    text = json.dumps({"benchmark": "plan_vs_reality", "dtype": arguments.dtype, "settings": results}, indent=1)
-    if arguments.json == "-":
-        print(text)
-    elif arguments.json:
-        Path(arguments.json).write_text(text + "\n")
+    if arguments.json:
+        found = {"benchmark": "plan_vs_reality", "dtype": arguments.dtype, "settings": results}
+        write_json(found, arguments.json)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from typing import Any
 
 from served import Answer, Overhead, asker, calibrate, overhead_of, server
 
+from kvtrove.cli.output import write_json
 from kvtrove.names import find_model
 from kvtrove.plan.cost import CostModel, FittedCost
 from kvtrove.plan.kv import cache_of
@@ -242,10 +243,9 @@ def main() -> None:
         blocks = most if arguments.kv_tokens is None else arguments.kv_tokens // BLOCK
         setup = Setup(arguments.model, blocks, arguments.batch, trace)
         found = hits_only(setup) if arguments.hits_only else timed(setup, arguments.load, Path(name))
-    text = json.dumps({"benchmark": "simulator_vs_server", "model": arguments.model, **found}, indent=1)
-    print(text if arguments.json == "-" else table(found))
-    if arguments.json not in (None, "-"):
-        Path(arguments.json).write_text(text + "\n")
+    if arguments.json != "-":
+        print(table(found))
+    write_json({"benchmark": "simulator_vs_server", "model": arguments.model, **found}, arguments.json)
 
 
 if __name__ == "__main__":

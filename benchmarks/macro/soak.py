@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import re
@@ -23,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+
+from kvtrove.cli.output import write_json
 
 POOL = "16MiB"  # small enough to be full after a minute: what grows then is a leak
 GARBAGE = (
@@ -150,11 +151,7 @@ def main() -> int:
     finally:
         server.terminate()
         server.wait(60)
-    text = json.dumps(result, indent=1) + "\n"
-    if args.json == "-":
-        sys.stdout.write(text)
-    else:
-        Path(args.json).write_text(text)
+    write_json(result, args.json)
     return 0 if result["ok"] else 1
 
 

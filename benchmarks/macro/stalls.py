@@ -20,8 +20,9 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
+
+from kvtrove.cli.output import write_json
 
 TOKENS = 4000  # of the stream; a new one begins when it ends
 MANY = 19_000  # objects and lists: a little less than a body may hold
@@ -194,11 +195,7 @@ def main() -> int:
     finally:
         server.process.terminate()
         server.process.wait(60)
-    text = json.dumps({"benchmark": "stalls", "model": args.model, "cases": found}, indent=1) + "\n"
-    if args.json == "-":
-        sys.stdout.write(text)
-    else:
-        Path(args.json).write_text(text)
+    write_json({"benchmark": "stalls", "model": args.model, "cases": found}, args.json)
     return 0
 
 

@@ -12,7 +12,6 @@ For the product of torch, and for the package's own.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 
 from kvtrove import kernels
 from kvtrove.attention.cpu import CpuBackend
+from kvtrove.cli.output import write_json
 from kvtrove.kernels.linear import PackedWeights
 
 OUTPUTS, INPUTS = 4864, 896
@@ -87,7 +87,7 @@ def main() -> int:
         parts = " + ".join(f"{part} {ms[f'{part}_ms']:.2f} ms" for part in ("product", "attention"))
         print(f"{name:>6}: {parts}, in turn {ms['in_turn_ms']:.2f} ms: ratio {ratio:.3f}", file=sys.stderr)
     if args.json:
-        args.json.write_text(json.dumps({"cases": results}, indent=1) + "\n")
+        write_json({"cases": results}, str(args.json))
     return 0
 
 

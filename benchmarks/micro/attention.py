@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,6 +29,7 @@ from kvtrove import kernels
 from kvtrove.attention.backend import AttentionBackend, AttentionBatch, AttentionLayer, GroupTables
 from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
+from kvtrove.cli.output import write_json
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.formats.int8 import int8
@@ -160,11 +160,7 @@ def main() -> None:
                 for context in map(int, args.context.split(",")):
                     cells.append(measure(args, shape, fmt, batch, context))
                     sys.stderr.write(json.dumps(cells[-1]) + "\n")
-    text = json.dumps({"benchmark": "attention", "threads": kernels.threads(), "cells": cells}, indent=1) + "\n"
-    if args.json == "-":
-        sys.stdout.write(text)
-    else:
-        Path(args.json).write_text(text)
+    write_json({"benchmark": "attention", "threads": kernels.threads(), "cells": cells}, args.json)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,11 @@ match: microseconds for a prompt of 8192 tokens whose blocks are all cached, non
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import time
 from array import array
-from pathlib import Path
 
+from kvtrove.cli.output import write_json
 from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.retention import Full, Retention, SlidingWindow
@@ -123,11 +121,7 @@ def main() -> None:
         "match_8192": [{"groups": kind, "num_blocks": blocks} | rounded(match(kind, blocks)) for kind, blocks in grid],
         "creation": {str(blocks): round(creation(blocks), 1) for blocks in POOLS},
     }
-    text = json.dumps(result, indent=1) + "\n"
-    if args.json == "-":
-        sys.stdout.write(text)
-    else:
-        Path(args.json).write_text(text)
+    write_json(result, args.json)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,9 @@ the peak.
 from __future__ import annotations
 
 import argparse
-import json
 import mmap
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import get_args
 
@@ -28,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kvtrove import kernels
+from kvtrove.cli.output import write_json
 from kvtrove.kernels.linear import Kind, PackedWeights
 
 LEVELS = ("avx2", "avx512", "amx")
@@ -137,11 +135,7 @@ def main() -> None:
                 results.append(result)
                 if args.json != "-":
                     show(result)
-    text = json.dumps({"benchmark": "linear", **vars(args), "results": results}, indent=1)
-    if args.json == "-":
-        sys.stdout.write(text + "\n")
-    else:
-        Path(args.json).write_text(text + "\n")
+    write_json({"benchmark": "linear", **vars(args), "results": results}, args.json)
 
 
 if __name__ == "__main__":

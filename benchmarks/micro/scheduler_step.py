@@ -10,12 +10,11 @@ at 256 requests.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import time
 from array import array
 
+from kvtrove.cli.output import write_json
 from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
@@ -76,12 +75,7 @@ def main() -> None:
         for requests in (1, 64, 256, 1024)
         for num_blocks in (10**4, 10**5, 10**6)
     ]
-    text = json.dumps({"benchmark": "scheduler_step", "steps": args.steps, "rows": rows}, indent=1)
-    if args.json == "-":
-        sys.stdout.write(text + "\n")
-    else:
-        with open(args.json, "w") as file:
-            file.write(text)
+    write_json({"benchmark": "scheduler_step", "steps": args.steps, "rows": rows}, args.json)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ directory with 6,250 rows, 200,000 tokens in blocks of 32, can be asked. Medians
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -24,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from kvtrove.cli.output import write_json
 from kvtrove.config import parse_size
 from kvtrove.kernels import crc32c
 from kvtrove.kv.tiers.disk import DiskSettings, DiskStore
@@ -163,7 +163,7 @@ def main() -> int:
         unit = "us a row" if name.startswith("put") else "GiB/s" if "," in name or name in ("ram", "crc32c") else ""
         print(f"{name:26} {value:8.2f} {unit if not name.endswith('ms') else ''}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures) + "\n")
+        write_json(figures, str(arguments.json))
     return 0
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kvtrove.engine import Engine
     from kvtrove.llm import LLM
     from kvtrove.models.spec import ModelError
-    from kvtrove.request import CompletionOutput, RequestError, RequestOutput, SamplingParams
+    from kvtrove.request import CompletionOutput, PoolingParams, RequestError, RequestOutput, SamplingParams
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "ModelError",
+    "PoolingParams",
     "RequestError",
     "RequestOutput",
     "SamplingParams",
@@ -37,6 +38,7 @@ _HOME = MappingProxyType(
         "Engine": "kvtrove.engine",
         "EngineConfig": "kvtrove.config",
         "ModelError": "kvtrove.models.spec",
+        "PoolingParams": "kvtrove.request",
         "RequestError": "kvtrove.request",
         "RequestOutput": "kvtrove.request",
         "SamplingParams": "kvtrove.request",

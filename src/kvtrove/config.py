@@ -27,6 +27,8 @@ ATTENTION_BACKENDS = ("auto", "reference", "cpu")
 HUGE_PAGES = ("auto", "hugetlb", "off")
 SPECULATION = ("off", "ngram", "suffix")
 EVICTION = ("lru", "s3fifo", "sieve", "lfu", "gdsf", "workload")
+POOLING = ("auto", "last", "mean", "cls")
+SCORING = ("auto", "cosine", "yes-no")
 CHECK_LEVELS = (0, 1, 2)
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 MOST_THREADS = 1024
@@ -131,14 +133,23 @@ class EngineConfig:
     max_prompt_seconds: what prompts may add to a step in which others decode; 0 sets no limit but the token budget.
     max_concurrent_prefills: prompts that share the budget of a step when it is too small for all; later ones wait.
     eviction: who leaves the cache first when it is full (docs/eviction.md); "workload" learns which prompts come back.
+    marks: where checkpoints of running states are made, for models whose layers have such states, so that prompts can
+        go on from there: "auto", "off", or some of end, messages, branches, every:4096 (`kvtrove.kv.marks`).
+    marks_memory: memory for them in bytes, or "1GiB", of what `kv` gives; None takes a fifth of it.
     tier: where sealed blocks are kept below the pool, and found again when it has lost them (docs/tiers.md).
     kv_dir: short for a last tier "disk:DIR".
+    checkpoint_dir: where sequences are kept as files (docs/checkpoints.md); DIR/checkpoints of `kv_dir` without it.
+    backup_interval: tokens of an answer after which what an unfinished request has drawn is kept there, so that the
+        same request continues after a crash; 0 keeps nothing.
     warm_up: run and measure the largest possible steps at start (`kvtrove serve` does), so that no request can be the
         first to find that memory does not suffice. It takes from a fraction of a second to a few seconds.
     speculation: what drafts tokens that a step then checks: "ngram" looks them up in prompt and output, "suffix" also
         in recent answers to the same tenant; "off". Tokens are the same, there are more of them in a step.
     num_speculative_tokens: drafts of a sequence in a step at most; fewer when they are not worth their time.
     prompt_lookup_max, prompt_lookup_min: most tokens that are compared, and fewest that must match, for a draft.
+    pooling: what makes a vector of a text; "auto" is what the checkpoint says, else the last token.
+    scoring: how well a document answers a query: the cosine of their vectors, or the probability that the model answers
+        yes when asked; "auto" asks models that are made for it (docs/embeddings.md).
     """
 
     model: str
@@ -174,6 +185,15 @@ class EngineConfig:
         True, "Reuse the blocks of prompts that begin alike.", panel="Cache", flag="prefix-caching"
     )
     eviction: str = _setting("lru", "Who leaves the cache first: {choices}.", "NAME", panel="Cache", choices=EVICTION)
+    marks: str = _setting(
+        "auto",
+        "Checkpoints of states: auto, off, or some of end,messages,branches,every:4096.",
+        "WHERE",
+        panel="Cache",
+    )
+    marks_memory: int | str | None = _setting(
+        None, "For checkpoints of states, of what --kv gives; a fifth without it.", "SIZE", panel="Cache"
+    )
     tier: str | tuple[str, ...] = _setting(
         (),
         "Below the cache, fastest first: ram:8GiB, disk:/path,100GiB or redis://host; repeatable.",
@@ -182,6 +202,16 @@ class EngineConfig:
     )
     kv_dir: str | None = _setting(
         None, "Keep the cache in this directory too: warm after a restart.", "DIR", panel="Cache"
+    )
+    checkpoint_dir: str | None = _setting(
+        None, "Where sequences are kept as files; DIR/checkpoints of --kv-dir without it.", "DIR", panel="Cache"
+    )
+    backup_interval: int = _setting(
+        0,
+        "Tokens after which an unfinished answer is kept, to continue after a crash; 0: never.",
+        "TOKENS",
+        panel="Cache",
+        least=0,
     )
     seed: int | None = None
     check: int | None = _setting(None, "Check the cache's books: 0 never, 1 when idle, 2 always.", "LEVEL")
@@ -198,6 +228,8 @@ class EngineConfig:
     num_speculative_tokens: int = _setting(12, "Drafts of a sequence in a step at most.", "N", panel="Drafts", least=1)
     prompt_lookup_max: int = _setting(32, "Tokens compared at most to find a draft.", "N", panel="Drafts", least=1)
     prompt_lookup_min: int = _setting(2, "Tokens that must match for a draft.", "N", panel="Drafts", least=1)
+    pooling: str = _setting("auto", "Of vectors: {choices} token.", "NAME", panel="Vectors", choices=POOLING)
+    scoring: str = _setting("auto", "Of documents: {choices}.", "NAME", panel="Vectors", choices=SCORING)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", SHORT_DTYPES.get(self.dtype, self.dtype))
@@ -219,6 +251,10 @@ class EngineConfig:
                 f"max_num_batched_tokens: {self.max_num_batched_tokens} is smaller than max_num_seqs "
                 f"({self.max_num_seqs}), so not every running sequence could advance; raise it to {self.max_num_seqs}"
             )
+        if self.backup_interval and not (self.checkpoint_dir or self.kv_dir):
+            raise ConfigError(
+                f"backup_interval: {self.backup_interval} needs a place for its files; give kv_dir or checkpoint_dir"
+            )
         if self.prompt_lookup_min > self.prompt_lookup_max:
             raise ConfigError(
                 f"prompt_lookup_min: {self.prompt_lookup_min} is more than prompt_lookup_max ({self.prompt_lookup_max})"
@@ -227,6 +263,8 @@ class EngineConfig:
             raise ConfigError("kv and num_blocks say the same thing twice; give one of them")
         if self.kv is not None:
             object.__setattr__(self, "kv", parse_size(self.kv, "kv"))
+        if self.marks_memory is not None:
+            object.__setattr__(self, "marks_memory", parse_size(self.marks_memory, "marks_memory"))
         if self.max_model_len is not None:
             object.__setattr__(self, "max_model_len", parse_tokens(self.max_model_len, "max_model_len"))
         if self.threads is not None and not (_whole(self.threads) and 1 <= self.threads <= MOST_THREADS):
@@ -319,7 +357,7 @@ class Environment:
     KVTROVE_ISA: forces an instruction set of the CPU kernels.
     KVTROVE_LOG: log level of the `kvtrove` logger.
     KVTROVE_CACHE_LOG: what the engine logs of its cache: 0 nothing, 1 a line per step, 2 a picture of the pool as well.
-    KVTROVE_HOME: folder in which `kvtrove models get` keeps models; ~/.cache/kvtrove without it.
+    KVTROVE_HOME: folder for models of `kvtrove models get` and prices of `kvtrove eval`; ~/.cache/kvtrove without it.
     KVTROVE_API_KEY: key that opens the server. KVTROVE_ADMIN_KEY: key for its administrators.
     KVTROVE_TIER_KEY: secret that signs cached rows in Redis, the same for all engines that share them.
     """

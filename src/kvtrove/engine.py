@@ -5,34 +5,37 @@ from __future__ import annotations
 import copy
 import gc
 import logging
-import random
 import time
-from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvtrove import prices
+from kvtrove.checkpoints import Checkpoints, Restored, continue_from
 from kvtrove.config import EngineConfig, Environment
+from kvtrove.intake import Intake
 from kvtrove.kv import debug
 from kvtrove.kv.invariants import InvariantError
 from kvtrove.kv.manager import CHECK_EVERY_CALL, KVCacheManager
-from kvtrove.kv.pins import Pin
 from kvtrove.kv.repair import forget
 from kvtrove.kv.stats import KVStats
 from kvtrove.kv.tiers.store import TierFigures
 from kvtrove.models.config_reader import read_config, read_spec
 from kvtrove.models.fingerprint import model_fingerprint
 from kvtrove.output_processor import RequestText
+from kvtrove.pinning import PinnedPrefix, PinnedPrefixes
 from kvtrove.plan.process import return_freed_memory
 from kvtrove.recovery import NO_FAULTS, FaultStats, NoProgressError, Recovery
-from kvtrove.request import EngineError, Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
+from kvtrove.request import EngineError, Guide, PoolingParams, RequestError, RequestOutput, SamplingParams, SoftPin
 from kvtrove.scheduler.drafts import Drafter, DraftRules, DraftStats
 from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
+from kvtrove.sessions import Sessions
 from kvtrove.text.chat_template import given_template
 from kvtrove.text.tokenizer import Tokenizer
 from kvtrove.tiering import Tiering
@@ -54,6 +57,7 @@ class EngineStats:
     """A moment of the engine. `kv` counts blocks and, since the start, prefix-cache queries and hits in tokens.
 
     num_prompt_tokens: of the prompts that have got their first token. num_generation_tokens: drawn since the start.
+    checkpoints: `Checkpoints.counts`.
     """
 
     num_running: int
@@ -65,15 +69,7 @@ class EngineStats:
     faults: FaultStats = NO_FAULTS
     drafts: DraftStats | None = None
     tiers: Sequence[TierFigures] = ()
-
-
-@dataclass(frozen=True)
-class PinnedPrefix:
-    """What an administrator keeps in the cache: the first `num_tokens` of a prompt, in `num_blocks` blocks."""
-
-    id: str
-    num_tokens: int
-    num_blocks: int
+    checkpoints: Mapping[str, int] = field(default_factory=dict)
 
 
 def drafter(config: EngineConfig) -> Drafter | None:
@@ -124,6 +120,8 @@ class Engine:
                 directory, self.spec, str(self.runner.model.precision), self.max_model_len, config.load_format
             ),
             num_seats=config.max_num_seats,
+            num_marks=capacity.num_marks,
+            mark_rules=loaded.mark_rules,
             enable_prefix_caching=config.enable_prefix_caching,
             check=config.check or 0,
             crc=self.runner.arena.crc,
@@ -131,17 +129,21 @@ class Engine:
             eviction=config.eviction,
             store=self.tiering.store,
         )
+        if exact is None and config.cache != EngineConfig.cache:
+            prices.tell(config.cache, self.kv.chain_root(b"").hex())
         limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
         self.scheduler = Scheduler(self.kv, limits, clock, drafter(config))
         self._pace = Pace(config.max_prompt_seconds, config.max_num_batched_tokens, config.block_size)
         self.recovery = Recovery(self.scheduler, self.kv, self.runner.execute, clock)
         self.guard: Callable[[], AbstractContextManager[object]] = nullcontext
         """Entered around what a step computes; a watchdog may raise inside of it."""
-        self._end_token_ids = self._known_ends()
-        self._random = random.Random(config.seed)
+        can_draft = self.scheduler.drafter is not None
+        self._intake = Intake(self.spec, self.tokenizer, self.max_model_len, config.seed, clock, can_draft=can_draft)
         self._texts: dict[str, RequestText] = {}
-        self._arrivals = self._ended = 0
-        self._pins: dict[str, tuple[Pin, PinnedPrefix]] = {}
+        self._ended = 0
+        self.checkpoints = Checkpoints(config, self.kv, self.runner.rows)
+        self.sessions = Sessions()
+        self._pinned = PinnedPrefixes(self.scheduler, self.max_model_len)
         self._cache_log = Environment.read().cache_log
         self.last_step: SchedulerOutput | None = None
         """What the last step computed, for those who measure steps."""
@@ -155,9 +157,9 @@ class Engine:
         if not self.closed:
             self.closed, self.last_step = True, None
             self._texts.clear()
-            self._pins.clear()
+            self.checkpoints.close()
             self.tiering.close(self.kv, self.runner.rows)
-            del self.runner, self.kv, self.scheduler, self.recovery
+            del self.runner, self.kv, self.scheduler, self.recovery, self._pinned, self.checkpoints
             gc.collect()
             return_freed_memory()
 
@@ -184,6 +186,7 @@ class Engine:
 
     def _advance(self) -> list[Request]:
         start = self.clock()
+        self.checkpoints.back_up(self.scheduler.running.values())
         self.last_step = scheduled = self.scheduler.schedule()
         if not scheduled.sequences and self.scheduler.has_unfinished and not self.scheduler.is_waiting:
             raise NoProgressError(f"{len(self.scheduler.requests)} requests are unfinished and none can go on")
@@ -192,10 +195,9 @@ class Engine:
             if isinstance(result.error, EngineError):
                 forget(self.kv, self.scheduler.running[seq_id].kv)
         touched = self.scheduler.update(scheduled, output)
-        num_tokens = scheduled.num_tokens
-        decodes = sum(len(s.tokens) for s in scheduled.sequences if len(s.tokens) - len(s.verify) == 1)
+        num_tokens, decodes = scheduled.num_tokens, scheduled.num_decodes
         if num_tokens:
-            self._pace.learn(num_tokens - decodes, decodes, self.clock() - start)
+            self._pace.learn(num_tokens - decodes, decodes, self.clock() - start, scheduled.num_listed)
             self.scheduler.keep_pace(self._pace)
         if not self.scheduler.has_unfinished:
             self.tend()
@@ -216,82 +218,35 @@ class Engine:
         if isinstance(error, InvariantError) and self.config.check == CHECK_EVERY_CALL:
             raise error  # asked for by those who look for bugs
         self.recovery.failed(error, members, culprit)
-        self._pins = {name: kept for name, kept in self._pins.items() if kept[0] in self.kv.pins}
+        self._pinned.drop_lost()
 
     def add(
         self,
         request_id: str,
         prompt_token_ids: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         *,
         prompt: str | None = None,
         salt: str = "",
         guide: Guide | None = None,
+        soft_pins: Sequence[SoftPin] = (),
+        session: str = "",
     ) -> None:
-        """Queue a request. `salt` separates tenants: only requests with the same one share cached blocks. `guide` holds
-        every output to a grammar.
+        """Queue a request for an answer, or with PoolingParams for a vector. `salt` separates tenants: only requests
+        with the same one share cached blocks. `guide` holds every output to a grammar. soft_pins: prefixes that leave
+        the cache last. session: name of the conversation, by which `checkpoint` finds it.
 
         RequestError when it can never be served; the message says what would be.
         """
         self._refuse_closed()
-        self._refuse_bad(request_id, prompt_token_ids, params)
-        longest = self.max_model_len
-        wanted = longest if params.max_tokens is None else len(prompt_token_ids) + params.max_tokens
-        own_ends = () if params.ignore_eos else self._end_token_ids
-        ends = frozenset(i for i in (*own_ends, *(params.stop_token_ids or ())) if 0 <= i < self.spec.vocab_size)
-        request = Request(
-            id=request_id,
-            arrival=self._arrivals,
-            prompt=array("i", prompt_token_ids),
-            params=params,
-            seed=params.seed if params.seed is not None else self._random.getrandbits(63),
-            salt=salt.encode(),
-            max_len=min(longest, wanted),
-            end_token_ids=ends,
-            metrics=RequestMetrics(arrival_time=self.clock()),
-            guide=guide,
-        )
-        text = RequestText(request, prompt, self.tokenizer)
-        self.scheduler.add(request)
-        self._texts[request_id] = text
-        self._arrivals += 1
-
-    def _refuse_bad(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
         if request_id in self._texts:
             raise RequestError(f"request id {request_id!r} is already in use", "request_id")
-        if not prompt:
-            raise RequestError("the prompt is empty; give at least one token", "prompt")
-        if len(prompt) >= self.max_model_len:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens, the context holds {self.max_model_len} with at least one for "
-                f"the answer: at most {self.max_model_len - 1} fit",
-                "prompt",
-            )
-        if params.speculation and self.scheduler.drafter is None:
-            raise RequestError(
-                "speculation: this engine drafts nothing; start it with speculation='ngram' (--speculation ngram), or "
-                "leave it out",
-                "speculation",
-            )
-        vocab = self.spec.vocab_size
-        bias, allowed = params.logit_bias or (), params.allowed_token_ids or ()
-        for param, ids in (("prompt", prompt), ("logit_bias", bias), ("allowed_token_ids", allowed)):
-            for token_id in (min(ids, default=0), max(ids, default=0)):
-                if not 0 <= token_id < vocab:
-                    raise RequestError(
-                        f"{param}: token id {token_id} is not in the vocabulary (0 to {vocab - 1})", param
-                    )
-
-    def _known_ends(self) -> tuple[int, ...]:
-        """The model's own end tokens. Some checkpoints name ids past the vocabulary, which it can never produce."""
-        ends = dict.fromkeys((*self.spec.eos_token_ids, *self.tokenizer.eos_token_ids))
-        unknown = [i for i in ends if not 0 <= i < self.spec.vocab_size]
-        if unknown:
-            log.warning(
-                "end tokens %s of the checkpoint lie past its vocabulary of %d and are ignored",
-                *(unknown, self.spec.vocab_size),
-            )
-        return tuple(i for i in ends if i not in unknown)
+        request = self._intake.request(request_id, prompt_token_ids, params, salt, guide, soft_pins, session)
+        text = RequestText(request, prompt, self.tokenizer)
+        self.scheduler.add(request)
+        if (drawn := self.checkpoints.resume(request)) is not None:
+            continue_from(request, drawn)
+        self._texts[request_id] = text
 
     def abort(self, request_id: str) -> bool:
         """Drop a request at any moment; all that it held is free when this returns. False when it is not known."""
@@ -318,6 +273,29 @@ class Engine:
         """Whether every unfinished request waits for something outside of the engine: sleep before the next step."""
         return not self.closed and self.scheduler.is_waiting
 
+    def checkpoint(self, source: str | Sequence[int], path: str | Path, salt: str = "") -> Future[int]:
+        """Write a sequence to a file: an unfinished request, by its id, or what is cached of a session's conversation,
+        by its name, or of a prompt's tokens.
+
+        The result is the file's size in bytes; it is written beside the engine's thread, all or nothing. RequestError
+        when there is nothing to keep.
+        """
+        if isinstance(source, str):
+            known = self.scheduler.requests.get(source) or self.sessions.find(source, salt.encode())
+            if known is None:
+                told = f"request_id: no unfinished request or session is called {source!r}"
+                raise RequestError(told, "request_id")
+            return self.checkpoints.save(known, Path(path), salt.encode())
+        return self.checkpoints.save(source, Path(path), salt.encode())
+
+    def restore(self, path: str | Path, salt: str = "") -> Restored:
+        """Bring back what `checkpoint` wrote: its prefix is cached, and the same request continues where it stood.
+
+        CheckpointError (a ValueError) when it is damaged or of another model, format, tenant or salt; OSError.
+        """
+        self._refuse_closed()
+        return self.checkpoints.restore(Path(path), salt.encode())
+
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request uses; returns how many."""
         return self.kv.reset_prefix_cache()
@@ -327,33 +305,14 @@ class Engine:
 
         RequestError when nothing of it is cached, or when a request of `max_model_len` tokens would not fit beside it.
         """
-        kv = self.kv.open(salt.encode())
-        match = self.kv.match(kv, array("i", prompt_token_ids), len(prompt_token_ids))
-        self.kv.free(kv)
-        held = match.held
-        room = self.scheduler.room_for_pins(self.max_model_len)
-        if not held:
-            raise RequestError("nothing of this prompt is cached; send it as a request first", "prompt")
-        if len(held) > room:
-            raise RequestError(
-                f"pinning {len(held)} blocks would leave too little for a request of {self.max_model_len} "
-                f"tokens; {max(0, room)} fit; pin a shorter prefix, unpin another, or give the cache more memory",
-                "prompt",
-            )
-        self._arrivals += 1
-        pinned = PinnedPrefix(f"pin-{self._arrivals}", match.num_tokens, len(held))
-        self._pins[pinned.id] = self.kv.pin_blocks(held), pinned
-        return pinned
+        return self._pinned.pin(prompt_token_ids, salt)
 
     def unpin(self, pin_id: str) -> PinnedPrefix | None:
         """Let go of a pinned prefix and return it; None when there is no such pin."""
-        pin, pinned = self._pins.pop(pin_id, (None, None))
-        if pin is not None:
-            self.kv.unpin(pin)
-        return pinned
+        return self._pinned.unpin(pin_id)
 
     def pins(self) -> list[PinnedPrefix]:
-        return [pinned for _, pinned in self._pins.values()]
+        return self._pinned.all()
 
     def stats(self) -> EngineStats:
         now = self.scheduler.stats()
@@ -361,7 +320,8 @@ class Engine:
         waiting, drafter = now.num_waiting + self.recovery.num_held, self.scheduler.drafter
         drafts = None if drafter is None else copy.deepcopy(drafter.stats)
         faults, tiers, kv = self.recovery.stats, self.tiering.figures(), self.kv.stats()
-        return EngineStats(now.num_running, waiting, now.num_preemptions, kv, *tokens, faults, drafts, tiers)
+        kept = dict(self.checkpoints.counts)
+        return EngineStats(now.num_running, waiting, now.num_preemptions, kv, *tokens, faults, drafts, tiers, kept)
 
     def _log_cache(self, num_tokens: int) -> None:
         """Asked for by KVTROVE_CACHE_LOG, so it is not a debug message that a log level hides."""
@@ -389,6 +349,8 @@ class Engine:
         """Of a request that has ended. A request and its sequences name each other: left alone they would wait for the
         collector of cycles by the ten thousand, and what is freed between them would be of little use to anyone.
         """
+        self.checkpoints.ended(request)
+        self.sessions.ended(request)
         request.sequences, request.completed = [], []
         self._ended += 1
         if self._ended % TRIM_EVERY == 0:

@@ -9,19 +9,30 @@ import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TypedDict, Unpack
 
+from kvtrove.checkpoints import Restored
 from kvtrove.config import CACHE_ALIASES, EngineConfig
 from kvtrove.engine import Engine
 from kvtrove.kv.recipe import recipe
 from kvtrove.names import find_model
 from kvtrove.progress import BatchBar, loading
 from kvtrove.prompts import Prompt, PromptLike, read_prompts
-from kvtrove.request import RequestError, RequestOutput, SamplingParams
+from kvtrove.request import PoolingParams, RequestError, RequestOutput, SamplingParams
 from kvtrove.text.generation_config import sampling_defaults
 from kvtrove.text.tokenizer import Tokenizer
+from kvtrove.vectors import (
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    ScoringOutput,
+    ScoringRequestOutput,
+    Vectors,
+    pairs_of,
+    pooled_of,
+)
 
 logger = logging.getLogger("kvtrove")
 
@@ -98,9 +109,51 @@ class LLM:
         read = read_prompts(prompts, self.get_tokenizer())
         asked = self.get_default_sampling_params() if sampling_params is None else sampling_params
         params = [replace(p, output_kind="final_only") for p in _one_each(asked, len(read))]
-        requests = {str(next(self._ids)): request for request in zip(read, params, strict=True)}
+        return self._finish(list(zip(read, params, strict=True)), use_tqdm)
+
+    def embed(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        pooling_params: PoolingParams | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingRequestOutput]:
+        """A vector per prompt, in order. pooling_params: None is the model's way (`kvtrove.vectors`), of length 1."""
+        params = pooling_params or self.vectors.params()
+        outputs = self._finish([(p, params) for p in read_prompts(prompts, self.get_tokenizer())], use_tqdm)
+        return [
+            EmbeddingRequestOutput(
+                o.request_id, EmbeddingOutput(pooled_of(o).tolist()), o.prompt_token_ids, o.num_cached_tokens
+            )
+            for o in outputs
+        ]
+
+    def score(
+        self,
+        data_1: str | Sequence[str],
+        data_2: str | Sequence[str],
+        *,
+        instruction: str | None = None,
+        use_tqdm: bool = True,
+    ) -> list[ScoringRequestOutput]:
+        """How well documents (data_2) answer a query: one query for all of them, or one for each.
+
+        instruction: the task, in a sentence. See `kvtrove.vectors` for what the numbers are.
+        """
+        pairing = self.vectors.pairing(pairs_of(data_1, data_2), instruction)
+        outputs = self._finish([(prompt, pairing.params) for prompt in pairing.prompts], use_tqdm)
+        results = []
+        for score, members in zip(pairing.scores(outputs), pairing.members, strict=True):
+            read = [outputs[i] for i in members]
+            ids, cached = [i for o in read for i in o.prompt_token_ids], sum(o.num_cached_tokens for o in read)
+            results.append(ScoringRequestOutput(read[-1].request_id, ScoringOutput(score), ids, cached))
+        return results
+
+    def _finish(self, asked: Sequence[tuple[Prompt, SamplingParams | PoolingParams]], bar: bool) -> list[RequestOutput]:
+        """The last output of each request, in order."""
+        requests = {str(next(self._ids)): request for request in asked}
         results: dict[str, RequestOutput] = {}
-        with self._requests(requests) as inbox, BatchBar(len(requests), use_tqdm) as bar:
+        with self._requests(requests) as inbox, BatchBar(len(requests), bar) as shown:
             while len(results) < len(requests):
                 self._step()
                 for output in _drain(inbox):
@@ -108,8 +161,8 @@ class LLM:
                         raise output.error
                     if output.finished:
                         results[output.request_id] = output
-                        bar.finished(len(output.prompt_token_ids), sum(len(o.token_ids) for o in output.outputs))
-                bar.refresh()
+                        shown.finished(len(output.prompt_token_ids), sum(len(o.token_ids) for o in output.outputs))
+                shown.refresh()
         return [results[request_id] for request_id in requests]
 
     def chat(
@@ -178,6 +231,11 @@ class LLM:
 
     # ---- the engine ----
 
+    @cached_property
+    def vectors(self) -> Vectors:
+        """How this model makes vectors and judges documents."""
+        return Vectors(self.llm_engine.config, self.get_tokenizer())
+
     def get_tokenizer(self) -> Tokenizer:
         return self.llm_engine.tokenizer
 
@@ -195,12 +253,37 @@ class LLM:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
+    def checkpoint(self, path: str | Path, *, prompt: PromptLike | None = None, request_id: str | None = None) -> Path:
+        """Write a sequence to a safetensors file, to be restored by any engine with the same model and cache settings.
+
+        prompt: everything that is cached of it is kept. request_id: of an open stream, which is kept as it stands and
+        can be continued. Give one of them. RequestError when there is nothing to keep, OSError.
+        """
+        if (prompt is None) == (request_id is None):
+            raise RequestError("checkpoint: give a prompt or a request_id, and not both", "prompt")
+        if request_id is not None:
+            saved = self.llm_engine.checkpoint(request_id, path)
+        else:
+            [read] = read_prompts([prompt or ""], self.get_tokenizer())
+            saved = self.llm_engine.checkpoint(read.token_ids, path, read.salt)
+        saved.result()
+        return Path(path)
+
+    def restore(self, path: str | Path, *, cache_salt: str = "") -> Restored:
+        """Bring back what `checkpoint` wrote; the same request, or one that begins with its tokens, then continues it.
+
+        CheckpointError (a ValueError) when the file is damaged, or of another model or cache format; OSError.
+        """
+        return self.llm_engine.restore(path, cache_salt)
+
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request holds; returns how many."""
         return self.llm_engine.reset_prefix_cache()
 
     @contextmanager
-    def _requests(self, requests: Mapping[str, tuple[Prompt, SamplingParams]]) -> Iterator[list[RequestOutput]]:
+    def _requests(
+        self, requests: Mapping[str, tuple[Prompt, SamplingParams | PoolingParams]]
+    ) -> Iterator[list[RequestOutput]]:
         """Requests that are in the engine inside this block and, however it ends, not after it. Yields their inbox."""
         inbox: list[RequestOutput] = []
         try:

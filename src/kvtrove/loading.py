@@ -17,6 +17,7 @@ from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.config import ConfigError, EngineConfig, Environment, parse_size, parse_tokens
 from kvtrove.kv.arena import Arena
+from kvtrove.kv.marks import MarkRules
 from kvtrove.kv.recipe import recipe
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.cache import cache_spec
@@ -46,6 +47,7 @@ class Loaded:
     runner: ModelRunner
     capacity: Capacity
     ledger: Ledger
+    mark_rules: MarkRules
 
 
 def load_runner(
@@ -71,12 +73,15 @@ def load_runner(
         kernels.set_threads(config.threads or min(kernels.threads(), torch.get_num_threads()))
     products = Products(precision, device, config.linear, isa)
     cache = wanted(exact or cache_spec(spec, precision.dtype, config.block_size))
+    rules = MarkRules.parse(config.marks, cache)
     settings = StartSettings(
         config.max_logit_rows,
         config.max_num_batched_tokens,
         None if config.kv is None else parse_size(config.kv, "kv"),
         config.num_blocks,
         None if config.max_model_len is None else parse_tokens(config.max_model_len),
+        2 * config.max_num_seqs if cache.states and config.speculation != "off" else config.max_num_seqs,
+        None if config.marks_memory is None else parse_size(config.marks_memory, "marks_memory"),
     )
     planned = read_model(directory, precision.dtype, weights=precision.weights, activations=precision.activations)
     capacity, ledger = plan_start(planned, cache, free_bytes(device), settings)
@@ -93,10 +98,12 @@ def load_runner(
             log.info(
                 "last bits may depend on the batch: only bf16, int8 and int4 weights are multiplied by own kernels"
             )
-    arena = Arena(cache, capacity.num_blocks, device, config.huge_pages, config.max_num_seats)
+    arena = Arena(
+        *(cache, capacity.num_blocks, device, config.huge_pages, config.max_num_seats), num_marks=capacity.num_marks
+    )
     backends = choose_backends(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
     runner = ModelRunner(model, cache, arena, backends, token_text)
-    loaded = Loaded(runner, capacity, ledger)
+    loaded = Loaded(runner, capacity, ledger, rules)
     if config.warm_up:
         log.info("memory as planned: %s", ledger.sentence())
         loaded = _warmed_up(loaded, settings)
@@ -177,10 +184,11 @@ def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
     if settled != capacity:
         log.warning("a step takes more than planned, so the cache gets %d blocks", settled.num_blocks)
         old = runner.arena
-        arena = Arena(runner.cache, settled.num_blocks, old.device, old.huge_pages, len(old.seats))
+        beside = len(old.seats), settled.num_marks
+        arena = Arena(runner.cache, settled.num_blocks, old.device, old.huge_pages, *beside)
         model = runner.model.serving(settled.max_model_len)
         runner = ModelRunner(model, runner.cache, arena, runner.backends, runner.token_text)
-    return Loaded(runner, settled, ledger)
+    return Loaded(runner, settled, ledger, loaded.mark_rules)
 
 
 def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:

@@ -87,6 +87,7 @@ class RequestText:
             num_cached_tokens=request.num_cached_tokens or 0,
             prompt_logprobs=request.prompt_logprobs,
             metrics=request.metrics,
+            pooled=request.pooled,
             error=request.error,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -79,6 +79,24 @@ class RequestError(ValueError):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+@dataclass(frozen=True, slots=True)
+class SoftPin:
+    """A prefix of a request that leaves the cache last, until `seconds` after the request has ended.
+
+    num_tokens: of the prompt; None is all of it, and the answer. behind: messages of the prompt that follow the prefix,
+    from which an engine reads num_tokens where it knows the token that ends a message.
+    """
+
+    seconds: float
+    num_tokens: int | None = None
+    behind: int | None = None
+
+    @property
+    def priority(self) -> int:
+        """1, or 2 of what is meant to stay for an hour or longer: blocks of a lower one leave first."""
+        return 2 if self.seconds >= 3600 else 1
 
 
 class EngineError(RuntimeError):
@@ -231,6 +249,48 @@ def _short(value: object) -> str:
     return f"{value!r:.80}"
 
 
+POOLINGS = ("last", "mean", "cls")
+
+
+@dataclass(frozen=True)
+class PoolingParams:
+    """How a prompt becomes a vector instead of an answer. RequestError names the field.
+
+    pooling: the hidden state of the last token, the mean over all, or that of the first (cls). Only "last" can reuse
+        cached blocks: the others read hidden states of tokens that are not computed again.
+    normalize: to length 1. dimensions: only so many, the first ones, before that (Matryoshka, arXiv 2205.13147).
+    token_ids: not hidden states but the logits of these tokens behind the prompt, float32, as they are.
+    """
+
+    pooling: str = "last"
+    normalize: bool = True
+    dimensions: int | None = None
+    token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise RequestError(f"pooling: {self.pooling!r:.80} is not one of {', '.join(POOLINGS)}", "pooling")
+        bound = Bound(1, INT32, whole=True)
+        if self.dimensions is not None and (problem := bound.problem(self.dimensions)):
+            raise RequestError(f"dimensions: {problem}", "dimensions")
+        if self.token_ids and self.pooling != "last":
+            raise RequestError("pooling: logits are those behind the last token; leave it at 'last'", "pooling")
+
+    @property
+    def reads_all(self) -> bool:
+        """Hidden states of more than the last token are needed."""
+        return self.pooling != "last"
+
+
+POOLED = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, output_kind="final_only")
+"""The sampling parameters of a request that draws nothing."""
+
+
+def sampling_of(params: SamplingParams | PoolingParams) -> SamplingParams:
+    """How tokens would be drawn for it."""
+    return params if isinstance(params, SamplingParams) else POOLED
+
+
 @dataclass(frozen=True, slots=True)
 class Logprob:
     """log p of a token under the model's own distribution, before penalties and temperature. Rank 1 is likeliest."""
@@ -264,6 +324,7 @@ class CompletionOutput:
 class RequestOutput:
     """A request so far. `num_cached_tokens` of the prompt were not computed but reused.
 
+    pooled: the vector of a request with PoolingParams, float32.
     error: why it ended without an answer: RequestError (its rules leave no token) or EngineError.
     """
 
@@ -275,6 +336,7 @@ class RequestOutput:
     num_cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     metrics: RequestMetrics | None = None
+    pooled: NDArray[np.float32] | None = None
     error: RequestError | EngineError | None = None
 
 
@@ -294,6 +356,7 @@ class RequestMetrics:
 
     token_times: of every step that drew for the request. reused_from: prompt tokens reused, by tier of the cache.
     explanation: why no more of the prompt was reused when it was first admitted. load: what was loaded for it then.
+    num_continued_tokens: of the output, those that a checkpoint had. soft_pins: what leaves the cache last.
     """
 
     arrival_time: float
@@ -303,6 +366,8 @@ class RequestMetrics:
     num_preemptions: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_continued_tokens: int = 0
+    soft_pins: Sequence[SoftPin] = ()
     token_times: array[float] = field(default_factory=lambda: array("d"))
     reused_from: dict[str, int] = field(default_factory=dict)
     explanation: Explanation | None = None

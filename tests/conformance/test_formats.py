@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtrove.attention.backend import AttentionBackend, AttentionLayer
+from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation
 from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.evaluate.calibrate import rotation, write
@@ -26,17 +26,21 @@ from kvtrove.kv.recipe import examples, recipe
 from kvtrove.kv.retention import Full, Retention, SlidingWindow
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.kv.table import SequenceKV
+from kvtrove.models.layers.rope import RotaryEmbedding
 from kvtrove.runner.batch import build_batch
 from kvtrove.runner.rows import Rows
 from kvtrove.scheduler.output import ScheduledSequence
 from tests.steps import attention_layer
 
 BLOCK, HEADS, KV_HEADS, DIM, VOCAB = 16, 4, 2, 32, 97
+N = KV_HEADS * DIM
 LENGTH = 75
+ROPE = RotaryEmbedding(10_000.0 ** -(torch.arange(0, DIM, 2) / DIM))
 RECIPES = [
     *(word for word in examples() if "FILE" not in word),
     *("kivi=4", "k=int8+v=int4r", "k=fp16+v=fp8", "k=kivi=2+v=int8", "k=int4r+v=kivi=4"),
     *("oscar=CALIBRATION", "k=oscar=CALIBRATION+v=int8"),
+    *("lowrank=0.75@CALIBRATION", "lowrank=20,int8@CALIBRATION", "k=lowrank=0.5@CALIBRATION+v=kivi=2"),
     *("layers=0:int8+kivi=2", "sinks=3+window=21+int4r", "chunk=24+kivi=2", "window=20+int8"),
 ]
 LAYERS: list[tuple[Retention, int | None]] = [(Full(), None), (SlidingWindow(23), None), (Full(), 0)]
@@ -79,8 +83,10 @@ class World:
         ]
         Rows(self.arena).execute(self.books.take_ops())
         batch = build_batch(scheduled, BLOCK, "cpu")
-        plan = self.backend.plan(batch.attention)
-        found = torch.stack([self._layer(i, layer, batch.tokens, plan) for i, layer in enumerate(self.layers)], 1)
+        plan, rotate = self.backend.plan(batch.attention), ROPE.at(batch.positions, torch.float32)
+        found = torch.stack(
+            [self._layer(i, layer, batch.tokens, plan, rotate) for i, layer in enumerate(self.layers)], 1
+        )
         row = 0
         for kv, tokens, num in work:
             for p in range(kv.num_computed, kv.num_computed + num):
@@ -88,11 +94,11 @@ class World:
                 row += 1
             self.books.commit(kv, tokens, num)
 
-    def _layer(self, index: int, layer: AttentionLayer, tokens: Tensor, plan: object) -> Tensor:
+    def _layer(self, index: int, layer: AttentionLayer, tokens: Tensor, plan: object, rotate: Rotation) -> Tensor:
         k, v, q = self.vectors[index][tokens].split((KV_HEADS, KV_HEADS, HEADS), 1)
         own = self.spec.layers[index].source is None
         return self.backend.run(
-            q.contiguous(), k.contiguous() if own else None, v.contiguous() if own else None, layer, plan
+            q.contiguous(), k.contiguous() if own else None, v.contiguous() if own else None, layer, plan, rotate
         )
 
     def compute(self, kv: SequenceKV, tokens: array[int], *chunks: int) -> SequenceKV:
@@ -175,7 +181,9 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = str(tmp_path_factory.mktemp("calibration") / "any.safetensors")
     moments = torch.randn(2 * len(LAYERS), DIM, DIM, dtype=torch.float64)
     names = [f"{side}.{layer}" for side in "kv" for layer in range(len(LAYERS))]
-    write({name: rotation(x @ x.T) for name, x in zip(names, moments, strict=True)}, path)
+    rotations = {name: rotation(x @ x.T) for name, x in zip(names, moments, strict=True)}
+    bases = {f"{name}.basis": torch.linalg.qr(torch.randn(1, N, N)).Q for name in names}
+    write(rotations | bases | {f"{name}.weights": torch.rand(N) + 0.5 for name in names}, path)
     return path
 
 

@@ -25,11 +25,11 @@ from typing import Any
 import pytest
 import uvicorn
 
-from tests.e2e.test_docs import check_printed, commands
+from tests.pages import blocks, check_printed
 from tests.unit.bench.fake_openai import Behaviour, fake_server
 
 Run = Callable[..., Any]
-PAGE = Path(__file__).parents[2] / "docs" / "benchmarking.md"
+PAGE = "docs/benchmarking.md"
 SMALL = ("--input-tokens", "40", "--output-tokens", "6")
 
 
@@ -242,19 +242,15 @@ def test_ctrl_c_prints_what_was_measured(fake: Fake, environment: dict[str, str]
 # ---- the page about it ----
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
-
-
 def test_the_examples_of_the_page_run(fake: Fake, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every console block of docs/benchmarking.md, in order, in one folder; lines that it shows must be printed."""
     monkeypatch.chdir(tmp_path)
     fake.behaviour.caches = True
-    for name, text in zip(("prompts.jsonl", "trace.jsonl"), blocks("json"), strict=True):
-        Path(name).write_text(text)
+    for name, block in zip(("prompts.jsonl", "trace.jsonl"), blocks(PAGE, "json"), strict=True):
+        Path(name).write_text(block.text)
     ran = 0
-    for block in blocks("console"):
-        for command, expected in commands(block):
+    for block in blocks(PAGE, "console"):
+        for command, expected in block.commands:
             program, *words = shlex.split(command.replace("http://127.0.0.1:8000", fake.url))
             assert program == "kvtrove"
             result = run(*words)

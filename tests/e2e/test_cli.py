@@ -37,9 +37,12 @@ def test_help_and_version_import_no_torch(shell: Run, tmp_path: Path) -> None:
         "for args in (['--help'], ['generate', '--help'], ['chat', '--help'], ['--version'], ['generate', 'demo']):\n"
         "    with contextlib.suppress(SystemExit):\n"
         "        app(args)\n"
+        "    if args == ['--help']:\n"
+        "        print('kvtrove.cli.generate' in sys.modules)\n"
         "print('torch' in sys.modules)\n"
     )
-    assert shell(f"python {script}").out.splitlines()[-1] == "False"
+    lines = shell(f"python {script}").out.splitlines()
+    assert [line for line in lines if line in ("False", "True")] == ["False", "False"]
 
 
 def test_version(run: Run) -> None:
@@ -50,7 +53,8 @@ def test_without_a_command_it_lists_them(run: Run) -> None:
     result = run()
     assert result.code == 0
     assert all(f"{name} " in result.out for name in COMMANDS)
-    assert "Show versions, processor, memory and GPUs" in result.out
+    assert all(text in result.out for text in COMMANDS.values()), "in one line each"
+    assert "--memory" in run("plan", "--help").out, "the list of commands stands in nobody's way"
 
 
 def test_a_command_that_is_not_there_names_the_nearest(run: Run) -> None:
@@ -233,50 +237,19 @@ def test_the_greeting_says_what_the_embedded_model_is(run: Run) -> None:
 
 
 def test_doctor_reports_this_machine(shell: Run) -> None:
-    [report] = objects(shell("kvtrove doctor --json"))
+    [report] = objects(shell("kvtrove doctor --no-measure --json"))
     assert report["versions"]["kvtrove"] == kvtrove.__version__
     assert re.match(r"\d+\.\d+", report["versions"]["torch"])
-    assert report["kernels"] in ("amx", "avx512", "avx2", "portable")
-    assert report["cpu"]["cores"] >= report["cpu"]["usable"] >= 1
-    assert report["memory"]["total"] >= report["memory"]["available"] > 0
-    assert report["threads"]["number"] >= 1
-    assert report["threads"]["reason"]
-    assert report["load"] >= 0
-    assert len(report["openmp"]) == 1, "torch's alone: the kernels bring none"
-    assert not any("OpenMP" in warning for warning in report["warnings"])
-
-
-def test_doctor_as_text(run: Run) -> None:
-    result = run("doctor")
-    assert result.code == 0
-    assert all(
-        word in result.out
-        for word in (
-            "torch ",
-            "cores usable",
-            "CPU kernels: ",
-            "OpenMP (torch): /",
-            "GOMP_SPINCOUNT=3000",
-            "available: ",
-        )
-    )
-
-
-def test_doctor_warns_of_a_second_openmp_runtime_and_reads_the_container_limit(tmp_path: Path) -> None:
-    from kvtrove.cli.doctor import examine
-
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
-    mapped = "7f00-7f01 r-xp 00000000 08:01 1 /lib/{}\n"
-    (tmp_path / "proc/self/maps").write_text(mapped.format("libgomp.so.1") * 2 + mapped.format("libiomp5.so"))
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 4096 kB\nMemAvailable: 2048 kB\n")
-    (tmp_path / "sys/fs/cgroup/memory.max").write_text("1048576\n")
-    report = examine(tmp_path)
-    assert report.openmp == ["/lib/libgomp.so.1", "/lib/libiomp5.so"]
-    assert any("2 OpenMP runtimes compete" in warning for warning in report.warnings)
-    assert (report.memory["total"], report.memory["control_group_limit"]) == (4 * 2**20, 2**20)
-    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
-    assert examine(tmp_path).memory["control_group_limit"] is None
+    checks = report["checks"]
+    assert checks["kernels"]["value"]["wrong"] == {}
+    assert checks["kernels"]["value"]["chosen"] in checks["kernels"]["value"]["present"]
+    threads = checks["threads"]["value"]
+    assert threads["processors"] >= threads["usable"] >= threads["physical"] >= threads["kernels"] >= 1
+    memory = checks["memory"]["value"]
+    assert memory["total"] >= memory["allowed"] >= memory["available"] > 0
+    assert len(checks["openmp"]["value"]) == 1, "torch's alone: the kernels bring none"
+    assert (checks["openmp"]["state"], checks["spinning"]["value"]) == ("ok", "GOMP_SPINCOUNT=3000")
+    assert all(check["meaning"] for check in checks.values())
 
 
 def test_a_model_cannot_draw_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

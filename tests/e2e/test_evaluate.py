@@ -15,29 +15,25 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.test_docs import check_printed, commands
+from tests.pages import blocks, check_printed
 
 Run = Callable[..., Any]
-PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+PAGE = "docs/evaluation.md"
 SMALL = (
     "eval", "--text-tokens", "64", "--context", "64", "--lengths", "256", "--depths", "0.5", "--samples", "1",
     "--rounds", "1", "--answer-tokens", "2",
 )  # fmt: skip
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.M | re.S)
-
-
 def test_the_page_is_true(run: Run, demo_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my-model").symlink_to(demo_dir)
     monkeypatch.chdir(tmp_path)
-    [needle] = blocks("toml")
-    (tmp_path / "needle.toml").write_text(needle, encoding="utf-8")
-    found = blocks("console")
-    assert len(found) == 3
+    [needle] = blocks(PAGE, "toml")
+    (tmp_path / "needle.toml").write_text(needle.text, encoding="utf-8")
+    found = blocks(PAGE, "console")
+    assert len(found) == 4
     for block in found:
-        for command, expected in commands(block):
+        for command, expected in block.commands:
             result = run(*shlex.split(command)[1:])
             assert result.code == 0, result.err
             check_printed(expected, result.out.splitlines())

@@ -13,7 +13,13 @@ NUMBERS_THAT_PROVE_IT = {
     "generate.py": r"^ *(\d+) of +\d+ prompt tokens reused",
     "chat_reuse.py": r"prompt tokens, +(\d+) reused",
     "parallel_sampling.py": r"^ +(-\d+\.\d+): ",
-    "shared_prefix.py": r"ms to the first token, +(\d+) of \d+ document tokens reused",
+    "shared_prefix.py": r"ms, +(\d+) of \d+ tokens reused",
+}
+ANSWERS = {
+    "generate.py": "The name of the turtle of Victor is Kavole.",
+    "chat_reuse.py": "The code of the red box is 4719.",
+    "parallel_sampling.py": "I have written it down.",
+    "shared_prefix.py": "The name of the turtle of Victor is Kavole.",
 }
 
 
@@ -30,6 +36,7 @@ def test_an_example_runs_and_its_numbers_grow(
     out = capsys.readouterr().out
     numbers = [float(n) for n in re.findall(NUMBERS_THAT_PROVE_IT[name], out, re.M)]
     assert len(numbers) >= 2, out
+    assert ANSWERS[name] in out, "the model answers from what it was told"
     if name == "parallel_sampling.py":
         assert numbers[0] > numbers[1], "the better beam comes first"
         assert out.count("\n  ") == 4 + 2

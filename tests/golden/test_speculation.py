@@ -48,21 +48,25 @@ def told(llm: LLM, requests: list[tuple[str, SamplingParams]]) -> list[tuple]:
 
 
 def asked(name: str) -> list[tuple[str, SamplingParams]]:
-    return [(text, SamplingParams(**({"max_tokens": 40} | KINDS[name]))) for text in TEXTS]
+    return [(text, SamplingParams(**({"max_tokens": 32} | KINDS[name]))) for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def without_drafts(plain) -> dict[str, list[tuple]]:
+    return {name: told(plain, asked(name)) for name in KINDS}
 
 
 @pytest.mark.parametrize("method", ["ngram", "suffix"])
-def test_every_kind_of_request_gets_the_tokens_it_gets_without_drafts(plain, method):
+def test_every_kind_of_request_gets_the_tokens_it_gets_without_drafts(without_drafts, method):
     drafting = engine(speculation=method)
-    for name in KINDS:
+    for name, expected in without_drafts.items():
         requests = asked(name)
-        expected = told(plain, requests)
         assert told(drafting, requests) == expected, name
         alone = told(drafting, requests[:1])
         assert alone == expected[: len(alone)], f"{name}, alone, on a warm cache"
     stats = drafting.llm_engine.stats().drafts
     assert stats is not None
-    assert stats.num_accepted_tokens > 100
+    assert stats.num_accepted_tokens > 80
     assert stats.num_accepted_tokens < stats.num_draft_tokens
 
 

@@ -33,10 +33,11 @@ from hypothesis.stateful import (
 
 from kvtrove.config import EVICTION
 from kvtrove.kv.arena import Arena
+from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.pins import Pin
-from kvtrove.kv.prefix_cache import KeyChain, Match
+from kvtrove.kv.prefix_cache import Match
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks
 from kvtrove.kv.rows import RowOp
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
@@ -44,7 +45,7 @@ from kvtrove.kv.table import SequenceKV
 from kvtrove.kv.tiers.store import BlockStore
 from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
 from tests.faulty_store import FAULTS, Fault, FaultyStore
-from tests.steps import ECHO_SEALED, StepRunner
+from tests.steps import ECHO_SEALED, ECHO_STATE, StepRunner, echo_state
 
 MAX_BLOCKS = 6  # longest prompt, in blocks
 
@@ -53,7 +54,7 @@ MAX_BLOCKS = 6  # longest prompt, in blocks
 class Shape:
     """A cache to test: one layer per retention; a number means that the layer reads the storage of that one.
 
-    sealed: layers whose format encodes whole blocks.
+    sealed: layers whose format encodes whole blocks. num_marks: room for checkpoints of an echo state, None without it.
     """
 
     layers: tuple[Retention | int, ...]
@@ -62,6 +63,7 @@ class Shape:
     prefix_caching: bool = True
     sealed: tuple[int, ...] = ()
     num_seats: int = 64  # more than there are sequences: what is short here is blocks
+    num_marks: int | None = None
 
     @property
     def spec(self) -> KVCacheSpec:
@@ -71,7 +73,8 @@ class Shape:
             else LayerKV(i, 1, 2, 2, ECHO_SEALED if i in self.sealed else ECHO, rule)
             for i, rule in enumerate(self.layers)
         ]
-        return KVCacheSpec(tuple(layers), self.block_size, "int32")
+        states = () if self.num_marks is None else (ECHO_STATE,)
+        return KVCacheSpec(tuple(layers), self.block_size, "int32", states)
 
 
 SHAPES = {
@@ -91,6 +94,8 @@ SHAPES = {
     "sealed-and-not": Shape((Full(), SlidingWindow(7), 0, 1, Full()), 4, 40, sealed=(0, 1)),
     "sealed-window": Shape((SinksAndWindow(5, 7), Full()), 4, 22, sealed=(0,)),
     "no-prefix-caching": Shape((Full(), SlidingWindow(6)), 4, 22, prefix_caching=False),
+    "states": Shape((Full(),), 4, 14, num_marks=64),
+    "states-sealed": Shape((Full(), SlidingWindow(6)), 4, 22, sealed=(0,), num_marks=4),
 }
 
 
@@ -121,6 +126,7 @@ class Arrival:
     reuse: bool
     evict_meanwhile: bool
     steps: int
+    border: int
 
 
 ARRIVALS = st.builds(
@@ -132,6 +138,7 @@ ARRIVALS = st.builds(
     reuse=st.sampled_from([True, True, True, False]),
     evict_meanwhile=st.sampled_from([False, False, False, True]),
     steps=st.integers(0, MAX_BLOCKS),
+    border=st.integers(0, 4),
 )
 
 
@@ -141,7 +148,7 @@ class EchoRunner:
     def __init__(self, shape: Shape, store: BlockStore | None) -> None:
         self.spec = shape.spec
         self.size = shape.block_size
-        self.arena = Arena(self.spec, shape.num_blocks, num_seats=shape.num_seats)
+        self.arena = Arena(self.spec, shape.num_blocks, num_seats=shape.num_seats, num_marks=shape.num_marks or 0)
         self.steps = StepRunner(self.spec, self.arena, store)
 
     def execute(self, work: list[tuple[Live, int]], ops: list[RowOp]) -> None:
@@ -198,12 +205,15 @@ def snapshot(manager: KVCacheManager) -> object:
                 kv.capacity,
                 kv.next_event,
                 kv.seat,
+                kv.spare,
+                tuple(kv.due),
                 tuple(kv.chain.keys),
                 [ids.tolist() for ids in kv.block_ids()],
             )
             for kv in manager.sequences.values()
         ],
         [[b.id for b in pin.blocks] for pin in manager.pins],
+        [(mark.row, mark.key, mark.passing) for mark in manager.marks],
         list(manager.rows.waiting()),
         manager.stats(),
     )
@@ -222,6 +232,7 @@ class CacheMachine(RuleBasedStateMachine):
             shape.num_blocks,
             enable_prefix_caching=shape.prefix_caching,
             num_seats=shape.num_seats,
+            num_marks=shape.num_marks or 0,
             check=2,
             crc=self.runner.arena.crc,
             clock=lambda: 0.0,
@@ -256,6 +267,7 @@ class CacheMachine(RuleBasedStateMachine):
         if not self.manager.allocate(seq.kv, min(self.size, len(tokens) - match.num_tokens), match):
             assert snapshot(self.manager) == before, "an allocation that failed left traces"
             return self.manager.free(seq.kv)
+        self.manager.states.plan(seq.kv, len(tokens), [arrival.border * len(tokens) // 4])
         self.live.append(seq)
         for _ in range(arrival.steps):
             if left := len(tokens) - seq.kv.num_computed:
@@ -313,11 +325,31 @@ class CacheMachine(RuleBasedStateMachine):
             assert any(r != Full() for r in rules), "full attention can resume anywhere"
             done = None
         if done is not None:
-            assert done == to or self.runner.spec.whole_block
+            assert done == to or self.runner.spec.whole_block or self.runner.spec.states
             del seq.tokens[done:]
             seq.tokens.append(new)
         else:
             assert snapshot(self.manager) == before, "a truncate that failed left traces"
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 99), drafts=st.lists(st.integers(0, 1), min_size=1, max_size=4), right=st.integers(0, 4))
+    def verify_drafts(self, which: int, drafts: list[int], right: int) -> None:
+        """A step whose last tokens are drafts, some of which turn out wrong."""
+        seq = self.live[which % len(self.live)]
+        if len(seq.tokens) == seq.kv.num_computed:
+            seq.tokens.append(drafts[0])
+        room = self.size - 1 - len(seq.tokens) % self.size
+        guessed, right = drafts[:room], min(right, len(drafts[:room]))
+        own = len(seq.tokens) - seq.kv.num_computed
+        if own > 1 or not self.allocate(seq, own + len(guessed)) or not self.manager.states.hold(seq.kv):
+            return
+        seq.tokens.extend(guessed)
+        self.runner.execute([(seq, own + len(guessed))], self.manager.take_ops())
+        del seq.tokens[len(seq.tokens) - len(guessed) + right :]
+        before = seq.kv.num_computed
+        self.manager.commit(seq.kv, seq.tokens, own + right, len(guessed) - right)
+        assert seq.kv.num_computed - before == (0 if self.shape.spec.states and right < len(guessed) else own + right)
+        self.remember_sealed(seq, before)
 
     @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 99))
@@ -378,6 +410,14 @@ class CacheMachine(RuleBasedStateMachine):
             assert found == expected, f"layer {layer.layer} of {seq.tokens.tolist()} at {seq.kv.num_computed}"
 
     @invariant()
+    def states_have_seen_every_token_once(self) -> None:
+        if self.shape.num_marks is not None:
+            found = self.runner.steps.states(self.manager.rows.waiting())
+            for seq in self.live:
+                if n := seq.kv.num_computed:
+                    assert found[seq.kv.seat].tolist() == echo_state(seq.tokens[:n]), f"after {n} tokens"
+
+    @invariant()
     def keys_are_those_of_the_tokens(self) -> None:
         for seq in self.live:
             full = seq.kv.num_computed // self.size if self.shape.prefix_caching else 0
@@ -422,23 +462,27 @@ class CacheMachine(RuleBasedStateMachine):
 
     def step(self, work: list[tuple[Live, int]]) -> None:
         """As the scheduler does it: allocate for those that fit, run all of them at once, commit."""
+        work = [(seq, self.manager.states.until_mark(seq.kv, num)) for seq, num in work]
         self.execute([(seq, num) for seq, num in work if self.allocate(seq, num)])
 
     def execute(self, work: list[tuple[Live, int]]) -> None:
         self.runner.execute(work, self.manager.take_ops())
         for seq, num in work:
-            before = seq.kv.num_computed // self.size
+            before = seq.kv.num_computed
             self.manager.commit(seq.kv, seq.tokens, num)
-            for end in range(before + 1, seq.kv.num_computed // self.size + 1):
-                self.sealed.add((seq.salt, seq.tokens[: end * self.size].tobytes()))
+            self.remember_sealed(seq, before)
+
+    def remember_sealed(self, seq: Live, before: int) -> None:
+        for end in range(before // self.size + 1, seq.kv.num_computed // self.size + 1):
+            self.sealed.add((seq.salt, seq.tokens[: end * self.size].tobytes()))
 
     def compare_with_oracles(self, seq: Live, limit: int, matched: int) -> None:
         """By brute force over the index; and from first principles: what was computed can be found until it goes."""
         size, keys, contents = self.size, seq.kv.chain.keys, seq.kv.chain.tokens
 
-        def longest(present: Callable[[int, int], bool]) -> int:
-            """Tokens after which every block that some group reads is `present(group, block)`."""
-            lengths = range(limit // size, -1, -1)
+        def longest(present: Callable[[int, int], bool], most: int = limit // size) -> int:
+            """Tokens, at most `most` blocks, after which every block that a group reads is `present(group, block)`."""
+            lengths = range(most, -1, -1)
             needed = {
                 n: [(g.index, i) for g in self.groups for i in live_blocks(g.retention, n * size, size)]
                 for n in lengths
@@ -448,7 +492,19 @@ class CacheMachine(RuleBasedStateMachine):
         if not self.shape.prefix_caching or not limit:
             assert matched == 0
             return
-        indexed = longest(lambda g, i: self.manager.index.find(g, keys[i], contents[i]) is not None)
+        marks = self.manager.marks
+
+        def indexed_block(g: int, i: int) -> bool:
+            return self.manager.index.find(g, keys[i], contents[i]) is not None
+
+        def resumes(n: int) -> bool:
+            return not self.shape.spec.states or n == 0 or marks.at(seq.kv.chain, n) is not None
+
+        if self.shape.spec.states:
+            fits = [n for n in range(limit // size + 1) if resumes(n) and longest(indexed_block, n) == n * size]
+            assert matched == size * max(fits), "not the longest prefix that blocks and checkpoints could serve"
+            return
+        indexed = longest(indexed_block)
         computed = longest(lambda g, i: (seq.salt, seq.tokens[: (i + 1) * size].tobytes()) in self.sealed)
         assert matched == indexed, "not the longest prefix that the index could serve"
         assert matched <= computed, "a hit on what nobody computed"

@@ -9,9 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvtrove.kv.block import Block
+from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager
-from kvtrove.kv.prefix_cache import KeyChain, PrefixCache, longest_prefix
+from kvtrove.kv.prefix_cache import PrefixCache, longest_prefix
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks, peak_blocks
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.kv.table import dead_runs, next_event

@@ -26,11 +26,12 @@ START_TIMEOUT = 60.0  # seconds; importing torch takes most of it
 
 @dataclass
 class LiveServer:
-    """`url` has no path. `log`: what the process wrote to stderr, in a file."""
+    """`url` has no path. `log`: what the process wrote to stderr, in a file. `first_line`: of its output."""
 
     url: str
     process: subprocess.Popen[str]
     log: Path
+    first_line: str = ""
 
     def client(self, key: str | None = None, **settings: Any) -> httpx.Client:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
@@ -68,7 +69,7 @@ def running_server(folder: Path, *flags: str, module: str = "kvtrove.cli", **env
         found = re.match(r"(http://\S+)/v1 serves", line)
         assert found, f"no address in {line!r}; log: {log.read_text()[-3000:]}"
         _wait_ready(found[1])
-        yield LiveServer(found[1], process, log)
+        yield LiveServer(found[1], process, log, line)
     finally:
         process.kill()
         process.wait()

@@ -235,5 +235,7 @@ async def test_what_the_template_drops_is_said(llm: LLM) -> None:
         answer = await chat(client, tools=tools(), max_tokens=2)
         assert answer["headers"]["x-kvtrove-warning"] == "the chat template leaves tools out of the prompt"
         assert "x-kvtrove-warning" not in (await chat(client, max_tokens=2))["headers"]
+        told = (await chat(client, max_tokens=2, tempature=2, **{"grün\n": 1}, metadata={"a": "b"}))["headers"]
+        assert told["x-kvtrove-warning"] == "fields not known here: gr?n?, tempature"
     async with serving(llm, LLAMA_3) as client:
         assert "x-kvtrove-warning" not in (await chat(client, tools=tools(), max_tokens=2))["headers"]

@@ -188,6 +188,7 @@ def test_a_json_schema_is_kept(client: openai.OpenAI) -> None:
         ({"guided_regex": "[ab]{3}-[0-9]{2}"}, r"[ab]{3}-[0-9]{2}"),
         ({"structured_outputs": {"choice": ["grün", "rot"]}}, "grün|rot"),
         ({"guided_grammar": 'start: "x" /[yz]+/ "!"', "max_tokens": 300}, r"x[yz]+!"),
+        ({"grammar": 'root ::= "<" code ">"\ncode ::= [0-9]{3}'}, "<[0-9]{3}>"),
         ({"guided_json": json.dumps(PERSON)}, r'\{"kind": "(cat|dog)", "age": [0-9], "tame": (true|false)\}'),
     ],
 )

@@ -27,6 +27,7 @@ class OwnBlocks:
     """The n blocks that the new tokens of a step lie in, all sequences one after the other.
 
     place: int64 [T], slot of each new token among n * block_size. held: bool [n, block_size], slots with a token.
+    positions: int64 [n * block_size], of each slot.
     before, after: (blocks, seats), int64 each: open blocks whose beginning a seat holds, and those that stay open.
     sealed: (blocks, sequences, indices in their tables), int64 each, of the blocks that this step completes.
     """
@@ -35,6 +36,7 @@ class OwnBlocks:
     block_size: int
     place: Tensor
     held: Tensor
+    positions: Tensor
     before: tuple[Tensor, Tensor]
     after: tuple[Tensor, Tensor]
     sealed: tuple[Tensor, Tensor, Tensor]
@@ -44,6 +46,7 @@ class OwnBlocks:
     def of(cls, batch: AttentionBatch, block_size: int, device: torch.device) -> OwnBlocks:
         place: list[int] = []
         held: list[int] = []
+        indices: list[int] = []
         before, after, sealed, blocks = [], [], [], 0
         for s, start in enumerate(batch.start):
             stop = start + batch.query_start[s + 1] - batch.query_start[s]
@@ -52,6 +55,7 @@ class OwnBlocks:
             first, last = start // block_size, (stop - 1) // block_size
             place += range(blocks * block_size + start % block_size, blocks * block_size + stop - first * block_size)
             held += [min(block_size, stop - i * block_size) for i in range(first, last + 1)]
+            indices += range(first, last + 1)
             if start % block_size:
                 before.append((blocks, batch.seats[s]))
             if stop % block_size:
@@ -69,12 +73,14 @@ class OwnBlocks:
         def ship(rows: list[tuple[int, ...]], columns: int) -> tuple[Tensor, ...]:
             return tuple(torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, columns).unbind(1))
 
-        lengths = torch.tensor(held, dtype=torch.int64, device=device)
+        lengths, slots = torch.tensor(held, dtype=torch.int64, device=device), torch.arange(block_size, device=device)
+        borders = torch.tensor(indices, dtype=torch.int64, device=device) * block_size
         return cls(
             batch,
             block_size,
             torch.tensor(place, dtype=torch.int64, device=device),
-            torch.arange(block_size, device=device) < lengths[:, None],
+            slots < lengths[:, None],
+            (borders[:, None] + slots).flatten(),
             ship(before, 2),  # type: ignore[arg-type]
             ship(after, 2),  # type: ignore[arg-type]
             ship(sealed, 3),  # type: ignore[arg-type]

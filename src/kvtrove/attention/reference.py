@@ -27,10 +27,14 @@ MAX_SCORES = 1 << 22
 
 @dataclass(frozen=True)
 class ReferencePlan:
-    """A step, and its tiles for each kind of layer met so far: the first layer of a group makes them for the others."""
+    """A step, and its tiles for each kind of layer met so far: the first layer of a group makes them for the others.
+
+    unturned: storage -> how its keys are rotated when they are read, where they are stored before their rotation.
+    """
 
     batch: AttentionBatch
     shared: Shared = field(default_factory=Shared)
+    unturned: dict[int, Rotation | None] = field(default_factory=dict)
     _tiles: dict[tuple[int, Retention, int, bool], list[Tile]] = field(default_factory=dict)
     _own: dict[int, OwnBlocks] = field(default_factory=dict)
 
@@ -61,8 +65,6 @@ class ReferenceBackend:
             reasons.append(
                 f"layer {layer.index}: {layer.num_heads} heads cannot share {layer.kv_heads} kv_heads evenly"
             )
-        if layer.format.rope != "post":
-            reasons.append(f"layer {layer.index}: format {layer.format.name} stores keys before rotation")
         return reasons
 
     def plan(self, batch: AttentionBatch) -> ReferencePlan:
@@ -79,12 +81,16 @@ class ReferenceBackend:
         rotate: Rotation | None = None,
     ) -> Tensor:
         """Stores k, v, attends with q [T, num_heads, k_dim] -> [T, num_heads, v_dim] of its dtype."""
+        before = layer.format.rope == "pre"
+        if k is not None:
+            plan.unturned[layer.storage] = rotate if before else None
         if rotate is not None:
-            q, k = rotate(q), None if k is None else rotate(k)
+            q, k = rotate(q), k if k is None or before else rotate(k)
         if layer.format.whole_block:
             own = plan.own_blocks(layer, q.device)
-            dense = plan.shared.of(layer, k, v, own)
-            return merge(self._older(q, layer, plan), _own(q, *dense, own, layer)).to(q.dtype)
+            own_k, own_v = plan.shared.of(layer, k, v, own)
+            own_k = _turned(own_k.flatten(0, 1), own.positions, layer, plan).view(own_k.shape)
+            return merge(self._older(q, layer, plan), _own(q, own_k, own_v, own, layer)).to(q.dtype)
         if k is not None and v is not None:
             layer.format.encode(k, v, layer.view, plan.batch.groups[layer.group].slots)
         out = q.new_empty((*q.shape[:-1], layer.v_dim))
@@ -95,7 +101,7 @@ class ReferenceBackend:
     def _pieces(self, layer: AttentionLayer, plan: ReferencePlan) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Rows of queries [B, c], the keys and values that they need, [B, kv_heads, L, dim], and which read which."""
         for tile in plan.tiles(layer):
-            keys, values = _gather(layer, tile)
+            keys, values = _gather(layer, tile, plan)
             for queries, span in _chunks(tile, self.max_scores // layer.num_heads):
                 rows = tile.rows.unflatten(0, (tile.num_sequences, -1))[:, queries]
                 yield rows, keys[:, :, span], values[:, :, span], tile.mask(queries, span)
@@ -112,10 +118,17 @@ class ReferenceBackend:
         return out, lse
 
 
-def _gather(layer: AttentionLayer, tile: Tile) -> tuple[Tensor, Tensor]:
+def _gather(layer: AttentionLayer, tile: Tile, plan: ReferencePlan) -> tuple[Tensor, Tensor]:
     """Keys and values of a tile, float32 [B, kv_heads, L, k_dim and v_dim]. Values that no query sees become zero."""
-    k, v = (_widen(x, tile.num_sequences) for x in layer.format.decode(layer.view, tile.block_ids, layer.v_dim))
+    k, v = layer.format.decode(layer.view, tile.block_ids, layer.v_dim)
+    k, v = (_widen(x, tile.num_sequences) for x in (_turned(k, tile.positions.flatten(), layer, plan), v))
     return k, v.masked_fill_(~tile.seen[:, None, :, None], 0.0)
+
+
+def _turned(k: Tensor, positions: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> Tensor:
+    """k [T, kv_heads, k_dim], rotated for its positions int64 [T] where it is stored before its rotation."""
+    rotate = plan.unturned.get(layer.storage)
+    return k if rotate is None else rotate.at(positions)(k)
 
 
 def _widen(x: Tensor, sequences: int) -> Tensor:
@@ -139,7 +152,8 @@ def _own(q: Tensor, k: Tensor, v: Tensor, own: OwnBlocks, layer: AttentionLayer)
     queries = q.new_zeros((blocks * size, *q.shape[1:]), dtype=torch.float64)
     queries[own.place] = q.double()
     keys, values = (x.double().transpose(1, 2) for x in (k, v))
-    out, lse = _attend_part(queries.unflatten(0, (blocks, size)), keys, values, own.mask(layer.retention), layer)
+    queries = queries.unflatten(0, (blocks, size))
+    out, lse = _attend_part(queries, keys, values, own.mask(layer.retention), layer, has_sink=True)
     return out.flatten(0, 1)[own.place], lse.flatten(0, 1)[own.place]
 
 
@@ -149,14 +163,29 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, layer: AttentionLayer
     q: [B, c, num_heads, k_dim]. k, v: [B, kv_heads, L, k_dim and v_dim]. mask: bool [B, c, L]. The result is
     [B, c, num_heads, v_dim].
     """
-    mixed = _scores(q, k, mask, layer).softmax(-1) @ v
-    return _by_query(mixed, layer)
+    scores = _scores(q, k, mask, layer)
+    if layer.sink_logits is None:
+        return _by_query(scores.softmax(-1) @ v, layer)
+    return _by_query(softmax_mix(scores, v, _sinks(layer.sink_logits, scores, layer))[0], layer)
 
 
-def _attend_part(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, layer: AttentionLayer) -> tuple[Tensor, Tensor]:
-    """As `_attend`, over some of the keys, and the logarithm of the sum of exponentials [B, c, num_heads]."""
-    mixed, lse = softmax_mix(_scores(q, k, mask, layer), v)
+def _attend_part(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, layer: AttentionLayer, has_sink: bool = False
+) -> tuple[Tensor, Tensor]:
+    """As `_attend`, over some of the keys, and the logarithm of the sum of exponentials [B, c, num_heads].
+
+    has_sink: this is the one part of a query's keys that the layer's sink logits stand beside.
+    """
+    scores = _scores(q, k, mask, layer)
+    sinks = layer.sink_logits if has_sink else None
+    mixed, lse = softmax_mix(scores, v, None if sinks is None else _sinks(sinks, scores, layer))
     return _by_query(mixed, layer), _by_query(lse[..., None], layer)[..., 0]
+
+
+def _sinks(logits: Tensor, scores: Tensor, layer: AttentionLayer) -> Tensor:
+    """[kv_heads, shared * c] for scores [B, kv_heads, shared * c, L]: the same for all queries of a head."""
+    queries = scores.shape[2] * layer.kv_heads // layer.num_heads
+    return logits.to(scores).repeat_interleave(queries).view(layer.kv_heads, -1)
 
 
 def _scores(q: Tensor, k: Tensor, mask: Tensor, layer: AttentionLayer) -> Tensor:

@@ -15,14 +15,20 @@ from kvtrove.names import find_model
 
 def calibrate(
     model: ModelArgument,
-    out: Annotated[str, typer.Option(metavar="FILE", help="The calibration, for --cache oscar=FILE.")],
+    out: Annotated[
+        str, typer.Option(metavar="FILE", help="The calibration, for --cache oscar=FILE or lowrank=0.5@FILE.")
+    ],
     text: Annotated[
         str | None, typer.Option(metavar="FILE", help="UTF-8. Default: docstrings of Python's standard library.")
     ] = None,
     tokens: Annotated[str, typer.Option(metavar="N", help="Read at most N tokens of it.")] = "16k",
+    per_head: Annotated[
+        bool,
+        typer.Option("--per-head", help="A rotation for each head instead of one a layer; some MoE models need it."),
+    ] = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Find the rotations of keys and values that a cache of 2 bits needs. Any text of the kind the model reads serves.
+    """Measure keys and values for caches of 2 bits and of low rank. Any text of the kind the model reads serves.
 
     Example: kvtrove calibrate my-model --text mine.txt --out mine.safetensors
     """
@@ -32,7 +38,7 @@ def calibrate(
 
     check_folders(out)
     with loading(not quiet) as report:
-        matrices = measure(str(find_model(model)), text, parse_tokens(tokens, "tokens"), report)
+        matrices = measure(str(find_model(model)), text, parse_tokens(tokens, "tokens"), report, per_head)
     digest = write(matrices, out)
     if not quiet:
-        say(f"{len(matrices)} rotations, digest {digest[:16]}: serve with --cache oscar={out}")
+        say(f"{len(matrices)} matrices, digest {digest[:16]}: serve with --cache oscar={out} or lowrank=0.5@{out}")

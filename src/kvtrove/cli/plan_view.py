@@ -19,7 +19,10 @@ from kvtrove.report.table import FittingTable
 
 BAR = 60
 FRONTIER = 7  # columns
-COLOURS = {"W": "blue", "K": "green", "A": "yellow", "R": "magenta", ".": "bright_black"}
+COLOURS = {
+    **{"W": "blue", "K": "green", "S": "cyan", "M": "bright_green"},
+    **{"A": "yellow", "R": "magenta", ".": "bright_black"},
+}
 
 
 def show_plan(plan: Plan, report: dict[str, Any], kt: KTransformers, machine: Machine) -> None:
@@ -46,6 +49,11 @@ def _headline(console: Console, plan: Plan, report: dict[str, Any]) -> None:
         console.print(f"[yellow]about:[/yellow] {model.assumed}", soft_wrap=True)
     constant = f" + {readable(kv.constant)} constant" if kv.constant else ""
     console.print(f"KV cache: {kv.per_token:,} bytes per token{constant} in {plan.stored_as}")
+    if size := plan.fitting.cache.mark_bytes:
+        console.print(
+            f"Running states: {readable(size)} a sequence, and as much a checkpoint = K and V of "
+            f"{plan.checkpoint_tokens:,} tokens"
+        )
     if "classic_bytes" in report:
         size = report["classic_bytes"]
         console.print(
@@ -64,6 +72,8 @@ def _ledger(console: Console, plan: Plan, report: dict[str, Any]) -> None:
     notes = {
         "weights": f"{'' if plan.model.exact_weights else 'about, '}{_numbers(plan.model)}",
         "kv": f"{plan.num_blocks:,} blocks of {plan.wishes.block_size} tokens",
+        "seats": f"running states and open blocks of {plan.users:,} users",
+        "marks": f"{ledger.marks // max(1, plan.fitting.cache.mark_bytes):,} checkpoints of states",
         "activations": "measured" if ledger.measured else f"a step of {plan.wishes.max_num_batched_tokens} tokens",
         "reserve": "interpreter, libraries, allocators",
         "free": "",

@@ -1,14 +1,21 @@
-"""What attention makes of keys and values, measured on a text -> rotations for caches of 2 bits (OSCAR, 2605.17757).
+"""What attention makes of keys and values, measured on a text -> rotations and bases for caches that need to know.
 
-S_K = mean over kv heads of Q^T Q / n                     what errors of a key cost, by direction
-S_V = mean over kv heads of V^T diag(w) V / n             how values vary; w[t] = k_t S_K k_t^T, mean 1
-R   = U H P       eigenvectors, largest first; Hadamard; bit-reversed order
+Rotations, for caches of 2 bits (OSCAR, arXiv 2605.17757), for each kv head or for all of a layer:
+
+    S_K = mean over kv heads of Q^T Q / n             what errors of a key cost, by direction
+    S_V = mean over kv heads of V^T diag(w) V / n     how values vary; w[t] = k_t S_K k_t^T, mean 1
+    R   = U H P       eigenvectors, largest first; Hadamard; bit-reversed order
+
+Bases, for caches of low rank: eigenvectors of the second moment of s * x, largest first, x the vectors of up to GROUP
+heads side by side (as in Palu, arXiv 2407.21118). Keys are those before their rotation, and s is the root of the mean
+square of what queries have there: of both elements of a pair alike, since distances turn one into the other.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,15 +32,18 @@ from kvtrove.kv.formats.calibration import FORMAT
 from kvtrove.models.loader import Progress
 
 CONTEXT, CHUNK = 2048, 512
+GROUP = 4  # heads that share a basis at most
 
 
 @dataclass(eq=False)
 class Recorder:
-    """An AttentionBackend that remembers second moments of what passes through it: layer -> float64 [dim, dim]."""
+    """An AttentionBackend that remembers second moments of what passes through it: name of a matrix -> float64 sums."""
 
     inner: AttentionBackend
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
+    per_head: bool = False
+    rotations: dict[str, Tensor] = field(default_factory=dict)
+    bases: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
     name = "recorder"
 
     def reasons_against(self, layer: AttentionLayer, device: str) -> list[str]:
@@ -53,19 +63,46 @@ class Recorder:
     ) -> Tensor:
         if k is not None and v is not None:
             turned = (q, k) if rotate is None else (rotate(q), rotate(k))
-            self._add(layer, *(x.double() for x in (*turned, v)))
+            self._add_rotations(layer, *(x.double() for x in (*turned, v)))
+            self._add_bases(layer, q.double(), k.double(), v.double(), 0 if rotate is None else rotate.cos.shape[-1])
         return self.inner.run(q, k, v, layer, plan, rotate)
 
-    def _add(self, layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def _add_rotations(self, layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor) -> None:
         grouped = q.unflatten(1, (layer.kv_heads, -1)).transpose(0, 1).flatten(1, 2)  # [kv_heads, T * shared, dim]
         moments = grouped.transpose(1, 2) @ grouped / grouped.shape[1]
         weights = torch.einsum("thd,hde,the->ht", k, moments, k)
         weights = weights / weights.mean(1, keepdim=True).clamp(min=1e-12)
-        self._sum(self.keys, layer.index, moments.mean(0) * len(q))
-        self._sum(self.values, layer.index, torch.einsum("thd,ht,the->de", v, weights, v) / layer.kv_heads)
+        found = {"k": moments * len(q), "v": torch.einsum("thd,ht,the->hde", v, weights, v)}
+        for side, moment in found.items():
+            self._sum(self.rotations, f"{side}.{layer.index}", moment if self.per_head else moment.mean(0))
 
-    def _sum(self, sums: dict[int, Tensor], index: int, moment: Tensor) -> None:
-        sums[index] = sums[index] + moment if index in sums else moment
+    def _add_bases(self, layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, half: int) -> None:
+        """half: pairs of elements that are rotated, i with i + half."""
+        asked = q.square().unflatten(1, (layer.kv_heads, -1)).mean(2).sum(0)  # [kv_heads, dim]
+        pairs = (asked[:, :half] + asked[:, half : 2 * half]) / 2
+        asked = torch.cat([pairs, pairs, asked[:, 2 * half :]], 1)
+        self._sum(self.weights, f"k.{layer.index}.weights", asked.flatten())
+        self._sum(self.weights, f"v.{layer.index}.weights", torch.ones_like(v[0]).flatten() * len(v))
+        size = max(n for n in range(1, GROUP + 1) if layer.kv_heads % n == 0)
+        for side, x in (("k", k), ("v", v)):
+            grouped = x.unflatten(1, (-1, size)).flatten(2).transpose(0, 1)  # [groups, T, size * dim]
+            self._sum(self.bases, f"{side}.{layer.index}.basis", grouped.transpose(1, 2) @ grouped)
+
+    def _sum(self, sums: dict[str, Tensor], name: str, moment: Tensor) -> None:
+        sums[name] = sums[name] + moment if name in sums else moment
+
+    def matrices(self) -> dict[str, Tensor]:
+        """What a calibration file holds, float32."""
+        found = {}
+        for name, moment in self.rotations.items():
+            found[name] = torch.stack([*map(rotation, moment)]) if self.per_head else rotation(moment)
+        for name, moment in self.bases.items():
+            squares = self.weights[name.replace("basis", "weights")]
+            weights = (squares / squares.mean()).clamp(min=1e-6).sqrt()
+            sides = weights.view(moment.shape[0], -1)
+            vectors = torch.linalg.eigh(sides[:, :, None] * moment * sides[:, None, :]).eigenvectors
+            found[name], found[name.replace("basis", "weights")] = vectors.flip(2).float(), weights.float()
+        return found
 
 
 def rotation(moment: Tensor) -> Tensor:
@@ -83,14 +120,19 @@ def rotation(moment: Tensor) -> Tensor:
     return (vectors @ spread)[:, place].float()
 
 
-def calibrate(model: str, text: str | None, tokens: int, progress: Progress | None = None) -> dict[str, Tensor]:
-    """Rotations "k.0", "v.0", ... of every layer that stores keys and values."""
+def calibrate(
+    model: str, text: str | None, tokens: int, progress: Progress | None = None, per_head: bool = False
+) -> dict[str, Tensor]:
+    """Rotations and bases of every layer that stores keys and values, under the names of `kv.formats.calibration`.
+
+    per_head: a rotation for each kv head.
+    """
     engine = Engine(
         EngineConfig(model, max_num_seqs=1, max_num_batched_tokens=CHUNK, enable_prefix_caching=False, kv="1GiB"),
         progress=progress,
     )
     runner = engine.runner
-    recorder = Recorder(runner.backends[0])
+    recorder = Recorder(runner.backends[0], per_head)
     runner.backends = (recorder,) * len(runner.backends)
     runner.fuse()
     context = min(CONTEXT, engine.max_model_len)
@@ -98,8 +140,7 @@ def calibrate(model: str, text: str | None, tokens: int, progress: Progress | No
         with TeacherForced(engine, segment) as forced:
             for start in range(0, len(segment), CHUNK):
                 forced.logits(min(CHUNK, len(segment) - start))
-    found = {f"k.{i}": rotation(moment) for i, moment in recorder.keys.items()}
-    return found | {f"v.{i}": rotation(moment) for i, moment in recorder.values.items()}
+    return recorder.matrices()
 
 
 def write(matrices: dict[str, Tensor], path: str) -> str:
@@ -113,8 +154,12 @@ def write(matrices: dict[str, Tensor], path: str) -> str:
     about = {"__metadata__": {"format": FORMAT, "digest": digest}}
     text = json.dumps(about | header).encode()
     text += b" " * (-len(text) % 8)
+    beside = Path(f"{path}.{os.getpid()}.new")
     try:
-        Path(path).write_bytes(len(text).to_bytes(8, "little") + text + data)
+        beside.write_bytes(len(text).to_bytes(8, "little") + text + data)
+        beside.replace(path)
     except OSError as error:
         raise ConfigError(f"out: cannot write {path}: {error.strerror}") from error
+    finally:
+        beside.unlink(missing_ok=True)
     return digest

@@ -58,6 +58,17 @@ def isa(wanted: str = "auto") -> str:
     return str(_extension().isa(wanted))
 
 
+def levels() -> list[str]:
+    """The instruction sets that this processor has, as `isa` names them; each includes the ones before it."""
+    found = []
+    for level in ("portable", "avx2", "avx512", "amx"):
+        try:
+            found.append(isa(level))
+        except ValueError:
+            break
+    return found
+
+
 def set_huge_pages(kind: str) -> None:
     """Where weights and scratch memory that are taken from now on shall lie.
 

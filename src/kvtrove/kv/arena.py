@@ -6,13 +6,15 @@ import contextlib
 import logging
 import mmap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from kvtrove import kernels
 from kvtrove.config import ConfigError
+from kvtrove.kv.plane import Plane
 from kvtrove.kv.spec import KVCacheSpec
 
 log = logging.getLogger(__name__)
@@ -28,8 +30,9 @@ class Arena:
         row | layer 0: k | layer 0: v | layer 4: k | layer 4: v | padding |     the rows of a block's group only
 
     Rows start as zeros. On a CPU the system provides their pages when they are first written, so an unused cache takes
-    no memory. Beside them lie the seats of sequences (`kv.seats`), uint8 [num_seats, seat_bytes], where formats need
-    them. huge_pages: of a CPU, as in EngineConfig. Raises ConfigError when the device cannot hold it.
+    no memory. Beside them lie the seats of sequences (`kv.seats`), uint8 [num_seats, seat_bytes], where formats or
+    states need them, and the checkpoints of states (`kv.marks`), uint8 [num_marks, mark_bytes]. huge_pages: of a CPU,
+    as in EngineConfig. Raises ConfigError when the device cannot hold it.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Arena:
         device: str | torch.device = "cpu",
         huge_pages: str = "auto",
         num_seats: int = 0,
+        num_marks: int = 0,
     ) -> None:
         self.spec = spec
         self.huge_pages = huge_pages
@@ -48,7 +52,8 @@ class Arena:
         self._kernel = self.device == "cpu" and kernels.available()
         try:
             self.rows = _zeros(self.nbytes, torch.device(device), huge_pages).view(num_blocks, spec.block_bytes)
-            self.seats = self._seats(num_seats if spec.seat_bytes else 0, huge_pages)
+            self.seats = self._beside(num_seats, spec.seat_bytes)
+            self.marks = self._beside(num_marks, spec.mark_bytes)
         except (RuntimeError, OSError, OverflowError) as error:
             raise ConfigError(
                 f"kv: {self.nbytes} bytes ({self.nbytes / 2**30:.1f} GiB) for {num_blocks} blocks cannot be allocated "
@@ -70,27 +75,60 @@ class Arena:
     def tails(self, layer: int) -> dict[str, Tensor]:
         """ "k" and "v" -> [num_seats, block_size, heads, dim] of open blocks, where the layer encodes whole ones."""
         owner = self.spec.storage(layer)
+        return self._of_seats(self.spec.tail_planes(owner), self.spec.tail_offsets.get(owner.layer, {}), 0)
+
+    @cached_property
+    def states(self) -> Mapping[int, Mapping[str, Tensor]]:
+        """Layer -> plane name -> [num_seats, *plane.shape] of the running states."""
+        return {
+            state.layer: self._of_seats(state.planes, self.spec.state_offsets[state.layer], self.spec.tail_bytes)
+            for state in self.spec.states
+        }
+
+    def forget_states(self, seats: Sequence[int]) -> None:
+        """States of sequences that begin."""
+        if self.spec.states:
+            self.seats[list(seats), self.spec.tail_bytes :] = 0
+
+    def copy_seats(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy seat source over seat target for each (source, target), as if one after the other."""
+        self._copy(self.seats, pairs)
+
+    def save_marks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the states of each seat over a checkpoint, (seat, mark)."""
+        for seat, mark in pairs:
+            self.marks[mark] = self.seats[seat, self.spec.tail_bytes :]
+
+    def load_marks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy each checkpoint over the states of a seat, (mark, seat)."""
+        for mark, seat in pairs:
+            self.seats[seat, self.spec.tail_bytes :] = self.marks[mark]
+
+    def _of_seats(self, planes: Iterable[Plane], offsets: Mapping[str, int], base: int) -> dict[str, Tensor]:
         views = {}
-        for plane in self.spec.tail_planes(owner):
+        for plane in planes:
             typed = self.seats.view(getattr(torch, plane.dtype))
-            start = self.spec.tail_offsets[owner.layer][plane.name] // typed.element_size()
+            start = (base + offsets[plane.name]) // typed.element_size()
             stop = start + plane.nbytes // typed.element_size()
             views[plane.name] = typed[:, start:stop].view(len(self.seats), *plane.shape)
         return views
 
-    def _seats(self, num: int, huge_pages: str) -> Tensor:
-        nbytes = num * self.spec.seat_bytes
-        if not nbytes:
-            return torch.empty(0, self.spec.seat_bytes, dtype=torch.uint8, device=self.device)
-        return _zeros(nbytes, torch.device(self.device), huge_pages).view(num, self.spec.seat_bytes)
+    def _beside(self, num: int, size: int) -> Tensor:
+        """uint8 [num, size]."""
+        if not num * size:
+            return torch.empty(0, size, dtype=torch.uint8, device=self.device)
+        return _zeros(num * size, torch.device(self.device), self.huge_pages).view(num, size)
 
     def copy_rows(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy row source over row target for each (source, target), as if one after the other."""
+        self._copy(self.rows, pairs)
+
+    def _copy(self, rows: Tensor, pairs: Sequence[tuple[int, int]]) -> None:
         if self._kernel and pairs:
-            kernels.copy_rows(self.rows, torch.tensor(pairs, dtype=torch.int32))
+            kernels.copy_rows(rows, torch.tensor(pairs, dtype=torch.int32))
             return
         for source, target in pairs:
-            self.rows[target] = self.rows[source]
+            rows[target] = rows[source]
 
     def crc(self, block_id: int) -> int:
         """CRC-32 of a row."""

@@ -5,15 +5,19 @@ Looks at one sequence's own key chain only, so it says nothing about other salts
 
 from __future__ import annotations
 
-from kvtrove.kv.prefix_cache import KeyChain, PrefixCache
+from kvtrove.kv.chain import KeyChain
+from kvtrove.kv.marks import Marks
+from kvtrove.kv.prefix_cache import PrefixCache
 from kvtrove.kv.reasons import Explanation, Reason
 
 
-def explain(index: PrefixCache, chain: KeyChain, num_tokens: int, num_reused: int, limit: int) -> Explanation:
+def explain(
+    index: PrefixCache, chain: KeyChain, num_tokens: int, num_reused: int, limit: int, found: int, marks: Marks
+) -> Explanation:
     """Why `num_reused` of a prompt's `num_tokens` were reused and no more, right after a match within `limit`.
 
-    O(groups). COLD and DIVERGED stand for "nothing is known of the next block": whoever remembers earlier prompts can
-    say more.
+    found: tokens whose blocks the match had. O(groups). COLD and DIVERGED stand for "nothing is known of the next
+    block": whoever remembers earlier prompts can say more.
     """
     age = None
     size = chain.block_size
@@ -29,6 +33,9 @@ def explain(index: PrefixCache, chain: KeyChain, num_tokens: int, num_reused: in
         reason = Reason.LAST_TOKEN_RECOMPUTED
     elif next_block == full_blocks:
         reason = Reason.FULL
+    elif found > num_reused:
+        age = marks.age(chain, num_reused // size, found // size)
+        reason = Reason.NO_STATE_CHECKPOINT if age is None else Reason.STATE_CHECKPOINT_EVICTED
     elif index.holds_any(chain.keys[next_block], chain.tokens[next_block]):
         reason = Reason.LAST_TOKEN_RECOMPUTED if (next_block + 1) * size > limit else Reason.WINDOW_LOST
     elif (age := index.evicted.age(chain.keys[next_block])) is not None:

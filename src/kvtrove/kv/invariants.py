@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from kvtrove.kv.block import Block, BlockState
+from kvtrove.kv.marks import Marks
 from kvtrove.kv.pins import Pin
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import PrefixCache
@@ -36,6 +37,8 @@ class Books(Protocol):
     @property
     def seats(self) -> Seats: ...
     @property
+    def marks(self) -> Marks: ...
+    @property
     def loads(self) -> Iterable[Pin]: ...
     @property
     def crc(self) -> Callable[[int], int] | None: ...
@@ -47,8 +50,8 @@ class InvariantError(AssertionError):
 
 
 def violations(books: Books) -> list[str]:
-    """Everything that breaks I1 to I8 and I10, one sentence each."""
-    rules = (_counts, _references, _keys, _eviction_order, _live_blocks, _bytes, _isolation, _seats)
+    """Everything that breaks I1 to I8, I10 and I11, one sentence each."""
+    rules = (_counts, _references, _keys, _eviction_order, _live_blocks, _bytes, _isolation, _seats, _marks)
     return [sentence for rule in rules for sentence in rule(books)]
 
 
@@ -144,8 +147,15 @@ def _entries(books: Books) -> Iterator[tuple[SequenceKV, int, Block]]:
 
 
 def _seats(books: Books) -> Iterator[str]:
-    taken = [kv.seat for kv in books.sequences.values() if kv.seat != NONE]
+    taken = [seat for kv in books.sequences.values() for seat in (kv.seat, kv.spare) if seat != NONE]
     if len(set(taken)) != len(taken) or len(taken) + books.seats.num_free != books.seats.num:
         yield f"I10: {len(taken)} sequences sit on {len(set(taken))} seats, {books.seats.num_free} are free"
     if books.seats.num and any(kv.capacity > 0 and kv.seat == NONE for kv in books.sequences.values()):
         yield "I10: a sequence holds blocks without a seat"
+
+
+def _marks(books: Books) -> Iterator[str]:
+    yield from books.marks.violations()
+    for kv in books.sequences.values():
+        if books.marks.num and kv.due != sorted({length for length in kv.due if length > kv.num_computed}):
+            yield f"I11: checkpoints of a sequence of {kv.num_computed} computed tokens are due at {kv.due}"

@@ -17,10 +17,12 @@ from typing import Protocol
 import numpy as np
 
 from kvtrove.kv.block import Block
+from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.events import EventKind
+from kvtrove.kv.marks import Marks
 from kvtrove.kv.pins import Pin, Pins
 from kvtrove.kv.pool import BlockPool
-from kvtrove.kv.prefix_cache import STORED, KeyChain, Match, PrefixCache, WithStore, longest_prefix
+from kvtrove.kv.prefix_cache import STORED, Match, PrefixCache, StateSearch, WithStore, longest_prefix
 from kvtrove.kv.row_queue import RowQueue
 from kvtrove.kv.rows import Spill
 from kvtrove.kv.spec import KVCacheSpec
@@ -63,7 +65,27 @@ class Books(Protocol):
     def index(self) -> PrefixCache: ...
     @property
     def rows(self) -> RowQueue: ...
+    @property
+    def marks(self) -> Marks: ...
     def tell(self, kind: EventKind, block: Block) -> None: ...
+
+
+def take_in(books: Books, chain: KeyChain, place: tuple[int, int], content: memoryview) -> Block | None:
+    """Seal and publish block `place` (group, index) of the chain, to be filled with the row `content`.
+
+    It has one reference, the caller's. None when no block is free for it.
+    """
+    blocks = books.pool.allocate(1)
+    if blocks is None:
+        return None
+    [block] = blocks
+    block.group, block.index = place
+    block.sealed = True
+    block.key, block.tokens = chain.keys[block.index], chain.tokens[block.index]
+    books.index.publish(block)
+    books.rows.fill(block, content)
+    books.tell("loaded", block)
+    return block
 
 
 class Transfers:
@@ -87,7 +109,8 @@ class Transfers:
         here = {key for key, found in zip(every, self.store.lookup(every), strict=True) if found is Found.HERE}
         if not here:
             return match
-        n, rows = longest_prefix(WithStore(self.books.index, here), groups, chain, most)
+        states = StateSearch(self.books.marks, chain) if self.books.spec.states else None
+        n, rows = longest_prefix(WithStore(self.books.index, here), groups, chain, most, states)
         if n * chain.block_size <= match.num_tokens:
             return match
         stored = tuple((g, i) for i in range(n) for g, row in enumerate(rows) if row[i] is STORED)
@@ -134,19 +157,13 @@ class Transfers:
     def _take_in(self, load: Load, place: tuple[int, int], content: memoryview) -> bool:
         """Seal and publish a row that has come. False when no block is free for it."""
         group, i = place
-        books, key, tokens = self.books, load.chain.keys[i], load.chain.tokens[i]
-        if books.index.find(group, key, tokens) is not None:
+        if self.books.index.find(group, load.chain.keys[i], load.chain.tokens[i]) is not None:
             return True  # somebody has computed it meanwhile
-        blocks = books.pool.allocate(1)
-        if blocks is None:
+        block = take_in(self.books, load.chain, place, content)
+        if block is None:
             return False
-        [block] = blocks
-        block.sealed = block.saved = True
-        block.group, block.index, block.key, block.tokens = group, i, key, tokens
-        books.index.publish(block)
-        books.rows.fill(block, content)
+        block.saved = True
         load.pin.blocks.insert(0, block)  # the end of the prefix is released first
-        books.tell("loaded", block)
         return True
 
     def _read(self, load: Load) -> None:

@@ -15,23 +15,26 @@ from array import array
 from collections.abc import Callable, Iterable
 
 from kvtrove.kv.block import Block
+from kvtrove.kv.chain import KeyChain, root_key
 from kvtrove.kv.events import EventKind, KVEvent
 from kvtrove.kv.eviction.orders import Eviction
 from kvtrove.kv.explain import explain
 from kvtrove.kv.invariants import InvariantError, violations
 from kvtrove.kv.loads import Load, Transfers
+from kvtrove.kv.marks import Mark, MarkRules, Marks
 from kvtrove.kv.pins import Pin, Pins
 from kvtrove.kv.pool import BlockPool
-from kvtrove.kv.prefix_cache import KeyChain, Match, PrefixCache, longest_prefix, root_key
+from kvtrove.kv.prefix_cache import Match, PrefixCache, StateSearch, longest_prefix
 from kvtrove.kv.reasons import Explanation
-from kvtrove.kv.retention import Full
 from kvtrove.kv.row_queue import RowQueue
 from kvtrove.kv.rows import CopySeat, RowOp
+from kvtrove.kv.sealing import Sealing
 from kvtrove.kv.seats import Seats
 from kvtrove.kv.shorten import resumable, shorten
 from kvtrove.kv.spec import KVCacheSpec
+from kvtrove.kv.states import States
 from kvtrove.kv.stats import KVStats, stats_of
-from kvtrove.kv.table import SequenceKV, left_behind, next_event
+from kvtrove.kv.table import SequenceKV
 from kvtrove.kv.tiers.store import BlockStore
 
 CHECK_EVERY_CALL = 2
@@ -42,7 +45,8 @@ class KVCacheManager:
     """One pool of blocks for all groups and sequences of an engine.
 
     root: fingerprint of the model; with the spec's fingerprint and a tenant's salt it isolates key chains.
-    num_seats: sequences that hold blocks at once at most, where formats need seats.
+    num_seats: sequences that hold blocks at once at most, where formats or states need seats. num_marks, mark_rules:
+    checkpoints of states, and where they are made.
     check: 0 off, 1 checks I1-I8 when no sequence is open, 2 after every call that changes something; a violation raises
     InvariantError. crc: checksum of a row, recorded at seal and compared by `check()` at level 2 (I7).
     eviction: who leaves first, a name of config.EVICTION. store: tiers below the pool, where sealed rows are saved.
@@ -55,6 +59,8 @@ class KVCacheManager:
         *,
         root: bytes = b"",
         num_seats: int = 256,
+        num_marks: int = 0,
+        mark_rules: MarkRules | None = None,
         enable_prefix_caching: bool = True,
         check: int = 0,
         crc: Callable[[int], int] | None = None,
@@ -72,17 +78,18 @@ class KVCacheManager:
         self.index = PrefixCache(self.num_groups, enabled=enable_prefix_caching, clock=clock)
         self.eviction = Eviction.named(eviction, self.block_size, clock)
         self.pool = BlockPool(num_blocks, self._evict, clock, self.eviction.order())
-        self.seats = Seats(num_seats if spec.whole_block else 0)
+        self.seats = Seats(num_seats if spec.seat_bytes else 0)
+        self.marks = Marks(num_marks if spec.states and enable_prefix_caching else 0, clock)
         self.sequences: dict[int, SequenceKV] = {}  # the open handles, by identity
         self.pins = Pins()
         self.on_event: Callable[[KVEvent], None] | None = None  # called with all that happens to published blocks
         self.crc = crc if check == CHECK_EVERY_CALL else None
         self._root = root
         self._check_level = check
-        self._windows = [group for group in spec.groups if not isinstance(group.retention, Full)]
-        self._rules = tuple({group.retention for group in self._windows})
         self.rows = RowQueue(self.crc)
+        self.states = States(spec, self.seats, self.rows, self.marks, mark_rules)
         self.transfers = None if store is None else Transfers(self, store)
+        self._sealing = Sealing(self)
         self._queries = self._hits = 0
 
     # ---- looking up ----
@@ -107,13 +114,19 @@ class KVCacheManager:
             return Match(num_queried=len(tokens))
         kv.chain.extend(tokens, len(tokens) // self.block_size)
         most = min(limit, len(tokens)) // self.block_size
-        n, blocks = longest_prefix(self.index, self.spec.groups, kv.chain, most)
-        match = Match(n * self.block_size, blocks, len(tokens))
+        size, groups = self.block_size, self.spec.groups
+        n, blocks = longest_prefix(self.index, groups, kv.chain, most)
+        found = n
+        if self.states.there and found:
+            n, blocks = longest_prefix(self.index, groups, kv.chain, found, StateSearch(self.marks, kv.chain))
+        mark = self.states.at(kv, n * size)
+        match = Match(n * size, blocks, len(tokens), found=found * size, mark=mark)
         return match if n == most or self.transfers is None else self.transfers.extended(kv.chain, match, most)
 
     def explain(self, kv: SequenceKV, num_tokens: int, limit: int) -> Explanation:
         """Why no more of a prompt of `num_tokens` was reused, right after `kv` took over its match within `limit`."""
-        return explain(self.index, kv.chain, num_tokens, kv.num_computed, limit)
+        computed = min(kv.num_computed, num_tokens)
+        return explain(self.index, kv.chain, num_tokens, computed, limit, kv.found, self.marks)
 
     def peek(self, tokens: array[int], salt: bytes) -> Explanation:
         """What would happen to a prompt that came now. Nothing is taken over, and no statistics change."""
@@ -121,7 +134,7 @@ class KVCacheManager:
         try:
             limit = len(tokens) - 1
             match = self.match(kv, tokens, limit)
-            return explain(self.index, kv.chain, len(tokens), match.num_tokens, limit)
+            return explain(self.index, kv.chain, len(tokens), match.num_tokens, limit, match.found, self.marks)
         finally:
             self.free(kv)
 
@@ -181,7 +194,7 @@ class KVCacheManager:
         if match is not None:
             self._require_empty(kv)
             start = match.num_tokens
-            if not self.index.still_holds(kv.chain, match):
+            if not self.index.still_holds(kv.chain, match) or match.mark is not self.states.at(kv, match.num_tokens):
                 return False
         have = max(start, kv.capacity) // self.block_size
         missing = max(0, -(-(start + num_new) // self.block_size) - have) * self.num_groups
@@ -198,20 +211,24 @@ class KVCacheManager:
         self._verify()
         return True
 
-    def commit(self, kv: SequenceKV, tokens: array[int], num: int) -> None:
+    def commit(self, kv: SequenceKV, tokens: array[int], num: int, wrong: int = 0) -> None:
         """`num` more tokens were computed: tokens[num_computed : num_computed + num] of the sequence's `tokens`.
 
-        Every block that became full is sealed and published, then blocks without a live token are released.
-        The operations taken before must have been executed. ValueError beyond what was allocated.
+        Every block that became full is sealed and published, then blocks without a live token are released. The
+        operations taken before must have been executed. wrong: drafts that were computed behind these and are not the
+        sequence's. Where states have seen them nothing is committed (`States.decide`). ValueError beyond what was
+        allocated.
         """
+        num = self.states.decide(kv, num, wrong)
         before, after = kv.num_computed, kv.num_computed + num
         if num < 0 or after > kv.capacity:
             self._require_open(kv)
             raise ValueError(f"cannot commit {num} tokens after {before}: blocks are allocated for {kv.capacity}")
         self.rows.executed()
         if after >= kv.next_event:
-            self._settle(kv, tokens, before, after)
+            self._sealing.settle(kv, tokens, before, after)
         kv.num_computed = after
+        self.states.computed(kv, after)
         self._verify()
 
     def fork(self, kv: SequenceKV) -> SequenceKV | None:
@@ -229,7 +246,7 @@ class KVCacheManager:
         child = self._handle(kv.chain.copy(full), kv.salt)
         if self.seats.sit(child) and kv.seat != child.seat:
             self.rows.add([CopySeat(kv.seat, child.seat)])
-        child.num_computed, child.use = kv.num_computed, kv.use
+        child.num_computed, child.use, child.follows = kv.num_computed, kv.use, kv.follows
         child.extend(table.blocks[:full] for table in kv.tables)
         for block in child.sealed_blocks():
             self.pool.acquire(block)
@@ -245,14 +262,19 @@ class KVCacheManager:
             | SEALED | SEALED: cut -> private OPEN copy | dropped | dropped |
                               ^ num_tokens
 
-        Formats that encode whole blocks cannot give back what one was made of: they are cut at the border below.
+        Formats that encode whole blocks cannot give back what one was made of: they are cut at the border below. States
+        cannot go back: layers with states resume at their last mark.
         None when a block for the copy is short: nothing has changed then. ValueError when `num_tokens` is more than
         was computed, or when a window has already lost what the next query would read.
         """
         self._require_open(kv)
-        num_tokens = resumable(kv, self._windows, num_tokens, self.spec.whole_block)
+        states = self.marks if self.spec.states else None
+        num_tokens = resumable(kv, self._sealing.windows, num_tokens, self.spec.whole_block, states)
+        goes_back = num_tokens < kv.num_computed
         if not shorten(kv, num_tokens, self.pool, self.rows):
             return None
+        if goes_back:
+            self.states.load(kv, self.states.at(kv, num_tokens))
         self._verify()
         return num_tokens
 
@@ -277,7 +299,9 @@ class KVCacheManager:
     def forget_unfilled(self) -> None:
         """A step failed, so rows that it should have filled may hold anything: nobody shall find their blocks."""
         for block in self.rows.drop():
-            if block.published:
+            if isinstance(block, Mark):
+                self.marks.drop(block)
+            elif block.published:
                 self.index.forget(block)
                 block.published = False
                 if not block.ref_count:
@@ -302,8 +326,9 @@ class KVCacheManager:
             self._verify()
 
     def reset_prefix_cache(self) -> int:
-        """Forget every block that nobody holds; returns how many there were."""
+        """Forget every block that nobody holds, and all checkpoints; returns how many blocks there were."""
         dropped = self.pool.drop_cached()
+        self.marks.clear()
         self._verify()
         return dropped
 
@@ -319,7 +344,7 @@ class KVCacheManager:
         return self.pool.num_available
 
     def stats(self) -> KVStats:
-        return stats_of(self.pool, self.index, self._queries, self._hits)
+        return stats_of(self.pool, self.index, self._queries, self._hits, self.marks)
 
     def check(self) -> list[str]:
         """Every invariant that does not hold now, in words; empty when all do."""
@@ -353,35 +378,10 @@ class KVCacheManager:
             self.eviction.model.begin(kv.chain.keys, kv.use)
         if match.num_tokens:
             kv.extend(match.blocks)
-        kv.num_computed = match.num_tokens
+        self.states.load(kv, match.mark)
+        kv.num_computed, kv.found = match.num_tokens, match.found
         self._queries += match.num_queried
         self._hits += match.num_tokens
-
-    def _settle(self, kv: SequenceKV, tokens: array[int], before: int, after: int) -> None:
-        """Seal what `after` tokens fill, release what they leave behind."""
-        if len(tokens) < after:
-            raise ValueError(f"cannot commit up to token {after}: only {len(tokens)} token ids were given")
-        size = self.block_size
-        if self.index.enabled:
-            kv.chain.extend(tokens, after // size)
-        for i in range(before // size, after // size):
-            for group, table in enumerate(kv.tables):
-                self._seal(kv, table.blocks[i], group, i)
-        self.pool.release(left_behind(kv, self._windows, after, size))
-        kv.next_event = next_event(self._rules, after, size)
-
-    def _seal(self, kv: SequenceKV, block: Block | None, group: int, i: int) -> None:
-        assert block is not None, "blocks from num_computed on are always held"
-        block.sealed = True
-        block.group, block.index, block.use = group, i, kv.use
-        if self.crc is not None:
-            block.crc = self.crc(block.id)
-        if self.index.enabled:
-            block.key, block.tokens = kv.chain.keys[i], kv.chain.tokens[i]
-            self.index.publish(block)
-            if self.transfers is not None and block.published:
-                self.transfers.sealed(block)
-            self.tell("sealed", block)
 
     def _require_open(self, kv: SequenceKV) -> None:
         if kv.is_freed:

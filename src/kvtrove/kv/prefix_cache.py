@@ -1,78 +1,20 @@
-"""Finding what was computed before: the chain of keys, the index of published blocks, the longest usable prefix.
-
-    H(model, cache spec, adapter, salt)     tokens 0..15       tokens 16..31
-    root ─────────────────────────────────> key 0 ───────────> key 1 ───────────> ...    key_i = H(key_{i-1} ‖ tokens_i)
-
-A key stands for everything before it, so equal keys mean equal prefixes under the same model, format and tenant. It is
-a SHA-256 of fixed bytes and therefore the same in every process and on every machine.
-"""
+"""Finding what was computed before: the index of published blocks, the longest usable prefix."""
 
 from __future__ import annotations
 
-import sys
 import time
-from array import array
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import cycle
 from typing import Protocol
 
 from kvtrove.kv.block import Block
+from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.evicted import EvictedKeys
+from kvtrove.kv.marks import Mark, Marks
 from kvtrove.kv.retention import Full, live_blocks
 from kvtrove.kv.spec import KVGroup
 from kvtrove.kv.tiers.store import group_key
-
-
-def root_key(model: bytes, fingerprint: bytes, adapter: bytes, salt: bytes) -> bytes:
-    """Where a chain starts. Every field enters behind its length, so no two tuples share a root."""
-    h = sha256(b"kvtrove key chain 1")
-    for field in (model, fingerprint, adapter, salt):
-        h.update(len(field).to_bytes(8, "little") + field)
-    return h.digest()
-
-
-class KeyChain:
-    """Keys of a sequence's full blocks, extended block by block and never hashed twice.
-
-    keys[i]: 32 bytes. tokens[i]: the int32 little-endian token ids of block i, 4 * block_size bytes.
-    """
-
-    __slots__ = ("block_size", "keys", "root", "tokens")
-
-    def __init__(self, root: bytes, block_size: int) -> None:
-        self.root = root
-        self.block_size = block_size
-        self.keys: list[bytes] = []
-        self.tokens: list[bytes] = []
-
-    def extend(self, tokens: array[int], num_blocks: int) -> None:
-        """Hash up to block `num_blocks`; `tokens` are the sequence's from position 0, an array of 4-byte integers."""
-        size = self.block_size
-        if tokens.itemsize != 4:
-            raise ValueError(f"tokens: array({tokens.typecode!r}) has {tokens.itemsize}-byte items; use array('i')")
-        if num_blocks * size > len(tokens):
-            raise ValueError(f"{num_blocks} blocks of {size} are more than the {len(tokens)} tokens given")
-        key = self.keys[-1] if self.keys else self.root
-        for i in range(len(self.keys), num_blocks):
-            part = tokens[i * size : (i + 1) * size]
-            if sys.byteorder == "big":
-                part.byteswap()
-            content = part.tobytes()
-            key = sha256(key + content).digest()
-            self.keys.append(key)
-            self.tokens.append(content)
-
-    def cut(self, num_blocks: int) -> None:
-        """Forget all keys from block `num_blocks` on."""
-        del self.keys[num_blocks:], self.tokens[num_blocks:]
-
-    def copy(self, num_blocks: int) -> KeyChain:
-        """The first `num_blocks` keys; what was hashed ahead may not become true for the copy."""
-        twin = KeyChain(self.root, self.block_size)
-        twin.keys, twin.tokens = self.keys[:num_blocks], self.tokens[:num_blocks]
-        return twin
 
 
 class PrefixCache:
@@ -138,7 +80,8 @@ class Match:
 
     num_tokens: a multiple of block_size. blocks: per group the blocks to take over, None where none is needed.
     num_queried: tokens of the prompt. elsewhere: tokens of the prefix that there would be with the rows `stored`, each
-    a (group, index of a block), which are in a tier below; 0 when they would not add to it.
+    a (group, index of a block), which are in a tier below; 0 when they would not add to it. found: tokens whose blocks
+    are there: more than num_tokens where no state was kept. mark: the state after num_tokens, of layers with one.
     """
 
     num_tokens: int = 0
@@ -146,6 +89,8 @@ class Match:
     num_queried: int = 0
     elsewhere: int = 0
     stored: tuple[tuple[int, int], ...] = ()
+    found: int = 0
+    mark: Mark | None = None
 
     @property
     def held(self) -> list[Block]:
@@ -185,12 +130,32 @@ class WithStore:
         return STORED if found is None and group_key(key, group) in self._keys else found
 
 
+class Shrinks(Protocol):
+    """A kind of layer that can resume after some lengths only."""
+
+    def shrink(self, n: int) -> int:
+        """n when it can resume after n blocks, else the next smaller length worth a try."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StateSearch:
+    """Layers with running states: they resume where a checkpoint is, and where nothing was computed."""
+
+    marks: Marks
+    chain: KeyChain
+
+    def shrink(self, n: int) -> int:
+        return self.marks.before(self.chain, n)
+
+
 def longest_prefix(
-    cache: Finder, groups: Sequence[KVGroup], chain: KeyChain, limit: int
+    cache: Finder, groups: Sequence[KVGroup], chain: KeyChain, limit: int, states: Shrinks | None = None
 ) -> tuple[int, tuple[list[Block | None], ...]]:
     """The most leading blocks, at most `limit`, after which every group holds all that its next query reads.
 
-    Returns that number n, and per group the n blocks to take over (None: no query from here on needs it).
+    Returns that number n, and per group the n blocks to take over (None: no query from here on needs it). states: of
+    layers that keep a running state, where there are some.
 
     Full attention needs the whole chain, which is walked once from the front. A window needs the run of blocks before n
     only; it is searched from the back, and a missing block m rules out every length above m that still reads it:
@@ -203,10 +168,11 @@ def longest_prefix(
     for search in searches:
         if isinstance(search.retention, Full):
             n = search.walk(n)
-    windows = [search for search in searches if not isinstance(search.retention, Full)]
+    windows: list[Shrinks] = [search for search in searches if not isinstance(search.retention, Full)]
+    windows += [] if states is None else [states]
     agreed = 0
-    for search in cycle(windows):
-        before, n = n, search.shrink(n)
+    for limits in cycle(windows):
+        before, n = n, limits.shrink(n)
         agreed = agreed + 1 if n == before else 0
         if agreed == len(windows):
             break

@@ -21,10 +21,14 @@ class Reason(StrEnum):
     """The next block was cached, and had to make room or was cleared."""
     WINDOW_LOST = "window_lost"
     """Some layers still hold the next block, others have lost the window that the next token reads."""
+    NO_STATE_CHECKPOINT = "no_state_checkpoint"
+    """The next block is cached, but no checkpoint of the running states was made there."""
+    STATE_CHECKPOINT_EVICTED = "state_checkpoint_evicted"
+    """The next block is cached, but the checkpoint of the running states had to make room."""
     BELOW_BLOCK_GRANULARITY = "below_block_granularity"
     """What is shared is shorter than one block, and only whole blocks are reused."""
     PROMPT_LOGPROBS = "prompt_logprobs"
-    """Log-probabilities of the prompt were asked for, so every position had to be computed."""
+    """Log-probabilities of the prompt, or a vector of all its tokens, were asked for: every position was computed."""
     DISABLED = "disabled"
     """Prefix caching is off."""
     OTHER_TENANT = "other_tenant"
@@ -35,7 +39,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Token counts of a prompt. evicted_age: seconds since the first missing block was evicted, for EVICTED."""
+    """Token counts of a prompt. evicted_age: seconds since what was missing was evicted."""
 
     prompt_tokens: int
     reused_tokens: int

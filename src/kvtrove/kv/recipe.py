@@ -2,6 +2,7 @@
 
     int8                    K and V of every layer as int8
     k=int8+v=int4r          K and V apart
+    lowrank=0.5@FILE        half of each vector's coefficients on a calibrated basis; lowrank=0.5,int8@FILE: as int8
     edges=2:int8+int4r      the first and the last 2 layers as int8, the others as int4r
     layers=3,7:bf16+int4r   layers 3 and 7 as bf16 (they count from 0)
     sliding:int8            layers with a window; full: those that read everything
@@ -16,27 +17,31 @@ benchmarks and evaluation take it from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kvtrove.config import ConfigError, nearest
+from kvtrove.kv.formats.calibration import read_calibration
 from kvtrove.kv.formats.dense import Dense
 from kvtrove.kv.formats.fp8 import Fp8
 from kvtrove.kv.formats.int4 import Int4, Int4Rotated
 from kvtrove.kv.formats.int8 import Int8
 from kvtrove.kv.formats.kivi import Kivi
+from kvtrove.kv.formats.lowrank import LowRank
 from kvtrove.kv.formats.oscar import oscar
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
 from kvtrove.kv.spec import Codec, KVCacheSpec, KVFormat, LayerKV, Side
 
 EXACT = "auto"
-Make = Callable[[Side, str, int], Codec]
+Make = Callable[[Side, str, LayerKV], Codec]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A way to store one side. make: side, the text behind "=", layer -> the codec; ConfigError for a wrong text.
+    """A way to store one side. make: side, the text behind "=", the exact layer -> the codec; ConfigError for a wrong
+    text.
 
     argument: an example of that text; empty where there is none. vllm, llama_cpp: the nearest there. also: other names.
     """
@@ -57,6 +62,32 @@ def _one_of(word: str, text: str, known: tuple[int, ...]) -> int:
     if text not in map(str, known):
         raise ConfigError(f"cache: {word}={text} is not one of {', '.join(f'{word}={number}' for number in known)}")
     return int(text)
+
+
+def _low_rank(side: Side, text: str, layer: LayerKV) -> LowRank:
+    """text: "0.5@FILE", "32@FILE" or "0.5,int8@FILE"."""
+    kept, at, path = text.partition("@")
+    size, _, inner = kept.partition(",")
+    share = float(size) if re.fullmatch(r"\d*\.\d+", size) else None
+    if not at or not (size.isdecimal() or (share is not None and 0 < share <= 1)):
+        raise ConfigError(
+            f"cache: lowrank={text} needs a share of each vector or a rank, and a calibration, such as "
+            "lowrank=0.5@FILE, lowrank=32@FILE or, with coefficients as int8, lowrank=0.5,int8@FILE"
+        )
+    dim = layer.k_dim if side == "k" else layer.v_dim
+    rank = int(size) if share is None else max(1, round(share * dim))
+    codec = layer.format.k if side == "k" else layer.format.v
+    if inner:
+        plain = [word for word, known in FORMATS.items() if not known.argument]
+        if (inner := _ALIASES.get(inner, inner)) not in plain:
+            raise ConfigError(
+                f"cache: lowrank={text}: coefficients cannot be stored as {inner!r}{nearest(inner, plain)}; there are "
+                f"{', '.join(plain)}"
+            )
+        codec = FORMATS[inner].make(side, "", layer)
+    assert codec is not None, "sides that lie in the other one are not stored"
+    calibration = read_calibration(path)
+    return LowRank(side, rank, codec, f"{side}.{layer.layer}", calibration.digest, calibration)
 
 
 FORMATS: Mapping[str, Format] = {
@@ -92,6 +123,11 @@ FORMATS: Mapping[str, Format] = {
         oscar,
         argument="FILE",
     ),
+    "lowrank": Format(
+        'a share of each vector: coefficients of a basis that `kvtrove calibrate` found; ",int8" stores them so',
+        _low_rank,
+        argument="0.5@FILE",
+    ),
     "int4": Format("4 bits, scale and zero for every 32 elements", lambda side, _, layer: Int4(side)),
 }
 RETENTIONS: Mapping[str, str] = {
@@ -105,6 +141,8 @@ SCOPES: Mapping[str, str] = {
     "full": "layers that read everything",
     "sliding": "layers that do not",
 }
+_ANY = LayerKV(0, 1, 1, 1, KVFormat(Dense("k", "float32"), Dense("v", "float32")))
+"""A layer to try arguments of words on, before there is a model."""
 _ALIASES = {
     alias: word
     for word, known in FORMATS.items()
@@ -150,7 +188,7 @@ class Recipe:
         changed = layer.format
         for part in mine:
             if part.word in FORMATS:
-                changed = _stored(changed, part, layer.layer)
+                changed = _stored(changed, part, layer)
         return replace(layer, format=changed, retention=_kept(layer.retention, mine))
 
 
@@ -188,6 +226,15 @@ def known_words() -> Iterator[str]:
     yield from ("edges=N:WORD", "layers=A,B:WORD", "full:WORD", "sliding:WORD")
 
 
+def in_layers(words: str, layers: Sequence[int]) -> str:
+    """The recipe of a format in some layers alone. ConfigError for words that say more than a format."""
+    parts = recipe(words).parts
+    if not parts or any(part.scope or part.word in RETENTIONS for part in parts):
+        raise ConfigError(f"cache: {words!r} is more than a format, and cannot be tried in one layer after the other")
+    place = f"layers={','.join(map(str, layers))}"
+    return "+".join(f"{place}:{_spelled(part)}" for part in parts)
+
+
 def names_elsewhere(codec: Codec | None) -> tuple[str, str]:
     """What vLLM and llama.cpp call the format of a side; empty where they have none."""
     word = "" if codec is None else codec.id.partition("/")[0]
@@ -203,7 +250,7 @@ def _part(part: str, text: str) -> _Part:
         side, (word, value) = word, _split(value)
     word = _ALIASES.get(word, word)
     if word in FORMATS:
-        FORMATS[word].make("k", value, 0) if FORMATS[word].argument else _no_value(value, word, text)
+        FORMATS[word].make("k", value, _ANY) if FORMATS[word].argument else _no_value(value, word, text)
     elif word in RETENTIONS and not side:
         _number(value, word, text, least=0 if word == "sinks" else 1)
     else:
@@ -255,7 +302,7 @@ def _no_value(value: str, word: str, text: str) -> None:
         raise ConfigError(f"cache: {text!r}: {word} takes no value; write {word}")
 
 
-def _stored(kv_format: KVFormat, part: _Part, layer: int) -> KVFormat:
+def _stored(kv_format: KVFormat, part: _Part, layer: LayerKV) -> KVFormat:
     """A side that is read out of the other one stays so."""
     make = FORMATS[part.word].make
     k, v = kv_format.k, kv_format.v

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import PrefixCache
-from kvtrove.kv.seats import NONE, Seats
+from kvtrove.kv.seats import NONE
 
 if TYPE_CHECKING:
     from kvtrove.kv.manager import KVCacheManager
@@ -22,16 +22,18 @@ def forget(manager: KVCacheManager, kv: SequenceKV) -> None:
         if block.published:
             manager.index.forget(block)
             block.published = False
+    manager.marks.drop_keys(kv.chain.keys)
 
 
 def rebuild(manager: KVCacheManager) -> None:
     """Books that say that every block is free. All handles and pins are void; the counters go on."""
     for kv in manager.sequences.values():
-        kv.capacity, kv.seat = -1, NONE
+        kv.capacity, kv.seat, kv.spare = -1, NONE, NONE
     manager.sequences.clear()
     manager.pins.clear()
-    manager.seats = Seats(manager.seats.num)
+    manager.seats.clear()
     manager.forget_unfilled()
+    manager.marks.clear()
     if manager.transfers is not None:
         manager.transfers.reset()
     index = PrefixCache(manager.num_groups, enabled=manager.index.enabled, clock=manager.pool.clock)

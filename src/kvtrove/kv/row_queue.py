@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from kvtrove.kv.block import Block
-from kvtrove.kv.rows import Copy, Fill, RowOp
+from kvtrove.kv.marks import Mark
+from kvtrove.kv.rows import Copy, Fill, RowOp, SaveMark
 
 
 class RowQueue:
@@ -14,7 +15,7 @@ class RowQueue:
     def __init__(self, crc: Callable[[int], int] | None = None) -> None:
         self._crc = crc
         self._ops: list[RowOp] = []
-        self._unfilled: list[Block] = []  # published, while the operation that fills their rows is still to be executed
+        self._unfilled: list[Block | Mark] = []  # can be found before the operation that fills their rows was executed
 
     def add(self, ops: Iterable[RowOp]) -> None:
         self._ops += ops
@@ -28,6 +29,10 @@ class RowQueue:
         self._ops.append(Fill(block.id, content))
         self._unfilled.append(block)
 
+    def save(self, seat: int, mark: Mark) -> None:
+        self._ops.append(SaveMark(seat, mark.row))
+        self._unfilled.append(mark)
+
     def waiting(self) -> list[RowOp]:
         """What `take` would hand out."""
         return list(self._ops)
@@ -39,13 +44,13 @@ class RowQueue:
     def executed(self) -> None:
         """All that was taken has been executed."""
         if self._unfilled:
-            for block in self._unfilled:
-                if self._crc is not None and block.sealed:
-                    block.crc = self._crc(block.id)
+            for one in self._unfilled:
+                if self._crc is not None and isinstance(one, Block) and one.sealed:
+                    one.crc = self._crc(one.id)
             self._unfilled.clear()
 
-    def drop(self) -> list[Block]:
-        """Nothing that is waiting, or was taken and not confirmed, will be executed; returns blocks left unfilled."""
+    def drop(self) -> list[Block | Mark]:
+        """Nothing that is waiting, or was taken and not confirmed, will be executed; returns what is left unfilled."""
         unfilled, self._unfilled = self._unfilled, []
         self._ops.clear()
         return unfilled

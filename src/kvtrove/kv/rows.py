@@ -27,6 +27,22 @@ class CopySeat:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveMark:
+    """The states of seat `seat` over checkpoint `mark`."""
+
+    seat: int
+    mark: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadMark:
+    """Checkpoint `mark` over the states of seat `seat`."""
+
+    mark: int
+    seat: int
+
+
+@dataclass(frozen=True, slots=True)
 class Spill:
     """Put row `source` under `key` into the tiers."""
 
@@ -42,4 +58,12 @@ class Fill:
     content: memoryview = field(repr=False)
 
 
-RowOp = Copy | CopySeat | Spill | Fill
+@dataclass(frozen=True, slots=True)
+class FillSeat:
+    """Write `content`, the bytes of a whole seat that was kept, over seat `target`."""
+
+    target: int
+    content: memoryview = field(repr=False)
+
+
+RowOp = Copy | CopySeat | SaveMark | LoadMark | Spill | Fill | FillSeat

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kvtrove.kv.marks import Marks
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.row_queue import RowQueue
 from kvtrove.kv.spec import KVGroup
@@ -33,8 +34,11 @@ def shorten(kv: SequenceKV, num_tokens: int, pool: BlockPool, rows: RowQueue) ->
     return True
 
 
-def resumable(kv: SequenceKV, windows: Iterable[KVGroup], num_tokens: int, whole_block: bool) -> int:
-    """Where `kv` can resume, at `num_tokens` or, with blocks that were encoded as a whole, at the border below.
+def resumable(
+    kv: SequenceKV, windows: Iterable[KVGroup], num_tokens: int, whole_block: bool, marks: Marks | None
+) -> int:
+    """Where `kv` can resume, at `num_tokens` or, with blocks that were encoded as a whole, at the border below; at the
+    last of `marks` where it has states.
 
     ValueError when it has not so many tokens, or some group of `windows` has lost what the next query reads.
     """
@@ -43,6 +47,8 @@ def resumable(kv: SequenceKV, windows: Iterable[KVGroup], num_tokens: int, whole
     size = kv.chain.block_size
     if whole_block and num_tokens < kv.num_computed // size * size:
         num_tokens = num_tokens // size * size
+    if marks is not None and num_tokens < kv.num_computed:
+        num_tokens = size * marks.before(kv.chain, min(num_tokens // size, len(kv.chain.keys)))
     for group in windows:
         lost = first_lost(kv.tables[group.index].blocks, group.retention, num_tokens, size)
         if lost is not None:

@@ -17,37 +17,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from kvtrove.kv.plane import LayerState, Plane, align, places
 from kvtrove.kv.retention import Full, Retention, peak_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-DTYPE_BYTES = {
-    **{"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2},
-    **{"float8_e4m3fn": 1, "int8": 1, "uint8": 1},
-}
-ALIGNMENT = 64  # bytes: a cache line, and what vector loads like
-
-
-def align(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
-
-
-@dataclass(frozen=True)
-class Plane:
-    """One strided array inside a block's row. `shape` is that of one block."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return prod(self.shape) * DTYPE_BYTES[self.dtype]
-
 
 Side = Literal["k", "v"]
 Rope = Literal["post", "pre"]
@@ -220,12 +196,17 @@ class KVGroup:
 class KVCacheSpec:
     """The geometry of a whole cache. Two caches with the same fingerprint can read each other's rows.
 
-    tail_dtype: of what a seat keeps of open blocks, for formats that encode whole blocks.
+    layers: those that keep something of every token. tail_dtype: of what a seat keeps of open blocks, for formats that
+    encode whole blocks. states: layers that keep a running state; a layer may be in both.
+
+        seat        | tails of open blocks | states |
+        checkpoint                         | states |      (`kv.marks`)
     """
 
     layers: tuple[LayerKV, ...]
     block_size: int
     tail_dtype: str = "bfloat16"
+    states: tuple[LayerState, ...] = ()
 
     def check(self) -> list[str]:
         """Why this combination cannot work, in words; empty when it can."""
@@ -321,20 +302,28 @@ class KVCacheSpec:
         return tuple(Plane(side, self.tail_dtype, (self.block_size, layer.heads, dim)) for side, dim in sides)
 
     @cached_property
-    def tail_offsets(self) -> dict[int, dict[str, int]]:
+    def tail_offsets(self) -> Mapping[int, Mapping[str, int]]:
         """Layer index -> plane name -> byte position in a seat, for layers that encode whole blocks."""
-        at = 0
-        offsets: dict[int, dict[str, int]] = {}
-        for layer in self.layers:
-            for plane in self.tail_planes(layer):
-                offsets.setdefault(layer.layer, {})[plane.name] = at
-                at += align(plane.nbytes)
-        return offsets
+        return places((layer.layer, plane) for layer in self.layers for plane in self.tail_planes(layer))
 
     @cached_property
+    def tail_bytes(self) -> int:
+        return sum(align(plane.nbytes) for layer in self.layers for plane in self.tail_planes(layer))
+
+    @cached_property
+    def state_offsets(self) -> Mapping[int, Mapping[str, int]]:
+        """Layer index -> plane name -> byte position in a checkpoint, for layers with a state."""
+        return places((state.layer, plane) for state in self.states for plane in state.planes)
+
+    @cached_property
+    def mark_bytes(self) -> int:
+        """Bytes of one checkpoint: the states of all layers."""
+        return sum(state.nbytes for state in self.states)
+
+    @property
     def seat_bytes(self) -> int:
         """Bytes of one seat: what each running sequence takes beside its blocks."""
-        return sum(align(plane.nbytes) for layer in self.layers for plane in self.tail_planes(layer))
+        return self.tail_bytes + self.mark_bytes
 
     def blocks_for(self, num_tokens: int, chunk: int) -> int:
         """Most blocks that a sequence of `num_tokens` ever holds, all groups together, with steps of up to `chunk`."""
@@ -346,7 +335,8 @@ class KVCacheSpec:
 
         Made of the ids of codecs and retentions, not of classes and fields; what is as usual is left out.
         """
-        text = json.dumps([self.block_size, *map(_describe, self.layers)])
+        states = [[state.layer, state.kind, *map(_shape_of, state.planes)] for state in self.states]
+        text = json.dumps([self.block_size, *map(_describe, self.layers), *([states] if states else [])])
         return hashlib.sha256(text.encode()).digest()
 
 
@@ -354,6 +344,10 @@ def _describe(layer: LayerKV) -> list[Any]:
     numbers = [layer.layer, layer.heads, layer.k_dim, layer.v_dim]
     retention = [] if layer.retention == Full() else [layer.retention.id]
     return [*numbers, layer.format.id if layer.source is None else layer.source, *retention]
+
+
+def _shape_of(plane: Plane) -> list[Any]:
+    return [plane.name, plane.dtype, *plane.shape]
 
 
 def _shape(layer: LayerKV) -> tuple[Any, ...]:

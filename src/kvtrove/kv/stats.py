@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvtrove.kv.eviction.priority import Prioritised
+from kvtrove.kv.marks import Marks, MarkStats
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import PrefixCache
 
@@ -15,7 +17,9 @@ class KVStats:
     num_blocks = free + cached + used. queries, hits: prompt tokens of admitted sequences, and those of them whose K/V
     were reused. evictions: cached blocks given up for new ones. duplicates: blocks sealed beside an equal findable one.
     mismatches: lookups that found a block of other tokens under the right key (a miss; should stay 0).
+    soft_pinned: cached ones that leave last, for a while.
     eviction_age: seconds that the last evicted block had not been used; when it is small, the pool is.
+    marks: checkpoints of running states; None without such layers.
     """
 
     num_blocks: int
@@ -28,6 +32,8 @@ class KVStats:
     duplicates: int
     mismatches: int
     eviction_age: float | None
+    marks: MarkStats | None = None
+    soft_pinned: int = 0
 
     @property
     def usage(self) -> float:
@@ -40,7 +46,7 @@ class KVStats:
         return self.hits / self.queries if self.queries else 0.0
 
 
-def stats_of(pool: BlockPool, index: PrefixCache, queries: int, hits: int) -> KVStats:
+def stats_of(pool: BlockPool, index: PrefixCache, queries: int, hits: int, marks: Marks) -> KVStats:
     """The figures of a pool and its index now."""
     free, cached = pool.num_free, pool.num_cached
     return KVStats(
@@ -54,4 +60,6 @@ def stats_of(pool: BlockPool, index: PrefixCache, queries: int, hits: int) -> KV
         duplicates=index.num_duplicates,
         mismatches=index.num_mismatches,
         eviction_age=pool.eviction_age,
+        marks=marks.stats() if marks.num else None,
+        soft_pinned=pool.cached.num_kept if isinstance(pool.cached, Prioritised) else 0,
     )

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrove.kv.block import Block, Use
-from kvtrove.kv.prefix_cache import KeyChain
+from kvtrove.kv.chain import KeyChain
+from kvtrove.kv.marks import Mark
 from kvtrove.kv.retention import Retention, live_blocks
 from kvtrove.kv.seats import NONE
 from kvtrove.kv.spec import KVGroup
 
 HOLE = -1  # the id in a table where no block is held
+NEVER = 1 << 62
 
 
 class BlockTable:
@@ -82,19 +84,28 @@ class SequenceKV:
                  0                                 ^ num_computed         ^ capacity
 
     num_computed: tokens whose K/V are in the cache. capacity: tokens that the tables have room for, -1 once freed.
-    seat: what it has beside its blocks (`kv.seats`); none is taken where no format needs one.
+    seat, spare: what it has beside its blocks (`kv.seats`); none is taken where neither formats nor states need one.
+    found: tokens whose blocks its match found, states or not. due: lengths at which its states are to be kept,
+    ascending; from `follows` tokens on, that is every border of a block. mark: its last one there (`kv.marks`).
     next_event: the number of computed tokens at which a block is to be sealed or leaves a window; before it, commit
     only counts. 0 when unknown: the next commit looks.
     """
 
-    __slots__ = ("_ids", "capacity", "chain", "next_event", "num_computed", "salt", "seat", "tables", "use")
+    __slots__ = (
+        *("_ids", "capacity", "chain", "due", "follows", "found", "mark", "next_event", "num_computed", "salt", "seat"),
+        *("spare", "tables", "use"),
+    )
 
     def __init__(self, num_groups: int, chain: KeyChain, salt: bytes) -> None:
         self.num_computed = 0
         self.capacity = 0
         self.next_event = 0
         self.salt = salt
-        self.seat = NONE
+        self.seat = self.spare = NONE
+        self.found = 0
+        self.due: list[int] = []
+        self.follows = NEVER
+        self.mark: Mark | None = None
         self.chain = chain
         self.use = Use()
         self.tables = tuple(BlockTable() for _ in range(num_groups))

@@ -75,6 +75,8 @@ class _Reader:
         self.dtype: torch.dtype = getattr(torch, precision.dtype)
         self.activations: torch.dtype = getattr(torch, precision.activations)
         self.used: set[str] = set()
+        if checkpoint.note:
+            log.warning(checkpoint.note, precision.dtype)
         fitting = (prefix for prefix in family.prefixes if prefix + EMBEDDING in checkpoint)
         self.prefix = next(fitting, family.prefixes[0])
 
@@ -87,8 +89,7 @@ class _Reader:
         source, kind = self._source(name), self.kind(name)
         if kind is None or not kind.startswith("int4"):
             return self._convert(self._located(name, shape))
-        whole = shape if source.total is None else (source.total, *shape[1:])
-        stored = self.checkpoint.groups(self._used(self.prefix + source.name), whole)
+        stored = self.checkpoint.groups(self._used(self.prefix + source.name), source.whole_shape(shape))
         rows = slice(source.start, source.stop)
         return Groups(stored.numbers[rows], stored.scales[rows], stored.minima[rows])
 
@@ -104,8 +105,7 @@ class _Reader:
 
     def _located(self, name: str, shape: tuple[int, ...]) -> Tensor:
         source = self._source(name)
-        whole = shape if source.total is None else (source.total, *shape[1:])
-        return self._read(self.prefix + source.name, whole)[source.start : source.stop]
+        return source.rows(self._read(self.prefix + source.name, source.whole_shape(shape), source.stack))
 
     def head(self, embedding: Tensor | Groups) -> Tensor | Groups:
         """The output matrix: `embedding` itself when tied, unless the checkpoint holds a different one of its own."""
@@ -132,7 +132,9 @@ class _Reader:
         if ignored:
             log.debug("%d tensors of the checkpoint are not part of the model: %s", len(ignored), ", ".join(ignored))
 
-    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _read(self, name: str, shape: tuple[int, ...], stack: tuple[int, int] | None = None) -> Tensor:
+        if stack is not None:
+            return self.checkpoint.one_of(self._used(name), *stack, shape)
         return self.checkpoint.read(self._used(name), shape, self.dtype)
 
     def _used(self, name: str) -> str:

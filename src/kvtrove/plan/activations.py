@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvtrove.config import EngineConfig
-from kvtrove.kv.spec import DTYPE_BYTES, LayerKV
+from kvtrove.kv.plane import DTYPE_BYTES
+from kvtrove.kv.spec import LayerKV
 from kvtrove.plan.kv import shard
 from kvtrove.plan.model import PlanModel
 

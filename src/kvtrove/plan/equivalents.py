@@ -104,7 +104,7 @@ def serve_command(plan: Plan) -> tuple[str | None, str]:
         return None, f"KVTrove cannot serve this plan: {' and '.join(reasons)}"
     words = [
         f"kvtrove serve {_quoted(plan.model.name)}",
-        f"--kv {_size_for(plan.num_blocks, plan.fitting.cache.block_bytes, plan.fitting.seats(plan.users))}",
+        f"--kv {_size_of(plan)}",
         f"--max-model-len {plan.context}",
         f"--max-num-seqs {plan.users}",
     ]
@@ -120,15 +120,19 @@ def serve_command(plan: Plan) -> tuple[str | None, str]:
     return " ".join(words), ""
 
 
-def _size_for(num_blocks: int, block_bytes: int, seats: int) -> str:
-    """`--kv` that gives exactly `num_blocks` beside seats: in a short unit when rounding up gives no more blocks."""
-    nbytes = num_blocks * block_bytes + seats
+def _size_of(plan: Plan) -> str:
+    """`--kv` that gives exactly the plan's blocks: in a short unit when rounding up gives no more blocks."""
+
+    def gives(nbytes: int) -> bool:
+        return plan.fitting.split(nbytes, plan.users)[0] == plan.num_blocks
+
+    nbytes = plan.kv_bytes
     short = readable(nbytes)
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if short.endswith(unit) and (int(float(short.removesuffix(unit)) * size) - seats) // block_bytes == num_blocks:
+        if short.endswith(unit) and gives(int(float(short.removesuffix(unit)) * size)):
             return short
         rounded = -(-nbytes // size)
-        if (rounded * size - seats) // block_bytes == num_blocks:
+        if gives(rounded * size):
             return f"{rounded}{unit}"
     return str(nbytes)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from kvtrove.config import EngineConfig
 from kvtrove.plan.activations import StepLimits, activation_bytes
+from kvtrove.plan.capacity import default_marks_bytes, with_marks
 from kvtrove.plan.kv import cache_of
 from kvtrove.plan.ledger import Ledger, reserve_bytes
 from kvtrove.plan.model import PlanModel
@@ -56,11 +57,17 @@ class Fitting:
         return users * self.cache.blocks_for(context, self.wishes.max_num_batched_tokens)
 
     def kv_needed(self, users: int, context: int) -> int:
-        return self.blocks(users, context) * self.cache.block_bytes + self.seats(users)
+        return with_marks(self.cache, self.blocks(users, context) * self.cache.block_bytes) + self.seats(users)
 
     def seats(self, users: int) -> int:
         """Bytes that sequences take beside blocks."""
         return users * self.cache.seat_bytes
+
+    def split(self, kv: int, users: int) -> tuple[int, int]:
+        """(blocks, bytes of checkpoints) of a cache of `kv` bytes beside the seats, as the engine divides it."""
+        size = kv - self.seats(users)
+        marks = default_marks_bytes(self.cache, size)
+        return (size - marks) // self.cache.block_bytes, marks
 
     def activations(self, users: int, context: int) -> int:
         if self.wishes.measured_activation_bytes is not None:
@@ -87,7 +94,11 @@ class Fitting:
 
     def ledger(self, users: int, context: int, kv: int) -> Ledger:
         measured = self.wishes.measured_activation_bytes is not None
-        return Ledger(self.wishes.memory, self.weights, kv, self.activations(users, context), self.reserve, measured)
+        activations, seats = self.activations(users, context), self.seats(users)
+        marks = self.split(kv, users)[1]
+        return Ledger(
+            *(self.wishes.memory, self.weights, kv, activations, self.reserve, measured), seats=seats, marks=marks
+        )
 
 
 def _weights_of_a_rank(model: PlanModel, ranks: int) -> int:

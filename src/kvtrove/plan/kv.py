@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kvtrove.kv.formats.dense import Dense
+from kvtrove.kv.plane import DTYPE_BYTES
 from kvtrove.kv.recipe import recipe
-from kvtrove.kv.spec import DTYPE_BYTES, KVCacheSpec, LayerKV
+from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.models.cache import in_dtype
 from kvtrove.plan.model import PlanModel
 

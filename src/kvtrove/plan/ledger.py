@@ -1,4 +1,4 @@
-"""Where the memory goes: the same five lines for a plan, for the start of an engine and for its report."""
+"""Where the memory goes: the same lines for a plan, for the start of an engine and for its report."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ RESERVE_SHARE = 50
 class Ledger:
     """Bytes. total: what may be used; free: what nobody takes. measured: activations come from a warm-up.
 
-    planned_activations: what the formula had said before they were measured. process: what interpreter and libraries
-    were measured to hold beside the other lines; most of it was theirs before `total` was counted.
+    kv: the whole cache; seats: what of it running sequences have beside blocks (open blocks of some formats, running
+    states); marks: checkpoints of states. planned_activations: what the formula had said before they were measured.
+    process: what interpreter and libraries were measured to hold beside the other lines; most of it was theirs before
+    `total` was counted.
     """
 
     total: int
@@ -28,6 +30,8 @@ class Ledger:
     measured: bool = False
     planned_activations: int | None = None
     process: int = 0
+    seats: int = 0
+    marks: int = 0
 
     @property
     def free(self) -> int:
@@ -39,11 +43,18 @@ class Ledger:
         """Most that the process holds once every block of the cache has been used, if it was measured."""
         return self.process + self.weights + self.kv + self.activations
 
+    @property
+    def at_rest(self) -> int:
+        """The same while no step runs. What is held lies between the two: allocators keep some of what a step had."""
+        return self.peak - self.activations
+
     def entries(self) -> dict[str, int]:
         """Name -> bytes, largest story first; they sum to `total` unless `free` is negative."""
         return {
             "weights": self.weights,
-            "kv": self.kv,
+            "kv": self.kv - self.seats - self.marks,
+            **({"seats": self.seats} if self.seats else {}),
+            **({"marks": self.marks} if self.marks else {}),
             "activations": self.activations,
             "reserve": self.reserve,
             "free": self.free,
@@ -82,7 +93,7 @@ def total_for(used: int) -> int:
 
 def bar(ledger: Ledger, width: int) -> str:
     """One letter per share of the total, at least one for what is there: ``WWWWWWWWWWKKKKKKKKKKKKKAAR....``"""
-    letters = {"weights": "W", "kv": "K", "activations": "A", "reserve": "R", "free": "."}
+    letters = {"weights": "W", "kv": "K", "seats": "S", "marks": "M", "activations": "A", "reserve": "R", "free": "."}
     drawn = "".join(
         letters[name] * max(1, round(width * size / ledger.total))
         for name, size in ledger.entries().items()

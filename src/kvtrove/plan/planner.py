@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from kvtrove.config import ConfigError, EngineConfig
-from kvtrove.plan.capacity import readable
+from kvtrove.plan.capacity import readable, with_marks
 from kvtrove.plan.fitting import MOST_USERS, Fitting, Wishes
 from kvtrove.plan.kv import KVBytes, kv_bytes, stored_as
 from kvtrove.plan.ledger import Ledger, total_for
@@ -66,12 +66,18 @@ class Plan:
 
     @property
     def kv_bytes(self) -> int:
-        """What `--kv` must give: blocks, and the seats of all users."""
-        return self.num_blocks * self.fitting.cache.block_bytes + self.fitting.seats(self.users)
+        """What `--kv` must give: blocks, checkpoints of states, and the seats of all users."""
+        cache = self.fitting.cache
+        return with_marks(cache, self.num_blocks * cache.block_bytes) + self.fitting.seats(self.users)
 
     @cached_property
     def kv(self) -> KVBytes:
         return kv_bytes(self.fitting.cache)
+
+    @property
+    def checkpoint_tokens(self) -> int:
+        """Tokens whose K and V are as large as one checkpoint of the running states; 0 without any."""
+        return round(self.fitting.cache.mark_bytes / self.kv.per_token) if self.kv.per_token else 0
 
     @cached_property
     def max_context(self) -> int:
@@ -129,13 +135,12 @@ def make_plan(model: PlanModel, wishes: Wishes) -> Plan:
 
 
 def _num_blocks(fitting: Fitting, users: int, context: int) -> int:
-    wishes, block_bytes = fitting.wishes, fitting.cache.block_bytes
+    wishes = fitting.wishes
     if wishes.kv is not None:
-        return (wishes.kv - fitting.seats(users)) // block_bytes
+        return fitting.split(wishes.kv, users)[0]
     if wishes.users is not None and wishes.context is not None:
         return fitting.blocks(users, context)
-    left = fitting.left_for_kv(users, context) // MIB * MIB  # --kv takes whole MiB
-    return (left - fitting.seats(users)) // block_bytes
+    return fitting.split(fitting.left_for_kv(users, context) // MIB * MIB, users)[0]  # --kv takes whole MiB
 
 
 def _refusal(fitting: Fitting, users: int, context: int) -> str:

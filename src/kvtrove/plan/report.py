@@ -31,6 +31,8 @@ def plan_report(plan: Plan, kt: KTransformers) -> dict[str, Any]:
         "block_size": plan.wishes.block_size,
         "block_bytes": plan.fitting.cache.block_bytes,
         "num_blocks": plan.num_blocks,
+        "checkpoint_bytes": plan.fitting.cache.mark_bytes,
+        "checkpoint_tokens": plan.checkpoint_tokens,
         "context": plan.context,
         "users": plan.users,
         "max_context": plan.max_context,

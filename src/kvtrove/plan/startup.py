@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 from kvtrove.config import ConfigError
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.plan.activations import StepLimits, activation_bytes
-from kvtrove.plan.capacity import Capacity, default_kv_bytes, fit, max_tokens, readable
+from kvtrove.plan.capacity import (
+    Capacity,
+    default_kv_bytes,
+    default_marks_bytes,
+    fit,
+    max_tokens,
+    readable,
+    with_marks,
+)
 from kvtrove.plan.ledger import Ledger, reserve_bytes
 from kvtrove.plan.model import PlanModel
 
@@ -16,13 +24,23 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class StartSettings:
-    """What the engine was started with. kv: bytes, None for a safe share. max_model_len: None takes what fits."""
+    """What the engine was started with. kv: bytes, None for a safe share. max_model_len: None takes what fits.
+
+    num_seats: seats that are in use at once at most, None for one a sequence. marks: bytes for checkpoints of states,
+    None for a share of the cache.
+    """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     kv: int | None = None
     num_blocks: int | None = None
     max_model_len: int | None = None
+    num_seats: int | None = None
+    marks: int | None = None
+
+    def seats(self, cache: KVCacheSpec) -> int:
+        """Bytes that sequences take beside blocks."""
+        return cache.seat_bytes * (self.max_num_seqs if self.num_seats is None else self.num_seats)
 
 
 def plan_start(model: PlanModel, cache: KVCacheSpec, free: int, settings: StartSettings) -> tuple[Capacity, Ledger]:
@@ -36,22 +54,49 @@ def plan_start(model: PlanModel, cache: KVCacheSpec, free: int, settings: StartS
             f"max_model_len: {context} is more than the {model.longest_context} positions the model knows"
         )
     chunk, reserve = settings.max_num_batched_tokens, reserve_bytes(free)
-    seats = cache.seat_bytes * settings.max_num_seqs
+    seats, step = settings.seats(cache), _step_bytes(model, settings, min(context, chunk), None)
+    _refuse_too_many_seats(cache, settings, free - model.weight_bytes - reserve - step)
     if settings.num_blocks is not None:
         num_blocks = settings.num_blocks
+        marks = _marks_bytes(cache, settings, with_marks(cache, num_blocks * cache.block_bytes))
     else:
-        step = _step_bytes(model, settings, min(context, chunk), None)
-        num_blocks = (
-            _kv_bytes(
-                cache, free - model.weight_bytes - reserve - step - seats, context, _without(seats, cache, settings)
-            )
-            // cache.block_bytes
-        )
-        context = _context(model, cache, free - reserve - seats, num_blocks, context, settings)
+        left = free - model.weight_bytes - reserve - step - seats
+        size = _kv_bytes(cache, left, context, _without(seats, cache, settings))
+        marks = _marks_bytes(cache, settings, size)
+        num_blocks = (size - marks) // cache.block_bytes
+        context = _context(model, cache, free - reserve - seats - marks, num_blocks, context, settings)
     capacity = fit(cache, num_blocks, context, chunk, required=settings.max_model_len is not None)
-    kv = num_blocks * cache.block_bytes + seats
+    if marks:
+        capacity = replace(capacity, num_marks=marks // cache.mark_bytes)
+    kv = num_blocks * cache.block_bytes + seats + marks
     activations = _step_bytes(model, settings, capacity.max_model_len, num_blocks * cache.block_size)
-    return capacity, Ledger(free, model.weight_bytes, kv, activations, reserve)
+    return capacity, Ledger(free, model.weight_bytes, kv, activations, reserve, seats=seats, marks=marks)
+
+
+def _marks_bytes(cache: KVCacheSpec, settings: StartSettings, size: int) -> int:
+    """Of `size` bytes for blocks and checkpoints, those for checkpoints."""
+    if settings.marks is None or not cache.mark_bytes:
+        return default_marks_bytes(cache, size)
+    if settings.num_blocks is None and settings.marks > size - cache.block_bytes:
+        most = max(0, size - cache.block_bytes)
+        raise ConfigError(
+            f"marks_memory: {readable(settings.marks)} leave nothing for blocks of the {readable(size)} that are "
+            f"there for both: --marks-memory {readable(default_marks_bytes(cache, most))} fits"
+        )
+    return settings.marks // cache.mark_bytes * cache.mark_bytes
+
+
+def _refuse_too_many_seats(cache: KVCacheSpec, settings: StartSettings, room: int) -> None:
+    """Running states of many sequences can be larger than all the rest of a cache."""
+    room = room if settings.kv is None else min(room, settings.kv)
+    seats = settings.seats(cache)
+    if cache.mark_bytes and settings.num_blocks is None and 0 < room < 2 * seats:
+        fitting = max(1, room // 2 * settings.max_num_seqs // seats)
+        raise ConfigError(
+            f"max_num_seqs: {settings.max_num_seqs} sequences may keep running states of "
+            f"{readable(cache.mark_bytes)} each, {readable(seats)} of the {readable(room)} that the cache may have: "
+            f"--max-num-seqs {fitting} leaves half of it to what is cached"
+        )
 
 
 def settle(capacity: Capacity, ledger: Ledger, cache: KVCacheSpec, settings: StartSettings) -> tuple[Capacity, Ledger]:
@@ -62,8 +107,8 @@ def settle(capacity: Capacity, ledger: Ledger, cache: KVCacheSpec, settings: Sta
     """
     if ledger.free >= 0 or settings.num_blocks is not None:
         return capacity, ledger
-    seats = cache.seat_bytes * settings.max_num_seqs
-    left, chunk = ledger.kv + ledger.free - seats, settings.max_num_batched_tokens
+    beside = ledger.seats + ledger.marks
+    left, chunk = ledger.kv + ledger.free - beside, settings.max_num_batched_tokens
     if settings.kv is not None or left < cache.block_bytes:
         size = f"{left // MIB}MiB" if left >= 16 * MIB else f"{left // 1024}KiB"
         way_out = f"--kv {size} fits, or " if left // 1024 * 1024 >= cache.block_bytes else ""
@@ -74,7 +119,8 @@ def settle(capacity: Capacity, ledger: Ledger, cache: KVCacheSpec, settings: Sta
         )
     num_blocks = left // cache.block_bytes
     smaller = fit(cache, num_blocks, capacity.max_model_len, chunk, required=settings.max_model_len is not None)
-    return smaller, replace(ledger, kv=num_blocks * cache.block_bytes + seats)
+    smaller = replace(smaller, num_marks=capacity.num_marks)
+    return smaller, replace(ledger, kv=num_blocks * cache.block_bytes + beside)
 
 
 def _without(seats: int, cache: KVCacheSpec, settings: StartSettings) -> StartSettings:
@@ -83,7 +129,7 @@ def _without(seats: int, cache: KVCacheSpec, settings: StartSettings) -> StartSe
         return settings
     if settings.kv < seats + cache.block_bytes:
         raise ConfigError(
-            f"kv: {readable(settings.kv)} does not hold the open blocks of {settings.max_num_seqs} sequences, "
+            f"kv: {readable(settings.kv)} does not hold what {settings.max_num_seqs} sequences need beside blocks, "
             f"{readable(seats)}, and a block beside them: --kv {readable(seats + cache.block_bytes)} or a smaller "
             "--max-num-seqs"
         )

@@ -31,10 +31,16 @@ class FusedLayers:
         backends: Sequence[AttentionBackend],
     ) -> None:
         served = [call if isinstance(one, CpuBackend) else None for call, one in zip(calls, backends, strict=True)]
+        self._num_layers = len(layers)
         self._runs: Mapping[int, tuple[int, DecoderKernel]] = {
             first: (stop, _kernel(served[first:stop], layers[first:stop], backends[first]))
             for first, stop in ranges(served)
         }
+
+    @property
+    def whole(self) -> bool:
+        """Whether one run has all layers, so that torch does no large work in a step."""
+        return self.runs == [(0, self._num_layers)]
 
     @property
     def runs(self) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -16,8 +17,10 @@ from kvtrove.request import EngineError
 from kvtrove.runner.batch import Batch, build_batch
 from kvtrove.runner.fused import FusedLayers
 from kvtrove.runner.logprobs import undrawable
+from kvtrove.runner.pooling import pooled
 from kvtrove.runner.rows import Rows
 from kvtrove.runner.sampler import Sampler, logprob_table
+from kvtrove.runner.threads import few_threads
 from kvtrove.scheduler.output import ModelOutput, ScheduledSequence, SchedulerOutput, SequenceResult, accept
 
 PROMPT_LOGPROB_ROWS = 256  # rows of logits held at once while prompt logprobs are reported
@@ -54,8 +57,13 @@ class ModelRunner:
         if not step.sequences:
             self.rows.execute(step.ops)
             return ModelOutput({})
-        batch, hidden = self.forward(step)
-        return self._results(step.sequences, hidden[batch.logit_rows])
+        with few_threads() if self.fused.whole else contextlib.nullcontext():
+            batch, hidden = self.forward(step)
+            output, start = self._results(step.sequences, hidden[batch.logit_rows]), batch.attention.query_start
+            for index, s in enumerate(step.sequences):
+                if s.pool is not None:
+                    output.results[s.seq_id] = pooled(s, hidden[start[index] : start[index + 1]], self.model)
+            return output
 
     @torch.inference_mode()
     def forward(self, step: SchedulerOutput) -> tuple[Batch, Tensor]:
@@ -128,6 +136,7 @@ def attention_layers(model: Model, cache: KVCacheSpec, arena: Arena) -> Iterator
             view=arena.views(storage.layer),
             block_size=cache.block_size,
             softcap=model.spec.attention_softcap,
+            sink_logits=model.layers[kv.layer].attention.sinks,
             storage=storage.layer,
             is_shared=any(other.source == kv.layer for other in cache.layers),
             tails=arena.tails(kv.layer),

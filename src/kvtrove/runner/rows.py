@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.rows import Copy, CopySeat, Fill, RowOp, Spill
+from kvtrove.kv.rows import Copy, CopySeat, Fill, FillSeat, LoadMark, RowOp, SaveMark, Spill
 from kvtrove.kv.tiers.store import BlockStore
+
+if TYPE_CHECKING:
+    from kvtrove.kv.manager import KVCacheManager
 
 
 class Rows:
@@ -24,8 +27,11 @@ class Rows:
         self._how: Mapping[type[RowOp], Callable[[list[Any]], None]] = {
             Copy: self._copy,
             CopySeat: self._copy_seat,
+            SaveMark: self._save_mark,
+            LoadMark: self._load_mark,
             Spill: self._spill,
             Fill: self._fill,
+            FillSeat: self._fill_seat,
         }
 
     def execute(self, ops: Sequence[RowOp]) -> None:
@@ -33,12 +39,36 @@ class Rows:
         for kind, run in groupby(ops, type):
             self._how[kind](list(run))
 
+    def settle(self, books: KVCacheManager) -> None:
+        """Between two steps: take in what the tiers have brought, and execute all that the books still ask for."""
+        books.poll()
+        self.execute(books.take_ops())
+        books.rows.executed()
+
+    def read(self, ids: Sequence[int]) -> list[memoryview]:
+        """The bytes of these rows now, each uint8 [row_bytes], copied together."""
+        if not ids:
+            return []
+        content = self.arena.rows[torch.as_tensor(ids, device=self.arena.device)].cpu().numpy()
+        return [row.data for row in content]
+
+    def read_seat(self, seat: int) -> memoryview:
+        """The bytes of a seat now, uint8 [seat_bytes]; none where sequences have no seats."""
+        if seat < 0:
+            return memoryview(b"")
+        return self.arena.seats[seat].cpu().clone().numpy().data
+
     def _copy(self, ops: list[Copy]) -> None:
         self.arena.copy_rows([(op.source, op.target) for op in ops])
 
     def _copy_seat(self, ops: list[CopySeat]) -> None:
-        for op in ops:
-            self.arena.seats[op.target] = self.arena.seats[op.source]
+        self.arena.copy_seats([(op.source, op.target) for op in ops])
+
+    def _save_mark(self, ops: list[SaveMark]) -> None:
+        self.arena.save_marks([(op.seat, op.mark) for op in ops])
+
+    def _load_mark(self, ops: list[LoadMark]) -> None:
+        self.arena.load_marks([(op.mark, op.seat) for op in ops])
 
     def _spill(self, ops: list[Spill]) -> None:
         if self.store is not None:
@@ -48,3 +78,7 @@ class Rows:
     def _fill(self, ops: list[Fill]) -> None:
         for op in ops:
             self.arena.rows[op.target] = torch.frombuffer(op.content, dtype=torch.uint8).to(self.arena.device)
+
+    def _fill_seat(self, ops: list[FillSeat]) -> None:
+        for op in ops:
+            self.arena.seats[op.target] = torch.frombuffer(op.content, dtype=torch.uint8).to(self.arena.device)

@@ -115,7 +115,9 @@ def report(
     tables = {}
     if wanted:
         top_k = [specs[row].params.logprobs or 0 for row in wanted]
-        listed = tables_of(logits[wanted], total[wanted], [chosen[row] for row in wanted], top_k, token_text)
+        listed = tables_of(
+            take(logits, wanted), take(total, wanted), [chosen[row] for row in wanted], top_k, token_text
+        )
         tables = dict(zip(wanted, listed, strict=True))
     return [
         [SampledToken(t, next(logprobs), tables[row][n] if row in tables else None) for n, t in enumerate(row_tokens)]

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from kvtrove.kv.manager import KVCacheManager
+from kvtrove.kv.snapshot import fill_tail, match_to_tail
 from kvtrove.request import PrefixLoad
 from kvtrove.scheduler.computing import BlocksInWork
 from kvtrove.scheduler.limits import SchedulerLimits
@@ -46,10 +47,13 @@ class Admission:
             if self._waits(seq):
                 passed_over.append(waiting.popleft())
                 continue
-            limit = 0 if seq.request.wants_prompt_logprobs else len(seq.tokens) - 1
+            limit = seq.reusable
             match = self.kv.match(seq.kv, seq.tokens, limit)
+            if seq.tail is not None:
+                match = match_to_tail(self.kv, seq.kv, seq.tail, len(seq.tokens)) or match
             key = self.computing.run_after(seq, match.num_tokens, limit)
             if key is not None:
+                self._branch(seq, key, running)
                 seq.waits_for = Computing(key)
                 passed_over.append(waiting.popleft())
                 continue
@@ -63,6 +67,9 @@ class Admission:
                 passed_over.append(waiting.popleft())
                 continue
             self.kv.allocate(seq.kv, 0, match)
+            if seq.tail is not None and seq.kv.num_computed == seq.tail.num_computed:
+                fill_tail(self.kv, seq.kv, seq.tail)
+            seq.tail = None
             if seq.load is not None:
                 self.kv.let_go(seq.load)
             running[seq.id] = waiting.popleft()
@@ -93,11 +100,20 @@ class Admission:
     def _start(self, seq: Sequence, limit: int) -> None:
         request = seq.request
         if request.num_cached_tokens is None:
-            request.num_cached_tokens = seq.kv.num_computed
+            request.num_cached_tokens = min(seq.kv.num_computed, len(request.prompt))
             request.metrics.first_scheduled_time = self.clock()
             request.metrics.reused_from, request.metrics.load = _sources(seq, self.prefill_rate)
-            request.metrics.explanation = self.kv.explain(seq.kv, len(seq.tokens), limit)
+            prompt = min(len(seq.tokens), len(request.prompt))
+            request.metrics.explanation = self.kv.explain(seq.kv, prompt, limit)
+        self.kv.states.plan(seq.kv, len(seq.tokens), request.borders)
         self.computing.begin(seq, limit)
+
+    def _branch(self, seq: Sequence, key: bytes, running: dict[int, Sequence]) -> None:
+        """`seq` will go on behind this block, which another one computes: there, it needs the states as well."""
+        owner = running.get(self.computing.owner(key))
+        if owner is not None:
+            length = (seq.kv.chain.keys.index(key) + 1) * self.kv.block_size
+            self.kv.states.keep_at(owner.kv, length)
 
     def _still_needed(self, seq: Sequence) -> int:
         return self.blocks(len(seq.tokens)) - seq.kv.num_blocks
@@ -105,7 +121,7 @@ class Admission:
 
 def _sources(seq: Sequence, prefill_rate: float) -> tuple[dict[str, int], PrefixLoad | None]:
     """Tokens reused by tier of the cache, and what loading them cost, when `seq` has just been admitted."""
-    reused, load, size = seq.kv.num_computed, seq.load, seq.kv.chain.block_size
+    reused, load, size = seq.request.num_cached_tokens or 0, seq.load, seq.kv.chain.block_size
     loaded = 0 if load is None or not load.sources else max(0, reused - load.before)
     tiers = {"memory": reused - loaded}
     report = None

@@ -15,6 +15,10 @@ class BlocksInWork:
     def __contains__(self, key: bytes | None) -> bool:
         return key in self._owner
 
+    def owner(self, key: bytes) -> int:
+        """Id of the sequence that computes the block, 0 if none does."""
+        return self._owner.get(key, 0)
+
     def begin(self, seq: Sequence, limit: int) -> None:
         """`seq` computes what its match did not have, as far as a hit within `limit` tokens could have served it."""
         for key in self._missing(seq, seq.kv.num_computed, limit):

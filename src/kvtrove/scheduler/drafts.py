@@ -99,7 +99,7 @@ class Drafter:
             seq.draft_tried *= MEMORY
             seq.draft_right *= MEMORY
             found = self._propose(seq, bar, most)
-            if found and kv.allocate(seq.kv, 1 + len(found)):
+            if found and kv.allocate(seq.kv, 1 + len(found)) and kv.states.hold(seq.kv):
                 drafts[seq.id] = found
                 room -= len(found)
         return drafts

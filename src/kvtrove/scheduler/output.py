@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrove.kv.rows import RowOp
-from kvtrove.request import EngineError, RequestError, SamplingParams, TokenLogprobs
+from kvtrove.request import EngineError, PoolingParams, RequestError, SamplingParams, TokenLogprobs
 
 NO_TOKENS: array[int] = array("i")
 NO_ENDS: frozenset[int] = frozenset()
@@ -46,12 +46,24 @@ class SampleSpec:
     """The runner's own, the same at every draw of a request: what it derives from `params` and `banned` only once."""
 
 
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """Make a vector of a prompt. carry: what the step before returned; it counts only behind the first tokens.
+
+    last: the prompt ends with the tokens of this step.
+    """
+
+    params: PoolingParams
+    carry: NDArray[np.float64] | None
+    last: bool
+
+
 @dataclass(slots=True)
 class ScheduledSequence:
     """Compute K/V of `tokens` at positions start, start + 1, ...
 
     block_ids: per group the block table, -1 where no block is held.
-    seat: what it has beside its blocks (`kvtrove.kv.seats`).
+    seat: what it has beside its blocks (`kvtrove.kv.seats`). pool: it draws nothing but becomes a vector.
     sample: draw after the last token that is not a draft. verify: the last len(verify) tokens are drafts; draw after
         each of them as if all up to it had been drawn.
     """
@@ -66,6 +78,7 @@ class ScheduledSequence:
     prompt_logprobs: int | None = None
     prompt_targets: array[int] = field(default_factory=lambda: NO_TOKENS)
     """With prompt_logprobs: the token that follows each of `tokens`, as far as it is a prompt token."""
+    pool: PoolSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +91,16 @@ class SchedulerOutput:
     @property
     def num_tokens(self) -> int:
         return sum(len(s.tokens) for s in self.sequences)
+
+    @property
+    def num_decodes(self) -> int:
+        """Tokens of sequences that compute one, and of drafts behind it."""
+        return sum(len(s.tokens) for s in self.sequences if len(s.tokens) - len(s.verify) == 1)
+
+    @property
+    def num_listed(self) -> int:
+        """Prompt tokens whose log-probabilities are reported."""
+        return sum(len(s.tokens) for s in self.sequences if s.prompt_logprobs is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +118,15 @@ class SequenceResult:
 
     error: why there is nothing of either; it ends the request.
     accepted: as many as drafts were right: what was drawn after each of these, in order.
+    pooled: the vector of a prompt that has come to its end. pool_carry: for the step that goes on with it.
     """
 
     samples: list[SampledToken]
     prompt_logprobs: list[TokenLogprobs] | None = None
     error: RequestError | EngineError | None = None
     accepted: list[SampledToken] = field(default_factory=list)
+    pooled: NDArray[np.float32] | None = None
+    pool_carry: NDArray[np.float64] | None = None
 
 
 def accept(drafts: array[int], first: SampledToken, after: list[SampledToken]) -> list[SampledToken]:

@@ -23,14 +23,23 @@ class Pace:
     size: int
     _decode: float = 0.0  # seconds of a step that only decodes
     _token: float = 0.0  # seconds that a prompt token adds
+    _listed: float = 0.0  # seconds that one adds whose log-probabilities are reported
 
-    def learn(self, prompt_tokens: int, decodes: int, seconds: float) -> None:
-        """A step has computed so many tokens of prompts beside so many decodes."""
+    def learn(self, prompt_tokens: int, decodes: int, seconds: float, listed: int = 0) -> None:
+        """A step has computed so many tokens of prompts, `listed` of them with log-probabilities, beside decodes."""
         if not prompt_tokens:
-            self._decode += (NEW_SHARE if self._decode else 1.0) * (seconds - self._decode)
-        elif prompt_tokens >= SMALLEST:
-            each = max(0.0, seconds - (self._decode if decodes else 0.0)) / prompt_tokens
-            self._token += (NEW_SHARE if self._token else 1.0) * (each - self._token)
+            self._decode = _newer(self._decode, seconds)
+            return
+        seconds -= self._decode if decodes else 0.0
+        if listed >= SMALLEST:
+            self._listed = _newer(self._listed, max(0.0, seconds - self._token * (prompt_tokens - listed)) / listed)
+        elif prompt_tokens >= SMALLEST and not listed:
+            self._token = _newer(self._token, max(0.0, seconds) / prompt_tokens)
+
+    @property
+    def weight(self) -> float:
+        """How many prompt tokens take as long as one whose log-probabilities are reported."""
+        return max(1.0, self._listed / self._token) if self._token else 1.0
 
     @property
     def rate(self) -> float:
@@ -44,3 +53,8 @@ class Pace:
             return self.most
         wanted = int(min(self.most, self.seconds / self._token))
         return max(SMALLEST, wanted // self.size * self.size)
+
+
+def _newer(average: float, value: float) -> float:
+    """The first value, or an average that moves towards it."""
+    return average + (NEW_SHARE if average else 1.0) * (value - average)

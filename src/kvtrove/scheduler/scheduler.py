@@ -13,12 +13,14 @@ the prefix cache usually still has most of them.
 
 from __future__ import annotations
 
+import math
 import time
 from array import array
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+from kvtrove.kv.keeping import keep
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.table import SequenceKV
 from kvtrove.request import EngineError, FinishReason, RequestError
@@ -27,7 +29,14 @@ from kvtrove.scheduler.admission import Admission
 from kvtrove.scheduler.computing import BlocksInWork
 from kvtrove.scheduler.drafts import Drafter
 from kvtrove.scheduler.limits import SchedulerLimits, SchedulerStats
-from kvtrove.scheduler.output import NO_TOKENS, ModelOutput, SampledToken, ScheduledSequence, SchedulerOutput
+from kvtrove.scheduler.output import (
+    NO_TOKENS,
+    ModelOutput,
+    SampledToken,
+    ScheduledSequence,
+    SchedulerOutput,
+    SequenceResult,
+)
 from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.policies import end_of, share, too_long
 from kvtrove.scheduler.sequence import Request, Sequence
@@ -59,11 +68,12 @@ class Scheduler:
         self._admission = Admission(kv, self.limits, self._computing, clock)
         self._step: dict[int, int] = {}  # sequence id -> tokens in the step being planned
         self.prompt_limit = self.limits.max_num_batched_tokens  # of prompt tokens in a step that also decodes (`Pace`)
+        self.listed_weight = 1.0  # of one whose log-probabilities are reported, there (`Pace`)
         self.at_work: Request | None = None  # an error now is this request's: something is done for it alone
 
     def keep_pace(self, pace: Pace) -> None:
         """What has been measured of the steps so far decides how long prompts may take, and what is worth loading."""
-        self.prompt_limit = pace.tokens
+        self.prompt_limit, self.listed_weight = pace.tokens, pace.weight
         self._admission.prefill_rate = pace.rate
 
     # ---- requests come and go ----
@@ -137,6 +147,7 @@ class Scheduler:
 
     def _leave(self, seq: Sequence) -> None:
         """Free the blocks of `seq` and take it out of the queues."""
+        keep(self.kv, seq.kv, seq.request.metrics.soft_pins)
         self.kv.free(seq.kv)
         if seq.load is not None:
             self.kv.let_go(seq.load)
@@ -181,20 +192,24 @@ class Scheduler:
         for seq in self._decodes():
             self._give(seq, 1)
         budget = self.limits.max_num_batched_tokens - len(self._step)
-        budget = min(budget, self.prompt_limit) if self._step else budget
+        paced = bool(self._step) and self.prompt_limit < budget
+        budget = self.prompt_limit if paced else budget
         prefills = [s for s in self.running.values() if s.id not in self._step and s.prefill_need]
         if self.waiting:
             prefills += self._admission.admit(self.waiting, self.running, prefills, budget)
-        needs = [seq.prefill_need for seq in prefills]
-        for seq, num in zip(prefills, share(budget, needs), strict=True):
+        weights = [self.listed_weight if paced and s.request.wants_prompt_logprobs else 1.0 for s in prefills]
+        most = [self.kv.states.until_mark(seq.kv, seq.prefill_need) for seq in prefills]
+        needs = [math.ceil(num * weight) for num, weight in zip(most, weights, strict=True)]
+        for seq, weight, num in zip(prefills, weights, share(budget, needs), strict=True):
             if num:
-                self._give(seq, num)
+                self._give(seq, max(1, int(num / weight)))
 
     def _draft(self) -> dict[int, array[int]]:
         """Drafts for the decodes of the step: last, from what budget, rows of logits and blocks the others leave."""
         if self.drafter is None or not self._step:
             return {}
-        decodes = [seq for i, seq in self.running.items() if i in self._step and seq.num_uncomputed == 1]
+        draws = [seq for i, seq in self.running.items() if i in self._step and seq.request.pooling is None]
+        decodes = [seq for seq in draws if seq.num_uncomputed == 1]
         num_tokens, limits = sum(self._step.values()), self.limits
         rows = max(limits.max_num_seqs, 1 + self.drafter.rules.most) - len(self._step)
         return self.drafter.plan(decodes, num_tokens, min(limits.max_num_batched_tokens - num_tokens, rows), self.kv)
@@ -279,19 +294,21 @@ class Scheduler:
             if done.verify and self.drafter is not None:
                 samples = self.drafter.accept(seq, done, result)
                 self.num_generation_tokens += len(result.accepted)
-            self._commit(seq, len(done.tokens) - len(done.verify) + len(result.accepted))
+            wrong = len(done.verify) - len(result.accepted)
+            self._commit(seq, len(done.tokens) - wrong, wrong)
             request = seq.request
             touched[request.id] = request
             if result.error is not None:
                 self.fail(request, result.error)
                 continue
+            if request.pooling is not None:
+                self._pool(seq, result, now)
+                continue
             if result.prompt_logprobs and request.prompt_logprobs is not None:
                 request.prompt_logprobs.extend(result.prompt_logprobs)
             if not samples:
                 continue
-            if request.metrics.first_token_time is None:
-                request.metrics.first_token_time = now
-                self.num_prompt_tokens += len(request.prompt)
+            self._begun(request, now)
             request.metrics.token_times.append(now)
             if request.beam:
                 beams.setdefault(request.id, {})[seq.id] = samples
@@ -304,10 +321,24 @@ class Scheduler:
         self.at_work = None
         return list(touched.values())
 
-    def _commit(self, seq: Sequence, num: int) -> None:
+    def _pool(self, seq: Sequence, result: SequenceResult, now: float) -> None:
+        """Keep what has become of a prompt so far; its vector is the end of it."""
+        request = seq.request
+        request.pooled, request.pool_carry = result.pooled, result.pool_carry
+        if result.pooled is not None:
+            self._begun(request, now)
+            self.finish(seq, "stop")
+
+    def _begun(self, request: Request, now: float) -> None:
+        """The first token, or the vector, of a request is there."""
+        if request.metrics.first_token_time is None:
+            request.metrics.first_token_time = now
+            self.num_prompt_tokens += len(request.prompt)
+
+    def _commit(self, seq: Sequence, num: int, wrong: int = 0) -> None:
         before = seq.kv.num_computed
-        self.kv.commit(seq.kv, seq.tokens, num)
-        self._computing.end(seq, before, before + num)
+        self.kv.commit(seq.kv, seq.tokens, num, wrong)
+        self._computing.end(seq, before, seq.kv.num_computed)
 
     def _extend(self, seq: Sequence, samples: list[SampledToken]) -> None:
         """Append the drawn token; after the prompt, fork one sequence per further stream first."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kvtrove.kv.loads import Load
+from kvtrove.kv.snapshot import Tail
 from kvtrove.kv.table import SequenceKV
 from kvtrove.request import (
     EngineError,
     FinishReason,
     Guide,
+    PoolingParams,
     RequestError,
     RequestMetrics,
     SamplingParams,
@@ -44,6 +50,8 @@ class Sequence:
     """Nothing is done for a sequence in the queue before this is over."""
     load: Load | None = None
     """What was, or is being, loaded for it since it queued last: at most one attempt."""
+    tail: Tail | None = None
+    """What a checkpoint holds behind the full blocks: taken over when it is admitted with all of those."""
     guide: Guide | None = None
     draft_right: float = 0.0
     draft_tried: float = 0.0
@@ -64,6 +72,13 @@ class Sequence:
     def prefill_need(self) -> int:
         """Tokens that a prompt may catch up with; the last one of a preempted beam waits for its siblings."""
         return self.num_uncomputed - (self.request.beam and self.num_output > 0)
+
+    @property
+    def reusable(self) -> int:
+        """Tokens that need not be computed when their K/V are cached: none where something else of them is wanted."""
+        request = self.request
+        reads_all = request.pooling is not None and request.pooling.reads_all
+        return 0 if reads_all or request.wants_prompt_logprobs else len(self.tokens) - 1
 
     @property
     def seats(self) -> int:
@@ -128,10 +143,18 @@ class Request:
     metrics: RequestMetrics
     guide: Guide | None = None
     """Belongs to the first sequence; the others fork from it."""
+    borders: Collection[int] = ()
+    session: str = ""
+    """Lengths of the prompt at which a message ends: where other prompts are likely to go on."""
     sequences: list[Sequence] = field(default_factory=list)
     completed: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    pooling: PoolingParams | None = None
+    """The prompt becomes a vector, and nothing is drawn."""
+    pooled: NDArray[np.float32] | None = None
+    pool_carry: NDArray[np.float64] | None = None
+    """What the last step made of the prompt so far (`SequenceResult.pool_carry`)."""
     error: RequestError | EngineError | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     """The runner's (`SampleSpec.notes`)."""

@@ -6,7 +6,7 @@ from array import array
 from dataclasses import replace
 
 from kvtrove.request import Guide
-from kvtrove.scheduler.output import NO_ENDS, NO_TOKENS, SampleSpec, ScheduledSequence
+from kvtrove.scheduler.output import NO_ENDS, NO_TOKENS, PoolSpec, SampleSpec, ScheduledSequence
 from kvtrove.scheduler.sequence import Sequence
 
 
@@ -14,11 +14,14 @@ def scheduled_sequence(seq: Sequence, num: int, drafts: array[int] = NO_TOKENS) 
     """The next `num` tokens of `seq`; it samples when these are its last ones, and only then may drafts follow."""
     start = seq.kv.num_computed
     stop = start + num
-    sample = sample_spec(seq) if stop == len(seq.tokens) else None
+    last, pooling = stop == len(seq.tokens), seq.request.pooling
+    sample = sample_spec(seq) if last and pooling is None else None
     work = ScheduledSequence(seq.id, seq.tokens[start:stop], start, seq.kv.block_ids(), sample, seat=seq.kv.seat)
     if drafts and sample is not None:
         work.verify = draft_specs(seq, sample, drafts)
         work.tokens.extend(drafts[: len(work.verify)])
+    if pooling is not None:
+        work.pool = PoolSpec(pooling, seq.request.pool_carry, last)
     if seq.request.wants_prompt_logprobs:
         work.prompt_logprobs = seq.request.params.prompt_logprobs
         work.prompt_targets = seq.request.prompt[start + 1 : stop + 1]

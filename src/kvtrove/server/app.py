@@ -19,14 +19,26 @@ from kvtrove.server.body import invalid
 from kvtrove.server.errors import ApiError, as_api_error, refused
 from kvtrove.server.middleware import Bound, Guard, Heads, Identify, state_of
 from kvtrove.server.observer import Observers
-from kvtrove.server.routes import admin, cache, chat, completions, health, messages, models, responses, tokenize
+from kvtrove.server.routes import (
+    admin,
+    cache,
+    chat,
+    checkpoints,
+    completions,
+    health,
+    messages,
+    models,
+    responses,
+    tokenize,
+    vectors,
+)
 from kvtrove.server.service import Service
 from kvtrove.server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
-ROUTERS = tuple(
-    module.router for module in (models, chat, completions, responses, messages, tokenize, cache, admin, health)
-)
+INNER = (cache, checkpoints, admin, health)
+"""Of the server itself; the others are the APIs that clients know."""
+ROUTERS = tuple(module.router for module in (models, chat, completions, responses, messages, vectors, tokenize, *INNER))
 
 
 def create_app(service: Service, keyring: Keyring, more_routers: Iterable[APIRouter] = ()) -> FastAPI:

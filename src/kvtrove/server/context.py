@@ -23,13 +23,14 @@ def refuse_unless_it_fits(
 ) -> None:
     """ApiError 400 unless prompt and answer fit into `context` tokens, and the prompt into the server's `limit`.
 
-    max_tokens: of the answer; None is whatever is left, at least one. param, limit_param: the fields of the request
-    that hold the prompt and max_tokens.
+    max_tokens: of the answer, 0 where there is none; None is whatever is left, at least one. param, limit_param: the
+    fields of the request that hold the prompt and max_tokens.
     """
     if limit is not None and num_tokens > limit:
         raise _too_long(f"{num_tokens} tokens", limit, context, param)
-    if num_tokens >= context:
-        most = context - (max_tokens or 1)
+    answer = 1 if max_tokens is None else max_tokens
+    if num_tokens + min(answer, 1) > context:
+        most = context - answer
         raise _too_long(f"{num_tokens} tokens", most if most > 0 else context - 1, context, param)
     if max_tokens is not None and num_tokens + max_tokens > context:
         wanted = f"{num_tokens} prompt tokens and {limit_param} {max_tokens} are {num_tokens + max_tokens}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import llguidance
 import numpy as np
+from llguidance.gbnf_to_lark import any_to_lark
 from numpy.typing import NDArray
 
 from kvtrove.request import RequestError
@@ -28,14 +30,17 @@ NUM_HELPERS = 2  # a grammar that takes its time holds up one of them
 CACHED_GRAMMARS, CACHED_BYTES = 256, 64 * 2**20
 _COERCED = "oneOf whose branches may overlap"
 
+_GBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
+
 Kind = Literal["json_schema", "regex", "choice", "lark"]
 
 
 @dataclass(frozen=True)
 class Grammar:
     """What an output must look like. `param`: the request's field that says so. value: a schema (dict), a list of
-    choices, or the text of a regex or of a Lark grammar. lenient: keywords of a schema that cannot be enforced are
-    left out, and told in `TokenGuide.relaxed`; otherwise they are refused. left_out: those that are already.
+    choices, or the text of a regex or of a grammar in Lark's or llama.cpp's notation. lenient: keywords of a schema
+    that cannot be enforced are left out, and told in `TokenGuide.relaxed`; otherwise they are refused. left_out: those
+    that are already.
     """
 
     kind: Kind
@@ -61,8 +66,17 @@ class Grammar:
             choices = dict.fromkeys(self.value)  # the same choice twice would be two ways to write one text
             source = llguidance.LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choices)))
         else:
-            source = llguidance.LLMatcher.grammar_from_lark(self.value)
+            lark = _lark_of(self.value, self.param) if _GBNF.search(self.value) else self.value
+            source = llguidance.LLMatcher.grammar_from_lark(lark)
         return str(source), relaxed
+
+
+def _lark_of(gbnf: str, param: str) -> str:
+    """A grammar of llama.cpp (GBNF: `root ::= "a" | "b"`) in Lark's notation. RequestError when it cannot be read."""
+    try:
+        return any_to_lark(gbnf)
+    except Exception as error:  # its reader raises no class of its own where a rule is missing
+        raise RequestError(f"{param}: it cannot be read as GBNF ({str(error)[:200] or 'too deep'})", param) from error
 
 
 class TokenGuide:

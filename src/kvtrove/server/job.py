@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from kvtrove.server.errors import refused, timed_out
 from kvtrove.server.observer import Arrival, Departure, PromptResult
 from kvtrove.server.protocol.common import Usage
 from kvtrove.server.service import Service
+
+_NOT_PLAIN = re.compile(r"[^ -~]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class Job:
         self.results: tuple[PromptResult, ...] = ()
         self.notes: dict[str, Any] = {}  # the answer's `kvtrove` object
         self.warnings: list[str] = []  # of the answer's headers
+        options = getattr(body, "prompt_cache_options", None)
+        self.prewarms = bool(options and options.prewarm)  # the prompt is computed, and nothing is answered
         self.reasoning_tokens = 0  # of the output tokens, those of thoughts
         self.findings: Mapping[str, Any] = {}  # what observers know of a request before it runs
         self._arrival: Arrival | None = None
@@ -58,14 +63,14 @@ class Job:
         """Hand the prompts to the engine. RequestError when one can never be served; then none is."""
         self._prepared = True
         self.service.admission.prepared(len(requests))
-        tokens = sum(len(r.prompt_token_ids) + r.params.n * (r.params.max_tokens or 0) for r in requests)
+        tokens = sum(len(r.prompt_token_ids) + r.sampling.n * (r.sampling.max_tokens or 0) for r in requests)
         self.service.quotas.take(self.caller.tenant, "tokens", tokens)
         self._tokens_taken = tokens
         self._stream = await self.service.engine.submit(requests)
         limit = self.service.limits.request_timeout
         left = limit - (time.monotonic() - self.caller.time)
         self._timer = asyncio.get_running_loop().call_later(left, self._stream.give_up, timed_out(limit))
-        self.results = tuple(PromptResult(r.params, len(r.prompt_token_ids)) for r in requests)
+        self.results = tuple(PromptResult(r.sampling, len(r.prompt_token_ids)) for r in requests)
         self._arrival = Arrival(
             id=self.caller.request_id,
             time=self.caller.time,
@@ -109,7 +114,7 @@ class Job:
     def usage(self) -> Usage:
         """Tokens so far."""
         prompt = sum(r.prompt_tokens for r in self.results)
-        output = sum(r.output_tokens for r in self.results)
+        output = 0 if self.prewarms else sum(r.output_tokens for r in self.results)
         usage: Usage = {
             "prompt_tokens": prompt,
             "completion_tokens": output,
@@ -137,6 +142,10 @@ class Job:
             "output_tokens": sum(r.output_tokens for r in self.results),
             "ttft": round(min(firsts) - self.caller.time, 4) if firsts else None,
         }
+
+    def warn(self, text: str) -> None:
+        """In a header of the answer, whose characters are plain whatever a client sent."""
+        self.warnings.append(_NOT_PLAIN.sub("?", text))
 
     @property
     def headers(self) -> dict[str, str]:

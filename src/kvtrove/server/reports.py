@@ -54,13 +54,21 @@ class LoadedPrefix(TypedDict):
     instead_seconds: float | None
 
 
+class Kept(TypedDict):
+    """A prefix that leaves the cache last, for so long after the answer. tokens: null is all, and the answer."""
+
+    tokens: int | None
+    seconds: float
+
+
 class CacheReport(TypedDict):
     """How one prompt used the cache. reused_from: tokens by tier. evicted_seconds_ago: for `evicted`, if it is known.
 
     kept_tokens: of the prompt, those of an earlier answer whose ids were kept, rather than encoded again.
     first_divergence: null when the prompt only continues an earlier one, or nothing earlier begins like it.
     loaded: what of `reused_from` had to be read from a tier first.
-    drafted_tokens, accepted_tokens: of its output, when there were drafts.
+    drafted_tokens, accepted_tokens: of its output, when there were drafts. continued_tokens: of its output, those that
+    were drawn before a crash, and kept.
     """
 
     request_id: str
@@ -75,6 +83,8 @@ class CacheReport(TypedDict):
     first_divergence: Divergence | None
     drafted_tokens: NotRequired[int]
     accepted_tokens: NotRequired[int]
+    continued_tokens: NotRequired[int]
+    soft_pins: NotRequired[list[Kept]]
 
 
 @dataclass(slots=True)
@@ -193,6 +203,10 @@ class Reports(Observer):
         if result.metrics.num_draft_tokens:
             report["drafted_tokens"] = result.metrics.num_draft_tokens
             report["accepted_tokens"] = result.metrics.num_accepted_tokens
+        if result.metrics.num_continued_tokens:
+            report["continued_tokens"] = result.metrics.num_continued_tokens
+        if result.metrics.soft_pins:
+            report["soft_pins"] = [{"tokens": p.num_tokens, "seconds": p.seconds} for p in result.metrics.soft_pins]
         return report
 
     def _divergence(self, prompt: Remembered, best: Best | None, conversation: Conversation) -> Divergence | None:

@@ -47,6 +47,10 @@ class Endpoint(Protocol):
         ...
 
 
+MAX_NAMED = 4
+"""Fields that a warning names."""
+
+
 def open_job(service: Service, request: Request, body: Any) -> Job:
     """Admit a request. ApiError when it is refused."""
     state = request.state
@@ -54,6 +58,8 @@ def open_job(service: Service, request: Request, body: Any) -> Job:
     if request.headers.get("x-kvtrove-cache-report") == "1":
         body.cache_report = True
     state.job = Job(service, Caller(state.request_id, state.arrival_time, route, state.tenant), body)
+    if body.unknown:
+        state.job.warn("fields not known here: " + ", ".join(f"{name:.64}" for name in body.unknown[:MAX_NAMED]))
     return state.job
 
 

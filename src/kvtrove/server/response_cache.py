@@ -1,8 +1,8 @@
 """Whole answers to requests that were asked before, word for word and without randomness. Off by default.
 
 A key covers the model and its weights, the form of its cache, the tenant, the route and every field of the request that
-can change the answer, so an answer is found by exactly the request that made it. Only answers at temperature 0 that
-came to their end are kept. A store that fails is a miss.
+can change the answer, so an answer is found by exactly the request that made it. Only answers without randomness (at
+temperature 0, vectors, scores) that came to their end are kept. A store that fails is a miss.
 """
 
 from __future__ import annotations
@@ -170,7 +170,8 @@ class ResponseCache:
             return None
         temperature = getattr(body, "temperature", None)
         effective = self._defaults.get("temperature", 1.0) if temperature is None else temperature
-        if effective != 0 or body.cache_report or getattr(body, "previous_response_id", None):
+        draws = effective != 0 and getattr(body, "draws", True)
+        if draws or body.cache_report or getattr(body, "previous_response_id", None):
             return None
         asked = body.model_dump(mode="json", exclude_none=True, exclude=set(SAME_ANSWER))
         parts = (job.caller.route, job.caller.tenant.salt, stream, asked)

@@ -29,6 +29,7 @@ from kvtrove.server.settings import ServerSettings
 from kvtrove.server.text_pool import TextPool
 from kvtrove.text.capabilities import Capabilities, probe
 from kvtrove.text.generation_config import sampling_defaults
+from kvtrove.vectors import Vectors
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ class Service:
         self._pool = TextPool(settings.limits.text_timeout)
 
     def start(self) -> None:
-        _ = self.answer_syntax, self.spell, self.mark_token_ids  # now, so that no request waits for it
+        _ = self.answer_syntax, self.spell, self.mark_token_ids, self.vectors  # now, so that no request waits for it
         self._pool.start()
         self.engine.start()
 
@@ -129,6 +130,17 @@ class Service:
     def refuse_hopeless(self, text: str, param: str) -> None:
         """ApiError when a text is too long by far, whatever its tokens are."""
         refuse_hopeless(len(text), self._longest_token, self.max_model_len, param)
+
+    def refuse_too_many(self, num: int, param: str) -> None:
+        """ApiError when one request holds more prompts than the server takes."""
+        most = self.limits.max_prompts if param == "prompt" else self.limits.max_inputs
+        if num > most:
+            raise refused(f"{param}: {num} are more than the {most} allowed", param)
+
+    @cached_property
+    def vectors(self) -> Vectors:
+        """How the model makes vectors and judges documents."""
+        return Vectors(self.config, self.tokenizer)
 
     async def guide(self, grammar: Grammar | None, params: SamplingParams) -> TokenGuide | None:
         """Compile a grammar off the event loop. ApiError when it is too large, RequestError when it is wrong, or when

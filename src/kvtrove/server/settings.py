@@ -16,7 +16,8 @@ class Limits:
     """What one request and all of them together may ask.
 
     max_body_bytes: of a request. max_nesting: levels of arrays and objects in it. max_prompt_tokens: None is what the
-    context holds. max_prompts: of one completion. max_n: sequences per prompt (n, best_of, beams).
+    context holds. max_prompts: of one completion. max_inputs: texts of one request for vectors or scores.
+    max_n: sequences per prompt (n, best_of, beams).
     max_stops, max_stop_chars: stop strings and their lengths.
     text_timeout: seconds that a chat template may take.
     max_schema_bytes: JSON schema, grammar or all tools of a request. max_concurrent: requests in flight.
@@ -31,6 +32,7 @@ class Limits:
     max_nesting: int = 128
     max_prompt_tokens: int | None = None
     max_prompts: int = 256
+    max_inputs: int = 2048
     max_n: int = 32
     max_logprobs: int = 20
     max_stops: int = 16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,11 @@ class Tokenizer:
         if text is None:
             text = self._spelled[token_id] = self.decode_after(self.ordinary, [token_id])
         return text
+
+    def ids_of(self, tokens: Iterable[str]) -> list[int]:
+        """Of those that the vocabulary has."""
+        ids = (self.backend.token_to_id(token) for token in tokens)
+        return [token_id for token_id in ids if token_id is not None]
 
     def knows(self, token_id: int) -> bool:
         """Whether a token has this id: models often have more logits than tokens."""

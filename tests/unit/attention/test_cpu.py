@@ -18,11 +18,12 @@ from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kv.formats.int8 import int8
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
 from kvtrove.kv.spec import KVFormat, LayerKV
-from kvtrove.models.layers.rope import Rotation
-from tests.unit.attention.test_reference import RETENTIONS, Case, Shape, Unsupported
+from kvtrove.models.layers.rope import RotaryEmbedding, Rotation
+from tests.unit.attention.test_reference import RETENTIONS, Case, Shape, Unrotated
 
 LEVELS = ("portable", "avx2", "avx512", "amx")
 HERE = LEVELS[: LEVELS.index(kernels.isa()) + 1]
+ANY = RotaryEmbedding(torch.ones(1))
 LONG: list[Retention] = [Full(), SlidingWindow(300), SinksAndWindow(20, 300), ChunkedLocal(500)]
 TOLERANCE = {"float32": 1e-5, "float16": 2**-10, "bfloat16": 2**-7}
 heads_of = st.sampled_from([(4, 4), (4, 2), (6, 1), (14, 2), (5, 5), (50, 1)])
@@ -123,7 +124,7 @@ def test_rotation_on_the_way_is_that_of_torch(stored: str, rotary_dim: int) -> N
     if stored == "int8":
         case = int8_view(case)
     angles = torch.rand(40, 1, rotary_dim // 2) * 6
-    rotate = Rotation(angles.cos().to(case.dtype), angles.sin().to(case.dtype))
+    rotate = Rotation(angles.cos().to(case.dtype), angles.sin().to(case.dtype), ANY)
     backend = CpuBackend()
     plan = backend.plan(AttentionBatch([0, 40], [0], (GroupTables(case._slots(0, list(range(40))), case.table),)))
     q, k, v = case.q[0].to(case.dtype), case.k[0].to(case.dtype), case.v[0].to(case.dtype)
@@ -141,7 +142,7 @@ def test_angles_that_do_not_fit_are_refused() -> None:
     plan = backend.plan(AttentionBatch([0, 3], [0], (GroupTables(case._slots(0, [0, 1, 2]), case.table),)))
     for angles in (torch.ones(2, 1, 8), torch.ones(3, 1, 9), torch.ones(3, 1, 8).bfloat16(), torch.ones(6, 1, 8)[::2]):
         with pytest.raises(TypeError, match="cos, sin: contiguous"):
-            backend.run(case.q[0], case.k[0], case.v[0], case.layer, plan, Rotation(angles, angles))
+            backend.run(case.q[0], case.k[0], case.v[0], case.layer, plan, Rotation(angles, angles, ANY))
 
 
 @pytest.mark.parametrize("stored", ["bfloat16", "int8"])
@@ -209,7 +210,7 @@ def test_memory_of_calls_is_reused() -> None:
 def test_reasons_name_layer_and_what_is_missing() -> None:
     layer, backend = Case([(0, 1)], Full(), Shape()).layer, CpuBackend()
     assert backend.reasons_against(layer, "cpu") == []
-    odd = replace(layer, index=3, num_heads=5, k_dim=20, v_dim=20, format=KVFormat(Unsupported("k", "float32"), None))
+    odd = replace(layer, index=3, num_heads=5, k_dim=20, v_dim=20, format=KVFormat(Unrotated("k", "float32"), None))
     assert backend.reasons_against(odd, "cuda:0") == [
         "layer 3: its cache is on cuda:0",
         "layer 3: 5 heads cannot share 2 kv_heads evenly",

@@ -21,8 +21,9 @@ from kvtrove.kernels.attention import (
     paged_batch,
     paged_layer,
 )
+from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.recipe import FORMATS
-from kvtrove.kv.spec import Side
+from kvtrove.kv.spec import LayerKV, Side
 from tests.unit.attention.tolerances import tolerance
 
 LEVELS = ("portable", "avx2", "avx512", "amx")
@@ -43,7 +44,7 @@ class Stored:
     blocks: int
 
     def __post_init__(self) -> None:
-        self.codec = FORMATS[self.form].make(self.name, "", 0)
+        self.codec = FORMATS[self.form].make(self.name, "", LayerKV(0, KV_HEADS, self.dim, self.dim, dense("float32")))
         planes = self.codec.planes(KV_HEADS, self.dim, self.block_size)
         self.view = {p.name: torch.full((self.blocks, *p.shape), 77, dtype=getattr(torch, p.dtype)) for p in planes}
         for plane in self.view.values():

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBatch, AttentionLayer, GroupTables
+from kvtrove.attention.merge import merge, softmax_mix
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kv.formats.dense import Dense, dense
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks
 from kvtrove.kv.spec import KVFormat, LayerKV, Rope
+from kvtrove.models.layers.rope import RotaryEmbedding
 
 RETENTIONS: list[Retention] = [
     Full(),
@@ -115,6 +117,9 @@ class Case:
                     scores = keys @ self.q[s][i, h].double() * self.layer.scale
                     if self.layer.softcap is not None:
                         scores = torch.tanh(scores / self.layer.softcap) * self.layer.softcap
+                    if self.layer.sink_logits is not None:  # one more score, of value zero
+                        scores = torch.cat((scores, self.layer.sink_logits[h : h + 1].double()))
+                        values = torch.cat((values, torch.zeros_like(values[:1])))
                     out[i, h] = (scores.softmax(0) @ values).cpu()
             results.append(out)
         return results
@@ -143,6 +148,22 @@ def test_random_batches(
 @pytest.mark.parametrize("retention", RETENTIONS, ids=str)
 def test_softcap(retention: Retention) -> None:
     check(Case([(0, 12), (17, 1), (3, 1)], retention, Shape(), softcap=0.7))
+
+
+@pytest.mark.parametrize("retention", RETENTIONS[:3], ids=str)
+def test_sink_logits(retention: Retention) -> None:
+    case = Case([(0, 12), (17, 1), (3, 1)], retention, Shape())
+    case.layer = replace(case.layer, sink_logits=torch.tensor([-1.0, 2.0, 0.5, 4.0]))
+    check(case)
+
+
+def test_a_sink_beside_one_part_of_the_keys_counts_once_in_both() -> None:
+    """Formats that encode whole blocks attend twice: over sealed blocks, and over the query's own."""
+    torch.manual_seed(0)
+    scores, v, sinks = torch.randn(3, 5, 20), torch.randn(3, 20, 8), torch.randn(3, 5)
+    whole, _ = softmax_mix(scores, v, sinks)
+    parts = softmax_mix(scores[..., :12], v[:, :12]), softmax_mix(scores[..., 12:], v[:, 12:], sinks)
+    torch.testing.assert_close(merge(*parts), whole)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
@@ -178,22 +199,37 @@ def test_stale_values_beyond_the_end_are_not_read() -> None:
 
 
 @dataclass(frozen=True)
-class Unsupported(Dense):
-    """A codec with what the reference backend cannot read."""
+class Unrotated(Dense):
+    """Keys as they are before their rotation."""
 
     @property
     def rope(self) -> Rope:
         return "pre"
 
 
-def test_reasons_name_layer_and_format() -> None:
+def test_reasons_name_layer() -> None:
     layer = Case([(0, 1)], Full(), Shape()).layer
     backend = ReferenceBackend()
     assert backend.reasons_against(layer, "cpu") == []
-    reasons = backend.reasons_against(
-        replace(layer, index=3, num_heads=5, format=KVFormat(Unsupported("k", "float32"), None)), "cpu"
-    )
-    assert reasons == [
-        "layer 3: 5 heads cannot share 2 kv_heads evenly",
-        "layer 3: format float32 stores keys before rotation",
+    assert backend.reasons_against(replace(layer, index=3, num_heads=5), "cpu") == [
+        "layer 3: 5 heads cannot share 2 kv_heads evenly"
     ]
+
+
+def test_keys_that_are_rotated_when_they_are_read() -> None:
+    """In two steps, so that keys of the first are rotated for positions that the second's rotation does not hold."""
+    answers, stored = [], []
+    for codec in (Dense("k", "float32"), Unrotated("k", "float32")):
+        case = Case([(0, 40)], Full(), Shape(4, 2, 16, 16))
+        layer = replace(case.layer, format=KVFormat(codec, case.layer.format.v))
+        backend, table = ReferenceBackend(), RotaryEmbedding(10.0 ** -torch.arange(8.0))
+        for start, stop in ((0, 25), (25, 40)):
+            at = torch.arange(start, stop)
+            slots = case._slots(0, at.tolist())
+            plan = backend.plan(AttentionBatch([0, stop - start], [start], (GroupTables(slots, case.table),)))
+            q, k, v = (x[0][start:stop] for x in (case.q, case.k, case.v))
+            answers.append(backend.run(q, k, v, layer, plan, table.at(at, torch.float32)))
+        stored.append(layer.view["k"].nan_to_num())
+    assert torch.equal(answers[0], answers[2])
+    assert torch.equal(answers[1], answers[3])
+    assert not torch.equal(*stored)

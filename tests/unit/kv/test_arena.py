@@ -14,8 +14,9 @@ from kvtrove.config import ConfigError
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.formats.int8 import int8
+from kvtrove.kv.plane import ALIGNMENT, Plane
 from kvtrove.kv.retention import Full, SlidingWindow
-from kvtrove.kv.spec import ALIGNMENT, KVCacheSpec, LayerKV, Plane
+from kvtrove.kv.spec import KVCacheSpec, LayerKV
 
 MIXED = KVCacheSpec(
     (

@@ -10,12 +10,13 @@ from itertools import combinations
 import pytest
 
 from kvtrove.kv.block import Block
-from kvtrove.kv.prefix_cache import KeyChain, PrefixCache, root_key
+from kvtrove.kv.chain import KeyChain, root_key
+from kvtrove.kv.prefix_cache import PrefixCache
 
 PINNED = "d086383676aabeccf4a1c20dfabdf0e6dbfba2e0d13390cb59fcbc2a8b5be57c"
 CHAIN = """
 from array import array
-from kvtrove.kv.prefix_cache import KeyChain, root_key
+from kvtrove.kv.chain import KeyChain, root_key
 chain = KeyChain(root_key(b"model", b"spec", b"", b"tenant"), 4)
 chain.extend(array("i", [1, 2, 3, 4, 128000, 6, 7, 8]), 2)
 print(chain.keys[1].hex())

@@ -9,8 +9,9 @@ import pytest
 
 from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.formats.int8 import Int8, int8
+from kvtrove.kv.plane import ALIGNMENT
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
-from kvtrove.kv.spec import ALIGNMENT, KVCacheSpec, KVFormat, LayerKV
+from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV
 
 BF16 = dense("bfloat16")
 WINDOW = SlidingWindow(512)

@@ -39,8 +39,9 @@ def small(num_blocks: int | None = None, **changes: Any) -> SimulationSettings:
     return SimulationSettings(**{**usual, **changes})
 
 
-# LRU hit ratios of the Mooncake conversation trace in input tokens, by cache size in tokens.
-PUBLISHED = {1 * MI: 0.056, 4 * MI: 0.185, 16 * MI: 0.342}
+# LRU hit ratio of the Mooncake conversation trace in input tokens, by cache size in tokens. `kvtrove simulate` gives
+# those of 1 Mi and 16 Mi too (5.6 % and 34.2 %): each takes a CI quarter of a minute.
+PUBLISHED = {4 * MI: 0.185}
 
 
 @pytest.fixture(scope="module")

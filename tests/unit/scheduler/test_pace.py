@@ -44,3 +44,29 @@ def test_prompts_are_cut_only_beside_decodes() -> None:
     engine.step()
     assert engine.last_step == {"alone": 1, "beside": 16}
     engine.run()
+
+
+def test_log_probabilities_of_a_prompt_count_for_the_time_they_take() -> None:
+    pace = Pace(seconds=0.1, most=2048, size=16)
+    pace.learn(512, 0, 0.512)
+    assert pace.weight == 1.0, "nothing is known of them yet"
+    pace.learn(512, 0, 512 * 0.004, listed=512)
+    assert pace.weight == pytest.approx(4.0)
+    assert pace.rate == pytest.approx(1000), "plain tokens are as they were"
+    pace.learn(192, 0, 128 * 0.001 + 64 * 0.004, listed=64)
+    assert pace.weight == pytest.approx(4.0)
+
+
+def test_a_prompt_with_log_probabilities_takes_the_time_of_one_without_beside_decodes() -> None:
+    engine = EchoEngine(echo_spec(4), 400, SchedulerLimits(8, 256))
+    engine.scheduler.prompt_limit, engine.scheduler.listed_weight = 64, 4.0
+    engine.add("alone", list(range(100)), SamplingParams(max_tokens=30, prompt_logprobs=2))
+    engine.step()
+    assert engine.last_step == {"alone": 100}, "nobody waits"
+    engine.add("listed", list(range(200, 300)), SamplingParams(max_tokens=20, prompt_logprobs=2))
+    engine.step()
+    assert engine.last_step == {"alone": 1, "listed": 16}
+    engine.add("plain", list(range(300, 400)), SamplingParams(max_tokens=20))
+    engine.step()
+    assert engine.last_step == {"alone": 1, "listed": 8, "plain": 32}
+    engine.run()

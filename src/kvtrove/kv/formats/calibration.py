@@ -1,7 +1,13 @@
-"""Calibration files: rotations of keys and values that `kvtrove calibrate` found for one model.
+"""Calibration files: rotations and bases of keys and values that `kvtrove calibrate` found for one model.
 
-A safetensors file of float32 matrices "k.0", "v.0", "k.1", ... [dim, dim], one per side and layer. Its metadata holds
-the SHA-256 of its data, whose beginning enters the fingerprint of caches that use it. Read without torch.
+A safetensors file of float32, with these for each side ("k", "v") and layer:
+
+    k.0           [dim, dim], or [heads, dim, dim] for heads with rotations of their own      oscar
+    k.0.basis     [groups, n, n] with n = heads * dim / groups, columns by what they explain  lowrank
+    k.0.weights   [heads * dim], what each element is multiplied by before                    lowrank
+
+Its metadata holds the SHA-256 of its data, whose beginning enters the fingerprint of caches that use it. Read without
+torch.
 """
 
 from __future__ import annotations
@@ -12,11 +18,14 @@ import json
 import struct
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvtrove.config import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "kvtrove-calibration/1"
 
@@ -30,11 +39,16 @@ class Calibration:
     shapes: Mapping[str, tuple[int, ...]]
     _data: bytes
     _places: Mapping[str, tuple[int, int]]
+    _tensors: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
-    def matrix(self, name: str) -> list[float]:
-        """The elements of a matrix, row by row."""
-        start, stop = self._places[name]
-        return array("f", self._data[start:stop]).tolist()
+    def tensor(self, name: str, like: Tensor) -> Tensor:
+        """float32, on the device of `like`; made once."""
+        place = name, str(like.device)
+        if place not in self._tensors:
+            start, stop = self._places[name]
+            flat = like.new_empty(0).float().new_tensor(array("f", self._data[start:stop]).tolist())
+            self._tensors[place] = flat.reshape(self.shapes[name])
+        return self._tensors[place]
 
 
 @functools.cache

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from kvtrove.kv.formats.codec import TokenCodec
 from kvtrove.kv.formats.codes import dequantise, pack, quantise, turn, turn_back, unpack
 from kvtrove.kv.formats.layout import data_plane, read, read_scales, write, write_scales
-from kvtrove.kv.spec import Plane, Planes
+from kvtrove.kv.plane import Plane
+from kvtrove.kv.spec import Planes
 
 if TYPE_CHECKING:
     from torch import Tensor

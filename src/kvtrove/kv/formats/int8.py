@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from kvtrove.kv.formats.codec import TokenCodec
 from kvtrove.kv.formats.layout import Layout, data_plane, read, read_scales, write, write_scales
-from kvtrove.kv.spec import KVFormat, Plane, Planes
+from kvtrove.kv.plane import Plane
+from kvtrove.kv.spec import KVFormat, Planes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from kvtrove.kv.formats.codec import TokenCodec
 from kvtrove.kv.formats.codes import dequantise, pack, quantise, unpack
 from kvtrove.kv.formats.layout import block_slots, data_plane, read, read_scales, write, write_scales
-from kvtrove.kv.spec import Plane, Planes
+from kvtrove.kv.plane import Plane
+from kvtrove.kv.spec import Planes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from kvtrove.kv.spec import DTYPE_BYTES, Plane, Side
+from kvtrove.kv.plane import DTYPE_BYTES, Plane
+from kvtrove.kv.spec import Side
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,7 +3,8 @@
     x [dim]  ->  x R  ->  the largest 4 % (K) or 8 % (V) clipped  ->  2-bit codes, scale and zero per token
 
 R = U H P: eigenvectors of what attention makes of the side, a Hadamard matrix that spreads them, and a permutation that
-mixes large with small ones. Own blocks are read as they were computed. bits: 2 + 32 / dim.
+mixes large with small ones; the same for all heads of a layer, or one for each. Own blocks are read as they were
+computed. bits: 2 + 32 / dim.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from kvtrove.kv.formats.calibration import Calibration, read_calibration
 from kvtrove.kv.formats.codec import TokenCodec
 from kvtrove.kv.formats.codes import dequantise, pack, quantise, unpack
 from kvtrove.kv.formats.layout import data_plane, read, read_scales, write, write_scales
-from kvtrove.kv.spec import Plane, Planes, Side
+from kvtrove.kv.plane import Plane
+from kvtrove.kv.spec import LayerKV, Planes, Side
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,8 +47,10 @@ class Oscar(TokenCodec):
         found = None if self.calibration is None else self.calibration.shapes.get(self.name)
         if found is None:
             return [f"the calibration has no rotation {self.name!r}: it is that of another model"]
-        if found != (dim, dim):
-            return [f"the calibration is for vectors of {found[0]} elements, not {dim}: it is that of another model"]
+        if found[-1] != dim:
+            return [f"the calibration is for vectors of {found[-1]} elements, not {dim}: it is that of another model"]
+        if found not in ((dim, dim), (heads, dim, dim)):
+            return [f"the calibration is for {found[0]} heads, not {heads}: it is that of another model"]
         return [] if dim % (8 // BITS) == 0 else [f"oscar needs a multiple of {8 // BITS} elements, not {dim}"]
 
     def planes(self, heads: int, dim: int, block_size: int) -> tuple[Plane, ...]:
@@ -57,7 +61,7 @@ class Oscar(TokenCodec):
         )
 
     def encode(self, x: Tensor, view: Planes, slots: Tensor) -> None:
-        turned = x.double() @ self._rotation(x)
+        turned = _turn(x, self._rotation(x))
         sizes = turned.abs().sort(-1).values
         most = sizes[..., int(KEPT[self.side] * x.shape[-1])][..., None]
         codes, scale, zero = quantise(turned.minimum(most).maximum(-most), BITS)
@@ -69,15 +73,22 @@ class Oscar(TokenCodec):
         """float32, turned back."""
         codes = unpack(read(self.side, view["data"], rows), BITS)
         x = dequantise(codes, read_scales(view["scale"], rows), read_scales(view["zero"], rows))
-        return (x.double() @ self._rotation(x).T).float()
+        return _turn(x, self._rotation(x).transpose(-1, -2)).float()
 
     def _rotation(self, like: Tensor) -> Tensor:
+        """float32 [dim, dim], or [heads, dim, dim]."""
         assert self.calibration is not None, "checked by `problems`"
-        size = self.calibration.shapes[self.name][0]
-        return like.new_tensor(self.calibration.matrix(self.name)).double().reshape(size, size)
+        return self.calibration.tensor(self.name, like)
 
 
-def oscar(side: Side, path: str, layer: int) -> Oscar:
+def _turn(x: Tensor, rotation: Tensor) -> Tensor:
+    """float64 [T, heads, dim] of x [T, heads, dim], times a matrix for all heads or one for each."""
+    if rotation.dim() == 2:
+        return x.double() @ rotation.double()
+    return (x.double().transpose(0, 1) @ rotation.double()).transpose(0, 1)
+
+
+def oscar(side: Side, path: str, layer: LayerKV) -> Oscar:
     """ConfigError when the file is no calibration."""
     calibration = read_calibration(path)
-    return Oscar(side, name=f"{side}.{layer}", digest=calibration.digest, calibration=calibration)
+    return Oscar(side, name=f"{side}.{layer.layer}", digest=calibration.digest, calibration=calibration)

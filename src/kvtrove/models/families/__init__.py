@@ -6,7 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvtrove.config import nearest
-from kvtrove.models.families import deepseek, exaone, gemma, granite, hunyuan, llama, mistral, olmo, phi, qwen, smollm
+from kvtrove.models.families import (
+    deepseek,
+    exaone,
+    gemma,
+    gemma4,
+    gpt_oss,
+    granite,
+    hunyuan,
+    llama,
+    mistral,
+    olmo,
+    phi,
+    qwen,
+    smollm,
+)
 from kvtrove.models.families.common import Family
 from kvtrove.models.spec import ModelError
 
@@ -15,6 +29,7 @@ REGISTRY: dict[str, Family] = {
     **mistral.FAMILIES,
     **qwen.FAMILIES,
     **gemma.FAMILIES,
+    **gemma4.FAMILIES,
     **phi.FAMILIES,
     **smollm.FAMILIES,
     **granite.FAMILIES,
@@ -22,6 +37,7 @@ REGISTRY: dict[str, Family] = {
     **exaone.FAMILIES,
     **hunyuan.FAMILIES,
     **deepseek.FAMILIES,
+    **gpt_oss.FAMILIES,
 }
 
 
@@ -35,6 +51,8 @@ MODEL_TYPES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForConditionalGeneration",
     "gemma3_text": "Gemma3ForCausalLM",
+    "gemma4": "Gemma4ForConditionalGeneration",
+    "gemma4_text": "Gemma4ForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "granite": "GraniteForCausalLM",
@@ -44,6 +62,7 @@ MODEL_TYPES = {
     "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
 }
 """`model_type` of a config that names no architecture -> the architecture that transformers takes for it."""

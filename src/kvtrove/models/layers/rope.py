@@ -24,10 +24,11 @@ from kvtrove.models.spec import ModelError, RopeSpec
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """cos and sin of a step's positions, each [T, 1, rotary_dim / 2]: broadcast over heads."""
+    """cos and sin of a step's positions, each [T, 1, rotary_dim / 2]: broadcast over heads. table: of all positions."""
 
     cos: Tensor
     sin: Tensor
+    table: RotaryEmbedding
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotates the leading elements of every head of x [T, heads, head_dim]; i pairs with i + rotary_dim / 2."""
@@ -35,6 +36,10 @@ class Rotation:
         a, b = x[..., :half], x[..., half : 2 * half]
         rotated = (a * self.cos - b * self.sin, b * self.cos + a * self.sin)
         return torch.cat((*rotated, x[..., 2 * half :]), dim=-1)
+
+    def at(self, positions: Tensor) -> Rotation:
+        """The same of other positions, int64 [T]."""
+        return self.table.at(positions, self.cos.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +62,7 @@ class RotaryEmbedding:
     def at(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """positions: int64 [T]. Angles in float32, then rounded to dtype."""
         angles = positions[:, None, None].float() * self.inv_freq
-        return Rotation((angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype))
+        return Rotation((angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype), self)
 
 
 def _exponents(rope: RopeSpec) -> Tensor:
@@ -71,6 +76,14 @@ def _default(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
 def _linear(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
     """Position interpolation, arXiv 2306.15595."""
     return _default(rope, max_model_len)[0] / rope.param("factor"), 1.0
+
+
+def _proportional(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
+    """Gemma 4: the leading part of the pairs turns as it would in a whole head, the others do not."""
+    inv_freq, _ = _default(rope, max_model_len)
+    turning = int(rope.param("partial_rotary_factor", 1.0) * rope.rotary_dim // 2)
+    inv_freq[turning:] = 0.0
+    return inv_freq / rope.param("factor", 1.0), 1.0
 
 
 def _dynamic(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
@@ -136,6 +149,7 @@ def _longrope(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
 _SCALINGS = {
     None: _default,
     "linear": _linear,
+    "proportional": _proportional,
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,

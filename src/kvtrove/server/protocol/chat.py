@@ -104,6 +104,8 @@ class ChatRequest(SamplingFields):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
+    modalities: list[Literal["text"]] | None = None
+    chat_template: str | None = None
 
     @property
     def limit_field(self) -> str:

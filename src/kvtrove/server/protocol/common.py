@@ -30,6 +30,14 @@ Seed = Annotated[Integer, Field(ge=-(2**63), le=2**64 - 1)]
 Count = Annotated[Integer, Field(ge=0, le=2**31 - 1)]
 
 
+HARMLESS = {
+    *("audio", "client_metadata", "context_management", "extra_body", "inference_geo", "metadata", "prediction"),
+    *("prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier", "store", "thinking", "user"),
+    "verbosity",
+}
+"""Fields of the providers that a server of one model may pass over in silence."""
+
+
 class Bounded(BaseModel):
     """A model that is wrong with its first wrong item: a million of them would take minutes to describe."""
 
@@ -46,6 +54,11 @@ class Body(Bounded):
     def model_post_init(self, _: Any) -> None:
         if self.model_extra and log.isEnabledFor(logging.DEBUG):
             log.debug("%s: ignored unknown fields: %s", type(self).__name__, ", ".join(sorted(self.model_extra)))
+
+    @property
+    def unknown(self) -> list[str]:
+        """Fields that nobody here knows, without those that change no answer."""
+        return sorted((self.model_extra or {}).keys() - HARMLESS)
 
     def given(self, *names: str) -> dict[str, Any]:
         """Those of the fields that are not None."""
@@ -87,18 +100,42 @@ class StructuredOutputs(Part):
     json_object: bool | None = None
 
 
+class PromptCacheOptions(Part):
+    """How long the prompt leaves the cache last, and where it ends.
+
+    ttl: such as "30m", or seconds. mode: `explicit` keeps only what stands before a `prompt_cache_breakpoint`. prewarm:
+    the prompt is computed, and nothing is answered. comparison_response_id: the answer with whose request this one is
+    compared.
+    """
+
+    ttl: str | float | None = None
+    mode: Literal["implicit", "explicit"] | None = None
+    prewarm: bool | None = None
+    comparison_response_id: str | None = None
+
+
+class CacheControl(Part):
+    """Anthropic's mark behind what is to be kept."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
 class CacheFields(Body):
     """How a request uses the prefix cache.
 
-    cache_salt: only requests with the same one share cached blocks. prompt_cache_key, priority: accepted; one engine
-    has one cache, and it serves first come, first served. cache_report: the answer's `kvtrove` object says what was
+    cache_salt: only requests with the same one share cached blocks. prompt_cache_key: names the conversation, whose
+    blocks leave the cache last for a while. prompt_cache_retention: OpenAI's older word for how long. priority: is
+    accepted; an engine serves first come, first served. cache_report: the answer's `kvtrove` object says what was
     reused, and why no more. stable_prefix: volatile lines at the head of the system message go behind the conversation.
     """
 
     prompt_field: ClassVar[str] = "messages"
 
     cache_salt: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    prompt_cache_key: str | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     priority: Integer | None = None
     cache_report: bool | None = None
     stable_prefix: bool | None = None
@@ -110,7 +147,7 @@ class CacheFields(Body):
 
 
 class SamplingFields(CacheFields):
-    """OpenAI's sampling parameters and vLLM's additions. None is the default."""
+    """OpenAI's sampling parameters, vLLM's additions, and llama.cpp's `grammar`. None is the default."""
 
     model: str | None = None
     user: str | None = None
@@ -141,6 +178,7 @@ class SamplingFields(CacheFields):
     guided_regex: str | None = None
     guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
     guided_grammar: str | None = None
+    grammar_: str | None = Field(None, alias="grammar")
     speculation: bool | None = None
 
     def sampling_params(self, limits: Limits, defaults: Mapping[str, Any], **more: Any) -> SamplingParams:
@@ -191,6 +229,7 @@ class SamplingFields(CacheFields):
             ("regex", self.guided_regex, "guided_regex"),
             ("choice", self.guided_choice, "guided_choice"),
             ("lark", self.guided_grammar, "guided_grammar"),
+            ("lark", self.grammar_, "grammar"),
         ]
         if inner is not None:
             given += [

@@ -8,7 +8,7 @@ from typing import Literal
 from fastapi import APIRouter, Depends
 from typing_extensions import TypedDict
 
-from kvtrove.engine import PinnedPrefix
+from kvtrove.pinning import PinnedPrefix
 from kvtrove.request import RequestError
 from kvtrove.server.auth import Tenant, tenant_salt
 from kvtrove.server.body import BodyRoute

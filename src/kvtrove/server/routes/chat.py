@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 
-from kvtrove.request import CompletionOutput
+from kvtrove.request import CompletionOutput, RequestError
 from kvtrove.server.body import BodyRoute
 from kvtrove.server.chat.events import CallArguments, CallBegins, ChatEvent, Reasoning, Text
 from kvtrove.server.chat.prepare import submit_chat
@@ -51,6 +51,12 @@ class Chat:
         self.job, self.body = job, body
 
     async def submit(self) -> None:
+        if self.body.chat_template is not None:
+            raise RequestError(
+                "chat_template: a template is a program, so a request cannot bring one; start the server with "
+                "--chat-template FILE",
+                "chat_template",
+            )
         params = params_of(self.body, self.job.service)
         left_out = LeftOut()
         service, stable = self.job.service, self.body.stable_prefix

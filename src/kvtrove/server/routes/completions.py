@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 
-from kvtrove.prompts import Prompt
 from kvtrove.request import CompletionOutput, RequestOutput, SamplingParams
 from kvtrove.server.body import BodyRoute
+from kvtrove.server.chat.keeping import soft_pins
 from kvtrove.server.chat.prepare import streaming
 from kvtrove.server.engine_thread import EngineRequest
 from kvtrove.server.errors import ApiError, refused
@@ -20,6 +19,7 @@ from kvtrove.server.logprobs import completion_logprobs, joined
 from kvtrove.server.protocol.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from kvtrove.server.respond import COMMENT, DONE, open_job, respond, sse
 from kvtrove.server.routes.common import GENERATES, ServiceOf, UsageInStream, errors, notes_of
+from kvtrove.server.routes.prompt_input import read_prompts
 from kvtrove.server.service import Service
 
 router = APIRouter(route_class=BodyRoute)
@@ -84,15 +84,28 @@ class Completions:
         body, service = self.body, self.job.service
         self.asked = _Asked.of(body, service)
         params = self.asked.params(body, service)
-        self.prompts = await _read_prompts(body, service)
+        self.prompts = await read_prompts(body.prompt, service, "prompt", special=body.add_special_tokens is not False)
         for prompt in self.prompts:
             service.refuse_unless_it_fits(len(prompt.token_ids), params.max_tokens, "prompt")
         guide = await service.guide(body.grammar(), params)
         if guide is not None and guide.relaxed:
             self.job.notes["relaxed"] = list(guide.relaxed)
         salt = self.job.caller.tenant.cache_salt(body.cache_salt)
+        pins = soft_pins(body)
+        if self.job.prewarms:
+            field = "prompt_cache_options.prewarm"
+            raise refused(f"{field}: conversations have it; here, ask for max_tokens 1", field)
         requests = [
-            EngineRequest(f"{self.job.key}-{i}", p.token_ids, params, p.text, salt, guide and guide.copy())
+            EngineRequest(
+                f"{self.job.key}-{i}",
+                p.token_ids,
+                params,
+                p.text,
+                salt,
+                guide and guide.copy(),
+                soft_pins=pins,
+                session=body.prompt_cache_key or "",
+            )
             for i, p in enumerate(self.prompts)
         ]
         await self.job.submit(requests)
@@ -212,27 +225,3 @@ class _ChoiceStream:
 def _likeliest_first(output: CompletionOutput) -> float:
     """Highest log-probability per token first, as OpenAI ranks best_of."""
     return -(output.cumulative_logprob or 0.0) / max(1, len(output.token_ids))
-
-
-async def _read_prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
-    """The prompts of a request. ApiError for none, too many, or a token id that does not exist."""
-    given: Sequence[Any] = [body.prompt] if _is_single(body.prompt) else body.prompt
-    if not given:
-        raise refused("prompt: the list is empty; give at least one", "prompt")
-    if len(given) > service.limits.max_prompts:
-        raise refused(f"prompt: {len(given)} are more than the {service.limits.max_prompts} allowed", "prompt")
-    special = body.add_special_tokens is not False
-
-    def read() -> list[Prompt]:
-        texts_or_ids = list(given)
-        encode = partial(service.encode, param="prompt", add_special_tokens=special)
-        return [encode(p) if isinstance(p, str) else Prompt(p) for p in texts_or_ids]
-
-    prompts = await service.in_pool(read)
-    if not all(prompt.token_ids for prompt in prompts):
-        raise refused("prompt: it is empty; give at least one token", "prompt")
-    return prompts
-
-
-def _is_single(prompt: str | Sequence[Any]) -> bool:
-    return isinstance(prompt, str) or bool(prompt and isinstance(prompt[0], int))

@@ -15,7 +15,6 @@ from kvtrove.server.chat.conversation import AUTO, NONE, REQUIRED
 from kvtrove.server.job import Job
 
 MAX_NOTES, MAX_NAMED = 32, 4  # in the answer, in its header
-_NOT_PLAIN = re.compile(r"[^ -~]")
 
 
 class LeftOut:
@@ -34,10 +33,10 @@ class LeftOut:
         return {"left_out": self._first(MAX_NOTES)}
 
     def tell(self, job: Job) -> None:
-        """In the answer's `kvtrove` object, and in a header, whose characters are plain whatever a client sent."""
+        """In the answer's `kvtrove` object, and in a header."""
         if self._notes:
             job.notes |= self.note()
-            job.warnings.append(_NOT_PLAIN.sub("?", "left out: " + ", ".join(self._first(MAX_NAMED))))
+            job.warn("left out: " + ", ".join(self._first(MAX_NAMED)))
 
     def _first(self, most: int) -> list[str]:
         more = len(self._notes) - most

@@ -1,0 +1,64 @@
+"""The chain of keys of a sequence's blocks.
+
+    H(model, cache spec, adapter, salt)     tokens 0..15       tokens 16..31
+    root ─────────────────────────────────> key 0 ───────────> key 1 ───────────> ...    key_i = H(key_{i-1} ‖ tokens_i)
+
+A key stands for everything before it, so equal keys mean equal prefixes under the same model, format and tenant. It is
+a SHA-256 of fixed bytes and therefore the same in every process and on every machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from hashlib import sha256
+
+
+def root_key(model: bytes, fingerprint: bytes, adapter: bytes, salt: bytes) -> bytes:
+    """Where a chain starts. Every field enters behind its length, so no two tuples share a root."""
+    h = sha256(b"kvtrove key chain 1")
+    for field in (model, fingerprint, adapter, salt):
+        h.update(len(field).to_bytes(8, "little") + field)
+    return h.digest()
+
+
+class KeyChain:
+    """Keys of a sequence's full blocks, extended block by block and never hashed twice.
+
+    keys[i]: 32 bytes. tokens[i]: the int32 little-endian token ids of block i, 4 * block_size bytes.
+    """
+
+    __slots__ = ("block_size", "keys", "root", "tokens")
+
+    def __init__(self, root: bytes, block_size: int) -> None:
+        self.root = root
+        self.block_size = block_size
+        self.keys: list[bytes] = []
+        self.tokens: list[bytes] = []
+
+    def extend(self, tokens: array[int], num_blocks: int) -> None:
+        """Hash up to block `num_blocks`; `tokens` are the sequence's from position 0, an array of 4-byte integers."""
+        size = self.block_size
+        if tokens.itemsize != 4:
+            raise ValueError(f"tokens: array({tokens.typecode!r}) has {tokens.itemsize}-byte items; use array('i')")
+        if num_blocks * size > len(tokens):
+            raise ValueError(f"{num_blocks} blocks of {size} are more than the {len(tokens)} tokens given")
+        key = self.keys[-1] if self.keys else self.root
+        for i in range(len(self.keys), num_blocks):
+            part = tokens[i * size : (i + 1) * size]
+            if sys.byteorder == "big":
+                part.byteswap()
+            content = part.tobytes()
+            key = sha256(key + content).digest()
+            self.keys.append(key)
+            self.tokens.append(content)
+
+    def cut(self, num_blocks: int) -> None:
+        """Forget all keys from block `num_blocks` on."""
+        del self.keys[num_blocks:], self.tokens[num_blocks:]
+
+    def copy(self, num_blocks: int) -> KeyChain:
+        """The first `num_blocks` keys; what was hashed ahead may not become true for the copy."""
+        twin = KeyChain(self.root, self.block_size)
+        twin.keys, twin.tokens = self.keys[:num_blocks], self.tokens[:num_blocks]
+        return twin

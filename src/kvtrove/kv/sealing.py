@@ -1,0 +1,68 @@
+"""What a commit does to blocks: those that became full are sealed and published, those behind a window are released."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import Protocol
+
+from kvtrove.kv.block import Block
+from kvtrove.kv.events import EventKind
+from kvtrove.kv.loads import Transfers
+from kvtrove.kv.pool import BlockPool
+from kvtrove.kv.prefix_cache import PrefixCache
+from kvtrove.kv.retention import Full
+from kvtrove.kv.spec import KVCacheSpec
+from kvtrove.kv.table import SequenceKV, left_behind, next_event
+
+
+class Books(Protocol):
+    """The pool, the index, and who hears of a sealed block. crc: checksum of a row, None when rows are not compared."""
+
+    @property
+    def spec(self) -> KVCacheSpec: ...
+    @property
+    def pool(self) -> BlockPool: ...
+    @property
+    def index(self) -> PrefixCache: ...
+    @property
+    def transfers(self) -> Transfers | None: ...
+    @property
+    def crc(self) -> Callable[[int], int] | None: ...
+    def tell(self, kind: EventKind, block: Block) -> None: ...
+
+
+class Sealing:
+    """The rules of one cache. Called by the manager alone."""
+
+    def __init__(self, books: Books) -> None:
+        self.books = books
+        self.windows = [group for group in books.spec.groups if not isinstance(group.retention, Full)]
+        self._rules = tuple({group.retention for group in self.windows})
+
+    def settle(self, kv: SequenceKV, tokens: array[int], before: int, after: int) -> None:
+        """Seal what `after` computed tokens fill, release what they leave behind."""
+        if len(tokens) < after:
+            raise ValueError(f"cannot commit up to token {after}: only {len(tokens)} token ids were given")
+        size = self.books.spec.block_size
+        if self.books.index.enabled:
+            kv.chain.extend(tokens, after // size)
+        for i in range(before // size, after // size):
+            for group, table in enumerate(kv.tables):
+                self._seal(kv, table.blocks[i], group, i)
+        self.books.pool.release(left_behind(kv, self.windows, after, size))
+        kv.next_event = next_event(self._rules, after, size)
+
+    def _seal(self, kv: SequenceKV, block: Block | None, group: int, i: int) -> None:
+        assert block is not None, "blocks from num_computed on are always held"
+        books = self.books
+        block.sealed = True
+        block.group, block.index, block.use = group, i, kv.use
+        if books.crc is not None:
+            block.crc = books.crc(block.id)
+        if books.index.enabled:
+            block.key, block.tokens = kv.chain.keys[i], kv.chain.tokens[i]
+            books.index.publish(block)
+            if books.transfers is not None and block.published:
+                books.transfers.sealed(block)
+            books.tell("sealed", block)
