@@ -1,9 +1,10 @@
-"""Whole decode steps with several formats of the cache, in turn within one process: milliseconds and the ratio to bf16.
+"""Decode steps with several formats of the cache, in turn in one process: milliseconds, and the ratio to bf16.
 
-    KVTROVE_ISA=avx512 python benchmarks/macro/cache_formats.py config.json [--batch 8] [--context 4096] [--cache bf16 int8 ...]
+    KVTROVE_ISA=avx512 python benchmarks/macro/cache_formats.py config.json [--batch 8] [--context 4096]
+                                                                            [--cache bf16 int8 ...]
 
-One engine for each recipe, with the same random weights; every round takes a step of each, so that what else the machine
-does meets all of them. The medians are compared.
+One engine for each recipe, with the same random weights; every round takes a step of each, so that what else the
+machine does meets all of them. The medians are compared.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def main() -> None:
     first = median(taken[args.cache[0]])
     print(f"{kernels.isa()}, {args.batch} x {args.context}")
     for recipe, seconds in taken.items():
-        print(f"{recipe:16} {median(seconds) * 1e3:8.1f} ms {median(seconds) / first:5.2f}  least {min(seconds) * 1e3:8.1f}")
+        middle, least = median(seconds) * 1e3, min(seconds) * 1e3
+        print(f"{recipe:16} {middle:8.1f} ms {middle / first / 1e3:5.2f}  least {least:8.1f}")
 
 
 if __name__ == "__main__":

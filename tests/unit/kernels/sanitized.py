@@ -1,8 +1,8 @@
 """Sources of the kernels under address and undefined-behaviour sanitizers, built apart from the extension.
 
-Tiles of AMX are emulated, so that machines without them test that level, too. Checks that cost most of the compiler's time are
-left to the address sanitizer: a null pointer or one beyond an object is an address that it knows to be wrong, and lanes are read
-by types that need no alignment.
+Tiles of AMX are emulated, so that machines without them test that level, too. Checks that cost most of the compiler's
+time are left to the address sanitizer: a null pointer or one beyond an object is an address that it knows to be wrong,
+and lanes are read by types that need no alignment.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The attention kernels under address and undefined-behaviour sanitizers, and emulated tiles beside real ones.
 
-Four lanes (the portable level) and sixteen (the one of tiles) stand for all: levels are one source, compiled for a width.
+Four lanes (the portable level) and sixteen (the one of tiles) stand for all: levels are one source for many widths.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def test_tiles_compute_what_vectors_do_and_depend_on_nothing_else(attention: Ker
 @pytest.mark.skipif(kernels.isa() != "amx", reason="this processor has no AMX that emulation could be held against")
 def test_emulated_tiles_have_the_bits_of_real_ones(attention: Kernels, tmp_path: Path) -> None:
     flags = [flag for flag in FLAGS if flag != "-DKVTROVE_EMULATE_AMX"]
-    sources = [Path(__file__).with_name("attention_tiles.cpp"), *(SOURCES / f"{name}.cpp" for name in (LEVELS[0], *OTHERS))]
+    driver = Path(__file__).with_name("attention_tiles.cpp")
+    sources = [driver, *(SOURCES / f"{name}.cpp" for name in (LEVELS[0], *OTHERS))]
     build([attention.compiler, *flags, "-O1", "-DKVTROVE_TILES_ALONE", *sources, "-o", tmp_path / "real"])
     real = subprocess.run([tmp_path / "real"], capture_output=True, text=True, check=True).stdout
     assert real == attention.run("attention_tiles")
