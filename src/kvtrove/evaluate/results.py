@@ -13,6 +13,8 @@ from kvtrove.evaluate.evaluation import Evaluation
 from kvtrove.evaluate.store import Value
 
 FORMAT = "kvtrove-eval/1"
+TOLD = 0.5
+"""Share of facts that the exact cache must recall for the recall of others to mean something."""
 
 Place = tuple[int, float]
 """Length in tokens, depth 0 to 1."""
@@ -62,6 +64,18 @@ def rows(evaluation: Evaluation) -> list[Row]:
     return [_row(name, nbytes[name], weights.get(name), kinds) for name, kinds in evaluation.results.items()]
 
 
+def notes(evaluation: Evaluation) -> list[str]:
+    """What was left out, and what the figures cannot say."""
+    found = list(evaluation.notes)
+    exact = next(iter(rows(evaluation)), None)
+    if exact is not None and exact.mean_recall is not None and exact.mean_recall < TOLD:
+        found.append(
+            f"the exact cache itself recalls {100 * exact.mean_recall:.0f} %, so recall says nothing of the others: "
+            "--needle FILE gives facts that this model can repeat, --samples N more of them"
+        )
+    return found
+
+
 def _row(name: str, bytes_per_token: float, weight_bytes: int | None, kinds: Mapping[str, list[Value]]) -> Row:
     text, speed = kinds.get("text", []), kinds.get("speed", [])
     cells = {(cell["length"], cell["depth"]): cell for cell in kinds.get("recall", [])}
@@ -103,7 +117,7 @@ def as_json(evaluation: Evaluation, version: str) -> dict[str, Any]:
         "interrupted": evaluation.interrupted,
         "cells": {"done": evaluation.done, "total": evaluation.total},
         "settings": asdict(evaluation.settings),
-        "notes": evaluation.notes,
+        "notes": notes(evaluation),
         "configurations": [_configuration(row) for row in rows(evaluation)],
     }
 

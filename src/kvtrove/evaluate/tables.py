@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvtrove.evaluate.evaluation import Evaluation
-from kvtrove.evaluate.results import Row, rows
+from kvtrove.evaluate.results import Row, notes, rows
 from kvtrove.plan.capacity import readable
 from kvtrove.report.table import FittingTable
 
@@ -25,7 +25,7 @@ def result_table(evaluation: Evaluation) -> RenderableType:
     if len(lengths) > 1:
         by_length = [[row.name, *(share(row.recall_at(length)) for length in lengths)] for row in found]
         parts.append(_table(("recall at", *(f"{length:,} tokens" for length in lengths)), by_length))
-    return Group(*parts, *(Text(f"note: {note}") for note in evaluation.notes))
+    return Group(*parts, *(Text(f"note: {note}") for note in notes(evaluation)))
 
 
 def columns(found: list[Row]) -> tuple[tuple[str, ...], list[list[str]]]:
@@ -50,7 +50,7 @@ def _cells(row: Row) -> list[str]:
         f"{row.bytes_per_token:,.0f}",
         *texts,
         share(row.mean_recall),
-        *("-" if rate is None else f"{rate:,.0f}" for rate in (row.prefill, row.decode)),
+        *("-" if rate is None else f"{rate:,.{0 if rate >= 100 else 1}f}" for rate in (row.prefill, row.decode)),
     ]
 
 

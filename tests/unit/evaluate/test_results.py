@@ -73,6 +73,14 @@ def test_recall_is_a_share_per_cell_and_their_mean() -> None:
     assert window.recall_at(2048) is None
 
 
+def test_recall_of_a_model_that_cannot_recall_says_nothing() -> None:
+    found = evaluation()
+    found.results["exact"]["recall"] = [cell(512, 0.0, 1)]
+    for said in (as_json(found, "1")["notes"][0], " ".join(shown(found).split()), page(found)):
+        assert "the exact cache itself recalls 25 %, so recall says nothing of the others: --needle FILE" in said
+    assert as_json(evaluation(), "1")["notes"] == []
+
+
 def test_speed_is_the_median_of_the_rounds() -> None:
     exact, window = rows(evaluation())
     assert (exact.prefill, exact.decode) == (2000.0, 45.0)
