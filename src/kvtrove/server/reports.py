@@ -162,6 +162,13 @@ class Reports(Observer):
         """The latest reports of one tenant, newest first."""
         return list(reversed(self._memory(name).reports))
 
+    def prompts_of(self, tenant: str, request_id: str) -> list[tuple[CacheReport, Tokens]]:
+        """Reports and tokens of a request's prompts, in their order; empty when they are forgotten, or another's."""
+        memory = self._memory(tenant)
+        found = [report for report in memory.reports if report["request_id"] == request_id]
+        prompts = [prompt.tokens[: prompt.num_prompt] for prompt in memory.recent.of(request_id)]
+        return list(zip(found, prompts, strict=False))
+
     def preview(
         self, tenant: str, prompt: Remembered, explanation: Explanation, conversation: Conversation
     ) -> CacheReport:
