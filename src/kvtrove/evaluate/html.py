@@ -9,7 +9,7 @@ from dataclasses import asdict
 from html import escape
 
 from kvtrove.evaluate.evaluation import Evaluation
-from kvtrove.evaluate.results import Row, notes, rows
+from kvtrove.evaluate.results import Row, remarks, rows
 from kvtrove.evaluate.tables import columns, nats
 from kvtrove.names import display_name
 from kvtrove.report.heat import heat_map
@@ -24,7 +24,7 @@ def page(evaluation: Evaluation) -> str:
     settings, found = evaluation.settings, rows(evaluation)
     title = f"What each cached byte is worth: {display_name(settings.model)}"
     body = [f"<h1>{escape(title)}</h1>", f"<p>kvtrove eval, {evaluation.done} of {evaluation.total} cells</p>"]
-    body += [f'<p class="note">{escape(note)}</p>' for note in notes(evaluation)]
+    body += [f'<p class="note">{escape(note)}</p>' for note in remarks(evaluation)]
     body.append(table(*columns(found)))
     if chart := pareto(found):
         body += ["<h2>Bytes of the cache against fidelity</h2>", f'<div class="single">{chart.svg()}</div>']
