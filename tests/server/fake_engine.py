@@ -78,6 +78,11 @@ class FakeEngine:
         return self._requests.pop(request_id, None) is not None
 
     is_waiting = False
+    adapters = ()
+
+    def scope(self, salt: str, adapter: str = "") -> bytes:
+        return salt.encode()
+
     tiering = SimpleNamespace(wake=None)
 
     def tend(self) -> bool:

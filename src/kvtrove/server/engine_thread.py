@@ -30,6 +30,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+def scope_of(salt: str, adapter: str) -> str:
+    """Of prompts that can have blocks in common."""
+    return f"{adapter}:{salt}" if adapter else salt
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
     """The arguments of `Engine.add`, and what the reports say of the prompt.
@@ -44,6 +49,12 @@ class EngineRequest:
     salt: str = ""
     guide: Guide | None = None
     num_kept: int = 0
+    adapter: str = ""
+
+    @property
+    def scope(self) -> str:
+        """Only prompts of one scope can have blocks in common."""
+        return scope_of(self.salt, self.adapter)
 
     @property
     def sampling(self) -> SamplingParams:
@@ -331,7 +342,8 @@ class EngineThread:
     def _add(self, requests: Sequence[EngineRequest]) -> None:
         for done, r in enumerate(requests):
             try:
-                self.engine.add(r.id, r.prompt_token_ids, r.params, prompt=r.prompt, salt=r.salt, guide=r.guide)
+                more = {"adapter": r.adapter} if r.adapter else {}
+                self.engine.add(r.id, r.prompt_token_ids, r.params, prompt=r.prompt, salt=r.salt, guide=r.guide, **more)
             except Exception:
                 for added in requests[:done]:
                     self.engine.abort(added.id)
