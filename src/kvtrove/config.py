@@ -347,7 +347,7 @@ class Environment:
     KVTROVE_ISA: forces an instruction set of the CPU kernels.
     KVTROVE_LOG: log level of the `kvtrove` logger.
     KVTROVE_CACHE_LOG: what the engine logs of its cache: 0 nothing, 1 a line per step, 2 a picture of the pool as well.
-    KVTROVE_HOME: folder in which `kvtrove models get` keeps models; ~/.cache/kvtrove without it.
+    KVTROVE_HOME: folder for models of `kvtrove models get` and prices of `kvtrove eval`; ~/.cache/kvtrove without it.
     KVTROVE_API_KEY: key that opens the server. KVTROVE_ADMIN_KEY: key for its administrators.
     KVTROVE_TIER_KEY: secret that signs cached rows in Redis, the same for all engines that share them.
     """

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvtrove import prices
 from kvtrove.checkpoints import Checkpoints, Restored, continue_from
 from kvtrove.config import EngineConfig, Environment
 from kvtrove.intake import Intake
@@ -28,12 +29,13 @@ from kvtrove.output_processor import RequestText
 from kvtrove.pinning import PinnedPrefix, PinnedPrefixes
 from kvtrove.plan.process import return_freed_memory
 from kvtrove.recovery import NO_FAULTS, FaultStats, NoProgressError, Recovery
-from kvtrove.request import EngineError, Guide, PoolingParams, RequestError, RequestOutput, SamplingParams
+from kvtrove.request import EngineError, Guide, PoolingParams, RequestError, RequestOutput, SamplingParams, SoftPin
 from kvtrove.scheduler.drafts import Drafter, DraftRules, DraftStats
 from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
+from kvtrove.sessions import Sessions
 from kvtrove.text.chat_template import given_template
 from kvtrove.text.tokenizer import Tokenizer
 from kvtrove.tiering import Tiering
@@ -127,6 +129,8 @@ class Engine:
             eviction=config.eviction,
             store=self.tiering.store,
         )
+        if exact is None and config.cache != EngineConfig.cache:
+            prices.tell(config.cache, self.kv.chain_root(b"").hex())
         limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
         self.scheduler = Scheduler(self.kv, limits, clock, drafter(config))
         self._pace = Pace(config.max_prompt_seconds, config.max_num_batched_tokens, config.block_size)
@@ -141,6 +145,7 @@ class Engine:
         self._texts: dict[str, RequestText] = {}
         self._ended = 0
         self.checkpoints = Checkpoints(config, self.kv, self.runner.rows)
+        self.sessions = Sessions()
         self._pinned = PinnedPrefixes(self.scheduler, self.max_model_len)
         self._cache_log = Environment.read().cache_log
         self.last_step: SchedulerOutput | None = None
@@ -228,17 +233,21 @@ class Engine:
         salt: str = "",
         guide: Guide | None = None,
         adapter: str = "",
+        soft_pins: Sequence[SoftPin] = (),
+        session: str = "",
     ) -> None:
         """Queue a request for an answer, or with PoolingParams for a vector. `salt` separates tenants: only requests
-        with the same one share cached blocks. `guide` holds every output to a grammar. `adapter`: a name of
-        `adapters`.
+        with the same one share cached blocks. `guide` holds every output to a grammar. adapter: a name of `adapters`.
+        soft_pins: prefixes that leave the cache last. session: name of the conversation, for `checkpoint`.
 
         RequestError when it can never be served; the message says what would be.
         """
         self._refuse_closed()
         if request_id in self._texts:
             raise RequestError(f"request id {request_id!r} is already in use", "request_id")
-        request = self._intake.request(request_id, prompt_token_ids, params, salt, guide, adapter)
+        request = self._intake.request(
+            request_id, prompt_token_ids, params, salt, guide, soft_pins, session, adapter=adapter
+        )
         text = RequestText(request, prompt, self.tokenizer)
         self.scheduler.add(request)
         if (drawn := self.checkpoints.resume(request)) is not None:
@@ -289,16 +298,18 @@ class Engine:
         return not self.closed and self.scheduler.is_waiting
 
     def checkpoint(self, source: str | Sequence[int], path: str | Path, salt: str = "") -> Future[int]:
-        """Write a sequence to a file: an unfinished request, by its id, or what is cached of a prompt's tokens.
+        """Write a sequence to a file: an unfinished request, by its id, or what is cached of a session's conversation,
+        by its name, or of a prompt's tokens.
 
         The result is the file's size in bytes; it is written beside the engine's thread, all or nothing. RequestError
         when there is nothing to keep.
         """
         if isinstance(source, str):
-            known = self.scheduler.requests.get(source)
+            known = self.scheduler.requests.get(source) or self.sessions.find(source, salt.encode())
             if known is None:
-                raise RequestError(f"request_id: no unfinished request is called {source!r}", "request_id")
-            return self.checkpoints.save(known, Path(path))
+                told = f"request_id: no unfinished request or session is called {source!r}"
+                raise RequestError(told, "request_id")
+            return self.checkpoints.save(known, Path(path), salt.encode())
         return self.checkpoints.save(source, Path(path), salt.encode())
 
     def restore(self, path: str | Path, salt: str = "") -> Restored:
@@ -363,6 +374,7 @@ class Engine:
         collector of cycles by the ten thousand, and what is freed between them would be of little use to anyone.
         """
         self.checkpoints.ended(request)
+        self.sessions.ended(request)
         request.sequences, request.completed = [], []
         self._ended += 1
         if self._ended % TRIM_EVERY == 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 from kvtrove.engine import Engine
 from kvtrove.evaluate.settings import EXACT, Settings
 from kvtrove.kv.recipe import recipe
+from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.loading import Progress, choose_precision
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
@@ -36,11 +37,23 @@ class Engines:
         settings = settings.resolved(spec.max_position)
         reference = _start(settings, spec, EXACT, progress=progress)
         model = reference.runner.model
-        names = dict.fromkeys((EXACT, *settings.caches))
+        names = dict.fromkeys((EXACT,) if settings.fits else (EXACT, *settings.caches))
         compared = {name: _start(settings, spec, name, model) for name in names}
         for kind in settings.weights:
             compared[f"weights={kind}"] = _start(settings, spec, EXACT, progress=progress, weights=kind)
         return cls(settings, reference, compared)
+
+    @property
+    def exact_word(self) -> str:
+        """The recipe that stores what the exact cache does."""
+        return recipe(self.reference.runner.cache.tail_dtype).name
+
+    def cache(self, name: str) -> KVCacheSpec:
+        return recipe(name)(self.reference.runner.cache)
+
+    def started(self, name: str) -> Engine:
+        """One more, with the weights of the others. name: a recipe."""
+        return _start(self.settings, self.reference.spec, name, self.reference.runner.model)
 
 
 def _start(

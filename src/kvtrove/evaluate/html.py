@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from kvtrove.evaluate.evaluation import Evaluation
-from kvtrove.evaluate.results import Row, rows
+from kvtrove.evaluate.results import Row, remarks, rows
 from kvtrove.evaluate.tables import columns, nats
 from kvtrove.report.heat import heat_map
 from kvtrove.report.page import charts, document, table
@@ -24,7 +24,7 @@ def page(evaluation: Evaluation) -> str:
     settings, found = evaluation.settings, rows(evaluation)
     title = f"What each cached byte is worth: {Path(settings.model).name}"
     body = [f"<h1>{escape(title)}</h1>", f"<p>kvtrove eval, {evaluation.done} of {evaluation.total} cells</p>"]
-    body += [f'<p class="note">{escape(note)}</p>' for note in evaluation.notes]
+    body += [f'<p class="note">{escape(note)}</p>' for note in remarks(evaluation)]
     body.append(table(*columns(found)))
     if chart := pareto(found):
         body += ["<h2>Bytes of the cache against fidelity</h2>", f'<div class="single">{chart.svg()}</div>']
@@ -61,7 +61,7 @@ def pareto(found: Sequence[Row]) -> Chart | None:
     zero = 10.0 ** (math.floor(math.log10(min(positive))) - 1)  # a logarithm has no place for it: a decade below
     size = [nbytes for nbytes, _, _ in points]
     x = Axis("bytes per token", min(size) / 1.4, max(size) * 2, "{:,.0f}".format, log=True)
-    y = Axis("mean KL, nats", zero, max(positive) * 3, lambda kl: "0" if kl < 2 * zero else f"{kl:.0e}", log=True)
+    y = Axis("mean KL, nats", zero, max(positive) * 3, lambda kl: "0" if kl < 2 * zero else f"{kl:g}", log=True)
     chart = Chart("Mean KL against the exact cache over the bytes that a token takes", x, y)
     chart.line(front([(nbytes, max(kl, zero)) for nbytes, kl, _ in points]), "s2 front")
     for place, names in _named(points, zero).items():

@@ -11,6 +11,7 @@ import numpy as np
 
 from kvtrove.evaluate.evaluation import Evaluation
 from kvtrove.evaluate.store import Value
+from kvtrove.prices import Price
 
 FORMAT = "kvtrove-eval/1"
 
@@ -90,6 +91,34 @@ def _fidelity(segments: list[Value]) -> Fidelity:
     )
 
 
+def prices(evaluation: Evaluation) -> dict[str, Price]:
+    """Of every cache but the exact one that was measured on text, by the key under which engines find it."""
+    exact, *others = rows(evaluation)
+    least = evaluation.settings.least_top1
+    return {
+        evaluation.roots[row.name]: Price(
+            row.name, one.kl_mean, one.top1, least, one.perplexity, exact.fidelity.perplexity, one.predictions
+        )
+        for row in others
+        for one in (row.fidelity,)
+        if one is not None and exact.fidelity is not None and not row.name.startswith("weights=")
+    }
+
+
+def remarks(evaluation: Evaluation) -> list[str]:
+    """The notes, what a budget chose, and caches that the model does not bear."""
+    chosen, found = evaluation.fit, [*evaluation.notes]
+    if chosen is not None:
+        found.append(f"--cache {chosen.recipe} takes {chosen.bits:.2f} bits per element; its layers' KL add up to ")
+        found[-1] += f"{chosen.expected:.2g}"
+    found += [
+        f"{price.cache} is not borne by this model: top-1 {price.top1:.1%} is below {price.least_top1:.0%}"
+        for price in prices(evaluation).values()
+        if not price.is_borne
+    ]
+    return found
+
+
 def _median(values: Iterable[float]) -> float | None:
     found = list(values)
     return float(np.median(found)) if found else None
@@ -103,7 +132,8 @@ def as_json(evaluation: Evaluation, version: str) -> dict[str, Any]:
         "interrupted": evaluation.interrupted,
         "cells": {"done": evaluation.done, "total": evaluation.total},
         "settings": asdict(evaluation.settings),
-        "notes": evaluation.notes,
+        "notes": remarks(evaluation),
+        "fit": None if evaluation.fit is None else asdict(evaluation.fit),
         "configurations": [_configuration(row) for row in rows(evaluation)],
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kvtrove.config import WEIGHTS, ConfigError, EngineConfig, nearest
-from kvtrove.kv.recipe import recipe
+from kvtrove.kv.recipe import in_layers, recipe
 
 EXACT = "exact"
 """The cache that all are compared with: K and V in the dtype of activations, and all that the model reads."""
@@ -13,6 +13,7 @@ DEFAULT = ("fp32", "bf16", "fp16", "int8", "window=256", "window=1024")
 PARTS = ("text", "recall", "speed")
 LENGTHS = (512, 1024, 2048, 4096)
 CONTEXT = 2048
+LEAST_TOP1 = 0.9
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Settings:
     needle: a user's own dialogues (sources.py); None is the demo model's world. answer_tokens: longest answer.
     seed: of the dialogues. rounds: measurements of speed, of which the median counts.
     chunk: tokens computed in a step at most, so that all but the first of them read a cache that was written before.
+    fit_bits, max_kl: caches are formats to choose from for each layer, under that many bits per element or that mean
+        KL (fit.py); what is chosen is compared.
+    least_top1: the model does not bear a cache with less agreement.
     """
 
     model: str
@@ -49,6 +53,13 @@ class Settings:
     device: str = "auto"
     block_size: int = EngineConfig.block_size
     weights: tuple[str, ...] = ()
+    fit_bits: float | None = None
+    max_kl: float | None = None
+    least_top1: float = LEAST_TOP1
+
+    @property
+    def fits(self) -> bool:
+        return self.fit_bits is not None or self.max_kl is not None
 
     def __post_init__(self) -> None:
         for name in self.caches:
@@ -67,9 +78,24 @@ class Settings:
         for name in ("parts", "lengths", "depths"):
             if getattr(self, name) == ():
                 raise ConfigError(f"{name}: the list is empty; give at least one value")
+        for name in ("fit_bits", "max_kl"):
+            if (bound := getattr(self, name)) is not None and bound <= 0:
+                raise ConfigError(f"{name}: {bound:g} must be above 0, such as {4.5 if name == 'fit_bits' else 0.01}")
+        if not 0 <= self.least_top1 <= 1:
+            raise ConfigError(f"least_top1: {self.least_top1:g} must lie between 0 and 1, such as {LEAST_TOP1}")
+        if self.fits:
+            self._check_fit()
         for depth in self.depths:
             if not 0 <= depth <= 1:
                 raise ConfigError(f"depths: {depth:g} must lie between 0 (first) and 1 (last)")
+
+    def _check_fit(self) -> None:
+        if self.fit_bits is not None and self.max_kl is not None:
+            raise ConfigError("max_kl: give fit_bits or max_kl, not both")
+        if "text" not in self.parts:
+            raise ConfigError("parts: layers are judged by text; leave it among the parts")
+        for name in self.caches:
+            in_layers(name, [0])
 
     def resolved(self, longest: int) -> Settings:
         """With what depends on a model whose context holds `longest` tokens."""

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvtrove.evaluate.evaluation import Evaluation
-from kvtrove.evaluate.results import Row, rows
+from kvtrove.evaluate.results import Row, remarks, rows
 from kvtrove.plan.capacity import readable
 from kvtrove.report.table import FittingTable
 
@@ -25,7 +25,7 @@ def result_table(evaluation: Evaluation) -> RenderableType:
     if len(lengths) > 1:
         by_length = [[row.name, *(share(row.recall_at(length)) for length in lengths)] for row in found]
         parts.append(_table(("recall at", *(f"{length:,} tokens" for length in lengths)), by_length))
-    return Group(*parts, *(Text(f"note: {note}") for note in evaluation.notes))
+    return Group(*parts, *(Text(f"note: {note}") for note in remarks(evaluation)))
 
 
 def columns(found: list[Row]) -> tuple[tuple[str, ...], list[list[str]]]:

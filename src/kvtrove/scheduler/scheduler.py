@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+from kvtrove.kv.keeping import keep
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.table import SequenceKV
 from kvtrove.request import EngineError, FinishReason, RequestError
@@ -146,6 +147,7 @@ class Scheduler:
 
     def _leave(self, seq: Sequence) -> None:
         """Free the blocks of `seq` and take it out of the queues."""
+        keep(self.kv, seq.kv, seq.request.metrics.soft_pins)
         self.kv.free(seq.kv)
         if seq.load is not None:
             self.kv.let_go(seq.load)

@@ -54,6 +54,13 @@ class LoadedPrefix(TypedDict):
     instead_seconds: float | None
 
 
+class Kept(TypedDict):
+    """A prefix that leaves the cache last, for so long after the answer. tokens: null is all, and the answer."""
+
+    tokens: int | None
+    seconds: float
+
+
 class CacheReport(TypedDict):
     """How one prompt used the cache. reused_from: tokens by tier. evicted_seconds_ago: for `evicted`, if it is known.
 
@@ -77,6 +84,7 @@ class CacheReport(TypedDict):
     drafted_tokens: NotRequired[int]
     accepted_tokens: NotRequired[int]
     continued_tokens: NotRequired[int]
+    soft_pins: NotRequired[list[Kept]]
 
 
 @dataclass(slots=True)
@@ -197,6 +205,8 @@ class Reports(Observer):
             report["accepted_tokens"] = result.metrics.num_accepted_tokens
         if result.metrics.num_continued_tokens:
             report["continued_tokens"] = result.metrics.num_continued_tokens
+        if result.metrics.soft_pins:
+            report["soft_pins"] = [{"tokens": p.num_tokens, "seconds": p.seconds} for p in result.metrics.soft_pins]
         return report
 
     def _divergence(self, prompt: Remembered, best: Best | None, conversation: Conversation) -> Divergence | None:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from kvtrove.models.layers.attention import Attention
 from kvtrove.models.layers.latent import LatentAttention
 from kvtrove.models.layers.linear import Joint, Product
-from kvtrove.models.layers.mlp import MLP, MixtureOfExperts
+from kvtrove.models.layers.mlp import MLP, ExpertsBeside
 from kvtrove.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -78,15 +79,17 @@ def modules_of(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, int]]]:
                 yield f"{attention}.q_a_proj", (latent.q_rank, hidden)
                 yield f"{attention}.q_b_proj", (queries, latent.q_rank)
             yield f"{attention}.kv_a_proj_with_mqa", (layer.cache.v_dim + latent.rope, hidden)
-        else:
+            yield f"{attention}.o_proj", (hidden, inner)
+        elif not layer.tied:
             inner, narrow = spec.num_heads * layer.cache.k_dim, layer.cache.heads * layer.cache.k_dim
             yield f"{attention}.q_proj", (inner, hidden)
             if layer.cache.source is None:
                 yield f"{attention}.k_proj", (narrow, hidden)
                 yield f"{attention}.v_proj", (narrow, hidden)
-        yield f"{attention}.o_proj", (hidden, inner)
-        size = spec.intermediate_size if layer.moe is None else layer.moe.shared_size
-        mlp = mlp if layer.moe is None else f"{mlp}.shared_experts"
+            yield f"{attention}.o_proj", (hidden, inner)
+        size, moe = layer.intermediate_size or spec.intermediate_size, layer.moe
+        if moe is not None and not moe.beside:
+            size, mlp = moe.shared_size, f"{mlp}.shared_experts"
         if size:
             yield f"{mlp}.gate_proj", (size, hidden)
             yield f"{mlp}.up_proj", (size, hidden)
@@ -122,12 +125,14 @@ def adapted_layer(
             q_up=None if attention.q_up is None else product(attention.q_up, f"{at}.q_b_proj"),
             o=product(attention.o, f"{at}.o_proj"),
         )
-    else:
+    elif isinstance(attention, Attention):
         names = [f"{at}.{part}_proj" for part in "qkv"][: len(attention.qkv.sizes)]
         attention = replace(attention, qkv=joint(attention.qkv, names), o=product(attention.o, f"{at}.o_proj"))
-    changed: MLP | MixtureOfExperts = layer.mlp
+    changed = layer.mlp
     if isinstance(changed, MLP):
         changed = mlp(changed, f"{name}.mlp")
+    elif isinstance(changed, ExpertsBeside):
+        changed = replace(changed, dense=mlp(changed.dense, f"{name}.mlp"))
     elif changed.shared is not None:
         changed = replace(changed, shared=mlp(changed.shared, f"{name}.mlp.shared_experts"))
     return replace(layer, attention=attention, mlp=changed)
