@@ -252,6 +252,7 @@ class Engine:
         self.scheduler.add(request)
         if (drawn := self.checkpoints.resume(request)) is not None:
             continue_from(request, drawn)
+        self.scheduler.admission.expect(request.sequences[0], self.scheduler.running.values())
         self._texts[request_id] = text
 
     @property
