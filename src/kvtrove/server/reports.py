@@ -133,7 +133,7 @@ class Reports(Observer):
         for request in arrival.requests:
             tokens, outline = as_tokens(request.prompt_token_ids), _outline(arrival)
             prompt = Remembered(
-                arrival.id, arrival.time, request.salt, client, tokens, answer=arrival.answer, outline=outline
+                arrival.id, arrival.time, request.scope, client, tokens, answer=arrival.answer, outline=outline
             )
             conversation = _conversation(arrival, request)
             best = memory.recent.best(prompt.tokens, prompt.salt)
@@ -170,6 +170,13 @@ class Reports(Observer):
     def of_tenant(self, name: str) -> list[CacheReport]:
         """The latest reports of one tenant, newest first."""
         return list(reversed(self._memory(name).reports))
+
+    def prompts_of(self, tenant: str, request_id: str) -> list[tuple[CacheReport, Tokens]]:
+        """Reports and tokens of a request's prompts, in their order; empty when they are forgotten, or another's."""
+        memory = self._memory(tenant)
+        found = [report for report in memory.reports if report["request_id"] == request_id]
+        prompts = [prompt.tokens[: prompt.num_prompt] for prompt in memory.recent.of(request_id)]
+        return list(zip(found, prompts, strict=False))
 
     def preview(
         self, tenant: str, prompt: Remembered, explanation: Explanation, conversation: Conversation
