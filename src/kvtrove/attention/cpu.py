@@ -97,11 +97,13 @@ class OpenBlocks:
 
     def layer(self, k: Tensor, v: Tensor, shape: PagedShape) -> PagedLayer:
         """k, v: [n, block_size, kv_heads, dim] of the blocks; read until the next call."""
-        known = self._layers.get(key := (shape, k.dtype, k.shape[3], v.shape[3]))
+        key = shape, k.dtype, k.shape[3], v.shape[3]
+        known = self._layers.get(key)
         if known is None:
-            planes = [x.new_empty((len(x), shape.kv_heads, shape.block_size, x.shape[3])) for x in (k, v)]
-            sides = [PagedSide(str(x.dtype).removeprefix("torch."), False, x.shape[3], x) for x in planes]
-            known = self._layers[key] = paged_layer(*sides, shape), *planes
+            keys, values = (x.new_empty((len(x), shape.kv_heads, shape.block_size, x.shape[3])) for x in (k, v))
+            dtype = str(k.dtype).removeprefix("torch.")
+            sides = (PagedSide(dtype, False, x.shape[3], x) for x in (keys, values))
+            known = self._layers[key] = paged_layer(next(sides), next(sides), shape), keys, values
         layer, keys, values = known
         keys.copy_(k.transpose(1, 2)), values.copy_(v.transpose(1, 2))
         return layer
@@ -184,7 +186,9 @@ class CpuBackend:
         if isinstance(of_values, Oscar):
             older = of_values.turn_back(older).float()
         out = q.new_empty((*q.shape[:-1], layer.v_dim))
-        shape = replace(sealed.shape, sinks=0, window=0, chunk=layer.block_size, sealed=0, sink_logits=layer.sink_logits)
+        shape = replace(
+            sealed.shape, sinks=0, window=0, chunk=layer.block_size, sealed=0, sink_logits=layer.sink_logits
+        )
         self.kernel.attend(open_blocks.layer(own_k, own_v, shape), open_blocks.batch, q, out, earlier=(older, lse))
         return out
 
