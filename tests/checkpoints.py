@@ -52,6 +52,11 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 _GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 8, "num_hidden_layers": 4}
+_GEMMA4 = {
+    **{"head_dim": 16, "global_head_dim": 32, "sliding_window": 8, "num_hidden_layers": 4},
+    **{"layer_types": ["sliding_attention", "full_attention"] * 2, "final_logit_softcapping": 3.0},
+    **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB},
+}
 _LATENT = {
     **{"num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": None, "qk_rope_head_dim": 8},
     **{"qk_nope_head_dim": 16, "v_head_dim": 12, "first_k_dense_replace": 1, "moe_intermediate_size": 32},
@@ -99,6 +104,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
                 "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1_000_000.0},
             },
+        },
+    ),
+    "gemma4": ("Gemma4", {**_GEMMA4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True}),
+    "gemma4_moe": (
+        "Gemma4",
+        {
+            **{**_GEMMA4, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1},
+            **{"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
         },
     ),
     "phi3": ("Phi3", {"sliding_window": 14}),
@@ -164,9 +177,13 @@ def make_checkpoint(directory: Path, family: str, seed: int = 0, dtype: str = "f
     import transformers
 
     architecture, differences = FAMILIES[family]
-    config_class = "Gemma3TextConfig" if architecture == "Gemma3" else f"{architecture}Config"
-    config = getattr(transformers, config_class)(**{**_BASE, **differences, **overrides})
+    config = getattr(transformers, config_class(architecture))(**{**_BASE, **differences, **overrides})
     save(getattr(transformers, f"{architecture}ForCausalLM")(config), directory, seed, dtype)
+
+
+def config_class(architecture: str) -> str:
+    """Of the language model alone, where a checkpoint may also see."""
+    return f"{architecture}{'TextConfig' if architecture in ('Gemma3', 'Gemma4') else 'Config'}"
 
 
 def make_gemma3_with_vision(directory: Path, seed: int = 0) -> None:
@@ -196,9 +213,12 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
     """Matrices enlarge what passes through them, the output matrix most; norms and biases are drawn as well."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.fill_(1.0 + 0.1 * torch.empty(()).normal_(generator=generator))
         for name, parameter in model.named_parameters():
             noise = torch.empty(parameter.shape).normal_(generator=generator)
-            if "norm" in name:
+            if "norm" in name or name.endswith("scale"):
                 parameter.add_(0.2 * noise)
             elif name.endswith("bias"):
                 parameter.copy_(0.3 * noise)

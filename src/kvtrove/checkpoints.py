@@ -313,5 +313,5 @@ def continue_from(request: Request, checkpoint: Checkpoint) -> None:
 def _can_continue(request: Request) -> bool:
     """One sequence, whose tokens are all that there is of it: no log-probabilities, no grammar half-way."""
     params = request.params
-    alone = request.width == 1 and not request.beam
+    alone = request.width == 1 and not request.beam and request.pooling is None
     return alone and params.logprobs is None and params.prompt_logprobs is None and request.guide is None

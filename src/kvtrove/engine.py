@@ -29,12 +29,13 @@ from kvtrove.output_processor import RequestText
 from kvtrove.pinning import PinnedPrefix, PinnedPrefixes
 from kvtrove.plan.process import return_freed_memory
 from kvtrove.recovery import NO_FAULTS, FaultStats, NoProgressError, Recovery
-from kvtrove.request import EngineError, Guide, PoolingParams, RequestError, RequestOutput, SamplingParams
+from kvtrove.request import EngineError, Guide, PoolingParams, RequestError, RequestOutput, SamplingParams, SoftPin
 from kvtrove.scheduler.drafts import Drafter, DraftRules, DraftStats
 from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
+from kvtrove.sessions import Sessions
 from kvtrove.text.chat_template import given_template
 from kvtrove.text.tokenizer import Tokenizer
 from kvtrove.tiering import Tiering
@@ -141,6 +142,7 @@ class Engine:
         self._texts: dict[str, RequestText] = {}
         self._ended = 0
         self.checkpoints = Checkpoints(config, self.kv, self.runner.rows)
+        self.sessions = Sessions()
         self._pinned = PinnedPrefixes(self.scheduler, self.max_model_len)
         self._cache_log = Environment.read().cache_log
         self.last_step: SchedulerOutput | None = None
@@ -227,20 +229,24 @@ class Engine:
         prompt: str | None = None,
         salt: str = "",
         guide: Guide | None = None,
+        soft_pins: Sequence[SoftPin] = (),
+        session: str = "",
     ) -> None:
         """Queue a request for an answer, or with PoolingParams for a vector. `salt` separates tenants: only requests
-        with the same one share cached blocks. `guide` holds every output to a grammar.
+        with the same one share cached blocks. `guide` holds every output to a grammar. soft_pins: prefixes that leave
+        the cache last. session: name of the conversation, by which `checkpoint` finds it.
 
         RequestError when it can never be served; the message says what would be.
         """
         self._refuse_closed()
         if request_id in self._texts:
             raise RequestError(f"request id {request_id!r} is already in use", "request_id")
-        request = self._intake.request(request_id, prompt_token_ids, params, salt, guide)
+        request = self._intake.request(request_id, prompt_token_ids, params, salt, guide, soft_pins, session)
         text = RequestText(request, prompt, self.tokenizer)
         self.scheduler.add(request)
         if (drawn := self.checkpoints.resume(request)) is not None:
             continue_from(request, drawn)
+        self.scheduler.admission.expect(request.sequences[0], self.scheduler.running.values())
         self._texts[request_id] = text
 
     def abort(self, request_id: str) -> bool:
@@ -269,16 +275,18 @@ class Engine:
         return not self.closed and self.scheduler.is_waiting
 
     def checkpoint(self, source: str | Sequence[int], path: str | Path, salt: str = "") -> Future[int]:
-        """Write a sequence to a file: an unfinished request, by its id, or what is cached of a prompt's tokens.
+        """Write a sequence to a file: an unfinished request, by its id, or what is cached of a session's conversation,
+        by its name, or of a prompt's tokens.
 
         The result is the file's size in bytes; it is written beside the engine's thread, all or nothing. RequestError
         when there is nothing to keep.
         """
         if isinstance(source, str):
-            known = self.scheduler.requests.get(source)
+            known = self.scheduler.requests.get(source) or self.sessions.find(source, salt.encode())
             if known is None:
-                raise RequestError(f"request_id: no unfinished request is called {source!r}", "request_id")
-            return self.checkpoints.save(known, Path(path))
+                told = f"request_id: no unfinished request or session is called {source!r}"
+                raise RequestError(told, "request_id")
+            return self.checkpoints.save(known, Path(path), salt.encode())
         return self.checkpoints.save(source, Path(path), salt.encode())
 
     def restore(self, path: str | Path, salt: str = "") -> Restored:
@@ -343,6 +351,7 @@ class Engine:
         collector of cycles by the ten thousand, and what is freed between them would be of little use to anyone.
         """
         self.checkpoints.ended(request)
+        self.sessions.ended(request)
         request.sequences, request.completed = [], []
         self._ended += 1
         if self._ended % TRIM_EVERY == 0:

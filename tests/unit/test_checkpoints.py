@@ -78,7 +78,7 @@ def test_only_the_same_request_continues_and_a_prompt_is_kept_without_one(tmp_pa
         llm.checkpoint(prompt, prompt=PROMPT)
         with pytest.raises(RequestError, match="nothing of this prompt is cached"):
             llm.checkpoint(tmp_path / "c", prompt=[7] * 40)
-        with pytest.raises(RequestError, match="no unfinished request is called 'x'"):
+        with pytest.raises(RequestError, match="no unfinished request or session is called 'x'"):
             llm.checkpoint(tmp_path / "c", request_id="x")
     with started() as llm:
         back = llm.restore(prompt)

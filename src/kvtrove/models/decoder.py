@@ -20,14 +20,19 @@ from kvtrove.models.layers.between import joined
 from kvtrove.models.layers.embedding import Embedding, PackedEmbedding, embedding_of
 from kvtrove.models.layers.latent import LatentAttention
 from kvtrove.models.layers.linear import Part, Product, Weights
-from kvtrove.models.layers.mlp import MLP, MixtureOfExperts
+from kvtrove.models.layers.mlp import MLP, ExpertsBeside, MixtureOfExperts, Network
 from kvtrove.models.layers.norm import NoNorm, RMSNorm
 from kvtrove.models.layers.packed import PackedLinear
+from kvtrove.models.layers.per_layer import LayerTail, PerLayerInputs
 from kvtrove.models.layers.rope import RotaryEmbedding, Rotation
+from kvtrove.models.layers.tied import TiedAttention
 from kvtrove.models.precision import Precision
 from kvtrove.models.spec import LayerSpec, ModelSpec, RopeSpec
 
 HEAD = "lm_head.weight"
+
+Mixer = Attention | LatentAttention | TiedAttention
+"""What a layer mixes tokens with."""
 
 Through = Callable[[int, Tensor, Tensor, Sequence[Rotation]], tuple[int, Tensor] | None]
 """through(layer, x [T, hidden_size], its projections, rotations of `Model.ropes`) -> the layer behind a range that
@@ -38,12 +43,13 @@ begins here, and what the range's last `Between` gives; None where none begins. 
 @dataclass(frozen=True, eq=False)
 class DecoderLayer:
     attention_norm: RMSNorm | NoNorm
-    attention: Attention | LatentAttention
+    attention: Mixer
     mlp_norm: RMSNorm | NoNorm
-    mlp: MLP | MixtureOfExperts
+    mlp: Network
     attention_out_norm: RMSNorm | None = None
     mlp_out_norm: RMSNorm | None = None
     residual_scale: float = 1.0
+    tail: LayerTail | None = None
 
     @classmethod
     def load(cls, weights: Weights, index: int, spec: ModelSpec) -> DecoderLayer:
@@ -52,29 +58,26 @@ class DecoderLayer:
         def norm(part: str) -> RMSNorm:
             return RMSNorm.load(weights.take, f"{name}.{part}", spec.hidden_size, spec)
 
-        mlp: MLP | MixtureOfExperts
-        if layer.moe:
-            mlp = MixtureOfExperts.load(weights, f"{name}.mlp", spec, layer.moe)
-        else:
-            mlp = MLP.load(weights, f"{name}.mlp", spec, spec.intermediate_size, spec.mlp_bias)
         before, after = spec.norms != "post", spec.norms != "pre"
         return cls(
             attention_norm=norm("input_layernorm") if before else NoNorm(),
-            attention=load_attention(weights, f"{name}.self_attn", spec, layer),
+            attention=load_attention(weights, index, spec, layer),
             mlp_norm=norm("pre_feedforward_layernorm" if after else "post_attention_layernorm") if before else NoNorm(),
-            mlp=mlp,
+            mlp=load_mlp(weights, name, spec, layer),
             attention_out_norm=norm("post_attention_layernorm") if after else None,
             mlp_out_norm=norm("post_feedforward_layernorm") if after else None,
             residual_scale=spec.residual_scale,
+            tail=LayerTail.load(weights, name, spec),
         )
 
     def of_attention(self, mixed: Tensor) -> Tensor:
         """What attention adds to the hidden states [T, hidden_size]. mixed: what heads read."""
         return self._scaled(self.attention.o(mixed), self.attention_out_norm)
 
-    def of_mlp(self, normed: Tensor) -> Tensor:
-        """What the MLP adds to the hidden states."""
-        return self._scaled(self.mlp(normed), self.mlp_out_norm)
+    def of_mlp(self, normed: Tensor, x: Tensor) -> Tensor:
+        """What the MLP adds to the hidden states x, of which `normed` is the norm."""
+        added = self.mlp(normed, x) if isinstance(self.mlp, ExpertsBeside) else self.mlp(normed)
+        return self._scaled(added, self.mlp_out_norm)
 
     def _scaled(self, added: Tensor, norm: RMSNorm | None) -> Tensor:
         added = added if norm is None else norm(added)
@@ -93,6 +96,7 @@ class Model:
     ropes: Mapping[RopeSpec, RotaryEmbedding]
     precision: Precision
     embed_scale: float = 1.0  # representable in the dtype of activations
+    per_layer: PerLayerInputs | None = None
 
     @classmethod
     def load(
@@ -113,6 +117,7 @@ class Model:
             layers.append(DecoderLayer.load(weights, index, spec))
             progress(index + 1)
         norm = RMSNorm.load(weights.take, "norm", spec.hidden_size, spec)
+        given = spec.per_layer
         return cls(
             spec,
             embedding,
@@ -122,6 +127,7 @@ class Model:
             ropes=_ropes(spec, max_model_len, str(norm.weight.device)),
             precision=precision,
             embed_scale=float(torch.tensor(spec.embed_scale, dtype=dtype)),
+            per_layer=PerLayerInputs.load(weights, spec, given, dtype) if given is not None else None,
         )
 
     def serving(self, max_model_len: int) -> Model:
@@ -137,6 +143,7 @@ class Model:
         x = self.embedding(tokens)
         if self.embed_scale != 1.0:
             x = x * self.embed_scale
+        inputs = self.per_layer(tokens, x) if self.per_layer is not None else None
         rotations = {rope: table.at(positions, x.dtype) for rope, table in self.ropes.items()}
         y, index, projected = self.layers[0].attention_norm(x), 0, False  # projected: by the qkv of layer `index`
         while index < len(self.layers):
@@ -158,8 +165,12 @@ class Model:
             last = self.calls[index - 1]
             projected = last is not None and last.between.has_next
             if last is None or not last.between.has_mlp:
-                y = self.layers[index - 1].of_mlp(y)
-                y = self._norm_before(index).of_sum(x, y)
+                done, norm = self.layers[index - 1], self._norm_before(index)
+                y = done.of_mlp(y, x)
+                if done.tail is None:
+                    y = norm.of_sum(x, y)
+                else:
+                    y = norm(done.tail(x, y, None if inputs is None else inputs[:, index - 1]))
         return y
 
     @cached_property
@@ -171,11 +182,11 @@ class Model:
             own, behind = layer.attention, self.layers[index + 1 : index + 2]
             between = (
                 None
-                if self.spec.residual_scale != 1.0 or own.qk_norm not in (None, "head")
+                if self.spec.residual_scale != 1.0 or own.qk_norm not in (None, "head") or own.v_norm is not None
                 else joined(
                     own.o,
                     layer.mlp_norm,
-                    layer.mlp,
+                    layer.mlp if layer.tail is None else None,
                     self._norm_before(index + 1),
                     behind[0].attention.qkv if behind else None,
                     dtype,
@@ -206,10 +217,21 @@ class Model:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def load_attention(weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec) -> Attention | LatentAttention:
+def load_attention(weights: Weights, index: int, spec: ModelSpec, layer: LayerSpec) -> Mixer:
+    name = f"layers.{index}.self_attn"
     if spec.latent is not None:
         return LatentAttention.load(weights, name, spec, layer, spec.latent)
-    return Attention.load(weights, name, spec, layer)
+    return TiedAttention.load(weights, index, spec, layer) if layer.tied else Attention.load(weights, name, spec, layer)
+
+
+def load_mlp(weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec) -> Network:
+    """name: of the layer."""
+    inner, moe = layer.intermediate_size or spec.intermediate_size, layer.moe
+    if moe is None:
+        return MLP.load(weights, f"{name}.mlp", spec, inner, spec.mlp_bias)
+    if moe.beside:
+        return ExpertsBeside.load(weights, name, spec, moe, inner)
+    return MixtureOfExperts.load(weights, f"{name}.mlp", spec, moe)
 
 
 def _ropes(spec: ModelSpec, max_model_len: int, device: str) -> Mapping[RopeSpec, RotaryEmbedding]:

@@ -48,17 +48,17 @@ def count_parameters(spec: ModelSpec) -> Parameters:
     head = 0 if spec.tie_embeddings else embedding
     attention = sum(_attention(spec, layer) for layer in spec.layers)
     norms = spec.hidden_size + sum(_norms(spec, layer) for layer in spec.layers)
-    dense = sum(
-        _mlp(spec, _dense_size(spec, layer), spec.mlp_bias) for layer in spec.layers if _dense_size(spec, layer)
-    )
+    norms += spec.per_layer.size if spec.per_layer else 0
+    dense = sum(_mlp(spec, size, spec.mlp_bias) for layer in spec.layers if (size := _dense_size(spec, layer)))
     mixtures = [layer.moe for layer in spec.layers if layer.moe]
     routers = sum(_router(spec, moe) for moe in mixtures)
     experts = [(moe, _mlp(spec, moe.intermediate_size, moe.bias)) for moe in mixtures]
-    shared = attention + norms + routers + dense
+    lookup, projected = _per_layer(spec)
+    shared = attention + norms + routers + dense + projected
     matrices = [(1, spec.vocab_size, spec.hidden_size), *_matrices(spec)]
     routed = sum(moe.num_experts * size for moe, size in experts)
     return Parameters(
-        total=embedding + head + shared + routed,
+        total=embedding + head + lookup + shared + routed,
         every_token=embedding + shared,
         experts=routed,
         wide=norms if spec.wide_norms else 0,
@@ -80,6 +80,13 @@ def _matrices(spec: ModelSpec) -> Iterator[tuple[int, int, int]]:
         for count, inner in networks:
             yield count, 2 * inner, spec.hidden_size
             yield count, spec.hidden_size, inner
+    if spec.per_layer is not None:
+        size, hidden = spec.per_layer.size, spec.hidden_size
+        yield from [
+            (1, spec.num_layers * size, hidden),
+            (spec.num_layers, size, hidden),
+            (spec.num_layers, hidden, size),
+        ]
 
 
 def _attention(spec: ModelSpec, layer: LayerSpec) -> int:
@@ -99,11 +106,8 @@ def _projections(spec: ModelSpec, layer: LayerSpec) -> list[tuple[int, int]]:
     """
     kept, hidden = layer.cache, spec.hidden_size
     if spec.latent is None:
-        wide = spec.num_heads * kept.k_dim
-        return [
-            (wide + (kept.heads * (kept.k_dim + kept.v_dim) if kept.source is None else 0), hidden),
-            (hidden, spec.num_heads * kept.v_dim),
-        ]
+        wide, own = spec.num_heads * kept.v_dim, kept.heads * kept.v_dim * (1 if layer.tied else 2)
+        return [(wide + (own if kept.source is None else 0), hidden), (hidden, wide)]
     latent = spec.latent
     queries, back = spec.num_heads * (latent.nope + latent.rope), (hidden, spec.num_heads * latent.v_dim)
     if latent.q_rank is None:
@@ -112,12 +116,23 @@ def _projections(spec: ModelSpec, layer: LayerSpec) -> list[tuple[int, int]]:
 
 
 def _router(spec: ModelSpec, moe: MoESpec) -> int:
-    return moe.num_experts * (spec.hidden_size + moe.bias)
+    scales = spec.hidden_size + moe.num_experts if moe.beside else 0
+    return moe.num_experts * (spec.hidden_size + moe.bias) + scales
+
+
+def _per_layer(spec: ModelSpec) -> tuple[int, int]:
+    """Numbers of the table of per-layer inputs, and of all that is multiplied with them."""
+    if spec.per_layer is None:
+        return 0, 0
+    size, layers = spec.per_layer.size, spec.num_layers
+    return spec.per_layer.vocab_size * layers * size, 3 * layers * size * spec.hidden_size
 
 
 def _dense_size(spec: ModelSpec, layer: LayerSpec) -> int:
     """Width of the network that every token visits; 0 where experts alone do."""
-    return layer.moe.shared_size if layer.moe else spec.intermediate_size
+    if layer.moe and not layer.moe.beside:
+        return layer.moe.shared_size
+    return layer.intermediate_size or spec.intermediate_size
 
 
 def _norms(spec: ModelSpec, layer: LayerSpec) -> int:
@@ -125,7 +140,8 @@ def _norms(spec: ModelSpec, layer: LayerSpec) -> int:
         return 2 * spec.hidden_size + layer.cache.v_dim + (spec.latent.q_rank or 0)
     heads = (spec.num_heads, layer.cache.heads) if spec.qk_norm == "projection" else (1, 1)
     normed = sum(heads if layer.cache.source is None else heads[:1]) if spec.qk_norm else 0
-    return spec.hidden_size * (4 if spec.norms == "sandwich" else 2) + normed * layer.cache.k_dim
+    whole = (4 if spec.norms == "sandwich" else 2) + (3 if layer.moe and layer.moe.beside else 0)
+    return spec.hidden_size * (whole + (spec.per_layer is not None)) + normed * layer.cache.v_dim
 
 
 def _mlp(spec: ModelSpec, inner: int, bias: bool = False) -> int:

@@ -144,6 +144,7 @@ class Request:
     guide: Guide | None = None
     """Belongs to the first sequence; the others fork from it."""
     borders: Collection[int] = ()
+    session: str = ""
     """Lengths of the prompt at which a message ends: where other prompts are likely to go on."""
     sequences: list[Sequence] = field(default_factory=list)
     completed: list[Sequence] = field(default_factory=list)

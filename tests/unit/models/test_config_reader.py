@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvtrove.kv.formats.dense import dense
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.families import REGISTRY
@@ -322,3 +324,21 @@ def test_gpt_oss_20b_as_published(tmp_path: Path) -> None:
     cache = cache_spec(spec, spec.dtype, 16)
     per_token = sum(cache.layer_bytes(layer) for layer in cache.layers if layer.retention.kept() is None) / 16
     assert per_token == 24576, "of the full layers; the others keep 128 tokens"
+
+
+def test_gemma4_stores_keys_that_are_values_once(tmp_path: Path) -> None:
+    """The 31B model as published: a full layer keeps 4 heads of 512 values and the 128 elements of keys that rotate."""
+    text = {
+        **{"model_type": "gemma4_text", "hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 60},
+        **{"num_attention_heads": 32, "num_key_value_heads": 16, "num_global_key_value_heads": 4, "head_dim": 256},
+        **{"global_head_dim": 512, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "dtype": "bfloat16"},
+        **{"sliding_window": 1024, "max_position_embeddings": 262144, "final_logit_softcapping": 30.0},
+        **{"use_bidirectional_attention": "vision"},
+    }
+    spec = read(tmp_path, {"architectures": ["Gemma4ForConditionalGeneration"], "text_config": text})
+    cache = cache_spec(spec, "bfloat16", 16)
+    full = [layer for layer in cache.layers if layer.retention.kept() is None]
+    assert [layer.layer for layer in full] == [*range(5, 60, 6)]
+    apart = replace(full[0], k_dim=512, format=dense("bfloat16"))
+    assert (cache.layer_bytes(full[0]) / 16, cache.layer_bytes(apart) / 16) == (4 * 640 * 2, 4 * 1024 * 2)
+    assert not cache.check()

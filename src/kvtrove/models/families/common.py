@@ -130,19 +130,59 @@ def build_layers(
     window: int | None,
     moe: Callable[[int], MoESpec | None] = lambda index: None,
 ) -> tuple[LayerSpec, ...]:
-    """One LayerSpec per entry of `types`. A window that no context can reach is left out: it changes nothing."""
-    if SLIDING in types and window is None:
-        raise view.error(f"'layer_types' names {SLIDING} layers, but 'sliding_window' is missing")
-    if window is not None and window >= max(served_positions(rope) for rope in ropes.values()):
-        window = None
-    rules: dict[str, Retention] = {SLIDING: Full() if window is None else SlidingWindow(window)}
+    """One LayerSpec per entry of `types`."""
+    rules = retentions(view, types, max(served_positions(rope) for rope in ropes.values()), window)
     stored = dense(stored_dtype(view))
     return tuple(
-        LayerSpec(
-            LayerKV(index, heads.kv, heads.dim, heads.dim, stored, rules.get(kind, Full())), ropes[kind], moe(index)
-        )
+        LayerSpec(LayerKV(index, heads.kv, heads.dim, heads.dim, stored, rules[kind]), ropes[kind], moe(index))
         for index, kind in enumerate(types)
     )
+
+
+def retentions(view: ConfigView, types: Sequence[str], longest: int, window: int | None) -> dict[str, Retention]:
+    """Which tokens each type of layer reads. A window that no context can reach is left out: it changes nothing.
+
+    longest: tokens that the checkpoint is made for.
+    """
+    if SLIDING in types and window is None:
+        raise view.error(f"'layer_types' names {SLIDING} layers, but 'sliding_window' is missing")
+    slides = window is not None and window < longest
+    return {FULL: Full(), SLIDING: SlidingWindow(window) if slides and window is not None else Full()}
+
+
+def shared_sources(view: ConfigView, types: Sequence[str], shared: int) -> list[int | None]:
+    """Whose keys and values each layer reads, None for its own: the last `shared` ones read the last before them of
+    their type.
+    """
+    first = len(types) - shared
+    own = {kind: index for index, kind in enumerate(types[:first])}
+    missing = sorted(set(types[first:]) - own.keys())
+    if missing or first < 1:
+        where = f"no {missing[0]} layer" if missing else "no layer"
+        raise view.error(f"'num_kv_shared_layers' {shared} leaves {where} whose keys and values the others could read")
+    return [None if index < first else own[kind] for index, kind in enumerate(types)]
+
+
+def fused_expert(
+    tensor: str, part: str, number: str, moe: MoESpec, transposed: bool = False, down: str = "down_proj"
+) -> Source:
+    """Where an expert's matrix lies in a stack of all of them, gate and up behind each other.
+
+    tensor: name of the stack up to `gate_up_proj` or `down`. part: gate_proj, up_proj or down_proj.
+    """
+    stack, inner = (int(number), moe.num_experts), moe.intermediate_size
+    if part == "down_proj":
+        return Source(tensor + down, stack=stack, transposed=transposed)
+    start = inner if part == "up_proj" else 0
+    return Source(f"{tensor}gate_up_proj", start, start + inner, 2 * inner, stack=stack, transposed=transposed)
+
+
+def text_part(view: ConfigView) -> ConfigView:
+    """The language model's section of a config whose checkpoint also sees or hears."""
+    keys = ("eos_token_id", "bos_token_id", "dtype", "torch_dtype", "tie_word_embeddings")
+    inherited = {key: view.values[key] for key in keys if view.has(key)}
+    text = view.section("text_config")
+    return ConfigView({**inherited, **text.values, "architecture": view.get("architecture")}, text.where)
 
 
 def rotated_where(layers: Sequence[LayerSpec], rotates: Iterable[object]) -> tuple[LayerSpec, ...]:

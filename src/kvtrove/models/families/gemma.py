@@ -14,6 +14,7 @@ from kvtrove.models.families.common import (
     layer_types,
     read_heads,
     sliding_window,
+    text_part,
 )
 from kvtrove.models.rope_config import RopeDefaults, read_rope
 from kvtrove.models.spec import ModelSpec
@@ -65,11 +66,7 @@ def read_gemma3(view: ConfigView) -> ModelSpec:
 
 def read_gemma3_text_part(view: ConfigView) -> ModelSpec:
     """The language model of a checkpoint that also sees images; the vision tower stays on disk."""
-    inherited = {
-        key: view.values[key] for key in ("eos_token_id", "bos_token_id", "dtype", "torch_dtype") if view.has(key)
-    }
-    text = view.section("text_config")
-    return read_gemma3(ConfigView({**inherited, **text.values, "architecture": view.get("architecture")}, text.where))
+    return read_gemma3(text_part(view))
 
 
 def _gemma(view: ConfigView) -> dict[str, Any]:

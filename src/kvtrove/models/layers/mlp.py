@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from kvtrove.kernels import rows
 from kvtrove.models.layers.linear import Joint, Product, Weights
+from kvtrove.models.layers.norm import RMSNorm
 from kvtrove.models.spec import Activation, ClampedGate, ModelSpec, MoESpec
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -64,13 +65,17 @@ class MLP:
 
 @dataclass(frozen=True, eq=False)
 class MixtureOfExperts:
-    """Each token goes to the `top_k` experts that the router likes best; their outputs are summed by its weights."""
+    """Each token goes to the `top_k` experts that the router likes best; their outputs are summed by its weights.
+
+    correction: added to scores for the choice alone. expert_scale: multiplies weights. Both float32 [num_experts].
+    """
 
     router: Product
     experts: tuple[MLP, ...]
     spec: MoESpec
     shared: MLP | None = None
     correction: Tensor | None = None
+    expert_scale: Tensor | None = None
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, moe: MoESpec) -> MixtureOfExperts:
@@ -87,11 +92,15 @@ class MixtureOfExperts:
             weights.take(f"{name}.gate.e_score_correction_bias", (moe.num_experts,)).float()
             if moe.scoring == "sigmoid"
             else None,
+            weights.take(f"{name}.gate.expert_scale", (moe.num_experts,)).float() if moe.beside else None,
         )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, hidden_size]. Tokens are sorted by expert, so that each expert that is hit runs once."""
-        weights, chosen = self._choose(self.router(x).float())
+    def __call__(self, x: Tensor, routed_by: Tensor | None = None) -> Tensor:
+        """x: [T, hidden_size]. Tokens are sorted by expert, so that each expert that is hit runs once.
+
+        routed_by: what the router reads instead of x.
+        """
+        weights, chosen = self._choose(self.router(x if routed_by is None else routed_by).float())
         by_expert = chosen.flatten().argsort(stable=True)
         loads = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
         out = torch.zeros_like(x) if self.shared is None else self.shared(x)
@@ -116,4 +125,43 @@ class MixtureOfExperts:
         weights = scores.gather(1, chosen)
         if spec.norm_topk:
             weights = weights / weights.sum(-1, keepdim=True)
+        if self.expert_scale is not None:
+            weights = weights * self.expert_scale[chosen]
         return weights * spec.scale, chosen
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertsBeside:
+    """norm(dense(y)) + norm(experts(norm(x))), y being a norm of x: both read the layer side by side (Gemma 4)."""
+
+    dense: MLP
+    experts: MixtureOfExperts
+    dense_norm: RMSNorm
+    before: RMSNorm
+    after: RMSNorm
+    router_norm: RMSNorm
+
+    @classmethod
+    def load(cls, weights: Weights, name: str, spec: ModelSpec, moe: MoESpec, inner: int) -> ExpertsBeside:
+        """name: of the layer. inner: width of the dense network."""
+
+        def norm(part: str) -> RMSNorm:
+            return RMSNorm.load(weights.take, f"{name}.{part}", spec.hidden_size, spec)
+
+        scale = weights.take(f"{name}.mlp.gate.scale", (spec.hidden_size,)).float() * spec.hidden_size**-0.5
+        return cls(
+            dense=MLP.load(weights, f"{name}.mlp", spec, inner, spec.mlp_bias),
+            experts=MixtureOfExperts.load(weights, f"{name}.mlp", spec, moe),
+            dense_norm=norm("post_feedforward_layernorm_1"),
+            before=norm("pre_feedforward_layernorm_2"),
+            after=norm("post_feedforward_layernorm_2"),
+            router_norm=RMSNorm(scale, spec.norm_eps, wide=True),
+        )
+
+    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
+        """[T, hidden_size] each."""
+        return self.dense_norm(self.dense(y)) + self.after(self.experts(self.before(x), self.router_norm(x)))
+
+
+Network = MLP | MixtureOfExperts | ExpertsBeside
+"""What a layer has behind its attention."""

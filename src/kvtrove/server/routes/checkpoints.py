@@ -37,13 +37,15 @@ class Owner(Body):
 
 
 class CheckpointRequest(Owner):
-    """What to keep under which name: an unfinished answer by its `id`, or what is cached of a prompt.
+    """What to keep under which name: an unfinished answer by its `id`, or what is cached of a conversation or a prompt.
 
-    name: letters, digits, `.`, `_` and `-`. prompt: text or token ids (of a conversation: what /tokenize gives).
+    name: letters, digits, `.`, `_` and `-`. session: the `prompt_cache_key` of the conversation. prompt: text or token
+    ids (of a conversation: what /tokenize gives).
     """
 
     name: str
     request_id: str | None = None
+    session: str | None = None
     prompt: str | list[int] | None = None
 
 
@@ -75,13 +77,14 @@ class RestoredCheckpoint(TypedDict):
 async def checkpoint(body: CheckpointRequest, service: ServiceOf) -> StoredCheckpoint:
     """Keep a sequence as a file. It is complete when this answers."""
     path = service.engine.engine.checkpoints.path_of(body.name)
-    if (body.request_id is None) == (body.prompt is None):
-        raise refused("request_id: give the id of an unfinished answer or a prompt, and not both", "request_id")
+    if sum(one is not None for one in (body.request_id, body.session, body.prompt)) != 1:
+        raise refused("request_id: give the id of an unfinished answer, a session or a prompt", "request_id")
     text = body.prompt
     tokens = await service.in_pool(service.tokenizer.encode, text) if isinstance(text, str) else text
     if tokens is not None and (not tokens or min(tokens) < 0 or max(tokens) >= service.spec.vocab_size):
         raise refused(f"prompt: give text or token ids from 0 to {service.spec.vocab_size - 1}", "prompt")
-    source = tokens if tokens is not None else _engine_id(body.request_id or "")
+    named = body.session if body.session is not None else _engine_id(body.request_id) if body.request_id else ""
+    source = named if tokens is None else tokens
     saved = await service.engine.call(lambda engine: engine.checkpoint(source, path, body.salt))
     try:
         nbytes = await asyncio.wrap_future(saved)
