@@ -130,6 +130,10 @@ class Model:
             per_layer=PerLayerInputs.load(weights, spec, given, dtype) if given is not None else None,
         )
 
+    def with_layers(self, layers: tuple[DecoderLayer, ...]) -> Model:
+        """The same model with other layers."""
+        return replace(self, layers=layers)
+
     def serving(self, max_model_len: int) -> Model:
         """The same weights for another longest context."""
         return replace(self, ropes=_ropes(self.spec, max_model_len, str(self.norm.weight.device)))
