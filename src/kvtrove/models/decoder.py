@@ -186,7 +186,10 @@ class Model:
             own, behind = layer.attention, self.layers[index + 1 : index + 2]
             between = (
                 None
-                if self.spec.residual_scale != 1.0 or own.qk_norm not in (None, "head") or own.v_norm is not None
+                if self.spec.residual_scale != 1.0
+                or own.qk_norm not in (None, "head")
+                or own.v_norm is not None
+                or spec.rope.temperature is not None
                 else joined(
                     own.o,
                     layer.mlp_norm,
