@@ -362,6 +362,7 @@ class RequestMetrics:
     num_continued_tokens: of the output, those that a checkpoint had. num_dropped_tokens: that the cache gave up of a
     sequence at most, so that what follows could not read them.
     num_continued_tokens: of the output, those that a checkpoint had. soft_pins: what leaves the cache last.
+    tier_reason: why no tier brought more of the prompt, in words.
     """
 
     arrival_time: float
@@ -374,6 +375,7 @@ class RequestMetrics:
     num_continued_tokens: int = 0
     num_dropped_tokens: int = 0
     soft_pins: Sequence[SoftPin] = ()
+    tier_reason: str | None = None
     token_times: array[float] = field(default_factory=lambda: array("d"))
     reused_from: dict[str, int] = field(default_factory=dict)
     explanation: Explanation | None = None

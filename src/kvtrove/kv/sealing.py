@@ -64,7 +64,7 @@ class Sealing:
         if books.crc is not None:
             block.crc = books.crc(block.id)
         if books.index.enabled:
-            block.key, block.tokens = kv.chain.keys[i], kv.chain.tokens[i]
+            block.key, block.parent, block.tokens = kv.chain.place(i)
         if books.index.enabled and not kv.dropped:
             books.index.publish(block)
             if books.transfers is not None and block.published:

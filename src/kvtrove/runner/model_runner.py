@@ -15,6 +15,7 @@ from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.decoder import Model
 from kvtrove.request import EngineError
+from kvtrove.runner.adapters import Adapters
 from kvtrove.runner.batch import Batch, build_batch
 from kvtrove.runner.fused import FusedLayers
 from kvtrove.runner.gather import Gatherer
@@ -49,6 +50,7 @@ class ModelRunner:
         for layer, backend in zip(self.layers, self.backends, strict=True):
             if reasons := backend.reasons_against(layer, arena.device):
                 raise ValueError(f"attention backend {backend.name!r} cannot serve this model: {'; '.join(reasons)}")
+        self.adapters = Adapters(model, self.layers, self.backends)
         self.fuse()
 
     def fuse(self) -> None:
@@ -79,6 +81,7 @@ class ModelRunner:
         `ScheduledSequence.observe` asks for; layers are then computed one by one.
         """
         self.rows.execute(step.ops)
+        model, fused = self.adapters.model_for(step.sequences) or (self.model, self.fused)
         batch = build_batch(step.sequences, self.cache.block_size, self.arena.device)
         plans = {backend: backend.plan(batch.attention) for backend in dict.fromkeys(self.backends)}
 
@@ -93,9 +96,9 @@ class ModelRunner:
         def through(
             first: int, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]
         ) -> tuple[int, Tensor] | None:
-            return self.fused(first, plans[self.backends[first]], x, projected, rotations)
+            return fused(first, plans[self.backends[first]], x, projected, rotations)
 
-        hidden = self.model(batch.tokens, batch.positions, attend, None if observer.seen else through)
+        hidden = model(batch.tokens, batch.positions, attend, None if observer.seen else through)
         if observed is not None:
             observed |= observer.seen
         return batch, hidden

@@ -5,6 +5,8 @@ A sequence that was preempted is compacted again at the same length, from the sa
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from kvtrove.kv.compaction.compact import compact
 from kvtrove.kv.compaction.compactor import NEVER
 from kvtrove.kv.manager import KVCacheManager
@@ -31,3 +33,10 @@ def give_up_tokens(kv: KVCacheManager, seq: Sequence) -> bool:
     seq.observed = []
     plan_compaction(seq)
     return True
+
+
+def compact_overdue(kv: KVCacheManager, running: Mapping[int, Sequence], preempt: Callable[[Sequence], None]) -> None:
+    """Of sequences that were due when blocks were short: whoever came last makes room, if need be itself."""
+    for seq in list(running.values()):
+        while seq.id in running and not give_up_tokens(kv, seq):
+            preempt(max(running.values(), key=lambda s: (s.request.arrival, s.index)))

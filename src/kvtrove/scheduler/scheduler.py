@@ -22,11 +22,12 @@ from functools import partial
 
 from kvtrove.kv.keeping import keep
 from kvtrove.kv.manager import KVCacheManager
+from kvtrove.kv.snapshot import park
 from kvtrove.kv.table import SequenceKV
 from kvtrove.request import EngineError, FinishReason, RequestError
 from kvtrove.scheduler import beam
 from kvtrove.scheduler.admission import Admission
-from kvtrove.scheduler.compaction import give_up_tokens
+from kvtrove.scheduler.compaction import compact_overdue, give_up_tokens
 from kvtrove.scheduler.computing import BlocksInWork
 from kvtrove.scheduler.drafts import Drafter
 from kvtrove.scheduler.limits import SchedulerLimits, SchedulerStats
@@ -66,7 +67,7 @@ class Scheduler:
         self.num_preemptions = self.num_prompt_tokens = self.num_generation_tokens = 0
         self._next_seq_id = 0
         self._computing = BlocksInWork(kv.block_size)
-        self._admission = Admission(kv, self.limits, self._computing, clock)
+        self.admission = Admission(kv, self.limits, self._computing, clock)
         self._step: dict[int, int] = {}  # sequence id -> tokens in the step being planned
         self.prompt_limit = self.limits.max_num_batched_tokens  # of prompt tokens in a step that also decodes (`Pace`)
         self.listed_weight = 1.0  # of one whose log-probabilities are reported, there (`Pace`)
@@ -75,7 +76,7 @@ class Scheduler:
     def keep_pace(self, pace: Pace) -> None:
         """What has been measured of the steps so far decides how long prompts may take, and what is worth loading."""
         self.prompt_limit, self.listed_weight = pace.tokens, pace.weight
-        self._admission.prefill_rate = pace.rate
+        self.admission.prefill_rate = pace.rate
 
     # ---- requests come and go ----
 
@@ -164,12 +165,12 @@ class Scheduler:
 
     def _blocks_alone(self, request: Request, length: int) -> int:
         """Blocks without which a request of `length` tokens cannot end: beams advance together or not at all."""
-        return self._admission.blocks(length) * max(1, request.params.beam_width)
+        return self.admission.blocks(length) * max(1, request.params.beam_width)
 
     def room_for_pins(self, max_model_len: int) -> int:
         """Blocks that may be pinned beside what the largest request, queued or still to come, needs to end."""
         alone = [self._blocks_alone(request, request.max_len) for request in self.requests.values()]
-        return self.kv.num_blocks - self.kv.pins.num_blocks - max([*alone, self._admission.blocks(max_model_len)])
+        return self.kv.num_blocks - self.kv.pins.num_blocks - max([*alone, self.admission.blocks(max_model_len)])
 
     # ---- a step ----
 
@@ -177,7 +178,7 @@ class Scheduler:
         """Pick the work of the next step and reserve its blocks."""
         self._step = {}
         self.kv.poll()
-        self._give_up_tokens()
+        compact_overdue(self.kv, self.running, self.preempt)
         self._plan_step()
         while not self._step and (self._decodes() or self._make_room()):
             self._plan_step()
@@ -190,12 +191,6 @@ class Scheduler:
         self.at_work = seq.request
         return scheduled_sequence(seq, num, drafts.get(seq.id, NO_TOKENS))
 
-    def _give_up_tokens(self) -> None:
-        """Of sequences that were due when blocks were short: whoever came last makes room, if need be itself."""
-        for seq in list(self.running.values()):
-            while seq.id in self.running and not give_up_tokens(self.kv, seq):
-                self.preempt(max(self.running.values(), key=lambda s: (s.request.arrival, s.index)))
-
     def _plan_step(self) -> None:
         for seq in self._decodes():
             self._give(seq, 1)
@@ -204,7 +199,7 @@ class Scheduler:
         budget = self.prompt_limit if paced else budget
         prefills = [s for s in self.running.values() if s.id not in self._step and s.prefill_need]
         if self.waiting:
-            prefills += self._admission.admit(self.waiting, self.running, prefills, budget)
+            prefills += self.admission.admit(self.waiting, self.running, prefills, budget)
         weights = [self.listed_weight if paced and s.request.wants_prompt_logprobs else 1.0 for s in prefills]
         most = [min(self.kv.states.until_mark(s.kv, s.prefill_need), s.until_compaction) for s in prefills]
         needs = [math.ceil(num * weight) for num, weight in zip(most, weights, strict=True)]
@@ -236,13 +231,24 @@ class Scheduler:
             if self.kv.allocate(seq.kv, num):
                 self._step[seq.id] = num
                 return
+            if self._release_load():
+                continue
             self.preempt(max(self.running.values(), key=lambda s: (s.request.arrival, s.index)))
+
+    def _release_load(self) -> bool:
+        """Take back the blocks of a load for whoever is last in the queue, who can load again."""
+        for seq in reversed(self.waiting):
+            if seq.load is not None and self.kv.let_go(seq.load):
+                seq.load = seq.waits_for = None
+                return True
+        return False
 
     def preempt(self, last: Sequence) -> None:
         """Take the blocks of a sequence (of all beams of its request); it starts again at the head of the queue."""
         request = last.request
         siblings = [s for s in request.unfinished if s.id in self.running] if request.beam else [last]
         for seq in reversed(siblings):
+            seq.tail = park(self.kv, seq.kv)
             self._leave(seq)
             seq.kv, seq.observed = self.kv.open(request.salt), []
             self.waiting.appendleft(seq)

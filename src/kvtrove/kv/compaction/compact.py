@@ -58,7 +58,7 @@ def compact(
             assert block is not None, "all were just extended"
             block.sealed, block.group, block.index, block.use = True, group, i, kv.use
             if books.index.enabled:
-                block.key, block.tokens = kv.chain.keys[i], kv.chain.tokens[i]
+                block.key, block.parent, block.tokens = kv.chain.place(i)
     books.rows.gather(sources, [table.blocks for table in kv.tables], held, compactor, observed)
     books.verify()
     return True

@@ -9,7 +9,10 @@ void with_reading(const Side& side, const Use& use) {
         case Element::bfloat16: return side.tiled ? use(TiledBfloat16()) : use(PlainBfloat16());
         case Element::int8: return side.tiled ? use(TiledInt8()) : use(PlainInt8());
         case Element::float8: return use(Unpacked<Float8>());
-        case Element::int4: return side.groups() == 1 ? use(TiledInt4()) : use(Unpacked<HalfByteCodes>());
+        case Element::int4:
+            if (side.channels) return use(Unpacked<Codes<4>, true>());
+            return side.groups() == 1 ? use(TiledInt4()) : use(Unpacked<Codes<4>>());
+        case Element::int2: return side.channels ? use(Unpacked<Codes<2>, true>()) : use(Unpacked<Codes<2>>());
     }
 }
 
@@ -45,15 +48,11 @@ inline void merge(const Step& step, const Tile& tile, float* workspace) {
     forget(work.all_best, work.all_sum, work.all_values, rows, dim);
     for (std::int64_t i = 0; i < tile.num_splits; ++i) {
         const float* from = step.partials + (tile.partial + i) * step.partial_floats();
-        for (int r = 0; r < rows; ++r)
-            merge_row(work.all_best[r], work.all_sum[r], work.all_values + r * dim, from[r], from[rows + r],
-                      from + 2 * rows + r * dim, dim);
+        merge_rows(work, rows, from, from + rows, from + 2 * rows, dim);
     }
     write_out(pass, work.all_best, work.all_sum, work.all_values);
 }
 
 inline std::size_t workspace_floats(const Layer& layer, int max_rows) { return Workspace().carve(layer, max_rows, nullptr); }
 
-constexpr int kTargetRows = 48;
-
-constexpr Level level() { return {kTargetRows, workspace_floats, attend, merge}; }
+constexpr Level level() { return {kBand, workspace_floats, attend, merge}; }
