@@ -390,7 +390,7 @@ class KVCacheManager:
     def _require_empty(self, kv: SequenceKV) -> None:
         self._require_open(kv)
         if kv.capacity:
-            raise ValueError(f"only an empty sequence matches a prefix, this one has {kv.num_computed} tokens")
+            raise ValueError(f"can only be matched by an empty sequence, this one has {kv.num_computed} tokens")
 
     def verify(self) -> None:
         """InvariantError when the books contradict themselves, as often as `check` asks for."""
