@@ -131,6 +131,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2": ("DeepseekV2", {**_LATENT, "n_routed_experts": 4, "topk_method": "greedy"}),
     "deepseek_v3": ("DeepseekV3", {**_LATENT, "q_lora_rank": 20, "rope_parameters": _YARN}),
     "glm4_moe_lite": ("Glm4MoeLite", {**_LATENT, "q_lora_rank": 20, "n_group": 1, "topk_group": 1}),
+    "llama4": (
+        "Llama4",
+        {
+            **{"head_dim": 16, "no_rope_layers": [1, 0, 1], "attention_chunk_size": 10, "floor_scale": 8},
+            **{"interleave_moe_layer_step": 2, "intermediate_size_mlp": 80, "num_local_experts": 4},
+            **{"num_experts_per_tok": 2, "rope_parameters": _LLAMA3_ROPE},
+        },
+    ),
     "glm": ("Glm", {"head_dim": 16, "attention_bias": True}),
     "glm4": ("Glm4", {"head_dim": 16, "attention_bias": True}),
     "glm4_moe": ("Glm4Moe", {**_ROUTED, "use_qk_norm": True, "attention_bias": True}),
@@ -218,7 +226,7 @@ def make_checkpoint(directory: Path, family: str, seed: int = 0, dtype: str = "f
 
 def config_class(architecture: str) -> str:
     """Of the language model alone, where a checkpoint may also see."""
-    return f"{architecture}{'TextConfig' if architecture in ('Gemma3', 'Gemma4') else 'Config'}"
+    return f"{architecture}{'TextConfig' if architecture in ('Gemma3', 'Gemma4', 'Llama4') else 'Config'}"
 
 
 def make_gemma3_with_vision(directory: Path, seed: int = 0) -> None:

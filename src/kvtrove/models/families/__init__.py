@@ -16,6 +16,7 @@ from kvtrove.models.families import (
     granite,
     hunyuan,
     llama,
+    llama4,
     mistral,
     olmo,
     phi,
@@ -27,6 +28,7 @@ from kvtrove.models.spec import ModelError
 
 REGISTRY: dict[str, Family] = {
     **llama.FAMILIES,
+    **llama4.FAMILIES,
     **mistral.FAMILIES,
     **qwen.FAMILIES,
     **gemma.FAMILIES,
@@ -45,6 +47,8 @@ REGISTRY: dict[str, Family] = {
 
 MODEL_TYPES = {
     "llama": "LlamaForCausalLM",
+    "llama4": "Llama4ForConditionalGeneration",
+    "llama4_text": "Llama4ForCausalLM",
     "mistral": "MistralForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
