@@ -177,6 +177,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "dynamic", "factor": 1.0, "rope_theta": 10_000.0, "alpha": 50.0},
         },
     ),
+    "hunyuan_v1_moe": ("HunYuanMoEV1", {"head_dim": 16, "num_experts": 4, "moe_topk": 2}),
     "phi3_long": (
         "Phi3",
         {
@@ -189,7 +190,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 ADAPTERS = frozenset(
-    {"glm", "glm4", "glm4_moe", "seed_oss", "ernie4_5", "olmoe", "granitemoe", "ministral3", "qwen2_moe"}
+    {"hunyuan_v1_moe"}
+    | {"glm", "glm4", "glm4_moe", "seed_oss", "ernie4_5", "olmoe", "granitemoe", "ministral3", "qwen2_moe"}
 )
 """Families made of parts that others prove in every precision and batch: their logits in float32 prove the adapter."""
 PROVEN_IN_FULL = tuple(family for family in FAMILIES if family not in ADAPTERS)
