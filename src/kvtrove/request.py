@@ -357,6 +357,7 @@ class RequestMetrics:
     token_times: of every step that drew for the request. reused_from: prompt tokens reused, by tier of the cache.
     explanation: why no more of the prompt was reused when it was first admitted. load: what was loaded for it then.
     num_continued_tokens: of the output, those that a checkpoint had. soft_pins: what leaves the cache last.
+    tier_reason: why no tier brought more of the prompt, in words.
     """
 
     arrival_time: float
@@ -368,6 +369,7 @@ class RequestMetrics:
     num_accepted_tokens: int = 0
     num_continued_tokens: int = 0
     soft_pins: Sequence[SoftPin] = ()
+    tier_reason: str | None = None
     token_times: array[float] = field(default_factory=lambda: array("d"))
     reused_from: dict[str, int] = field(default_factory=dict)
     explanation: Explanation | None = None

@@ -39,6 +39,7 @@ OPERATIONS = [
     "GET /v1/cache/memory",
     "GET /v1/cache/pins",
     "GET /v1/cache/reports",
+    "GET /v1/cache/reports/{request_id}",
     "GET /v1/models",
     "GET /v1/models/{model_id}",
     "GET /v1/status",

@@ -108,7 +108,8 @@ def _requests(rows: list[dict[str, Any]]) -> Any:
     for title in ("request", "tenant", "for", "state", "prompt", "reused", "output"):
         table.add_column(title, justify="left" if title in ("request", "tenant", "state") else "right", no_wrap=True)
     for row in rows[:REQUESTS]:
-        tokens = [f"{row[name]:,}" for name in ("prompt_tokens", "reused_tokens", "output_tokens")]
+        known = ("prompt_tokens", "reused_tokens", "output_tokens")[: 1 if row["state"] == "running" else 3]
+        tokens = [f"{row[name]:,}" for name in known]
         table.add_row(row["id"][:12], row["tenant"][:12], _span(row["seconds"]), row["state"], *tokens)
     return table
 

@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
-from pathlib import Path
 
 from kvtrove.evaluate.evaluation import Evaluation
 from kvtrove.evaluate.results import Row, remarks, rows
 from kvtrove.evaluate.tables import columns, nats
+from kvtrove.names import display_name
 from kvtrove.report.heat import heat_map
 from kvtrove.report.page import charts, document, table
 from kvtrove.report.svg import Axis, Chart, Point
@@ -22,7 +22,7 @@ LEAST_KL = 1e-9  # nats; a smaller one is drawn as this
 def page(evaluation: Evaluation) -> str:
     """The whole page. Text of the model and of settings is escaped."""
     settings, found = evaluation.settings, rows(evaluation)
-    title = f"What each cached byte is worth: {Path(settings.model).name}"
+    title = f"What each cached byte is worth: {display_name(settings.model)}"
     body = [f"<h1>{escape(title)}</h1>", f"<p>kvtrove eval, {evaluation.done} of {evaluation.total} cells</p>"]
     body += [f'<p class="note">{escape(note)}</p>' for note in remarks(evaluation)]
     body.append(table(*columns(found)))

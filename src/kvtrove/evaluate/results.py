@@ -14,6 +14,8 @@ from kvtrove.evaluate.store import Value
 from kvtrove.prices import Price
 
 FORMAT = "kvtrove-eval/1"
+TOLD = 0.5
+"""Share of facts that the exact cache must recall for the recall of others to mean something."""
 
 Place = tuple[int, float]
 """Length in tokens, depth 0 to 1."""
@@ -106,7 +108,7 @@ def prices(evaluation: Evaluation) -> dict[str, Price]:
 
 
 def remarks(evaluation: Evaluation) -> list[str]:
-    """The notes, what a budget chose, and caches that the model does not bear."""
+    """The notes, what a budget chose, caches that the model does not bear, and a recall that says nothing."""
     chosen, found = evaluation.fit, [*evaluation.notes]
     if chosen is not None:
         found.append(f"--cache {chosen.recipe} takes {chosen.bits:.2f} bits per element; its layers' KL add up to ")
@@ -116,6 +118,12 @@ def remarks(evaluation: Evaluation) -> list[str]:
         for price in prices(evaluation).values()
         if not price.is_borne
     ]
+    exact = next(iter(rows(evaluation)), None)
+    if exact is not None and exact.mean_recall is not None and exact.mean_recall < TOLD:
+        found.append(
+            f"the exact cache itself recalls {100 * exact.mean_recall:.0f} %, so recall says nothing of the others: "
+            "--needle FILE gives facts that this model can repeat, --samples N more of them"
+        )
     return found
 
 

@@ -50,7 +50,7 @@ def _cells(row: Row) -> list[str]:
         f"{row.bytes_per_token:,.0f}",
         *texts,
         share(row.mean_recall),
-        *("-" if rate is None else f"{rate:,.0f}" for rate in (row.prefill, row.decode)),
+        *("-" if rate is None else f"{rate:,.{0 if rate >= 10 else 1}f}" for rate in (row.prefill, row.decode)),
     ]
 
 

@@ -1,15 +1,27 @@
-"""Soft pins: blocks that leave the cache last, for a while. They never keep a request from being admitted."""
+"""Blocks that leave the cache late: soft pins, and what queued requests wait for. Nothing of it delays admission."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from kvtrove.kv.prefix_cache import Match
 from kvtrove.kv.table import SequenceKV
 from kvtrove.request import SoftPin
 
 if TYPE_CHECKING:
     from kvtrove.kv.manager import KVCacheManager
+
+
+def freshen(books: KVCacheManager, match: Match) -> None:
+    """What was matched will be asked for soon: blocks that nobody holds leave as if they had been used just now.
+
+    The end of the prefix still leaves before its beginning.
+    """
+    for block in match.held:
+        if not block.ref_count:
+            books.pool.cached.remove(block)
+            books.pool.cached.add(block)
 
 
 def keep(books: KVCacheManager, kv: SequenceKV, pins: Iterable[SoftPin]) -> None:

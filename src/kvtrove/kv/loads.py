@@ -40,7 +40,7 @@ class Load:
 
     rows: (group, index) in the chain of what is still to be asked for, in the order of the prefix. before: tokens that
     the pool could serve when it began. sources: rows that came, by name of the tier. seconds: from the first request to
-    the last row.
+    the last row. problem: what ended it early, in words ("disk timeout").
     """
 
     pin: Pin
@@ -52,6 +52,7 @@ class Load:
     done: bool = False
     seconds: float = 0.0
     sources: Counter[str] = field(default_factory=Counter)
+    problem: str | None = None
 
 
 class Books(Protocol):
@@ -81,7 +82,7 @@ def take_in(books: Books, chain: KeyChain, place: tuple[int, int], content: memo
     [block] = blocks
     block.group, block.index = place
     block.sealed = True
-    block.key, block.tokens = chain.keys[block.index], chain.tokens[block.index]
+    block.key, block.parent, block.tokens = chain.place(block.index)
     books.index.publish(block)
     books.rows.fill(block, content)
     books.tell("loaded", block)
@@ -143,11 +144,24 @@ class Transfers:
                 self.rate += (NEWEST if self.rate else 1.0) * (ticket.nbytes / ticket.seconds - self.rate)
             for at, place in enumerate(places):
                 row = buffer[at * self.row_bytes : (at + 1) * self.row_bytes]
-                if load.done or ticket.outcomes[at] is not Outcome.OK or not self._take_in(load, place, row):
+                outcome = ticket.outcomes[at]
+                if outcome is not Outcome.OK and outcome is not None:
+                    load.problem = load.problem or f"{ticket.sources[at] or 'tier'} {outcome.value}"
+                if load.done or outcome is not Outcome.OK or not self._take_in(load, place, row):
                     load.rows.clear()
                 else:
                     load.sources[ticket.sources[at]] += 1
             self._read(load)
+
+    def reason(self, chain: KeyChain, block: int) -> str | None:
+        """Why no tier has this block of the chain, in words; None when nothing is known of it."""
+        return self.store.reason(chain.keys[block]) if block < len(chain.keys) else None
+
+    @property
+    def num_coming(self) -> int:
+        """Rows that loads will still ask for, or have asked for: blocks that will be taken."""
+        reads = sum(len(places) for _, load, places, _ in self._reads.values() if not load.done)
+        return reads + sum(len(load.rows) for load in {id(one): one for _, one, _, _ in self._reads.values()}.values())
 
     def is_worth(self, match: Match, prefill_rate: float) -> bool:
         tokens = match.elsewhere - match.num_tokens

@@ -66,4 +66,13 @@ class FillSeat:
     content: memoryview = field(repr=False)
 
 
-RowOp = Copy | CopySeat | SaveMark | LoadMark | Spill | Fill | FillSeat
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Copy row `source`, or with `seat` that seat, to `target`, memory of the sequence that loses it."""
+
+    source: int
+    target: memoryview = field(repr=False)
+    seat: bool = False
+
+
+RowOp = Copy | CopySeat | SaveMark | LoadMark | Spill | Fill | FillSeat | Park

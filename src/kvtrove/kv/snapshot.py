@@ -18,7 +18,7 @@ from kvtrove.kv.loads import take_in
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.prefix_cache import Match
 from kvtrove.kv.retention import live_blocks
-from kvtrove.kv.rows import FillSeat
+from kvtrove.kv.rows import FillSeat, Park
 from kvtrove.kv.seats import NONE
 from kvtrove.kv.table import SequenceKV
 
@@ -51,6 +51,22 @@ def snapshot(kv: SequenceKV, block_size: int) -> Snapshot:
     sealed = _in_order((g, i, b.id) for g, t in enumerate(kv.tables) for i, b in enumerate(t.blocks[:full]) if b)
     tail = [block.id for table in kv.tables for block in table.blocks[full : full + 1] if block] if part else []
     return Snapshot(kv.num_computed, sealed, tail, kv.seat)
+
+
+def park(books: KVCacheManager, kv: SequenceKV) -> Tail | None:
+    """Keep what a sequence that is about to lose its blocks has behind the full ones, which the cache and tiers keep.
+
+    Its memory is filled by the operations that are executed next. None when there is nothing to come back to.
+    """
+    if not books.index.enabled or not kv.num_computed:
+        return None
+    held = snapshot(kv, books.block_size)
+    rows = [memoryview(bytearray(books.spec.block_bytes)) for _ in held.tail]
+    seat = memoryview(bytearray(books.spec.seat_bytes if held.seat != NONE else 0))
+    books.rows.add(Park(row, target) for row, target in zip(held.tail, rows, strict=True))
+    if seat:
+        books.rows.add([Park(held.seat, seat, seat=True)])
+    return Tail(held.num_computed, rows, seat)
 
 
 def snapshot_of(match: Match) -> Snapshot:

@@ -14,6 +14,7 @@ from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.decoder import Model
 from kvtrove.request import EngineError
+from kvtrove.runner.adapters import Adapters
 from kvtrove.runner.batch import Batch, build_batch
 from kvtrove.runner.fused import FusedLayers
 from kvtrove.runner.logprobs import undrawable
@@ -45,6 +46,7 @@ class ModelRunner:
         for layer, backend in zip(self.layers, self.backends, strict=True):
             if reasons := backend.reasons_against(layer, arena.device):
                 raise ValueError(f"attention backend {backend.name!r} cannot serve this model: {'; '.join(reasons)}")
+        self.adapters = Adapters(model, self.layers, self.backends)
         self.fuse()
 
     def fuse(self) -> None:
@@ -72,6 +74,7 @@ class ModelRunner:
         The hidden states [T, hidden_size] are those of all its tokens, in the order of the batch.
         """
         self.rows.execute(step.ops)
+        model, fused = self.adapters.model_for(step.sequences) or (self.model, self.fused)
         batch = build_batch(step.sequences, self.cache.block_size, self.arena.device)
         plans = {backend: backend.plan(batch.attention) for backend in dict.fromkeys(self.backends)}
 
@@ -82,9 +85,9 @@ class ModelRunner:
         def through(
             first: int, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]
         ) -> tuple[int, Tensor] | None:
-            return self.fused(first, plans[self.backends[first]], x, projected, rotations)
+            return fused(first, plans[self.backends[first]], x, projected, rotations)
 
-        return batch, self.model(batch.tokens, batch.positions, attend, through)
+        return batch, model(batch.tokens, batch.positions, attend, through)
 
     def _results(self, sequences: list[ScheduledSequence], hidden: Tensor) -> ModelOutput:
         """hidden: [R, hidden] in the order of `build_batch`: sampling rows, then prompt-logprob rows."""

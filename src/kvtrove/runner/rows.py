@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.rows import Copy, CopySeat, Fill, FillSeat, LoadMark, RowOp, SaveMark, Spill
+from kvtrove.kv.rows import Copy, CopySeat, Fill, FillSeat, LoadMark, Park, RowOp, SaveMark, Spill
 from kvtrove.kv.tiers.store import BlockStore
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Rows:
             Spill: self._spill,
             Fill: self._fill,
             FillSeat: self._fill_seat,
+            Park: self._park,
         }
 
     def execute(self, ops: Sequence[RowOp]) -> None:
@@ -82,3 +83,8 @@ class Rows:
     def _fill_seat(self, ops: list[FillSeat]) -> None:
         for op in ops:
             self.arena.seats[op.target] = torch.frombuffer(op.content, dtype=torch.uint8).to(self.arena.device)
+
+    def _park(self, ops: list[Park]) -> None:
+        for op in ops:
+            row = self.arena.seats[op.source] if op.seat else self.arena.rows[op.source]
+            torch.frombuffer(op.target, dtype=torch.uint8).copy_(row)

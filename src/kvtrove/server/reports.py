@@ -68,7 +68,7 @@ class CacheReport(TypedDict):
     first_divergence: null when the prompt only continues an earlier one, or nothing earlier begins like it.
     loaded: what of `reused_from` had to be read from a tier first.
     drafted_tokens, accepted_tokens: of its output, when there were drafts. continued_tokens: of its output, those that
-    were drawn before a crash, and kept.
+    were drawn before a crash, and kept. tier_reason: why no tier brought more, in words.
     """
 
     request_id: str
@@ -85,6 +85,7 @@ class CacheReport(TypedDict):
     accepted_tokens: NotRequired[int]
     continued_tokens: NotRequired[int]
     soft_pins: NotRequired[list[Kept]]
+    tier_reason: NotRequired[str]
 
 
 @dataclass(slots=True)
@@ -132,7 +133,7 @@ class Reports(Observer):
         for request in arrival.requests:
             tokens, outline = as_tokens(request.prompt_token_ids), _outline(arrival)
             prompt = Remembered(
-                arrival.id, arrival.time, request.salt, client, tokens, answer=arrival.answer, outline=outline
+                arrival.id, arrival.time, request.scope, client, tokens, answer=arrival.answer, outline=outline
             )
             conversation = _conversation(arrival, request)
             best = memory.recent.best(prompt.tokens, prompt.salt)
@@ -170,6 +171,13 @@ class Reports(Observer):
         """The latest reports of one tenant, newest first."""
         return list(reversed(self._memory(name).reports))
 
+    def prompts_of(self, tenant: str, request_id: str) -> list[tuple[CacheReport, Tokens]]:
+        """Reports and tokens of a request's prompts, in their order; empty when they are forgotten, or another's."""
+        memory = self._memory(tenant)
+        found = [report for report in memory.reports if report["request_id"] == request_id]
+        prompts = [prompt.tokens[: prompt.num_prompt] for prompt in memory.recent.of(request_id)]
+        return list(zip(found, prompts, strict=False))
+
     def preview(
         self, tenant: str, prompt: Remembered, explanation: Explanation, conversation: Conversation
     ) -> CacheReport:
@@ -205,6 +213,8 @@ class Reports(Observer):
             report["accepted_tokens"] = result.metrics.num_accepted_tokens
         if result.metrics.num_continued_tokens:
             report["continued_tokens"] = result.metrics.num_continued_tokens
+        if result.metrics.tier_reason is not None:
+            report["tier_reason"] = result.metrics.tier_reason
         if result.metrics.soft_pins:
             report["soft_pins"] = [{"tokens": p.num_tokens, "seconds": p.seconds} for p in result.metrics.soft_pins]
         return report

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from kvtrove.evaluate.evaluation import Evaluation
 from kvtrove.evaluate.html import front, page, pareto
-from kvtrove.evaluate.results import FORMAT, as_json, rows
+from kvtrove.evaluate.results import FORMAT, as_json, prices, remarks, rows
 from kvtrove.evaluate.settings import Settings
 from kvtrove.evaluate.tables import nats, result_table
 from kvtrove.report.svg import Chart
@@ -44,7 +44,8 @@ def evaluation() -> Evaluation:
         "speed": [{"prefill": 2000.0, "decode": 45.0}],
     }
     settings = Settings(f"models/{EVIL}").resolved(1024)
-    return Evaluation(settings, {"exact": 2048.0, "window=4": 512.5}, {"exact": exact, "window=4": window}, [], 13, 14)
+    results, roots = {"exact": exact, "window=4": window}, {"exact": "e", "window=4": "w"}
+    return Evaluation(settings, {"exact": 2048.0, "window=4": 512.5}, results, [], 13, 14, roots=roots)
 
 
 def shown(found: Evaluation) -> str:
@@ -52,6 +53,14 @@ def shown(found: Evaluation) -> str:
     with console.capture() as captured:
         console.print(result_table(found))
     return captured.get()
+
+
+def test_a_cache_that_the_model_does_not_bear_is_named_and_has_its_price() -> None:
+    """4 of 6 likeliest tokens are the same."""
+    [(root, price)] = prices(evaluation()).items()
+    assert (root, price.cache, price.top1, price.is_borne) == ("w", "window=4", 4 / 6, False)
+    assert remarks(evaluation()) == ["window=4 is not borne by this model: top-1 66.7% is below 90%"]
+    assert "note: window=4 is not borne by this model" in shown(evaluation())
 
 
 def test_figures_are_over_all_predictions_of_all_segments() -> None:
@@ -71,6 +80,14 @@ def test_recall_is_a_share_per_cell_and_their_mean() -> None:
     assert exact.recall == {(512, 0.0): 1.0, (512, 1.0): 1.0, (1024, 0.0): 0.75, (1024, 1.0): 1.0}
     assert (window.mean_recall, window.recall_at(512), window.recall_at(1024)) == (0.375, 0.5, 0.25)
     assert window.recall_at(2048) is None
+
+
+def test_recall_of_a_model_that_cannot_recall_says_nothing() -> None:
+    found = evaluation()
+    found.results["exact"]["recall"] = [cell(512, 0.0, 1)]
+    for said in (as_json(found, "1")["notes"][-1], " ".join(shown(found).split()), page(found)):
+        assert "the exact cache itself recalls 25 %, so recall says nothing of the others: --needle FILE" in said
+    assert not any("says nothing" in note for note in as_json(evaluation(), "1")["notes"])
 
 
 def test_speed_is_the_median_of_the_rounds() -> None:
