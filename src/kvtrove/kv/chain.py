@@ -69,6 +69,10 @@ class KeyChain:
             self.keys.append(key)
             self.tokens.append(content)
 
+    def place(self, i: int) -> tuple[bytes, bytes, bytes]:
+        """Key, key before it (empty of the first) and tokens of block i."""
+        return self.keys[i], self.keys[i - 1] if i else b"", self.tokens[i]
+
     def cut(self, num_blocks: int) -> None:
         """Forget all keys from block `num_blocks` on."""
         del self.keys[num_blocks:], self.tokens[num_blocks:]

@@ -360,7 +360,7 @@ class KVCacheManager:
 
     def tell(self, kind: EventKind, block: Block) -> None:
         if self.on_event is not None:
-            self.on_event(KVEvent(kind, block.key, block.group))
+            self.on_event(KVEvent(kind, block.key, block.group, block.parent, block.tokens))
 
     def _handle(self, chain: KeyChain, salt: bytes) -> SequenceKV:
         kv = SequenceKV(self.num_groups, chain, salt)

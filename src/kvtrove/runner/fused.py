@@ -30,7 +30,10 @@ class FusedLayers:
         layers: Sequence[AttentionLayer],
         backends: Sequence[AttentionBackend],
     ) -> None:
-        served = [call if isinstance(one, CpuBackend) else None for call, one in zip(calls, backends, strict=True)]
+        served = [
+            call if isinstance(backend, CpuBackend) and not layer.format.whole_block else None
+            for call, layer, backend in zip(calls, layers, backends, strict=True)
+        ]
         self._num_layers = len(layers)
         self._runs: Mapping[int, tuple[int, DecoderKernel]] = {
             first: (stop, _kernel(served[first:stop], layers[first:stop], backends[first]))

@@ -21,6 +21,7 @@ from kvtrove.server.chat.tool_forms import format_named
 from kvtrove.server.context import refuse_hopeless, refuse_unless_it_fits
 from kvtrove.server.engine_thread import EngineThread
 from kvtrove.server.errors import ApiError, refused
+from kvtrove.server.event_feed import EventFeed
 from kvtrove.server.guidance import Grammar, Grammars, TokenGuide
 from kvtrove.server.observer import Observer, Observers
 from kvtrove.server.quota import Quotas
@@ -45,6 +46,7 @@ class Service:
         self.max_model_len, self.adapters = engine.max_model_len, tuple(engine.adapters)
         self.engine = EngineThread(engine, self.observers.on_step, settings.limits.step_timeout)
         self.admission = Admission(settings.limits, lambda: self.engine.num_waiting, self._num_seats)
+        self.kv_events = EventFeed(self.engine)
         self.quotas = Quotas()
         self.response_cache = ResponseCache(
             store_of(settings.response_cache, settings.response_cache_ttl),
