@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvtrove.config import nearest
 from kvtrove.kv.formats.dense import dense
-from kvtrove.kv.retention import Full, Retention, SlidingWindow
+from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SlidingWindow
 from kvtrove.kv.spec import LayerKV
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.rope_config import served_positions, without_positions
@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 DTYPES = ("float32", "float16", "bfloat16")
 QUANTISED = "quantization_config"
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,16 @@ def read_heads(view: ConfigView, head_dim: int | None = None) -> Heads:
     return Heads(query, kv, view.size("head_dim", head_dim or view.size("hidden_size") // query))
 
 
-def layer_types(view: ConfigView, default: Callable[[int], str]) -> list[str]:
+def layer_types(view: ConfigView, default: Callable[[int], str], known: Sequence[str] = (FULL, SLIDING)) -> list[str]:
     """Kind of attention of each layer: `layer_types` when the config has it, else the family's rule."""
     count = view.size("num_hidden_layers")
     types = view.get("layer_types") or [default(i) for i in range(count)]
     if len(types) != count:
         raise view.error(f"'layer_types' has {len(types)} entries, expected 'num_hidden_layers' = {count}")
     for kind in types:
-        if kind not in (FULL, SLIDING):
+        if kind not in known:
             raise view.error(
-                f"layer type {kind!r} is not supported{nearest(kind, (FULL, SLIDING))}; supported: {FULL}, {SLIDING}"
+                f"layer type {kind!r} is not supported{nearest(kind, known)}; supported: {', '.join(known)}"
             )
     return list(types)
 
@@ -147,7 +147,12 @@ def retentions(view: ConfigView, types: Sequence[str], longest: int, window: int
     if SLIDING in types and window is None:
         raise view.error(f"'layer_types' names {SLIDING} layers, but 'sliding_window' is missing")
     slides = window is not None and window < longest
-    return {FULL: Full(), SLIDING: SlidingWindow(window) if slides and window is not None else Full()}
+    chunk = view.size("attention_chunk_size") if CHUNKED in types else longest
+    return {
+        FULL: Full(),
+        SLIDING: SlidingWindow(window) if slides and window is not None else Full(),
+        CHUNKED: ChunkedLocal(chunk) if chunk < longest else Full(),
+    }
 
 
 def shared_sources(view: ConfigView, types: Sequence[str], shared: int) -> list[int | None]:
