@@ -87,10 +87,8 @@ class _Reader:
         source, kind = self._source(name), self.kind(name)
         if kind is None or not kind.startswith("int4"):
             return self._convert(self._located(name, shape))
-        whole = shape if source.total is None else (source.total, *shape[1:])
-        stored = self.checkpoint.groups(self._used(self.prefix + source.name), whole)
-        rows = slice(source.start, source.stop)
-        return Groups(stored.numbers[rows], stored.scales[rows], stored.minima[rows])
+        stored = self.checkpoint.groups(self._used(self.prefix + source.name), source.shape(shape))
+        return Groups(source.part(stored.numbers), source.part(stored.scales), source.part(stored.minima))
 
     def kind(self, name: str) -> Kind | None:
         """That keeps the bits of this matrix, where the precision asks for it."""
@@ -104,8 +102,7 @@ class _Reader:
 
     def _located(self, name: str, shape: tuple[int, ...]) -> Tensor:
         source = self._source(name)
-        whole = shape if source.total is None else (source.total, *shape[1:])
-        return self._read(self.prefix + source.name, whole)[source.start : source.stop]
+        return source.part(self._read(self.prefix + source.name, source.shape(shape)))
 
     def head(self, embedding: Tensor | Groups) -> Tensor | Groups:
         """The output matrix: `embedding` itself when tied, unless the checkpoint holds a different one of its own."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from kvtrove.models.state_spec import StateSpec
+
 if TYPE_CHECKING:
     from kvtrove.kv.spec import LayerKV
 
@@ -49,9 +51,9 @@ class MoESpec:
     """Mixture of experts: each token goes to `top_k` of `num_experts`.
 
     norm_topk: weights of the chosen ones sum to 1. scale: multiplies them. shared_size: width of a network that every
-    token visits as well, 0 without one. scoring: softmax, or sigmoid with a learned correction of the choice.
-    groups, top_groups: experts are chosen from the best groups alone, where the best expert decides (softmax) or the
-    two best do (sigmoid).
+    token visits as well, 0 without one; gated_shared: a gate of each token scales what it adds. scoring: softmax, or
+    sigmoid with a learned correction of the choice. groups, top_groups: experts are chosen from the best groups alone,
+    where the best expert decides (softmax) or the two best do (sigmoid).
     """
 
     num_experts: int
@@ -60,6 +62,7 @@ class MoESpec:
     norm_topk: bool
     scoring: Literal["softmax", "sigmoid"] = "softmax"
     shared_size: int = 0
+    gated_shared: bool = False
     scale: float = 1.0
     groups: int = 1
     top_groups: int = 1
@@ -82,11 +85,22 @@ class LatentSpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One decoder layer. cache: what it keeps of every token, in the checkpoint's dtype, and which tokens it reads."""
+    """One decoder layer: attention, or a mixer with a running state.
 
-    cache: LayerKV
+    cache: what it keeps of every token, in the checkpoint's dtype, and which tokens it reads; None without attention.
+    state: the mixer in the place of attention.
+    """
+
+    cache: LayerKV | None
     rope: RopeSpec
     moe: MoESpec | None = None
+    state: StateSpec | None = None
+
+    @property
+    def kv(self) -> LayerKV:
+        """`cache` of a layer that has attention."""
+        assert self.cache is not None, "this layer keeps a running state"
+        return self.cache
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,7 @@ class ModelSpec:
     qk_norm: of each head of q and k (head), of all heads of a projection together (projection: Olmo 2), or of each head
     after rotation (rotated: Hunyuan).
     query_scale: multiplies q.k (usually head_dim ** -0.5). *_softcap: tanh soft-capping.
+    output_gate: queries come with a gate of each element of what heads read (Qwen3-Next).
     embed_scale: multiplies token embeddings. residual_scale: what attention and MLP add. logit_scale: logits.
     """
 
@@ -128,6 +143,7 @@ class ModelSpec:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     latent: LatentSpec | None = None
+    output_gate: bool = False
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kvtrove.kv.plane import DTYPE_BYTES
 from kvtrove.models.precision import Precision
-from kvtrove.models.spec import LayerSpec, ModelSpec
+from kvtrove.models.spec import LayerSpec, ModelSpec, MoESpec
 
 INT8_SCALE = 4
 """Bytes per output of an int8 matrix: a float32."""
@@ -48,7 +48,7 @@ def count_parameters(spec: ModelSpec) -> Parameters:
     head = 0 if spec.tie_embeddings else embedding
     attention = sum(_attention(spec, layer) for layer in spec.layers)
     norms = spec.hidden_size + sum(_norms(spec, layer) for layer in spec.layers)
-    routers = sum(layer.moe.num_experts * spec.hidden_size for layer in spec.layers if layer.moe)
+    routers = sum((moe.num_experts + moe.gated_shared) * spec.hidden_size for moe in _experts(spec))
     dense = sum(
         _mlp(spec, _dense_size(spec, layer), spec.mlp_bias) for layer in spec.layers if _dense_size(spec, layer)
     )
@@ -68,6 +68,10 @@ def count_parameters(spec: ModelSpec) -> Parameters:
     )
 
 
+def _experts(spec: ModelSpec) -> list[MoESpec]:
+    return [layer.moe for layer in spec.layers if layer.moe]
+
+
 def _matrices(spec: ModelSpec) -> Iterator[tuple[int, int, int]]:
     """(count, outputs, inputs) of the linear layers, routers excepted."""
     for layer in spec.layers:
@@ -83,11 +87,13 @@ def _matrices(spec: ModelSpec) -> Iterator[tuple[int, int, int]]:
 
 def _attention(spec: ModelSpec, layer: LayerSpec) -> int:
     weights = sum(outputs * inputs for outputs, inputs in _projections(spec, layer))
+    if layer.state is not None:
+        return weights + layer.state.others + layer.state.bias * (layer.state.projected + spec.hidden_size)
     if spec.latent is None:
         [(projected, _), _] = _projections(spec, layer)
         return weights + (projected if spec.attention_bias else 0) + (spec.hidden_size if spec.output_bias else 0)
-    heads, latent, rank = spec.num_heads, spec.latent, layer.cache.v_dim
-    biased = (latent.q_rank or 0) + layer.cache.k_dim + spec.hidden_size if spec.attention_bias else 0
+    heads, latent, rank = spec.num_heads, spec.latent, layer.kv.v_dim
+    biased = (latent.q_rank or 0) + layer.kv.k_dim + spec.hidden_size if spec.attention_bias else 0
     return weights + heads * (latent.nope + latent.v_dim) * rank + biased
 
 
@@ -95,13 +101,14 @@ def _projections(spec: ModelSpec, layer: LayerSpec) -> list[tuple[int, int]]:
     """(outputs, inputs) of what reads the hidden states, and of what leads back to them; k and v only where the layer
     does not read another's. Of latent attention, without the matrices that its queries absorb.
     """
-    kept, hidden = layer.cache, spec.hidden_size
+    hidden = spec.hidden_size
+    if layer.state is not None:
+        return [(layer.state.projected, hidden), (hidden, layer.state.mixed)]
+    kept = layer.kv
     if spec.latent is None:
-        wide = spec.num_heads * kept.k_dim
-        return [
-            (wide + (kept.heads * (kept.k_dim + kept.v_dim) if kept.source is None else 0), hidden),
-            (hidden, spec.num_heads * kept.v_dim),
-        ]
+        asked = spec.num_heads * kept.k_dim * (1 + spec.output_gate)
+        stored = kept.heads * (kept.k_dim + kept.v_dim) if kept.source is None else 0
+        return [(asked + stored, hidden), (hidden, spec.num_heads * kept.v_dim)]
     latent = spec.latent
     queries, back = spec.num_heads * (latent.nope + latent.rope), (hidden, spec.num_heads * latent.v_dim)
     if latent.q_rank is None:
@@ -115,11 +122,13 @@ def _dense_size(spec: ModelSpec, layer: LayerSpec) -> int:
 
 
 def _norms(spec: ModelSpec, layer: LayerSpec) -> int:
+    if layer.state is not None:
+        return 2 * spec.hidden_size
     if spec.latent is not None:
-        return 2 * spec.hidden_size + layer.cache.v_dim + (spec.latent.q_rank or 0)
-    heads = (spec.num_heads, layer.cache.heads) if spec.qk_norm == "projection" else (1, 1)
-    normed = sum(heads if layer.cache.source is None else heads[:1]) if spec.qk_norm else 0
-    return spec.hidden_size * (4 if spec.norms == "sandwich" else 2) + normed * layer.cache.k_dim
+        return 2 * spec.hidden_size + layer.kv.v_dim + (spec.latent.q_rank or 0)
+    heads = (spec.num_heads, layer.kv.heads) if spec.qk_norm == "projection" else (1, 1)
+    normed = sum(heads if layer.kv.source is None else heads[:1]) if spec.qk_norm else 0
+    return spec.hidden_size * (4 if spec.norms == "sandwich" else 2) + normed * layer.kv.k_dim
 
 
 def _mlp(spec: ModelSpec, inner: int, bias: bool = False) -> int:

@@ -27,8 +27,8 @@ class FusedLayers:
     def __init__(
         self,
         calls: Sequence[LayerCall | None],
-        layers: Sequence[AttentionLayer],
-        backends: Sequence[AttentionBackend],
+        layers: Sequence[AttentionLayer | None],
+        backends: Sequence[AttentionBackend | None],
     ) -> None:
         served = [call if isinstance(one, CpuBackend) else None for call, one in zip(calls, backends, strict=True)]
         self._num_layers = len(layers)
@@ -63,8 +63,8 @@ class FusedLayers:
 
 
 def _kernel(
-    calls: Sequence[LayerCall | None], layers: Sequence[AttentionLayer], backend: AttentionBackend
+    calls: Sequence[LayerCall | None], layers: Sequence[AttentionLayer | None], backend: AttentionBackend | None
 ) -> DecoderKernel:
     assert isinstance(backend, CpuBackend)
-    paged = [(backend.paged(layer), layer.group) for layer in layers]
+    paged = [(backend.paged(layer), layer.group) for layer in layers if layer is not None]
     return DecoderKernel(backend.kernel, paged, [call for call in calls if call is not None])

@@ -13,6 +13,7 @@ from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.decoder import Model
+from kvtrove.models.layers.state import StateBatch
 from kvtrove.request import EngineError
 from kvtrove.runner.batch import Batch, build_batch
 from kvtrove.runner.fused import FusedLayers
@@ -27,7 +28,7 @@ PROMPT_LOGPROB_ROWS = 256  # rows of logits held at once while prompt logprobs a
 
 
 class ModelRunner:
-    """Executes steps on one device. backends: one per layer. `token_text` spells tokens for logprobs."""
+    """Executes steps on one device. backends: one per layer with attention. `token_text` spells tokens for logprobs."""
 
     def __init__(
         self,
@@ -49,7 +50,15 @@ class ModelRunner:
 
     def fuse(self) -> None:
         """Find the runs of layers that one call takes; again when model or backends have changed."""
-        self.fused = FusedLayers(self.model.calls, self.layers, self.backends)
+        served = {layer.index: one for layer, one in zip(self.layers, self.backends, strict=True)}
+        own = {layer.index: layer for layer in self.layers}
+        calls = self.model.calls
+        places = range(len(calls))
+        self.fused = FusedLayers(
+            [call if self.model.fits_range(i) else None for i, call in enumerate(calls)],
+            [own.get(i) for i in places],
+            [served.get(i) for i in places],
+        )
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelOutput:
@@ -72,19 +81,22 @@ class ModelRunner:
         The hidden states [T, hidden_size] are those of all its tokens, in the order of the batch.
         """
         self.rows.execute(step.ops)
+        self.arena.forget_states([s.seat for s in step.sequences if s.start == 0])
         batch = build_batch(step.sequences, self.cache.block_size, self.arena.device)
+        states = StateBatch(batch.attention.query_start, batch.attention.seats, self.arena.states, self.arena.device)
+        at = {layer.index: i for i, layer in enumerate(self.layers)}
         plans = {backend: backend.plan(batch.attention) for backend in dict.fromkeys(self.backends)}
 
         def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation | None) -> Tensor:
-            backend = self.backends[layer]
-            return backend.run(q, k, v, self.layers[layer], plans[backend], rotate)
+            backend = self.backends[at[layer]]
+            return backend.run(q, k, v, self.layers[at[layer]], plans[backend], rotate)
 
         def through(
             first: int, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]
         ) -> tuple[int, Tensor] | None:
-            return self.fused(first, plans[self.backends[first]], x, projected, rotations)
+            return self.fused(first, plans[self.backends[at[first]]], x, projected, rotations) if first in at else None
 
-        return batch, self.model(batch.tokens, batch.positions, attend, through)
+        return batch, self.model(batch.tokens, batch.positions, attend, through, states)
 
     def _results(self, sequences: list[ScheduledSequence], hidden: Tensor) -> ModelOutput:
         """hidden: [R, hidden] in the order of `build_batch`: sampling rows, then prompt-logprob rows."""

@@ -11,7 +11,7 @@ import torch
 
 from kvtrove.plan.model import PlanModel
 from kvtrove.plan.source import read_model
-from tests.checkpoints import FAMILIES
+from tests.checkpoints import FAMILIES, config_class
 from tests.unit.plan import configs
 
 _BASE: dict[str, Any] = {
@@ -54,7 +54,7 @@ def built(architecture: str, differences: dict[str, Any], directory: Path) -> tu
     """The model of transformers on the meta device, and what the planner reads from its config.json."""
     import transformers
 
-    name = "Gemma3TextConfig" if architecture == "Gemma3" else f"{architecture}Config"
+    name = config_class(architecture)
     config = getattr(transformers, name)(**{**_BASE, **differences})
     with torch.device("meta"):
         model = getattr(transformers, f"{architecture}ForCausalLM")(config)

@@ -6,7 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvtrove.config import nearest
-from kvtrove.models.families import deepseek, exaone, gemma, granite, hunyuan, llama, mistral, olmo, phi, qwen, smollm
+from kvtrove.models.families import (
+    deepseek,
+    exaone,
+    gemma,
+    granite,
+    granite_hybrid,
+    hunyuan,
+    lfm,
+    llama,
+    mistral,
+    olmo,
+    phi,
+    qwen,
+    qwen_next,
+    smollm,
+)
 from kvtrove.models.families.common import Family
 from kvtrove.models.spec import ModelError
 
@@ -22,6 +37,9 @@ REGISTRY: dict[str, Family] = {
     **exaone.FAMILIES,
     **hunyuan.FAMILIES,
     **deepseek.FAMILIES,
+    **lfm.FAMILIES,
+    **qwen_next.FAMILIES,
+    **granite_hybrid.FAMILIES,
 }
 
 
@@ -45,6 +63,13 @@ MODEL_TYPES = {
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
 }
 """`model_type` of a config that names no architecture -> the architecture that transformers takes for it."""
 

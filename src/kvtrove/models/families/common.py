@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvtrove.config import nearest
 from kvtrove.kv.formats.dense import dense
@@ -13,6 +13,10 @@ from kvtrove.kv.spec import LayerKV
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.rope_config import served_positions, without_positions
 from kvtrove.models.spec import Activation, LayerSpec, ModelSpec, MoESpec, RopeSpec
+from kvtrove.models.state_spec import StateSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -27,12 +31,32 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True)
 class Source:
-    """A parameter is rows [start, stop) of tensor `name`, which has `total` rows; None stands for the whole tensor."""
+    """A parameter is rows [start, stop) of tensor `name`, which has `total` rows; None stands for the whole tensor.
+
+    every: of each `every` rows, those. member, of: of `of` such tensors stacked in one, that one.
+
+        total 24, every 8, [2, 4)    | . . x x . . . . | . . x x . . . . | . . x x . . . . |
+    """
 
     name: str
     start: int = 0
     stop: int | None = None
     total: int | None = None
+    every: int | None = None
+    member: int = 0
+    of: int | None = None
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the whole tensor, when the parameter has this one."""
+        rows = shape if self.total is None else (self.total, *shape[1:])
+        return rows if self.of is None else (self.of, *rows)
+
+    def part(self, whole: Tensor) -> Tensor:
+        """The parameter's rows of a tensor of all rows."""
+        whole = whole if self.of is None else whole[self.member]
+        if self.every is None:
+            return whole[self.start : self.stop]
+        return whole.unflatten(0, (-1, self.every))[:, self.start : self.stop].flatten(0, 1)
 
 
 def same_name(name: str, spec: ModelSpec) -> Source:
@@ -71,16 +95,16 @@ def read_heads(view: ConfigView, head_dim: int | None = None) -> Heads:
     return Heads(query, kv, view.size("head_dim", head_dim or view.size("hidden_size") // query))
 
 
-def layer_types(view: ConfigView, default: Callable[[int], str]) -> list[str]:
-    """Kind of attention of each layer: `layer_types` when the config has it, else the family's rule."""
+def layer_types(view: ConfigView, default: Callable[[int], str], known: Sequence[str] = (FULL, SLIDING)) -> list[str]:
+    """Kind of each layer: `layer_types` when the config has it, else the family's rule."""
     count = view.size("num_hidden_layers")
     types = view.get("layer_types") or [default(i) for i in range(count)]
     if len(types) != count:
         raise view.error(f"'layer_types' has {len(types)} entries, expected 'num_hidden_layers' = {count}")
     for kind in types:
-        if kind not in (FULL, SLIDING):
+        if kind not in known:
             raise view.error(
-                f"layer type {kind!r} is not supported{nearest(kind, (FULL, SLIDING))}; supported: {FULL}, {SLIDING}"
+                f"layer type {kind!r} is not supported{nearest(kind, known)}; supported: {', '.join(known)}"
             )
     return list(types)
 
@@ -110,6 +134,42 @@ def build_layers(
             LayerKV(index, heads.kv, heads.dim, heads.dim, stored, rules.get(kind, Full())), ropes[kind], moe(index)
         )
         for index, kind in enumerate(types)
+    )
+
+
+def stacked_expert(name: str, spec: ModelSpec, gate_up: str, down: str) -> Source:
+    """An expert's matrix in tensors of all experts, [num_experts, outputs, inputs], gate above up; other names as they
+    are. gate_up, down: what stands for ".experts.N.gate_proj.weight" in their names.
+    """
+    start, found, rest = name.partition(".experts.")
+    if not found:
+        return Source(name)
+    number, part, _ = rest.split(".")
+    moe = next(layer.moe for layer in spec.layers if layer.moe)
+    if part == "down_proj":
+        return Source(start + down, member=int(number), of=moe.num_experts)
+    inner = moe.intermediate_size
+    first = 0 if part == "gate_proj" else inner
+    return Source(start + gate_up, first, first + inner, 2 * inner, member=int(number), of=moe.num_experts)
+
+
+def text_part(read: Callable[[ConfigView], ModelSpec]) -> Callable[[ConfigView], ModelSpec]:
+    """Reads the language model of a checkpoint that also sees images; the vision tower stays on disk."""
+
+    def read_text(view: ConfigView) -> ModelSpec:
+        keys = ("eos_token_id", "bos_token_id", "dtype", "torch_dtype", "tie_word_embeddings")
+        inherited = {key: view.values[key] for key in keys if view.has(key)}
+        text = view.section("text_config")
+        return read(ConfigView({**inherited, **text.values, "architecture": view.get("architecture")}, text.where))
+
+    return read_text
+
+
+def with_states(layers: Sequence[LayerSpec], states: Iterable[StateSpec | None]) -> tuple[LayerSpec, ...]:
+    """The layers, one value each: a mixer with a running state in the place of attention, or None."""
+    return tuple(
+        layer if state is None else replace(layer, cache=None, state=state)
+        for layer, state in zip(layers, states, strict=True)
     )
 
 

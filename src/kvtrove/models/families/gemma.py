@@ -14,6 +14,7 @@ from kvtrove.models.families.common import (
     layer_types,
     read_heads,
     sliding_window,
+    text_part,
 )
 from kvtrove.models.rope_config import RopeDefaults, read_rope
 from kvtrove.models.spec import ModelSpec
@@ -63,15 +64,6 @@ def read_gemma3(view: ConfigView) -> ModelSpec:
     )
 
 
-def read_gemma3_text_part(view: ConfigView) -> ModelSpec:
-    """The language model of a checkpoint that also sees images; the vision tower stays on disk."""
-    inherited = {
-        key: view.values[key] for key in ("eos_token_id", "bos_token_id", "dtype", "torch_dtype") if view.has(key)
-    }
-    text = view.section("text_config")
-    return read_gemma3(ConfigView({**inherited, **text.values, "architecture": view.get("architecture")}, text.where))
-
-
 def _gemma(view: ConfigView) -> dict[str, Any]:
     if view.flag("use_bidirectional_attention", False):
         raise view.error("'use_bidirectional_attention' is not supported: every token would see later ones")
@@ -93,6 +85,6 @@ FAMILIES = {
     "Gemma2ForCausalLM": Family(read_gemma2),
     "Gemma3ForCausalLM": Family(read_gemma3),
     "Gemma3ForConditionalGeneration": Family(
-        read_gemma3_text_part, prefixes=("model.language_model.", "language_model.model.")
+        text_part(read_gemma3), prefixes=("model.language_model.", "language_model.model.")
     ),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.families.common import FULL, Family, build_layers, build_spec, read_heads
 from kvtrove.models.rope_config import read_rope
@@ -21,11 +23,17 @@ def read(view: ConfigView) -> ModelSpec:
         attention_bias=bias,
         output_bias=bias,
         mlp_bias=view.flag("mlp_bias", False),
-        query_scale=view.number("attention_multiplier", 1.0),
-        embed_scale=view.number("embedding_multiplier", 1.0),
-        residual_scale=view.number("residual_multiplier", 1.0),
-        logit_scale=1.0 / view.number("logits_scaling", 1.0),
+        **multipliers(view),
     )
+
+
+def multipliers(view: ConfigView) -> dict[str, Any]:
+    return {
+        "query_scale": view.number("attention_multiplier", 1.0),
+        "embed_scale": view.number("embedding_multiplier", 1.0),
+        "residual_scale": view.number("residual_multiplier", 1.0),
+        "logit_scale": 1.0 / view.number("logits_scaling", 1.0),
+    }
 
 
 FAMILIES = {"GraniteForCausalLM": Family(read)}

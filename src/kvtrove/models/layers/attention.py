@@ -30,33 +30,39 @@ class Attention:
     q_norm: RMSNorm | None = None
     k_norm: RMSNorm | None = None
     qk_norm: QKNorm | None = None
+    output_gate: bool = False
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec) -> Attention:
-        hidden, bias, own = spec.hidden_size, spec.attention_bias, layer.cache.source is None
-        wide, narrow = spec.num_heads * layer.cache.k_dim, layer.cache.heads * layer.cache.k_dim
+        hidden, bias, own = spec.hidden_size, spec.attention_bias, layer.kv.source is None
+        wide, narrow = spec.num_heads * layer.kv.k_dim, layer.kv.heads * layer.kv.k_dim
 
         def norm(part: str) -> RMSNorm | None:
             if spec.qk_norm is None or not (own or part == "q_norm"):
                 return None
             heads = wide if part == "q_norm" else narrow
-            size = heads if spec.qk_norm == "projection" else layer.cache.k_dim
+            size = heads if spec.qk_norm == "projection" else layer.kv.k_dim
             return RMSNorm.load(weights.take, f"{name}.{part}", size, spec)
 
-        projections = {f"{name}.q_proj": wide}
+        projections = {f"{name}.q_proj": wide * (2 if spec.output_gate else 1)}
         if own:
             projections |= {f"{name}.k_proj": narrow, f"{name}.v_proj": narrow}
         return cls(
-            layer.cache.k_dim,
+            layer.kv.k_dim,
             qkv=weights.joint(projections, hidden, bias),
             o=weights.linear(f"{name}.o_proj", (hidden, wide), spec.output_bias),
             q_norm=norm("q_norm"),
             k_norm=norm("k_norm"),
             qk_norm=spec.qk_norm,
+            output_gate=spec.output_gate,
         )
 
     def mix(self, index: int, qkv: Sequence[Tensor], rotate: Rotation, attend: Attend) -> Tensor:
         """What heads read, [T, num_heads * head_dim]. qkv: what its projections gave, each [T, heads * head_dim]."""
+        gate = None
+        if self.output_gate:  # a head's query, then its gate
+            q, gate = qkv[0].unflatten(-1, (-1, 2, self.head_dim)).unbind(-2)
+            qkv = [q.flatten(1), *qkv[1:]]
         if self.qk_norm == "projection":
             qkv = self._normed(qkv)
         heads = [y.view(y.shape[0], -1, self.head_dim) for y in qkv]
@@ -65,7 +71,8 @@ class Attention:
         elif self.qk_norm == "head":
             heads = self._normed(heads)
         q, k, v = heads if len(heads) == 3 else (heads[0], None, None)
-        return attend(index, q, k, v, None if self.qk_norm == "rotated" else rotate).reshape(q.shape[0], -1)
+        mixed = attend(index, q, k, v, None if self.qk_norm == "rotated" else rotate).reshape(q.shape[0], -1)
+        return mixed if gate is None else mixed * gate.flatten(1).sigmoid()
 
     def _normed(self, qkv: Sequence[Tensor]) -> list[Tensor]:
         """Queries and, where the layer has its own, keys through their norms."""

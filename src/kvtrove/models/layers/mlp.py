@@ -57,6 +57,7 @@ class MixtureOfExperts:
     spec: MoESpec
     shared: MLP | None = None
     correction: Tensor | None = None
+    shared_gate: Product | None = None
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, moe: MoESpec) -> MixtureOfExperts:
@@ -72,6 +73,7 @@ class MixtureOfExperts:
             weights.take(f"{name}.gate.e_score_correction_bias", (moe.num_experts,)).float()
             if moe.scoring == "sigmoid"
             else None,
+            weights.router(f"{name}.shared_expert_gate", (1, spec.hidden_size)) if moe.gated_shared else None,
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -80,6 +82,8 @@ class MixtureOfExperts:
         by_expert = chosen.flatten().argsort(stable=True)
         loads = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
         out = torch.zeros_like(x) if self.shared is None else self.shared(x)
+        if self.shared_gate is not None:
+            out = out * self.shared_gate(x).sigmoid()
         for expert, picks in zip(self.experts, by_expert.split(loads), strict=True):
             if len(picks):
                 tokens = picks // self.spec.top_k
