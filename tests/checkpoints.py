@@ -52,6 +52,11 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 _GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 8, "num_hidden_layers": 4}
+_GEMMA4 = {
+    **{"head_dim": 16, "global_head_dim": 32, "sliding_window": 8, "num_hidden_layers": 4},
+    **{"layer_types": ["sliding_attention", "full_attention"] * 2, "final_logit_softcapping": 3.0},
+    **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB},
+}
 _LATENT = {
     **{"num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": None, "qk_rope_head_dim": 8},
     **{"qk_nope_head_dim": 16, "v_head_dim": 12, "first_k_dense_replace": 1, "moe_intermediate_size": 32},
@@ -111,6 +116,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "gemma4": ("Gemma4", {**_GEMMA4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True}),
+    "gemma4_moe": (
+        "Gemma4",
+        {
+            **{**_GEMMA4, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1},
+            **{"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
+        },
+    ),
     "phi3": ("Phi3", {"sliding_window": 14}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 11}),
     "granite": (
@@ -123,6 +136,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2": ("DeepseekV2", {**_LATENT, "n_routed_experts": 4, "topk_method": "greedy"}),
     "deepseek_v3": ("DeepseekV3", {**_LATENT, "q_lora_rank": 20, "rope_parameters": _YARN}),
     "glm4_moe_lite": ("Glm4MoeLite", {**_LATENT, "q_lora_rank": 20, "n_group": 1, "topk_group": 1}),
+    "gpt_oss": (
+        "GptOss",
+        {
+            **{"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9},
+            **{"swiglu_limit": 1.5, "rope_parameters": {**_YARN, "truncate": False}},
+        },
+    ),
     "hunyuan_v1": (
         "HunYuanDenseV1",
         {
@@ -154,7 +174,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             **{"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2},
             **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 12, "num_local_experts": 4},
-            **{"num_experts_per_tok": 2, "shared_intermediate_size": 40, "position_embedding_type": "rope"},
+            **{"num_experts_per_tok": 3, "shared_intermediate_size": 40, "position_embedding_type": "rope"},
             **{"intermediate_size": 32, "mamba_proj_bias": True},
         },
     ),
@@ -190,11 +210,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
 
 
-def config_class(architecture: str) -> str:
-    """Of the text alone, where transformers has one of it."""
-    return f"{architecture}{'Text' if architecture in ('Gemma3', 'Qwen3_5') else ''}Config"
-
-
 def make_checkpoint(directory: Path, family: str, seed: int = 0, dtype: str = "float32", **overrides: Any) -> None:
     """Model, generation config and tokenizer of a family of `FAMILIES` with random weights."""
     import transformers
@@ -202,6 +217,11 @@ def make_checkpoint(directory: Path, family: str, seed: int = 0, dtype: str = "f
     architecture, differences = FAMILIES[family]
     config = getattr(transformers, config_class(architecture))(**{**_BASE, **differences, **overrides})
     save(getattr(transformers, f"{architecture}ForCausalLM")(config), directory, seed, dtype)
+
+
+def config_class(architecture: str) -> str:
+    """Of the language model alone, where a checkpoint may also see."""
+    return f"{architecture}{'TextConfig' if architecture in ('Gemma3', 'Gemma4', 'Qwen3_5') else 'Config'}"
 
 
 def make_gemma3_with_vision(directory: Path, seed: int = 0) -> None:
@@ -231,9 +251,12 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
     """Matrices enlarge what passes through them, the output matrix most; norms and biases are drawn as well."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.fill_(1.0 + 0.1 * torch.empty(()).normal_(generator=generator))
         for name, parameter in model.named_parameters():
             noise = torch.empty(parameter.shape).normal_(generator=generator)
-            if "norm" in name:
+            if "norm" in name or name.endswith("scale"):
                 parameter.add_(0.2 * noise)
             elif name.endswith("bias"):
                 parameter.copy_(0.3 * noise)

@@ -116,7 +116,8 @@ def served(args: argparse.Namespace, more: Callable[[Samples], bool]) -> dict[st
         asyncio.run(_largest_steps(address[1]))
         process = httpx.get(f"{address[1]}/v1/cache/memory", timeout=30).json()["process"]
         process["peak"] = peak_bytes(samples.proc)
-        over = {name: round(process[name] / process["planned"] - 1, 4) for name in ("resident", "peak")}
+        planned = {"resident": "planned_at_rest", "peak": "planned"}
+        over = {name: round(process[name] / process[expected] - 1, 4) for name, expected in planned.items()}
         return samples.report() | {"process": process, "over_the_ledger": over}
     finally:
         server.terminate()

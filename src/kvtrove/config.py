@@ -138,6 +138,9 @@ class EngineConfig:
     marks_memory: memory for them in bytes, or "1GiB", of what `kv` gives; None takes a fifth of it.
     tier: where sealed blocks are kept below the pool, and found again when it has lost them (docs/tiers.md).
     kv_dir: short for a last tier "disk:DIR".
+    checkpoint_dir: where sequences are kept as files (docs/checkpoints.md); DIR/checkpoints of `kv_dir` without it.
+    backup_interval: tokens of an answer after which what an unfinished request has drawn is kept there, so that the
+        same request continues after a crash; 0 keeps nothing.
     warm_up: run and measure the largest possible steps at start (`kvtrove serve` does), so that no request can be the
         first to find that memory does not suffice. It takes from a fraction of a second to a few seconds.
     speculation: what drafts tokens that a step then checks: "ngram" looks them up in prompt and output, "suffix" also
@@ -200,6 +203,16 @@ class EngineConfig:
     kv_dir: str | None = _setting(
         None, "Keep the cache in this directory too: warm after a restart.", "DIR", panel="Cache"
     )
+    checkpoint_dir: str | None = _setting(
+        None, "Where sequences are kept as files; DIR/checkpoints of --kv-dir without it.", "DIR", panel="Cache"
+    )
+    backup_interval: int = _setting(
+        0,
+        "Tokens after which an unfinished answer is kept, to continue after a crash; 0: never.",
+        "TOKENS",
+        panel="Cache",
+        least=0,
+    )
     seed: int | None = None
     check: int | None = _setting(None, "Check the cache's books: 0 never, 1 when idle, 2 always.", "LEVEL")
     warm_up: bool = False
@@ -237,6 +250,10 @@ class EngineConfig:
             raise ConfigError(
                 f"max_num_batched_tokens: {self.max_num_batched_tokens} is smaller than max_num_seqs "
                 f"({self.max_num_seqs}), so not every running sequence could advance; raise it to {self.max_num_seqs}"
+            )
+        if self.backup_interval and not (self.checkpoint_dir or self.kv_dir):
+            raise ConfigError(
+                f"backup_interval: {self.backup_interval} needs a place for its files; give kv_dir or checkpoint_dir"
             )
         if self.prompt_lookup_min > self.prompt_lookup_max:
             raise ConfigError(
@@ -340,7 +357,7 @@ class Environment:
     KVTROVE_ISA: forces an instruction set of the CPU kernels.
     KVTROVE_LOG: log level of the `kvtrove` logger.
     KVTROVE_CACHE_LOG: what the engine logs of its cache: 0 nothing, 1 a line per step, 2 a picture of the pool as well.
-    KVTROVE_HOME: folder in which `kvtrove models get` keeps models; ~/.cache/kvtrove without it.
+    KVTROVE_HOME: folder for models of `kvtrove models get` and prices of `kvtrove eval`; ~/.cache/kvtrove without it.
     KVTROVE_API_KEY: key that opens the server. KVTROVE_ADMIN_KEY: key for its administrators.
     KVTROVE_TIER_KEY: secret that signs cached rows in Redis, the same for all engines that share them.
     """

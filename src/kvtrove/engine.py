@@ -6,12 +6,15 @@ import copy
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvtrove import prices
+from kvtrove.checkpoints import Checkpoints, Restored, continue_from
 from kvtrove.config import EngineConfig, Environment
 from kvtrove.intake import Intake
 from kvtrove.kv import debug
@@ -26,12 +29,13 @@ from kvtrove.output_processor import RequestText
 from kvtrove.pinning import PinnedPrefix, PinnedPrefixes
 from kvtrove.plan.process import return_freed_memory
 from kvtrove.recovery import NO_FAULTS, FaultStats, NoProgressError, Recovery
-from kvtrove.request import EngineError, Guide, PoolingParams, RequestError, RequestOutput, SamplingParams
+from kvtrove.request import EngineError, Guide, PoolingParams, RequestError, RequestOutput, SamplingParams, SoftPin
 from kvtrove.scheduler.drafts import Drafter, DraftRules, DraftStats
 from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
+from kvtrove.sessions import Sessions
 from kvtrove.text.chat_template import given_template
 from kvtrove.text.tokenizer import Tokenizer
 from kvtrove.tiering import Tiering
@@ -53,6 +57,7 @@ class EngineStats:
     """A moment of the engine. `kv` counts blocks and, since the start, prefix-cache queries and hits in tokens.
 
     num_prompt_tokens: of the prompts that have got their first token. num_generation_tokens: drawn since the start.
+    checkpoints: `Checkpoints.counts`.
     """
 
     num_running: int
@@ -64,6 +69,7 @@ class EngineStats:
     faults: FaultStats = NO_FAULTS
     drafts: DraftStats | None = None
     tiers: Sequence[TierFigures] = ()
+    checkpoints: Mapping[str, int] = field(default_factory=dict)
 
 
 def drafter(config: EngineConfig) -> Drafter | None:
@@ -123,6 +129,8 @@ class Engine:
             eviction=config.eviction,
             store=self.tiering.store,
         )
+        if exact is None and config.cache != EngineConfig.cache:
+            prices.tell(config.cache, self.kv.chain_root(b"").hex())
         limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
         self.scheduler = Scheduler(self.kv, limits, clock, drafter(config))
         self._pace = Pace(config.max_prompt_seconds, config.max_num_batched_tokens, config.block_size)
@@ -133,6 +141,8 @@ class Engine:
         self._intake = Intake(self.spec, self.tokenizer, self.max_model_len, config.seed, clock, can_draft=can_draft)
         self._texts: dict[str, RequestText] = {}
         self._ended = 0
+        self.checkpoints = Checkpoints(config, self.kv, self.runner.rows)
+        self.sessions = Sessions()
         self._pinned = PinnedPrefixes(self.scheduler, self.max_model_len)
         self._cache_log = Environment.read().cache_log
         self.last_step: SchedulerOutput | None = None
@@ -147,8 +157,9 @@ class Engine:
         if not self.closed:
             self.closed, self.last_step = True, None
             self._texts.clear()
+            self.checkpoints.close()
             self.tiering.close(self.kv, self.runner.rows)
-            del self.runner, self.kv, self.scheduler, self.recovery, self._pinned
+            del self.runner, self.kv, self.scheduler, self.recovery, self._pinned, self.checkpoints
             gc.collect()
             return_freed_memory()
 
@@ -175,6 +186,7 @@ class Engine:
 
     def _advance(self) -> list[Request]:
         start = self.clock()
+        self.checkpoints.back_up(self.scheduler.running.values())
         self.last_step = scheduled = self.scheduler.schedule()
         if not scheduled.sequences and self.scheduler.has_unfinished and not self.scheduler.is_waiting:
             raise NoProgressError(f"{len(self.scheduler.requests)} requests are unfinished and none can go on")
@@ -217,18 +229,24 @@ class Engine:
         prompt: str | None = None,
         salt: str = "",
         guide: Guide | None = None,
+        soft_pins: Sequence[SoftPin] = (),
+        session: str = "",
     ) -> None:
         """Queue a request for an answer, or with PoolingParams for a vector. `salt` separates tenants: only requests
-        with the same one share cached blocks. `guide` holds every output to a grammar.
+        with the same one share cached blocks. `guide` holds every output to a grammar. soft_pins: prefixes that leave
+        the cache last. session: name of the conversation, by which `checkpoint` finds it.
 
         RequestError when it can never be served; the message says what would be.
         """
         self._refuse_closed()
         if request_id in self._texts:
             raise RequestError(f"request id {request_id!r} is already in use", "request_id")
-        request = self._intake.request(request_id, prompt_token_ids, params, salt, guide)
+        request = self._intake.request(request_id, prompt_token_ids, params, salt, guide, soft_pins, session)
         text = RequestText(request, prompt, self.tokenizer)
         self.scheduler.add(request)
+        if (drawn := self.checkpoints.resume(request)) is not None:
+            continue_from(request, drawn)
+        self.scheduler.admission.expect(request.sequences[0], self.scheduler.running.values())
         self._texts[request_id] = text
 
     def abort(self, request_id: str) -> bool:
@@ -256,6 +274,29 @@ class Engine:
         """Whether every unfinished request waits for something outside of the engine: sleep before the next step."""
         return not self.closed and self.scheduler.is_waiting
 
+    def checkpoint(self, source: str | Sequence[int], path: str | Path, salt: str = "") -> Future[int]:
+        """Write a sequence to a file: an unfinished request, by its id, or what is cached of a session's conversation,
+        by its name, or of a prompt's tokens.
+
+        The result is the file's size in bytes; it is written beside the engine's thread, all or nothing. RequestError
+        when there is nothing to keep.
+        """
+        if isinstance(source, str):
+            known = self.scheduler.requests.get(source) or self.sessions.find(source, salt.encode())
+            if known is None:
+                told = f"request_id: no unfinished request or session is called {source!r}"
+                raise RequestError(told, "request_id")
+            return self.checkpoints.save(known, Path(path), salt.encode())
+        return self.checkpoints.save(source, Path(path), salt.encode())
+
+    def restore(self, path: str | Path, salt: str = "") -> Restored:
+        """Bring back what `checkpoint` wrote: its prefix is cached, and the same request continues where it stood.
+
+        CheckpointError (a ValueError) when it is damaged or of another model, format, tenant or salt; OSError.
+        """
+        self._refuse_closed()
+        return self.checkpoints.restore(Path(path), salt.encode())
+
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request uses; returns how many."""
         return self.kv.reset_prefix_cache()
@@ -280,7 +321,8 @@ class Engine:
         waiting, drafter = now.num_waiting + self.recovery.num_held, self.scheduler.drafter
         drafts = None if drafter is None else copy.deepcopy(drafter.stats)
         faults, tiers, kv = self.recovery.stats, self.tiering.figures(), self.kv.stats()
-        return EngineStats(now.num_running, waiting, now.num_preemptions, kv, *tokens, faults, drafts, tiers)
+        kept = dict(self.checkpoints.counts)
+        return EngineStats(now.num_running, waiting, now.num_preemptions, kv, *tokens, faults, drafts, tiers, kept)
 
     def _log_cache(self, num_tokens: int) -> None:
         """Asked for by KVTROVE_CACHE_LOG, so it is not a debug message that a log level hides."""
@@ -308,6 +350,8 @@ class Engine:
         """Of a request that has ended. A request and its sequences name each other: left alone they would wait for the
         collector of cycles by the ten thousand, and what is freed between them would be of little use to anyone.
         """
+        self.checkpoints.ended(request)
+        self.sessions.ended(request)
         request.sequences, request.completed = [], []
         self._ended += 1
         if self._ended % TRIM_EVERY == 0:

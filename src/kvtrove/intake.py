@@ -6,9 +6,10 @@ import logging
 import random
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from kvtrove.models.spec import ModelSpec
-from kvtrove.request import Guide, PoolingParams, RequestError, RequestMetrics, SamplingParams, sampling_of
+from kvtrove.request import Guide, PoolingParams, RequestError, RequestMetrics, SamplingParams, SoftPin, sampling_of
 from kvtrove.scheduler.sequence import Request
 from kvtrove.text.tokenizer import Tokenizer
 
@@ -47,6 +48,8 @@ class Intake:
         asked: SamplingParams | PoolingParams,
         salt: str,
         guide: Guide | None,
+        soft_pins: Sequence[SoftPin] = (),
+        session: str = "",
     ) -> Request:
         """The request, with its place in the order of arrival. RequestError when it can never be served."""
         pooling, params = asked if isinstance(asked, PoolingParams) else None, sampling_of(asked)
@@ -54,6 +57,8 @@ class Intake:
         longest = self.max_model_len
         wanted = longest if params.max_tokens is None else len(prompt) + params.max_tokens
         own_ends = () if params.ignore_eos else self._end_token_ids
+        borders = [i for i, token in enumerate(prompt, 1) if token in self._message_ends]
+        pins = [_resolved(pin, borders) for pin in soft_pins]
         self._arrivals += 1
         return Request(
             id=request_id,
@@ -64,9 +69,10 @@ class Intake:
             salt=salt.encode(),
             max_len=min(longest, wanted),
             end_token_ids=frozenset(i for i in (*own_ends, *(params.stop_token_ids or ())) if 0 <= i < self.vocab_size),
-            metrics=RequestMetrics(arrival_time=self.clock()),
+            metrics=RequestMetrics(arrival_time=self.clock(), soft_pins=pins),
             guide=guide,
-            borders=[i for i, token in enumerate(prompt, 1) if token in self._message_ends],
+            borders=borders,
+            session=session,
             pooling=pooling,
         )
 
@@ -102,6 +108,13 @@ class Intake:
                     raise RequestError(
                         f"{param}: token id {token_id} is not in the vocabulary (0 to {self.vocab_size - 1})", param
                     )
+
+
+def _resolved(pin: SoftPin, borders: Sequence[int]) -> SoftPin:
+    """With the tokens of its prefix, where the ends of messages tell them; else it is the whole prompt."""
+    if pin.behind is None or not 0 < pin.behind < len(borders):
+        return replace(pin, behind=None)
+    return replace(pin, num_tokens=borders[-1 - pin.behind], behind=None)
 
 
 def known_ends(token_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TypedDict, Unpack
 
+from kvtrove.checkpoints import Restored
 from kvtrove.config import CACHE_ALIASES, EngineConfig
 from kvtrove.engine import Engine
 from kvtrove.kv.recipe import recipe
@@ -251,6 +252,29 @@ class LLM:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+    def checkpoint(self, path: str | Path, *, prompt: PromptLike | None = None, request_id: str | None = None) -> Path:
+        """Write a sequence to a safetensors file, to be restored by any engine with the same model and cache settings.
+
+        prompt: everything that is cached of it is kept. request_id: of an open stream, which is kept as it stands and
+        can be continued. Give one of them. RequestError when there is nothing to keep, OSError.
+        """
+        if (prompt is None) == (request_id is None):
+            raise RequestError("checkpoint: give a prompt or a request_id, and not both", "prompt")
+        if request_id is not None:
+            saved = self.llm_engine.checkpoint(request_id, path)
+        else:
+            [read] = read_prompts([prompt or ""], self.get_tokenizer())
+            saved = self.llm_engine.checkpoint(read.token_ids, path, read.salt)
+        saved.result()
+        return Path(path)
+
+    def restore(self, path: str | Path, *, cache_salt: str = "") -> Restored:
+        """Bring back what `checkpoint` wrote; the same request, or one that begins with its tokens, then continues it.
+
+        CheckpointError (a ValueError) when the file is damaged, or of another model or cache format; OSError.
+        """
+        return self.llm_engine.restore(path, cache_salt)
 
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request holds; returns how many."""

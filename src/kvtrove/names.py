@@ -70,6 +70,8 @@ def display_name(name: str | Path) -> str:
     path = Path(name).expanduser()
     if str(name) == DEMO or not path.exists():
         return str(name)
+    if path.resolve() == demo_model_dir().resolve():
+        return DEMO
     return path.resolve().stem if path.suffix == ".gguf" else path.resolve().name
 
 

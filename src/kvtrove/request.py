@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -79,6 +79,24 @@ class RequestError(ValueError):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+@dataclass(frozen=True, slots=True)
+class SoftPin:
+    """A prefix of a request that leaves the cache last, until `seconds` after the request has ended.
+
+    num_tokens: of the prompt; None is all of it, and the answer. behind: messages of the prompt that follow the prefix,
+    from which an engine reads num_tokens where it knows the token that ends a message.
+    """
+
+    seconds: float
+    num_tokens: int | None = None
+    behind: int | None = None
+
+    @property
+    def priority(self) -> int:
+        """1, or 2 of what is meant to stay for an hour or longer: blocks of a lower one leave first."""
+        return 2 if self.seconds >= 3600 else 1
 
 
 class EngineError(RuntimeError):
@@ -338,6 +356,8 @@ class RequestMetrics:
 
     token_times: of every step that drew for the request. reused_from: prompt tokens reused, by tier of the cache.
     explanation: why no more of the prompt was reused when it was first admitted. load: what was loaded for it then.
+    num_continued_tokens: of the output, those that a checkpoint had. soft_pins: what leaves the cache last.
+    tier_reason: why no tier brought more of the prompt, in words.
     """
 
     arrival_time: float
@@ -347,6 +367,9 @@ class RequestMetrics:
     num_preemptions: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_continued_tokens: int = 0
+    soft_pins: Sequence[SoftPin] = ()
+    tier_reason: str | None = None
     token_times: array[float] = field(default_factory=lambda: array("d"))
     reused_from: dict[str, int] = field(default_factory=dict)
     explanation: Explanation | None = None

@@ -11,13 +11,11 @@ from kvtrove.config import EngineConfig
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.kv.tiers.stack import Tiers, open_tiers
-from kvtrove.kv.tiers.store import TierFigures
+from kvtrove.kv.tiers.store import ROW_FORMAT, TierFigures
 
 if TYPE_CHECKING:
     from kvtrove.runner.rows import Rows
 
-FORMAT = "kvtrove row 1"
-"""What a stored row is: the bytes of an arena's row, whose meaning the spec's fingerprint tells."""
 LONGEST_REST = 0.05
 """Seconds after which tiers are asked again, so that overdue operations end."""
 FLUSH_SECONDS = 10.0
@@ -29,7 +27,7 @@ class Tiering:
 
     def __init__(self, config: EngineConfig, spec: KVCacheSpec) -> None:
         wanted = [*config.tier, *([f"disk:{config.kv_dir}"] if config.kv_dir else [])]
-        self.store: Tiers | None = open_tiers(wanted, FORMAT, spec.fingerprint) if wanted else None
+        self.store: Tiers | None = open_tiers(wanted, ROW_FORMAT, spec.fingerprint) if wanted else None
         self._figures: Sequence[TierFigures] = ()
         self._asked = float("-inf")
         self._news = threading.Event()
@@ -42,9 +40,7 @@ class Tiering:
         """While nothing runs: save what waits to be saved. True while there is something to come back for."""
         if kv.transfers is None:
             return False
-        kv.poll()
-        rows.execute(kv.take_ops())
-        kv.rows.executed()
+        rows.settle(kv)
         return kv.transfers.num_unsaved > 0 or kv.transfers.is_busy
 
     def figures(self) -> Sequence[TierFigures]:

@@ -31,7 +31,7 @@ def test_the_page_is_true(run: Run, demo_dir: Path, tmp_path: Path, monkeypatch:
     [needle] = blocks(PAGE, "toml")
     (tmp_path / "needle.toml").write_text(needle.text, encoding="utf-8")
     found = blocks(PAGE, "console")
-    assert len(found) == 3
+    assert len(found) == 4
     for block in found:
         for command, expected in block.commands:
             result = run(*shlex.split(command)[1:])

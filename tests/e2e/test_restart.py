@@ -1,56 +1,90 @@
-"""A conversation outlives the process that held it: kill -9, start again, and the same chat goes on from the disk."""
+"""A server is killed in the midst of an answer. Started again, it finds the chat on disk and continues the answer."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-TURNS = ["Tell me about rivers. " * 20, "And what of the sea? " * 12, "Then of rain. " * 8]
-CHAT = """
-import json, os, signal, sys, time
-from kvtrove import LLM, SamplingParams
-from kvtrove.demo import demo_model_dir
+from tests.server.live import LiveServer, running_server
 
-directory, first, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-history, turns = json.loads(sys.argv[4]), json.loads(sys.argv[5])
-llm = LLM(str(demo_model_dir()), dtype="float32", kv_dir=directory or None, num_blocks=400, block_size=16)
-told = []
-for turn in range(first, last):
-    history += llm.get_tokenizer().encode(turns[turn])
-    [answer] = llm.generate([list(history)], SamplingParams(max_tokens=24, temperature=0))
-    history += answer.outputs[0].token_ids
-    told.append([answer.outputs[0].token_ids, answer.metrics.reused_from, len(answer.prompt_token_ids)])
-end = time.monotonic() + 20
-while llm.llm_engine.tend() and time.monotonic() < end:  # as a server does between requests
-    time.sleep(0.01)
-print(json.dumps([history, told]), flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
+ADMIN, USER = "an-administrators-key-1", "an-ordinary-users-key-1"
+KEYS = {"KVTROVE_API_KEY": USER, "KVTROVE_ADMIN_KEY": ADMIN}
+FLAGS = ("--dtype", "float32", "--num-blocks", "200", "--block-size", "16", "--no-warm-up", "--backup-interval", "8")
+OWNER = {"tenant": "default"}
+SYSTEM = {"role": "system", "content": "You are a patient teacher who tells of rivers and seas. " * 6}
+LONG: dict[str, Any] = {"model": "demo", "max_tokens": 160, "temperature": 0.7, "seed": 3, "ignore_eos": True}
 
 
-def chat(directory: str, first: int, last: int, history: list[int]) -> tuple[list[int], list[list]]:
-    """Some turns of the conversation in a process that is killed at the end: (all tokens so far, what was answered)."""
-    arguments = [directory, str(first), str(last), json.dumps(history), json.dumps(TURNS)]
-    done = subprocess.run(
-        [sys.executable, "-c", CHAT, *arguments], capture_output=True, text=True, timeout=120, env=dict(os.environ)
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    history, told = json.loads(done.stdout.splitlines()[-1])
-    return history, told
+def ask(server: LiveServer, messages: list[dict[str, str]], **more: Any) -> dict[str, Any]:
+    with server.client(USER) as client:
+        body = {**LONG, "messages": messages, "cache_report": True, **more}
+        return client.post("/v1/chat/completions", json=body).raise_for_status().json()
 
 
-@pytest.mark.timeout(300)
-def test_a_chat_goes_on_after_kill_9(tmp_path: Path) -> None:
-    _, undisturbed = chat("", 0, 3, [])
-    history, before = chat(str(tmp_path), 0, 2, [])
-    _, after = chat(str(tmp_path), 2, 3, history)
-    assert [answer for answer, _, _ in before + after] == [answer for answer, _, _ in undisturbed]
-    [(_, reused, num_prompt)] = after
-    assert reused["disk"] >= 0.95 * (len(history) - 16), "all but the last, unfinished block comes from the disk"
-    assert num_prompt > len(history)
+def begin_and_kill(server: LiveServer, messages: list[dict[str, str]], folder: Path) -> int:
+    """Kill the server once it has written two backups of an answer; returns how much of it the client had."""
+    had, written = 0, set()
+    body = {**LONG, "messages": messages, "stream": True}
+    with server.client(USER) as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                had += len(json.loads(line[6:])["choices"][0]["delta"].get("content") or "")
+            written |= {file.stat().st_mtime_ns for file in folder.glob("*.backup")}
+            if len(written) >= 2:
+                os.kill(server.process.pid, signal.SIGKILL)
+                server.process.wait()
+                return had
+    raise AssertionError("the answer ended before it was kept twice")
+
+
+@pytest.mark.timeout(180)
+def test_a_server_that_is_killed_continues_the_answer(tmp_path: Path) -> None:
+    flags = (*FLAGS, "--kv-dir", str(tmp_path / "kv"))
+    turns = [SYSTEM, {"role": "user", "content": "Tell me about rivers. " * 8}]
+    with running_server(tmp_path, *flags, **KEYS) as server:
+        first = ask(server, turns, max_tokens=40)
+        turns += [first["choices"][0]["message"], {"role": "user", "content": "And what of the sea? " * 8}]
+        time.sleep(0.3)
+        had = begin_and_kill(server, turns, tmp_path / "kv" / "checkpoints")
+    with running_server(tmp_path, *flags, **KEYS) as server:
+        answer = ask(server, turns)
+        report = answer["kvtrove"]["cache_report"]
+        assert had
+        assert report["continued_tokens"] >= 8
+        assert report["reused_from"]["disk"] >= 0.95 * (report["prompt_tokens"] - 16), "all full blocks, from the disk"
+        cold = ask(server, turns, cache_salt="computed from the start")
+        assert cold["kvtrove"]["cache_report"]["reused_tokens"] == 0
+        assert "continued_tokens" not in cold["kvtrove"]["cache_report"]
+        assert answer["choices"] == cold["choices"], "as if nothing had happened"
+        assert answer["usage"]["completion_tokens"] == 160
+        with server.client(USER) as client:
+            metrics = client.get("/metrics").text
+        assert 'kvtrove_checkpoints_total{event="continued"} 1.0' in metrics
+        checkpoints_by_name(server, turns)
+        assert list((tmp_path / "kv" / "checkpoints").glob("*.backup")) == []
+
+
+def checkpoints_by_name(server: LiveServer, turns: list[dict[str, str]]) -> None:
+    """The routes of administrators."""
+    with server.client(ADMIN) as client:
+        tokens = client.post("/tokenize", json={"model": "demo", "messages": turns}).json()["tokens"]
+        asked = {"name": "rivers", "prompt": tokens, **OWNER}
+        made = client.post("/v1/cache/checkpoints", json=asked).raise_for_status().json()
+        listed = client.get("/v1/cache/checkpoints").json()["data"]
+        assert [made] == listed
+        client.post("/v1/cache/clear")
+        back = client.post("/v1/cache/checkpoints/rivers/restore", json=OWNER).raise_for_status().json()
+        assert back["cached_tokens"] == len(tokens) // 16 * 16 > 0
+        assert client.delete("/v1/cache/checkpoints/rivers").json() == made
+        for name, status in (("rivers", 404), ("%2e%2e%2fx", 404), ("-x", 400)):
+            assert client.post(f"/v1/cache/checkpoints/{name}/restore", json=OWNER).status_code == status
+        for wrong in ({"name": "../x", "prompt": [1]}, {"name": "x"}, {"name": "x", "request_id": "chatcmpl-1"}):
+            refused = client.post("/v1/cache/checkpoints", json=wrong)
+            assert refused.status_code == 400, refused.text
+            assert refused.json()["error"]["param"] in ("name", "request_id")

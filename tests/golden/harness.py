@@ -95,6 +95,7 @@ class PagedModel:
             view=self.arena.views(index),
             block_size=self.cache.block_size,
             softcap=spec.attention_softcap,
+            sink_logits=self.model.layers[index].attention.sinks,
         )
 
     def _grow(self, s: int, length: int) -> None:

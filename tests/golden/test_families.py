@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from kvtrove.kernels.linear import Kind, PackedWeights
 from kvtrove.models.layers.norm import RMSNorm
 from kvtrove.models.precision import Precision
 from kvtrove.models.products import Products
+from kvtrove.plan.source import read_model
 from tests.checkpoints import FAMILIES, VOCAB, Checkpoints, make_gemma3_with_vision
 from tests.golden.harness import PagedModel, expected_logits, hugging_face
 
@@ -80,7 +85,7 @@ def test_bfloat16_is_as_close_as_transformers_is(family: str, checkpoints: Check
     between the eager and the default implementation of transformers. So do states (Qwen3-Next), which are corrected by
     what they get wrong, chunk by chunk in transformers and token by token here.
     """
-    moe = any(word in family for word in ("mix", "moe", "deepseek", "next", "3_5"))
+    moe = any(word in family for word in ("mix", "moe", "deepseek", "oss", "next", "3_5"))
     ours, theirs, apart, agree = [], [], [], []
     for seed in range(2):
         directory = checkpoints.get(family, seed=seed)
@@ -127,6 +132,7 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
         ("qwen3", "qk_norm"),
         ("llama_biased", "bias"),
         ("llama3", "rope"),
+        ("gpt_oss", "sinks"),
     ],
 )
 def test_the_comparison_sees_small_mistakes(family: str, change: str, checkpoints: Checkpoints) -> None:
@@ -147,6 +153,8 @@ def _break(model: PagedModel, change: str) -> None:
                 model.layers[i] = replace(layer, retention=replace(layer.retention, window=window - 1))  # type: ignore[type-var]
     elif change == "attention_softcap":
         model.layers = {i: replace(layer, softcap=None) for i, layer in model.layers.items()}
+    elif change == "sinks":
+        model.layers = {i: replace(layer, sink_logits=None) for i, layer in model.layers.items()}
     elif change == "query_scale":
         model.layers = {i: replace(layer, scale=layer.k_dim**-0.5) for i, layer in model.layers.items()}
     elif change == "logit_softcap":
@@ -174,6 +182,29 @@ def test_the_text_part_of_a_multimodal_gemma3_is_read(tmp_path: Path) -> None:
     assert model.spec.architecture == "Gemma3ForConditionalGeneration"
     assert model.spec.eos_token_ids == (2, 3), "they stand outside text_config"
     assert difference(model.step({0: tokens})[0], expected_logits(hugging_face(tmp_path), tokens)) < TOLERANCE
+
+
+def test_experts_in_mxfp4_give_the_logits_of_what_they_stand_for(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """Random codes and exponents; transformers computes with what its own decoder makes of them."""
+    plain = checkpoints.get("gpt_oss")
+    shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
+    tensors, numbers, generator = load_file(plain / "model.safetensors"), {}, torch.Generator().manual_seed(1)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        blocks = torch.randint(0, 256, (experts, outputs, inputs // 32, 16), generator=generator, dtype=torch.uint8)
+        scales = torch.randint(121, 126, blocks.shape[:-1], generator=generator, dtype=torch.uint8)
+        numbers[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).contiguous()
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = json.loads((plain / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    reference = hugging_face(plain)
+    assert not reference.load_state_dict(numbers, strict=False).unexpected_keys
+    (tokens,) = prompts(40)
+    got = PagedModel(tmp_path).step({0: tokens})[0]
+    assert difference(got, expected_logits(reference, tokens)) < TOLERANCE
+    assert read_model(tmp_path).weight_bytes == read_model(plain).weight_bytes
 
 
 def test_tied_and_untied_output_matrices(checkpoints: Checkpoints) -> None:

@@ -19,7 +19,15 @@ from kvtrove.demo import demo_model_dir
 from kvtrove.engine import EngineStats
 from kvtrove.kv.stats import KVStats
 from kvtrove.models.config_reader import read_spec
-from kvtrove.request import CompletionOutput, Guide, RequestError, RequestMetrics, RequestOutput, SamplingParams
+from kvtrove.request import (
+    CompletionOutput,
+    Guide,
+    RequestError,
+    RequestMetrics,
+    RequestOutput,
+    SamplingParams,
+    SoftPin,
+)
 from kvtrove.text.tokenizer import Tokenizer
 
 FATAL, ENDLESS = 3333, 2222
@@ -66,6 +74,8 @@ class FakeEngine:
         prompt: str | None = None,
         salt: str = "",
         guide: Guide | None = None,
+        soft_pins: Sequence[SoftPin] = (),
+        session: str = "",
     ) -> None:
         if 13 in prompt_token_ids:
             raise RequestError("prompt: this engine refuses token 13", "prompt")

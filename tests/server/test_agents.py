@@ -110,7 +110,8 @@ def test_claude_code_is_served(alice: httpx.Client) -> None:
     ]
     count = alice.post("/v1/messages/count_tokens", json=body).json()["input_tokens"]
     usage = told[0]["message"]["usage"]
-    assert count == usage["input_tokens"] + usage["cache_read_input_tokens"]
+    assert count == sum(usage[name] for name in usage if name.endswith("input_tokens"))
+    assert usage["cache_creation_input_tokens"] + usage["cache_read_input_tokens"] > 0, "it marks what is to be kept"
 
 
 def test_claude_code_is_read() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,27 +81,54 @@ def test_top_without_a_server_is_one_line(url: str, message: str) -> None:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed here")
-def test_a_browser_draws_it(server: LiveServer, tmp_path: Path) -> None:
-    """Headless, after six seconds of the page's own time, once the server has a sample for its curves."""
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_a_browser_draws_it_and_the_keyboard_works_it(server: LiveServer, scheme: str, width: int) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
     with server.client() as client:
         until(lambda: any(sample["ttft"] for sample in client.get("/v1/status").json()["history"]))
-    flags = (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path}",
-        "--enable-logging=stderr",
-    )
-    command = [str(BROWSER), *flags, "--virtual-time-budget=6000", "--dump-dom", f"{server.url}/"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
-    assert "Uncaught" not in done.stderr, done.stderr
-    assert "Refused to" not in done.stderr, "the content security policy stops a part of the page"
-    page = done.stdout
-    assert re.search(r'id="headline"[^>]*>demo · ready · context', page)
-    assert page.count("<details") == 2, "a row for each prompt"
-    assert "First difference at token" in page
-    assert re.search(r"<polyline|<circle", page), "a curve"
-    assert '<main id="main">' in page, "it is shown"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
+        page.goto(f"{server.url}/")
+        expect(page.locator("#headline")).to_contain_text("demo · ready · context")
+        expect(page.locator("#chart-ttft :is(polyline, circle)").first).to_be_attached()
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+        assert dark == (scheme == "dark")
+
+        row = page.locator("details", has_text="diverged").first
+        row.locator("summary").focus()
+        page.keyboard.press("Enter")
+        expect(row).to_contain_text("First difference at token")
+        expect(row.locator(".tokens .t-parted").first).to_be_visible()
+        text = "".join(row.locator(".tokens span").all_inner_texts())
+        assert "Remember what is said, today is 2026-11-02." in text
+        assert "2" in row.locator(".tokens .t-parted").first.inner_text(), "the day is what differs"
+
+        page.locator("#message").fill("My name is Clara.")
+        page.keyboard.press("Enter")
+        expect(page.locator("#talk .note")).to_contain_text("reused")
+        page.locator("#message").fill("Do you know my name?")
+        page.keyboard.press("Enter")
+        expect(page.locator("#talk .bar")).to_have_count(2)
+        assert page.evaluate("document.documentElement.scrollWidth") == width, "nothing is wider than the screen"
+        browser.close()
+    assert not problems, "an error of the script, or something that the security policy stops"
+
+
+def test_a_prompt_is_shown_token_by_token_to_its_own_tenant(server: LiveServer) -> None:
+    with server.client() as client:
+        body = {"model": "demo", "prompt": "caf\u00e9 \u65e5\u672c", "max_tokens": 1}
+        headers = {"x-request-id": "by-token"}
+        usage = client.post("/v1/completions", json=body, headers=headers).raise_for_status().json()["usage"]
+        [one] = client.get("/v1/cache/reports/by-token").raise_for_status().json()["data"]
+        assert "".join(one["tokens"]).endswith("caf\u00e9 \u65e5\u672c")
+        assert len(one["tokens"]) == one["prompt_tokens"] == usage["prompt_tokens"]
+        assert 0 <= one["reused_tokens"] <= one["same_tokens"] <= one["prompt_tokens"]
+        assert client.get("/v1/cache/reports/nobodys").status_code == 404
 
 
 def test_with_keys_the_page_opens_and_its_figures_do_not(tmp_path: Path) -> None:

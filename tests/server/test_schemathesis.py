@@ -29,14 +29,17 @@ def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServe
 
 
 OPERATIONS = [
+    "DELETE /v1/cache/checkpoints/{name}",
     "DELETE /v1/cache/pins/{pin_id}",
     "GET /health",
     "GET /health/live",
     "GET /metrics",
     "GET /tokenizer_info",
+    "GET /v1/cache/checkpoints",
     "GET /v1/cache/memory",
     "GET /v1/cache/pins",
     "GET /v1/cache/reports",
+    "GET /v1/cache/reports/{request_id}",
     "GET /v1/models",
     "GET /v1/models/{model_id}",
     "GET /v1/status",
@@ -44,6 +47,8 @@ OPERATIONS = [
     "POST /detokenize",
     "POST /score",
     "POST /tokenize",
+    "POST /v1/cache/checkpoints",
+    "POST /v1/cache/checkpoints/{name}/restore",
     "POST /v1/cache/clear",
     "POST /v1/cache/explain",
     "POST /v1/cache/pins",

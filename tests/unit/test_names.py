@@ -28,7 +28,7 @@ def home(tmp_path: Path) -> dict[str, str]:
 
 def test_demo_is_the_embedded_model() -> None:
     assert find_model("demo") == demo_model_dir()
-    assert display_name("demo") == "demo"
+    assert display_name("demo") == display_name(demo_model_dir()) == "demo"
 
 
 def test_a_path_is_itself(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ class AttentionLayer:
 
     kv_heads, k_dim, v_dim, format: of that storage.
     storage: the layer that it belongs to; is_shared: whether others read it too.
+    sink_logits: float32 [num_heads], a score that each query of a head has beside those of its keys, of value zero.
     tails: "k" and "v" -> [num_seats, block_size, kv_heads, dim] of open blocks, where the format encodes whole ones.
     """
 
@@ -39,6 +40,7 @@ class AttentionLayer:
     view: Mapping[str, Tensor]
     block_size: int
     softcap: float | None = None
+    sink_logits: Tensor | None = None
     storage: int = 0
     is_shared: bool = False
     tails: Mapping[str, Tensor] = field(default_factory=dict)

@@ -120,6 +120,7 @@ class CpuBackend:
                 block_size=layer.block_size,
                 scale=layer.scale,
                 softcap=layer.softcap or 0.0,
+                sink_logits=layer.sink_logits,
                 **(_reach(layer.retention) or {}),
             )
             known = self._layers[layer.index] = layer, paged_layer(k, v, shape)

@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 
-def softmax_mix(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def softmax_mix(scores: Tensor, v: Tensor, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """softmax(scores) . v, and the logarithm of the sum of exponentials.
 
     scores: [..., c, L], -inf where a query does not read. v: [..., L, dim]. Queries that read nothing get 0 and -inf.
+    sinks: [..., c], a further score of value zero.
     """
     lse = scores.logsumexp(-1)
+    if sinks is not None:
+        lse = torch.logaddexp(lse, sinks)
     weights = (scores - lse.masked_fill(lse.isinf(), 0.0)[..., None]).exp()
     return weights @ v, lse
 

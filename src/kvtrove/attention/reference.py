@@ -152,7 +152,8 @@ def _own(q: Tensor, k: Tensor, v: Tensor, own: OwnBlocks, layer: AttentionLayer)
     queries = q.new_zeros((blocks * size, *q.shape[1:]), dtype=torch.float64)
     queries[own.place] = q.double()
     keys, values = (x.double().transpose(1, 2) for x in (k, v))
-    out, lse = _attend_part(queries.unflatten(0, (blocks, size)), keys, values, own.mask(layer.retention), layer)
+    queries = queries.unflatten(0, (blocks, size))
+    out, lse = _attend_part(queries, keys, values, own.mask(layer.retention), layer, has_sink=True)
     return out.flatten(0, 1)[own.place], lse.flatten(0, 1)[own.place]
 
 
@@ -162,14 +163,29 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, layer: AttentionLayer
     q: [B, c, num_heads, k_dim]. k, v: [B, kv_heads, L, k_dim and v_dim]. mask: bool [B, c, L]. The result is
     [B, c, num_heads, v_dim].
     """
-    mixed = _scores(q, k, mask, layer).softmax(-1) @ v
-    return _by_query(mixed, layer)
+    scores = _scores(q, k, mask, layer)
+    if layer.sink_logits is None:
+        return _by_query(scores.softmax(-1) @ v, layer)
+    return _by_query(softmax_mix(scores, v, _sinks(layer.sink_logits, scores, layer))[0], layer)
 
 
-def _attend_part(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, layer: AttentionLayer) -> tuple[Tensor, Tensor]:
-    """As `_attend`, over some of the keys, and the logarithm of the sum of exponentials [B, c, num_heads]."""
-    mixed, lse = softmax_mix(_scores(q, k, mask, layer), v)
+def _attend_part(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, layer: AttentionLayer, has_sink: bool = False
+) -> tuple[Tensor, Tensor]:
+    """As `_attend`, over some of the keys, and the logarithm of the sum of exponentials [B, c, num_heads].
+
+    has_sink: this is the one part of a query's keys that the layer's sink logits stand beside.
+    """
+    scores = _scores(q, k, mask, layer)
+    sinks = layer.sink_logits if has_sink else None
+    mixed, lse = softmax_mix(scores, v, None if sinks is None else _sinks(sinks, scores, layer))
     return _by_query(mixed, layer), _by_query(lse[..., None], layer)[..., 0]
+
+
+def _sinks(logits: Tensor, scores: Tensor, layer: AttentionLayer) -> Tensor:
+    """[kv_heads, shared * c] for scores [B, kv_heads, shared * c, L]: the same for all queries of a head."""
+    queries = scores.shape[2] * layer.kv_heads // layer.num_heads
+    return logits.to(scores).repeat_interleave(queries).view(layer.kv_heads, -1)
 
 
 def _scores(q: Tensor, k: Tensor, mask: Tensor, layer: AttentionLayer) -> Tensor:

@@ -32,7 +32,7 @@ def run_charts(run: Run, slo: Slo) -> list[Chart]:
         charts.append(_distribution("Time per output token", tokens, slo.tpot, "TPOT"))
     charts += [_course(measured, slo), _running(measured)]
     turns = [(float(row.turn), row.cached_share) for row in run.summary.turns if row.cached_share is not None]
-    if turns:
+    if len(turns) > 1:
         charts.append(_cache_by_turn(turns))
     return charts
 

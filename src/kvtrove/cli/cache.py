@@ -1,4 +1,4 @@
-"""`kvtrove cache`: look into, check, empty and move the directory of a disk tier, without an engine."""
+"""`kvtrove cache`: look into, check, empty and move a disk tier without an engine; checkpoints of a running server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvtrove.cli.ask import ask
 from kvtrove.cli.command import Command
+from kvtrove.cli.flags import flag
 from kvtrove.cli.options import JsonFlag
 from kvtrove.cli.text import counted, say
 
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 DAMAGED = 1  # exit code of `verify`
 
 cache = typer.Typer(
-    name="cache", help="List, verify, clear, export or import the directory of a disk tier.", no_args_is_help=True
+    name="cache",
+    help="What outlives the engine: the directory of a disk tier, and checkpoints of sequences.",
+    no_args_is_help=True,
 )
 
 Where = Annotated[str, typer.Argument(metavar="DIR", help="Directory of the tier, as given to --tier disk:DIR.")]
@@ -102,6 +106,47 @@ def import_(
 
     moved = take_over(path, file, parse_size(size, "--size") if size else default_size(path))
     _answer(asdict(moved), _moved(moved, f"imported into {path}"), as_json)
+
+
+Url = Annotated[str, flag(None, "URL", "The server.")]
+Key = Annotated[
+    str | None, flag(None, "KEY", "Of its administrator.", "--api-key", envvar="KVTROVE_ADMIN_KEY", show_envvar=True)
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, '.', '_' and '-'.")]
+CHECKPOINTS = "/v1/cache/checkpoints"
+SERVER = "http://127.0.0.1:8000"
+PATIENCE = 600.0  # seconds; a checkpoint may hold gigabytes
+
+
+@cache.command(cls=Command)
+def checkpoint(
+    name: Name,
+    request: Annotated[str | None, flag(None, "ID", "Of an unfinished answer: chatcmpl-...")] = None,
+    prompt: Annotated[str | None, flag(None, "TEXT", "Instead: all that is cached of it.")] = None,
+    url: Url = SERVER,
+    api_key: Key = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let a running server keep a sequence as a file in its checkpoint directory."""
+    body = {"name": name, "request_id": request, "prompt": prompt}
+    made = ask(url, CHECKPOINTS, api_key, body, PATIENCE)
+    _answer(made, f"{name}: {_size(made['bytes'])}", as_json)
+
+
+@cache.command(cls=Command)
+def checkpoints(url: Url = SERVER, api_key: Key = None, as_json: JsonFlag = False) -> None:
+    """List the checkpoints of a running server."""
+    found = ask(url, CHECKPOINTS, api_key)["data"]
+    lines = [f"{one['name']}: {_size(one['bytes'])}, {_day(one['created'])}" for one in found]
+    _answer({"data": found}, "\n".join(lines) or "no checkpoints", as_json)
+
+
+@cache.command(cls=Command)
+def restore(name: Name, url: Url = SERVER, api_key: Key = None, as_json: JsonFlag = False) -> None:
+    """Let a running server bring a checkpoint back into its cache."""
+    back = ask(url, f"{CHECKPOINTS}/{name}/restore", api_key, {}, PATIENCE)
+    continues = "; the same request continues" if back["continues"] else ""
+    _answer(back, f"{name}: {back['cached_tokens']:,} of {back['tokens']:,} tokens are cached{continues}", as_json)
 
 
 def _answer(figures: dict[str, Any], text: str, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`kvtrove eval`: compare cache configurations of one model with its exact cache."""
+"""`kvtrove eval`: compare cache configurations of one model with its exact cache, and weights with its floats."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from kvtrove.evaluate.settings import Settings
 
 _text, _recall = functools.partial(flag, "Text"), functools.partial(flag, "Recall")
-_engine, _output = functools.partial(flag, "Engine"), functools.partial(flag, "Output")
+_fit, _engine = functools.partial(flag, "Choice"), functools.partial(flag, "Engine")
+_output = functools.partial(flag, "Output")
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,40 @@ class EvalEngineOptions:
     rounds: Annotated[int, _engine("N", "Measurements of speed, of which the median counts.")] = 3
 
 
+@dataclass(frozen=True)
+class FitOptions:
+    """Fields of evaluate.settings.Settings."""
+
+    fit_bits: Annotated[
+        float | None, _fit("BITS", "Choose a format for each layer, so that an element of K and V takes BITS at most.")
+    ] = None
+    max_kl: Annotated[
+        float | None, _fit("NATS", "Choose a format for each layer, as small as a mean KL of NATS allows.")
+    ] = None
+    least_top1: Annotated[
+        float, _fit("SHARE", "Caches with fewer equal likeliest tokens are named, and warned of when an engine starts.")
+    ] = 0.9
+
+
 @spread
 def evaluate(
     text: TextOptions,
     recall: RecallOptions,
+    choice: FitOptions,
     engine: EvalEngineOptions,
     model: OptionalModel = "demo",
     cache: Annotated[
         list[str] | None,
         typer.Option(
             metavar="RECIPE",
-            help="A cache to compare, such as int8, window=256 or bf16+window=256; repeatable. A wrong one lists all.",
+            help="A cache to compare, or a format to choose from, such as int8 or bf16+window=256; repeatable. "
+            "A wrong one lists all.",
+        ),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND", help="Weights to compare with the checkpoint's floats: int8, int4 or gguf; repeatable."
         ),
     ] = None,
     parts: Annotated[str, typer.Option(metavar="NAME,...", help="What to measure.")] = "text,recall,speed",
@@ -79,12 +103,16 @@ def evaluate(
     ] = None,
     quiet: QuietFlag = False,
 ) -> None:
-    """Compare caches with the exact one: KL, perplexity, recall of facts, bytes and speed. Ctrl-C, and resume later.
+    """Compare caches with the exact one, or weights with floats: KL, perplexity, recall of facts, bytes and speed.
+
+    Ctrl-C, and the same command goes on later.
 
     Example: kvtrove eval demo --cache bf16 --cache window=256 --html report.html
+
+    Example: kvtrove eval my-model --parts text --fit-bits 6 --cache int8 --cache int4r
     """
     check_folders(json, html, state)
-    settings = _settings(model, cache, parts, text, recall, engine)
+    settings = _settings(model, cache, weights, parts, text, recall, choice, engine)
     kept = state if state is not None or json in (None, "-") else str(Path(json).with_suffix(".state.json"))
     result = _evaluate(settings, kept, quiet)
     _write(result, json, html)
@@ -98,21 +126,26 @@ def evaluate(
 def _settings(
     model: str,
     caches: list[str] | None,
+    weights: list[str] | None,
     parts: str,
     text: TextOptions,
     recall: RecallOptions,
+    choice: FitOptions,
     engine: EvalEngineOptions,
 ) -> Settings:
     """Text to values; the dataclass checks them."""
+    from kvtrove.evaluate.fit import CANDIDATES
     from kvtrove.evaluate.settings import DEFAULT, Settings
 
     lengths = None if recall.lengths is None else tuple(parse_tokens(n, "lengths") for n in recall.lengths.split(","))
-    values = asdict(text) | asdict(recall) | asdict(engine)
+    values = asdict(text) | asdict(recall) | asdict(choice) | asdict(engine)
     values["text_tokens"] = parse_tokens(text.text_tokens, "text_tokens")
     values["context"] = None if text.context is None else parse_tokens(text.context, "context")
     values |= {"lengths": lengths, "depths": _numbers(recall.depths, "depths")}
     names = tuple(part.strip() for part in parts.split(","))
-    return Settings(str(find_model(model)), tuple(caches) if caches else DEFAULT, names, **values)
+    usual = CANDIDATES if choice.fit_bits or choice.max_kl else DEFAULT
+    compared = tuple(caches or (() if weights else usual))
+    return Settings(str(find_model(model)), compared, names, weights=tuple(dict.fromkeys(weights or ())), **values)
 
 
 def _numbers(text: str, what: str) -> tuple[float, ...]:
@@ -135,8 +168,10 @@ def _evaluate(settings: Settings, state: str | None, quiet: bool) -> Evaluation:
 def _write(result: Evaluation, json: str | None, html: str | None) -> None:
     from kvtrove import __version__
     from kvtrove.evaluate.html import page
-    from kvtrove.evaluate.results import as_json
+    from kvtrove.evaluate.results import as_json, prices
+    from kvtrove.prices import save
 
+    save(prices(result))
     if json is not None:
         write_json(as_json(result, __version__), json)
     if html is not None:

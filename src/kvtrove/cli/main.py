@@ -1,7 +1,7 @@
 """`kvtrove`: the table of commands, and how every one of them fails: one red line and an exit code.
 
 A command's file is imported when that command is asked for, and none of them imports torch before it runs: `kvtrove
-plan` pays for no other command, and `kvtrove --help` answers at once.
+plan` pays for no other command, and `kvtrove --help` for none: what it says of each stands here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from kvtrove.cli.command import HELP_NAMES, Command
 from kvtrove.config import ConfigError, Environment, nearest
@@ -26,17 +26,41 @@ REFUSED = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 1
 COMMANDS = {
-    **{name: name for name in ("chat", "generate", "serve", "top", "pull", "models", "plan", "doctor")},
-    **{name: name for name in ("explain", "simulate", "bench", "cache", "calibrate")},
-    "eval": "evaluate",
+    "chat": "Talk to a model.",
+    "generate": "Complete one prompt or many.",
+    "serve": "Serve a model over HTTP, as OpenAI's API does.",
+    "top": "Show a server's throughput, cache and requests.",
+    "pull": "Download a model from Hugging Face.",
+    "models": "Models on this machine.",
+    "plan": "Show what fits, and the command that starts it.",
+    "doctor": "Show what slows inference down on this machine.",
+    "explain": "Say where two requests part, and what is reused.",
+    "simulate": "Replay a recorded load through caches of any size.",
+    "bench": "Measure an engine, its kernels or a server.",
+    "cache": "List, verify, clear, export or import a disk tier.",
+    "calibrate": "Find the rotations that a cache of 2 bits needs.",
+    "eval": "Compare caches with the exact one.",
 }
-"""Command -> the file of `kvtrove.cli` and what it defines there: a function, or a Typer with commands of its own."""
+"""Command -> what the list of commands says of it."""
+FILES = {"eval": "evaluate"}
+"""Command -> the file of `kvtrove.cli` and what it defines there, a function or a Typer with commands of its own; the
+command's own name where it is not here.
+"""
 OTHER_NAMES = {"run": "chat"}
 """What other programs call a command of ours."""
 
 
 class Commands(TyperGroup):
     """Turns what a command raises into an exit code. Errors of ours are the caller's to fix: no traceback."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The list of commands, none of which is imported for it."""
+        loaded = self.commands
+        self.commands = {name: TyperCommand(name, help=text) for name, text in COMMANDS.items()}
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self.commands = loaded
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -77,7 +101,8 @@ class Commands(TyperGroup):
 
 
 def _load(name: str) -> Any:
-    found = getattr(import_module(f"kvtrove.cli.{COMMANDS[name]}"), COMMANDS[name])
+    file = FILES.get(name, name)
+    found = getattr(import_module(f"kvtrove.cli.{file}"), file)
     if isinstance(found, typer.Typer):
         group = typer.main.get_group(found)
         group.name = name

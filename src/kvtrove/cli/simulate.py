@@ -105,23 +105,24 @@ def simulate(
     ttft, tpot = (None if text is None else parse_seconds(text, name) for name, text in limits.items())
     results = [_run(recorded, one, quiet=json == "-") for one in _settings(recorded, cache, service, load)]
     runs = [result.as_json(ttft, tpot) for result in results]
-    report = simulation_report(recorded, runs)
+    slo = {name: limit for name, limit in (("ttft", ttft), ("tpot", tpot)) if limit is not None}
+    report = simulation_report(recorded, runs, _assumed(cache, service, load), slo)
     write_json(report, json, indent=1)
     if html is not None or png is not None:
-        _draw(html, png, f"{recorded.name}: {len(recorded.requests):,} requests", runs)
+        _draw(html, png, report)
     if json != "-":
         from kvtrove.cli.simulate_view import show_simulation
 
         show_simulation(report)
 
 
-def _draw(html: Path | None, png: Path | None, title: str, runs: list[dict[str, Any]]) -> None:
+def _draw(html: Path | None, png: Path | None, report: dict[str, Any]) -> None:
     from kvtrove.cli.simulate_curves import html_page, write_png
 
     if html is not None:
-        html.write_text(html_page(title, runs), encoding="utf-8")
+        html.write_text(html_page(report), encoding="utf-8")
     if png is not None:
-        write_png(png, title, runs)
+        write_png(png, report)
 
 
 def _run(trace: Trace, settings: SimulationSettings, quiet: bool) -> SimulationResult:
@@ -199,6 +200,18 @@ def _sizes(cache: CacheOptions, block_size: int, row: tuple[int, int] | None) ->
         None if text.strip() == "unlimited" else max(1, parse_tokens(text, "kv_tokens") // block_size) * groups
         for text in (cache.kv_tokens or "1Mi").split(",")
     ]
+
+
+def _assumed(cache: CacheOptions, service: ServiceOptions, load: LoadOptions) -> str:
+    """Whose steps cost what the simulated ones do."""
+    from kvtrove.plan.hardware import ASSUMED
+    from kvtrove.plan.simulate.settings import REFERENCE
+
+    if load.instant:
+        return "steps that take no time"
+    if service.calibration is not None:
+        return f"{cache.model or 'the model'} as measured in {service.calibration}"
+    return f"{cache.model} on {service.hardware or ASSUMED}, by its datasheet" if cache.model else REFERENCE
 
 
 def _cost(model: PlanModel | None, service: ServiceOptions, cache: KVCacheSpec | None) -> Any:

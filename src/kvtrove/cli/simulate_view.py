@@ -10,29 +10,55 @@ from kvtrove.plan.units import show_seconds
 from kvtrove.report.table import FittingTable
 
 
-def show_simulation(report: dict[str, Any]) -> None:
-    out = console()
-    out.print(
-        f"[bold]{report['trace']}[/bold]  {report['num_requests']:,} requests, {report['mean_prompt']:,.0f} + "
-        f"{report['mean_output']:,.0f} tokens on average, {report['rate']:.3g} per second"
-    )
-    table = FittingTable()
-    for name in ("KV tokens", "hit", "ideal", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "goodput"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for run in report["runs"]:
-        times = [_time(run[kind], p) for kind in ("ttft", "tpot") for p in ("p50", "p99")]
-        ratios = [f"{100 * run[name]:.1f} %" for name in ("token_hit_ratio", "ideal_hit_ratio")]
-        table.add_row(_size(run), *ratios, *times, f"{run['goodput']:.3g}/s")
-    out.print(table)
+def titles(report: dict[str, Any]) -> list[str]:
+    """Of the columns of `cells`. Without limits every request that is served counts."""
+    served = "goodput" if report["slo"] else "served"
+    return ["KV tokens", "hit", "ideal", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", served]
+
+
+def cells(run: dict[str, Any]) -> list[str]:
+    times = [_time(run[kind], p) for kind in ("ttft", "tpot") for p in ("p50", "p99")]
+    ratios = [f"{100 * run[name]:.1f} %" for name in ("token_hit_ratio", "ideal_hit_ratio")]
+    return [_size(run), *ratios, *times, f"{run['goodput']:.3g}/s"]
+
+
+def facts(report: dict[str, Any]) -> list[str]:
+    """Sentences on the load and on what was assumed."""
+    limits = " and ".join(f"{name.upper()} within {show_seconds(limit)}" for name, limit in report["slo"].items())
+    load = f"{report['mean_prompt']:,.0f} + {report['mean_output']:,.0f} tokens on average"
+    return [
+        f"{report['num_requests']:,} requests, {load}, {report['rate']:.3g} per second",
+        f"assumed: {report['assumed']}",
+        *([f"goodput: requests with {limits}"] if limits else []),
+    ]
+
+
+def notes(report: dict[str, Any]) -> Iterator[str]:
+    """What is worth saying of single sizes."""
     for cliff in report["cliffs"]:
-        out.print(
-            f"cliff: {cliff['from_tokens_per_user']:,} to {cliff['to_tokens_per_user']:,} KV tokens per user raise the "
-            f"hit ratio from {100 * cliff['from_hit_ratio']:.1f} to {100 * cliff['to_hit_ratio']:.1f} %",
-            soft_wrap=True,
+        user = " per user" if report["num_users"] > 1 else ""
+        yield (
+            f"cliff: {cliff['from_tokens_per_user']:,} to {cliff['to_tokens_per_user']:,} KV tokens{user} raise the "
+            f"hit ratio from {100 * cliff['from_hit_ratio']:.1f} to {100 * cliff['to_hit_ratio']:.1f} %"
         )
     for run in report["runs"]:
-        for note in _notes(run, report["rate"]):
-            out.print(f"{_size(run)} KV tokens: {note}", soft_wrap=True)
+        yield from (f"{_size(run)} KV tokens: {note}" for note in _notes(run, report["rate"]))
+
+
+def show_simulation(report: dict[str, Any]) -> None:
+    out = console()
+    first, *more = facts(report)
+    out.print(f"[bold]{report['trace']}[/bold]  {first}")
+    for fact in more:
+        out.print(fact, soft_wrap=True)
+    table = FittingTable()
+    for name in titles(report):
+        table.add_column(name, justify="right", no_wrap=True)
+    for run in report["runs"]:
+        table.add_row(*cells(run))
+    out.print(table)
+    for note in notes(report):
+        out.print(note, soft_wrap=True)
 
 
 def _notes(run: dict[str, Any], rate: float) -> Iterator[str]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json as json_format
 import sys
 import time
-import urllib.error
-import urllib.request
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvtrove.cli.ask import ask
 from kvtrove.cli.flags import flag
 from kvtrove.cli.output import console
 from kvtrove.cli.text import counted, percent
-from kvtrove.config import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -37,7 +35,7 @@ def top(
 
     Example: kvtrove top http://127.0.0.1:8000
     """
-    status = _status(url, api_key)
+    status = ask(url, "/v1/status", api_key)
     if json:
         typer.echo(json_format.dumps(status))
         return
@@ -49,23 +47,7 @@ def top(
     with Live(picture(status), console=console(), screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(interval)
-            live.update(picture(_status(url, api_key)), refresh=True)
-
-
-def _status(url: str, key: str | None) -> dict[str, Any]:
-    address = f"{url.rstrip('/').removesuffix('/v1')}/v1/status"
-    if not address.startswith(("http://", "https://")):
-        raise ConfigError(f"{url} is no address; write for example http://127.0.0.1:8000")
-    request = urllib.request.Request(address, headers={} if key is None else {"authorization": f"Bearer {key}"})
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            found: dict[str, Any] = json_format.load(answer)
-    except urllib.error.HTTPError as error:
-        hint = {401: "; give --api-key KEY", 404: "; it is no server of KVTrove"}.get(error.code, "")
-        raise ConfigError(f"{address} answers {error.code}{hint}") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{address} does not answer: {getattr(error, 'reason', error)}") from error
-    return found
+            live.update(picture(ask(url, "/v1/status", api_key)), refresh=True)
 
 
 def picture(status: dict[str, Any]) -> Group:
@@ -126,7 +108,8 @@ def _requests(rows: list[dict[str, Any]]) -> Any:
     for title in ("request", "tenant", "for", "state", "prompt", "reused", "output"):
         table.add_column(title, justify="left" if title in ("request", "tenant", "state") else "right", no_wrap=True)
     for row in rows[:REQUESTS]:
-        tokens = [f"{row[name]:,}" for name in ("prompt_tokens", "reused_tokens", "output_tokens")]
+        known = ("prompt_tokens", "reused_tokens", "output_tokens")[: 1 if row["state"] == "running" else 3]
+        tokens = [f"{row[name]:,}" for name in known]
         table.add_row(row["id"][:12], row["tenant"][:12], _span(row["seconds"]), row["state"], *tokens)
     return table
 

@@ -1,4 +1,4 @@
-"""The engines that are compared: one cache each, the same weights for all."""
+"""The engines that are compared: one cache each on the same weights, or other weights with the exact cache."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from kvtrove.engine import Engine
 from kvtrove.evaluate.settings import EXACT, Settings
 from kvtrove.kv.recipe import recipe
+from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.loading import Progress, choose_precision
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
@@ -20,7 +21,7 @@ SEQUENCES = 4
 
 @dataclass(frozen=True)
 class Engines:
-    """reference: with the exact cache. compared: by the recipe, the exact one included.
+    """reference: with the exact cache. compared: by the recipe or `weights=KIND`, the exact one included.
 
     settings: with what depends on the model filled in.
     """
@@ -31,14 +32,28 @@ class Engines:
 
     @classmethod
     def start(cls, settings: Settings, progress: Progress | None = None) -> Engines:
-        """Loads the weights once. Raises ModelError or ConfigError."""
+        """Loads weights once, and once more for each other kind of them. Raises ModelError or ConfigError."""
         spec = read_spec(Path(settings.model))
         settings = settings.resolved(spec.max_position)
         reference = _start(settings, spec, EXACT, progress=progress)
         model = reference.runner.model
-        names = dict.fromkeys((EXACT, *settings.caches))
+        names = dict.fromkeys((EXACT,) if settings.fits else (EXACT, *settings.caches))
         compared = {name: _start(settings, spec, name, model) for name in names}
+        for kind in settings.weights:
+            compared[f"weights={kind}"] = _start(settings, spec, EXACT, progress=progress, weights=kind)
         return cls(settings, reference, compared)
+
+    @property
+    def exact_word(self) -> str:
+        """The recipe that stores what the exact cache does."""
+        return recipe(self.reference.runner.cache.tail_dtype).name
+
+    def cache(self, name: str) -> KVCacheSpec:
+        return recipe(name)(self.reference.runner.cache)
+
+    def started(self, name: str) -> Engine:
+        """One more, with the weights of the others. name: a recipe."""
+        return _start(self.settings, self.reference.spec, name, self.reference.runner.model)
 
 
 def _start(
@@ -47,10 +62,11 @@ def _start(
     cache: str,
     model: Model | None = None,
     progress: Progress | None = None,
+    weights: str = "auto",
 ) -> Engine:
-    """cache: a recipe. model: the weights, None to load them."""
+    """cache: a recipe. model: the weights, None to load them as `weights` says."""
     longest = max(settings.context or 0, *(settings.lengths or ()))
-    config = settings.engine(longest)
+    config = settings.engine(longest, spec.dtype, weights)
     # The exact cache stores K and V as they were computed.
     exact = cache_spec(spec, choose_precision(config, spec).activations, config.block_size)
     blocks = SEQUENCES * recipe(cache)(exact).blocks_for(longest, settings.chunk)

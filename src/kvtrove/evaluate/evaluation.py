@@ -1,7 +1,8 @@
 """The evaluation: what is measured, in which order, and what comes out.
 
-Every configuration of the cache goes through the same cells:
+Every configuration of the cache, or of the weights, goes through the same cells:
 
+    layers   with a budget (`fit_bits`, `max_kl`): single layers first, which choose the cache to compare   (fit.py)
     text     segments of ordinary text: KL, top-1 agreement and perplexity against the exact cache   (fidelity.py)
     recall   a grid depth x length of dialogues: is a stated fact found again?                       (recall.py)
     speed    rounds of one prompt: tokens per second of prefill and decode                           (speed.py)
@@ -18,18 +19,19 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from kvtrove.engine import Engine
 from kvtrove.evaluate.engines import Engines
 from kvtrove.evaluate.fidelity import TextSegment
+from kvtrove.evaluate.fit import Fit, fit
 from kvtrove.evaluate.recall import recall_cells
 from kvtrove.evaluate.settings import Settings
 from kvtrove.evaluate.sources import source
 from kvtrove.evaluate.speed import speed_rounds
-from kvtrove.evaluate.store import Store, Value
+from kvtrove.evaluate.store import Store, Value, cell_key
 from kvtrove.evaluate.text import read_text, segments
 from kvtrove.llm import LLM
 from kvtrove.models.fingerprint import model_fingerprint
@@ -55,7 +57,8 @@ class Cell(Protocol):
 class Evaluation:
     """settings: with what depends on the model filled in. results: configuration -> kind -> results of its cells.
 
-    bytes_per_token: of a sequence as long as a segment of text. notes: what was left out and why.
+    bytes_per_token: of a sequence as long as a segment of text. weight_bytes: of all weights, as planned.
+    notes: what was left out and why. roots: keys of model and cache (`kvtrove.prices`). fit: what a budget chose.
     """
 
     settings: Settings
@@ -64,6 +67,9 @@ class Evaluation:
     notes: list[str]
     done: int
     total: int
+    weight_bytes: dict[str, int] = field(default_factory=dict)
+    roots: dict[str, str] = field(default_factory=dict)
+    fit: Fit | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -78,24 +84,30 @@ def evaluate(settings: Settings, state: str | None = None, report: Report | None
     engines = Engines.start(settings, report)
     cells, notes = plan_cells(engines)
     store = Store(state, fingerprint(engines))
+    chosen = None
+    if settings.fits:
+        chosen = fit(engines, store, [cell for cell in cells if isinstance(cell, TextSegment)], report)
+        engines.compared[chosen.recipe] = engines.started(chosen.recipe)
+    keys = {
+        (name, cell.key): cell_key(name, engine.runner.cache, cell.key)
+        for name, engine in engines.compared.items()
+        for cell in cells
+    }
     with suppress(KeyboardInterrupt):
         for cell in _reported(cells, report):
-            missing = {name: e for name, e in engines.compared.items() if store.get(_key(name, e, cell)) is None}
+            missing = {name: e for name, e in engines.compared.items() if store.get(keys[name, cell.key]) is None}
             for name, value in cell.run(missing) if missing else ():
-                store.put(_key(name, engines.compared[name], cell), value)
+                store.put(keys[name, cell.key], value)
     results: dict[str, dict[str, list[Value]]] = {name: {} for name in engines.compared}
-    for (name, engine), cell in itertools.product(engines.compared.items(), cells):
-        if found := store.get(_key(name, engine, cell)):
+    for name, cell in itertools.product(results, cells):
+        if found := store.get(keys[name, cell.key]):
             results[name].setdefault(cell.kind, []).append(found)
     done, total = sum(len(v) for kinds in results.values() for v in kinds.values()), len(cells) * len(results)
     if done < total:
         notes.append(f"stopped by hand after {done} of {total} cells; the figures are of what was measured until then")
-    return Evaluation(engines.settings, bytes_per_token(engines), results, notes, done, total)
-
-
-def _key(name: str, engine: Engine, cell: Cell) -> str:
-    """A configuration is what its name makes of the cache, so a name that comes to mean another cache starts anew."""
-    return f"{name} {engine.runner.cache.fingerprint.hex()[:16]} / {cell.key}"
+    weights = {name: engine.ledger.weights for name, engine in engines.compared.items()}
+    roots = {name: engine.kv.chain_root(b"").hex() for name, engine in engines.compared.items()}
+    return Evaluation(engines.settings, bytes_per_token(engines), results, notes, done, total, weights, roots, chosen)
 
 
 def _reported(cells: list[Cell], report: Report | None) -> Iterator[Cell]:
@@ -145,7 +157,7 @@ def fingerprint(engines: Engines) -> str:
     described: dict[str, Any] = {
         "version": __version__,
         "checkpoint": model_fingerprint(directory, engine.spec, dtype, engine.max_model_len).hex(),
-        "tokenizer": hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest(),
+        "tokenizer": hashlib.sha256(engine.tokenizer.backend.to_str().encode()).hexdigest(),
         "ends": engine.tokenizer.eos_token_ids,
         "device": engine.runner.arena.device,
         "chunk": settings.chunk,

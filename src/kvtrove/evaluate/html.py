@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
-from pathlib import Path
 
 from kvtrove.evaluate.evaluation import Evaluation
-from kvtrove.evaluate.results import Row, rows
-from kvtrove.evaluate.tables import TITLES, cells, nats
+from kvtrove.evaluate.results import Row, remarks, rows
+from kvtrove.evaluate.tables import columns, nats
+from kvtrove.names import display_name
 from kvtrove.report.heat import heat_map
 from kvtrove.report.page import charts, document, table
 from kvtrove.report.svg import Axis, Chart, Point
@@ -22,12 +22,12 @@ LEAST_KL = 1e-9  # nats; a smaller one is drawn as this
 def page(evaluation: Evaluation) -> str:
     """The whole page. Text of the model and of settings is escaped."""
     settings, found = evaluation.settings, rows(evaluation)
-    title = f"What each cached byte is worth: {Path(settings.model).name}"
+    title = f"What each cached byte is worth: {display_name(settings.model)}"
     body = [f"<h1>{escape(title)}</h1>", f"<p>kvtrove eval, {evaluation.done} of {evaluation.total} cells</p>"]
-    body += [f'<p class="note">{escape(note)}</p>' for note in evaluation.notes]
-    body.append(table(TITLES, [cells(row) for row in found]))
+    body += [f'<p class="note">{escape(note)}</p>' for note in remarks(evaluation)]
+    body.append(table(*columns(found)))
     if chart := pareto(found):
-        body += ["<h2>Bytes against fidelity</h2>", f'<div class="single">{chart.svg()}</div>']
+        body += ["<h2>Bytes of the cache against fidelity</h2>", f'<div class="single">{chart.svg()}</div>']
     if maps := [heat(row) for row in found if row.recall]:
         body += [
             "<h2>Recall of a stated fact</h2>",
@@ -49,15 +49,19 @@ def heat(row: Row) -> str:
 
 
 def pareto(found: Sequence[Row]) -> Chart | None:
-    """KL over bytes per token, lower left is better. The line joins what nothing else beats in both."""
-    points = [(row.bytes_per_token, row.fidelity.kl_mean, row.name) for row in found if row.fidelity is not None]
+    """KL over bytes per token, lower left is better. The line joins what nothing else beats in both.
+
+    Other weights are left out: what they save is not in the cache.
+    """
+    caches = [row for row in found if row.weight_bytes == found[0].weight_bytes]
+    points = [(row.bytes_per_token, row.fidelity.kl_mean, row.name) for row in caches if row.fidelity is not None]
     if not points:
         return None
     positive = [max(kl, LEAST_KL) for _, kl, _ in points if kl > 0] or [LEAST_KL]
     zero = 10.0 ** (math.floor(math.log10(min(positive))) - 1)  # a logarithm has no place for it: a decade below
     size = [nbytes for nbytes, _, _ in points]
     x = Axis("bytes per token", min(size) / 1.4, max(size) * 2, "{:,.0f}".format, log=True)
-    y = Axis("mean KL, nats", zero, max(positive) * 3, lambda kl: "0" if kl < 2 * zero else f"{kl:.0e}", log=True)
+    y = Axis("mean KL, nats", zero, max(positive) * 3, lambda kl: "0" if kl < 2 * zero else f"{kl:g}", log=True)
     chart = Chart("Mean KL against the exact cache over the bytes that a token takes", x, y)
     chart.line(front([(nbytes, max(kl, zero)) for nbytes, kl, _ in points]), "s2 front")
     for place, names in _named(points, zero).items():

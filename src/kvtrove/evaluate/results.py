@@ -11,8 +11,11 @@ import numpy as np
 
 from kvtrove.evaluate.evaluation import Evaluation
 from kvtrove.evaluate.store import Value
+from kvtrove.prices import Price
 
 FORMAT = "kvtrove-eval/1"
+TOLD = 0.5
+"""Share of facts that the exact cache must recall for the recall of others to mean something."""
 
 Place = tuple[int, float]
 """Length in tokens, depth 0 to 1."""
@@ -34,7 +37,7 @@ class Fidelity:
 class Row:
     """One configuration; None and missing places were not measured. recall: share of right answers.
 
-    prefill, decode: tokens per second, medians.
+    prefill, decode: tokens per second, medians. weight_bytes: of all weights.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Row:
     answers: dict[Place, list[str]]
     prefill: float | None
     decode: float | None
+    weight_bytes: int | None = None
 
     @property
     def mean_recall(self) -> float | None:
@@ -57,10 +61,11 @@ class Row:
 
 def rows(evaluation: Evaluation) -> list[Row]:
     """In the order of the configurations, the exact cache first."""
-    return [_row(name, evaluation.bytes_per_token[name], kinds) for name, kinds in evaluation.results.items()]
+    nbytes, weights = evaluation.bytes_per_token, evaluation.weight_bytes
+    return [_row(name, nbytes[name], weights.get(name), kinds) for name, kinds in evaluation.results.items()]
 
 
-def _row(name: str, bytes_per_token: float, kinds: Mapping[str, list[Value]]) -> Row:
+def _row(name: str, bytes_per_token: float, weight_bytes: int | None, kinds: Mapping[str, list[Value]]) -> Row:
     text, speed = kinds.get("text", []), kinds.get("speed", [])
     cells = {(cell["length"], cell["depth"]): cell for cell in kinds.get("recall", [])}
     return Row(
@@ -71,6 +76,7 @@ def _row(name: str, bytes_per_token: float, kinds: Mapping[str, list[Value]]) ->
         {place: cell["answers"] for place, cell in cells.items()},
         _median(round["prefill"] for round in speed),
         _median(round["decode"] for round in speed),
+        weight_bytes,
     )
 
 
@@ -87,6 +93,40 @@ def _fidelity(segments: list[Value]) -> Fidelity:
     )
 
 
+def prices(evaluation: Evaluation) -> dict[str, Price]:
+    """Of every cache but the exact one that was measured on text, by the key under which engines find it."""
+    exact, *others = rows(evaluation)
+    least = evaluation.settings.least_top1
+    return {
+        evaluation.roots[row.name]: Price(
+            row.name, one.kl_mean, one.top1, least, one.perplexity, exact.fidelity.perplexity, one.predictions
+        )
+        for row in others
+        for one in (row.fidelity,)
+        if one is not None and exact.fidelity is not None and not row.name.startswith("weights=")
+    }
+
+
+def remarks(evaluation: Evaluation) -> list[str]:
+    """The notes, what a budget chose, caches that the model does not bear, and a recall that says nothing."""
+    chosen, found = evaluation.fit, [*evaluation.notes]
+    if chosen is not None:
+        found.append(f"--cache {chosen.recipe} takes {chosen.bits:.2f} bits per element; its layers' KL add up to ")
+        found[-1] += f"{chosen.expected:.2g}"
+    found += [
+        f"{price.cache} is not borne by this model: top-1 {price.top1:.1%} is below {price.least_top1:.0%}"
+        for price in prices(evaluation).values()
+        if not price.is_borne
+    ]
+    exact = next(iter(rows(evaluation)), None)
+    if exact is not None and exact.mean_recall is not None and exact.mean_recall < TOLD:
+        found.append(
+            f"the exact cache itself recalls {100 * exact.mean_recall:.0f} %, so recall says nothing of the others: "
+            "--needle FILE gives facts that this model can repeat, --samples N more of them"
+        )
+    return found
+
+
 def _median(values: Iterable[float]) -> float | None:
     found = list(values)
     return float(np.median(found)) if found else None
@@ -100,7 +140,8 @@ def as_json(evaluation: Evaluation, version: str) -> dict[str, Any]:
         "interrupted": evaluation.interrupted,
         "cells": {"done": evaluation.done, "total": evaluation.total},
         "settings": asdict(evaluation.settings),
-        "notes": evaluation.notes,
+        "notes": remarks(evaluation),
+        "fit": None if evaluation.fit is None else asdict(evaluation.fit),
         "configurations": [_configuration(row) for row in rows(evaluation)],
     }
 
@@ -109,6 +150,7 @@ def _configuration(row: Row) -> dict[str, Any]:
     return {
         "name": row.name,
         "bytes_per_token": row.bytes_per_token,
+        "weight_bytes": row.weight_bytes,
         "fidelity": None if row.fidelity is None else asdict(row.fidelity),
         "mean_recall": row.mean_recall,
         "recall": [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from kvtrove.config import ConfigError, EngineConfig, nearest
-from kvtrove.kv.recipe import recipe
+from kvtrove.config import WEIGHTS, ConfigError, EngineConfig, nearest
+from kvtrove.kv.recipe import in_layers, recipe
 
 EXACT = "exact"
 """The cache that all are compared with: K and V in the dtype of activations, and all that the model reads."""
@@ -13,11 +13,15 @@ DEFAULT = ("fp32", "bf16", "fp16", "int8", "window=256", "window=1024")
 PARTS = ("text", "recall", "speed")
 LENGTHS = (512, 1024, 2048, 4096)
 CONTEXT = 2048
+LEAST_TOP1 = 0.9
 
 
 @dataclass(frozen=True)
 class Settings:
-    """model: a local Hugging Face directory. caches: recipes. parts: what is measured.
+    """model: a local Hugging Face directory, or a GGUF file. caches: recipes. parts: what is measured.
+
+    weights: how matrices are stored (`EngineConfig.weights`); each is compared, with the exact cache, with the floats
+        of the checkpoint.
 
     text: a UTF-8 file; None is held-out prose of the demo model. text_tokens: how much of it is read at most, in
         segments of `context` tokens; None is CONTEXT, or all that the model can hold if that is less.
@@ -26,6 +30,9 @@ class Settings:
     needle: a user's own dialogues (sources.py); None is the demo model's world. answer_tokens: longest answer.
     seed: of the dialogues. rounds: measurements of speed, of which the median counts.
     chunk: tokens computed in a step at most, so that all but the first of them read a cache that was written before.
+    fit_bits, max_kl: caches are formats to choose from for each layer, under that many bits per element or that mean
+        KL (fit.py); what is chosen is compared.
+    least_top1: the model does not bear a cache with less agreement.
     """
 
     model: str
@@ -45,10 +52,21 @@ class Settings:
     dtype: str = "auto"
     device: str = "auto"
     block_size: int = EngineConfig.block_size
+    weights: tuple[str, ...] = ()
+    fit_bits: float | None = None
+    max_kl: float | None = None
+    least_top1: float = LEAST_TOP1
+
+    @property
+    def fits(self) -> bool:
+        return self.fit_bits is not None or self.max_kl is not None
 
     def __post_init__(self) -> None:
         for name in self.caches:
             recipe(name)
+        for kind in self.weights:
+            if kind not in WEIGHTS[1:]:
+                raise ConfigError(f"weights: {kind!r} is not one of {', '.join(WEIGHTS[1:])}")
         for part in self.parts:
             if part not in PARTS:
                 raise ConfigError(f"parts: {part!r} is not known{nearest(part, PARTS)}; there are {', '.join(PARTS)}")
@@ -60,9 +78,24 @@ class Settings:
         for name in ("parts", "lengths", "depths"):
             if getattr(self, name) == ():
                 raise ConfigError(f"{name}: the list is empty; give at least one value")
+        for name in ("fit_bits", "max_kl"):
+            if (bound := getattr(self, name)) is not None and bound <= 0:
+                raise ConfigError(f"{name}: {bound:g} must be above 0, such as {4.5 if name == 'fit_bits' else 0.01}")
+        if not 0 <= self.least_top1 <= 1:
+            raise ConfigError(f"least_top1: {self.least_top1:g} must lie between 0 and 1, such as {LEAST_TOP1}")
+        if self.fits:
+            self._check_fit()
         for depth in self.depths:
             if not 0 <= depth <= 1:
                 raise ConfigError(f"depths: {depth:g} must lie between 0 (first) and 1 (last)")
+
+    def _check_fit(self) -> None:
+        if self.fit_bits is not None and self.max_kl is not None:
+            raise ConfigError("max_kl: give fit_bits or max_kl, not both")
+        if "text" not in self.parts:
+            raise ConfigError("parts: layers are judged by text; leave it among the parts")
+        for name in self.caches:
+            in_layers(name, [0])
 
     def resolved(self, longest: int) -> Settings:
         """With what depends on a model whose context holds `longest` tokens."""
@@ -73,11 +106,16 @@ class Settings:
                 raise ConfigError(f"{name}: {value} tokens are more than the {longest} that the model can hold")
         return replace(self, context=context, lengths=lengths)
 
-    def engine(self, max_model_len: int) -> EngineConfig:
-        """Of every engine that is compared. Without prefix cache: no result may depend on what ran before it."""
+    def engine(self, max_model_len: int, stored: str, weights: str = "auto") -> EngineConfig:
+        """Of every engine that is compared. Without prefix cache: no result may depend on what ran before it.
+
+        stored: dtype of the checkpoint. Where weights are compared, "auto" ones are floats, also those of a GGUF file.
+        """
+        floats = bool(self.weights) and weights == "auto" and self.dtype == "auto"
         return EngineConfig(
             self.model,
-            dtype=self.dtype,
+            dtype=stored if floats else self.dtype,
+            weights=weights,
             device=self.device,
             block_size=self.block_size,
             max_model_len=max_model_len,

@@ -14,10 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from kvtrove.config import ConfigError
+from kvtrove.kv.spec import KVCacheSpec
 
 FORMAT = "kvtrove-eval-state/1"
 
 Value = dict[str, Any]
+
+
+def cell_key(name: str, cache: KVCacheSpec, key: str) -> str:
+    """A configuration is what its name makes of the cache, so a name that comes to mean another cache starts anew."""
+    return f"{name} {cache.fingerprint.hex()[:16]} / {key}"
 
 
 class Store:

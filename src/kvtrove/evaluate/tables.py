@@ -7,7 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kvtrove.evaluate.evaluation import Evaluation
-from kvtrove.evaluate.results import Row, rows
+from kvtrove.evaluate.results import Row, remarks, rows
+from kvtrove.plan.capacity import readable
 from kvtrove.report.table import FittingTable
 
 TITLES = (
@@ -19,15 +20,26 @@ TITLES = (
 def result_table(evaluation: Evaluation) -> RenderableType:
     """One line per configuration; below it recall by length, when there are several lengths; then the notes."""
     found = rows(evaluation)
-    parts: list[RenderableType] = [_table(TITLES, [cells(row) for row in found])]
+    parts: list[RenderableType] = [_table(*columns(found))]
     lengths = sorted({length for row in found for length, _ in row.recall})
     if len(lengths) > 1:
         by_length = [[row.name, *(share(row.recall_at(length)) for length in lengths)] for row in found]
         parts.append(_table(("recall at", *(f"{length:,} tokens" for length in lengths)), by_length))
-    return Group(*parts, *(Text(f"note: {note}") for note in evaluation.notes))
+    return Group(*parts, *(Text(f"note: {note}") for note in remarks(evaluation)))
 
 
-def cells(row: Row) -> list[str]:
+def columns(found: list[Row]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Titles and lines. What weights take is told where they are not the same for all."""
+    lines = [_cells(row) for row in found]
+    if len({row.weight_bytes for row in found}) < 2:
+        return TITLES, lines
+    weights = ["-" if row.weight_bytes is None else readable(row.weight_bytes) for row in found]
+    return (*TITLES[:2], "weights", *TITLES[2:]), [
+        [*line[:2], size, *line[2:]] for line, size in zip(lines, weights, strict=True)
+    ]
+
+
+def _cells(row: Row) -> list[str]:
     """Under TITLES."""
     one = row.fidelity
     texts = ["-"] * 5 if one is None else [nats(one.kl_mean), nats(one.kl_median), nats(one.kl_p99)]
@@ -38,7 +50,7 @@ def cells(row: Row) -> list[str]:
         f"{row.bytes_per_token:,.0f}",
         *texts,
         share(row.mean_recall),
-        *("-" if rate is None else f"{rate:,.0f}" for rate in (row.prefill, row.decode)),
+        *("-" if rate is None else f"{rate:,.{0 if rate >= 10 else 1}f}" for rate in (row.prefill, row.decode)),
     ]
 
 

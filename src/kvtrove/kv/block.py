@@ -27,7 +27,7 @@ class Block:
     published: the prefix cache finds the block under (group, key). idle_since: when it became CACHED, clock seconds.
     saved: it was handed to the tiers, or came from there. index: its place in the sequence. use: what is known of the
     sequence that held it last. uses: hits since it was sealed; eviction orders may lower it. place: the list of an
-    eviction order that it is in.
+    eviction order that it is in. priority: blocks of a lower one leave first, until `keep_until`, clock seconds.
     """
 
     __slots__ = (
@@ -36,10 +36,12 @@ class Block:
         "id",
         "idle_since",
         "index",
+        "keep_until",
         "key",
         "next",
         "place",
         "prev",
+        "priority",
         "published",
         "ref_count",
         "saved",
@@ -70,6 +72,8 @@ class Block:
         self.index = 0
         self.use: Use | None = None
         self.uses = 0
+        self.priority = 0
+        self.keep_until = 0.0
 
     @property
     def state(self) -> BlockState:
@@ -87,15 +91,13 @@ class Use:
 
     turn: prompts of the same conversation before this one. category: the kind of prompt that it is, as a `ReuseModel`
     numbers them. ended: when it let go of its blocks, clock seconds; infinity while it has them. num_blocks: full
-    blocks of its prompt. priority: blocks of a lower one leave first, until `keep_until`, clock seconds.
+    blocks of its prompt.
     """
 
     turn: int = 0
     category: tuple[int, ...] = ()
     ended: float = float("inf")
     num_blocks: int = 0
-    priority: int = 0
-    keep_until: float = float("inf")
 
 
 class BlockList:

@@ -40,7 +40,7 @@ class Load:
 
     rows: (group, index) in the chain of what is still to be asked for, in the order of the prefix. before: tokens that
     the pool could serve when it began. sources: rows that came, by name of the tier. seconds: from the first request to
-    the last row.
+    the last row. problem: what ended it early, in words ("disk timeout").
     """
 
     pin: Pin
@@ -52,6 +52,7 @@ class Load:
     done: bool = False
     seconds: float = 0.0
     sources: Counter[str] = field(default_factory=Counter)
+    problem: str | None = None
 
 
 class Books(Protocol):
@@ -68,6 +69,24 @@ class Books(Protocol):
     @property
     def marks(self) -> Marks: ...
     def tell(self, kind: EventKind, block: Block) -> None: ...
+
+
+def take_in(books: Books, chain: KeyChain, place: tuple[int, int], content: memoryview) -> Block | None:
+    """Seal and publish block `place` (group, index) of the chain, to be filled with the row `content`.
+
+    It has one reference, the caller's. None when no block is free for it.
+    """
+    blocks = books.pool.allocate(1)
+    if blocks is None:
+        return None
+    [block] = blocks
+    block.group, block.index = place
+    block.sealed = True
+    block.key, block.tokens = chain.keys[block.index], chain.tokens[block.index]
+    books.index.publish(block)
+    books.rows.fill(block, content)
+    books.tell("loaded", block)
+    return block
 
 
 class Transfers:
@@ -125,11 +144,24 @@ class Transfers:
                 self.rate += (NEWEST if self.rate else 1.0) * (ticket.nbytes / ticket.seconds - self.rate)
             for at, place in enumerate(places):
                 row = buffer[at * self.row_bytes : (at + 1) * self.row_bytes]
-                if load.done or ticket.outcomes[at] is not Outcome.OK or not self._take_in(load, place, row):
+                outcome = ticket.outcomes[at]
+                if outcome is not Outcome.OK and outcome is not None:
+                    load.problem = load.problem or f"{ticket.sources[at] or 'tier'} {outcome.value}"
+                if load.done or outcome is not Outcome.OK or not self._take_in(load, place, row):
                     load.rows.clear()
                 else:
                     load.sources[ticket.sources[at]] += 1
             self._read(load)
+
+    def reason(self, chain: KeyChain, block: int) -> str | None:
+        """Why no tier has this block of the chain, in words; None when nothing is known of it."""
+        return self.store.reason(chain.keys[block]) if block < len(chain.keys) else None
+
+    @property
+    def num_coming(self) -> int:
+        """Rows that loads will still ask for, or have asked for: blocks that will be taken."""
+        reads = sum(len(places) for _, load, places, _ in self._reads.values() if not load.done)
+        return reads + sum(len(load.rows) for load in {id(one): one for _, one, _, _ in self._reads.values()}.values())
 
     def is_worth(self, match: Match, prefill_rate: float) -> bool:
         tokens = match.elsewhere - match.num_tokens
@@ -139,19 +171,13 @@ class Transfers:
     def _take_in(self, load: Load, place: tuple[int, int], content: memoryview) -> bool:
         """Seal and publish a row that has come. False when no block is free for it."""
         group, i = place
-        books, key, tokens = self.books, load.chain.keys[i], load.chain.tokens[i]
-        if books.index.find(group, key, tokens) is not None:
+        if self.books.index.find(group, load.chain.keys[i], load.chain.tokens[i]) is not None:
             return True  # somebody has computed it meanwhile
-        blocks = books.pool.allocate(1)
-        if blocks is None:
+        block = take_in(self.books, load.chain, place, content)
+        if block is None:
             return False
-        [block] = blocks
-        block.sealed = block.saved = True
-        block.group, block.index, block.key, block.tokens = group, i, key, tokens
-        books.index.publish(block)
-        books.rows.fill(block, content)
+        block.saved = True
         load.pin.blocks.insert(0, block)  # the end of the prefix is released first
-        books.tell("loaded", block)
         return True
 
     def _read(self, load: Load) -> None:

@@ -125,7 +125,8 @@ class KVCacheManager:
 
     def explain(self, kv: SequenceKV, num_tokens: int, limit: int) -> Explanation:
         """Why no more of a prompt of `num_tokens` was reused, right after `kv` took over its match within `limit`."""
-        return explain(self.index, kv.chain, num_tokens, kv.num_computed, limit, kv.found, self.marks)
+        computed = min(kv.num_computed, num_tokens)
+        return explain(self.index, kv.chain, num_tokens, computed, limit, kv.found, self.marks)
 
     def peek(self, tokens: array[int], salt: bytes) -> Explanation:
         """What would happen to a prompt that came now. Nothing is taken over, and no statistics change."""

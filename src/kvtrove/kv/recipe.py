@@ -18,7 +18,7 @@ benchmarks and evaluation take it from there.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -224,6 +224,15 @@ def known_words() -> Iterator[str]:
     yield from examples()
     yield from ("k=FORMAT", "v=FORMAT", "window=N", "sinks=N", "chunk=N")
     yield from ("edges=N:WORD", "layers=A,B:WORD", "full:WORD", "sliding:WORD")
+
+
+def in_layers(words: str, layers: Sequence[int]) -> str:
+    """The recipe of a format in some layers alone. ConfigError for words that say more than a format."""
+    parts = recipe(words).parts
+    if not parts or any(part.scope or part.word in RETENTIONS for part in parts):
+        raise ConfigError(f"cache: {words!r} is more than a format, and cannot be tried in one layer after the other")
+    place = f"layers={','.join(map(str, layers))}"
+    return "+".join(f"{place}:{_spelled(part)}" for part in parts)
 
 
 def names_elsewhere(codec: Codec | None) -> tuple[str, str]:

@@ -58,4 +58,21 @@ class Fill:
     content: memoryview = field(repr=False)
 
 
-RowOp = Copy | CopySeat | SaveMark | LoadMark | Spill | Fill
+@dataclass(frozen=True, slots=True)
+class FillSeat:
+    """Write `content`, the bytes of a whole seat that was kept, over seat `target`."""
+
+    target: int
+    content: memoryview = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Copy row `source`, or with `seat` that seat, to `target`, memory of the sequence that loses it."""
+
+    source: int
+    target: memoryview = field(repr=False)
+    seat: bool = False
+
+
+RowOp = Copy | CopySeat | SaveMark | LoadMark | Spill | Fill | FillSeat | Park

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvtrove.kv.eviction.priority import Prioritised
 from kvtrove.kv.marks import Marks, MarkStats
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import PrefixCache
@@ -16,6 +17,7 @@ class KVStats:
     num_blocks = free + cached + used. queries, hits: prompt tokens of admitted sequences, and those of them whose K/V
     were reused. evictions: cached blocks given up for new ones. duplicates: blocks sealed beside an equal findable one.
     mismatches: lookups that found a block of other tokens under the right key (a miss; should stay 0).
+    soft_pinned: cached ones that leave last, for a while.
     eviction_age: seconds that the last evicted block had not been used; when it is small, the pool is.
     marks: checkpoints of running states; None without such layers.
     """
@@ -31,6 +33,7 @@ class KVStats:
     mismatches: int
     eviction_age: float | None
     marks: MarkStats | None = None
+    soft_pinned: int = 0
 
     @property
     def usage(self) -> float:
@@ -58,4 +61,5 @@ def stats_of(pool: BlockPool, index: PrefixCache, queries: int, hits: int, marks
         mismatches=index.num_mismatches,
         eviction_age=pool.eviction_age,
         marks=marks.stats() if marks.num else None,
+        soft_pinned=pool.cached.num_kept if isinstance(pool.cached, Prioritised) else 0,
     )

@@ -46,4 +46,4 @@ def read_config(path: Path) -> ModelSpec:
         family = find_family(architecture)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    return family.read(ConfigView({**values, "architecture": architecture}, str(path)))
+    return family.spec(ConfigView({**values, "architecture": architecture}, str(path)))

@@ -23,16 +23,21 @@ from kvtrove.models.layers.embedding import Embedding, PackedEmbedding, embeddin
 from kvtrove.models.layers.latent import LatentAttention
 from kvtrove.models.layers.linear import Part, Product, Weights
 from kvtrove.models.layers.mamba import Mamba2
-from kvtrove.models.layers.mlp import MLP, MixtureOfExperts
+from kvtrove.models.layers.mlp import MLP, ExpertsBeside, MixtureOfExperts, Network
 from kvtrove.models.layers.norm import NoNorm, RMSNorm
 from kvtrove.models.layers.packed import PackedLinear
+from kvtrove.models.layers.per_layer import LayerTail, PerLayerInputs
 from kvtrove.models.layers.rope import RotaryEmbedding, Rotation
-from kvtrove.models.layers.state import StateBatch
+from kvtrove.models.layers.state import StateBatch, StateMixer
+from kvtrove.models.layers.tied import TiedAttention
 from kvtrove.models.precision import Precision
 from kvtrove.models.spec import LayerSpec, ModelSpec, RopeSpec
 from kvtrove.models.state_spec import ConvSpec, DeltaSpec, MambaSpec
 
 HEAD = "lm_head.weight"
+
+Mixer = Attention | LatentAttention | TiedAttention | ShortConv | GatedDelta | Mamba2
+"""What a layer mixes tokens with."""
 
 Through = Callable[[int, Tensor, Tensor, Sequence[Rotation]], tuple[int, Tensor] | None]
 """through(layer, x [T, hidden_size], its projections, rotations of `Model.ropes`) -> the layer behind a range that
@@ -43,12 +48,13 @@ begins here, and what the range's last `Between` gives; None where none begins. 
 @dataclass(frozen=True, eq=False)
 class DecoderLayer:
     attention_norm: RMSNorm | NoNorm
-    attention: Attention | LatentAttention | ShortConv | GatedDelta | Mamba2
+    attention: Mixer
     mlp_norm: RMSNorm | NoNorm
-    mlp: MLP | MixtureOfExperts
+    mlp: Network
     attention_out_norm: RMSNorm | None = None
     mlp_out_norm: RMSNorm | None = None
     residual_scale: float = 1.0
+    tail: LayerTail | None = None
 
     @classmethod
     def load(cls, weights: Weights, index: int, spec: ModelSpec) -> DecoderLayer:
@@ -57,29 +63,26 @@ class DecoderLayer:
         def norm(part: str) -> RMSNorm:
             return RMSNorm.load(weights.take, f"{name}.{part}", spec.hidden_size, spec)
 
-        mlp: MLP | MixtureOfExperts
-        if layer.moe:
-            mlp = MixtureOfExperts.load(weights, f"{name}.mlp", spec, layer.moe)
-        else:
-            mlp = MLP.load(weights, f"{name}.mlp", spec, spec.intermediate_size, spec.mlp_bias)
         before, after = spec.norms != "post", spec.norms != "pre"
         return cls(
             attention_norm=norm("input_layernorm") if before else NoNorm(),
-            attention=load_mixer(weights, name, spec, layer),
+            attention=load_mixer(weights, index, spec, layer),
             mlp_norm=norm("pre_feedforward_layernorm" if after else "post_attention_layernorm") if before else NoNorm(),
-            mlp=mlp,
+            mlp=load_mlp(weights, name, spec, layer),
             attention_out_norm=norm("post_attention_layernorm") if after else None,
             mlp_out_norm=norm("post_feedforward_layernorm") if after else None,
             residual_scale=spec.residual_scale,
+            tail=LayerTail.load(weights, name, spec),
         )
 
     def of_attention(self, mixed: Tensor) -> Tensor:
         """What attention adds to the hidden states [T, hidden_size]. mixed: what heads read."""
         return self._scaled(self.attention.o(mixed), self.attention_out_norm)
 
-    def of_mlp(self, normed: Tensor) -> Tensor:
-        """What the MLP adds to the hidden states."""
-        return self._scaled(self.mlp(normed), self.mlp_out_norm)
+    def of_mlp(self, normed: Tensor, x: Tensor) -> Tensor:
+        """What the MLP adds to the hidden states x, of which `normed` is the norm."""
+        added = self.mlp(normed, x) if isinstance(self.mlp, ExpertsBeside) else self.mlp(normed)
+        return self._scaled(added, self.mlp_out_norm)
 
     def _scaled(self, added: Tensor, norm: RMSNorm | None) -> Tensor:
         added = added if norm is None else norm(added)
@@ -98,6 +101,7 @@ class Model:
     ropes: Mapping[RopeSpec, RotaryEmbedding]
     precision: Precision
     embed_scale: float = 1.0  # representable in the dtype of activations
+    per_layer: PerLayerInputs | None = None
 
     @classmethod
     def load(
@@ -118,6 +122,7 @@ class Model:
             layers.append(DecoderLayer.load(weights, index, spec))
             progress(index + 1)
         norm = RMSNorm.load(weights.take, "norm", spec.hidden_size, spec)
+        given = spec.per_layer
         return cls(
             spec,
             embedding,
@@ -127,6 +132,7 @@ class Model:
             ropes=_ropes(spec, max_model_len, str(norm.weight.device)),
             precision=precision,
             embed_scale=float(torch.tensor(spec.embed_scale, dtype=dtype)),
+            per_layer=PerLayerInputs.load(weights, spec, given, dtype) if given is not None else None,
         )
 
     def serving(self, max_model_len: int) -> Model:
@@ -150,6 +156,7 @@ class Model:
         x = self.embedding(tokens)
         if self.embed_scale != 1.0:
             x = x * self.embed_scale
+        inputs = self.per_layer(tokens, x) if self.per_layer is not None else None
         rotations = {rope: table.at(positions, x.dtype) for rope, table in self.ropes.items()}
         y, index, projected = self.layers[0].attention_norm(x), 0, False  # projected: by the qkv of layer `index`
         while index < len(self.layers):
@@ -161,7 +168,7 @@ class Model:
                 index, y = taken
             else:
                 rotate, call = rotations[self.spec.layers[index].rope], self.calls[index]
-                if isinstance(layer.attention, Attention | LatentAttention):
+                if isinstance(layer.attention, Attention | LatentAttention | TiedAttention):
                     y = layer.attention.mix(index, qkv.split(y) if projected else qkv(y), rotate, attend)
                 else:
                     assert states is not None, "layers with a running state need the states of the step"
@@ -175,8 +182,12 @@ class Model:
             last = self.calls[index - 1]
             projected = last is not None and last.between.has_next
             if last is None or not last.between.has_mlp:
-                y = self.layers[index - 1].of_mlp(y)
-                y = self._norm_before(index).of_sum(x, y)
+                done, norm = self.layers[index - 1], self._norm_before(index)
+                y = done.of_mlp(y, x)
+                if done.tail is None:
+                    y = norm.of_sum(x, y)
+                else:
+                    y = norm(done.tail(x, y, None if inputs is None else inputs[:, index - 1]))
         return y
 
     @cached_property
@@ -188,11 +199,11 @@ class Model:
             own, behind = layer.attention, self.layers[index + 1 : index + 2]
             between = (
                 None
-                if self.spec.residual_scale != 1.0 or own.qk_norm not in (None, "head")
+                if self.spec.residual_scale != 1.0 or own.qk_norm not in (None, "head") or own.v_norm is not None
                 else joined(
                     own.o,
                     layer.mlp_norm,
-                    layer.mlp,
+                    layer.mlp if layer.tail is None else None,
                     self._norm_before(index + 1),
                     behind[0].attention.qkv if behind else None,
                     dtype,
@@ -210,7 +221,7 @@ class Model:
     def fits_range(self, index: int) -> bool:
         """Whether the layer's attention is what ranges of layers compute: no state, nothing behind what heads read."""
         mixer = self.layers[index].attention
-        return isinstance(mixer, Attention) and not mixer.output_gate
+        return not (isinstance(mixer, StateMixer) or (isinstance(mixer, Attention) and mixer.output_gate))
 
     def _norm_before(self, index: int) -> RMSNorm | NoNorm:
         """The norm of what enters layer `index`; the last one behind all layers."""
@@ -229,19 +240,29 @@ class Model:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def load_mixer(
-    weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec
-) -> Attention | LatentAttention | ShortConv | GatedDelta | Mamba2:
-    """What mixes tokens in a layer `name`: attention, or what stands in its place."""
+def load_mixer(weights: Weights, index: int, spec: ModelSpec, layer: LayerSpec) -> Mixer:
+    """What mixes tokens in a layer: attention, or what stands in its place."""
+    name = f"layers.{index}"
     if isinstance(layer.state, ConvSpec):
         return ShortConv.load(weights, f"{name}.conv", spec, layer.state)
     if isinstance(layer.state, DeltaSpec):
         return GatedDelta.load(weights, f"{name}.linear_attn", spec, layer.state)
     if isinstance(layer.state, MambaSpec):
         return Mamba2.load(weights, f"{name}.mamba", spec, layer.state)
+    name = f"{name}.self_attn"
     if spec.latent is not None:
-        return LatentAttention.load(weights, f"{name}.self_attn", spec, layer, spec.latent)
-    return Attention.load(weights, f"{name}.self_attn", spec, layer)
+        return LatentAttention.load(weights, name, spec, layer, spec.latent)
+    return TiedAttention.load(weights, index, spec, layer) if layer.tied else Attention.load(weights, name, spec, layer)
+
+
+def load_mlp(weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec) -> Network:
+    """name: of the layer."""
+    inner, moe = layer.intermediate_size or spec.intermediate_size, layer.moe
+    if moe is None:
+        return MLP.load(weights, f"{name}.mlp", spec, inner, spec.mlp_bias)
+    if moe.beside:
+        return ExpertsBeside.load(weights, name, spec, moe, inner)
+    return MixtureOfExperts.load(weights, f"{name}.mlp", spec, moe)
 
 
 def _ropes(spec: ModelSpec, max_model_len: int, device: str) -> Mapping[RopeSpec, RotaryEmbedding]:

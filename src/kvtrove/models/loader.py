@@ -75,6 +75,8 @@ class _Reader:
         self.dtype: torch.dtype = getattr(torch, precision.dtype)
         self.activations: torch.dtype = getattr(torch, precision.activations)
         self.used: set[str] = set()
+        if checkpoint.note:
+            log.warning(checkpoint.note, precision.dtype)
         fitting = (prefix for prefix in family.prefixes if prefix + EMBEDDING in checkpoint)
         self.prefix = next(fitting, family.prefixes[0])
 
@@ -87,8 +89,8 @@ class _Reader:
         source, kind = self._source(name), self.kind(name)
         if kind is None or not kind.startswith("int4"):
             return self._convert(self._located(name, shape))
-        stored = self.checkpoint.groups(self._used(self.prefix + source.name), source.shape(shape))
-        return Groups(source.part(stored.numbers), source.part(stored.scales), source.part(stored.minima))
+        stored = self.checkpoint.groups(self._used(self.prefix + source.name), source.whole_shape(shape))
+        return Groups(*(source.rows(part) for part in (stored.numbers, stored.scales, stored.minima)))
 
     def kind(self, name: str) -> Kind | None:
         """That keeps the bits of this matrix, where the precision asks for it."""
@@ -102,7 +104,7 @@ class _Reader:
 
     def _located(self, name: str, shape: tuple[int, ...]) -> Tensor:
         source = self._source(name)
-        return source.part(self._read(self.prefix + source.name, source.shape(shape)))
+        return source.rows(self._read(self.prefix + source.name, source.whole_shape(shape), source.stack))
 
     def head(self, embedding: Tensor | Groups) -> Tensor | Groups:
         """The output matrix: `embedding` itself when tied, unless the checkpoint holds a different one of its own."""
@@ -129,7 +131,9 @@ class _Reader:
         if ignored:
             log.debug("%d tensors of the checkpoint are not part of the model: %s", len(ignored), ", ".join(ignored))
 
-    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _read(self, name: str, shape: tuple[int, ...], stack: tuple[int, int] | None = None) -> Tensor:
+        if stack is not None:
+            return self.checkpoint.one_of(self._used(name), *stack, shape)
         return self.checkpoint.read(self._used(name), shape, self.dtype)
 
     def _used(self, name: str) -> str:

@@ -32,8 +32,9 @@ class RandomWeights:
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The parameter `name` of the decoder in the dtype of activations: a norm, a bias, a router."""
-        if "norm" in name:
-            return torch.full(shape, 1.0 - self.spec.norm_offset, dtype=self._activations, device=self._pool.device)
+        if "norm" in name or name.endswith(("scale", "scalar")):
+            neutral = 1.0 - (self.spec.norm_offset if "norm" in name else 0.0)
+            return torch.full(shape, neutral, dtype=self._activations, device=self._pool.device)
         return self.matrix(name, shape).to(self._activations)
 
     def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor:

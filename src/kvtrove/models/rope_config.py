@@ -36,6 +36,7 @@ SCALINGS = {
         has_original=True,
     ),
     "longrope": ScalingKeys(("short_factor", "long_factor"), ("factor", "attention_factor"), has_original=True),
+    "proportional": ScalingKeys((), ("factor", "partial_rotary_factor")),
 }
 
 
@@ -64,8 +65,9 @@ def read_rope(
     scaling = section.get("rope_type", section.get("type", "default"))
     scaling = by.aliases.get(scaling, scaling)
     partial = section.number("partial_rotary_factor", view.number("partial_rotary_factor", 1.0))
-    rotary_dim = int(head_dim * partial)
-    if partial != 1.0 and not by.partial:
+    whole = scaling == "proportional"  # the angles of the whole head, of which a part is zero
+    rotary_dim = head_dim if whole else int(head_dim * partial)
+    if partial != 1.0 and not (by.partial or whole):
         raise view.error(f"'partial_rotary_factor' {partial} is not supported for this architecture; only 1.0 is")
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
         raise view.error(f"rotary embeddings need an even part of the head, got {rotary_dim} of {head_dim} elements")

@@ -24,7 +24,7 @@ class RopeSpec:
     """Rotary embedding of a layer.
 
     rotary_dim: leading elements of a head that rotate; 0 is a layer without positions (NoPE).
-    scaling: None, linear, dynamic, llama3, yarn or longrope.
+    scaling: None, linear, dynamic, llama3, yarn, longrope or proportional.
     params: the scaling's own numbers under Hugging Face's names. max_position: `max_position_embeddings` of the config.
     """
 
@@ -47,13 +47,23 @@ class RopeSpec:
 
 
 @dataclass(frozen=True)
+class ClampedGate:
+    """(up + 1) * gate * sigmoid(alpha * gate), with the gate up to `limit` and up within it: the experts of gpt-oss."""
+
+    limit: float
+    alpha: float
+
+
+@dataclass(frozen=True)
 class MoESpec:
     """Mixture of experts: each token goes to `top_k` of `num_experts`.
 
     norm_topk: weights of the chosen ones sum to 1. scale: multiplies them. shared_size: width of a network that every
     token visits as well, 0 without one; gated_shared: a gate of each token scales what it adds. scoring: softmax, or
     sigmoid with a learned correction of the choice. groups, top_groups: experts are chosen from the best groups alone,
-    where the best expert decides (softmax) or the two best do (sigmoid).
+    where the best expert decides (softmax) or the two best do (sigmoid). bias: router and experts add one. clamped:
+    gates of experts, None as the model's others. beside: experts and a dense network read the layer side by side, and
+    their sum is what the layer adds (Gemma 4).
     """
 
     num_experts: int
@@ -66,6 +76,9 @@ class MoESpec:
     scale: float = 1.0
     groups: int = 1
     top_groups: int = 1
+    bias: bool = False
+    clamped: ClampedGate | None = None
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,8 +97,19 @@ class LatentSpec:
 
 
 @dataclass(frozen=True)
+class PerLayerSpec:
+    """A small vector of a token for every layer (Gemma 3n, 4). vocab_size: rows of the table that they come from."""
+
+    size: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """One decoder layer: attention, or a mixer with a running state.
+
+    intermediate_size: of its dense network, None as in the other layers. tied: values are keys without norm weights
+    and rotation; of `cache.k_dim`, the first `v_dim` elements are both, the others rotated (layers/tied.py).
 
     cache: what it keeps of every token, in the checkpoint's dtype, and which tokens it reads; None without attention.
     state: the mixer in the place of attention.
@@ -94,6 +118,8 @@ class LayerSpec:
     cache: LayerKV | None
     rope: RopeSpec
     moe: MoESpec | None = None
+    intermediate_size: int | None = None
+    tied: bool = False
     state: StateSpec | None = None
 
     @property
@@ -112,8 +138,10 @@ class ModelSpec:
     norm_offset: added to RMSNorm weights (Gemma: 1). wide_norms: weights multiply in float32, then it is rounded once.
     qk_norm: of each head of q and k (head), of all heads of a projection together (projection: Olmo 2), or of each head
     after rotation (rotated: Hunyuan).
+    value_norm: values of each head are normed, without weights. layer_scalars: a number multiplies what leaves a layer.
     query_scale: multiplies q.k (usually head_dim ** -0.5). *_softcap: tanh soft-capping.
     output_gate: queries come with a gate of each element of what heads read (Qwen3-Next).
+    attention_sinks: a learned score a head, of value zero, beside those of the keys (gpt-oss).
     embed_scale: multiplies token embeddings. residual_scale: what attention and MLP add. logit_scale: logits.
     """
 
@@ -137,7 +165,11 @@ class ModelSpec:
     norms: Norms = "pre"
     norm_offset: float = 0.0
     wide_norms: bool = False
+    value_norm: bool = False
+    layer_scalars: bool = False
+    per_layer: PerLayerSpec | None = None
     attention_softcap: float | None = None
+    attention_sinks: bool = False
     logit_softcap: float | None = None
     embed_scale: float = 1.0
     residual_scale: float = 1.0

@@ -7,6 +7,7 @@ pages that the kernel drops when it needs them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +18,14 @@ from torch import Tensor
 from kvtrove.kernels.linear import Groups, Kind
 from kvtrove.models.gguf.checkpoint import GGUFCheckpoint
 from kvtrove.models.gguf.header import gguf_file
+from kvtrove.models.mxfp4 import GROUP as MXFP4_GROUP
+from kvtrove.models.mxfp4 import numbers as mxfp4
 from kvtrove.models.shards import INDEX, SINGLE, find_shards
 from kvtrove.models.spec import ModelError
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BYTES = {"U8": torch.uint8}
+MXFP4 = "experts are stored in MXFP4 and computed in %s, four times as large; --weights int4 rounds them to 5 bits each"
 
 
 class Checkpoint(Protocol):
@@ -28,6 +33,8 @@ class Checkpoint(Protocol):
 
     listing: Path
     """The file or directory that says which tensors there are."""
+    note: str
+    """What somebody who loads it should know, with a place for the dtype of weights; empty where there is nothing."""
 
     def __contains__(self, name: str) -> bool: ...
 
@@ -46,6 +53,13 @@ class Checkpoint(Protocol):
         """The tensor on the CPU: as it is stored where it is stored as floats, else in `dtype`.
 
         ModelError naming file and tensor when it is missing, of another shape, or of a type that is not read.
+        """
+        ...
+
+    def one_of(self, name: str, index: int, count: int, shape: tuple[int, ...]) -> Tensor:
+        """Number `index` of the `count` tensors of `shape` that lie stacked under one name.
+
+        ModelError as for `read`.
         """
         ...
 
@@ -74,6 +88,8 @@ class SafetensorsCheckpoint:
         if shards.weight_map is None:
             for file in shards.files:
                 self._files |= dict.fromkeys(self._handle(file).keys(), file)
+        self._last: tuple[str, int, Tensor] | None = None  # of MXFP4: gate and up are read out of the same numbers
+        self.note = MXFP4 if any(name.endswith("_proj_blocks") for name in self._files) else ""
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -84,6 +100,21 @@ class SafetensorsCheckpoint:
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """The tensor as it is stored, on the CPU, without copying it."""
+        return self._stored(name, shape, FLOATS)
+
+    def one_of(self, name: str, index: int, count: int, shape: tuple[int, ...]) -> Tensor:
+        """Of MXFP4, whose blocks lie along the first dimension of what they stand for: its numbers in bfloat16."""
+        if name in self._files or f"{name}_blocks" not in self._files:
+            return self._stored(name, (count, *shape), FLOATS)[index]
+        if self._last is None or self._last[:2] != (name, index):
+            inputs, outputs = shape
+            groups = -(-inputs // MXFP4_GROUP)
+            blocks = self._stored(f"{name}_blocks", (count, outputs, groups, MXFP4_GROUP // 2), BYTES)
+            scales = self._stored(f"{name}_scales", (count, outputs, groups), BYTES)
+            self._last = name, index, mxfp4(blocks[index], scales[index])[:, :inputs].T
+        return self._last[2]
+
+    def _stored(self, name: str, shape: tuple[int, ...], dtypes: Mapping[str, torch.dtype]) -> Tensor:
         if name not in self._files:
             raise ModelError(f"{self.listing}: tensor {name!r} is missing, expected shape {list(shape)}")
         path = self._files[name]
@@ -95,8 +126,8 @@ class SafetensorsCheckpoint:
         found, stored = list(entry.get_shape()), entry.get_dtype()
         if found != list(shape):
             raise ModelError(f"{path}: tensor {name!r} has shape {found}, but config.json asks for {list(shape)}")
-        if stored not in FLOATS:
-            raise ModelError(f"{path}: tensor {name!r} is stored as {stored}; supported: {', '.join(FLOATS)}")
+        if stored not in dtypes:
+            raise ModelError(f"{path}: tensor {name!r} is stored as {stored}; supported: {', '.join(dtypes)}")
         tensor: Tensor = handle.get_tensor(name)
         return tensor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvtrove.config import EngineConfig
 from kvtrove.kv.recipe import EXACT, names_elsewhere, recipe
 from kvtrove.kv.spec import Codec
 from kvtrove.models.families import REGISTRY
@@ -109,8 +110,9 @@ def serve_command(plan: Plan) -> tuple[str | None, str]:
         f"--max-num-seqs {plan.users}",
     ]
     budget = max(plan.users, plan.wishes.max_num_batched_tokens)
-    defaults = {"max-num-batched-tokens": (budget, 2048), "block-size": (plan.wishes.block_size, 32)}
-    words += [f"--{name} {value}" for name, (value, default) in defaults.items() if value != default]
+    for name, value in (("max_num_batched_tokens", budget), ("block_size", plan.wishes.block_size)):
+        if value != getattr(EngineConfig, name):
+            words.append(f"--{name.replace('_', '-')} {value}")
     if plan.model.spec is not None and plan.model.dtype != plan.model.spec.dtype:
         words.append(f"--dtype {plan.model.dtype}")
     if plan.model.precision and plan.model.precision.quantised:

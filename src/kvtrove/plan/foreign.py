@@ -55,7 +55,7 @@ def _known(values: ConfigView, name: str, architecture: str, dtype: str, bits: f
     plain = {key: value for key, value in values.values.items() if key not in KEYS}
     if isinstance(text := plain.get("text_config"), dict):
         plain["text_config"] = {key: value for key, value in text.items() if key not in KEYS}
-    spec = find_family(architecture).read(ConfigView({**plain, "architecture": architecture}, values.where))
+    spec = find_family(architecture).spec(ConfigView({**plain, "architecture": architecture}, values.where))
     dtype = spec.dtype if dtype == "auto" else dtype
     model = from_spec(spec, name, Precision.plain(dtype))
     nbytes = round(model.parameters.total * bits / 8)

@@ -43,6 +43,11 @@ class Ledger:
         """Most that the process holds once every block of the cache has been used, if it was measured."""
         return self.process + self.weights + self.kv + self.activations
 
+    @property
+    def at_rest(self) -> int:
+        """The same while no step runs. What is held lies between the two: allocators keep some of what a step had."""
+        return self.peak - self.activations
+
     def entries(self) -> dict[str, int]:
         """Name -> bytes, largest story first; they sum to `total` unless `free` is negative."""
         return {

@@ -48,16 +48,17 @@ def count_parameters(spec: ModelSpec) -> Parameters:
     head = 0 if spec.tie_embeddings else embedding
     attention = sum(_attention(spec, layer) for layer in spec.layers)
     norms = spec.hidden_size + sum(_norms(spec, layer) for layer in spec.layers)
-    routers = sum((moe.num_experts + moe.gated_shared) * spec.hidden_size for moe in _experts(spec))
-    dense = sum(
-        _mlp(spec, _dense_size(spec, layer), spec.mlp_bias) for layer in spec.layers if _dense_size(spec, layer)
-    )
-    experts = [(layer.moe, _mlp(spec, layer.moe.intermediate_size)) for layer in spec.layers if layer.moe]
-    shared = attention + norms + routers + dense
+    norms += spec.per_layer.size if spec.per_layer else 0
+    dense = sum(_mlp(spec, size, spec.mlp_bias) for layer in spec.layers if (size := _dense_size(spec, layer)))
+    mixtures = [layer.moe for layer in spec.layers if layer.moe]
+    routers = sum(_router(spec, moe) for moe in mixtures)
+    experts = [(moe, _mlp(spec, moe.intermediate_size, moe.bias)) for moe in mixtures]
+    lookup, projected = _per_layer(spec)
+    shared = attention + norms + routers + dense + projected
     matrices = [(1, spec.vocab_size, spec.hidden_size), *_matrices(spec)]
     routed = sum(moe.num_experts * size for moe, size in experts)
     return Parameters(
-        total=embedding + head + shared + routed,
+        total=embedding + head + lookup + shared + routed,
         every_token=embedding + shared,
         experts=routed,
         wide=norms if spec.wide_norms else 0,
@@ -66,10 +67,6 @@ def count_parameters(spec: ModelSpec) -> Parameters:
         outputs=sum(count * outputs for count, outputs, _ in matrices),
         groups=sum(count * outputs * -(-inputs // INT4_INPUTS) for count, outputs, inputs in matrices),
     )
-
-
-def _experts(spec: ModelSpec) -> list[MoESpec]:
-    return [layer.moe for layer in spec.layers if layer.moe]
 
 
 def _matrices(spec: ModelSpec) -> Iterator[tuple[int, int, int]]:
@@ -83,6 +80,13 @@ def _matrices(spec: ModelSpec) -> Iterator[tuple[int, int, int]]:
         for count, inner in networks:
             yield count, 2 * inner, spec.hidden_size
             yield count, spec.hidden_size, inner
+    if spec.per_layer is not None:
+        size, hidden = spec.per_layer.size, spec.hidden_size
+        yield from [
+            (1, spec.num_layers * size, hidden),
+            (spec.num_layers, size, hidden),
+            (spec.num_layers, hidden, size),
+        ]
 
 
 def _attention(spec: ModelSpec, layer: LayerSpec) -> int:
@@ -91,7 +95,8 @@ def _attention(spec: ModelSpec, layer: LayerSpec) -> int:
         return weights + layer.state.others + layer.state.bias * (layer.state.projected + spec.hidden_size)
     if spec.latent is None:
         [(projected, _), _] = _projections(spec, layer)
-        return weights + (projected if spec.attention_bias else 0) + (spec.hidden_size if spec.output_bias else 0)
+        biases = (projected if spec.attention_bias else 0) + (spec.hidden_size if spec.output_bias else 0)
+        return weights + biases + (spec.num_heads if spec.attention_sinks else 0)
     heads, latent, rank = spec.num_heads, spec.latent, layer.kv.v_dim
     biased = (latent.q_rank or 0) + layer.kv.k_dim + spec.hidden_size if spec.attention_bias else 0
     return weights + heads * (latent.nope + latent.v_dim) * rank + biased
@@ -106,9 +111,9 @@ def _projections(spec: ModelSpec, layer: LayerSpec) -> list[tuple[int, int]]:
         return [(layer.state.projected, hidden), (hidden, layer.state.mixed)]
     kept = layer.kv
     if spec.latent is None:
-        asked = spec.num_heads * kept.k_dim * (1 + spec.output_gate)
-        stored = kept.heads * (kept.k_dim + kept.v_dim) if kept.source is None else 0
-        return [(asked + stored, hidden), (hidden, spec.num_heads * kept.v_dim)]
+        wide, own = spec.num_heads * kept.v_dim, kept.heads * kept.v_dim * (1 if layer.tied else 2)
+        asked = wide * (1 + spec.output_gate)
+        return [(asked + (own if kept.source is None else 0), hidden), (hidden, wide)]
     latent = spec.latent
     queries, back = spec.num_heads * (latent.nope + latent.rope), (hidden, spec.num_heads * latent.v_dim)
     if latent.q_rank is None:
@@ -116,9 +121,25 @@ def _projections(spec: ModelSpec, layer: LayerSpec) -> list[tuple[int, int]]:
     return [(latent.q_rank + kept.k_dim, hidden), (queries, latent.q_rank), back]
 
 
+def _router(spec: ModelSpec, moe: MoESpec) -> int:
+    scales = spec.hidden_size + moe.num_experts if moe.beside else 0
+    gate = spec.hidden_size if moe.gated_shared else 0
+    return moe.num_experts * (spec.hidden_size + moe.bias) + scales + gate
+
+
+def _per_layer(spec: ModelSpec) -> tuple[int, int]:
+    """Numbers of the table of per-layer inputs, and of all that is multiplied with them."""
+    if spec.per_layer is None:
+        return 0, 0
+    size, layers = spec.per_layer.size, spec.num_layers
+    return spec.per_layer.vocab_size * layers * size, 3 * layers * size * spec.hidden_size
+
+
 def _dense_size(spec: ModelSpec, layer: LayerSpec) -> int:
     """Width of the network that every token visits; 0 where experts alone do."""
-    return layer.moe.shared_size if layer.moe else spec.intermediate_size
+    if layer.moe and not layer.moe.beside:
+        return layer.moe.shared_size
+    return layer.intermediate_size or spec.intermediate_size
 
 
 def _norms(spec: ModelSpec, layer: LayerSpec) -> int:
@@ -128,7 +149,8 @@ def _norms(spec: ModelSpec, layer: LayerSpec) -> int:
         return 2 * spec.hidden_size + layer.kv.v_dim + (spec.latent.q_rank or 0)
     heads = (spec.num_heads, layer.kv.heads) if spec.qk_norm == "projection" else (1, 1)
     normed = sum(heads if layer.kv.source is None else heads[:1]) if spec.qk_norm else 0
-    return spec.hidden_size * (4 if spec.norms == "sandwich" else 2) + normed * layer.kv.k_dim
+    whole = (4 if spec.norms == "sandwich" else 2) + (3 if layer.moe and layer.moe.beside else 0)
+    return spec.hidden_size * (whole + (spec.per_layer is not None)) + normed * layer.kv.v_dim
 
 
 def _mlp(spec: ModelSpec, inner: int, bias: bool = False) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -25,6 +25,7 @@ from kvtrove.plan.quantized import quantization_of
 
 log = logging.getLogger(__name__)
 
+_MXFP4 = ("_blocks", "_scales")
 _FLOATS = ("F32", "F16", "BF16")
 _STORED_BYTES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2}  # of what is not converted; everything else is one byte
 
@@ -49,12 +50,17 @@ def read_model(path: Path, dtype: str = "auto", *, weights: str = "auto", activa
 def _from_config(file: Path, name: str, dtype: str, weights: str, activations: str | None) -> PlanModel:
     values = read_json(file)
     architecture = architecture_of(values)
-    if architecture not in REGISTRY or quantization_of(values) is not None:
+    quantised = quantization_of(values)
+    if architecture not in REGISTRY or (quantised and not _reads(architecture, quantised)):
         from kvtrove.plan.foreign import from_config
 
         return from_config(ConfigView(values, str(file)), name, architecture, dtype)
-    spec = find_family(architecture).read(ConfigView({**values, "architecture": architecture}, str(file)))
+    spec = find_family(architecture).spec(ConfigView({**values, "architecture": architecture}, str(file)))
     return _of_spec(spec, name, dtype, weights, activations)
+
+
+def _reads(architecture: str, quantised: Mapping[str, Any]) -> bool:
+    return quantised.get("quant_method") in REGISTRY[architecture].quantised
 
 
 def _from_gguf(file: Path, dtype: str, weights: str, activations: str | None) -> PlanModel:
@@ -83,8 +89,10 @@ def _with_real_weights(model: PlanModel, directory: Path) -> PlanModel:
     plain = model.parameters.nbytes(Precision.plain(model.dtype))
     saved = plain - model.parameters.nbytes(model.precision) if model.precision else 0
     nbytes = model.parameters.wide * (DTYPE_BYTES["float32"] - DTYPE_BYTES[model.dtype]) - saved
-    for stored, shape in entries:
+    for name, stored, shape in entries:
         size = DTYPE_BYTES[model.dtype] if stored in _FLOATS else _STORED_BYTES.get(stored, 1)
+        if model.spec and name.endswith(_MXFP4):  # two numbers a byte, which the engine keeps in the wider dtype
+            size = 2 * DTYPE_BYTES[model.dtype] if name.endswith(_MXFP4[0]) else 0
         nbytes += prod(shape) * size
     return replace(model, weight_bytes=nbytes, exact_weights=True)
 
@@ -99,14 +107,14 @@ def _weight_files(directory: Path) -> Sequence[Path]:
     return shards.files if shards else ()
 
 
-def _tensors(file: Path, model: PlanModel) -> Iterator[tuple[str, list[int]]]:
-    """(stored dtype, shape) of the tensors that will be loaded: the decoder's alone where the engine runs the model."""
+def _tensors(file: Path, model: PlanModel) -> Iterator[tuple[str, str, list[int]]]:
+    """(name, stored dtype, shape) of the tensors that will be loaded: the decoder's alone where the engine runs it."""
     prefixes = find_family(model.architecture).prefixes if model.spec else ("",)
     tied = model.spec is not None and model.spec.tie_embeddings
     for name, entry in _safetensors_header(file).items():
         is_head = name.endswith("lm_head.weight")
         if name != "__metadata__" and (not tied if is_head else name.startswith(prefixes)):
-            yield entry["dtype"], entry["shape"]
+            yield name, entry["dtype"], entry["shape"]
 
 
 def _safetensors_header(path: Path) -> dict[str, Any]:

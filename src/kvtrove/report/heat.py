@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 CELL_WIDTH, CELL_HEIGHT = 64, 34  # pixels of the drawing's own
-LEFT, TOP, BOTTOM, RIGHT = 62, 6, 40, 6  # margins
+LEFT, TOP, BOTTOM, RIGHT = 72, 8, 40, 6  # margins
+LETTER = 7  # width of a letter of an axis' name at most
 LEAST, STRONG = 0.04, 0.55  # opacity of 0 %; above STRONG the text turns light
 
 Place = tuple[int, int]
@@ -16,14 +17,16 @@ def heat_map(
     title: str, columns: Sequence[str], rows: Sequence[str], shares: Mapping[Place, float], axes: tuple[str, str]
 ) -> str:
     """A figure. shares: (column, row) -> 0 to 1; what is missing stays empty. axes: names of columns and rows."""
-    width = LEFT + CELL_WIDTH * len(columns) + RIGHT
-    height = TOP + CELL_HEIGHT * len(rows) + BOTTOM
+    grid_width, grid_height = CELL_WIDTH * len(columns), CELL_HEIGHT * len(rows)
+    width = LEFT + max(grid_width, LETTER * len(axes[0])) + RIGHT  # a small grid leaves its axes' names whole
+    tall = LETTER * len(axes[1])  # the name of the rows stands upright beside them
+    height = max(TOP + grid_height + BOTTOM, tall + 2 * TOP)
     shapes = [_cell(place, share) for place, share in sorted(shares.items())]
-    bottom = height - BOTTOM
+    bottom = TOP + grid_height
     shapes += [_text(LEFT + CELL_WIDTH * (x + 0.5), bottom + 16, name, "tick") for x, name in enumerate(columns)]
     shapes += [_text(LEFT - 8, TOP + CELL_HEIGHT * (y + 0.5) + 4, name, "tick", "end") for y, name in enumerate(rows)]
-    middle = (TOP + bottom) / 2
-    shapes.append(_text((LEFT + width - RIGHT) / 2, height - 6, axes[0], "name"))
+    middle = max(TOP + grid_height / 2, TOP + tall / 2)
+    shapes.append(_text(LEFT, bottom + 34, axes[0], "name", "start"))
     shapes.append(_text(14, middle, axes[1], "name", more=f' transform="rotate(-90 14 {middle:g})"'))
     view = f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"'
     style = f'style="max-width: {1.5 * width:g}px"'

@@ -16,18 +16,25 @@ from html import escape
 from itertools import pairwise
 
 WIDTH, HEIGHT = 560, 280  # of a chart, in pixels of its own
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 16, 44  # margins
+LEFT, RIGHT, TOP, BOTTOM = 70, 20, 16, 44  # margins
 MARK_ROOM = 4
+LETTER, LINE = 6.4, 13.0
+"""Width and height that a letter of a tick or of a label takes at most, with its room."""
+BESIDE = 9
+"""From the middle of a dot to its label."""
 FEW_DECADES = 12  # a log axis over a smaller factor has too few powers of ten to read
 
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+"""left, top, right, bottom, in pixels."""
 
 
 @dataclass(frozen=True)
 class Axis:
     """A range of values. format: value -> text of its tick.
 
-    log: equal factors take equal room (low > 0). whole: only whole numbers have ticks.
+    log: equal factors take equal room (low > 0). whole: only whole numbers have ticks. binary: ticks of a log axis are
+    powers of two, for what is counted in KiB and Ki.
     """
 
     label: str
@@ -36,6 +43,7 @@ class Axis:
     format: Callable[[float], str] = "{:g}".format
     log: bool = False
     whole: bool = False
+    binary: bool = False
 
     def __post_init__(self) -> None:
         if self.high <= self.low:
@@ -50,6 +58,9 @@ class Axis:
 
     def ticks(self) -> list[float]:
         """A few round values within the range."""
+        if self.log and self.binary:
+            powers = range(math.ceil(math.log2(self.low) - 1e-9), math.floor(math.log2(self.high) + 1e-9) + 1)
+            return [2.0**power for power in powers] or [self.low]
         if self.log and self.high / self.low > FEW_DECADES:
             return _log_ticks(self.low, self.high)
         return _linear_ticks(self.low, self.high, least_step=1.0 if self.whole else 0.0)
@@ -72,6 +83,19 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [value for value in values if low * 0.999 <= value <= high * 1.001]
 
 
+def _apart(ticks: Sequence[float], place: Callable[[float], float], text: Callable[[float], str]) -> Sequence[float]:
+    """Every tick, or every second, third ... one, so that no two texts touch."""
+    boxes = [(place(tick), LETTER * len(text(tick)) / 2 + MARK_ROOM) for tick in ticks]
+    for step in range(1, len(ticks) + 1):
+        if all(right - left >= a + b for (left, a), (right, b) in pairwise(boxes[::step])):
+            return ticks[::step]
+    return ticks[:1]
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
 @dataclass
 class Chart:
     """Shapes are drawn in the order in which they are added, over the axes."""
@@ -81,6 +105,7 @@ class Chart:
     y: Axis
     shapes: list[str] = field(default_factory=list)
     legend: list[tuple[str, str]] = field(default_factory=list)
+    _taken: list[Box] = field(default_factory=list)
 
     def _x(self, value: float) -> float:
         return LEFT + self.x.place(value) * (WIDTH - LEFT - RIGHT)
@@ -107,10 +132,19 @@ class Chart:
         self._name(name, style)
 
     def label(self, point: Point, text: str) -> None:
-        """A name beside a dot, right of it, or left where the drawing ends."""
-        right = self.x.place(point[0]) > 0.75
-        shift = -9 if right else 9
-        self._text(self._x(point[0]) + shift, self._y(point[1]) - 5, text, "end" if right else "start", "marked")
+        """A name beside a dot: at the first place around it that is within the drawing and covers no other label."""
+        x, y, width = self._x(point[0]), self._y(point[1]), LETTER * len(text)
+        boxes = [
+            (left, middle - LINE / 2, left + width, middle + LINE / 2)
+            for distance in range(4)
+            for middle in (y - 8 - LINE * distance, y + 8 + LINE * distance)
+            for left in (x + BESIDE, x - BESIDE - width)
+        ]
+        inside = [box for box in boxes if box[0] >= LEFT and box[2] <= WIDTH - 2 and box[1] >= 0 and box[3] <= HEIGHT]
+        free = [box for box in inside if not any(_overlap(box, other) for other in self._taken)]
+        box = (free or inside or boxes)[0]
+        self._taken.append(box)
+        self._text(box[0], box[3] - 3, text, "start", "marked")
 
     def bars(self, values: Sequence[Point], style: str) -> None:
         """One bar per x, from the bottom up to y, its value above it."""
@@ -143,7 +177,7 @@ class Chart:
         view = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self.title)}"'
         return (
             f"<figure><figcaption>{escape(self.title)}<span class=legend>{keys}</span></figcaption>"
-            f"<svg {view}>{drawing}</svg></figure>"
+            f"<svg class='chart' {view}>{drawing}</svg></figure>"
         )
 
     def file(self, style: str) -> str:
@@ -157,7 +191,7 @@ class Chart:
         for value in self.y.ticks():
             self._rule(LEFT, self._y(value), WIDTH - RIGHT, self._y(value), "grid")
             self._text(LEFT - 6, self._y(value) + 4, self.y.format(value), "end")
-        for value in self.x.ticks():
+        for value in _apart(self.x.ticks(), self._x, self.x.format):
             self._rule(self._x(value), bottom, self._x(value), bottom + 4, "axis")
             self._text(self._x(value), bottom + 17, self.x.format(value), "middle")
         self._rule(LEFT, bottom, WIDTH - RIGHT, bottom, "axis")

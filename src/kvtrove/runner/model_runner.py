@@ -148,6 +148,7 @@ def attention_layers(model: Model, cache: KVCacheSpec, arena: Arena) -> Iterator
             view=arena.views(storage.layer),
             block_size=cache.block_size,
             softcap=model.spec.attention_softcap,
+            sink_logits=model.layers[kv.layer].attention.sinks,
             storage=storage.layer,
             is_shared=any(other.source == kv.layer for other in cache.layers),
             tails=arena.tails(kv.layer),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.rows import Copy, CopySeat, Fill, LoadMark, RowOp, SaveMark, Spill
+from kvtrove.kv.rows import Copy, CopySeat, Fill, FillSeat, LoadMark, Park, RowOp, SaveMark, Spill
 from kvtrove.kv.tiers.store import BlockStore
+
+if TYPE_CHECKING:
+    from kvtrove.kv.manager import KVCacheManager
 
 
 class Rows:
@@ -28,12 +31,33 @@ class Rows:
             LoadMark: self._load_mark,
             Spill: self._spill,
             Fill: self._fill,
+            FillSeat: self._fill_seat,
+            Park: self._park,
         }
 
     def execute(self, ops: Sequence[RowOp]) -> None:
         """Everything is done when this returns; what is spilled has been copied."""
         for kind, run in groupby(ops, type):
             self._how[kind](list(run))
+
+    def settle(self, books: KVCacheManager) -> None:
+        """Between two steps: take in what the tiers have brought, and execute all that the books still ask for."""
+        books.poll()
+        self.execute(books.take_ops())
+        books.rows.executed()
+
+    def read(self, ids: Sequence[int]) -> list[memoryview]:
+        """The bytes of these rows now, each uint8 [row_bytes], copied together."""
+        if not ids:
+            return []
+        content = self.arena.rows[torch.as_tensor(ids, device=self.arena.device)].cpu().numpy()
+        return [row.data for row in content]
+
+    def read_seat(self, seat: int) -> memoryview:
+        """The bytes of a seat now, uint8 [seat_bytes]; none where sequences have no seats."""
+        if seat < 0:
+            return memoryview(b"")
+        return self.arena.seats[seat].cpu().clone().numpy().data
 
     def _copy(self, ops: list[Copy]) -> None:
         self.arena.copy_rows([(op.source, op.target) for op in ops])
@@ -55,3 +79,12 @@ class Rows:
     def _fill(self, ops: list[Fill]) -> None:
         for op in ops:
             self.arena.rows[op.target] = torch.frombuffer(op.content, dtype=torch.uint8).to(self.arena.device)
+
+    def _fill_seat(self, ops: list[FillSeat]) -> None:
+        for op in ops:
+            self.arena.seats[op.target] = torch.frombuffer(op.content, dtype=torch.uint8).to(self.arena.device)
+
+    def _park(self, ops: list[Park]) -> None:
+        for op in ops:
+            row = self.arena.seats[op.source] if op.seat else self.arena.rows[op.source]
+            torch.frombuffer(op.target, dtype=torch.uint8).copy_(row)

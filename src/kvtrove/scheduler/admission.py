@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING
 
+from kvtrove.kv.keeping import freshen
 from kvtrove.kv.manager import KVCacheManager
-from kvtrove.request import PrefixLoad
+from kvtrove.kv.snapshot import fill_tail, match_to_tail
 from kvtrove.scheduler.computing import BlocksInWork
 from kvtrove.scheduler.limits import SchedulerLimits
 from kvtrove.scheduler.sequence import Sequence
+from kvtrove.scheduler.sources import sources, tier_reason
 from kvtrove.scheduler.waiting import Computing, Loading, Wait
+
+if TYPE_CHECKING:
+    from kvtrove.kv.prefix_cache import Match
 
 
 class Admission:
@@ -48,6 +54,8 @@ class Admission:
                 continue
             limit = seq.reusable
             match = self.kv.match(seq.kv, seq.tokens, limit)
+            if seq.tail is not None and seq.tail.num_computed <= limit:
+                match = match_to_tail(self.kv, seq.kv, seq.tail, len(seq.tokens)) or match
             key = self.computing.run_after(seq, match.num_tokens, limit)
             if key is not None:
                 self._branch(seq, key, running)
@@ -64,16 +72,35 @@ class Admission:
                 passed_over.append(waiting.popleft())
                 continue
             self.kv.allocate(seq.kv, 0, match)
+            if seq.tail is not None and seq.kv.num_computed == seq.tail.num_computed:
+                fill_tail(self.kv, seq.kv, seq.tail)
+            seq.tail = None
             if seq.load is not None:
                 self.kv.let_go(seq.load)
             running[seq.id] = waiting.popleft()
-            self._start(seq, limit)
+            self._start(seq, limit, match)
             seats += seq.seats
             wanted += seq.prefill_need
             promised += self._still_needed(seq)
             begun.append(seq)
         waiting.extendleft(reversed(passed_over))
         return begun[first:]
+
+    def expect(self, seq: Sequence, running: Collection[Sequence]) -> None:
+        """`seq` has just been queued: what is cached of it leaves the pool late, what tiers have of it is on its way.
+
+        Loads take blocks before their turn, so they may have half of those that nobody needs; the others begin when it
+        is their turn.
+        """
+        match = self.kv.match(seq.kv, seq.tokens, seq.reusable)
+        freshen(self.kv, match)
+        if seq.load is not None or not self.kv.is_worth_loading(match, self.prefill_rate):
+            return
+        coming = 0 if self.kv.transfers is None else self.kv.transfers.num_coming
+        promised = sum(map(self._still_needed, running)) + self.kv.num_groups * len(running) + coming
+        if len(match.stored) + promised <= self.kv.num_free_blocks // 2:
+            seq.load = self.kv.fetch(seq.kv, match)
+            seq.waits_for = Loading(seq.load)
 
     def blocks(self, num_tokens: int) -> int:
         """Most blocks that one sequence of `num_tokens` holds while it is computed."""
@@ -91,13 +118,15 @@ class Admission:
             return wait.key not in self.computing
         return wait.load.done if isinstance(wait, Loading) else wait.time <= self.clock()
 
-    def _start(self, seq: Sequence, limit: int) -> None:
+    def _start(self, seq: Sequence, limit: int, match: Match) -> None:
         request = seq.request
         if request.num_cached_tokens is None:
-            request.num_cached_tokens = seq.kv.num_computed
+            request.num_cached_tokens = min(seq.kv.num_computed, len(request.prompt))
             request.metrics.first_scheduled_time = self.clock()
-            request.metrics.reused_from, request.metrics.load = _sources(seq, self.prefill_rate)
-            request.metrics.explanation = self.kv.explain(seq.kv, len(seq.tokens), limit)
+            request.metrics.reused_from, request.metrics.load = sources(seq, self.prefill_rate)
+            request.metrics.tier_reason = tier_reason(self.kv, seq, match)
+            prompt = min(len(seq.tokens), len(request.prompt))
+            request.metrics.explanation = self.kv.explain(seq.kv, prompt, limit)
         self.kv.states.plan(seq.kv, len(seq.tokens), request.borders)
         self.computing.begin(seq, limit)
 
@@ -110,18 +139,3 @@ class Admission:
 
     def _still_needed(self, seq: Sequence) -> int:
         return self.blocks(len(seq.tokens)) - seq.kv.num_blocks
-
-
-def _sources(seq: Sequence, prefill_rate: float) -> tuple[dict[str, int], PrefixLoad | None]:
-    """Tokens reused by tier of the cache, and what loading them cost, when `seq` has just been admitted."""
-    reused, load, size = seq.kv.num_computed, seq.load, seq.kv.chain.block_size
-    loaded = 0 if load is None or not load.sources else max(0, reused - load.before)
-    tiers = {"memory": reused - loaded}
-    report = None
-    if load is not None and loaded:
-        rows = load.sources.total()
-        most, *others = (tier for tier, _ in load.sources.most_common())
-        tiers |= {tier: load.sources[tier] * loaded // rows // size * size for tier in others}
-        tiers[most] = reused - sum(tiers.values())
-        report = PrefixLoad(loaded, most, load.seconds, loaded / prefill_rate if prefill_rate else None)
-    return {tier: tokens for tier, tokens in tiers.items() if tokens > 0}, report

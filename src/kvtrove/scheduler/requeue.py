@@ -23,7 +23,7 @@ def requeue(scheduler: Scheduler) -> None:
         seq.kv = scheduler.kv.open(seq.request.salt)
         if seq.load is not None:
             scheduler.kv.let_go(seq.load)
-        seq.waits_for = seq.load = seq.steady_spec = None
+        seq.waits_for = seq.load = seq.tail = seq.steady_spec = None
         scheduler.num_preemptions += seq.id in scheduler.running
         if seq.request.wants_prompt_logprobs:
             seq.request.prompt_logprobs = [None]

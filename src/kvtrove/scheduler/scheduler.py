@@ -20,7 +20,9 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+from kvtrove.kv.keeping import keep
 from kvtrove.kv.manager import KVCacheManager
+from kvtrove.kv.snapshot import park
 from kvtrove.kv.table import SequenceKV
 from kvtrove.request import EngineError, FinishReason, RequestError
 from kvtrove.scheduler import beam
@@ -64,7 +66,7 @@ class Scheduler:
         self.num_preemptions = self.num_prompt_tokens = self.num_generation_tokens = 0
         self._next_seq_id = 0
         self._computing = BlocksInWork(kv.block_size)
-        self._admission = Admission(kv, self.limits, self._computing, clock)
+        self.admission = Admission(kv, self.limits, self._computing, clock)
         self._step: dict[int, int] = {}  # sequence id -> tokens in the step being planned
         self.prompt_limit = self.limits.max_num_batched_tokens  # of prompt tokens in a step that also decodes (`Pace`)
         self.listed_weight = 1.0  # of one whose log-probabilities are reported, there (`Pace`)
@@ -73,7 +75,7 @@ class Scheduler:
     def keep_pace(self, pace: Pace) -> None:
         """What has been measured of the steps so far decides how long prompts may take, and what is worth loading."""
         self.prompt_limit, self.listed_weight = pace.tokens, pace.weight
-        self._admission.prefill_rate = pace.rate
+        self.admission.prefill_rate = pace.rate
 
     # ---- requests come and go ----
 
@@ -146,6 +148,7 @@ class Scheduler:
 
     def _leave(self, seq: Sequence) -> None:
         """Free the blocks of `seq` and take it out of the queues."""
+        keep(self.kv, seq.kv, seq.request.metrics.soft_pins)
         self.kv.free(seq.kv)
         if seq.load is not None:
             self.kv.let_go(seq.load)
@@ -161,12 +164,12 @@ class Scheduler:
 
     def _blocks_alone(self, request: Request, length: int) -> int:
         """Blocks without which a request of `length` tokens cannot end: beams advance together or not at all."""
-        return self._admission.blocks(length) * max(1, request.params.beam_width)
+        return self.admission.blocks(length) * max(1, request.params.beam_width)
 
     def room_for_pins(self, max_model_len: int) -> int:
         """Blocks that may be pinned beside what the largest request, queued or still to come, needs to end."""
         alone = [self._blocks_alone(request, request.max_len) for request in self.requests.values()]
-        return self.kv.num_blocks - self.kv.pins.num_blocks - max([*alone, self._admission.blocks(max_model_len)])
+        return self.kv.num_blocks - self.kv.pins.num_blocks - max([*alone, self.admission.blocks(max_model_len)])
 
     # ---- a step ----
 
@@ -194,7 +197,7 @@ class Scheduler:
         budget = self.prompt_limit if paced else budget
         prefills = [s for s in self.running.values() if s.id not in self._step and s.prefill_need]
         if self.waiting:
-            prefills += self._admission.admit(self.waiting, self.running, prefills, budget)
+            prefills += self.admission.admit(self.waiting, self.running, prefills, budget)
         weights = [self.listed_weight if paced and s.request.wants_prompt_logprobs else 1.0 for s in prefills]
         most = [self.kv.states.until_mark(seq.kv, seq.prefill_need) for seq in prefills]
         needs = [math.ceil(num * weight) for num, weight in zip(most, weights, strict=True)]
@@ -229,13 +232,24 @@ class Scheduler:
             if self.kv.allocate(seq.kv, num):
                 self._step[seq.id] = num
                 return
+            if self._release_load():
+                continue
             self.preempt(max(self.running.values(), key=lambda s: (s.request.arrival, s.index)))
+
+    def _release_load(self) -> bool:
+        """Take back the blocks of a load for whoever is last in the queue, who can load again."""
+        for seq in reversed(self.waiting):
+            if seq.load is not None and self.kv.let_go(seq.load):
+                seq.load = seq.waits_for = None
+                return True
+        return False
 
     def preempt(self, last: Sequence) -> None:
         """Take the blocks of a sequence (of all beams of its request); it starts again at the head of the queue."""
         request = last.request
         siblings = [s for s in request.unfinished if s.id in self.running] if request.beam else [last]
         for seq in reversed(siblings):
+            seq.tail = park(self.kv, seq.kv)
             self._leave(seq)
             seq.kv = self.kv.open(request.salt)
             self.waiting.appendleft(seq)

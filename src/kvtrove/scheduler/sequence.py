@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrove.kv.loads import Load
+from kvtrove.kv.snapshot import Tail
 from kvtrove.kv.table import SequenceKV
 from kvtrove.request import (
     EngineError,
@@ -49,6 +50,8 @@ class Sequence:
     """Nothing is done for a sequence in the queue before this is over."""
     load: Load | None = None
     """What was, or is being, loaded for it since it queued last: at most one attempt."""
+    tail: Tail | None = None
+    """What a checkpoint holds behind the full blocks: taken over when it is admitted with all of those."""
     guide: Guide | None = None
     draft_right: float = 0.0
     draft_tried: float = 0.0
@@ -141,6 +144,7 @@ class Request:
     guide: Guide | None = None
     """Belongs to the first sequence; the others fork from it."""
     borders: Collection[int] = ()
+    session: str = ""
     """Lengths of the prompt at which a message ends: where other prompts are likely to go on."""
     sequences: list[Sequence] = field(default_factory=list)
     completed: list[Sequence] = field(default_factory=list)

@@ -43,7 +43,9 @@ class Sample(TypedDict):
 
 
 class InFlight(TypedDict):
-    """A request that has not ended. Tokens of all its prompts and outputs."""
+    """A request that has not ended. Tokens of all its prompts and outputs. state: as `_Running.state`; while that is
+    "running", reused and output tokens are not known yet, and 0.
+    """
 
     id: str
     tenant: str
@@ -91,6 +93,13 @@ class _Running:
     arrival: Arrival
     reused: dict[str, int] = field(default_factory=dict)
     output: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """ "prompt" or "decoding"; "running" where the engine says nothing before the end, since nobody streams."""
+        if not getattr(self.arrival.body, "stream", False):
+            return "running"
+        return "decoding" if self.output else "prompt"
 
     @property
     def prompt_tokens(self) -> int:
@@ -212,7 +221,7 @@ class Activity(Observer):
                 "prompt_tokens": running.prompt_tokens,
                 "reused_tokens": sum(running.reused.values()),
                 "output_tokens": sum(running.output.values()),
-                "state": "decoding" if running.output else "prompt",
+                "state": running.state,
             }
             for running in self._requests.values()
             if tenant.admin or running.arrival.tenant.name == tenant.name

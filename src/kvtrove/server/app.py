@@ -23,6 +23,7 @@ from kvtrove.server.routes import (
     admin,
     cache,
     chat,
+    checkpoints,
     completions,
     health,
     messages,
@@ -35,10 +36,9 @@ from kvtrove.server.service import Service
 from kvtrove.server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
-ROUTERS = tuple(
-    module.router
-    for module in (models, chat, completions, responses, messages, vectors, tokenize, cache, admin, health)
-)
+INNER = (cache, checkpoints, admin, health)
+"""Of the server itself; the others are the APIs that clients know."""
+ROUTERS = tuple(module.router for module in (models, chat, completions, responses, messages, vectors, tokenize, *INNER))
 
 
 def create_app(service: Service, keyring: Keyring, more_routers: Iterable[APIRouter] = ()) -> FastAPI:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kvtrove.request import Guide, PoolingParams, RequestOutput, SamplingParams, sampling_of
+from kvtrove.request import Guide, PoolingParams, RequestOutput, SamplingParams, SoftPin, sampling_of
 from kvtrove.server.errors import engine_failed, engine_stopped, shut_down
 from kvtrove.server.settings import Limits
 from kvtrove.server.watchdog import StepTimeoutError, Watchdog
@@ -34,7 +34,7 @@ T = TypeVar("T")
 class EngineRequest:
     """The arguments of `Engine.add`, and what the reports say of the prompt.
 
-    num_kept: its tokens that are an earlier answer's, as they were drawn.
+    num_kept: its tokens that are an earlier answer's, as they were drawn. session: `prompt_cache_key`.
     """
 
     id: str
@@ -44,6 +44,12 @@ class EngineRequest:
     salt: str = ""
     guide: Guide | None = None
     num_kept: int = 0
+    soft_pins: Sequence[SoftPin] = ()
+    session: str = ""
+
+    def add_to(self, engine: Engine) -> None:
+        more: dict[str, Any] = {"guide": self.guide, "soft_pins": self.soft_pins, "session": self.session}
+        engine.add(self.id, self.prompt_token_ids, self.params, prompt=self.prompt, salt=self.salt, **more)
 
     @property
     def sampling(self) -> SamplingParams:
@@ -331,7 +337,7 @@ class EngineThread:
     def _add(self, requests: Sequence[EngineRequest]) -> None:
         for done, r in enumerate(requests):
             try:
-                self.engine.add(r.id, r.prompt_token_ids, r.params, prompt=r.prompt, salt=r.salt, guide=r.guide)
+                r.add_to(self.engine)
             except Exception:
                 for added in requests[:done]:
                     self.engine.abort(added.id)

@@ -47,6 +47,8 @@ class Job:
         self.results: tuple[PromptResult, ...] = ()
         self.notes: dict[str, Any] = {}  # the answer's `kvtrove` object
         self.warnings: list[str] = []  # of the answer's headers
+        options = getattr(body, "prompt_cache_options", None)
+        self.prewarms = bool(options and options.prewarm)  # the prompt is computed, and nothing is answered
         self.reasoning_tokens = 0  # of the output tokens, those of thoughts
         self.findings: Mapping[str, Any] = {}  # what observers know of a request before it runs
         self._arrival: Arrival | None = None
@@ -112,7 +114,7 @@ class Job:
     def usage(self) -> Usage:
         """Tokens so far."""
         prompt = sum(r.prompt_tokens for r in self.results)
-        output = sum(r.output_tokens for r in self.results)
+        output = 0 if self.prewarms else sum(r.output_tokens for r in self.results)
         usage: Usage = {
             "prompt_tokens": prompt,
             "completion_tokens": output,

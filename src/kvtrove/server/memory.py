@@ -55,11 +55,13 @@ class DeviceMemory(TypedDict):
 
 class ProcessMemory(TypedDict):
     """Bytes of RAM. resident: held now; null where the system does not say. planned: the most that the ledger expects,
-    once every block of the cache has been used; null without a warm-up, which measures where it begins.
+    once every block of the cache has been used; planned_at_rest: the same while no step runs. Both are null without a
+    warm-up, which measures where they begin.
     """
 
     resident: int | None
     planned: int | None
+    planned_at_rest: int | None
 
 
 class TierMemory(TypedDict):
@@ -108,8 +110,13 @@ def memory_report(engine: Engine) -> MemoryReport:
         "kv_cache": kv,
         "available": _free_bytes(arena.device),
     }
-    planned = engine.ledger.peak if engine.ledger.process else None
-    report: MemoryReport = {"process": {"resident": resident_bytes(), "planned": planned}, "devices": [device]}
+    ledger = engine.ledger if engine.ledger.process else None
+    process: ProcessMemory = {
+        "resident": resident_bytes(),
+        "planned": None if ledger is None else ledger.peak,
+        "planned_at_rest": None if ledger is None else ledger.at_rest,
+    }
+    report: MemoryReport = {"process": process, "devices": [device]}
     if engine.tiering.store is not None:
         report["tiers"] = [_tier(figures) for figures in engine.tiering.store.figures()]
     return report

@@ -96,6 +96,7 @@ class OwnMetrics:
         self.waiting = gauge("sequences_waiting", "Sequences that wait.")
         self.blocks = gauge("kv_blocks", "Blocks of the KV cache, by state.", "state")
         self.eviction_age = gauge("kv_eviction_age_seconds", "How long the last evicted block had not been used.")
+        self.soft_pinned = gauge("kv_soft_pinned_blocks", "Cached blocks that leave last, for a while.")
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of admitted sequences, by source.", "source")
         self.generated = counter("generation_tokens", "Tokens drawn.")
         self.preemptions = counter("preemptions", "Sequences that lost their blocks.")
@@ -128,12 +129,13 @@ class OwnMetrics:
                 self.computed.labels(reason.value)
 
     def on_stats(self, stats: EngineStats, grown: Growth) -> None:
-        self.tiers.figures = stats.tiers
+        self.tiers.figures, self.tiers.checkpoints = stats.tiers, stats.checkpoints
         self.running.set(stats.num_running)
         self.waiting.set(stats.num_waiting)
         for state in ("used", "cached", "free"):
             self.blocks.labels(state).set(getattr(stats.kv, state))
         self.eviction_age.set(stats.kv.eviction_age or 0.0)
+        self.soft_pinned.set(stats.kv.soft_pinned)
         self.prompt_tokens.labels("memory").inc(grown.hits)
         self.prompt_tokens.labels("computed").inc(grown.queries - grown.hits)
         self.generated.inc(grown.generation_tokens)

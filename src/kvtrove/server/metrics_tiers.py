@@ -1,8 +1,8 @@
-"""`kvtrove_tier_*`: what the tiers below the cache's pool hold, serve and suffer; nothing without tiers."""
+"""What outlives the pool: `kvtrove_tier_*` of the tiers below it, and of sequences that are kept as files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -11,13 +11,20 @@ from kvtrove.kv.tiers.store import TierFigures
 
 
 class TierMetrics(Collector):
-    """Reads `figures`, those of the engine's last step, when it is scraped."""
+    """Reads `figures` and `checkpoints`, those of the engine's last step, when it is scraped."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.figures: Sequence[TierFigures] = ()
+        self.checkpoints: Mapping[str, int] = {}
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
+        events = CounterMetricFamily("kvtrove_checkpoints", "Sequences kept as files, by event.", labels=["event"])
+        for event in ("written", "failed", "restored", "continued"):
+            events.add_metric([event], self.checkpoints.get(event, 0))
+        continued = CounterMetricFamily("kvtrove_continued_tokens", "Tokens of answers that were not drawn again.")
+        continued.add_metric([], self.checkpoints.get("continued tokens", 0))
+        yield from (events, continued)
         if not self.figures:
             return
         size = GaugeMetricFamily("kvtrove_tier_bytes", "Bytes that a tier holds.", labels=["tier"])

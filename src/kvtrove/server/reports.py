@@ -54,13 +54,21 @@ class LoadedPrefix(TypedDict):
     instead_seconds: float | None
 
 
+class Kept(TypedDict):
+    """A prefix that leaves the cache last, for so long after the answer. tokens: null is all, and the answer."""
+
+    tokens: int | None
+    seconds: float
+
+
 class CacheReport(TypedDict):
     """How one prompt used the cache. reused_from: tokens by tier. evicted_seconds_ago: for `evicted`, if it is known.
 
     kept_tokens: of the prompt, those of an earlier answer whose ids were kept, rather than encoded again.
     first_divergence: null when the prompt only continues an earlier one, or nothing earlier begins like it.
     loaded: what of `reused_from` had to be read from a tier first.
-    drafted_tokens, accepted_tokens: of its output, when there were drafts.
+    drafted_tokens, accepted_tokens: of its output, when there were drafts. continued_tokens: of its output, those that
+    were drawn before a crash, and kept. tier_reason: why no tier brought more, in words.
     """
 
     request_id: str
@@ -75,6 +83,9 @@ class CacheReport(TypedDict):
     first_divergence: Divergence | None
     drafted_tokens: NotRequired[int]
     accepted_tokens: NotRequired[int]
+    continued_tokens: NotRequired[int]
+    soft_pins: NotRequired[list[Kept]]
+    tier_reason: NotRequired[str]
 
 
 @dataclass(slots=True)
@@ -160,6 +171,13 @@ class Reports(Observer):
         """The latest reports of one tenant, newest first."""
         return list(reversed(self._memory(name).reports))
 
+    def prompts_of(self, tenant: str, request_id: str) -> list[tuple[CacheReport, Tokens]]:
+        """Reports and tokens of a request's prompts, in their order; empty when they are forgotten, or another's."""
+        memory = self._memory(tenant)
+        found = [report for report in memory.reports if report["request_id"] == request_id]
+        prompts = [prompt.tokens[: prompt.num_prompt] for prompt in memory.recent.of(request_id)]
+        return list(zip(found, prompts, strict=False))
+
     def preview(
         self, tenant: str, prompt: Remembered, explanation: Explanation, conversation: Conversation
     ) -> CacheReport:
@@ -193,6 +211,12 @@ class Reports(Observer):
         if result.metrics.num_draft_tokens:
             report["drafted_tokens"] = result.metrics.num_draft_tokens
             report["accepted_tokens"] = result.metrics.num_accepted_tokens
+        if result.metrics.num_continued_tokens:
+            report["continued_tokens"] = result.metrics.num_continued_tokens
+        if result.metrics.tier_reason is not None:
+            report["tier_reason"] = result.metrics.tier_reason
+        if result.metrics.soft_pins:
+            report["soft_pins"] = [{"tokens": p.num_tokens, "seconds": p.seconds} for p in result.metrics.soft_pins]
         return report
 
     def _divergence(self, prompt: Remembered, best: Best | None, conversation: Conversation) -> Divergence | None:

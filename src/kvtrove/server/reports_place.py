@@ -10,6 +10,7 @@ from typing import Any
 
 from kvtrove.server.reports_recent import Tokens
 from kvtrove.server.volatile import VOLATILE
+from kvtrove.text.detokenizer import IncrementalDetokenizer
 from kvtrove.text.tokenizer import Tokenizer
 
 SHOWN = 12  # tokens on either side of a divergence
@@ -31,6 +32,16 @@ def around(tokenizer: Tokenizer, tokens: Tokens, position: int, size: int = SHOW
     """The text of `size` tokens before `position` and of as many from there on."""
     before, after = tokens[max(0, position - size) : position].tolist(), tokens[position : position + size].tolist()
     return _decode(tokenizer, before), tokenizer.decode_after(before, after) if after else ""
+
+
+def pieces(tokenizer: Tokenizer, tokens: Tokens) -> list[str]:
+    """The text of each token; what is only a part of a character is empty, and the token that completes it has all."""
+    text, found = IncrementalDetokenizer(tokenizer, [], skip_special_tokens=False), []
+    for token in tokens.tolist():
+        before = len(text.text)
+        text.push([token])
+        found.append(text.text[before:])
+    return found
 
 
 def volatile(before: str, here: str, earlier: str) -> str | None:

@@ -81,6 +81,10 @@ class RecentPrompts:
         """What the same client sent before."""
         return next((p for p in reversed(self._prompts) if (p.client, p.salt) == (client, salt)), None)
 
+    def of(self, request_id: str) -> list[Remembered]:
+        """The prompts of one request, in their order; empty when they are forgotten."""
+        return [prompt for prompt in self._prompts if prompt.request_id == request_id]
+
     def compare(self, prompt: Remembered, answer: str) -> Comparison:
         """A prompt beside the one that was answered under this name."""
         same = (p for p in self._prompts if (p.answer, p.salt) == (answer, prompt.salt))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBatch, AttentionLayer, GroupTables
+from kvtrove.attention.merge import merge, softmax_mix
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kv.formats.dense import Dense, dense
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks
@@ -116,6 +117,9 @@ class Case:
                     scores = keys @ self.q[s][i, h].double() * self.layer.scale
                     if self.layer.softcap is not None:
                         scores = torch.tanh(scores / self.layer.softcap) * self.layer.softcap
+                    if self.layer.sink_logits is not None:  # one more score, of value zero
+                        scores = torch.cat((scores, self.layer.sink_logits[h : h + 1].double()))
+                        values = torch.cat((values, torch.zeros_like(values[:1])))
                     out[i, h] = (scores.softmax(0) @ values).cpu()
             results.append(out)
         return results
@@ -144,6 +148,22 @@ def test_random_batches(
 @pytest.mark.parametrize("retention", RETENTIONS, ids=str)
 def test_softcap(retention: Retention) -> None:
     check(Case([(0, 12), (17, 1), (3, 1)], retention, Shape(), softcap=0.7))
+
+
+@pytest.mark.parametrize("retention", RETENTIONS[:3], ids=str)
+def test_sink_logits(retention: Retention) -> None:
+    case = Case([(0, 12), (17, 1), (3, 1)], retention, Shape())
+    case.layer = replace(case.layer, sink_logits=torch.tensor([-1.0, 2.0, 0.5, 4.0]))
+    check(case)
+
+
+def test_a_sink_beside_one_part_of_the_keys_counts_once_in_both() -> None:
+    """Formats that encode whole blocks attend twice: over sealed blocks, and over the query's own."""
+    torch.manual_seed(0)
+    scores, v, sinks = torch.randn(3, 5, 20), torch.randn(3, 20, 8), torch.randn(3, 5)
+    whole, _ = softmax_mix(scores, v, sinks)
+    parts = softmax_mix(scores[..., :12], v[:, :12]), softmax_mix(scores[..., 12:], v[:, 12:], sinks)
+    torch.testing.assert_close(merge(*parts), whole)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")

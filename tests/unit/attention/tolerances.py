@@ -10,6 +10,7 @@ factor, d.
     all, int8 and int4 values      weights, to 15 bits                          INT8 * V
     amx, bfloat16, tiled keys      a query in float32, to 16 bits               2^-17 * sum |q k| * scale * V
     amx, bfloat16, tiled values    weights, to bfloat16: 8 bits, half a step    2^-9 * V
+                                   exponentials, by a polynomial                2^-13 * V
 
 Sums: of n numbers in random order, about sqrt(n) half steps of float32: 2^-24 * sqrt(512) of each score's terms, which
 the tests keep below 8 in sum. INT8: half a step is 2^-15 of the largest; 256 independent ones add up to about
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 SUMS = 8 * 2.0**-24 * 512**0.5
 INT8 = 3 * 16 / 3**0.5 * 2.0**-15
-BFLOAT16_WEIGHT = 2.0**-9
+BFLOAT16_WEIGHT = 2.0**-9 + 2.0**-13
 SPLIT_QUERY = 2.0**-17
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from kvtrove.cli.main import COMMANDS, app
+from kvtrove.cli.main import app
 
 
 def run(*args: str) -> Any:
@@ -79,16 +79,3 @@ def test_every_command_takes_the_model_first_or_by_flag(command: str) -> None:
     by_place = printed(command, *(["qwen3", *more] if command != "explain" else [*more, "qwen3"]))
     assert by_flag == by_place
     assert by_flag["model"] == "qwen3"
-
-
-@pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_no_flag_is_cut_in_the_help_of_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERMINAL_WIDTH", "80")
-    names = [[command]]
-    if command == "bench":
-        names = [["bench", one] for one in ("serve", "compare", "decode", "prefill", "ttft", "mixed", "kernel")]
-    for words in names:
-        result = run(*words, "-h")
-        assert result.exit_code == 0
-        assert "…" not in result.stdout, words

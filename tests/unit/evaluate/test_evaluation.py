@@ -133,6 +133,20 @@ def test_an_interrupted_evaluation_goes_on_and_computes_nothing_twice(
     assert len(kept) == second.total
 
 
+def test_weights_are_compared_with_the_floats_of_the_checkpoint(settings: Settings, checkpoints: Checkpoints) -> None:
+    model = str(checkpoints.get("llama", dtype="bfloat16"))
+    found = evaluate(replace(settings, model=model, parts=("text",), caches=(), weights=("int8", "int4")))
+    exact, int8, int4 = rows(found)
+    assert [exact.name, int8.name, int4.name] == ["exact", "weights=int8", "weights=int4"]
+    for better, worse in ((exact, int8), (int8, int4)):
+        assert better.fidelity is not None
+        assert worse.fidelity is not None
+        assert better.fidelity.kl_mean < worse.fidelity.kl_mean
+        assert (better.weight_bytes or 0) > (worse.weight_bytes or 0) > 0
+    with pytest.raises(ConfigError, match="weights: 'int3' is not one of int8, int4, gguf"):
+        Settings(model, weights=("int3",))
+
+
 def test_progress_is_told_per_kind_of_cell(settings: Settings, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     evaluate(replace(settings, parts=("text",), caches=()), report=lambda *news: told.append(news))
@@ -183,7 +197,9 @@ def test_other_end_tokens_or_another_tokenizer_start_anew(
     changed = json.loads((copy / name).read_text(encoding="utf-8"))
     if name == "generation_config.json":
         changed["eos_token_id"] = [2, 5]
-    (copy / name).write_text(json.dumps(changed))  # of the tokenizer only the bytes change, not what they say
+    else:
+        changed["added_tokens"].append(changed["added_tokens"][-1] | {"id": 299, "content": "<|new|>"})
+    (copy / name).write_text(json.dumps(changed))
     evaluate(small, state)
     assert len(kept) == 2 * 2
 

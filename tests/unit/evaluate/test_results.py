@@ -44,7 +44,8 @@ def evaluation() -> Evaluation:
         "speed": [{"prefill": 2000.0, "decode": 45.0}],
     }
     settings = Settings(f"models/{EVIL}").resolved(1024)
-    return Evaluation(settings, {"exact": 2048.0, "window=4": 512.5}, {"exact": exact, "window=4": window}, [], 13, 14)
+    results, roots = {"exact": exact, "window=4": window}, {"exact": "e", "window=4": "w"}
+    return Evaluation(settings, {"exact": 2048.0, "window=4": 512.5}, results, [], 13, 14, roots=roots)
 
 
 def shown(found: Evaluation) -> str:
@@ -71,6 +72,14 @@ def test_recall_is_a_share_per_cell_and_their_mean() -> None:
     assert exact.recall == {(512, 0.0): 1.0, (512, 1.0): 1.0, (1024, 0.0): 0.75, (1024, 1.0): 1.0}
     assert (window.mean_recall, window.recall_at(512), window.recall_at(1024)) == (0.375, 0.5, 0.25)
     assert window.recall_at(2048) is None
+
+
+def test_recall_of_a_model_that_cannot_recall_says_nothing() -> None:
+    found = evaluation()
+    found.results["exact"]["recall"] = [cell(512, 0.0, 1)]
+    for said in (as_json(found, "1")["notes"][-1], " ".join(shown(found).split()), page(found)):
+        assert "the exact cache itself recalls 25 %, so recall says nothing of the others: --needle FILE" in said
+    assert not any("says nothing" in note for note in as_json(evaluation(), "1")["notes"])
 
 
 def test_speed_is_the_median_of_the_rounds() -> None:

@@ -14,6 +14,7 @@
 
 #include "attention/convert.h"
 #include "attention/work.h"
+#include "other_levels.h"
 
 using namespace kvtrove;
 using namespace kvtrove::attention;

@@ -299,7 +299,7 @@ int main() {
         check_batches(33, 1400, kind, {1, 5, 9, 17, 33, 97});  // several blocks of inputs
         check_batches(1024, 20, kind, {1, 33, 129});           // y passes by the caches
         for (const Float type : {Float::f32, Float::bf16}) {
-            check_gates(64, 40, kind, type), check_gates(192, 1400, kind, type);
+            check_gates(192, 40, kind, type), check_gates(64, 1400, kind, type);
         }
     }
     for (const Kind kind : {Kind::int4, Kind::int4_f32}) {

@@ -1,4 +1,7 @@
-"""The attention kernels under address and undefined-behaviour sanitizers, and emulated tiles beside real ones."""
+"""The attention kernels under address and undefined-behaviour sanitizers, and emulated tiles beside real ones.
+
+Four lanes (the portable level) and sixteen (the one of tiles) stand for all: levels are one source for many widths.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,15 @@ import pytest
 
 from kvtrove import kernels
 from tests.unit.attention.tolerances import SPLIT_QUERY, SUMS, tolerance
-from tests.unit.kernels.sanitized import FLAGS, MEMORY, SOURCES, Kernels, build, find_compiler
+from tests.unit.kernels.sanitized import FLAGS, SOURCES, Kernels, build
 
-LEVELS = ("amx", "avx512", "avx2", "portable")
-NAMES = (*(f"attention/{name}" for name in (*LEVELS, "store", "work")), "isa", "threads")  # the longest comes first
+LEVELS = ("attention/amx", "attention/portable")
+OTHERS = ("attention/store", "attention/work", "isa", "threads")
 
 
 @pytest.fixture(scope="module")
 def attention(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    return Kernels(tmp_path_factory.mktemp("sanitized"), NAMES)
+    return Kernels(tmp_path_factory.mktemp("sanitized"), (*LEVELS, *OTHERS))  # the longest comes first
 
 
 @pytest.mark.timeout(900)
@@ -43,18 +46,11 @@ def test_tiles_compute_what_vectors_do_and_depend_on_nothing_else(attention: Ker
 
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(kernels.isa() != "amx", reason="this processor has no AMX that emulation could be held against")
-def test_emulated_tiles_have_the_bits_of_real_ones(tmp_path: Path) -> None:
-    compiler = find_compiler(tmp_path, MEMORY)
+def test_emulated_tiles_have_the_bits_of_real_ones(attention: Kernels, tmp_path: Path) -> None:
     flags = [flag for flag in FLAGS if flag != "-DKVTROVE_EMULATE_AMX"]
-    others = [SOURCES / f"{name}.cpp" for name in NAMES if name != "attention/amx"]
-    objects = [tmp_path / f"{source.stem}.o" for source in others]
-    for source, target in zip(others, objects, strict=True):
-        build([compiler, *flags, "-O0", "-c", source, "-o", target])  # the same in both programs: quick to compile
-    printed = []
-    # with FMA, lanes in plain C++ round as those of AVX-512 do
-    for kind, extra in {"emulated": ["-DKVTROVE_EMULATE_AMX", "-mfma"], "real": []}.items():
-        main = [Path(__file__).with_name("attention_tiles.cpp"), SOURCES / "attention/amx.cpp"]
-        build([compiler, *flags, "-O1", *extra, *main, *objects, "-o", tmp_path / kind])
-        printed.append(subprocess.run([tmp_path / kind], capture_output=True, text=True, check=True).stdout)
-    assert printed[0] == printed[1]
-    assert len(printed[0].split()) == 27
+    driver = Path(__file__).with_name("attention_tiles.cpp")
+    sources = [driver, *(SOURCES / f"{name}.cpp" for name in (LEVELS[0], *OTHERS))]
+    build([attention.compiler, *flags, "-O1", "-DKVTROVE_TILES_ALONE", *sources, "-o", tmp_path / "real"])
+    real = subprocess.run([tmp_path / "real"], capture_output=True, text=True, check=True).stdout
+    assert real == attention.run("attention_tiles")
+    assert len(real.split()) == 27

@@ -37,8 +37,10 @@ def make_block(number: int, uses: int = 0, use: Use | None = None) -> Block:
 def test_every_block_leaves_once_and_only_while_nobody_holds_it(name: str) -> None:
     rng, clock = random.Random(name), Clock()
     order = Eviction.named(name, SIZE, clock).order()
-    uses = [Use(ended=0.0, priority=rng.choice([0, 0, 1]), keep_until=rng.choice([30.0, 1e9])) for _ in range(6)]
+    uses = [Use(ended=0.0) for _ in range(6)]
     held = [make_block(i, use=rng.choice(uses)) for i in range(40)]
+    for block in held:
+        block.priority, block.keep_until = rng.choice([0, 0, 1]), rng.choice([30.0, 1e9])
     inside: set[int] = set()
     for _ in range(3000):
         clock.now += 0.01
@@ -102,7 +104,8 @@ def test_counts_of_long_ago_fade() -> None:
 def test_priorities_last_as_long_as_they_are_meant_to() -> None:
     clock = Clock()
     order = Prioritised(BlockList, clock)
-    kept, plain = make_block(0, use=Use(priority=2, keep_until=60.0)), make_block(1)
+    kept, plain = make_block(0), make_block(1)
+    kept.priority, kept.keep_until = 2, 60.0
     order.add(kept)
     order.add(plain)
     assert order.victim() is plain

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvtrove.kv.formats.dense import dense
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.families import REGISTRY
@@ -305,3 +307,38 @@ def test_latent_attention_caches_one_vector_for_all_heads(tmp_path: Path) -> Non
         read(tmp_path, {**config, "index_head_dim": 128})
     with pytest.raises(ModelError, match="'topk_method' 'noaux_tc' is not supported"):
         read(tmp_path, {**config, "architectures": ["DeepseekV2ForCausalLM"], "topk_method": "noaux_tc"})
+
+
+def test_gpt_oss_20b_as_published(tmp_path: Path) -> None:
+    """Quantised experts are read; what the file leaves out is the default of transformers; the dtype is bfloat16."""
+    config = {
+        **{"architectures": ["GptOssForCausalLM"], "attention_bias": True, "head_dim": 64, "hidden_size": 2880},
+        **{"intermediate_size": 2880, "num_attention_heads": 64, "num_experts_per_tok": 4, "num_hidden_layers": 24},
+        **{"num_key_value_heads": 8, "num_local_experts": 32, "sliding_window": 128, "vocab_size": 201088},
+        **{"eos_token_id": 200002, "quantization_config": {"quant_method": "mxfp4"}, "rope_theta": 150000},
+    }
+    spec = read(tmp_path, config)
+    assert (spec.dtype, spec.max_position, spec.attention_sinks) == ("bfloat16", 131072, True)
+    assert windows(spec)[:2] == [128, None]
+    assert (spec.layers[0].rope.scaling, spec.layers[0].rope.param("truncate")) == ("yarn", False)
+    cache = cache_spec(spec, spec.dtype, 16)
+    per_token = sum(cache.layer_bytes(layer) for layer in cache.layers if layer.retention.kept() is None) / 16
+    assert per_token == 24576, "of the full layers; the others keep 128 tokens"
+
+
+def test_gemma4_stores_keys_that_are_values_once(tmp_path: Path) -> None:
+    """The 31B model as published: a full layer keeps 4 heads of 512 values and the 128 elements of keys that rotate."""
+    text = {
+        **{"model_type": "gemma4_text", "hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 60},
+        **{"num_attention_heads": 32, "num_key_value_heads": 16, "num_global_key_value_heads": 4, "head_dim": 256},
+        **{"global_head_dim": 512, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "dtype": "bfloat16"},
+        **{"sliding_window": 1024, "max_position_embeddings": 262144, "final_logit_softcapping": 30.0},
+        **{"use_bidirectional_attention": "vision"},
+    }
+    spec = read(tmp_path, {"architectures": ["Gemma4ForConditionalGeneration"], "text_config": text})
+    cache = cache_spec(spec, "bfloat16", 16)
+    full = [layer for layer in cache.layers if layer.retention.kept() is None]
+    assert [layer.layer for layer in full] == [*range(5, 60, 6)]
+    apart = replace(full[0], k_dim=512, format=dense("bfloat16"))
+    assert (cache.layer_bytes(full[0]) / 16, cache.layer_bytes(apart) / 16) == (4 * 640 * 2, 4 * 1024 * 2)
+    assert not cache.check()

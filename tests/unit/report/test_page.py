@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from kvtrove.report.heat import heat_map
 from kvtrove.report.page import charts, document, table
 
@@ -20,3 +22,14 @@ def test_a_heat_map_escapes_its_names_and_leaves_missing_cells_empty() -> None:
     assert EVIL not in drawn
     assert drawn.count("<rect") == 1
     assert "50 %" in drawn
+
+
+def test_a_small_grid_leaves_the_names_of_its_axes_whole() -> None:
+    """Letters of an 11-pixel font are at most 7 pixels wide."""
+    across, up = "tokens in the dialogue", "depth of the fact"
+    drawn = heat_map("one cell", ["1"], ["2"], {(0, 0): 1.0}, (across, up))
+    width, height = (float(number) for number in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)[0])
+    left, right = re.findall(rf'x="([\d.]+)"[^>]*text-anchor="start">{across}', drawn)[0], 6 * len(across)
+    assert float(left) + right <= width
+    [middle] = re.findall(rf"rotate\(-90 14 ([\d.]+)\)\">{up}", drawn)
+    assert 3 * len(up) <= float(middle) <= height - 3 * len(up)

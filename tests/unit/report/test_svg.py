@@ -32,6 +32,8 @@ def drawing(found: Chart) -> ElementTree.Element:
         (Axis("", 0.01, 1, log=True), [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]),
         (Axis("", 0.001, 10, log=True), [0.001, 0.01, 0.1, 1, 10]),
         (Axis("", 0.13, 0.7, log=True), [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]),
+        (Axis("", 2**20, 2**24, log=True, binary=True), [2**20, 2**21, 2**22, 2**23, 2**24]),
+        (Axis("", 3000, 5000, log=True, binary=True), [4096]),
         (Axis("", 0, 4, whole=True), [0, 1, 2, 3, 4]),
         (Axis("", 0.5, 2.5, whole=True), [1, 2]),
         (Axis("", 0, 43, whole=True), [0, 10, 20, 30, 40]),
@@ -102,3 +104,40 @@ def test_text_is_escaped() -> None:
     assert "&lt;name&gt;" in found.svg()
     texts = [e.text for e in drawing(found) if e.tag == "text"]
     assert {"<limit>", "goal", "x & more", "y"} <= set(texts)
+
+
+def boxes(svg: ElementTree.Element, style: str) -> list[tuple[float, float, float, float]]:
+    """Where texts of a class lie, by the width that their letters have at least (5.5 pixels of an 11-pixel font)."""
+    found = []
+    for text in svg.iter("text"):
+        if text.get("class") == style:
+            width = 5.5 * len(text.text or "")
+            x, y = float(text.get("x", "")), float(text.get("y", ""))
+            left = x - {"start": 0.0, "middle": width / 2, "end": width}[text.get("text-anchor", "")]
+            found.append((left, y - 9, left + width, y))
+    return found
+
+
+def apart(found: list[tuple[float, float, float, float]]) -> bool:
+    return not any(
+        a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+        for number, a in enumerate(found)
+        for b in found[:number]
+    )
+
+
+@given(st.floats(0, 1e6), st.floats(1, 1e6), st.booleans())
+def test_ticks_never_touch(low: float, width: float, log: bool) -> None:
+    low = low + 1 if log else low
+    found = chart(x=Axis("x", low, low + width, "{:,.2f}".format, log=log), y=Axis("y", low, low + width, log=log))
+    assert apart(boxes(drawing(found), "tick"))
+
+
+def test_labels_of_close_dots_stand_apart_and_within_the_drawing() -> None:
+    found = chart()
+    for number in range(5):
+        found.label((9.0 + 0.02 * number, 0.5), f"a rather long name {number}")
+    placed = boxes(drawing(found), "marked")
+    assert len(placed) == 5
+    assert apart(placed)
+    assert all(left >= 0 and right <= WIDTH and top >= 0 and bottom <= HEIGHT for left, top, right, bottom in placed)

@@ -111,7 +111,7 @@ def test_a_slow_tier_is_left_alone() -> None:
     engine = TieredEngine(store)
     assert engine.kv.transfers is not None
     engine.kv.transfers.rate = 1.0  # bytes per second
-    engine.scheduler._admission.prefill_rate = 1e6
+    engine.scheduler.admission.prefill_rate = 1e6
     request = engine.add("a", range(100, 150))
     engine.run()
     assert (request.num_cached_tokens, store.operations) == (0, store.operations)
@@ -157,3 +157,117 @@ def test_events_tell_routers_what_there_is() -> None:
     assert {"sealed", "evicted", "loaded"} == set(kinds)
     sealed, evicted, loaded = map(kinds.count, ("sealed", "evicted", "loaded"))
     assert sealed + loaded - evicted == engine.kv.stats().cached + engine.kv.stats().duplicates
+
+
+def primed(store: FaultyStore, length: int = 50) -> None:
+    """Another engine has computed this prompt, and the store has it."""
+    first = TieredEngine(store)
+    first.add("a", range(100, 100 + length))
+    first.run()
+    first.flush()
+
+
+def expect(engine: TieredEngine, name: str) -> None:
+    """What an engine does once a request is queued."""
+    [seq] = engine.requests[name].sequences
+    engine.scheduler.admission.expect(seq, engine.scheduler.running.values())
+
+
+def test_a_queued_request_is_read_for_before_its_turn() -> None:
+    store = FaultyStore(delay=3)
+    primed(store)
+    engine = TieredEngine(store)
+    engine.limits = engine.scheduler.limits = engine.scheduler.admission.limits = SchedulerLimits(1, 64)
+    engine.add("first", range(300, 310), SamplingParams(max_tokens=8))
+    engine.step()
+    request = engine.add("a", range(100, 150))
+    expect(engine, "a")
+    for _ in range(6):
+        engine.step()
+    [seq] = request.sequences
+    assert seq.load is not None
+    assert (seq.load.done, request.num_cached_tokens) == (True, None), "there before its turn has come"
+    engine.run()
+    assert request.metrics.reused_from == {"faulty": 48}
+    assert engine.kv.stats().used == 0
+
+
+def test_loads_of_the_queue_give_way_to_whoever_runs() -> None:
+    """Nothing that runs is preempted for what is only expected."""
+    store = FaultyStore(delay=1)
+    primed(store)
+    engine = TieredEngine(store, num_blocks=44)
+    engine.limits = engine.scheduler.limits = engine.scheduler.admission.limits = SchedulerLimits(1, 64)
+    engine.add("long", range(300, 310), SamplingParams(max_tokens=70))
+    engine.step()
+    request = engine.add("a", range(100, 130))
+    expect(engine, "a")
+    assert request.sequences[0].load is not None
+    engine.run()
+    assert engine.scheduler.num_preemptions == 0
+    assert engine.outputs("a") == [continuation(range(100, 130), 4, SPEC)]
+    assert engine.outputs("long") == [continuation(range(300, 310), 70, SPEC)]
+
+
+def test_what_is_expected_is_evicted_late() -> None:
+    engine = TieredEngine(FaultyStore(), num_blocks=48)
+    engine.kv.transfers = None
+    for name in "ab":
+        engine.add(name, range(ord(name) * 100, ord(name) * 100 + 32))
+        engine.run()
+    again = engine.add("a2", range(9700, 9732))
+    expect(engine, "a2")
+    engine.scheduler.waiting.clear()
+    engine.add("other", range(500, 560))
+    engine.run()
+    engine.scheduler.waiting.append(again.sequences[0])
+    engine.run()
+    assert again.num_cached_tokens == 28, "the older prompt is there, because somebody waited for it"
+    engine.add("b2", range(9800, 9832))
+    engine.run()
+    assert engine.requests["b2"].num_cached_tokens < 28
+
+
+def test_a_preempted_sequence_comes_back_with_its_open_block() -> None:
+    """Parked: not a token that was computed is computed again, while its full blocks are there."""
+    engine = TieredEngine(FaultyStore(), num_blocks=60)
+    engine.add("a", range(100, 113), SamplingParams(max_tokens=12))
+    for _ in range(3):
+        engine.step()
+    [seq] = engine.requests["a"].sequences
+    assert seq.kv.num_computed == 15
+    engine.scheduler.preempt(seq)
+    computed = engine.model.computed
+    engine.step()
+    assert engine.model.computed - computed == 1
+    engine.run()
+    assert engine.outputs("a") == [continuation(range(100, 113), 12, SPEC)]
+
+
+def test_reports_say_what_tiers_said() -> None:
+    slow = FaultyStore()
+    primed(slow)
+    engine = TieredEngine(slow)
+    assert engine.kv.transfers is not None
+    engine.kv.transfers.rate, engine.scheduler.admission.prefill_rate = 1.0, 1e6
+    request = engine.add("a", range(100, 150))
+    engine.run()
+    assert request.metrics.tier_reason == "48 tokens more are stored; computing them is faster"
+    gone = FaultyStore(budget=SPEC.block_bytes * 4)
+    primed(gone)
+    other = TieredEngine(gone)
+    request = other.add("a", range(100, 150))
+    other.run()
+    assert request.metrics.tier_reason == "evicted"
+
+
+@pytest.mark.parametrize(("fault", "told"), [("flip", "faulty checksum"), ("stall", "faulty timeout")])
+def test_a_load_that_fails_says_how(fault: Fault, told: str) -> None:
+    store = FaultyStore(delay=1)
+    primed(store)
+    store._fault = fault
+    engine = TieredEngine(store)
+    request = engine.add("a", range(100, 150))
+    engine.run()
+    assert request.metrics.tier_reason == told
+    assert engine.outputs("a") == [continuation(range(100, 150), 4, SPEC)]

@@ -64,7 +64,7 @@ inline Quad halves(const std::uint8_t* from) {
 #undef KVTROVE_HALVES
 }  // namespace portable
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KVTROVE_EMULATE_AMX)  // a build for tests of tiles does without: they take long
 [[gnu::always_inline]] inline std::int32_t word_at(const std::int8_t* from) {
     std::int32_t word;
     std::memcpy(&word, from, sizeof word);
@@ -237,7 +237,7 @@ void multiply(const Means& level, const Product& all, std::size_t all_rows) {
 
 const Means& portable_means() { return portable::kMeans; }
 void multiply_portable(const Product& job, std::size_t rows) { multiply(portable::kMeans, job, rows); }
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KVTROVE_EMULATE_AMX)
 const Means& avx512_means() { return avx512::kMeans; }
 void multiply_avx2(const Product& job, std::size_t rows) { multiply(avx2::kMeans, job, rows); }
 void multiply_avx512(const Product& job, std::size_t rows) { multiply(avx512::kMeans, job, rows); }

@@ -11,7 +11,7 @@ from kvtrove.kv.eviction.order import EvictionOrder
 
 
 class Prioritised:
-    """One order for each priority. A block whose `Use.keep_until` has passed has priority 0."""
+    """One order for each priority. A block whose `keep_until` has passed has priority 0."""
 
     def __init__(self, make: Callable[[], EvictionOrder], clock: Callable[[], float]) -> None:
         self._make, self._clock = make, clock
@@ -23,19 +23,24 @@ class Prioritised:
     def __len__(self) -> int:
         return sum(map(len, self._orders.values()))
 
+    @property
+    def num_kept(self) -> int:
+        """Blocks with a priority, which has not been found to be over."""
+        return len(self._home)
+
     def __iter__(self) -> Iterator[Block]:
         return chain.from_iterable(order for _, order in sorted(self._orders.items(), key=lambda item: item[0]))
 
     def add(self, block: Block) -> None:
-        use = block.use
-        if use is None or not use.priority or use.keep_until <= self._clock():
+        if not block.priority or block.keep_until <= self._clock():
+            block.priority = 0
             self._plain.add(block)
             return
-        if use.priority not in self._orders:
-            self._orders[use.priority] = self._make()
-        self._orders[use.priority].add(block)
-        self._home[block.id] = use.priority
-        heapq.heappush(self._ends, (use.keep_until, block.id, block))
+        if block.priority not in self._orders:
+            self._orders[block.priority] = self._make()
+        self._orders[block.priority].add(block)
+        self._home[block.id] = block.priority
+        heapq.heappush(self._ends, (block.keep_until, block.id, block))
 
     def remove(self, block: Block) -> None:
         self._orders[self._home.pop(block.id, 0)].remove(block)
@@ -51,6 +56,7 @@ class Prioritised:
         now = self._clock()
         while self._ends and self._ends[0][0] <= now:
             end, _, block = heapq.heappop(self._ends)
-            if block.id in self._home and block.use is not None and block.use.keep_until == end:
+            if block.id in self._home and block.keep_until == end:
                 self.remove(block)
+                block.priority = 0
                 self._plain.add(block)

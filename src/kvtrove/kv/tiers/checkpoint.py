@@ -38,13 +38,28 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
+class Unfinished:
+    """The request that a sequence belongs to, so that the same one may continue it.
+
+    asked: 32 bytes that stand for everything that was asked. num_prompt: tokens of the prompt; the others were drawn.
+    seed: 64 bits, of its draws. logprob: sum of log p of the drawn tokens.
+    """
+
+    asked: bytes
+    num_prompt: int
+    seed: int
+    logprob: float
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """One sequence.
 
     format_id, fingerprint: of the rows (32 bytes); the reader must have the same. chain_root: 32 bytes that its keys
     descend from (model, format, tenant). tokens: all, int32; the first num_computed are in the cache. keys[i]: (group,
     key) of rows[i]. row_bytes: of each of them. tail: the open block of each group, or none when nothing is open.
-    seat: running states and dense tails, empty where there are none.
+    seat: running states and dense tails, empty where there are none. unfinished: None of a sequence that has ended.
+    Rows may be left out where a tier keeps them: whoever restores it then finds them there, or computes them again.
     """
 
     format_id: str
@@ -58,6 +73,7 @@ class Checkpoint:
     rows: Sequence[bytes | bytearray | memoryview]
     tail: Sequence[bytes | bytearray | memoryview] = ()
     seat: bytes | bytearray | memoryview = b""
+    unfinished: Unfinished | None = None
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> int:
@@ -130,6 +146,8 @@ def _header(checkpoint: Checkpoint, crcs: dict[str, int]) -> bytes:
         "keys": [[group, key.hex()] for group, key in checkpoint.keys],
         "crc32c": crcs,
     }
+    if (open_ := checkpoint.unfinished) is not None:
+        manifest["unfinished"] = [open_.asked.hex(), open_.num_prompt, f"{open_.seed:064x}", open_.logprob]
     told = json.dumps(manifest)
     metadata = {"format": FORMAT, "manifest": told, "manifest_crc32c": f"{crc32c(told.encode()):08x}"}
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -215,6 +233,7 @@ def _checkpoint(manifest: dict[str, Any], content: dict[str, memoryview]) -> Che
         _cut(content["rows"], row_bytes),
         _cut(content["tail"], row_bytes),
         content["seat"],
+        _unfinished(manifest.get("unfinished"), len(tokens)),
     )
     if problem := _problem(checkpoint):
         raise CheckpointError(problem)
@@ -237,6 +256,16 @@ def _problem(checkpoint: Checkpoint) -> str | None:
     if checkpoint.tokens.itemsize != 4:
         return "its tokens are not 32-bit integers"
     return None
+
+
+def _unfinished(value: Any, num_tokens: int) -> Unfinished | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 4 or not _whole_numbers(value[1:2], 1) or value[1] > num_tokens:
+        raise CheckpointError("its manifest is damaged")
+    if not isinstance(value[3], float) or not value[1]:
+        raise CheckpointError("its manifest is damaged")
+    return Unfinished(_hex(value[0]), value[1], int.from_bytes(_hex(value[2]), "big") & (2**64 - 1), value[3])
 
 
 def _keys(value: Any) -> list[tuple[int, bytes]]:

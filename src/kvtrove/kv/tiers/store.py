@@ -21,6 +21,8 @@ from enum import Enum
 from typing import Literal, Protocol
 
 KEY_BYTES = 32
+ROW_FORMAT = "kvtrove row 1"
+"""A row as engines store it: the bytes of an arena's row, whose meaning the fingerprint of the cache's spec tells."""
 
 
 class Found(Enum):

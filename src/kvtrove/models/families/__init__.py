@@ -10,6 +10,8 @@ from kvtrove.models.families import (
     deepseek,
     exaone,
     gemma,
+    gemma4,
+    gpt_oss,
     granite,
     granite_hybrid,
     hunyuan,
@@ -30,6 +32,7 @@ REGISTRY: dict[str, Family] = {
     **mistral.FAMILIES,
     **qwen.FAMILIES,
     **gemma.FAMILIES,
+    **gemma4.FAMILIES,
     **phi.FAMILIES,
     **smollm.FAMILIES,
     **granite.FAMILIES,
@@ -40,6 +43,7 @@ REGISTRY: dict[str, Family] = {
     **lfm.FAMILIES,
     **qwen_next.FAMILIES,
     **granite_hybrid.FAMILIES,
+    **gpt_oss.FAMILIES,
 }
 
 
@@ -53,6 +57,8 @@ MODEL_TYPES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForConditionalGeneration",
     "gemma3_text": "Gemma3ForCausalLM",
+    "gemma4": "Gemma4ForConditionalGeneration",
+    "gemma4_text": "Gemma4ForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "granite": "GraniteForCausalLM",
@@ -62,6 +68,7 @@ MODEL_TYPES = {
     "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "granitemoehybrid": "GraniteMoeHybridForCausalLM",

@@ -18,6 +18,9 @@ from kvtrove.models.state_spec import StateSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -26,14 +29,17 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
 }
 DTYPES = ("float32", "float16", "bfloat16")
+QUANTISED = "quantization_config"
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A parameter is rows [start, stop) of tensor `name`, which has `total` rows; None stands for the whole tensor.
+    """A parameter is every `step`-th of rows [start, stop) of tensor `name`, which has `total` rows; None stands for
+    the whole tensor.
 
-    every: of each `every` rows, those. member, of: of `of` such tensors stacked in one, that one.
+    every: of each `every` rows, [start, stop). stack: (index, count): the tensor holds `count` such ones, one for each
+    expert. transposed: it is [inputs, outputs], rows being its columns.
 
         total 24, every 8, [2, 4)    | . . x x . . . . | . . x x . . . . | . . x x . . . . |
     """
@@ -42,21 +48,22 @@ class Source:
     start: int = 0
     stop: int | None = None
     total: int | None = None
+    step: int = 1
     every: int | None = None
-    member: int = 0
-    of: int | None = None
+    stack: tuple[int, int] | None = None
+    transposed: bool = False
 
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the whole tensor, when the parameter has this one."""
-        rows = shape if self.total is None else (self.total, *shape[1:])
-        return rows if self.of is None else (self.of, *rows)
+    def rows(self, whole: Tensor) -> Tensor:
+        """Of what `whole_shape` asks for."""
+        found = whole.T if self.transposed else whole
+        if self.every is not None:
+            return found.unflatten(0, (-1, self.every))[:, self.start : self.stop].flatten(0, 1)
+        return found[self.start : self.stop : self.step].contiguous()
 
-    def part(self, whole: Tensor) -> Tensor:
-        """The parameter's rows of a tensor of all rows."""
-        whole = whole if self.of is None else whole[self.member]
-        if self.every is None:
-            return whole[self.start : self.stop]
-        return whole.unflatten(0, (-1, self.every))[:, self.start : self.stop].flatten(0, 1)
+    def whole_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the tensor as it is stored, one of a stack, for a parameter of `shape`."""
+        whole = shape if self.total is None else (self.total, *shape[1:])
+        return whole[::-1] if self.transposed else whole
 
 
 def same_name(name: str, spec: ModelSpec) -> Source:
@@ -70,11 +77,21 @@ class Family:
 
     read: config.json -> ModelSpec. locate: the decoder's name of a parameter -> where it lies (both without prefix).
     prefixes: what tensor names of the decoder may begin with; the first that fits the checkpoint is taken.
+    quantised: methods of `quantization_config` that its checkpoints are read in.
     """
 
     read: Callable[[ConfigView], ModelSpec]
     locate: Callable[[str, ModelSpec], Source] = same_name
     prefixes: tuple[str, ...] = ("model.",)
+    quantised: tuple[str, ...] = ()
+
+    def spec(self, view: ConfigView) -> ModelSpec:
+        """What a config.json says. ModelError naming the key, for weights that are quantised as well."""
+        method = quantisation(view)
+        if method is None or method in self.quantised:
+            return self.read(view)
+        usable = ", ".join((*DTYPES, *self.quantised))
+        raise view.error(f"quantised weights ({method}) are not supported; use the checkpoint in {usable}")
 
 
 @dataclass(frozen=True)
@@ -122,12 +139,8 @@ def build_layers(
     window: int | None,
     moe: Callable[[int], MoESpec | None] = lambda index: None,
 ) -> tuple[LayerSpec, ...]:
-    """One LayerSpec per entry of `types`. A window that no context can reach is left out: it changes nothing."""
-    if SLIDING in types and window is None:
-        raise view.error(f"'layer_types' names {SLIDING} layers, but 'sliding_window' is missing")
-    if window is not None and window >= max(served_positions(rope) for rope in ropes.values()):
-        window = None
-    rules: dict[str, Retention] = {SLIDING: Full() if window is None else SlidingWindow(window)}
+    """One LayerSpec per entry of `types`."""
+    rules = retentions(view, types, max(served_positions(rope) for rope in ropes.values()), window)
     stored = dense(stored_dtype(view))
     return tuple(
         LayerSpec(
@@ -137,32 +150,50 @@ def build_layers(
     )
 
 
-def stacked_expert(name: str, spec: ModelSpec, gate_up: str, down: str) -> Source:
-    """An expert's matrix in tensors of all experts, [num_experts, outputs, inputs], gate above up; other names as they
-    are. gate_up, down: what stands for ".experts.N.gate_proj.weight" in their names.
+def retentions(view: ConfigView, types: Sequence[str], longest: int, window: int | None) -> dict[str, Retention]:
+    """Which tokens each type of layer reads. A window that no context can reach is left out: it changes nothing.
+
+    longest: tokens that the checkpoint is made for.
     """
-    start, found, rest = name.partition(".experts.")
-    if not found:
-        return Source(name)
-    number, part, _ = rest.split(".")
-    moe = next(layer.moe for layer in spec.layers if layer.moe)
+    if SLIDING in types and window is None:
+        raise view.error(f"'layer_types' names {SLIDING} layers, but 'sliding_window' is missing")
+    slides = window is not None and window < longest
+    return {FULL: Full(), SLIDING: SlidingWindow(window) if slides and window is not None else Full()}
+
+
+def shared_sources(view: ConfigView, types: Sequence[str], shared: int) -> list[int | None]:
+    """Whose keys and values each layer reads, None for its own: the last `shared` ones read the last before them of
+    their type.
+    """
+    first = len(types) - shared
+    own = {kind: index for index, kind in enumerate(types[:first])}
+    missing = sorted(set(types[first:]) - own.keys())
+    if missing or first < 1:
+        where = f"no {missing[0]} layer" if missing else "no layer"
+        raise view.error(f"'num_kv_shared_layers' {shared} leaves {where} whose keys and values the others could read")
+    return [None if index < first else own[kind] for index, kind in enumerate(types)]
+
+
+def fused_expert(
+    tensor: str, part: str, number: str, moe: MoESpec, transposed: bool = False, down: str = "down_proj"
+) -> Source:
+    """Where an expert's matrix lies in a stack of all of them, gate and up behind each other.
+
+    tensor: name of the stack up to `gate_up_proj` or `down`. part: gate_proj, up_proj or down_proj.
+    """
+    stack, inner = (int(number), moe.num_experts), moe.intermediate_size
     if part == "down_proj":
-        return Source(start + down, member=int(number), of=moe.num_experts)
-    inner = moe.intermediate_size
-    first = 0 if part == "gate_proj" else inner
-    return Source(start + gate_up, first, first + inner, 2 * inner, member=int(number), of=moe.num_experts)
+        return Source(tensor + down, stack=stack, transposed=transposed)
+    start = inner if part == "up_proj" else 0
+    return Source(f"{tensor}gate_up_proj", start, start + inner, 2 * inner, stack=stack, transposed=transposed)
 
 
-def text_part(read: Callable[[ConfigView], ModelSpec]) -> Callable[[ConfigView], ModelSpec]:
-    """Reads the language model of a checkpoint that also sees images; the vision tower stays on disk."""
-
-    def read_text(view: ConfigView) -> ModelSpec:
-        keys = ("eos_token_id", "bos_token_id", "dtype", "torch_dtype", "tie_word_embeddings")
-        inherited = {key: view.values[key] for key in keys if view.has(key)}
-        text = view.section("text_config")
-        return read(ConfigView({**inherited, **text.values, "architecture": view.get("architecture")}, text.where))
-
-    return read_text
+def text_part(view: ConfigView) -> ConfigView:
+    """The language model's section of a config whose checkpoint also sees or hears."""
+    keys = ("eos_token_id", "bos_token_id", "dtype", "torch_dtype", "tie_word_embeddings")
+    inherited = {key: view.values[key] for key in keys if view.has(key)}
+    text = view.section("text_config")
+    return ConfigView({**inherited, **text.values, "architecture": view.get("architecture")}, text.where)
 
 
 def with_states(layers: Sequence[LayerSpec], states: Iterable[StateSpec | None]) -> tuple[LayerSpec, ...]:
@@ -190,9 +221,6 @@ def build_spec(
     **differences: Any,
 ) -> ModelSpec:
     """A ModelSpec from the keys that all families share; `differences` are further or other fields of it."""
-    if view.has("quantization_config"):
-        method = view.section("quantization_config").get("quant_method", "unknown")
-        raise view.error(f"quantised weights ({method}) are not supported; use the checkpoint in {', '.join(DTYPES)}")
     activation = view.get(activation_key, "silu")
     if activation not in ACTIVATIONS:
         hint = f"{nearest(str(activation), ACTIVATIONS)}; supported: {', '.join(ACTIVATIONS)}"
@@ -217,6 +245,13 @@ def build_spec(
         bos_token_id=next(iter(token_ids(view, "bos_token_id")), None),
         **(fields | differences),
     )
+
+
+def quantisation(view: ConfigView) -> str | None:
+    """How the checkpoint's weights are quantised, None where they are not."""
+    places = (view, view.section("text_config")) if isinstance(view.get("text_config"), dict) else (view,)
+    found = next((place.section(QUANTISED) for place in places if place.has(QUANTISED)), None)
+    return None if found is None else str(found.get("quant_method", "unknown"))
 
 
 def token_ids(view: ConfigView, key: str) -> tuple[int, ...]:

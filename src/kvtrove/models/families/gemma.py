@@ -64,6 +64,11 @@ def read_gemma3(view: ConfigView) -> ModelSpec:
     )
 
 
+def read_gemma3_text_part(view: ConfigView) -> ModelSpec:
+    """The language model of a checkpoint that also sees images; the vision tower stays on disk."""
+    return read_gemma3(text_part(view))
+
+
 def _gemma(view: ConfigView) -> dict[str, Any]:
     if view.flag("use_bidirectional_attention", False):
         raise view.error("'use_bidirectional_attention' is not supported: every token would see later ones")
@@ -85,6 +90,6 @@ FAMILIES = {
     "Gemma2ForCausalLM": Family(read_gemma2),
     "Gemma3ForCausalLM": Family(read_gemma3),
     "Gemma3ForConditionalGeneration": Family(
-        text_part(read_gemma3), prefixes=("model.language_model.", "language_model.model.")
+        read_gemma3_text_part, prefixes=("model.language_model.", "language_model.model.")
     ),
 }

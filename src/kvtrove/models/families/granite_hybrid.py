@@ -12,7 +12,6 @@ from kvtrove.models.families.common import (
     layer_types,
     read_heads,
     rotated_where,
-    stacked_expert,
     with_states,
 )
 from kvtrove.models.families.granite import multipliers
@@ -88,19 +87,24 @@ def _limits(view: ConfigView) -> tuple[float, float]:
 
 def locate(name: str, spec: ModelSpec) -> Source:
     """Gate above up in one tensor; experts stacked, where there are some."""
-    if ".mlp.experts." in name:
-        return stacked_expert(
-            name.replace(".mlp.", ".block_sparse_moe."), spec, ".input_linear.weight", ".output_linear.weight"
-        )
+    layer, found, rest = name.partition(".mlp.experts.")
+    if found:
+        number, part, _ = rest.split(".")
+        moe = next(one.moe for one in spec.layers if one.moe)
+        stack = int(number), moe.num_experts
+        return _gate_above_up(f"{layer}.block_sparse_moe", part, moe.intermediate_size, stack)
     name = name.replace(".mlp.gate.", ".block_sparse_moe.router.layer.").replace(".shared_experts.", ".")
     start, found, part = name.partition(".mlp.")
     if not found:
         return Source(name)
-    if part.startswith("down_proj"):
-        return Source(f"{start}.shared_mlp.output_linear.weight")
-    inner = spec.intermediate_size
-    first = 0 if part.startswith("gate_proj") else inner
-    return Source(f"{start}.shared_mlp.input_linear.weight", first, first + inner, 2 * inner)
+    return _gate_above_up(f"{start}.shared_mlp", part.partition(".")[0], spec.intermediate_size)
+
+
+def _gate_above_up(module: str, part: str, inner: int, stack: tuple[int, int] | None = None) -> Source:
+    if part == "down_proj":
+        return Source(f"{module}.output_linear.weight", stack=stack)
+    first = 0 if part == "gate_proj" else inner
+    return Source(f"{module}.input_linear.weight", first, first + inner, 2 * inner, stack=stack)
 
 
 FAMILIES = {"GraniteMoeHybridForCausalLM": Family(read, locate)}

@@ -9,9 +9,9 @@ from kvtrove.models.families.common import (
     Source,
     build_layers,
     build_spec,
+    fused_expert,
     layer_types,
     read_heads,
-    stacked_expert,
     text_part,
     with_states,
 )
@@ -112,9 +112,9 @@ def locate_next(name: str, spec: ModelSpec) -> Source:
     }
     letter = part.partition(".")[0]
     if letter in where:
-        return Source(f"{start}in_proj_qkvz.weight", *where[letter], delta.key_heads * both, both)
+        return Source(f"{start}in_proj_qkvz.weight", *where[letter], delta.key_heads * both, every=both)
     first = 0 if letter == "b" else each
-    return Source(f"{start}in_proj_ba.weight", first, first + each, 2 * delta.value_heads, 2 * each)
+    return Source(f"{start}in_proj_ba.weight", first, first + each, 2 * delta.value_heads, every=2 * each)
 
 
 def locate_35(name: str, spec: ModelSpec) -> Source:
@@ -126,7 +126,12 @@ def locate_35(name: str, spec: ModelSpec) -> Source:
         rows = {"q": (0, delta.keys), "k": (delta.keys, 2 * delta.keys), "v": (2 * delta.keys, delta.width)}
         if (letter := part.partition(".")[0]) in rows:
             return Source(f"{start}in_proj_qkv.weight", *rows[letter], delta.width)
-    return stacked_expert(name, spec, ".experts.gate_up_proj", ".experts.down_proj")
+    start, found, rest = name.partition(".experts.")
+    moe = next((layer.moe for layer in spec.layers if layer.moe), None)
+    if not found or moe is None:
+        return Source(name)
+    number, part, _ = rest.split(".")
+    return fused_expert(start + found, part, number, moe)
 
 
 _VISION = ("model.language_model.", "language_model.model.", "model.")
@@ -134,6 +139,6 @@ FAMILIES = {
     "Qwen3NextForCausalLM": Family(read_next, locate_next),
     "Qwen3_5ForCausalLM": Family(read_dense, locate_35),
     "Qwen3_5MoeForCausalLM": Family(read_moe, locate_35),
-    "Qwen3_5ForConditionalGeneration": Family(text_part(read_dense), locate_35, _VISION),
-    "Qwen3_5MoeForConditionalGeneration": Family(text_part(read_moe), locate_35, _VISION),
+    "Qwen3_5ForConditionalGeneration": Family(lambda view: read_dense(text_part(view)), locate_35, _VISION),
+    "Qwen3_5MoeForConditionalGeneration": Family(lambda view: read_moe(text_part(view)), locate_35, _VISION),
 }

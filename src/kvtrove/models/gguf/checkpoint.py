@@ -34,7 +34,7 @@ class GGUFCheckpoint:
 
     def __init__(self, path: Path) -> None:
         header = read_header(path)
-        self.listing = path
+        self.listing, self.note = path, ""
         """The file that says which tensors there are."""
         self.architecture = find_architecture(header)
         self._tensors = {tensor.name: tensor for tensor in header.tensors}
@@ -72,6 +72,9 @@ class GGUFCheckpoint:
             tensor = tensor[torch.from_numpy(stored.order)]
         offset = self.architecture.norm_offset
         return tensor - offset if offset and name.endswith("norm.weight") else tensor
+
+    def one_of(self, name: str, index: int, count: int, shape: tuple[int, ...]) -> Tensor:
+        raise ModelError(f"{self.listing}: tensor {name!r} is not a stack of {count}; a GGUF file names each expert")
 
     def kind(self, name: str) -> Kind:
         """In which a product keeps the bits of this matrix. ModelError when there is none of that name."""

@@ -122,7 +122,7 @@ def spec_of(header: GGUFHeader, *, factors: bool = True) -> ModelSpec:
         "rope_scaling": _rope_scaling(header, view, factors),
     }
     architecture.more(view, config)
-    spec = find_family(config["architecture"]).read(ConfigView(config, where))
+    spec = find_family(config["architecture"]).spec(ConfigView(config, where))
     if not names:
         return spec
     return replace(

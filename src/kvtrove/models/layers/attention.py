@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kvtrove.models.layers.linear import Joint, Product, Weights
@@ -22,7 +23,10 @@ the layer reads another layer's storage.
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """qkv: queries, keys and values, or queries alone when the layer reads another's storage (`LayerKV.source`)."""
+    """qkv: queries, keys and values, or queries alone when the layer reads another's storage (`LayerKV.source`).
+
+    sinks: float32 [num_heads], a score of value zero beside those of the keys; None without one.
+    """
 
     head_dim: int
     qkv: Joint
@@ -31,6 +35,8 @@ class Attention:
     k_norm: RMSNorm | None = None
     qk_norm: QKNorm | None = None
     output_gate: bool = False
+    sinks: Tensor | None = None
+    v_norm: RMSNorm | None = None
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec) -> Attention:
@@ -47,14 +53,17 @@ class Attention:
         projections = {f"{name}.q_proj": wide * (2 if spec.output_gate else 1)}
         if own:
             projections |= {f"{name}.k_proj": narrow, f"{name}.v_proj": narrow}
+        k_norm = norm("k_norm")
         return cls(
             layer.kv.k_dim,
             qkv=weights.joint(projections, hidden, bias),
             o=weights.linear(f"{name}.o_proj", (hidden, wide), spec.output_bias),
             q_norm=norm("q_norm"),
-            k_norm=norm("k_norm"),
+            k_norm=k_norm,
+            v_norm=value_norm(k_norm) if spec.value_norm and k_norm is not None else None,
             qk_norm=spec.qk_norm,
             output_gate=spec.output_gate,
+            sinks=weights.take(f"{name}.sinks", (spec.num_heads,)).float() if spec.attention_sinks else None,
         )
 
     def mix(self, index: int, qkv: Sequence[Tensor], rotate: Rotation, attend: Attend) -> Tensor:
@@ -75,6 +84,11 @@ class Attention:
         return mixed if gate is None else mixed * gate.flatten(1).sigmoid()
 
     def _normed(self, qkv: Sequence[Tensor]) -> list[Tensor]:
-        """Queries and, where the layer has its own, keys through their norms."""
-        norms = (self.q_norm, self.k_norm, None)
+        """Queries and, where the layer has its own, keys and values through their norms."""
+        norms = (self.q_norm, self.k_norm, self.v_norm)
         return [y if norm is None else norm(y) for y, norm in zip(qkv, norms, strict=False)]
+
+
+def value_norm(of_keys: RMSNorm) -> RMSNorm:
+    """The norm of keys without its weights."""
+    return RMSNorm(torch.ones_like(of_keys.weight), of_keys.eps, of_keys.wide)

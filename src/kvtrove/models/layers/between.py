@@ -11,7 +11,7 @@ import torch
 from kvtrove.kernels.between import Between
 from kvtrove.kernels.rows import Gate
 from kvtrove.models.layers.linear import Joint, Product
-from kvtrove.models.layers.mlp import MLP, MixtureOfExperts
+from kvtrove.models.layers.mlp import MLP, Network
 from kvtrove.models.layers.norm import NoNorm, RMSNorm
 from kvtrove.models.layers.packed import PackedLinear
 
@@ -19,7 +19,7 @@ from kvtrove.models.layers.packed import PackedLinear
 def joined(
     o: Product,
     norm: RMSNorm | NoNorm,
-    mlp: MLP | MixtureOfExperts,
+    mlp: Network | None,
     next_norm: RMSNorm | NoNorm,
     next_qkv: Joint | None,
     dtype: torch.dtype,
@@ -29,7 +29,8 @@ def joined(
 ) -> Between | None:
     """As many of a layer's parts, from o on, as are ours; None when not even o is.
 
-    next_qkv: of the next layer; None behind the last one. dtype: of hidden states.
+    mlp: None where the layer does more behind it. next_qkv: of the next layer; None behind the last one. dtype: of
+    hidden states.
     """
     if not isinstance(o, PackedLinear) or isinstance(norm, NoNorm) or isinstance(next_norm, NoNorm):
         return None
@@ -44,9 +45,9 @@ def joined(
     )
 
 
-def _packed(mlp: MLP | MixtureOfExperts) -> tuple[PackedLinear, PackedLinear, Gate] | None:
+def _packed(mlp: Network | None) -> tuple[PackedLinear, PackedLinear, Gate] | None:
     """gate_up, down and the activation; None when one of them is not ours."""
-    if not isinstance(mlp, MLP) or mlp.activation == "gelu":
+    if not isinstance(mlp, MLP) or mlp.activation == "gelu" or mlp.clamped is not None:
         return None
     gate_up, down = mlp.gate_up.product, mlp.down
     if isinstance(gate_up, PackedLinear) and isinstance(down, PackedLinear):

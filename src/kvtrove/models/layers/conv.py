@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from kvtrove.models.layers.linear import Joint, Product, Weights
-from kvtrove.models.layers.state import StateBatch, States, causal_conv
-from kvtrove.models.spec import ModelSpec, QKNorm
+from kvtrove.models.layers.state import StateBatch, StateMixer, States, causal_conv
+from kvtrove.models.spec import ModelSpec
 from kvtrove.models.state_spec import ConvSpec
 
 
 @dataclass(frozen=True, eq=False)
-class ShortConv:
+class ShortConv(StateMixer):
     """weight: float32 [width, kernel]; bias: float32 [width]. qkv: its projections, under the name of attention's."""
 
     spec: ConvSpec
@@ -26,9 +25,6 @@ class ShortConv:
     weight: Tensor
     bias: Tensor | None
     o: Product
-    q_norm: ClassVar[None] = None
-    k_norm: ClassVar[None] = None
-    qk_norm: ClassVar[QKNorm | None] = None
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, state: ConvSpec) -> ShortConv:

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kvtrove.models.layers.linear import Joint, Product, Weights
-from kvtrove.models.layers.state import StateBatch, States, causal_conv
-from kvtrove.models.spec import ModelSpec, QKNorm
+from kvtrove.models.layers.state import StateBatch, StateMixer, States, causal_conv
+from kvtrove.models.spec import ModelSpec
 from kvtrove.models.state_spec import DeltaSpec
 
 UNIT_EPS = 1e-6
@@ -26,7 +25,7 @@ UNIT_EPS = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class GatedDelta:
+class GatedDelta(StateMixer):
     """conv: float32 [width, kernel]. decay: float32 [value_heads], A; dt: what is added to a. norm: float32 [v_dim].
 
     qkv: its projections, under the name of attention's.
@@ -40,9 +39,6 @@ class GatedDelta:
     norm: Tensor
     eps: float
     o: Product
-    q_norm: ClassVar[None] = None
-    k_norm: ClassVar[None] = None
-    qk_norm: ClassVar[QKNorm | None] = None
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, state: DeltaSpec) -> GatedDelta:

@@ -41,8 +41,10 @@ class LatentAttention:
     o: Product
     q_norm: ClassVar[None] = None
     k_norm: ClassVar[None] = None
+    v_norm: ClassVar[None] = None
     qk_norm: ClassVar[QKNorm] = "rotated"
     """It turns queries and keys for itself."""
+    sinks: ClassVar[None] = None
 
     @classmethod
     def load(

@@ -132,9 +132,10 @@ class Weights:
         """shape: (outputs, inputs)."""
         return self.build([self._part(name, *shape, bias)], shape[1], False)[0]
 
-    def router(self, name: str, shape: tuple[int, int]) -> Product:
+    def router(self, name: str, shape: tuple[int, int], bias: bool = False) -> Product:
         """shape: (outputs, inputs)."""
-        return self.build_router(Part(shape[0], weight=lambda: self.take(f"{name}.weight", shape)), shape[1])
+        added = (lambda: self.take(f"{name}.bias", shape[:1])) if bias else None
+        return self.build_router(Part(shape[0], lambda: self.take(f"{name}.weight", shape), added), shape[1])
 
     def _part(self, name: str, outputs: int, inputs: int, bias: bool) -> Part:
         return Part(

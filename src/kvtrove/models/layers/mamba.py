@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kvtrove.models.layers.linear import Joint, Product, Weights
-from kvtrove.models.layers.state import StateBatch, States, causal_conv
-from kvtrove.models.spec import ModelSpec, QKNorm
+from kvtrove.models.layers.state import StateBatch, StateMixer, States, causal_conv
+from kvtrove.models.spec import ModelSpec
 from kvtrove.models.state_spec import MambaSpec
 
 
 @dataclass(frozen=True, eq=False)
-class Mamba2:
+class Mamba2(StateMixer):
     """conv: float32 [width, kernel] and its bias. decay, skip, dt: float32 [heads], A, D and what is added to dt.
 
     norm: float32 [inner], normalised in each of the groups. qkv: its projections, under the name of attention's.
@@ -38,9 +37,6 @@ class Mamba2:
     norm: Tensor
     eps: float
     o: Product
-    q_norm: ClassVar[None] = None
-    k_norm: ClassVar[None] = None
-    qk_norm: ClassVar[QKNorm | None] = None
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, state: MambaSpec) -> Mamba2:

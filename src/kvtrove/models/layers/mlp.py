@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from kvtrove.kernels import rows
 from kvtrove.models.layers.linear import Joint, Product, Weights
-from kvtrove.models.spec import Activation, ModelSpec, MoESpec
+from kvtrove.models.layers.norm import RMSNorm
+from kvtrove.models.spec import Activation, ClampedGate, ModelSpec, MoESpec
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -23,24 +24,38 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class MLP:
-    """down(activation(gate(x)) * up(x))"""
+    """down(activation(gate(x)) * up(x)), or what `clamped` says instead."""
 
     gate_up: Joint
     down: Product
     activation: Activation
+    clamped: ClampedGate | None = None
 
     @classmethod
-    def load(cls, weights: Weights, name: str, spec: ModelSpec, inner: int, bias: bool = False) -> MLP:
+    def load(
+        cls,
+        weights: Weights,
+        name: str,
+        spec: ModelSpec,
+        inner: int,
+        bias: bool = False,
+        clamped: ClampedGate | None = None,
+    ) -> MLP:
         """inner: width between the projections."""
         outer = spec.hidden_size
         return cls(
             gate_up=weights.joint({f"{name}.gate_proj": inner, f"{name}.up_proj": inner}, outer, bias),
             down=weights.linear(f"{name}.down_proj", (outer, inner), bias),
             activation=spec.activation,
+            clamped=clamped,
         )
 
     def __call__(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x)
+        if self.clamped is not None:
+            limit, alpha = self.clamped.limit, self.clamped.alpha
+            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+            return self.down((up + 1) * (gate * torch.sigmoid(gate * alpha)))
         gated = rows.GATES.get(self.activation)
         if gated and rows.serves(gate) and gate.stride() == up.stride():
             return self.down(gated(gate, up))
@@ -50,7 +65,10 @@ class MLP:
 
 @dataclass(frozen=True, eq=False)
 class MixtureOfExperts:
-    """Each token goes to the `top_k` experts that the router likes best; their outputs are summed by its weights."""
+    """Each token goes to the `top_k` experts that the router likes best; their outputs are summed by its weights.
+
+    correction: added to scores for the choice alone. expert_scale: multiplies weights. Both float32 [num_experts].
+    """
 
     router: Product
     experts: tuple[MLP, ...]
@@ -58,13 +76,15 @@ class MixtureOfExperts:
     shared: MLP | None = None
     correction: Tensor | None = None
     shared_gate: Product | None = None
+    expert_scale: Tensor | None = None
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, moe: MoESpec) -> MixtureOfExperts:
         return cls(
-            weights.router(f"{name}.gate", (moe.num_experts, spec.hidden_size)),
+            weights.router(f"{name}.gate", (moe.num_experts, spec.hidden_size), moe.bias),
             tuple(
-                MLP.load(weights, f"{name}.experts.{i}", spec, moe.intermediate_size) for i in range(moe.num_experts)
+                MLP.load(weights, f"{name}.experts.{i}", spec, moe.intermediate_size, moe.bias, moe.clamped)
+                for i in range(moe.num_experts)
             ),
             moe,
             MLP.load(weights, f"{name}.shared_experts", spec, moe.shared_size, spec.mlp_bias)
@@ -74,11 +94,15 @@ class MixtureOfExperts:
             if moe.scoring == "sigmoid"
             else None,
             weights.router(f"{name}.shared_expert_gate", (1, spec.hidden_size)) if moe.gated_shared else None,
+            weights.take(f"{name}.gate.expert_scale", (moe.num_experts,)).float() if moe.beside else None,
         )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, hidden_size]. Tokens are sorted by expert, so that each expert that is hit runs once."""
-        weights, chosen = self._choose(self.router(x).float())
+    def __call__(self, x: Tensor, routed_by: Tensor | None = None) -> Tensor:
+        """x: [T, hidden_size]. Tokens are sorted by expert, so that each expert that is hit runs once.
+
+        routed_by: what the router reads instead of x.
+        """
+        weights, chosen = self._choose(self.router(x if routed_by is None else routed_by).float())
         by_expert = chosen.flatten().argsort(stable=True)
         loads = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
         out = torch.zeros_like(x) if self.shared is None else self.shared(x)
@@ -105,4 +129,43 @@ class MixtureOfExperts:
         weights = scores.gather(1, chosen)
         if spec.norm_topk:
             weights = weights / weights.sum(-1, keepdim=True)
+        if self.expert_scale is not None:
+            weights = weights * self.expert_scale[chosen]
         return weights * spec.scale, chosen
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertsBeside:
+    """norm(dense(y)) + norm(experts(norm(x))), y being a norm of x: both read the layer side by side (Gemma 4)."""
+
+    dense: MLP
+    experts: MixtureOfExperts
+    dense_norm: RMSNorm
+    before: RMSNorm
+    after: RMSNorm
+    router_norm: RMSNorm
+
+    @classmethod
+    def load(cls, weights: Weights, name: str, spec: ModelSpec, moe: MoESpec, inner: int) -> ExpertsBeside:
+        """name: of the layer. inner: width of the dense network."""
+
+        def norm(part: str) -> RMSNorm:
+            return RMSNorm.load(weights.take, f"{name}.{part}", spec.hidden_size, spec)
+
+        scale = weights.take(f"{name}.mlp.gate.scale", (spec.hidden_size,)).float() * spec.hidden_size**-0.5
+        return cls(
+            dense=MLP.load(weights, f"{name}.mlp", spec, inner, spec.mlp_bias),
+            experts=MixtureOfExperts.load(weights, f"{name}.mlp", spec, moe),
+            dense_norm=norm("post_feedforward_layernorm_1"),
+            before=norm("pre_feedforward_layernorm_2"),
+            after=norm("post_feedforward_layernorm_2"),
+            router_norm=RMSNorm(scale, spec.norm_eps, wide=True),
+        )
+
+    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
+        """[T, hidden_size] each."""
+        return self.dense_norm(self.dense(y)) + self.after(self.experts(self.before(x), self.router_norm(x)))
+
+
+Network = MLP | MixtureOfExperts | ExpertsBeside
+"""What a layer has behind its attention."""

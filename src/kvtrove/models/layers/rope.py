@@ -78,6 +78,14 @@ def _linear(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
     return _default(rope, max_model_len)[0] / rope.param("factor"), 1.0
 
 
+def _proportional(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
+    """Gemma 4: the leading part of the pairs turns as it would in a whole head, the others do not."""
+    inv_freq, _ = _default(rope, max_model_len)
+    turning = int(rope.param("partial_rotary_factor", 1.0) * rope.rotary_dim // 2)
+    inv_freq[turning:] = 0.0
+    return inv_freq / rope.param("factor", 1.0), 1.0
+
+
 def _dynamic(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
     """NTK-aware scaling of the base, described in arXiv 2309.00071, section 3.1 and appendix B.1."""
     if not rope.stretches(max_model_len):
@@ -141,6 +149,7 @@ def _longrope(rope: RopeSpec, max_model_len: int) -> tuple[Tensor, float]:
 _SCALINGS = {
     None: _default,
     "linear": _linear,
+    "proportional": _proportional,
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +50,16 @@ class StateBatch:
         for turn in range(max(self.counts)):
             there = (counts > turn).nonzero()[:, 0]
             yield self.seat_rows[there], self.starts[there] + turn
+
+
+class StateMixer:
+    """In the place of attention: what the decoder asks of both, which mixers with a state have not."""
+
+    q_norm: ClassVar[None] = None
+    k_norm: ClassVar[None] = None
+    v_norm: ClassVar[None] = None
+    qk_norm: ClassVar[None] = None
+    sinks: ClassVar[None] = None
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, batch: StateBatch) -> Tensor:

@@ -12,14 +12,21 @@ CLIFF = 0.1
 """A step of at least so much hit ratio between neighbouring sizes is a cliff."""
 
 
-def simulation_report(trace: Trace, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The first run's figures, and all of them under `runs`; `cliffs`: where a little more cache gains most."""
+def simulation_report(
+    trace: Trace, runs: Sequence[dict[str, Any]], assumed: str, slo: dict[str, float]
+) -> dict[str, Any]:
+    """The first run's figures, and all of them under `runs`; `cliffs`: where a little more cache gains most.
+
+    assumed: whose steps cost what the simulated ones do. slo: "ttft" and "tpot", those that have a limit, in seconds.
+    """
     summary = summarise(trace)
     return {
         "trace": trace.name,
         "mean_prompt": summary.mean_prompt,
         "mean_output": summary.mean_output,
         "rate": summary.rate,
+        "assumed": assumed,
+        "slo": slo,
         **runs[0],
         "runs": list(runs),
         "cliffs": cliffs(runs),

@@ -14,7 +14,8 @@ from kvtrove.scheduler.scheduler import SchedulerLimits
 ROUTERS = ("round-robin", "prefix")
 
 REFERENCE_STEP = StepFit(fixed=4.8e-3, per_token=1.62e-5, per_cached_token=3.9e-8, per_pair=5.3e-10)
-"""Llama-3.1-8B in bfloat16 on an H100 by its datasheet: what a step costs when nobody says otherwise."""
+REFERENCE = "Llama-3.1-8B in bfloat16 on an H100, by its datasheet"
+"""What a step costs when nobody says otherwise, and whose it is."""
 
 INSTANT = FittedCost(StepFit(fixed=0.0, per_token=0.0, per_cached_token=0.0, per_pair=0.0))
 """Steps take no time, so that requests hold their blocks for a moment: what the cache alone is worth."""

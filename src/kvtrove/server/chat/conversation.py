@@ -16,13 +16,21 @@ TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 AUTO, NONE, REQUIRED = "auto", "none", "required"
 
 
+@dataclass(frozen=True, slots=True)
+class CacheMark:
+    """The end of a prefix that is to leave the cache last. behind: messages that follow. seconds: None as usual."""
+
+    behind: int
+    seconds: float | None = None
+
+
 @dataclass(frozen=True)
 class Conversation:
     """messages, tools: plain dictionaries in OpenAI's shape. tool_choice: auto, none, required or a tool's name.
 
     allowed: names of the tools that auto and required choose among; None is all.
 
-    variables: passed on to the template.
+    variables: passed on to the template. marks: where what its sender wants to be kept ends.
     """
 
     messages: tuple[Message, ...]
@@ -34,6 +42,7 @@ class Conversation:
     continue_final_message: bool = False
     documents: tuple[Mapping[str, Any], ...] | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
+    marks: tuple[CacheMark, ...] = ()
 
     def render(self, template: ChatTemplate) -> str:
         return template.render(

@@ -10,9 +10,10 @@ from functools import partial
 from kvtrove.prompts import Prompt
 from kvtrove.request import CompletionOutput, RequestError, SamplingParams
 from kvtrove.server.chat.call_grammar import after_thought, call_grammar
-from kvtrove.server.chat.conversation import Conversation
+from kvtrove.server.chat.conversation import NONE, Conversation
 from kvtrove.server.chat.events import ChatEvent
 from kvtrove.server.chat.folding import dropped_in_silence, folded
+from kvtrove.server.chat.keeping import soft_pins
 from kvtrove.server.chat.reader import ChoiceReader
 from kvtrove.server.chat.thoughts import closes_thought, opens_thought
 from kvtrove.server.chat.truncation import Cuts, smallest_cut
@@ -50,6 +51,10 @@ class ChatRun:
         A choice that has made all the calls that are wanted has ended, whatever its model would still write.
         """
         async for _, output in self.job.outputs():
+            if self.job.prewarms:
+                for one in output.outputs if output.finished else ():
+                    yield replace(one, text="", token_ids=[], logprobs=None, finish_reason="stop"), []
+                continue
             for one in output.outputs:
                 reader = self.readers[one.index]
                 if reader.finished:
@@ -88,6 +93,9 @@ async def submit_chat(
     truncate: drop turns until the conversation fits. cap: a max_tokens that goes past the context means all of it.
     """
     service = job.service
+    if job.prewarms:
+        params = replace(params, max_tokens=1, min_tokens=0, n=1, beam_width=0)
+        grammar, conversation = None, replace(conversation, tool_choice=NONE)
     owner = job.caller.tenant.cache_salt(job.body.cache_salt)
     prompt, dropped = await _prompt(job, conversation, owner, None if cap else params.max_tokens, truncate)
     in_thought = opens_thought(service.answer_syntax.thoughts, prompt.text or "", _prefill(conversation))
@@ -108,8 +116,17 @@ async def submit_chat(
     if most is not None and params.output_kind == "final_only" and not params.beam_width:
         params = replace(params, output_kind="delta")  # the sequence ends behind its call
     params = replace(params, shown_token_ids=service.mark_token_ids)
-    kept = prompt.num_kept
-    request = EngineRequest(f"{job.key}-0", prompt.token_ids, params, prompt.text, owner, guide, kept)
+    request = EngineRequest(
+        f"{job.key}-0",
+        prompt.token_ids,
+        params,
+        prompt.text,
+        owner,
+        guide,
+        prompt.num_kept,
+        soft_pins(job.body, conversation.marks),
+        job.body.prompt_cache_key or "",
+    )
     await job.submit([request], conversation.without(dropped).messages)
     readers = [
         ChoiceReader(

@@ -164,16 +164,25 @@ function show(status) {
     { name: "median", colour: "blue", values: values("ttft") }, { name: "95th percentile", colour: "amber", values: values("ttft_p95") }], seconds);
   chart(byId("chart-usage"), [{ name: "blocks in use", colour: "blue", area: true, values: values("usage") }], (value) => `${Math.round(100 * value)} %`, 1);
   table(byId("flight"), ["request", "tenant", "for", "state", "prompt", "reused", "output"],
-    status.in_flight.map((one) => [`${one.id.slice(0, 16)} ${one.route}`, one.tenant, seconds(one.seconds), one.state, count(one.prompt_tokens), count(one.reused_tokens), count(one.output_tokens)]), "none");
+    status.in_flight.map((one) => [`${one.id.slice(0, 16)} ${one.route}`, one.tenant, seconds(one.seconds), one.state, count(one.prompt_tokens), ...[one.reused_tokens, one.output_tokens].map((tokens) => (one.state === "running" ? "-" : count(tokens)))]), "none");
 }
 
 const open = new Set();
+let drawnReports = null;
 function showReports(reports) {
+  const ids = reports.map((report) => report.request_id).join();
+  if (ids === drawnReports) return;
+  drawnReports = ids;
   const rows = reports.slice(0, 12).map((report, at) => {
     const row = make("details", {});
     const id = `${report.request_id}/${at}`;
     row.open = open.has(report.request_id);
-    row.addEventListener("toggle", () => (row.open ? open.add(report.request_id) : open.delete(report.request_id)));
+    const prompt = make("div", { class: "prompt" });
+    row.addEventListener("toggle", () => {
+      if (!row.open) { open.delete(report.request_id); return; }
+      open.add(report.request_id);
+      showPrompt(prompt, report.request_id);
+    });
     const parted = report.first_divergence;
     const same = parted ? Math.max(parted.position, report.reused_tokens) : report.prompt_tokens;
     const parts = [
@@ -193,9 +202,29 @@ function showReports(reports) {
     } else {
       row.append(make("p", { class: "note" }, report.reused_tokens ? "It continues an earlier prompt." : "Nothing earlier begins like it."));
     }
+    row.append(prompt);
     return row;
   });
   byId("reports").replaceChildren(...(rows.length ? rows : [make("p", { class: "note" }, "no prompt yet")]));
+}
+
+// Prompts by request, each token in the colour of what the cache did for it; fetched when a row opens.
+const prompts = new Map();
+async function showPrompt(element, id) {
+  try {
+    if (!prompts.has(id)) prompts.set(id, (await get(`v1/cache/reports/${encodeURIComponent(id)}`)).data);
+  } catch (error) {
+    element.replaceChildren(make("p", { class: "note" }, "the prompt itself is forgotten"));
+    return;
+  }
+  element.replaceChildren(...prompts.get(id).map((one) => {
+    const kind = (at) => (at < one.reused_tokens ? "reused" : at < one.same_tokens ? "computed" : "parted");
+    const shown = make("pre", { class: "tokens", tabindex: "0", "aria-label": "the prompt, token by token" },
+      ...one.tokens.map((text, at) => make("span", { class: `t-${kind(at)}`, title: `token ${count(at)}: ${kind(at)}` }, text)));
+    const left = one.prompt_tokens - one.tokens.length;
+    if (left > 0) shown.append(`\n... and ${count(left)} tokens more`);
+    return shown;
+  }));
 }
 
 async function refresh() {
@@ -277,7 +306,9 @@ async function ask(text) {
     const cached = usage.prompt_tokens_details.cached_tokens;
     const time = (performance.now() - (first || started)) / 1000;
     const rate = usage.completion_tokens > 1 && time > 0 ? `, ${((usage.completion_tokens - 1) / time).toFixed(1)} tokens/s` : "";
-    answer.entry.append(make("div", { class: "note turn" }, `${count(usage.prompt_tokens)} prompt tokens, ${count(cached)} reused (${percent(cached, usage.prompt_tokens)}); first token after ${seconds(((first || performance.now()) - started) / 1000)}, ${count(usage.completion_tokens)} out${rate}`));
+    const strip = make("div", { class: "bar turn" });
+    bar(strip, null, [{ name: "reused", size: cached, colour: "green" }, { name: "computed", size: usage.prompt_tokens - cached, colour: "blue" }], Math.max(1, usage.prompt_tokens), (size) => `${count(size)} tokens`);
+    answer.entry.append(strip, make("div", { class: "note" }, `${count(usage.prompt_tokens)} prompt tokens, ${count(cached)} reused (${percent(cached, usage.prompt_tokens)}); first token after ${seconds(((first || performance.now()) - started) / 1000)}, ${count(usage.completion_tokens)} out${rate}`));
   }
 }
 
@@ -291,6 +322,7 @@ byId("chat").addEventListener("submit", (event) => {
 byId("message").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); byId("chat").requestSubmit(); }
 });
+document.addEventListener("keydown", (event) => { if (event.key === "Escape" && asking) asking.abort(); });
 byId("stop").addEventListener("click", () => asking && asking.abort());
 byId("reset").addEventListener("click", () => { if (asking) asking.abort(); messages = []; byId("talk").replaceChildren(); byId("message").focus(); });
 refresh();

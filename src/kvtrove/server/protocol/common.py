@@ -100,18 +100,42 @@ class StructuredOutputs(Part):
     json_object: bool | None = None
 
 
+class PromptCacheOptions(Part):
+    """How long the prompt leaves the cache last, and where it ends.
+
+    ttl: such as "30m", or seconds. mode: `explicit` keeps only what stands before a `prompt_cache_breakpoint`. prewarm:
+    the prompt is computed, and nothing is answered. comparison_response_id: the answer with whose request this one is
+    compared.
+    """
+
+    ttl: str | float | None = None
+    mode: Literal["implicit", "explicit"] | None = None
+    prewarm: bool | None = None
+    comparison_response_id: str | None = None
+
+
+class CacheControl(Part):
+    """Anthropic's mark behind what is to be kept."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
 class CacheFields(Body):
     """How a request uses the prefix cache.
 
-    cache_salt: only requests with the same one share cached blocks. prompt_cache_key, priority: accepted; one engine
-    has one cache, and it serves first come, first served. cache_report: the answer's `kvtrove` object says what was
+    cache_salt: only requests with the same one share cached blocks. prompt_cache_key: names the conversation, whose
+    blocks leave the cache last for a while. prompt_cache_retention: OpenAI's older word for how long. priority: is
+    accepted; an engine serves first come, first served. cache_report: the answer's `kvtrove` object says what was
     reused, and why no more. stable_prefix: volatile lines at the head of the system message go behind the conversation.
     """
 
     prompt_field: ClassVar[str] = "messages"
 
     cache_salt: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    prompt_cache_key: str | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     priority: Integer | None = None
     cache_report: bool | None = None
     stable_prefix: bool | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from kvtrove.server.protocol.common import CacheFields, Count, Integer, Part
+from kvtrove.server.protocol.common import CacheControl, CacheFields, Count, Integer, Part
 
 
 class Block(Part):
@@ -25,6 +25,7 @@ class Block(Part):
     tool_use_id: str | None = None
     content: Any = None
     source: Any = None
+    cache_control: CacheControl | None = None
 
 
 class InputMessage(Part):
@@ -42,6 +43,7 @@ class MessagesTool(Part):
     name: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+    cache_control: CacheControl | None = None
 
 
 class MessagesToolChoice(Part):
@@ -66,13 +68,14 @@ class DiagnosticsFields(Part):
 
 
 class ConversationFields(CacheFields):
-    """What both routes read."""
+    """What both routes read. cache_control: the whole conversation is kept."""
 
     model: str | None = None
     messages: Annotated[list[InputMessage], Field(min_length=1)]
     system: str | list[Block] | None = None
     tools: list[MessagesTool] | None = None
     tool_choice: MessagesToolChoice | None = None
+    cache_control: CacheControl | None = None
 
 
 class MessagesRequest(ConversationFields):
@@ -100,7 +103,9 @@ class MessagesRequest(ConversationFields):
 
 
 class MessagesUsage(TypedDict):
-    """input_tokens were computed, cache_read_input_tokens reused; together they are the prompt."""
+    """cache_read_input_tokens were reused, cache_creation_input_tokens computed and marked by `cache_control`,
+    input_tokens computed and not marked; together they are the prompt.
+    """
 
     input_tokens: int
     cache_read_input_tokens: int

@@ -52,12 +52,6 @@ class FlatToolChoice(Part):
     tools: list[dict[str, Any]] | None = None
 
 
-class PromptCacheOptions(Part):
-    """comparison_response_id: the answer with whose request this one is compared."""
-
-    comparison_response_id: str | None = None
-
-
 class TextFormat(Part):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
@@ -109,7 +103,6 @@ class ResponsesRequest(ConversationFields):
     store: bool | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
-    prompt_cache_options: PromptCacheOptions | None = None
 
     @property
     def limit_field(self) -> str:

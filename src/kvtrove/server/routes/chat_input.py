@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvtrove.request import RequestError, SamplingParams
-from kvtrove.server.chat.conversation import TEXT_PARTS, Conversation, checked, plain_message
+from kvtrove.server.chat.conversation import TEXT_PARTS, CacheMark, Conversation, checked, plain_message
+from kvtrove.server.chat.keeping import Marks
 from kvtrove.server.chat.prepare import streaming
 from kvtrove.server.errors import refused
 from kvtrove.server.protocol.chat import ChatMessage, ChatRequest, FunctionCall, NamedFunction, Tool, ToolChoice
@@ -37,8 +38,17 @@ def conversation_of(body: ChatRequest, left_out: LeftOut | None = None) -> Conve
             continue_final_message=continues,
             documents=None if body.documents is None else tuple(body.documents),
             variables=body.chat_template_kwargs or {},
+            marks=_marks(body),
         )
     )
+
+
+def _marks(body: ChatRequest) -> tuple[CacheMark, ...]:
+    marks = Marks("messages")
+    for i, message in enumerate(body.messages, 1):
+        if isinstance(message.content, list):
+            marks.openai([part.model_extra for part in message.content], i)
+    return marks.of(len(body.messages))
 
 
 def messages_of(messages: Sequence[ChatMessage], left_out: LeftOut) -> tuple[dict[str, Any], ...]:

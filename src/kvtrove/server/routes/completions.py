@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from kvtrove.request import CompletionOutput, RequestOutput, SamplingParams
 from kvtrove.server.body import BodyRoute
+from kvtrove.server.chat.keeping import soft_pins
 from kvtrove.server.chat.prepare import streaming
 from kvtrove.server.engine_thread import EngineRequest
 from kvtrove.server.errors import ApiError, refused
@@ -90,8 +91,21 @@ class Completions:
         if guide is not None and guide.relaxed:
             self.job.notes["relaxed"] = list(guide.relaxed)
         salt = self.job.caller.tenant.cache_salt(body.cache_salt)
+        pins = soft_pins(body)
+        if self.job.prewarms:
+            field = "prompt_cache_options.prewarm"
+            raise refused(f"{field}: conversations have it; here, ask for max_tokens 1", field)
         requests = [
-            EngineRequest(f"{self.job.key}-{i}", p.token_ids, params, p.text, salt, guide and guide.copy())
+            EngineRequest(
+                f"{self.job.key}-{i}",
+                p.token_ids,
+                params,
+                p.text,
+                salt,
+                guide and guide.copy(),
+                soft_pins=pins,
+                session=body.prompt_cache_key or "",
+            )
             for i, p in enumerate(self.prompts)
         ]
         await self.job.submit(requests)

@@ -126,12 +126,18 @@ class Messages:
     def _usage(self) -> MessagesUsage:
         usage = self.job.usage()
         cached = usage["prompt_tokens_details"]["cached_tokens"]
+        created = max(0, self._num_marked(usage["prompt_tokens"]) - cached)
         return {
-            "input_tokens": usage["prompt_tokens"] - cached,
+            "input_tokens": usage["prompt_tokens"] - cached - created,
             "cache_read_input_tokens": cached,
-            "cache_creation_input_tokens": 0,
+            "cache_creation_input_tokens": created,
             "output_tokens": usage["completion_tokens"] if self.body.max_tokens else 0,
         }
+
+    def _num_marked(self, num_prompt: int) -> int:
+        """Tokens of the longest prefix that `cache_control` marks."""
+        marked = [pin for result in self.job.results if result.metrics for pin in result.metrics.soft_pins]
+        return max((num_prompt if pin.num_tokens is None else pin.num_tokens for pin in marked), default=0)
 
     def _envelope(self) -> dict[str, Any]:
         return {

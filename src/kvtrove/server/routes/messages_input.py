@@ -8,6 +8,7 @@ from typing import Any
 
 from kvtrove.request import RequestError
 from kvtrove.server.chat.conversation import Conversation, checked, join_text
+from kvtrove.server.chat.keeping import Marks
 from kvtrove.server.protocol.messages import Block, ConversationFields, InputMessage, MessagesToolChoice
 from kvtrove.server.routes.toolset import LeftOut, Toolset
 from kvtrove.server.volatile import BILLING
@@ -21,10 +22,15 @@ def conversation_of(body: ConversationFields, left_out: LeftOut | None = None) -
     """The conversation of a request. RequestError for what is no text."""
     reader = _Reader(LeftOut() if left_out is None else left_out)
     plain: list[dict[str, Any]] = []
-    if body.system:
-        plain += reader.messages(InputMessage(role="system", content=body.system), "system")
-    for i, message in enumerate(body.messages):
-        plain += reader.messages(message, f"messages[{i}].content")
+    marks = Marks("cache_control")
+    first = [InputMessage(role="system", content=body.system)] if body.system else []
+    for i, message in enumerate([*first, *body.messages], -len(first)):
+        plain += reader.messages(message, "system" if i < 0 else f"messages[{i}].content")
+        for block in message.content if isinstance(message.content, list) else ():
+            marks.anthropic(block.cache_control, len(plain))
+    for tool in body.tools or ():
+        marks.anthropic(tool.cache_control, len(first))
+    marks.anthropic(body.cache_control, len(plain))
     if not plain:
         raise RequestError("messages: there is no text in them", "messages")
     choice = body.tool_choice
@@ -35,6 +41,7 @@ def conversation_of(body: ConversationFields, left_out: LeftOut | None = None) -
             tools=tuple(toolset.functions),
             tool_choice=_choice(choice, toolset),
             parallel_tool_calls=not (choice is not None and choice.disable_parallel_tool_use),
+            marks=marks.of(len(plain)),
             continue_final_message=plain[-1]["role"] == "assistant" and "tool_calls" not in plain[-1],
         )
     )
@@ -84,7 +91,7 @@ class _Reader:
             elif _RUN_ELSEWHERE.fullmatch(block.type):
                 self.left_out.add(place, block.type)
             elif block.type not in _THOUGHTS and not (message.role == "system" and _is_billing(block)):
-                texts.append(block.model_dump(exclude_none=True))
+                texts.append(block.model_dump(exclude_none=True, exclude={"cache_control"}))
         content = join_text(texts, where)
         if content or calls or not message.content:
             more = {"tool_calls": calls, "reasoning_content": thought}

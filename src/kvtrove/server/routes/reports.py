@@ -13,15 +13,17 @@ from kvtrove.prompts import Prompt
 from kvtrove.server.auth import Tenant
 from kvtrove.server.body import BodyRoute
 from kvtrove.server.chat.prepare import tokenized
-from kvtrove.server.errors import refused
+from kvtrove.server.errors import ApiError, refused
 from kvtrove.server.protocol.chat import ChatMessage, ChatRequest
 from kvtrove.server.protocol.common import TokenId
 from kvtrove.server.reports import MAX_REPORTS, CacheReport, Reports, remembered, tool_names
-from kvtrove.server.reports_place import Conversation
-from kvtrove.server.reports_recent import as_tokens
+from kvtrove.server.reports_place import Conversation, pieces
+from kvtrove.server.reports_recent import Tokens, as_tokens
 from kvtrove.server.routes.chat_input import conversation_of
 from kvtrove.server.routes.common import ANSWERS, ServiceOf, errors, settled
 from kvtrove.server.service import Service
+
+MOST_SHOWN = 8192  # tokens of a prompt
 
 
 class ReportList(TypedDict):
@@ -29,6 +31,24 @@ class ReportList(TypedDict):
 
     object: Literal["list"]
     data: list[CacheReport]
+
+
+class PromptTokens(TypedDict):
+    """A prompt, token by token. tokens: their texts, MOST_SHOWN at most. same_tokens: those before the first that
+    differs from the earlier prompt that it is most like; all, where none does.
+    """
+
+    reused_tokens: int
+    same_tokens: int
+    prompt_tokens: int
+    tokens: list[str]
+
+
+class PromptList(TypedDict):
+    """The prompts of one request."""
+
+    object: Literal["list"]
+    data: list[PromptTokens]
 
 
 class ExplainRequest(ChatRequest):
@@ -48,6 +68,15 @@ def reports_router(reports: Reports) -> APIRouter:
         tenant: Tenant = request.state.tenant
         return {"object": "list", "data": reports.of_tenant(tenant.name)[:limit]}
 
+    @router.get("/v1/cache/reports/{request_id}", responses=errors(401, 403, 404))
+    async def prompt(request_id: str, request: Request, service: ServiceOf) -> PromptList:
+        """The prompts of one of the caller's latest requests as texts of their tokens."""
+        tenant: Tenant = request.state.tenant
+        found = reports.prompts_of(tenant.name, request_id)
+        if not found:
+            raise ApiError(404, f"no prompt of a request {request_id!r} is remembered", code="request_not_found")
+        return {"object": "list", "data": await service.in_pool(lambda: [_shown(service, *one) for one in found])}
+
     @router.post("/v1/cache/explain", responses=errors(404, 500, *ANSWERS))
     async def explain(body: ExplainRequest, request: Request, service: ServiceOf) -> CacheReport:
         """How a request would use the cache if it came now. It is not run, and changes nothing."""
@@ -62,6 +91,16 @@ def reports_router(reports: Reports) -> APIRouter:
         return reports.preview(tenant.name, coming, explanation, conversation)
 
     return router
+
+
+def _shown(service: Service, report: CacheReport, tokens: Tokens) -> PromptTokens:
+    parted = report["first_divergence"]
+    return {
+        "reused_tokens": report["reused_tokens"],
+        "same_tokens": len(tokens) if parted is None else max(parted["position"], report["reused_tokens"]),
+        "prompt_tokens": len(tokens),
+        "tokens": pieces(service.tokenizer, tokens[:MOST_SHOWN]),
+    }
 
 
 async def _read(body: ExplainRequest, service: Service, owner: str) -> tuple[Prompt, Conversation]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from kvtrove.request import RequestError
 from kvtrove.server.chat.conversation import TEXT_PARTS, Conversation, checked, join_text, plain_message
+from kvtrove.server.chat.keeping import Marks
 from kvtrove.server.errors import refused
 from kvtrove.server.guidance import Grammar
 from kvtrove.server.protocol.responses import (
@@ -88,8 +89,10 @@ def read(body: ConversationFields, left_out: LeftOut) -> tuple[Conversation, Fun
     if body.instructions:
         reader.messages.append({"role": "system", "content": body.instructions})
     items = [InputItem(role="user", content=body.input)] if isinstance(body.input, str) else body.input
+    marks = Marks("input")
     for i, item in enumerate(items):
         reader.add(item, f"input[{i}]")
+        marks.openai(item.content, len(reader.messages))
     if not reader.messages:
         raise refused("input: there is no message in it", "input")
     choice, allowed = _choice(body.tool_choice, functions.toolset)
@@ -98,6 +101,7 @@ def read(body: ConversationFields, left_out: LeftOut) -> tuple[Conversation, Fun
         tools=tuple(functions.toolset.functions),
         tool_choice=choice,
         allowed=allowed,
+        marks=marks.of(len(reader.messages)),
         parallel_tool_calls=body.parallel_tool_calls is not False,
     )
     return checked(conversation), functions

@@ -30,11 +30,11 @@
 #elif defined(__clang__)
 #define LANES "avx512_lanes.h"
 #pragma clang attribute push( \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16,amx-int8"))), apply_to = function)
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16,amx-int8"))), apply_to = function)
 #else
 #define LANES "avx512_lanes.h"
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")
 #endif
 
 namespace kvtrove::attention {
@@ -43,6 +43,7 @@ namespace amx {
 constexpr int W = 16;        // lanes
 constexpr int kMaxRows = 8;  // rows of a product that are computed together
 constexpr int kSums = 24;    // vectors of sums that fit into the registers
+constexpr int kBand = 32;      // rows whose scores are held at once
 
 #include "vector_types.h"
 #include LANES
@@ -90,7 +91,7 @@ void with_values(const Step& step, Configuration& registers, const Use& use) {
 }
 
 inline void attend_best(const Step& step, const Run& run, float* workspace) {
-    Configuration registers(step);
+    Configuration registers;
     with_keys(step, registers, [&](Keys& keys) {
         with_values(step, registers, [&](Values& values) { attend_run(keys, values, step, run, workspace); });
     });
@@ -108,8 +109,9 @@ inline void attend_best(const Step& step, const Run& run, float* workspace) {
 
 namespace kvtrove::attention {
 
-// Four tiles of rows share what is loaded of K and V.
-const Level kAmx = {4 * tiles::kRows, amx::workspace_floats, amx::attend_best, amx::merge};
+constexpr int kPromptRows = 4 * amx::kBand;  // so many share what is fetched of K and V
+
+const Level kAmx = {kPromptRows, amx::workspace_floats, amx::attend_best, amx::merge};
 
 }  // namespace kvtrove::attention
 

@@ -13,6 +13,12 @@ inline int piece_of(const Layer& layer) {
     return piece;
 }
 
+// 2^x, within 2^-13: a quarter of half a step of bf16. 1 for 0; a Taylor-like polynomial that meets 2^f at both ends of [0, 1).
+INLINE F rough_exp2(F x) {
+    const F f = fraction_of(x);
+    return times_power(fma(fma(fma(all(0.07826797f), f, all(0.22630768f)), f, all(0.69542435f)), f, all(1.0f)), x);
+}
+
 // How many products a vector of K takes: its elements in equal steps that tiles hold.
 inline int steps_of(const Side& side) {
     const int row_bytes = side.dim * static_cast<int>(bytes_of(side.stored));
@@ -29,33 +35,26 @@ inline bool on_tiles(const Side& side, const Step& step) {
     return bytes && step.max_rows > 1;
 }
 
-// The registers as one pass after the other needs them.
+// The registers as one stage after the other needs them: most often all alike.
 class Configuration {
 public:
-    explicit Configuration(const Step& step) {
-        const Layer& layer = step.layer;
-        if (on_tiles(layer.k, step)) key_bytes_ = layer.k.dim * static_cast<int>(bytes_of(layer.k.stored)) / steps_of(layer.k);
-        if (on_tiles(layer.v, step)) value_bytes_ = piece_of(layer) * static_cast<int>(bytes_of(layer.v.stored));
-    }
+    Configuration() = default;
     Configuration(const Configuration&) = delete;
     Configuration& operator=(const Configuration&) = delete;
     ~Configuration() { tiles::release(); }
 
-    // Products of so many rows from here on.
-    void use(int rows) {
-        if (rows == rows_) return;
+    // Products of so many rows of so many bytes from here on.
+    void use(int rows, int row_bytes) {
+        if (rows == rows_ && row_bytes == row_bytes_) return;
         tiles::Shapes shapes;
         for (int i = 0; i < kSumTiles; ++i) shapes.set(i, rows);
-        if (key_bytes_) shapes.set(KeyRegisters::left, rows, key_bytes_), shapes.set(KeyRegisters::right, key_bytes_ / 4);
-        if (value_bytes_) {
-            shapes.set(ValueRegisters::left, rows, value_bytes_), shapes.set(ValueRegisters::right, value_bytes_ / 4);
-        }
+        for (int i = 0; i < 2; ++i) shapes.set(kLeft + i, rows, row_bytes), shapes.set(kRight + i, row_bytes / 4);
         tiles::configure(shapes);
-        rows_ = rows;
+        rows_ = rows, row_bytes_ = row_bytes;
     }
 
 private:
-    int key_bytes_ = 0, value_bytes_ = 0, rows_ = 0;  // bytes: of a row of queries and of weights
+    int rows_ = 0, row_bytes_ = 0;
 };
 
 // The left side of a stage: its rows in `tiles` of `size`. The last ones may be no rows of the pass: what is computed for
@@ -78,28 +77,28 @@ struct RowTiles {
 template <class Format>
 void multiply_keys(const Pass& pass, const std::uint8_t* const* keys, int count, const RowTiles& rows, int row_bytes, int steps, Ahead& ahead) {
     const int step_bytes = row_bytes / steps, tile_bytes = step_bytes / 4 * tiles::kRowBytes;
-    cover<kSumTiles>(rows.tiles, count, [&](auto r, auto n, int row_tile, int slot) {
+    cover(rows.tiles, count, [&](auto r, auto n, int row_tile, int slot) {
         constexpr int R = decltype(r)::value, N = decltype(n)::value;
         each<R * N>([](auto sum) { tiles::zero<decltype(sum)::value>(); });
         const std::uint8_t* first[N];
         std::copy(keys + slot, keys + slot + N, first);
-        multiply<Format, KeyRegisters, R, N>(
+        multiply<Format, R, N>(
             rows.left(pass.work.q, row_tile, row_bytes, step_bytes), steps, tiles::kRowBytes, row_tile ? 0 : tile_bytes, ahead,
             [&](int i, int column) { return first[column] + static_cast<std::ptrdiff_t>(i) * tile_bytes; });
         float* to = pass.scores(row_tile * rows.size) + slot * kTile;
         each<R * N>([&](auto sum) {
             constexpr int row = decltype(sum)::value / N, column = decltype(sum)::value % N;
-            tiles::store<decltype(sum)::value>(to + row * rows.size * kChunk + column * kTile, kChunk * 4);
+            tiles::store<decltype(sum)::value>(to + row * rows.size * kScoreStride + column * kTile, kScoreStride * 4);
         });
     });
 }
 
 // sums [rows][dim] (+)= weights . V. weights: rows of weight_bytes. pieces: V of each, with `piece_bytes` of weights.
 template <class Format, bool Fresh>
-void multiply_values(const Pass& pass, const RowTiles& rows, float* sums, int weight_bytes, const std::uint8_t* const* pieces,
-                     int count, int piece_bytes, Ahead& ahead) {
+void multiply_values(const Pass& pass, const RowTiles& rows, float* sums, const float* weights, int weight_bytes,
+                     const std::uint8_t* const* pieces, int count, int piece_bytes, Ahead& ahead) {
     const int dim = pass.layer.v.dim;
-    cover<kSumTiles>(rows.tiles, dim / kTile, [&](auto r, auto n, int row_tile, int columns) {
+    cover(rows.tiles, dim / kTile, [&](auto r, auto n, int row_tile, int columns) {
         constexpr int R = decltype(r)::value, N = decltype(n)::value;
         float* to = sums + static_cast<std::ptrdiff_t>(row_tile) * rows.size * dim + columns * kTile;
         const auto place = [&](int sum) { return to + sum / N * rows.size * dim + sum % N * kTile; };
@@ -108,8 +107,8 @@ void multiply_values(const Pass& pass, const RowTiles& rows, float* sums, int we
             else tiles::load<decltype(sum)::value>(place(decltype(sum)::value), dim * 4);
         });
         const std::ptrdiff_t offset = columns * tiles::kRowBytes;
-        multiply<Format, ValueRegisters, R, N>(
-            rows.left(pass.work.weights, row_tile, weight_bytes, piece_bytes), count, dim * 4,
+        multiply<Format, R, N>(
+            rows.left(weights, row_tile, weight_bytes, piece_bytes), count, dim * 4,
             row_tile ? 0 : piece_bytes / 4 * tiles::kRowBytes, ahead,
             [&](int i, int column) { return pieces[i] + (offset + column * tiles::kRowBytes); });
         each<R * N>([&](auto sum) { tiles::store<decltype(sum)::value>(place(decltype(sum)::value), dim * 4); });
@@ -143,24 +142,32 @@ struct Bfloat16Keys final : Keys {
         }
     }
 
+    void prepare(Pass&, const Chunk&, Ahead&) override {}
+
     void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
         const RowTiles rows(planes * pass.rows);
-        registers.use(rows.size);
+        registers.use(rows.size, pass.layer.k.dim * 2 / steps);
         multiply_keys<Bfloat16Tiles>(pass, chunk.k.data, chunk.count, rows, pass.layer.k.dim * 2, steps, ahead);
     }
 
     F score(const Pass& pass, const Chunk& chunk, int r) const override {
         float* scores = pass.scores(r);
         const float* low = pass.scores(pass.rows + r);
-        const F factor = all(score_factor(pass.layer));
+        const F factor = all(capped(pass) ? score_factor(pass.layer) : 1);
         const int count = chunk.count * kTile;
-        if (planes == 1) {
-            return score_row(scores, count, [&](int j) __attribute__((always_inline)) { return load(scores + j) * factor; });
+        if (planes == 2) {
+            return score_row(scores, count, [&](int j) __attribute__((always_inline)) {
+                return (load(scores + j) + load(low + j)) * factor;
+            });
         }
-        return score_row(scores, count, [&](int j) __attribute__((always_inline)) {
-            return (load(scores + j) + load(low + j)) * factor;
-        });
+        if (!capped(pass)) return largest_in_row(scores, count);
+        return score_row(scores, count, [&](int j) __attribute__((always_inline)) { return load(scores + j) * factor; });
     }
+
+    float factor(const Pass& pass) const override { return capped(pass) ? 1 : score_factor(pass.layer); }
+
+private:
+    static bool capped(const Pass& pass) { return pass.layer.softcap > 0; }
 };
 
 struct Bfloat16Values final : Values {
@@ -168,21 +175,22 @@ struct Bfloat16Values final : Values {
 
     Bfloat16Values(const Step& step, Configuration& registers) : Values(piece_of(step.layer)), registers(registers) {}
 
-    void prepare(Pass&, const Chunk&) override {}
+    void prepare(Pass&, const Chunk&, Ahead&) override {}
 
-    // Weights are rounded to bf16, which is less than what V lost. Their sum is taken after rounding: then what is
-    // divided by it is a mean of V with weights that add up to one.
-    float weigh(Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) override {
-        const Workspace& work = pass.work;
-        auto* halves = reinterpret_cast<std::uint16_t*>(work.weights) + r * kChunk;
-        const auto keep = [&](int j, F weights) __attribute__((always_inline)) {
-            const H rounded = bfloat16_of(weights);
-            *reinterpret_cast<UnalignedH*>(halves + j) = rounded;
-            return float_of(rounded);
-        };
-        const float shrink = weigh_row(pass.scores(r), chunk.count * kTile, most, work.best[r], work.sum[r], ahead, keep);
-        shrink_values(pass, r, shrink);
-        return shrink;
+    // Weights are rounded to bf16, which is less than what V lost, and lie where the scores of their row did.
+    F weigh(Pass& pass, const Chunk& chunk, int r, const Below& below, Ahead& ahead) override {
+        constexpr int some = 2 * kTile;
+        const float* scores = pass.scores(r);
+        auto* halves = reinterpret_cast<std::uint16_t*>(pass.scores(r));
+        const int count = chunk.count * kTile;
+        F total = F{};
+        for (int j = 0; j < count; j += some) {
+            ahead.ask(some * kScoreBytes);
+            const F one = rough_exp2(below(scores + j)), two = j + kTile < count ? rough_exp2(below(scores + j + kTile)) : F{};
+            store_bfloat16(halves + j, one, two);
+            total += one, total += two;
+        }
+        return total;
     }
 
     void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
@@ -190,8 +198,10 @@ struct Bfloat16Values final : Values {
         const int slots = piece / kTile, count = chunk.count / slots;
         for (int i = 0; i < count; ++i) pieces[i] = live_piece(pass, chunk, i * slots, slots);
         const RowTiles rows(pass.rows);
-        registers.use(rows.size);
-        multiply_values<Bfloat16Tiles, false>(pass, rows, pass.work.values, kChunk * 2, pieces, count, piece * 2, ahead);
+        shrink_values(pass);
+        registers.use(rows.size, piece * 2);
+        multiply_values<Bfloat16Tiles, false>(pass, rows, pass.work.values, pass.work.scores, kScoreStride * 4, pieces, count,
+                                              piece * 2, ahead);
     }
 
     // V as it lies or copied without the tokens that nobody reads.
@@ -201,7 +211,7 @@ struct Bfloat16Values final : Values {
         for (int i = slot; i < slot + slots; ++i) live = live && chunk.slots[i].live == kAllLive;
         if (live) return from;
         const int size = kTile * pass.layer.v.dim;
-        auto* to = reinterpret_cast<std::uint16_t*>(pass.work.tiles) + slot * size;
+        auto* to = reinterpret_cast<std::uint16_t*>(pass.work.v_tiles) + slot * size;
         for (int i = 0; i < slots; ++i)
             copy_live<TiledBfloat16>(reinterpret_cast<const std::uint16_t*>(from) + i * size, chunk.slots[slot + i],
                                      pass.layer.v.dim, to + i * size);
@@ -228,6 +238,7 @@ template <bool Zero>
 struct ByteKeys final : Keys {
     Configuration& registers;
     int steps;
+    const std::uint8_t* keys[kChunk / kTile];  // of the chunk, a byte each
 
     ByteKeys(const Step& step, Configuration& registers) : registers(registers), steps(steps_of(step.layer.k)) {}
 
@@ -244,23 +255,23 @@ struct ByteKeys final : Keys {
         }
     }
 
-    void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
-        const RowTiles rows(2 * pass.rows);
+    void prepare(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
         const int dim = pass.layer.k.dim;
-        const std::uint8_t* widened[kChunk / kTile];
-        const std::uint8_t* const* keys = chunk.k.data;
-        if constexpr (Zero) {
-            auto* to = reinterpret_cast<std::uint8_t*>(pass.work.tiles);
-            for (int i = 0; i < chunk.count; ++i, to += kTile * dim) {
+        auto* to = reinterpret_cast<std::uint8_t*>(pass.work.k_tiles);
+        for (int i = 0; i < chunk.count; ++i, to += kTile * dim) {
+            if constexpr (Zero) {
                 widen_codes(chunk.k.data[i], dim / 8, kTile, 4 * kTile, kTile * dim / 2, to);
-                widened[i] = to;
                 ahead.ask(kTile * dim / 2);
             }
-            keys = widened;
+            keys[i] = Zero ? to : chunk.k.data[i];
         }
-        registers.use(rows.size);
-        multiply_keys<Int8Tiles>(pass, keys, chunk.count, rows, dim, steps, ahead);
         load_scales(pass, chunk, pass.layer.k, chunk.k, pass.work.k_scale, pass.work.k_zero);
+    }
+
+    void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
+        const RowTiles rows(2 * pass.rows);
+        registers.use(rows.size, pass.layer.k.dim / steps);
+        multiply_keys<Int8Tiles>(pass, keys, chunk.count, rows, pass.layer.k.dim, steps, ahead);
     }
 
     F score(const Pass& pass, const Chunk& chunk, int r) const override {
@@ -275,43 +286,39 @@ struct ByteKeys final : Keys {
 template <bool Zero>
 struct ByteValues final : Values {
     Configuration& registers;
-
     const int together;  // tokens of a product
+    const std::uint8_t* pieces[kChunk / kTile];
 
     ByteValues(const Step& step, Configuration& registers)
         : Values(Zero ? kTile : piece_of(step.layer)), registers(registers), together(piece_of(step.layer)) {}
 
-    void prepare(Pass& pass, const Chunk& chunk) override {
+    void prepare(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
+        const int slots = together / kTile, dim = pass.layer.v.dim;
+        auto* const to = reinterpret_cast<std::uint8_t*>(pass.work.v_tiles);
+        for (int i = 0; Zero && i < chunk.count; ++i) {
+            widen_codes(chunk.v.data[i], kTile / 4, dim / 2, 4 * dim, 2 * dim, to + i * kTile * dim);
+            ahead.ask(kTile * dim / 2);
+        }
+        for (int i = 0; i < chunk.count; i += slots) pieces[i / slots] = Zero ? to + i * kTile * dim : chunk.v.data[i];
         load_scales(pass, chunk, pass.layer.v, chunk.v, pass.work.v_scale, pass.work.v_zero);
     }
 
-    float weigh(Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) override {
+    F weigh(Pass& pass, const Chunk& chunk, int r, const Below& below, Ahead& ahead) override {
         auto* high = reinterpret_cast<std::int8_t*>(pass.work.weights) + r * kChunk;
         auto* low = high + pass.rows * kChunk;
         const int count = chunk.count * kTile;
         for (int j = count; Zero && j % together; j += kTile) store_bytes(high + j, I{}), store_bytes(low + j, I{});
-        return weigh_whole<Zero>(pass.work, r, pass.scores(r), count, most, ahead,
+        return weigh_whole<Zero>(pass.work, r, pass.scores(r), count, below, ahead,
                                  [&](int j, I whole) __attribute__((always_inline)) {
             store_bytes(high + j, whole >> 7), store_bytes(low + j, whole & 127);
         });
     }
 
     void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
-        const std::uint8_t* pieces[kChunk / kTile];
         const int slots = together / kTile, count = (chunk.count + slots - 1) / slots, dim = pass.layer.v.dim;
-        if constexpr (Zero) {
-            auto* const to = reinterpret_cast<std::uint8_t*>(pass.work.tiles);
-            for (int i = 0; i < chunk.count; ++i) {
-                widen_codes(chunk.v.data[i], kTile / 4, dim / 2, 4 * dim, 2 * dim, to + i * kTile * dim);
-                ahead.ask(kTile * dim / 2);
-            }
-            for (int i = 0; i < count; ++i) pieces[i] = to + i * together * dim;
-        } else {
-            for (int i = 0; i < count; ++i) pieces[i] = chunk.v.data[i * slots];
-        }
         const RowTiles rows(2 * pass.rows);
-        registers.use(rows.size);
-        multiply_values<Int8Tiles, true>(pass, rows, pass.work.exact, kChunk, pieces, count, together, ahead);
+        registers.use(rows.size, together);
+        multiply_values<Int8Tiles, true>(pass, rows, pass.work.exact, pass.work.weights, kChunk, pieces, count, together, ahead);
         const auto* exact = reinterpret_cast<const std::int32_t*>(pass.work.exact);
         for (int r = 0; r < pass.rows; ++r) {
             const std::int32_t *high = exact + r * dim, *low = high + pass.rows * dim;

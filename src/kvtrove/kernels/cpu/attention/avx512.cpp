@@ -23,10 +23,10 @@
 #endif
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")
 #endif
 
 namespace kvtrove::attention {
@@ -35,6 +35,7 @@ namespace avx512 {
 constexpr int W = 16;         // lanes
 constexpr int kMaxRows = 8;  // rows of a product that are computed together
 constexpr int kSums = 24;    // vectors of sums that fit into the registers
+constexpr int kBand = 48;      // rows whose scores are held at once
 
 #include "vector_types.h"
 #include "avx512_lanes.h"

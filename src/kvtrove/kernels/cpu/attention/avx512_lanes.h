@@ -15,6 +15,15 @@ INLINE F float_of_float16s(I x) { return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi1
 INLINE H bfloat16_of(F x) { return (H)_mm512_cvtneps_pbh((__m512)x); }
 INLINE F float_of(H x) { return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16); }
 
+// Two vectors of them, one behind the other.
+INLINE void store_bfloat16(std::uint16_t* to, F low, F high) {
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+}
+
+// x less the whole number below it, and y times 2 to that number.
+INLINE F fraction_of(F x) { return (F)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+INLINE F times_power(F y, F x) { return (F)_mm512_scalef_ps((__m512)y, (__m512)x); }
+
 // The lowest byte of each lane.
 INLINE void store_bytes(std::int8_t* to, I x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)x));

@@ -45,15 +45,11 @@ inline void merge(const Step& step, const Tile& tile, float* workspace) {
     forget(work.all_best, work.all_sum, work.all_values, rows, dim);
     for (std::int64_t i = 0; i < tile.num_splits; ++i) {
         const float* from = step.partials + (tile.partial + i) * step.partial_floats();
-        for (int r = 0; r < rows; ++r)
-            merge_row(work.all_best[r], work.all_sum[r], work.all_values + r * dim, from[r], from[rows + r],
-                      from + 2 * rows + r * dim, dim);
+        merge_rows(work, rows, from, from + rows, from + 2 * rows, dim);
     }
     write_out(pass, work.all_best, work.all_sum, work.all_values);
 }
 
 inline std::size_t workspace_floats(const Layer& layer, int max_rows) { return Workspace().carve(layer, max_rows, nullptr); }
 
-constexpr int kTargetRows = 48;
-
-constexpr Level level() { return {kTargetRows, workspace_floats, attend, merge}; }
+constexpr Level level() { return {kBand, workspace_floats, attend, merge}; }

@@ -2,36 +2,42 @@
 // chunk.h.
 //
 // A chunk takes three stages, which classes for keys and for values provide, each for one form of K or V (see Keys, Values).
+// Bands of kBand rows take them one after the other, so that scores stay in the caches.
 
-// Memory of one thread, carved out of one allocation.
+constexpr int kScoreStride = kChunk + kTile;  // of scores, from row to row: rows 4 KiB apart would share lines of caches
+
+// Memory of one thread, carved out of one allocation. Rows are those of a band where it is not said that all have a place.
 struct Workspace {
-    float *q, *q_scale;        // [rows][dim] numbers (int8: pairs of 16-bit numbers), [rows]
-    float *q_total;            // int4: [rows], of a query's elements
-    float *scores, *shrink;    // [products][kChunk], [rows]
-    float *weights, *weight_scale;  // [rows][kChunk] of 16 bits, or two planes of bytes; [rows]
+    float *q, *q_scale;        // all rows: [products][dim] numbers (int8: pairs of 16-bit numbers) band after band, [rows]
+    float *q_total;            // int4: all rows, of a query's elements
+    float *scores, *shrink;    // [products][kScoreStride], [rows]
+    float *weights, *weight_scale;  // int8, int4: [rows][kChunk] of 16 bits, or two planes of bytes; [rows]
     float *zeros;              // int4: [rows], what zeros of values add to each element
     float *exact;              // int8: [products][dim]
-    float *best, *sum, *values;           // of the split: [rows], [rows], [rows][dim]
+    float *best, *sum, *values;           // of the split, all rows: [rows], [rows], [rows][dim]
     float *all_best, *all_sum, *all_values;  // of the splits before it
     float *k_scale, *v_scale, *k_zero, *v_zero;  // int8, int4: [kChunk]
-    float *tiles;              // copied tiles: a chunk of K, then one of V
+    float *k_tiles, *v_tiles;  // copied tiles of a chunk
+
+    // On AMX: two planes, whole tiles of rows.
+    static std::size_t products(int rows) { return (2 * rows + 15) / 16 * 16 + 16; }
 
     // Returns the floats needed. base: nullptr to ask only.
     std::size_t carve(const Layer& layer, int max_rows, float* base) {
         std::size_t at = 0;
         const std::size_t k_dim = layer.k.dim, v_dim = layer.v.dim, rows = (max_rows + 15) / 16 * 16;
-        const std::size_t products = (2 * max_rows + 15) / 16 * 16 + 16;  // on AMX: two planes, whole tiles of rows
+        const std::size_t products = Workspace::products(std::min(max_rows, kBand)), bands = (max_rows + kBand - 1) / kBand;
         const auto take = [&](float*& part, std::size_t count) {
             part = base == nullptr ? nullptr : base + at;
             at += (count + 15) / 16 * 16;
         };
-        take(q, products * k_dim), take(q_scale, rows), take(q_total, rows);
-        take(scores, products * kChunk), take(shrink, rows);
+        take(q, bands * products * k_dim), take(q_scale, rows), take(q_total, rows);
+        take(scores, products * kScoreStride), take(shrink, rows);
         take(weights, products * kChunk / 2), take(weight_scale, rows), take(zeros, rows), take(exact, products * v_dim);
-        take(best, rows), take(sum, rows), take(values, products * v_dim);
+        take(best, rows), take(sum, rows), take(values, (rows + 16) * v_dim);
         take(all_best, rows), take(all_sum, rows), take(all_values, rows * v_dim);
         take(k_scale, kChunk), take(v_scale, kChunk), take(k_zero, kChunk), take(v_zero, kChunk);
-        take(tiles, kChunk * std::max(k_dim, v_dim));
+        take(k_tiles, kChunk * k_dim), take(v_tiles, kChunk * v_dim);
         return at;
     }
 };
@@ -42,7 +48,7 @@ struct Pass {
     const Layer& layer;
     Blocks blocks;
     Workspace work;
-    int rows, group;
+    int rows, group, first = 0;  // first: row of the tile
 
     Pass(const Step& step, const Tile& tile, float* workspace)
         : step(step), tile(tile), layer(step.layer),
@@ -51,17 +57,34 @@ struct Pass {
         work.carve(layer, step.max_rows, workspace);
     }
 
-    float* scores(int r) const { return work.scores + static_cast<std::ptrdiff_t>(r) * kChunk; }
+    // Rows from `row` on, up to kBand.
+    Pass band(int row) const {
+        Pass part(*this);
+        part.first = row, part.rows = std::min(rows - row, kBand);
+        part.work.q += row / kBand * Workspace::products(kBand) * layer.k.dim;
+        for (float** each : {&part.work.q_scale, &part.work.q_total, &part.work.best, &part.work.sum}) *each += row;
+        part.work.values += static_cast<std::ptrdiff_t>(row) * layer.v.dim;
+        return part;
+    }
+
+    int head(int r) const { return tile.kv_head * group + (first + r) % group; }
+    int token(int r) const { return (first + r) / group; }  // of the tile
+    std::int64_t position(int r) const { return tile.position + token(r); }
+
+    float* scores(int r) const { return work.scores + static_cast<std::ptrdiff_t>(r) * kScoreStride; }
     float* values(int r) const { return work.values + static_cast<std::ptrdiff_t>(r) * layer.v.dim; }
 };
 
 // Stages for keys.
 class Keys {
 public:
-    virtual void take_queries(Pass& pass) = 0;                                        // once an item
-    virtual void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) = 0;          // products of all rows and tokens
-    virtual F score(const Pass& pass, const Chunk& chunk, int r) const = 0;           // those of a row become scores; the
-                                                                                      // largest per lane
+    virtual void take_queries(Pass& pass) = 0;                                // once an item
+    virtual void prepare(Pass& pass, const Chunk& chunk, Ahead& ahead) = 0;   // once for all bands
+    virtual void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) = 0;  // products of all rows and tokens
+    // Those of a row become scores, but for a factor that is left; returns the largest per lane.
+    virtual F score(const Pass& pass, const Chunk& chunk, int r) const = 0;
+    virtual float factor(const Pass&) const { return 1; }
+
 protected:
     ~Keys() = default;
 };
@@ -72,9 +95,9 @@ public:
     const int piece;  // tokens that must come together
 
     explicit Values(int piece) : piece(piece) {}
-    virtual void prepare(Pass& pass, const Chunk& chunk) = 0;
-    // Scores of a row become weights; returns by how much everything before shrinks.
-    virtual float weigh(Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) = 0;
+    virtual void prepare(Pass& pass, const Chunk& chunk, Ahead& ahead) = 0;  // once for all bands
+    // Scores of a row become weights; returns their sum per lane.
+    virtual F weigh(Pass& pass, const Chunk& chunk, int r, const Below& below, Ahead& ahead) = 0;
     // pass.work.values = what it was, shrunk, + weights . V
     virtual void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) = 0;
 
@@ -89,10 +112,8 @@ inline float score_factor(const Layer& layer) {
 
 // Address of q of row r.
 inline const std::uint8_t* query(const Pass& pass, int r) {
-    const int head = pass.tile.kv_head * pass.group + r % pass.group;
-    const std::int64_t token = pass.tile.first_token + r / pass.group;
     const Rows& q = pass.step.q;
-    return q.data + token * q.stride + head * pass.layer.k.dim * bytes_of(q.element);
+    return q.data + (pass.tile.first_token + pass.token(r)) * q.stride + pass.head(r) * pass.layer.k.dim * bytes_of(q.element);
 }
 
 // row: [dim], q as it is, or turned as keys are.
@@ -147,7 +168,7 @@ inline void mask_row(const Pass& pass, const Chunk& chunk, int r) {
     const Reach& reach = pass.layer.reach;
     float* scores = pass.scores(r);
     if (pass.layer.softcap > 0) cap_row(scores, chunk.count * kTile, pass.layer.softcap);
-    const std::int64_t position = pass.tile.position + r / pass.group, first = reach.first(position);
+    const std::int64_t position = pass.position(r), first = reach.first(position);
     for (int i = 0; i < chunk.count; ++i) {
         const Slot& slot = chunk.slots[i];
         if (!slot.masked) continue;
@@ -159,16 +180,18 @@ inline void mask_row(const Pass& pass, const Chunk& chunk, int r) {
 }
 
 // What earlier chunks added up to shrinks as the maximum grows.
-INLINE void shrink_values(const Pass& pass, int r, float shrink) {
-    if (shrink == 1) return;
-    float* values = pass.values(r);
-    for (int d = 0; d < pass.layer.v.dim; d += W) store(values + d, load(values + d) * all(shrink));
+inline void shrink_values(const Pass& pass) {
+    for (int r = 0; r < pass.rows; ++r) {
+        if (pass.work.shrink[r] == 1) continue;
+        float* values = pass.values(r);
+        for (int d = 0; d < pass.layer.v.dim; d += W) store(values + d, load(values + d) * all(pass.work.shrink[r]));
+    }
 }
 
 // weigh for V in int8, or in int4 with `Zero`: weights times the scales of values, as whole numbers that put(j, numbers)
 // stores.
 template <bool Zero, class Put>
-INLINE float weigh_whole(const Workspace& work, int r, float* scores, int count, F most, Ahead& ahead, const Put& put) {
+INLINE F weigh_whole(const Workspace& work, int r, float* scores, int count, const Below& below, Ahead& ahead, const Put& put) {
     F most_scaled = F{}, zeros = F{};
     const auto keep = [&](int j, F weights) __attribute__((always_inline)) {
         const F scaled = weights * load(work.v_scale + j);
@@ -177,10 +200,10 @@ INLINE float weigh_whole(const Workspace& work, int r, float* scores, int count,
         if constexpr (Zero) zeros += weights * load(work.v_zero + j);
         return weights;
     };
-    const float shrink = weigh_row(scores, count, most, work.best[r], work.sum[r], ahead, keep);
+    const F total = weigh_row(scores, count, below, ahead, keep);
     if constexpr (Zero) work.zeros[r] = sum_of(zeros);
     work.weight_scale[r] = quantise_row(scores, count, most_scaled, put);
-    return shrink;
+    return total;
 }
 
 // Values of row r: what they were, shrunk, plus the products of whole numbers, exact(d) from d on.
@@ -195,19 +218,46 @@ INLINE void add_exact(const Pass& pass, int r, const Exact& exact) {
     }
 }
 
-// All stages of a chunk.
-inline void read_chunk(Keys& keys, Values& values, Pass& pass, const Chunk& chunk, Ahead& ahead) {
+// All stages of a chunk for one band. W rows at a time become weights, as each of them has a lane of its own then.
+inline void read_band(Keys& keys, Values& values, Pass& pass, const Chunk& chunk, Ahead& ahead) {
+    const Workspace& work = pass.work;
+    const float factor = keys.factor(pass);
     keys.multiply(pass, chunk, ahead);
-    values.prepare(pass, chunk);
-    for (int r = 0; r < pass.rows; ++r) {
-        F most = keys.score(pass, chunk, r);
-        if (chunk.masked || pass.layer.softcap > 0) {
-            mask_row(pass, chunk, r);
-            most = largest_in_row(pass.scores(r), chunk.count * kTile);
+    for (int row = 0; row < pass.rows; row += W) {
+        const int rows = std::min(W, pass.rows - row);
+        F lanes[W] = {};
+        for (int i = 0; i < rows; ++i) {
+            lanes[i] = keys.score(pass, chunk, row + i);
+            if (!chunk.masked && pass.layer.softcap <= 0) continue;
+            mask_row(pass, chunk, row + i);
+            lanes[i] = largest_in_row(pass.scores(row + i), chunk.count * kTile);
         }
-        pass.work.shrink[r] = values.weigh(pass, chunk, r, most, ahead);
+        const F before = load(work.best + row), now = larger(joined_each<Largest>(lanes) * all(factor), before);
+        store(work.best + row, now);
+        for (int i = 0; i < rows; ++i) lanes[i] = values.weigh(pass, chunk, row + i, {factor, work.best[row + i]}, ahead);
+        const F shrink = exp2(before - now);
+        store(work.shrink + row, shrink);
+        store(work.sum + row, load(work.sum + row) * shrink + joined_each<Sum>(lanes));
     }
     values.multiply(pass, chunk, ahead);
+}
+
+// Slots that a band reads at all: in a prompt its last tokens do not count for those before them.
+inline int slots_of(const Pass& band, const Chunk& chunk, int piece) {
+    const std::int64_t end = band.layer.reach.end(band.position(band.rows - 1));
+    int count = chunk.count;
+    while (count > 0 && chunk.slots[count - piece / kTile].begin >= end) count -= piece / kTile;
+    return count;
+}
+
+inline void read_chunk(Keys& keys, Values& values, Pass& pass, Chunk& chunk, Ahead& ahead) {
+    const int count = chunk.count;
+    keys.prepare(pass, chunk, ahead), values.prepare(pass, chunk, ahead);
+    for (int row = 0; row < pass.rows; row += kBand, chunk.count = count) {
+        Pass band = pass.band(row);
+        chunk.count = slots_of(band, chunk, values.piece);
+        if (chunk.count > 0) read_band(keys, values, band, chunk, ahead);
+    }
 }
 
 inline void forget(float* best, float* sum, float* values, int rows, int dim) {
@@ -228,8 +278,8 @@ inline void write_out(const Pass& pass, float* best, float* sum, float* values) 
     const int dim = pass.layer.v.dim;
     const Rows& out = pass.step.out;
     for (int r = 0; r < pass.rows; ++r) {
-        const int head = pass.tile.kv_head * pass.group + r % pass.group;
-        const std::int64_t token = pass.tile.first_token + r / pass.group;
+        const int head = pass.head(r);
+        const std::int64_t token = pass.tile.first_token + pass.token(r);
         float* row = values + static_cast<std::ptrdiff_t>(r) * dim;
         if (const Earlier* earlier = pass.step.earlier) {
             const std::int64_t at = token * pass.layer.num_heads + head;
@@ -244,12 +294,31 @@ inline void write_out(const Pass& pass, float* best, float* sum, float* values) 
     }
 }
 
+// What another split added up to joins what all before it did. best, sum: whole vectors can be read.
+inline void merge_rows(const Workspace& work, int rows, const float* best, const float* sum, const float* values, int dim) {
+    for (int row = 0; row < rows; row += W) {
+        const F now = larger(load(work.all_best + row), load(best + row));
+        const F mine = exp2(load(work.all_best + row) - now), other = exp2(load(best + row) - now);
+        store(work.all_best + row, now);
+        store(work.all_sum + row, load(work.all_sum + row) * mine + load(sum + row) * other);
+        for (int r = row; r < std::min(rows, row + W); ++r) {
+            float* to = work.all_values + static_cast<std::ptrdiff_t>(r) * dim;
+            const float* from = values + static_cast<std::ptrdiff_t>(r) * dim;
+            const F kept = all(mine[r - row]), added = all(other[r - row]);
+            for (int d = 0; d < dim; d += W) store(to + d, load(to + d) * kept + load(from + d) * added);
+        }
+    }
+}
+
 // One item of a run. chunk: the first of the item, or one of a later item when it has none; in the end, the one after.
 inline void attend_item(Keys& keys, Values& values, Pass& pass, int item, Reader& reader, Chunk*& chunk, Chunk*& next, Ahead& ahead) {
     const Tile& tile = pass.tile;
     const Workspace& work = pass.work;
     const int rows = pass.rows, dim = pass.layer.v.dim, only = pass.step.items[item].split;
-    keys.take_queries(pass);
+    for (int row = 0; row < rows; row += kBand) {
+        Pass band = pass.band(row);
+        keys.take_queries(band);
+    }
     if (only < 0) forget(work.all_best, work.all_sum, work.all_values, rows, dim);
     const std::int64_t first = std::max(only, 0), last = only < 0 ? tile.num_splits - 1 : only;
     for (std::int64_t split = tile.first_split + first; split <= tile.first_split + last; ++split) {
@@ -268,9 +337,7 @@ inline void attend_item(Keys& keys, Values& values, Pass& pass, int item, Reader
             std::copy(work.values, work.values + static_cast<std::ptrdiff_t>(rows) * dim, to + 2 * rows);
             return;
         }
-        for (int r = 0; r < rows; ++r)
-            merge_row(work.all_best[r], work.all_sum[r], work.all_values + static_cast<std::ptrdiff_t>(r) * dim, work.best[r],
-                      work.sum[r], pass.values(r), dim);
+        merge_rows(work, rows, work.best, work.sum, work.values, dim);
     }
     write_out(pass, work.all_best, work.all_sum, work.all_values);
 }

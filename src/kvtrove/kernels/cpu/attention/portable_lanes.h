@@ -29,6 +29,21 @@ INLINE H bfloat16_of(F x) {
 }
 INLINE F float_of(H x) { return (F)(__builtin_convertvector(x, U) << 16); }
 
+// Two vectors of them, one behind the other.
+INLINE void store_bfloat16(std::uint16_t* to, F low, F high) {
+    *reinterpret_cast<UnalignedH*>(to) = bfloat16_of(low), *reinterpret_cast<UnalignedH*>(to + W) = bfloat16_of(high);
+}
+
+// x less the whole number below it, and y times 2 to that number.
+INLINE F fraction_of(F x) {
+    for (int i = 0; i < W; ++i) x[i] = std::isinf(x[i]) ? 0 : x[i] - std::floor(x[i]);
+    return x;
+}
+INLINE F times_power(F y, F x) {
+    for (int i = 0; i < W; ++i) y[i] = std::ldexp(y[i], static_cast<int>(std::floor(std::max(-1000.0f, x[i]))));
+    return y;
+}
+
 // The lowest byte of each lane.
 INLINE void store_bytes(std::int8_t* to, I x) {
     for (int i = 0; i < W; ++i) to[i] = static_cast<std::int8_t>(x[i]);

@@ -49,22 +49,24 @@ INLINE F largest_in_row(const float* scores, int count) {
     return most;
 }
 
-// Scores become weights 2^(score - best), best and sum the maximum and the sum over all chunks so far. most: the largest
-// of the scores, per lane. keep(j, weights): stores those from j on, and returns what the sum gets. Returns the
-// factor by which everything before shrinks.
+// What makes scores logarithms of weights: a factor, then the largest score of all chunks so far, which they lie below.
+struct Below {
+    F factor, largest;
+
+    Below(float factor, float largest) : factor(all(factor)), largest(all(largest)) {}
+    INLINE F operator()(const float* scores) const { return fma(load(scores), factor, F{} - largest); }
+};
+
+// Scores become weights. keep(j, weights): stores those from j on, and returns what the sum gets. Returns the sum per lane.
 template <class Keep>
-INLINE float weigh_row(const float* scores, int count, F most, float& best, float& sum, Ahead& ahead, const Keep& keep) {
-    const float now = std::max(best, largest_of(most));
+INLINE F weigh_row(const float* scores, int count, const Below& below, Ahead& ahead, const Keep& keep) {
     F total = F{};
     constexpr int some = 4 * kTile;
     for (int begin = 0; begin < count; begin += some) {
         ahead.ask(some * kScoreBytes);
-        for (int j = begin; j < std::min(count, begin + some); j += W) total += keep(j, exp2(load(scores + j) - all(now)));
+        for (int j = begin; j < std::min(count, begin + some); j += W) total += keep(j, exp2(below(scores + j)));
     }
-    const float shrink = exp2(best - now);
-    best = now;
-    sum = sum * shrink + sum_of(total);
-    return shrink;
+    return total;
 }
 
 // Weights that were multiplied with the value scales of their tokens, `largest` of them the largest, as whole numbers from

@@ -50,6 +50,21 @@ INLINE float joined(F x) {
 INLINE float sum_of(F x) { return joined<Sum>(x); }
 INLINE float largest_of(F x) { return joined<Largest>(x); }
 
+// Halves of two vectors joined: of a in the lanes without Step in their number, of b in the others.
+template <class Joined, int Step, int... I>
+INLINE F joined_pair(F a, F b, std::integer_sequence<int, I...>) {
+    return Joined::of(__builtin_shufflevector(a, b, (I & Step ? W + (I ^ Step) : I)...),
+                      __builtin_shufflevector(a, b, (I & Step ? W + I : I | Step)...));
+}
+
+// W vectors at once, which are lost: lane i is joined(x[i]), the same bits.
+template <class Joined, int Step = W / 2>
+INLINE F joined_each(F* x) {
+    for (int i = 0; i < Step; ++i) x[i] = joined_pair<Joined, Step>(x[i], x[i + Step], std::make_integer_sequence<int, W>{});
+    if constexpr (Step > 1) return joined_each<Joined, Step / 2>(x);
+    else return x[0];
+}
+
 // 2^x for x <= 127, within 2^-22; 0 below -126, so that no subnormal number ever enters a product.
 INLINE F exp2(F x) {
     const F magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, which ends up in the lowest bits

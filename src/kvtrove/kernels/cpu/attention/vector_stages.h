@@ -28,22 +28,24 @@ struct VectorKeys final : Keys {
         }
     }
 
+    void prepare(Pass& pass, const Chunk& chunk, Ahead&) override {
+        if constexpr (!Read::kTiled) {
+            for (int i = 0; i < chunk.count; ++i) Read::copy(pass.blocks, pass.layer.k, chunk.slots[i], true, copied(pass, i));
+        }
+        if constexpr (Read::kQuantised) load_scales(pass, chunk, pass.layer.k, chunk.k, pass.work.k_scale, pass.work.k_zero);
+    }
+
     void multiply(Pass& pass, const Chunk& chunk, Ahead& ahead) override {
         const int dim = pass.layer.k.dim;
         const T* columns[kChunk / W];
         for (int i = 0; i < chunk.count; ++i) {
-            const T* keys = reinterpret_cast<const T*>(chunk.k.data[i]);
-            if constexpr (!Read::kTiled) {
-                T* const to = reinterpret_cast<T*>(pass.work.tiles) + i * kTile * dim;
-                keys = Read::copy(pass.blocks, pass.layer.k, chunk.slots[i], true, to);
-            }
+            const T* keys = Read::kTiled ? reinterpret_cast<const T*>(chunk.k.data[i]) : copied(pass, i);
             for (int c = 0; c < kTile / W; ++c) columns[i * (kTile / W) + c] = keys + c * W * Format::kPack;
         }
         const int steps = dim / Format::kRows;
         const Columns<Format> keys{columns, &steps, 1, chunk.count * (kTile / W), Format::kStep * kTile, kTile, true};
         product<Format>(keys, {reinterpret_cast<const X*>(pass.work.q), dim * Format::kParts / Format::kRows,
-                               reinterpret_cast<X*>(pass.work.scores), kChunk}, pass.rows, ahead);
-        if constexpr (Read::kQuantised) load_scales(pass, chunk, pass.layer.k, chunk.k, pass.work.k_scale, pass.work.k_zero);
+                               reinterpret_cast<X*>(pass.work.scores), kScoreStride}, pass.rows, ahead);
     }
 
     F score(const Pass& pass, const Chunk& chunk, int r) const override {
@@ -55,6 +57,10 @@ struct VectorKeys final : Keys {
     }
 
 private:
+    static T* copied(const Pass& pass, int slot) {
+        return reinterpret_cast<T*>(pass.work.k_tiles) + slot * kTile * pass.layer.k.dim;
+    }
+
     // Quads (two pairs each) of 0, 1, 2, ... and of half, half + 1, ... in turn.
     static void interleave_halves(std::int32_t* pairs, int count) {
         std::int32_t copy[kMaxDim / 2];
@@ -74,37 +80,33 @@ struct VectorValues final : Values {
 
     VectorValues() : Values(kTile) {}
 
-    void prepare([[maybe_unused]] Pass& pass, [[maybe_unused]] const Chunk& chunk) override {
+    void prepare([[maybe_unused]] Pass& pass, [[maybe_unused]] const Chunk& chunk, Ahead&) override {
+        if constexpr (!Read::kTiled) {
+            for (int i = 0; i < chunk.count; ++i) Read::copy(pass.blocks, pass.layer.v, chunk.slots[i], false, copied(pass, i));
+        }
         if constexpr (Read::kQuantised) load_scales(pass, chunk, pass.layer.v, chunk.v, pass.work.v_scale, pass.work.v_zero);
     }
 
-    float weigh(Pass& pass, const Chunk& chunk, int r, F most, Ahead& ahead) override {
+    F weigh(Pass& pass, const Chunk& chunk, int r, const Below& below, Ahead& ahead) override {
         const Workspace& work = pass.work;
         const int count = chunk.count * kTile;
         float* scores = pass.scores(r);
         if constexpr (Read::kQuantised) {
             auto* pairs = reinterpret_cast<std::int32_t*>(work.weights) + r * (kChunk / 2);
             const auto put = [&](int j, I whole) __attribute__((always_inline)) { store_pairs(pairs + j / 2, whole); };
-            return weigh_whole<Read::kZero>(work, r, scores, count, most, ahead, put);
+            return weigh_whole<Read::kZero>(work, r, scores, count, below, ahead, put);
         }
         const auto keep = [&](int j, F weights) __attribute__((always_inline)) { return store(scores + j, weights), weights; };
-        const float shrink = weigh_row(scores, count, most, work.best[r], work.sum[r], ahead, keep);
-        shrink_values(pass, r, shrink);
-        return shrink;
+        return weigh_row(scores, count, below, ahead, keep);
     }
 
     // V of slot i as it lies, or a copy where it is plain or holds tokens that are not live.
     const T* values_of(const Pass& pass, const Chunk& chunk, int i) const {
         const Slot& slot = chunk.slots[i];
-        const int dim = pass.layer.v.dim;
-        T* copied = reinterpret_cast<T*>(pass.work.tiles) + i * kTile * dim;
-        if constexpr (Read::kTiled) {
-            const auto* values = reinterpret_cast<const T*>(chunk.v.data[i]);
-            if constexpr (Read::kQuantised) return values;
-            else return slot.live == kAllLive ? values : copy_live<Read>(values, slot, dim, copied);
-        } else {
-            return Read::copy(pass.blocks, pass.layer.v, slot, false, copied);
-        }
+        if constexpr (!Read::kTiled) return copied(pass, i);
+        const auto* values = reinterpret_cast<const T*>(chunk.v.data[i]);
+        if constexpr (Read::kQuantised) return values;
+        else return slot.live == kAllLive ? values : copy_live<Read>(values, slot, pass.layer.v.dim, copied(pass, i));
     }
 
     // Tiles from slot i on that follow one another in memory, all of their tokens live.
@@ -130,6 +132,7 @@ struct VectorValues final : Values {
             steps[runs] = count * kTile;
         }
         if constexpr (!Read::kQuantised) {
+            shrink_values(pass);
             multiply_columns<Format>(pass, tiles, steps, runs, pass.layer.v.dim, 0, work.scores, work.values, ahead);
         } else {
             const int dim = pass.layer.v.dim;
@@ -147,6 +150,10 @@ struct VectorValues final : Values {
     }
 
 private:
+    static T* copied(const Pass& pass, int slot) {
+        return reinterpret_cast<T*>(pass.work.v_tiles) + slot * kTile * pass.layer.v.dim;
+    }
+
     // sums[rows][first ...] (+)= weights . columns of the tiles, `count` of them, of so many tokens each.
     template <class Part>
     void multiply_columns(const Pass& pass, const T* const* tiles, const int* tokens, int runs, int count, int first,
@@ -161,8 +168,8 @@ private:
         }
         const Columns<Part> tile{columns, steps, runs, count / W, Part::kStep * count, count, Read::kQuantised};
         using X = typename Part::X;
-        const int dim = pass.layer.v.dim;
-        product<Part>(tile, {reinterpret_cast<const X*>(weights), kChunk * Part::kParts / Part::kRows,
-                             reinterpret_cast<X*>(sums) + first, dim}, pass.rows, ahead);
+        const int dim = pass.layer.v.dim, stride = Read::kQuantised ? kChunk * Part::kParts / Part::kRows : kScoreStride;
+        product<Part>(tile, {reinterpret_cast<const X*>(weights), stride, reinterpret_cast<X*>(sums) + first, dim}, pass.rows,
+                      ahead);
     }
 };

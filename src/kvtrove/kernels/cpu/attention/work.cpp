@@ -14,6 +14,7 @@ Scratch::~Scratch() = default;
 namespace {
 
 constexpr std::size_t kMostPartials = std::size_t{64} << 18;  // floats of partial results: 64 MiB
+constexpr std::size_t kLineBytes = 64, kLineFloats = kLineBytes / sizeof(float);
 constexpr int kRunsPerThread = 8;                             // so that the last one to finish is not far behind
 
 const Level& level_for(const Layer& layer, Isa isa) {
@@ -29,11 +30,13 @@ const Level& level_for(const Layer& layer, Isa isa) {
     return kPortable;
 }
 
-// Appends the tiles of a sequence, the last tokens first: they read most.
+// Appends the tiles of a sequence, head after head, because the keys of one head stay in the caches for all of its tiles. The
+// last tokens come first: they read most.
 void cut(const Layer& layer, const Batch& batch, std::int64_t sequence, int target_rows, std::vector<Tile>& tiles) {
     const std::int64_t begin = batch.query_start[sequence], end = batch.query_start[sequence + 1];
     if (begin == end) return;
     const std::int64_t size = std::max(1, target_rows / layer.group());
+    const std::size_t first_tile = tiles.size();
     for (std::int64_t first = begin + (end - begin - 1) / size * size; first >= begin; first -= size) {
         Tile tile{};
         tile.sequence = sequence;
@@ -44,8 +47,14 @@ void cut(const Layer& layer, const Batch& batch, std::int64_t sequence, int targ
         const std::int64_t end_of_last = layer.reach.end(tile.position + tile.tokens - 1);
         tile.num_splits = std::max<std::int64_t>(0, (end_of_last + kSplit - 1) / kSplit - tile.first_split);
         tile.partial = -1;
-        for (tile.kv_head = 0; tile.kv_head < layer.kv_heads; ++tile.kv_head) tiles.push_back(tile);
+        tiles.push_back(tile);
     }
+    const std::size_t of_head = tiles.size() - first_tile;
+    for (int head = 1; head < layer.kv_heads; ++head)
+        for (std::size_t i = 0; i < of_head; ++i) {
+            tiles.push_back(tiles[first_tile + i]);
+            tiles.back().kv_head = head;
+        }
 }
 
 // Items of all tiles; splits become items of their own where whole tiles are too few for `threads`. Either way gives
@@ -113,10 +122,12 @@ void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& o
     Step step{layer, batch, q, out, scratch.tiles.data(), nullptr, lse, earlier, nullptr, 0};
     for (const Tile& tile : scratch.tiles) step.max_rows = std::max(step.max_rows, step.rows(tile));
     const std::size_t each = step.partial_floats(), own = level.workspace_floats(layer, step.max_rows);
-    const std::size_t partials = list_items(scratch, each, threads) * each;
-    if (scratch.memory.size() < partials + own * threads) scratch.memory.resize(partials + own * threads);
-    step.items = scratch.items.data(), step.partials = scratch.memory.data();
-    float* const workspaces = step.partials + partials;
+    const std::size_t partials = list_items(scratch, each, threads) * each, needed = own * threads + partials + 2 * kLineFloats;
+    if (scratch.memory.size() < needed) scratch.memory.resize(needed);
+    // whole cache lines: a row of a tile that lies in two of them costs twice
+    auto address = reinterpret_cast<std::uintptr_t>(scratch.memory.data());
+    float* const workspaces = scratch.memory.data() + (-address % kLineBytes) / sizeof(float);
+    step.items = scratch.items.data(), step.partials = workspaces + own * threads;
 
     // Runs start in their order: while all threads keep pace, each gets every `threads`-th.
     const std::size_t items = scratch.items.size(), runs = std::min<std::size_t>(items, std::size_t{kRunsPerThread} * threads);

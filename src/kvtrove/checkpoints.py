@@ -1,0 +1,317 @@
+"""Sequences as files: kept while they run, restored later, continued by the same request after a crash.
+
+    request ──every backup_interval tokens──> DIR/<what was asked>.backup      tokens, tail and seat
+       │                                              │ kill -9, start again
+       │ ended: the file goes                         v
+    the same request ──────────────────────> begins with the tokens that were drawn, and draws on
+
+Draws depend on the seed and the position alone, so an answer that is continued is the answer that would have come.
+Sealed rows are not in a backup: the tiers have them. An explicit checkpoint holds everything.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvtrove.config import EngineConfig
+from kvtrove.kv.chain import KeyChain
+from kvtrove.kv.manager import KVCacheManager
+from kvtrove.kv.snapshot import Snapshot, Tail, put_back, snapshot, snapshot_of
+from kvtrove.kv.tiers.checkpoint import Checkpoint, CheckpointError, Unfinished, read_checkpoint, write_checkpoint
+from kvtrove.kv.tiers.store import ROW_FORMAT
+from kvtrove.request import RequestError
+from kvtrove.scheduler.sequence import Request
+from kvtrove.scheduler.sequence import Sequence as TokenSequence
+
+if TYPE_CHECKING:
+    from kvtrove.runner.rows import Rows
+
+log = logging.getLogger(__name__)
+SUFFIX = ".safetensors"
+BACKUP = ".backup"
+BACKUP_SECONDS = 86_400.0
+"""Age at which a backup that no request came back for is deleted, when an engine starts."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What came back. tokens: the whole sequence. num_tokens: of its prefix that are cached now. continues: whether the
+    same request, asked again, begins with what had been drawn.
+    """
+
+    tokens: Sequence[int]
+    num_tokens: int
+    continues: bool
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint in the engine's directory. written: seconds since 1970."""
+
+    name: str
+    nbytes: int
+    written: float
+
+
+@dataclass(slots=True)
+class _Backup:
+    """Of one request. at: drawn tokens when it was written last."""
+
+    path: Path
+    at: int
+    writing: Future[int] | None = None
+
+
+class Checkpoints:
+    """Of one engine; called on its thread. Files are written by another one, in order.
+
+    counts: "written", "failed", "restored", "continued" -> how often; "continued tokens" -> drawn before, not again.
+    """
+
+    def __init__(self, config: EngineConfig, kv: KVCacheManager, rows: Rows) -> None:
+        self.kv, self.rows, self.interval = kv, rows, config.backup_interval
+        given = config.checkpoint_dir or (config.kv_dir and f"{config.kv_dir}/checkpoints")
+        self.directory = Path(given).expanduser().absolute() if given else None
+        self.counts: Counter[str] = Counter()
+        self._restored: dict[bytes, Checkpoint] = {}  # by what was asked
+        self._backups: dict[str, _Backup] = {}  # by request id
+        self._writer = ThreadPoolExecutor(1, "kvtrove-checkpoints")
+        self._is_failing = False
+        if self.interval and self.directory is not None:
+            self._drop_old(self.directory)
+
+    # ---- backups ----
+
+    def resume(self, request: Request) -> Checkpoint | None:
+        """What an equal request had drawn before the engine died, if there is a backup or a restored checkpoint of it.
+
+        It serves one request.
+        """
+        if not _can_continue(request) or not (self._restored or self.interval):
+            return None
+        asked = self._asked(request)
+        found = self._restored.pop(asked, None)
+        if found is None and self.interval and self.directory is not None:
+            found = self._read_backup(self.directory / f"{asked.hex()}{BACKUP}")
+        if found is None or found.unfinished is None or found.tokens[: found.unfinished.num_prompt] != request.prompt:
+            return None
+        if len(found.tokens) >= request.max_len:
+            return None
+        self.counts["continued"] += 1
+        self.counts["continued tokens"] += len(found.tokens) - len(request.prompt)
+        return found
+
+    def back_up(self, running: Iterable[TokenSequence]) -> None:
+        """Between two steps: keep the sequences that have drawn enough since they were kept last."""
+        if not self.interval:
+            return
+        due = []
+        for seq in running:
+            backup = self._backups.get(seq.request.id)
+            if seq.num_output - (backup.at if backup else 0) >= self.interval and _can_continue(seq.request):
+                due.append((seq, backup))
+        if due:
+            self.rows.settle(self.kv)
+        for seq, backup in due:
+            self._back_up(seq, backup)
+
+    def ended(self, request: Request) -> None:
+        """Nobody has to continue it any more."""
+        backup = self._backups.pop(request.id, None)
+        if backup is not None:
+            self._writer.submit(backup.path.unlink, missing_ok=True)
+
+    # ---- checkpoints that somebody asks for ----
+
+    def save(self, source: Request | Sequence[int], path: Path, salt: bytes = b"") -> Future[int]:
+        """Write a running request, or what is cached of a prompt, to a file; the result is its size in bytes.
+
+        The bytes are copied before this returns. RequestError when there is nothing to keep.
+        """
+        if not self.kv.index.enabled:
+            raise RequestError("checkpoints need the prefix cache; start with enable_prefix_caching", "request_id")
+        self.rows.settle(self.kv)
+        made = self._of_request(source) if isinstance(source, Request) else self._of_prompt(source, salt)
+        return self._write(path, made)
+
+    def restore(self, path: Path, salt: bytes = b"") -> Restored:
+        """Bring back what `save` wrote: its rows are cached, and its request continues when it is asked again.
+
+        CheckpointError when the file is damaged, or of another model, format or tenant; OSError.
+        """
+        checkpoint = read_checkpoint(path, format_id=ROW_FORMAT, fingerprint=self.kv.spec.fingerprint)
+        size = self.kv.block_size
+        if checkpoint.chain_root != self.kv.chain_root(salt) or checkpoint.block_size != size:
+            raise CheckpointError(f"{path} cannot be restored: it is of another model, or of another tenant or salt")
+        chain = KeyChain(checkpoint.chain_root, size)
+        chain.extend(checkpoint.tokens, checkpoint.num_computed // size)
+        places = {key: i for i, key in enumerate(chain.keys)}
+        if any(key not in places or group >= self.kv.num_groups for group, key in checkpoint.keys):
+            raise CheckpointError(f"{path} cannot be restored: its rows are not those of its tokens")
+        rows = [
+            (group, places[key], memoryview(row))
+            for (group, key), row in zip(checkpoint.keys, checkpoint.rows, strict=True)
+        ]
+        put_back(self.kv, chain, rows)
+        self.rows.settle(self.kv)
+        if checkpoint.unfinished is not None:
+            self._restored[checkpoint.unfinished.asked] = replace(checkpoint, keys=(), rows=())
+        self.counts["restored"] += 1
+        kv = self.kv.open(salt)
+        found = self.kv.match(kv, checkpoint.tokens, checkpoint.num_computed).num_tokens
+        self.kv.free(kv)
+        return Restored(checkpoint.tokens, found, checkpoint.unfinished is not None)
+
+    def path_of(self, name: str) -> Path:
+        """The file of a name in the engine's directory. RequestError for what is no name, or without a directory."""
+        if self.directory is None:
+            raise RequestError("checkpoints have no place here; start with --checkpoint-dir or --kv-dir", "name")
+        if not NAME.fullmatch(name):
+            raise RequestError("name: give letters, digits, '.', '_' and '-', 128 at most", "name")
+        return self.directory / f"{name}{SUFFIX}"
+
+    def stored(self) -> list[Stored]:
+        """Those that lie in the engine's directory, by name."""
+        found = [] if self.directory is None else sorted(self.directory.glob(f"*{SUFFIX}"))
+        return [Stored(file.name.removesuffix(SUFFIX), (now := file.stat()).st_size, now.st_mtime) for file in found]
+
+    def close(self) -> None:
+        """Finish what is being written. Backups of unfinished requests stay."""
+        self._writer.shutdown()
+        self._backups.clear()
+        self._restored.clear()
+
+    # ---- the parts ----
+
+    def _asked(self, request: Request) -> bytes:
+        """Stands for the model, the tenant, the prompt and all that decides which tokens are drawn."""
+        params = replace(request.params, output_kind="cumulative", speculation=None)
+        content = (self.kv.chain_root(request.salt), request.prompt.tobytes(), repr(params).encode())
+        return sha256(b"".join(len(part).to_bytes(8, "little") + part for part in content)).digest()
+
+    def _back_up(self, seq: TokenSequence, backup: _Backup | None) -> None:
+        request = seq.request
+        if self.directory is None or not seq.kv.num_computed:
+            return
+        if backup is None:
+            backup = _Backup(self.directory / f"{self._asked(request).hex()}{BACKUP}", 0)
+            self._backups[request.id] = backup
+        if backup.writing is not None and not backup.writing.done():
+            return  # a slow disk must not pile up memory: the next token asks again
+        backup.at = seq.num_output
+        made = self._made(seq.tokens, seq.kv.chain.root, snapshot(seq.kv, self.kv.block_size), (), self._state(request))
+        backup.writing = self._write(backup.path, made)
+
+    def _state(self, request: Request) -> Unfinished | None:
+        if not _can_continue(request):
+            return None
+        [seq] = request.sequences
+        return Unfinished(
+            self._asked(request), len(request.prompt), request.seed % 2**64, float(seq.cumulative_logprob)
+        )
+
+    def _of_request(self, request: Request) -> Checkpoint:
+        seq = next((seq for seq in request.unfinished if seq.kv.num_computed), None)
+        if seq is None:
+            raise RequestError("request_id: nothing of this request is computed yet", "request_id")
+        held = snapshot(seq.kv, self.kv.block_size)
+        return self._made(seq.tokens, seq.kv.chain.root, held, seq.kv.chain.keys, self._state(request))
+
+    def _of_prompt(self, tokens: Sequence[int], salt: bytes) -> Checkpoint:
+        kv, prompt = self.kv.open(salt), array("i", tokens)
+        try:
+            match = self.kv.match(kv, prompt, len(prompt))
+            if not match.num_tokens:
+                raise RequestError("nothing of this prompt is cached; send it as a request first", "prompt")
+            return self._made(prompt, kv.chain.root, snapshot_of(match), kv.chain.keys, None)
+        finally:
+            self.kv.free(kv)
+
+    def _made(
+        self,
+        tokens: Sequence[int],
+        root: bytes,
+        held: Snapshot,
+        keys: Sequence[bytes],
+        unfinished: Unfinished | None,
+    ) -> Checkpoint:
+        """keys: of the chain; without them, sealed rows are left out."""
+        sealed = held.sealed if keys else ()
+        return Checkpoint(
+            ROW_FORMAT,
+            self.kv.spec.fingerprint,
+            root,
+            self.kv.block_size,
+            self.kv.spec.block_bytes,
+            tokens[:],  # type: ignore[arg-type]
+            held.num_computed,
+            [(group, keys[i]) for group, i, _ in sealed],
+            self.rows.read([row for _, _, row in sealed]),
+            self.rows.read(held.tail),
+            self.rows.read_seat(held.seat),
+            unfinished,
+        )
+
+    def _write(self, path: Path, checkpoint: Checkpoint) -> Future[int]:
+        def write() -> int:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return write_checkpoint(path, checkpoint)
+
+        future = self._writer.submit(write)
+        future.add_done_callback(self._written)
+        return future
+
+    def _written(self, future: Future[int]) -> None:
+        """On the writer's thread: a full disk is told once, when it begins, and costs nobody an answer."""
+        error = future.exception()
+        self.counts["failed" if error else "written"] += 1
+        if error and not self._is_failing:
+            log.warning("checkpoints cannot be written: %s", error)
+        self._is_failing = error is not None
+
+    def _read_backup(self, path: Path) -> Checkpoint | None:
+        try:
+            return read_checkpoint(path, format_id=ROW_FORMAT, fingerprint=self.kv.spec.fingerprint)
+        except FileNotFoundError:
+            return None
+        except (CheckpointError, OSError) as error:
+            log.warning("a backup cannot be used, so its request begins again: %s", error)
+            return None
+
+    def _drop_old(self, directory: Path) -> None:
+        for file in directory.glob(f"*{BACKUP}") if directory.is_dir() else ():
+            try:
+                if time.time() - file.stat().st_mtime > BACKUP_SECONDS:
+                    os.unlink(file)
+            except OSError as error:
+                log.warning("an old backup stays: %s", error)
+
+
+def continue_from(request: Request, checkpoint: Checkpoint) -> None:
+    """Let a request that was queued just now begin with the tokens that its checkpoint has."""
+    [seq], unfinished = request.sequences, checkpoint.unfinished
+    assert unfinished is not None, "only such checkpoints are handed out"
+    seq.tokens.extend(checkpoint.tokens[unfinished.num_prompt :])
+    seq.cumulative_logprob = unfinished.logprob
+    request.seed = unfinished.seed
+    request.metrics.num_continued_tokens = seq.num_output
+    seq.tail = Tail(checkpoint.num_computed, [memoryview(row) for row in checkpoint.tail], memoryview(checkpoint.seat))
+
+
+def _can_continue(request: Request) -> bool:
+    """One sequence, whose tokens are all that there is of it: no log-probabilities, no grammar half-way."""
+    params = request.params
+    alone = request.width == 1 and not request.beam and request.pooling is None
+    return alone and params.logprobs is None and params.prompt_logprobs is None and request.guide is None

@@ -1,0 +1,165 @@
+"""Sequences as files: what continues is what would have come, and nothing foreign is taken in."""
+
+from __future__ import annotations
+
+import os
+import time
+from array import array
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvtrove import LLM, SamplingParams
+from kvtrove.checkpoints import BACKUP, BACKUP_SECONDS
+from kvtrove.config import ConfigError, EngineConfig
+from kvtrove.demo import demo_model_dir
+from kvtrove.engine import Engine
+from kvtrove.kv.retention import Full, SinksAndWindow, SlidingWindow
+from kvtrove.kv.snapshot import Tail, put_back, snapshot
+from kvtrove.kv.spec import KVCacheSpec
+from kvtrove.kv.tiers.checkpoint import CheckpointError
+from kvtrove.models.decoder import Model
+from kvtrove.request import RequestError
+from kvtrove.scheduler.limits import SchedulerLimits
+from tests.echo import EchoEngine, echo_spec
+
+PROMPT = list(range(40, 140))
+DRAWS = SamplingParams(max_tokens=30, temperature=0.9, seed=5, ignore_eos=True, detokenize=False)
+
+
+@cache
+def weights() -> Model:
+    return Engine(EngineConfig(str(demo_model_dir()), dtype="float32", num_blocks=1)).runner.model
+
+
+def started(**settings: Any) -> LLM:
+    """An engine of its own on the weights of all."""
+    config = EngineConfig(str(demo_model_dir()), dtype="float32", num_blocks=40, block_size=16, check=1, **settings)
+    return LLM.from_engine(Engine(config, model=weights()))
+
+
+def answer(llm: LLM, prompt: list[int] = PROMPT, params: SamplingParams = DRAWS) -> list[int]:
+    return llm.generate([prompt], params, use_tqdm=False)[0].outputs[0].token_ids
+
+
+def kept(llm: LLM, path: Path, drawn: int) -> None:
+    """A checkpoint of a stream that is then given up."""
+    stream = llm.stream(PROMPT, DRAWS)
+    output = next(o for o in stream if len(o.outputs[0].token_ids) >= drawn)
+    llm.checkpoint(path, request_id=output.request_id)
+    stream.close()
+
+
+@pytest.mark.parametrize("recipe", ["auto", "kivi=2"])  # the second encodes whole blocks, and has seats
+def test_a_restored_request_continues_in_the_midst_of_a_block(tmp_path: Path, recipe: str) -> None:
+    path = tmp_path / "a.safetensors"
+    with started(cache=recipe) as llm:
+        whole = answer(llm)
+        kept(llm, path, 17)
+    with started(cache=recipe) as llm:
+        restored = llm.restore(path)
+        assert (list(restored.tokens), restored.num_tokens) == (PROMPT + whole[:17], 112)
+        outputs = list(llm.stream(PROMPT, DRAWS))
+        assert outputs[-1].outputs[0].token_ids == whole
+        assert len(outputs) == 13, "17 of the 30 tokens are there at once, with the first of those that are drawn"
+        assert outputs[-1].metrics is not None
+        assert outputs[-1].metrics.num_continued_tokens == 17
+        assert llm.llm_engine.checkpoints.counts["continued tokens"] == 17
+        assert answer(llm) == whole, "a checkpoint serves one request; the next draws for itself"
+
+
+def test_only_the_same_request_continues_and_a_prompt_is_kept_without_one(tmp_path: Path) -> None:
+    path, prompt = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    with started() as llm:
+        whole = answer(llm)
+        kept(llm, path, 17)
+        llm.checkpoint(prompt, prompt=PROMPT)
+        with pytest.raises(RequestError, match="nothing of this prompt is cached"):
+            llm.checkpoint(tmp_path / "c", prompt=[7] * 40)
+        with pytest.raises(RequestError, match="no unfinished request or session is called 'x'"):
+            llm.checkpoint(tmp_path / "c", request_id="x")
+    with started() as llm:
+        back = llm.restore(prompt)
+        assert (list(back.tokens), back.num_tokens, back.continues) == (PROMPT, 96, False)
+        llm.restore(path)
+        other = SamplingParams(max_tokens=30, temperature=0.8, seed=5, ignore_eos=True, detokenize=False)
+        assert llm.generate([PROMPT], other, use_tqdm=False)[0].metrics.num_continued_tokens == 0
+        with pytest.raises(CheckpointError, match="of another tenant or salt"):
+            llm.restore(path, cache_salt="mine")
+        assert answer(llm) == whole
+    with started(cache="int8") as llm, pytest.raises(CheckpointError, match="the cache settings that wrote it"):
+        llm.restore(path)
+
+
+def test_backups_are_written_taken_up_and_cleared_away(tmp_path: Path) -> None:
+    """A crash is an engine that is never closed; docs say what else there is to it, and tests/e2e kills a server."""
+    with started() as llm:
+        whole = answer(llm)
+    crashed = started(kv_dir=str(tmp_path / "kv"), backup_interval=8)
+    stream = crashed.stream(PROMPT, DRAWS)
+    while crashed.llm_engine.checkpoints.counts["written"] < 2:
+        next(stream)
+    folder = tmp_path / "kv" / "checkpoints"
+    [file] = folder.iterdir()
+    copy = file.read_bytes()
+    stream.close()
+    crashed.close()
+    assert list(folder.iterdir()) == [], "a request that has ended leaves nothing"
+    file.write_bytes(copy)
+    with started(kv_dir=str(tmp_path / "kv"), backup_interval=8) as llm:
+        [output] = llm.generate([PROMPT], DRAWS, use_tqdm=False)
+        assert output.outputs[0].token_ids == whole
+        assert output.metrics.num_continued_tokens in (8, 9, 16, 17), "the disk may skip one when it is slow"
+        assert output.metrics.reused_from == {"disk": 100}, "of the prompt, the tail included"
+    assert list(folder.iterdir()) == []
+    file.write_bytes(copy[:-1] + b"x")
+    with started(kv_dir=str(tmp_path / "kv"), backup_interval=8) as llm:
+        assert answer(llm) == whole, "a damaged backup is none"
+    file.write_bytes(copy)
+    os.utime(file, (time.time() - BACKUP_SECONDS - 60,) * 2)
+    started(kv_dir=str(tmp_path / "kv"), backup_interval=8).close()
+    assert not file.exists(), "nobody comes back for an old one"
+    assert file.suffix == BACKUP
+
+
+def test_a_disk_that_cannot_be_written_costs_no_answer(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with started(checkpoint_dir=str(tmp_path / "file"), backup_interval=4) as llm, started() as other:
+        assert answer(llm) == answer(other)
+        assert llm.llm_engine.checkpoints.counts["failed"]
+
+
+def test_a_backup_needs_a_place() -> None:
+    with pytest.raises(ConfigError, match="backup_interval: 8 needs a place for its files; give kv_dir"):
+        EngineConfig("demo", backup_interval=8)
+
+
+@pytest.mark.parametrize("spec", [echo_spec(4, Full(), SlidingWindow(6)), echo_spec(4, SinksAndWindow(3, 5))])
+@pytest.mark.parametrize("steps", [1, 3, 4, 6])
+def test_every_length_and_window_goes_on_elsewhere(spec: KVCacheSpec, steps: int) -> None:
+    """The books of two echo engines, invariants checked after every call: rows and tail move between them."""
+    params = SamplingParams(max_tokens=12)
+    first, again = (EchoEngine(spec, 40, SchedulerLimits(8, 64)) for _ in range(2))
+    first.add("a", range(100, 117), params)
+    for _ in range(steps):
+        first.step()
+    [seq] = first.requests["a"].sequences
+    rows, held = first.model.runner.rows, snapshot(seq.kv, 4)
+    chain, tokens = seq.kv.chain.copy(len(seq.kv.chain.keys)), array("i", seq.tokens)
+    content = list(zip(held.sealed, rows.read([row for _, _, row in held.sealed]), strict=True))
+    tail = Tail(held.num_computed, rows.read(held.tail), rows.read_seat(held.seat))
+    put_back(again.kv, chain, [(group, i, row) for (group, i, _), row in content])
+    again.model.runner.rows.settle(again.kv)
+    request = again.add("a", range(100, 117), params)
+    [twin] = request.sequences
+    twin.tokens.extend(tokens[17:])
+    twin.tail = tail
+    computed = again.model.computed
+    again.step()
+    assert again.model.computed - computed == 1, "one token is computed: the next"
+    first.run()
+    again.run()
+    assert again.outputs("a") == first.outputs("a")
+    assert again.kv.stats().used == 0
