@@ -19,6 +19,7 @@ import pytest
 import torch
 
 VOCAB = 300
+ORIGINAL = "original_max_position_embeddings"
 BOS, EOS, SPECIAL = 0, 2, ("<|begin|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -65,6 +66,10 @@ _LATENT = {
 _YARN = {
     **{"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 128},
     **{"mscale": 1.0, "mscale_all_dim": 0.7, "beta_fast": 32, "beta_slow": 1},
+}
+_ROUTED = {
+    **{"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 32},
+    **{"routed_scaling_factor": 1.5, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
 }
 _LONGROPE = {
     "rope_type": "longrope",
@@ -136,6 +141,30 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2": ("DeepseekV2", {**_LATENT, "n_routed_experts": 4, "topk_method": "greedy"}),
     "deepseek_v3": ("DeepseekV3", {**_LATENT, "q_lora_rank": 20, "rope_parameters": _YARN}),
     "glm4_moe_lite": ("Glm4MoeLite", {**_LATENT, "q_lora_rank": 20, "n_group": 1, "topk_group": 1}),
+    "glm": ("Glm", {"head_dim": 16, "attention_bias": True}),
+    "glm4": ("Glm4", {"head_dim": 16, "attention_bias": True}),
+    "glm4_moe": ("Glm4Moe", {**_ROUTED, "use_qk_norm": True, "attention_bias": True}),
+    "seed_oss": ("SeedOss", {"head_dim": 24, "attention_bias": True, "attention_out_bias": False}),
+    "ernie4_5": ("Ernie4_5", {"head_dim": 16, "use_bias": True, "tie_word_embeddings": False}),
+    "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "granitemoe": (
+        "GraniteMoeShared",
+        {
+            **{"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 40},
+            **{"embedding_multiplier": 3.0, "logits_scaling": 2.0, "attention_multiplier": 0.4},
+        },
+    ),
+    "ministral3": (
+        "Ministral3",
+        {"head_dim": 16, "rope_parameters": {**_YARN, ORIGINAL: 16, "llama_4_scaling_beta": 0.1}},
+    ),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {
+            **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [1]},
+            "shared_expert_intermediate_size": 40,
+        },
+    ),
     "gpt_oss": (
         "GptOss",
         {
@@ -189,6 +218,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+ADAPTERS = frozenset(
+    {"glm", "glm4", "glm4_moe", "seed_oss", "ernie4_5", "olmoe", "granitemoe", "ministral3", "qwen2_moe"}
+)
+"""Families made of parts that others prove in every precision and batch: their logits in float32 prove the adapter."""
+PROVEN_IN_FULL = tuple(family for family in FAMILIES if family not in ADAPTERS)
+
 
 class Checkpoints:
     """Checkpoint directories under `root`, each made when it is first asked for."""
@@ -238,6 +273,31 @@ def make_gemma3_with_vision(directory: Path, seed: int = 0) -> None:
     }
     config = transformers.Gemma3Config(**keys)
     save(transformers.Gemma3ForConditionalGeneration(config), directory, seed, "float32")
+
+
+def make_with_vision(name: str, directory: Path) -> Any:
+    """The same of another family that can see, Gemma4, Mistral3 or Qwen3VL; the model of transformers itself."""
+    import transformers
+
+    tiny = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    texts: dict[str, dict[str, Any]] = {
+        "Gemma4": FAMILIES["gemma4"][1],
+        "Mistral3": {"model_type": "mistral", "head_dim": 16, "sliding_window": None},
+        "Qwen3VL": {
+            **{"head_dim": 16, "tie_word_embeddings": False},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 2, 2]},
+        },
+    }
+    sights: dict[str, dict[str, Any]] = {
+        "Gemma4": {**tiny, "num_key_value_heads": 2, "head_dim": 16},
+        "Mistral3": {**tiny, "model_type": "pixtral", "image_size": 28, "patch_size": 14, "head_dim": 16},
+        "Qwen3VL": {"hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 2, "out_hidden_size": 64},
+    }
+    keys = {"text_config": {**_BASE, **texts[name]}, "vision_config": sights[name], "tie_word_embeddings": False}
+    config = getattr(transformers, f"{name}Config")(**keys)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    save(model, directory, 0, "float32")
+    return model
 
 
 def save(model: Any, directory: Path, seed: int, dtype: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kvtrove.config import ConfigError, EngineConfig
     from kvtrove.engine import Engine
-    from kvtrove.llm import LLM
+    from kvtrove.llm import LLM, LoRARequest
     from kvtrove.models.spec import ModelError
     from kvtrove.request import CompletionOutput, PoolingParams, RequestError, RequestOutput, SamplingParams
 
@@ -23,6 +23,7 @@ __all__ = [
     "ConfigError",
     "Engine",
     "EngineConfig",
+    "LoRARequest",
     "ModelError",
     "PoolingParams",
     "RequestError",
@@ -37,6 +38,7 @@ _HOME = MappingProxyType(
         "ConfigError": "kvtrove.config",
         "Engine": "kvtrove.engine",
         "EngineConfig": "kvtrove.config",
+        "LoRARequest": "kvtrove.llm",
         "ModelError": "kvtrove.models.spec",
         "PoolingParams": "kvtrove.request",
         "RequestError": "kvtrove.request",

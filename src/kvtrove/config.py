@@ -5,7 +5,7 @@ Sizes are bytes and are written the way people write them (``"8GiB"``, ``"512MB"
 
 from __future__ import annotations
 
-import difflib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from kvtrove.foreign import setting_of
+from kvtrove.sizes import ConfigError, nearest, parse_size, parse_tokens
+
+__all__ = ["ConfigError", "nearest", "parse_size", "parse_tokens"]
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 SHORT_DTYPES = {
@@ -34,48 +37,8 @@ LOAD_FORMATS = ("auto", "safetensors", "dummy")
 MOST_THREADS = 1024
 """What the pool of the kernels holds."""
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-
 CACHE_ALIASES = ("kv_cache_dtype", "cache_type_k", "cache_type_v")
 """What vLLM and llama.cpp call the storage of K and V: flags and settings that become a recipe."""
-
-
-class ConfigError(ValueError):
-    """A setting is unknown or has a value that cannot work; the message names the one that does."""
-
-
-def parse_size(text: str | int, what: str = "size") -> int:
-    """Bytes of ``"8GiB"``, ``"8G"`` (decimal), ``"512 MiB"`` or a plain number."""
-    if isinstance(text, int) and not isinstance(text, bool):
-        size = text
-    else:
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(text).upper())
-        if not found or found[2] not in _UNITS:
-            raise ConfigError(f"{what}: cannot read {text!r} as a size; write for example 8GiB, 512MiB or 2000000000")
-        size = int(float(found[1]) * _UNITS[found[2]])
-    if size <= 0:
-        raise ConfigError(f"{what}: {text!r} must be larger than zero")
-    return size
-
-
-def parse_tokens(text: str | int, what: str = "tokens") -> int:
-    """A token count: ``4096``, ``"32k"`` (= 32 x 1024, as context lengths are meant) or ``"1M"``."""
-    if isinstance(text, int) and not isinstance(text, bool):
-        count = text
-    else:
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(k|ki|m|mi)?\s*", str(text).lower())
-        if not found:
-            raise ConfigError(f"{what}: cannot read {text!r} as a number of tokens; write for example 4096 or 32k")
-        count = int(float(found[1]) * {"k": 1024, "ki": 1024, "m": 2**20, "mi": 2**20}.get(found[2], 1))
-    if count <= 0:
-        raise ConfigError(f"{what}: {text!r} must be larger than zero")
-    return count
-
-
-def nearest(word: str, known: object) -> str:
-    """``" (did you mean 'max_model_len'?)"`` or an empty string: the tail of every unknown-name message."""
-    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)  # type: ignore[attr-defined]
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _whole(value: object) -> bool:
@@ -141,6 +104,7 @@ class EngineConfig:
     checkpoint_dir: where sequences are kept as files (docs/checkpoints.md); DIR/checkpoints of `kv_dir` without it.
     backup_interval: tokens of an answer after which what an unfinished request has drawn is kept there, so that the
         same request continues after a crash; 0 keeps nothing.
+    lora_modules: low-rank adapters, NAME=PATH or vLLM's JSON; requests choose one by name (docs/adapters.md).
     warm_up: run and measure the largest possible steps at start (`kvtrove serve` does), so that no request can be the
         first to find that memory does not suffice. It takes from a fraction of a second to a few seconds.
     speculation: what drafts tokens that a step then checks: "ngram" looks them up in prompt and output, "suffix" also
@@ -213,6 +177,9 @@ class EngineConfig:
         panel="Cache",
         least=0,
     )
+    lora_modules: str | tuple[str, ...] = _setting(
+        (), "An adapter as PEFT saves it, for requests to MODEL:NAME; repeatable.", "NAME=PATH"
+    )
     seed: int | None = None
     check: int | None = _setting(None, "Check the cache's books: 0 never, 1 when idle, 2 always.", "LEVEL")
     warm_up: bool = False
@@ -242,6 +209,10 @@ class EngineConfig:
             if least is not None and value is not None and not (_whole(value) and value >= least):
                 raise ConfigError(f"{setting.name}: {value!r} must be a whole number of at least {least}")
         object.__setattr__(self, "tier", tuple([self.tier] if isinstance(self.tier, str) else self.tier))
+        modules = [self.lora_modules] if isinstance(self.lora_modules, str) else self.lora_modules
+        object.__setattr__(self, "lora_modules", tuple(modules))
+        if len(dict(self.adapters)) < len(modules):
+            raise ConfigError("lora_modules: two adapters have one name")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device: {self.device!r} is not one of auto, cpu, cuda, cuda:N")
         if not 0 <= self.max_prompt_seconds <= 3600:
@@ -275,6 +246,11 @@ class EngineConfig:
         if check not in CHECK_LEVELS:
             raise ConfigError(f"check: {check!r} is not one of 0 (off), 1 (when idle), 2 (every step)")
         object.__setattr__(self, "check", check)
+
+    @property
+    def adapters(self) -> list[tuple[str, str]]:
+        """Name and path of each of `lora_modules`. ConfigError for one that says neither."""
+        return [_adapter(module) for module in self.lora_modules]
 
     @property
     def max_logit_rows(self) -> int:
@@ -315,6 +291,20 @@ class EngineConfig:
             else:
                 raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
         return cls(model, **kept), ignored
+
+
+def _adapter(module: str) -> tuple[str, str]:
+    """NAME=PATH, or {"name": ..., "path": ...} as vLLM also takes it."""
+    name, _, path = module.partition("=")
+    if module.lstrip().startswith("{"):
+        try:
+            given = json.loads(module)
+            name, path = given["name"], given["path"]
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f'lora_modules: {module:.200} is not {{"name": ..., "path": ...}}') from error
+    if not (isinstance(name, str) and isinstance(path, str) and name and path) or ":" in name:
+        raise ConfigError(f"lora_modules: {module!r:.200} is not NAME=PATH (a name without a colon)")
+    return name, path
 
 
 def cache_words(foreign: Mapping[str, Any], cache: Any) -> dict[str, Any]:

@@ -139,6 +139,9 @@ class Engine:
         """Entered around what a step computes; a watchdog may raise inside of it."""
         can_draft = self.scheduler.drafter is not None
         self._intake = Intake(self.spec, self.tokenizer, self.max_model_len, config.seed, clock, can_draft=can_draft)
+        self._products = loaded.products
+        for name, path in config.adapters:
+            self.load_adapter(name, path)
         self._texts: dict[str, RequestText] = {}
         self._ended = 0
         self.checkpoints = Checkpoints(config, self.kv, self.runner.rows)
@@ -229,25 +232,46 @@ class Engine:
         prompt: str | None = None,
         salt: str = "",
         guide: Guide | None = None,
+        adapter: str = "",
         soft_pins: Sequence[SoftPin] = (),
         session: str = "",
     ) -> None:
         """Queue a request for an answer, or with PoolingParams for a vector. `salt` separates tenants: only requests
-        with the same one share cached blocks. `guide` holds every output to a grammar. soft_pins: prefixes that leave
-        the cache last. session: name of the conversation, by which `checkpoint` finds it.
+        with the same one share cached blocks. `guide` holds every output to a grammar. adapter: a name of `adapters`.
+        soft_pins: prefixes that leave the cache last. session: name of the conversation, for `checkpoint`.
 
         RequestError when it can never be served; the message says what would be.
         """
         self._refuse_closed()
         if request_id in self._texts:
             raise RequestError(f"request id {request_id!r} is already in use", "request_id")
-        request = self._intake.request(request_id, prompt_token_ids, params, salt, guide, soft_pins, session)
+        request = self._intake.request(
+            request_id, prompt_token_ids, params, salt, guide, soft_pins, session, adapter=adapter
+        )
         text = RequestText(request, prompt, self.tokenizer)
         self.scheduler.add(request)
         if (drawn := self.checkpoints.resume(request)) is not None:
             continue_from(request, drawn)
         self.scheduler.admission.expect(request.sequences[0], self.scheduler.running.values())
         self._texts[request_id] = text
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of those that requests may have."""
+        return list(self._intake.adapters)
+
+    def scope(self, salt: str, adapter: str = "") -> bytes:
+        """What separates the cached blocks of these requests from those of others."""
+        return self._intake.scope(salt, adapter)
+
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Have a low-rank adapter, as PEFT saves it, for later requests. ModelError when it cannot be served."""
+        from kvtrove.models.lora import load_adapter
+
+        adapter = load_adapter(name, Path(path).expanduser(), self.spec, self._products)
+        self.runner.adapters.add(adapter)
+        self._intake.adapters[name] = adapter.digest
+        log.info("adapter %s: rank %d, %d modules", name, adapter.rank, len(adapter.modules))
 
     def abort(self, request_id: str) -> bool:
         """Drop a request at any moment; all that it held is free when this returns. False when it is not known."""

@@ -41,6 +41,8 @@ _ONE_DEVICE = "this engine runs on one device"
 _PLACE = "a model is on one device, which --device chooses"
 _CHUNKS = "long prompts are always computed in chunks"
 
+_ADAPTERS = "adapters need no room of their own: --lora-modules NAME=PATH is enough"
+
 FLAGS: dict[str, Foreign] = {
     # vLLM
     "--model": Foreign(1, (MODEL,)),
@@ -61,6 +63,10 @@ FLAGS: dict[str, Foreign] = {
     "--data-parallel-size": Foreign(1, (), _ONE_DEVICE, only="1"),
     "--enforce-eager": _nothing("steps run without recorded graphs"),
     "--max-seq-len-to-capture": _nothing("steps run without recorded graphs", 1),
+    "--enable-lora": _nothing(_ADAPTERS),
+    "--max-loras": _nothing(_ADAPTERS, 1),
+    "--max-lora-rank": _nothing(_ADAPTERS, 1),
+    "--max-cpu-loras": _nothing(_ADAPTERS, 1),
     "--trust-remote-code": _nothing("no code of a checkpoint is ever run"),
     "--disable-log-stats": _nothing("--log-level warning silences them"),
     "--disable-log-requests": _nothing("--log-level warning silences them"),

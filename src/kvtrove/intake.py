@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from kvtrove.kv.chain import scoped
 from kvtrove.models.spec import ModelSpec
 from kvtrove.request import Guide, PoolingParams, RequestError, RequestMetrics, SamplingParams, SoftPin, sampling_of
 from kvtrove.scheduler.sequence import Request
@@ -36,6 +37,7 @@ class Intake:
     ) -> None:
         self.vocab_size, self.hidden_size = spec.vocab_size, spec.hidden_size
         self.max_model_len, self.clock, self.can_draft = max_model_len, clock, can_draft
+        self.adapters: dict[str, bytes] = {}  # name -> digest
         self._end_token_ids = known_ends((*spec.eos_token_ids, *tokenizer.eos_token_ids), spec.vocab_size)
         self._message_ends = frozenset((*self._end_token_ids, *tokenizer.ids_of(MESSAGE_ENDS)))
         self._random = random.Random(seed)
@@ -50,10 +52,15 @@ class Intake:
         guide: Guide | None,
         soft_pins: Sequence[SoftPin] = (),
         session: str = "",
+        *,
+        adapter: str = "",
     ) -> Request:
         """The request, with its place in the order of arrival. RequestError when it can never be served."""
         pooling, params = asked if isinstance(asked, PoolingParams) else None, sampling_of(asked)
         self._refuse_bad(prompt, params, pooling)
+        if adapter and adapter not in self.adapters:
+            known = f"; there is {', '.join(self.adapters)}" if self.adapters else "; this engine has none"
+            raise RequestError(f"adapter: {adapter!r:.100} is not here{known}", "model")
         longest = self.max_model_len
         wanted = longest if params.max_tokens is None else len(prompt) + params.max_tokens
         own_ends = () if params.ignore_eos else self._end_token_ids
@@ -66,7 +73,7 @@ class Intake:
             prompt=array("i", prompt),
             params=params,
             seed=params.seed if params.seed is not None else self._random.getrandbits(63),
-            salt=salt.encode(),
+            salt=self.scope(salt, adapter),
             max_len=min(longest, wanted),
             end_token_ids=frozenset(i for i in (*own_ends, *(params.stop_token_ids or ())) if 0 <= i < self.vocab_size),
             metrics=RequestMetrics(arrival_time=self.clock(), soft_pins=pins),
@@ -74,7 +81,12 @@ class Intake:
             borders=borders,
             session=session,
             pooling=pooling,
+            adapter=adapter,
         )
+
+    def scope(self, salt: str, adapter: str) -> bytes:
+        """What separates the cached blocks of a request from those of others. adapter: a known name, or empty."""
+        return scoped(self.adapters[adapter] if adapter else b"", salt.encode())
 
     def _refuse_bad(self, prompt: Sequence[int], params: SamplingParams, pooling: PoolingParams | None) -> None:
         if not prompt:

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -44,6 +44,15 @@ class TokensPrompt(TypedDict):
 
     prompt: str
     prompt_token_ids: list[int]
+
+
+@dataclass(frozen=True)
+class LoRARequest:
+    """A low-rank adapter as PEFT saves it: what it is called, and its folder. lora_int_id: vLLM's; not needed here."""
+
+    lora_name: str
+    lora_int_id: int = 0
+    lora_path: str = ""
 
 
 class TemplateOptions(TypedDict, total=False):
@@ -99,17 +108,25 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        lora_request: LoRARequest | str | None = None,
     ) -> list[RequestOutput]:
         """Complete every prompt; one result per prompt, in the order of the prompts.
 
         prompts: see `kvtrove.prompts`. sampling_params: one for all, or one per prompt; None: the model's own.
+        lora_request: the adapter for all of them, by name, or with the folder it is loaded from when it comes first.
         Raises RequestError when one of them can never be served, EngineError when the engine could not compute one;
         then none of them is left in the engine.
         """
         read = read_prompts(prompts, self.get_tokenizer())
         asked = self.get_default_sampling_params() if sampling_params is None else sampling_params
         params = [replace(p, output_kind="final_only") for p in _one_each(asked, len(read))]
-        return self._finish(list(zip(read, params, strict=True)), use_tqdm)
+        return self._finish(list(zip(read, params, strict=True)), use_tqdm, self._adapter(lora_request))
+
+    def _adapter(self, asked: LoRARequest | str | None) -> str:
+        """The name of an adapter that is loaded then; empty for none."""
+        if isinstance(asked, LoRARequest) and asked.lora_name not in self.llm_engine.adapters:
+            self.llm_engine.load_adapter(asked.lora_name, asked.lora_path)
+        return asked.lora_name if isinstance(asked, LoRARequest) else asked or ""
 
     def embed(
         self,
@@ -149,11 +166,13 @@ class LLM:
             results.append(ScoringRequestOutput(read[-1].request_id, ScoringOutput(score), ids, cached))
         return results
 
-    def _finish(self, asked: Sequence[tuple[Prompt, SamplingParams | PoolingParams]], bar: bool) -> list[RequestOutput]:
+    def _finish(
+        self, asked: Sequence[tuple[Prompt, SamplingParams | PoolingParams]], bar: bool, adapter: str = ""
+    ) -> list[RequestOutput]:
         """The last output of each request, in order."""
         requests = {str(next(self._ids)): request for request in asked}
         results: dict[str, RequestOutput] = {}
-        with self._requests(requests) as inbox, BatchBar(len(requests), bar) as shown:
+        with self._requests(requests, adapter) as inbox, BatchBar(len(requests), bar) as shown:
             while len(results) < len(requests):
                 self._step()
                 for output in _drain(inbox):
@@ -171,15 +190,19 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        lora_request: LoRARequest | str | None = None,
         **template: Unpack[TemplateOptions],
     ) -> list[RequestOutput]:
-        """Answer one conversation, or each of a list of conversations. `template`: see `chat_prompt`."""
+        """Answer one conversation, or each of a list of conversations.
+
+        template: see `chat_prompt`. lora_request: see `generate`.
+        """
         if not messages:
             raise RequestError("messages: the conversation is empty; give at least one message", "messages")
         one = isinstance(messages[0], Mapping)
         conversations: Any = [messages] if one else messages
         prompts = [self.chat_prompt(conversation, **template) for conversation in conversations]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request)
 
     def chat_prompt(
         self,
@@ -282,7 +305,7 @@ class LLM:
 
     @contextmanager
     def _requests(
-        self, requests: Mapping[str, tuple[Prompt, SamplingParams | PoolingParams]]
+        self, requests: Mapping[str, tuple[Prompt, SamplingParams | PoolingParams]], adapter: str = ""
     ) -> Iterator[list[RequestOutput]]:
         """Requests that are in the engine inside this block and, however it ends, not after it. Yields their inbox."""
         inbox: list[RequestOutput] = []
@@ -290,7 +313,9 @@ class LLM:
             for request_id, (prompt, params) in requests.items():
                 with uninterrupted():
                     self._inboxes[request_id] = inbox
-                    self.llm_engine.add(request_id, prompt.token_ids, params, prompt=prompt.text, salt=prompt.salt)
+                    about: dict[str, Any] = {"prompt": prompt.text, "salt": prompt.salt}
+                    about |= {"adapter": adapter} if adapter else {}
+                    self.llm_engine.add(request_id, prompt.token_ids, params, **about)
             yield inbox
         finally:
             with uninterrupted():

@@ -24,6 +24,7 @@ from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
 from kvtrove.models.gguf.stored import kept_weights
 from kvtrove.models.loader import Progress, load_model
+from kvtrove.models.lora import adapter_bytes
 from kvtrove.models.precision import Precision
 from kvtrove.models.products import Products
 from kvtrove.models.spec import ModelSpec
@@ -48,6 +49,8 @@ class Loaded:
     capacity: Capacity
     ledger: Ledger
     mark_rules: MarkRules
+    products: Products
+    """Makes what is loaded later, for adapters."""
 
 
 def load_runner(
@@ -84,7 +87,8 @@ def load_runner(
         None if config.marks_memory is None else parse_size(config.marks_memory, "marks_memory"),
     )
     planned = read_model(directory, precision.dtype, weights=precision.weights, activations=precision.activations)
-    capacity, ledger = plan_start(planned, cache, free_bytes(device), settings)
+    adapters = sum(adapter_bytes(Path(path)) for _, path in config.adapters)
+    capacity, ledger = plan_start(planned, cache, free_bytes(device) - adapters, settings)
     length = capacity.max_model_len
     if device == "cpu":
         with contextlib.suppress(ImportError):  # choose_backends says what follows from that
@@ -103,7 +107,7 @@ def load_runner(
     )
     backends = choose_backends(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
     runner = ModelRunner(model, cache, arena, backends, token_text)
-    loaded = Loaded(runner, capacity, ledger, rules)
+    loaded = Loaded(runner, capacity, ledger, rules, products)
     if config.warm_up:
         log.info("memory as planned: %s", ledger.sentence())
         loaded = _warmed_up(loaded, settings)
@@ -188,7 +192,7 @@ def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
         arena = Arena(runner.cache, settled.num_blocks, old.device, old.huge_pages, *beside)
         model = runner.model.serving(settled.max_model_len)
         runner = ModelRunner(model, runner.cache, arena, runner.backends, runner.token_text)
-    return Loaded(runner, settled, ledger, loaded.mark_rules)
+    return Loaded(runner, settled, ledger, loaded.mark_rules, loaded.products)
 
 
 def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:

@@ -19,7 +19,7 @@ from kvtrove.models.layers.norm import RMSNorm
 from kvtrove.models.precision import Precision
 from kvtrove.models.products import Products
 from kvtrove.plan.source import read_model
-from tests.checkpoints import FAMILIES, VOCAB, Checkpoints, make_gemma3_with_vision
+from tests.checkpoints import FAMILIES, PROVEN_IN_FULL, VOCAB, Checkpoints, make_gemma3_with_vision, make_with_vision
 from tests.golden.harness import PagedModel, expected_logits, hugging_face
 
 TOLERANCE = 1e-4  # of float32 logits whose standard deviation is above 1
@@ -49,7 +49,7 @@ def test_whole_chunked_and_single_token_steps_give_the_logits_of_transformers(
     assert difference(torch.cat(chunks), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PROVEN_IN_FULL)
 def test_a_batch_that_mixes_prefills_and_decodes_gives_the_logits_of_transformers(
     family: str, checkpoints: Checkpoints
 ) -> None:
@@ -76,7 +76,7 @@ def test_a_batch_that_mixes_prefills_and_decodes_gives_the_logits_of_transformer
         assert difference(torch.cat(seen[s]), expected_logits(reference, tokens)) < TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PROVEN_IN_FULL)
 def test_bfloat16_is_as_close_as_transformers_is(family: str, checkpoints: Checkpoints) -> None:
     """Two correct bfloat16 computations differ by rounding, so closeness is measured by what rounding itself does.
 
@@ -184,6 +184,15 @@ def test_the_text_part_of_a_multimodal_gemma3_is_read(tmp_path: Path) -> None:
     assert difference(model.step({0: tokens})[0], expected_logits(hugging_face(tmp_path), tokens)) < TOLERANCE
 
 
+@pytest.mark.parametrize("name", ["Gemma4", "Mistral3", "Qwen3VL"])
+def test_the_text_part_of_checkpoints_that_see_is_read(name: str, tmp_path: Path) -> None:
+    reference = make_with_vision(name, tmp_path)
+    (tokens,) = prompts(45)
+    model = PagedModel(tmp_path)
+    assert model.spec.architecture == f"{name}ForConditionalGeneration"
+    assert difference(model.step({0: tokens})[0], expected_logits(reference, tokens)) < TOLERANCE
+
+
 def test_experts_in_mxfp4_give_the_logits_of_what_they_stand_for(checkpoints: Checkpoints, tmp_path: Path) -> None:
     """Random codes and exponents; transformers computes with what its own decoder makes of them."""
     plain = checkpoints.get("gpt_oss")
@@ -216,7 +225,7 @@ def test_tied_and_untied_output_matrices(checkpoints: Checkpoints) -> None:
         assert difference(model.step({0: tokens})[0], expected_logits(hugging_face(directory), tokens)) < TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PROVEN_IN_FULL)
 def test_own_products_on_bf16_weights_give_the_logits_of_float32(family: str, checkpoints: Checkpoints) -> None:
     """Weights in bf16, everything else in float32: only the order of sums differs from float32 throughout."""
     directory = checkpoints.get(family, dtype="bfloat16")
@@ -227,7 +236,7 @@ def test_own_products_on_bf16_weights_give_the_logits_of_float32(family: str, ch
     assert difference(got, expected_logits(hugging_face(directory), tokens)) < TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PROVEN_IN_FULL)
 def test_int8_weights_stay_close_to_float32(family: str, checkpoints: Checkpoints) -> None:
     """Per-output scales: the rounding of a weight is uniform within 1/254 of the largest of its row.
 

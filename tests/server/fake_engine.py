@@ -76,6 +76,7 @@ class FakeEngine:
         guide: Guide | None = None,
         soft_pins: Sequence[SoftPin] = (),
         session: str = "",
+        adapter: str = "",
     ) -> None:
         if 13 in prompt_token_ids:
             raise RequestError("prompt: this engine refuses token 13", "prompt")
@@ -88,6 +89,11 @@ class FakeEngine:
         return self._requests.pop(request_id, None) is not None
 
     is_waiting = False
+    adapters = ()
+
+    def scope(self, salt: str, adapter: str = "") -> bytes:
+        return salt.encode()
+
     tiering = SimpleNamespace(wake=None)
 
     def tend(self) -> bool:

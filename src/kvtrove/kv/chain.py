@@ -13,6 +13,9 @@ import sys
 from array import array
 from hashlib import sha256
 
+_ADAPTER = b"\xff"
+"""Begins a scope with an adapter. A salt is UTF-8 text, which has no such byte."""
+
 
 def root_key(model: bytes, fingerprint: bytes, adapter: bytes, salt: bytes) -> bytes:
     """Where a chain starts. Every field enters behind its length, so no two tuples share a root."""
@@ -20,6 +23,19 @@ def root_key(model: bytes, fingerprint: bytes, adapter: bytes, salt: bytes) -> b
     for field in (model, fingerprint, adapter, salt):
         h.update(len(field).to_bytes(8, "little") + field)
     return h.digest()
+
+
+def scoped(adapter: bytes, salt: bytes) -> bytes:
+    """Adapter and salt as one: what separates sequences of the same model. adapter: a digest, or empty without one."""
+    return _ADAPTER + len(adapter).to_bytes(1, "little") + adapter + salt if adapter else salt
+
+
+def unscoped(scope: bytes) -> tuple[bytes, bytes]:
+    """(adapter, salt) of `scoped`."""
+    if not scope.startswith(_ADAPTER):
+        return b"", scope
+    stop = 2 + scope[1]
+    return scope[2:stop], scope[stop:]
 
 
 class KeyChain:
@@ -52,6 +68,10 @@ class KeyChain:
             key = sha256(key + content).digest()
             self.keys.append(key)
             self.tokens.append(content)
+
+    def place(self, i: int) -> tuple[bytes, bytes, bytes]:
+        """Key, key before it (empty of the first) and tokens of block i."""
+        return self.keys[i], self.keys[i - 1] if i else b"", self.tokens[i]
 
     def cut(self, num_blocks: int) -> None:
         """Forget all keys from block `num_blocks` on."""

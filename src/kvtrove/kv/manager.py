@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Callable, Iterable
 
 from kvtrove.kv.block import Block
-from kvtrove.kv.chain import KeyChain, root_key
+from kvtrove.kv.chain import KeyChain, root_key, unscoped
 from kvtrove.kv.events import EventKind, KVEvent
 from kvtrove.kv.eviction.orders import Eviction
 from kvtrove.kv.explain import explain
@@ -101,8 +101,8 @@ class KVCacheManager:
         return kv
 
     def chain_root(self, salt: bytes) -> bytes:
-        """32 bytes that every key of a sequence with this salt descends from."""
-        return root_key(self._root, self.spec.fingerprint, b"", salt)
+        """32 bytes that every key of a sequence with this salt, perhaps `scoped`, descends from."""
+        return root_key(self._root, self.spec.fingerprint, *unscoped(salt))
 
     def match(self, kv: SequenceKV, tokens: array[int], limit: int) -> Match:
         """What the empty `kv` could reuse for `tokens`, at most `limit` of them; 0 does not look. Changes nothing.
@@ -360,7 +360,7 @@ class KVCacheManager:
 
     def tell(self, kind: EventKind, block: Block) -> None:
         if self.on_event is not None:
-            self.on_event(KVEvent(kind, block.key, block.group))
+            self.on_event(KVEvent(kind, block.key, block.group, block.parent, block.tokens))
 
     def _handle(self, chain: KeyChain, salt: bytes) -> SequenceKV:
         kv = SequenceKV(self.num_groups, chain, salt)

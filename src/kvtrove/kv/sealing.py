@@ -61,7 +61,7 @@ class Sealing:
         if books.crc is not None:
             block.crc = books.crc(block.id)
         if books.index.enabled:
-            block.key, block.tokens = kv.chain.keys[i], kv.chain.tokens[i]
+            block.key, block.parent, block.tokens = kv.chain.place(i)
             books.index.publish(block)
             if books.transfers is not None and block.published:
                 books.transfers.sealed(block)

@@ -135,6 +135,10 @@ class Model:
             per_layer=PerLayerInputs.load(weights, spec, given, dtype) if given is not None else None,
         )
 
+    def with_layers(self, layers: tuple[DecoderLayer, ...]) -> Model:
+        """The same model with other layers."""
+        return replace(self, layers=layers)
+
     def serving(self, max_model_len: int) -> Model:
         """The same weights for another longest context."""
         return replace(self, ropes=_ropes(self.spec, max_model_len, str(self.norm.weight.device)))
@@ -199,7 +203,10 @@ class Model:
             own, behind = layer.attention, self.layers[index + 1 : index + 2]
             between = (
                 None
-                if self.spec.residual_scale != 1.0 or own.qk_norm not in (None, "head") or own.v_norm is not None
+                if self.spec.residual_scale != 1.0
+                or own.qk_norm not in (None, "head")
+                or own.v_norm is not None
+                or spec.rope.temperature is not None
                 else joined(
                     own.o,
                     layer.mlp_norm,

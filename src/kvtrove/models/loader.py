@@ -54,11 +54,24 @@ def load_model(
     longest = max_model_len or spec.max_position
     if load_format == "dummy":
         random = RandomWeights(spec, products.precision, products.device)
-        drawn = Weights(random.take, random.matrix, products.build, products.precision, products.build_router)
+        drawn = Weights(
+            random.take,
+            random.matrix,
+            products.build,
+            products.precision,
+            products.build_router,
+            device=products.device,
+        )
         return Model.load(drawn, random.head, spec, longest, loaded)
     reader = _Reader(open_checkpoint(directory), find_family(spec.architecture), spec, products)
     weights = Weights(
-        reader.take, reader.matrix, products.build, products.precision, products.build_router, reader.kind
+        reader.take,
+        reader.matrix,
+        products.build,
+        products.precision,
+        products.build_router,
+        reader.kind,
+        products.device,
     )
     model = Model.load(weights, reader.head, spec, longest, loaded)
     reader.log_ignored()

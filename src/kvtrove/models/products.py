@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from kvtrove.config import ConfigError
 from kvtrove.kernels.linear import Kind
-from kvtrove.models.layers.linear import Part, Product, alone, separate
+from kvtrove.models.layers.linear import Linear, Part, Product, alone, separate
 from kvtrove.models.layers.packed import OneDnnLinear, PackedLinear
 from kvtrove.models.precision import Precision
 
@@ -105,6 +105,12 @@ class Products:
         if self.chosen == "own" and self.precision.dtype == "bfloat16":
             return PackedLinear.pack([part], inputs, "bf16", self.isa)
         return alone(part, inputs)
+
+    def build_adapter(self, part: Part, inputs: int) -> Product:
+        """A thin matrix of an adapter, which multiplies float32: in bf16 by own kernels, else in float32."""
+        if self.chosen == "own":
+            return PackedLinear.pack([part], inputs, "bf16", self.isa)
+        return Linear(part.tensor().to(self.device).float())
 
     def summary(self) -> str:
         """``24 x [9728, 896] own, 24 x [896, 4864] own, ...``: what was built so far."""

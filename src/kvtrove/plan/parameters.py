@@ -122,9 +122,8 @@ def _projections(spec: ModelSpec, layer: LayerSpec) -> list[tuple[int, int]]:
 
 
 def _router(spec: ModelSpec, moe: MoESpec) -> int:
-    scales = spec.hidden_size + moe.num_experts if moe.beside else 0
-    gate = spec.hidden_size if moe.gated_shared else 0
-    return moe.num_experts * (spec.hidden_size + moe.bias) + scales + gate
+    scales = spec.hidden_size + moe.num_experts if moe.beside else spec.hidden_size * moe.shared_gate
+    return moe.num_experts * (spec.hidden_size + moe.bias) + scales
 
 
 def _per_layer(spec: ModelSpec) -> tuple[int, int]:
@@ -148,7 +147,8 @@ def _norms(spec: ModelSpec, layer: LayerSpec) -> int:
     if spec.latent is not None:
         return 2 * spec.hidden_size + layer.kv.v_dim + (spec.latent.q_rank or 0)
     heads = (spec.num_heads, layer.kv.heads) if spec.qk_norm == "projection" else (1, 1)
-    normed = sum(heads if layer.kv.source is None else heads[:1]) if spec.qk_norm else 0
+    weighted = spec.qk_norm not in (None, "unweighted")
+    normed = sum(heads if layer.kv.source is None else heads[:1]) if weighted else 0
     whole = (4 if spec.norms == "sandwich" else 2) + (3 if layer.moe and layer.moe.beside else 0)
     return spec.hidden_size * (whole + (spec.per_layer is not None)) + normed * layer.kv.v_dim
 

@@ -15,6 +15,7 @@ from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.decoder import Model
 from kvtrove.models.layers.state import StateBatch
 from kvtrove.request import EngineError
+from kvtrove.runner.adapters import Adapters
 from kvtrove.runner.batch import Batch, build_batch
 from kvtrove.runner.fused import FusedLayers
 from kvtrove.runner.logprobs import undrawable
@@ -46,19 +47,12 @@ class ModelRunner:
         for layer, backend in zip(self.layers, self.backends, strict=True):
             if reasons := backend.reasons_against(layer, arena.device):
                 raise ValueError(f"attention backend {backend.name!r} cannot serve this model: {'; '.join(reasons)}")
+        self.adapters = Adapters(model, self.layers, self.backends)
         self.fuse()
 
     def fuse(self) -> None:
         """Find the runs of layers that one call takes; again when model or backends have changed."""
-        served = {layer.index: one for layer, one in zip(self.layers, self.backends, strict=True)}
-        own = {layer.index: layer for layer in self.layers}
-        calls = self.model.calls
-        places = range(len(calls))
-        self.fused = FusedLayers(
-            [call if self.model.fits_range(i) else None for i, call in enumerate(calls)],
-            [own.get(i) for i in places],
-            [served.get(i) for i in places],
-        )
+        self.fused = FusedLayers(self.model, self.layers, self.backends)
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelOutput:
@@ -82,6 +76,7 @@ class ModelRunner:
         """
         self.rows.execute(step.ops)
         self.arena.forget_states([s.seat for s in step.sequences if s.start == 0])
+        model, fused = self.adapters.model_for(step.sequences) or (self.model, self.fused)
         batch = build_batch(step.sequences, self.cache.block_size, self.arena.device)
         states = StateBatch(batch.attention.query_start, batch.attention.seats, self.arena.states, self.arena.device)
         at = {layer.index: i for i, layer in enumerate(self.layers)}
@@ -94,9 +89,9 @@ class ModelRunner:
         def through(
             first: int, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]
         ) -> tuple[int, Tensor] | None:
-            return self.fused(first, plans[self.backends[at[first]]], x, projected, rotations) if first in at else None
+            return fused(first, plans[self.backends[at[first]]], x, projected, rotations) if first in at else None
 
-        return batch, self.model(batch.tokens, batch.positions, attend, through, states)
+        return batch, model(batch.tokens, batch.positions, attend, through, states)
 
     def _results(self, sequences: list[ScheduledSequence], hidden: Tensor) -> ModelOutput:
         """hidden: [R, hidden] in the order of `build_batch`: sampling rows, then prompt-logprob rows."""

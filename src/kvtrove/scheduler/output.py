@@ -64,6 +64,7 @@ class ScheduledSequence:
 
     block_ids: per group the block table, -1 where no block is held.
     seat: what it has beside its blocks (`kvtrove.kv.seats`). pool: it draws nothing but becomes a vector.
+    adapter: name of the adapter that computes it, empty for the model alone.
     sample: draw after the last token that is not a draft. verify: the last len(verify) tokens are drafts; draw after
         each of them as if all up to it had been drawn.
     """
@@ -79,6 +80,7 @@ class ScheduledSequence:
     prompt_targets: array[int] = field(default_factory=lambda: NO_TOKENS)
     """With prompt_logprobs: the token that follows each of `tokens`, as far as it is a prompt token."""
     pool: PoolSpec | None = None
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

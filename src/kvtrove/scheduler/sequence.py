@@ -137,6 +137,7 @@ class Request:
     params: SamplingParams
     seed: int
     salt: bytes
+    """Of the tenant, and the adapter's digest before it (`kv.chain.scoped`)."""
     max_len: int
     end_token_ids: frozenset[int]
     """Model's end tokens (unless ignore_eos) and stop_token_ids."""
@@ -155,6 +156,7 @@ class Request:
     pooled: NDArray[np.float32] | None = None
     pool_carry: NDArray[np.float64] | None = None
     """What the last step made of the prompt so far (`SequenceResult.pool_carry`)."""
+    adapter: str = ""
     error: RequestError | EngineError | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     """The runner's (`SampleSpec.notes`)."""

@@ -20,6 +20,7 @@ def scheduled_sequence(seq: Sequence, num: int, drafts: array[int] = NO_TOKENS) 
     if drafts and sample is not None:
         work.verify = draft_specs(seq, sample, drafts)
         work.tokens.extend(drafts[: len(work.verify)])
+    work.adapter = seq.request.adapter
     if pooling is not None:
         work.pool = PoolSpec(pooling, seq.request.pool_carry, last)
     if seq.request.wants_prompt_logprobs:

@@ -30,6 +30,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+def scope_of(salt: str, adapter: str) -> str:
+    """Of prompts that can have blocks in common."""
+    return f"{adapter}:{salt}" if adapter else salt
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
     """The arguments of `Engine.add`, and what the reports say of the prompt.
@@ -46,10 +51,17 @@ class EngineRequest:
     num_kept: int = 0
     soft_pins: Sequence[SoftPin] = ()
     session: str = ""
+    adapter: str = ""
 
     def add_to(self, engine: Engine) -> None:
         more: dict[str, Any] = {"guide": self.guide, "soft_pins": self.soft_pins, "session": self.session}
+        more |= {"adapter": self.adapter}
         engine.add(self.id, self.prompt_token_ids, self.params, prompt=self.prompt, salt=self.salt, **more)
+
+    @property
+    def scope(self) -> str:
+        """Only prompts of one scope can have blocks in common."""
+        return scope_of(self.salt, self.adapter)
 
     @property
     def sampling(self) -> SamplingParams:

@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvtrove.request import RequestOutput
@@ -62,6 +62,8 @@ class Job:
     ) -> None:
         """Hand the prompts to the engine. RequestError when one can never be served; then none is."""
         self._prepared = True
+        adapter = self.service.adapter_of(getattr(self.body, "model", None))
+        requests = [replace(request, adapter=adapter) for request in requests] if adapter else requests
         self.service.admission.prepared(len(requests))
         tokens = sum(len(r.prompt_token_ids) + r.sampling.n * (r.sampling.max_tokens or 0) for r in requests)
         self.service.quotas.take(self.caller.tenant, "tokens", tokens)

@@ -133,7 +133,7 @@ class Reports(Observer):
         for request in arrival.requests:
             tokens, outline = as_tokens(request.prompt_token_ids), _outline(arrival)
             prompt = Remembered(
-                arrival.id, arrival.time, request.salt, client, tokens, answer=arrival.answer, outline=outline
+                arrival.id, arrival.time, request.scope, client, tokens, answer=arrival.answer, outline=outline
             )
             conversation = _conversation(arrival, request)
             best = memory.recent.best(prompt.tokens, prompt.salt)

@@ -21,6 +21,7 @@ from kvtrove.server.chat.tool_forms import format_named
 from kvtrove.server.context import refuse_hopeless, refuse_unless_it_fits
 from kvtrove.server.engine_thread import EngineThread
 from kvtrove.server.errors import ApiError, refused
+from kvtrove.server.event_feed import EventFeed
 from kvtrove.server.guidance import Grammar, Grammars, TokenGuide
 from kvtrove.server.observer import Observer, Observers
 from kvtrove.server.quota import Quotas
@@ -42,13 +43,14 @@ class Service:
         self.observers = Observers(observers)
         self.config, self.spec, self.tokenizer = engine.config, engine.spec, engine.tokenizer
         self.sampling_defaults = sampling_defaults(engine.config.model)
-        self.max_model_len = engine.max_model_len
+        self.max_model_len, self.adapters = engine.max_model_len, tuple(engine.adapters)
         self.engine = EngineThread(engine, self.observers.on_step, settings.limits.step_timeout)
         self.admission = Admission(settings.limits, lambda: self.engine.num_waiting, self._num_seats)
+        self.kv_events = EventFeed(self.engine)
         self.quotas = Quotas()
         self.response_cache = ResponseCache(
             store_of(settings.response_cache, settings.response_cache_ttl),
-            engine.kv.chain_root(b""),
+            b"".join(engine.kv.chain_root(engine.scope("", name)) for name in ("", *engine.adapters)),
             self.sampling_defaults,
             self.observers.on_response_cache,
         )
@@ -83,12 +85,19 @@ class Service:
         return self.settings.served_model_names[0]
 
     def check_model(self, name: str | None) -> None:
-        """ApiError 404 when a request names another model than the one that is here."""
-        if name is not None and name not in self.settings.served_model_names:
-            here = ", ".join(self.settings.served_model_names)
+        """ApiError 404 when a request names another model than the one that is here, or an adapter that is not."""
+        if name is not None and name not in self.settings.served_model_names and not self.adapter_of(name):
+            here = ", ".join((*self.settings.served_model_names, *self.adapters))
             raise ApiError(
                 404, f"the model {name!r:.100} is not here; there is {here}", param="model", code="model_not_found"
             )
+
+    def adapter_of(self, name: str | None) -> str:
+        """The adapter that a request's `model` names, as MODEL:ADAPTER or by its own name; empty for none."""
+        model, colon, adapter = (name or "").rpartition(":")
+        if colon and model not in self.settings.served_model_names:
+            return ""
+        return adapter if adapter in self.adapters else ""
 
     @cached_property
     def capabilities(self) -> Capabilities:

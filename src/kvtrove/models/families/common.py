@@ -174,18 +174,23 @@ def shared_sources(view: ConfigView, types: Sequence[str], shared: int) -> list[
     return [None if index < first else own[kind] for index, kind in enumerate(types)]
 
 
-def fused_expert(
-    tensor: str, part: str, number: str, moe: MoESpec, transposed: bool = False, down: str = "down_proj"
-) -> Source:
-    """Where an expert's matrix lies in a stack of all of them, gate and up behind each other.
-
-    tensor: name of the stack up to `gate_up_proj` or `down`. part: gate_proj, up_proj or down_proj.
-    """
+def fused_expert(part: str, number: str, moe: MoESpec, gate_up: str, down: str, transposed: bool = False) -> Source:
+    """Where an expert's gate_proj, up_proj or down_proj lies in the stacks of all of them, `gate_up` and `down`."""
     stack, inner = (int(number), moe.num_experts), moe.intermediate_size
     if part == "down_proj":
-        return Source(tensor + down, stack=stack, transposed=transposed)
+        return Source(down, stack=stack, transposed=transposed)
+    return fused_gate(part, gate_up, inner, stack=stack, transposed=transposed)
+
+
+def fused_gate(part: str, gate_up: str, inner: int, **stored: Any) -> Source:
+    """gate_proj or up_proj, which lie behind each other in `gate_up`. inner: width of the network."""
     start = inner if part == "up_proj" else 0
-    return Source(f"{tensor}gate_up_proj", start, start + inner, 2 * inner, stack=stack, transposed=transposed)
+    return Source(gate_up, start, start + inner, 2 * inner, **stored)
+
+
+def first_experts(spec: ModelSpec) -> MoESpec:
+    """Of a model that has some, in all layers alike."""
+    return next(layer.moe for layer in spec.layers if layer.moe)
 
 
 def text_part(view: ConfigView) -> ConfigView:
@@ -202,6 +207,14 @@ def with_states(layers: Sequence[LayerSpec], states: Iterable[StateSpec | None])
         layer if state is None else replace(layer, cache=None, state=state)
         for layer, state in zip(layers, states, strict=True)
     )
+
+
+def with_experts(
+    layers: Sequence[LayerSpec], moe: Callable[[int], MoESpec | None], dense: int | None = None
+) -> tuple[LayerSpec, ...]:
+    """The layers, each with the experts that `moe` says for its number. dense: width of the others, None as usual."""
+    found = [(layer, moe(index)) for index, layer in enumerate(layers)]
+    return tuple(replace(layer, moe=one, intermediate_size=None if one else dense) for layer, one in found)
 
 
 def rotated_where(layers: Sequence[LayerSpec], rotates: Iterable[object]) -> tuple[LayerSpec, ...]:

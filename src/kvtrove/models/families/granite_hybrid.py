@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from kvtrove.models.config_view import ConfigView
+from kvtrove.models.families import granite
 from kvtrove.models.families.common import (
     FULL,
     Family,
     Source,
     build_layers,
     build_spec,
+    fused_gate,
     layer_types,
     read_heads,
     rotated_where,
     with_states,
 )
-from kvtrove.models.families.granite import multipliers
 from kvtrove.models.rope_config import read_rope
 from kvtrove.models.spec import ModelSpec, MoESpec
 from kvtrove.models.state_spec import MambaSpec
@@ -51,7 +52,7 @@ def read(view: ConfigView) -> ModelSpec:
         with_states(layers, [mamba if kind in MAMBA else None for kind in kinds]),
         attention_bias=bias,
         output_bias=bias,
-        **multipliers(view),
+        **granite.multipliers(view),
     )
 
 
@@ -86,25 +87,13 @@ def _limits(view: ConfigView) -> tuple[float, float]:
 
 
 def locate(name: str, spec: ModelSpec) -> Source:
-    """Gate above up in one tensor; experts stacked, where there are some."""
-    layer, found, rest = name.partition(".mlp.experts.")
-    if found:
-        number, part, _ = rest.split(".")
-        moe = next(one.moe for one in spec.layers if one.moe)
-        stack = int(number), moe.num_experts
-        return _gate_above_up(f"{layer}.block_sparse_moe", part, moe.intermediate_size, stack)
-    name = name.replace(".mlp.gate.", ".block_sparse_moe.router.layer.").replace(".shared_experts.", ".")
+    """As in Granite's experts; without them, the network that all tokens visit is the layer's own."""
     start, found, part = name.partition(".mlp.")
-    if not found:
-        return Source(name)
-    return _gate_above_up(f"{start}.shared_mlp", part.partition(".")[0], spec.intermediate_size)
-
-
-def _gate_above_up(module: str, part: str, inner: int, stack: tuple[int, int] | None = None) -> Source:
-    if part == "down_proj":
-        return Source(f"{module}.output_linear.weight", stack=stack)
-    first = 0 if part == "gate_proj" else inner
-    return Source(f"{module}.input_linear.weight", first, first + inner, 2 * inner, stack=stack)
+    if not found or part.startswith(("experts.", "shared_experts.", "gate.")):
+        return granite.locate(name, spec)
+    if part.startswith("down_proj"):
+        return Source(f"{start}.shared_mlp.output_linear.weight")
+    return fused_gate(part.partition(".")[0], f"{start}.shared_mlp.input_linear.weight", spec.intermediate_size)
 
 
 FAMILIES = {"GraniteMoeHybridForCausalLM": Family(read, locate)}

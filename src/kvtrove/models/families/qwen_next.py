@@ -9,6 +9,7 @@ from kvtrove.models.families.common import (
     Source,
     build_layers,
     build_spec,
+    first_experts,
     fused_expert,
     layer_types,
     read_heads,
@@ -91,7 +92,7 @@ def _moe(view: ConfigView) -> MoESpec:
         intermediate_size=view.size("moe_intermediate_size", 512),
         norm_topk=view.flag("norm_topk_prob", True),
         shared_size=view.size("shared_expert_intermediate_size", 512),
-        gated_shared=True,
+        shared_gate=True,
     )
 
 
@@ -127,11 +128,11 @@ def locate_35(name: str, spec: ModelSpec) -> Source:
         if (letter := part.partition(".")[0]) in rows:
             return Source(f"{start}in_proj_qkv.weight", *rows[letter], delta.width)
     start, found, rest = name.partition(".experts.")
-    moe = next((layer.moe for layer in spec.layers if layer.moe), None)
-    if not found or moe is None:
+    if not found:
         return Source(name)
     number, part, _ = rest.split(".")
-    return fused_expert(start + found, part, number, moe)
+    stacks = f"{start}.experts.gate_up_proj", f"{start}.experts.down_proj"
+    return fused_expert(part, number, first_experts(spec), *stacks)
 
 
 _VISION = ("model.language_model.", "language_model.model.", "model.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 from fastapi import APIRouter, Header
 from typing_extensions import TypedDict
@@ -23,6 +23,8 @@ class ModelCard(TypedDict):
     created: int
     owned_by: str
     max_model_len: int
+    parent: NotRequired[str]
+    """Of an adapter: the model that it changes."""
 
 
 class ModelList(TypedDict):
@@ -54,13 +56,16 @@ class Version(TypedDict):
 
 
 def _card(service: Service, name: str) -> ModelCard:
-    return {
+    card: ModelCard = {
         "id": name,
         "object": "model",
         "created": service.created,
         "owned_by": "kvtrove",
         "max_model_len": service.max_model_len,
     }
+    if service.adapter_of(name):
+        card["parent"] = service.model_name
+    return card
 
 
 def _anthropic(service: Service, name: str) -> AnthropicModel:
@@ -81,7 +86,7 @@ Anthropics = Annotated[str | None, Header(alias="anthropic-version", description
 @router.get("/v1/models", responses=errors(401, 403))
 async def models(service: ServiceOf, anthropic_version: Anthropics = None) -> ModelList | AnthropicList:
     """The names that requests may use."""
-    names = service.settings.served_model_names
+    names = (*service.settings.served_model_names, *service.adapters)
     if anthropic_version is None:
         return {"object": "list", "data": [_card(service, name) for name in names]}
     cards = [_anthropic(service, name) for name in names]

@@ -13,6 +13,7 @@ from kvtrove.prompts import Prompt
 from kvtrove.server.auth import Tenant
 from kvtrove.server.body import BodyRoute
 from kvtrove.server.chat.prepare import tokenized
+from kvtrove.server.engine_thread import scope_of
 from kvtrove.server.errors import ApiError, refused
 from kvtrove.server.protocol.chat import ChatMessage, ChatRequest
 from kvtrove.server.protocol.common import TokenId
@@ -82,12 +83,14 @@ def reports_router(reports: Reports) -> APIRouter:
         """How a request would use the cache if it came now. It is not run, and changes nothing."""
         service.check_model(body.model)
         tenant: Tenant = request.state.tenant
+        adapter = service.adapter_of(body.model)
         salt = tenant.cache_salt(body.cache_salt)
         prompt, conversation = await _read(body, service, salt)
         service.refuse_unless_it_fits(len(prompt.token_ids), 1, "prompt" if body.prompt is not None else "messages")
         ids = array("i", prompt.token_ids)
-        explanation = await service.engine.call(lambda engine: engine.kv.peek(ids, salt.encode()))
-        coming = remembered(request.state.request_id, salt, as_tokens(prompt.token_ids))
+        explanation = await service.engine.call(lambda engine: engine.kv.peek(ids, engine.scope(salt, adapter)))
+        scope = scope_of(salt, adapter)
+        coming = remembered(request.state.request_id, scope, as_tokens(prompt.token_ids))
         return reports.preview(tenant.name, coming, explanation, conversation)
 
     return router

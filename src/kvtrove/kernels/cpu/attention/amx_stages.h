@@ -31,7 +31,7 @@ inline int steps_of(const Side& side) {
 inline bool on_tiles(const Side& side, const Step& step) {
     if (!side.tiled) return false;
     if (side.stored == Element::bfloat16) return true;
-    const bool bytes = side.stored == Element::int8 || (side.stored == Element::int4 && side.groups() == 1);
+    const bool bytes = side.stored == Element::int8 || (side.stored == Element::int4 && side.has_one_scale());
     return bytes && step.max_rows > 1;
 }
 
