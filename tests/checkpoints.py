@@ -141,6 +141,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2": ("DeepseekV2", {**_LATENT, "n_routed_experts": 4, "topk_method": "greedy"}),
     "deepseek_v3": ("DeepseekV3", {**_LATENT, "q_lora_rank": 20, "rope_parameters": _YARN}),
     "glm4_moe_lite": ("Glm4MoeLite", {**_LATENT, "q_lora_rank": 20, "n_group": 1, "topk_group": 1}),
+    "llama4": (
+        "Llama4",
+        {
+            **{"head_dim": 16, "no_rope_layers": [1, 0, 1], "attention_chunk_size": 10, "floor_scale": 8},
+            **{"interleave_moe_layer_step": 2, "intermediate_size_mlp": 80, "num_local_experts": 4},
+            **{"num_experts_per_tok": 2, "rope_parameters": _LLAMA3_ROPE},
+        },
+    ),
     "glm": ("Glm", {"head_dim": 16, "attention_bias": True}),
     "glm4": ("Glm4", {"head_dim": 16, "attention_bias": True}),
     "glm4_moe": ("Glm4Moe", {**_ROUTED, "use_qk_norm": True, "attention_bias": True}),
@@ -207,6 +215,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             **{"intermediate_size": 32, "mamba_proj_bias": True},
         },
     ),
+    "hunyuan_v1_moe": ("HunYuanMoEV1", {"head_dim": 16, "num_experts": 4, "moe_topk": 2}),
     "phi3_long": (
         "Phi3",
         {
@@ -219,7 +228,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 ADAPTERS = frozenset(
-    {"glm", "glm4", "glm4_moe", "seed_oss", "ernie4_5", "olmoe", "granitemoe", "ministral3", "qwen2_moe"}
+    {"hunyuan_v1_moe"}
+    | {"glm", "glm4", "glm4_moe", "seed_oss", "ernie4_5", "olmoe", "granitemoe", "ministral3", "qwen2_moe"}
 )
 """Families made of parts that others prove in every precision and batch: their logits in float32 prove the adapter."""
 PROVEN_IN_FULL = tuple(family for family in FAMILIES if family not in ADAPTERS)
@@ -254,9 +264,12 @@ def make_checkpoint(directory: Path, family: str, seed: int = 0, dtype: str = "f
     save(getattr(transformers, f"{architecture}ForCausalLM")(config), directory, seed, dtype)
 
 
+WITH_MORE = ("Gemma3", "Gemma4", "Llama4", "Qwen3_5")
+
+
 def config_class(architecture: str) -> str:
     """Of the language model alone, where a checkpoint may also see."""
-    return f"{architecture}{'TextConfig' if architecture in ('Gemma3', 'Gemma4', 'Qwen3_5') else 'Config'}"
+    return f"{architecture}{'TextConfig' if architecture in WITH_MORE else 'Config'}"
 
 
 def make_gemma3_with_vision(directory: Path, seed: int = 0) -> None:

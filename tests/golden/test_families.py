@@ -193,6 +193,29 @@ def test_the_text_part_of_checkpoints_that_see_is_read(name: str, tmp_path: Path
     assert difference(model.step({0: tokens})[0], expected_logits(reference, tokens)) < TOLERANCE
 
 
+def test_layers_that_read_the_keys_of_the_one_before_them(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """Hunyuan's cross-layer attention, with a norm of its own for keys that the layer before has stored.
+
+    transformers has no such layers: in the reference, every second one takes keys without norm, and values, as they
+    left the projections of the one before.
+    """
+    plain = checkpoints.get("hunyuan_v1", num_hidden_layers=4)
+    shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
+    config = json.loads((plain / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "use_cla": True, "cla_share_factor": 2}))
+    reference = hugging_face(plain)
+    for first, second in zip(reference.model.layers[::2], reference.model.layers[1::2], strict=True):
+        for part in ("k_proj", "v_proj"):
+            kept: list[Tensor] = []
+            getattr(first.self_attn, part).register_forward_hook(lambda _, x, y, kept=kept: kept.append(y))
+            getattr(second.self_attn, part).register_forward_hook(lambda _, x, y, kept=kept: kept.pop())
+    model, (tokens,) = PagedModel(tmp_path), prompts(40)
+    got = torch.cat([model.step({0: part})[0] for part in (tokens[:30], *([t] for t in tokens[30:]))])
+    assert difference(got, expected_logits(reference, tokens)) < TOLERANCE
+    bytes_of = [sum(map(cache.layer_bytes, cache.groups[0].layers)) for cache in (model.cache, PagedModel(plain).cache)]
+    assert bytes_of[0] * 2 == bytes_of[1]
+
+
 def test_experts_in_mxfp4_give_the_logits_of_what_they_stand_for(checkpoints: Checkpoints, tmp_path: Path) -> None:
     """Random codes and exponents; transformers computes with what its own decoder makes of them."""
     plain = checkpoints.get("gpt_oss")

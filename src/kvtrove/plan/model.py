@@ -80,7 +80,9 @@ def from_spec(spec: ModelSpec, name: str, precision: Precision) -> PlanModel:
     """The plan's view of a model that the engine runs in `precision`."""
     parameters = count_parameters(spec)
     moe = next((layer.moe for layer in spec.layers if layer.moe), None)
-    dense = any(layer.moe is None for layer in spec.layers)
+    dense = [
+        layer.intermediate_size or spec.intermediate_size for layer in spec.layers if not layer.moe or layer.moe.beside
+    ]
     return PlanModel(
         name=name,
         architecture=spec.architecture,
@@ -90,7 +92,7 @@ def from_spec(spec: ModelSpec, name: str, precision: Precision) -> PlanModel:
         hidden_size=spec.hidden_size,
         vocab_size=spec.vocab_size,
         num_heads=spec.num_heads,
-        ffn=max(spec.intermediate_size if dense else 0, moe.intermediate_size if moe else 0),
+        ffn=max([*dense, moe.intermediate_size if moe else 0]),
         max_position=spec.max_position,
         parameters=parameters,
         weight_bytes=parameters.nbytes(precision),

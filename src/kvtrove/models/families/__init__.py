@@ -18,6 +18,7 @@ from kvtrove.models.families import (
     hunyuan,
     lfm,
     llama,
+    llama4,
     mistral,
     olmo,
     phi,
@@ -30,6 +31,7 @@ from kvtrove.models.spec import ModelError
 
 REGISTRY: dict[str, Family] = {
     **llama.FAMILIES,
+    **llama4.FAMILIES,
     **mistral.FAMILIES,
     **qwen.FAMILIES,
     **gemma.FAMILIES,
@@ -51,6 +53,8 @@ REGISTRY: dict[str, Family] = {
 
 MODEL_TYPES = {
     "llama": "LlamaForCausalLM",
+    "llama4": "Llama4ForConditionalGeneration",
+    "llama4_text": "Llama4ForCausalLM",
     "mistral": "MistralForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -67,6 +71,7 @@ MODEL_TYPES = {
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
+    "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM",
     "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",

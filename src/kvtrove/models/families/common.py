@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvtrove.config import nearest
 from kvtrove.kv.formats.dense import dense
-from kvtrove.kv.retention import Full, Retention, SlidingWindow
+from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SlidingWindow
 from kvtrove.kv.spec import LayerKV
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.rope_config import served_positions, without_positions
@@ -30,7 +30,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 DTYPES = ("float32", "float16", "bfloat16")
 QUANTISED = "quantization_config"
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,12 @@ def retentions(view: ConfigView, types: Sequence[str], longest: int, window: int
     if SLIDING in types and window is None:
         raise view.error(f"'layer_types' names {SLIDING} layers, but 'sliding_window' is missing")
     slides = window is not None and window < longest
-    return {FULL: Full(), SLIDING: SlidingWindow(window) if slides and window is not None else Full()}
+    chunk = view.size("attention_chunk_size") if CHUNKED in types else longest
+    return {
+        FULL: Full(),
+        SLIDING: SlidingWindow(window) if slides and window is not None else Full(),
+        CHUNKED: ChunkedLocal(chunk) if chunk < longest else Full(),
+    }
 
 
 def shared_sources(view: ConfigView, types: Sequence[str], shared: int) -> list[int | None]:

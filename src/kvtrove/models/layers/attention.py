@@ -67,12 +67,17 @@ class Attention:
             projections |= {f"{name}.k_proj": narrow, f"{name}.v_proj": narrow}
         turned = {f"{name}.q_proj": wide, f"{name}.k_proj": narrow}
         orders = {} if order is None else {part: _of_heads(order, size) for part, size in turned.items()}
-        k_norm = norm("k_norm")
+        q_norm, k_norm = norm("q_norm"), norm("k_norm")
+        if qk_norm == "rotated" and not own and q_norm is not None:
+            # a norm of its own for another layer's keys, which are stored behind that one's: queries take the ratio
+            source = f"layers.{layer.cache.source}.self_attn"
+            theirs, ours = (weights.take(f"{of}.k_norm.weight", (dim,)).float() for of in (source, name))
+            q_norm = replace(q_norm, weight=(q_norm.weight.float() * ours / theirs).to(q_norm.weight.dtype))
         return cls(
             dim,
             qkv=weights.joint(projections, hidden, bias, orders),
             o=weights.linear(f"{name}.o_proj", (hidden, wide), spec.output_bias),
-            q_norm=norm("q_norm"),
+            q_norm=q_norm,
             k_norm=k_norm,
             v_norm=value_norm(k_norm) if spec.value_norm and k_norm is not None else None,
             qk_norm=qk_norm,
