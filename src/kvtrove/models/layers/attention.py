@@ -70,7 +70,7 @@ class Attention:
         q_norm, k_norm = norm("q_norm"), norm("k_norm")
         if qk_norm == "rotated" and not own and q_norm is not None:
             # a norm of its own for another layer's keys, which are stored behind that one's: queries take the ratio
-            source = f"layers.{layer.cache.source}.self_attn"
+            source = f"layers.{layer.kv.source}.self_attn"
             theirs, ours = (weights.take(f"{of}.k_norm.weight", (dim,)).float() for of in (source, name))
             q_norm = replace(q_norm, weight=(q_norm.weight.float() * ours / theirs).to(q_norm.weight.dtype))
         return cls(
