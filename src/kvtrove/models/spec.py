@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from kvtrove.models.state_spec import StateSpec
-
 if TYPE_CHECKING:
     from kvtrove.kv.spec import LayerKV
+    from kvtrove.models.state_spec import StateSpec
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 Norms = Literal["pre", "post", "sandwich"]

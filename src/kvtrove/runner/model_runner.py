@@ -57,9 +57,7 @@ class ModelRunner:
 
     def fuse(self) -> None:
         """Find the runs of layers that one call takes; again when model or backends have changed."""
-        self._at = {
-            layer.index: i for i, layer in enumerate(self.layers)
-        }  # of the model's layers, those with attention
+        self._at = {layer.index: i for i, layer in enumerate(self.layers)}  # of layers with attention
         self.fused = FusedLayers(self.model, self.layers, self.backends)
 
     @torch.inference_mode()
