@@ -78,7 +78,7 @@ def load_runner(
     if device == "cpu":
         kernels.set_threads(config.threads or min(kernels.threads(), torch.get_num_threads()))
     products = Products(precision, device, config.linear, isa)
-    cache = wanted(exact or cache_spec(spec, precision.dtype, config.block_size))
+    cache = wanted(exact or cache_spec(spec, precision.dtype, config.block_size, precision.activations))
     rules = MarkRules.parse(config.marks, cache)
     settings = StartSettings(
         config.max_logit_rows,

@@ -303,12 +303,13 @@ def _scope(place: str, text: str) -> Callable[[int, KVCacheSpec], bool]:
 
 
 def _among(chosen: set[int], text: str, index: int, cache: KVCacheSpec) -> bool:
-    if max(chosen) >= len(cache.layers):
-        raise ConfigError(
-            f"cache: {text!r}: there is no layer {max(chosen)}, the {len(cache.layers)} layers count from 0 to "
-            f"{len(cache.layers) - 1}"
-        )
-    return index in chosen
+    known = [layer.layer for layer in cache.layers]
+    if missing := chosen.difference(known):
+        numbers = f"the {len(known)} layers count from 0 to {len(known) - 1}"
+        if known != list(range(len(known))):
+            numbers = f"keys and values are kept by layers {', '.join(map(str, known))}"
+        raise ConfigError(f"cache: {text!r}: there is no layer {max(missing)}, {numbers}")
+    return known[index] in chosen
 
 
 def _number(value: str, word: str, text: str, least: int = 1) -> int:

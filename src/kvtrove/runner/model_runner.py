@@ -14,6 +14,7 @@ from kvtrove.attention.reference import window_probabilities
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.decoder import Model
+from kvtrove.models.layers.state import StateBatch
 from kvtrove.request import EngineError
 from kvtrove.runner.adapters import Adapters
 from kvtrove.runner.batch import Batch, build_batch
@@ -31,7 +32,7 @@ PROMPT_LOGPROB_ROWS = 256  # rows of logits held at once while prompt logprobs a
 
 
 class ModelRunner:
-    """Executes steps on one device. backends: one per layer. `token_text` spells tokens for logprobs."""
+    """Executes steps on one device. backends: one per layer with attention. `token_text` spells tokens for logprobs."""
 
     def __init__(
         self,
@@ -50,12 +51,14 @@ class ModelRunner:
         for layer, backend in zip(self.layers, self.backends, strict=True):
             if reasons := backend.reasons_against(layer, arena.device):
                 raise ValueError(f"attention backend {backend.name!r} cannot serve this model: {'; '.join(reasons)}")
+        self.states = arena.states
         self.adapters = Adapters(model, self.layers, self.backends)
         self.fuse()
 
     def fuse(self) -> None:
         """Find the runs of layers that one call takes; again when model or backends have changed."""
-        self.fused = FusedLayers(self.model.calls, self.layers, self.backends)
+        self._at = {layer.index: i for i, layer in enumerate(self.layers)}  # of layers with attention
+        self.fused = FusedLayers(self.model, self.layers, self.backends)
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelOutput:
@@ -81,8 +84,10 @@ class ModelRunner:
         `ScheduledSequence.observe` asks for; layers are then computed one by one.
         """
         self.rows.execute(step.ops)
+        self.arena.forget_states([s.seat for s in step.sequences if s.start == 0])
         model, fused = self.adapters.model_for(step.sequences) or (self.model, self.fused)
         batch = build_batch(step.sequences, self.cache.block_size, self.arena.device)
+        states = StateBatch(batch.attention.query_start, batch.attention.seats, self.states, self.arena.device)
         plans = {backend: backend.plan(batch.attention) for backend in dict.fromkeys(self.backends)}
 
         observer = Observer(step.sequences, batch.attention.query_start, batch.positions)
@@ -90,15 +95,16 @@ class ModelRunner:
         def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation | None) -> Tensor:
             if observer.seen:
                 observer(q, rotate)
-            backend = self.backends[layer]
-            return backend.run(q, k, v, self.layers[layer], plans[backend], rotate)
+            backend = self.backends[self._at[layer]]
+            return backend.run(q, k, v, self.layers[self._at[layer]], plans[backend], rotate)
 
         def through(
             first: int, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]
         ) -> tuple[int, Tensor] | None:
-            return fused(first, plans[self.backends[first]], x, projected, rotations)
+            at = self._at.get(first)
+            return None if at is None else fused(first, plans[self.backends[at]], x, projected, rotations)
 
-        hidden = model(batch.tokens, batch.positions, attend, None if observer.seen else through)
+        hidden = model(batch.tokens, batch.positions, attend, None if observer.seen else through, states)
         if observed is not None:
             observed |= observer.seen
         return batch, hidden
@@ -108,7 +114,7 @@ class ModelRunner:
         return self.model.ropes[self.model.spec.layers[layer].rope].turned(k, by)
 
     def _attention(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
-        return window_probabilities(q, k, self.layers[layer])
+        return window_probabilities(q, k, self.layers[self._at[layer]])
 
     def _results(self, sequences: list[ScheduledSequence], hidden: Tensor) -> ModelOutput:
         """hidden: [R, hidden] in the order of `build_batch`: sampling rows, then prompt-logprob rows."""
