@@ -103,8 +103,7 @@ class _Reader:
         if kind is None or not kind.startswith("int4"):
             return self._convert(self._located(name, shape))
         stored = self.checkpoint.groups(self._used(self.prefix + source.name), source.whole_shape(shape))
-        rows = slice(source.start, source.stop)
-        return Groups(stored.numbers[rows], stored.scales[rows], stored.minima[rows])
+        return Groups(*(source.rows(part) for part in (stored.numbers, stored.scales, stored.minima)))
 
     def kind(self, name: str) -> Kind | None:
         """That keeps the bits of this matrix, where the precision asks for it."""
