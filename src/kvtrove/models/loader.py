@@ -54,11 +54,24 @@ def load_model(
     longest = max_model_len or spec.max_position
     if load_format == "dummy":
         random = RandomWeights(spec, products.precision, products.device)
-        drawn = Weights(random.take, random.matrix, products.build, products.precision, products.build_router)
+        drawn = Weights(
+            random.take,
+            random.matrix,
+            products.build,
+            products.precision,
+            products.build_router,
+            device=products.device,
+        )
         return Model.load(drawn, random.head, spec, longest, loaded)
     reader = _Reader(open_checkpoint(directory), find_family(spec.architecture), spec, products)
     weights = Weights(
-        reader.take, reader.matrix, products.build, products.precision, products.build_router, reader.kind
+        reader.take,
+        reader.matrix,
+        products.build,
+        products.precision,
+        products.build_router,
+        reader.kind,
+        products.device,
     )
     model = Model.load(weights, reader.head, spec, longest, loaded)
     reader.log_ignored()
@@ -95,8 +108,7 @@ class _Reader:
         if kind is None or not kind.startswith("int4"):
             return self._convert(self._located(name, shape))
         stored = self.checkpoint.groups(self._used(self.prefix + source.name), source.whole_shape(shape))
-        rows = slice(source.start, source.stop)
-        return Groups(stored.numbers[rows], stored.scales[rows], stored.minima[rows])
+        return Groups(*(source.rows(part) for part in (stored.numbers, stored.scales, stored.minima)))
 
     def kind(self, name: str) -> Kind | None:
         """That keeps the bits of this matrix, where the precision asks for it."""
