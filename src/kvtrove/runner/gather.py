@@ -53,7 +53,7 @@ class Gatherer:
 
 def _take(x: Tensor, keep: Tensor) -> Tensor:
     """Tokens keep int64 [heads, m] of x [n, heads, dim]: [m, heads, dim]. Whole vectors are copied, none by elements."""
-    (n, heads, dim), m = x.shape, keep.shape[1]
+    (n, heads, dim), (_, m) = x.shape, keep.shape
     first = torch.arange(heads, device=x.device)[:, None] * n
     taken = x.transpose(0, 1).reshape(heads * n, dim).index_select(0, (keep + first).flatten())
     return taken.view(heads, m, dim).transpose(0, 1)
