@@ -52,7 +52,7 @@ class Gatherer:
 
 
 def _take(x: Tensor, keep: Tensor) -> Tensor:
-    """Tokens keep int64 [heads, m] of x [n, heads, dim]: [m, heads, dim]. Whole vectors are copied, none by elements."""
+    """Tokens keep int64 [heads, m] of x [n, heads, dim]: [m, heads, dim]. Vectors are copied, not elements."""
     (n, heads, dim), (_, m) = x.shape, keep.shape
     first = torch.arange(heads, device=x.device)[:, None] * n
     taken = x.transpose(0, 1).reshape(heads * n, dim).index_select(0, (keep + first).flatten())
