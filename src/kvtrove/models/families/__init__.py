@@ -14,12 +14,16 @@ from kvtrove.models.families import (
     glm,
     gpt_oss,
     granite,
+    granite_hybrid,
     hunyuan,
+    lfm,
     llama,
+    llama4,
     mistral,
     olmo,
     phi,
     qwen,
+    qwen_next,
     smollm,
 )
 from kvtrove.models.families.common import Family
@@ -27,6 +31,7 @@ from kvtrove.models.spec import ModelError
 
 REGISTRY: dict[str, Family] = {
     **llama.FAMILIES,
+    **llama4.FAMILIES,
     **mistral.FAMILIES,
     **qwen.FAMILIES,
     **gemma.FAMILIES,
@@ -39,12 +44,17 @@ REGISTRY: dict[str, Family] = {
     **exaone.FAMILIES,
     **hunyuan.FAMILIES,
     **deepseek.FAMILIES,
+    **lfm.FAMILIES,
+    **qwen_next.FAMILIES,
+    **granite_hybrid.FAMILIES,
     **gpt_oss.FAMILIES,
 }
 
 
 MODEL_TYPES = {
     "llama": "LlamaForCausalLM",
+    "llama4": "Llama4ForConditionalGeneration",
+    "llama4_text": "Llama4ForCausalLM",
     "mistral": "MistralForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -61,6 +71,7 @@ MODEL_TYPES = {
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
+    "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM",
     "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
@@ -81,6 +92,13 @@ MODEL_TYPES = {
     "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
     "gpt_oss": "GptOssForCausalLM",
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
 }
 """`model_type` of a config that names no architecture -> the architecture that transformers takes for it."""
 
