@@ -19,6 +19,7 @@ import pytest
 import torch
 
 VOCAB = 300
+ORIGINAL = "original_max_position_embeddings"
 BOS, EOS, SPECIAL = 0, 2, ("<|begin|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -66,10 +67,24 @@ _YARN = {
     **{"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 128},
     **{"mscale": 1.0, "mscale_all_dim": 0.7, "beta_fast": 32, "beta_slow": 1},
 }
+_ROUTED = {
+    **{"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 32},
+    **{"routed_scaling_factor": 1.5, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
+}
 _LONGROPE = {
     "rope_type": "longrope",
     "short_factor": [1.0, 1.1, 1.2, 1.4],
     "long_factor": [1.5, 2.0, 3.0, 4.0],
+}
+
+_LFM2 = {
+    **{"layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 32},
+    **{"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}},
+}
+_DELTA = {
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 12},
+    **{"head_dim": 32, "linear_conv_kernel_dim": 4},
+    **{"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
 }
 
 # family -> (architecture, what differs from _BASE)
@@ -126,6 +141,38 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2": ("DeepseekV2", {**_LATENT, "n_routed_experts": 4, "topk_method": "greedy"}),
     "deepseek_v3": ("DeepseekV3", {**_LATENT, "q_lora_rank": 20, "rope_parameters": _YARN}),
     "glm4_moe_lite": ("Glm4MoeLite", {**_LATENT, "q_lora_rank": 20, "n_group": 1, "topk_group": 1}),
+    "llama4": (
+        "Llama4",
+        {
+            **{"head_dim": 16, "no_rope_layers": [1, 0, 1], "attention_chunk_size": 10, "floor_scale": 8},
+            **{"interleave_moe_layer_step": 2, "intermediate_size_mlp": 80, "num_local_experts": 4},
+            **{"num_experts_per_tok": 2, "rope_parameters": _LLAMA3_ROPE},
+        },
+    ),
+    "glm": ("Glm", {"head_dim": 16, "attention_bias": True}),
+    "glm4": ("Glm4", {"head_dim": 16, "attention_bias": True}),
+    "glm4_moe": ("Glm4Moe", {**_ROUTED, "use_qk_norm": True, "attention_bias": True}),
+    "seed_oss": ("SeedOss", {"head_dim": 24, "attention_bias": True, "attention_out_bias": False}),
+    "ernie4_5": ("Ernie4_5", {"head_dim": 16, "use_bias": True, "tie_word_embeddings": False}),
+    "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "granitemoe": (
+        "GraniteMoeShared",
+        {
+            **{"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 40},
+            **{"embedding_multiplier": 3.0, "logits_scaling": 2.0, "attention_multiplier": 0.4},
+        },
+    ),
+    "ministral3": (
+        "Ministral3",
+        {"head_dim": 16, "rope_parameters": {**_YARN, ORIGINAL: 16, "llama_4_scaling_beta": 0.1}},
+    ),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {
+            **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [1]},
+            "shared_expert_intermediate_size": 40,
+        },
+    ),
     "gpt_oss": (
         "GptOss",
         {
@@ -140,6 +187,35 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "dynamic", "factor": 1.0, "rope_theta": 10_000.0, "alpha": 50.0},
         },
     ),
+    "lfm2": ("Lfm2", {**_LFM2, "conv_bias": True}),
+    "qwen3_next": (
+        "Qwen3Next",
+        {
+            **{**_DELTA, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32},
+            **{"shared_expert_intermediate_size": 40, "mlp_only_layers": [1]},
+            "layer_types": ["full_attention", "linear_attention", "full_attention"],
+        },
+    ),
+    "qwen3_5": ("Qwen3_5", _DELTA),
+    "granitemoehybrid": (
+        "GraniteMoeHybrid",
+        {
+            **{"layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_local_experts": 0},
+            **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 12, "mamba_n_groups": 2, "mamba_expand": 2},
+            **{"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.4},
+            **{"attention_multiplier": 0.4, "shared_intermediate_size": 96, "position_embedding_type": "nope"},
+        },
+    ),
+    "granitemoehybrid_experts": (
+        "GraniteMoeHybrid",
+        {
+            **{"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2},
+            **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 12, "num_local_experts": 4},
+            **{"num_experts_per_tok": 3, "shared_intermediate_size": 40, "position_embedding_type": "rope"},
+            **{"intermediate_size": 32, "mamba_proj_bias": True},
+        },
+    ),
+    "hunyuan_v1_moe": ("HunYuanMoEV1", {"head_dim": 16, "num_experts": 4, "moe_topk": 2}),
     "phi3_long": (
         "Phi3",
         {
@@ -150,6 +226,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+
+ADAPTERS = frozenset(
+    {"hunyuan_v1_moe"}
+    | {"glm", "glm4", "glm4_moe", "seed_oss", "ernie4_5", "olmoe", "granitemoe", "ministral3", "qwen2_moe"}
+)
+"""Families made of parts that others prove in every precision and batch: their logits in float32 prove the adapter."""
+PROVEN_IN_FULL = tuple(family for family in FAMILIES if family not in ADAPTERS)
 
 
 class Checkpoints:
@@ -181,9 +264,12 @@ def make_checkpoint(directory: Path, family: str, seed: int = 0, dtype: str = "f
     save(getattr(transformers, f"{architecture}ForCausalLM")(config), directory, seed, dtype)
 
 
+WITH_MORE = ("Gemma3", "Gemma4", "Llama4", "Qwen3_5")
+
+
 def config_class(architecture: str) -> str:
     """Of the language model alone, where a checkpoint may also see."""
-    return f"{architecture}{'TextConfig' if architecture in ('Gemma3', 'Gemma4') else 'Config'}"
+    return f"{architecture}{'TextConfig' if architecture in WITH_MORE else 'Config'}"
 
 
 def make_gemma3_with_vision(directory: Path, seed: int = 0) -> None:
@@ -200,6 +286,31 @@ def make_gemma3_with_vision(directory: Path, seed: int = 0) -> None:
     }
     config = transformers.Gemma3Config(**keys)
     save(transformers.Gemma3ForConditionalGeneration(config), directory, seed, "float32")
+
+
+def make_with_vision(name: str, directory: Path) -> Any:
+    """The same of another family that can see, Gemma4, Mistral3 or Qwen3VL; the model of transformers itself."""
+    import transformers
+
+    tiny = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    texts: dict[str, dict[str, Any]] = {
+        "Gemma4": FAMILIES["gemma4"][1],
+        "Mistral3": {"model_type": "mistral", "head_dim": 16, "sliding_window": None},
+        "Qwen3VL": {
+            **{"head_dim": 16, "tie_word_embeddings": False},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 2, 2]},
+        },
+    }
+    sights: dict[str, dict[str, Any]] = {
+        "Gemma4": {**tiny, "num_key_value_heads": 2, "head_dim": 16},
+        "Mistral3": {**tiny, "model_type": "pixtral", "image_size": 28, "patch_size": 14, "head_dim": 16},
+        "Qwen3VL": {"hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 2, "out_hidden_size": 64},
+    }
+    keys = {"text_config": {**_BASE, **texts[name]}, "vision_config": sights[name], "tie_word_embeddings": False}
+    config = getattr(transformers, f"{name}Config")(**keys)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    save(model, directory, 0, "float32")
+    return model
 
 
 def save(model: Any, directory: Path, seed: int, dtype: str) -> None:

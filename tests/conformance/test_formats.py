@@ -41,7 +41,14 @@ RECIPES = [
     *("kivi=4", "k=int8+v=int4r", "k=fp16+v=fp8", "k=kivi=2+v=int8", "k=int4r+v=kivi=4"),
     *("oscar=CALIBRATION", "k=oscar=CALIBRATION+v=int8"),
     *("lowrank=0.75@CALIBRATION", "lowrank=20,int8@CALIBRATION", "k=lowrank=0.5@CALIBRATION+v=kivi=2"),
-    *("layers=0:int8+kivi=2", "sinks=3+window=21+int4r", "chunk=24+kivi=2", "window=20+int8"),
+    *(
+        "layers=0:int8+kivi=2",
+        "sinks=3+window=21+int4r",
+        "chunk=24+kivi=2",
+        "chunk=32+kivi=4",
+        "sinks=3+window=21+kivi=2",
+        "window=20+int8",
+    ),
 ]
 LAYERS: list[tuple[Retention, int | None]] = [(Full(), None), (SlidingWindow(23), None), (Full(), 0)]
 """What each keeps, and whose storage it reads."""

@@ -5,14 +5,17 @@ What a step costs in Python does not grow with its context: one handle a group o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kvtrove import kernels
 from kvtrove.attention.backend import AttentionBatch, AttentionLayer, Rotation
+from kvtrove.attention.own_block import OwnBlocks, Shared
 from kvtrove.kernels.attention import (
     HEAD_DIM_STEP,
     MAX_HEAD_DIM,
@@ -28,11 +31,13 @@ from kvtrove.kv.formats.dense import Dense
 from kvtrove.kv.formats.fp8 import Fp8
 from kvtrove.kv.formats.int4 import GROUP, Int4, Int4Rotated
 from kvtrove.kv.formats.int8 import Int8
+from kvtrove.kv.formats.kivi import Kivi
+from kvtrove.kv.formats.oscar import Oscar
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
 from kvtrove.kv.spec import Codec, Planes, side_view
 
 DENSE = ("float32", "float16", "bfloat16")
-TILED_ALONE = (Fp8, Int4, Int4Rotated)
+TILED_ALONE = (Fp8, Int4, Int4Rotated, Kivi, Oscar)
 KNOWN = (Dense, Int8, *TILED_ALONE)
 
 
@@ -41,7 +46,9 @@ class CpuPlan:
     """A step, and its tables as the kernels take them, for each group of layers met so far."""
 
     batch: AttentionBatch
+    shared: Shared = field(default_factory=Shared)
     _groups: dict[int, PagedBatch] = field(default_factory=dict)
+    _open: dict[int, OpenBlocks] = field(default_factory=dict)
 
     def group(self, index: int) -> PagedBatch:
         if index not in self._groups:
@@ -53,6 +60,53 @@ class CpuPlan:
                 tables.slots.contiguous().numpy(),
             )
         return self._groups[index]
+
+    def open_blocks(self, block_size: int) -> OpenBlocks:
+        if block_size not in self._open:
+            self._open[block_size] = OpenBlocks.of(self.batch, block_size)
+        return self._open[block_size]
+
+
+@dataclass(frozen=True, eq=False)
+class OpenBlocks:
+    """The blocks that new tokens lie in, as they were computed, as a cache that kernels read: one for all layers alike.
+
+    batch: each sequence's table names its own blocks alone.
+    """
+
+    own: OwnBlocks
+    batch: PagedBatch
+    _layers: dict[tuple[PagedShape, torch.dtype, int, int], tuple[PagedLayer, Tensor, Tensor]] = field(
+        default_factory=dict
+    )
+
+    @classmethod
+    def of(cls, batch: AttentionBatch, block_size: int) -> OpenBlocks:
+        own = OwnBlocks.of(batch, block_size, torch.device("cpu"))
+        counts = [stop - start for start, stop in pairwise(batch.query_start)]
+        spans = [
+            range(start // block_size, -(-(start + count) // block_size)) if count else range(0)
+            for start, count in zip(batch.start, counts, strict=True)
+        ]
+        table = np.full((len(spans), max(span.stop for span in spans)), -1, np.int32)
+        at = 0
+        for row, span in zip(table, spans, strict=True):
+            row[span.start : span.stop] = np.arange(at, at + len(span))
+            at += len(span)
+        return cls(own, paged_batch(batch.query_start, batch.start, table, own.place.numpy()))
+
+    def layer(self, k: Tensor, v: Tensor, shape: PagedShape) -> PagedLayer:
+        """k, v: [n, block_size, kv_heads, dim] of the blocks; read until the next call."""
+        key = shape, k.dtype, k.shape[3], v.shape[3]
+        known = self._layers.get(key)
+        if known is None:
+            keys, values = (x.new_empty((len(x), shape.kv_heads, shape.block_size, x.shape[3])) for x in (k, v))
+            dtype = str(k.dtype).removeprefix("torch.")
+            sides = (PagedSide(dtype, False, x.shape[3], x) for x in (keys, values))
+            known = self._layers[key] = paged_layer(next(sides), next(sides), shape), keys, values
+        layer, keys, values = known
+        keys.copy_(k.transpose(1, 2)), values.copy_(v.transpose(1, 2))
+        return layer
 
 
 class CpuBackend:
@@ -80,6 +134,8 @@ class CpuBackend:
         reasons.extend(f"{where}: {reason}" for reason in dict.fromkeys(against))
         if _reach(layer.retention) is None:
             reasons.append(f"{where}: retention {type(layer.retention).__name__} is not sinks and a window")
+        elif layer.format.whole_block and not _reads_own_block(layer.retention, layer.block_size):
+            reasons.append(f"{where}: {layer.retention.id} cuts through a token's own block of {layer.block_size}")
         return reasons
 
     def plan(self, batch: AttentionBatch) -> CpuPlan:
@@ -99,11 +155,41 @@ class CpuBackend:
         k is rotated on its way into the cache, q in place.
         """
         paged, batch = self.paged(layer), plan.group(layer.group)
+        if layer.format.whole_block:
+            return self._run_sealed(q, k, v, layer, plan, rotate)
         angles = None if rotate is None else (rotate.cos, rotate.sin)
         q = _rows(q)
         out = q.new_empty((*q.shape[:-1], layer.v_dim))
         k, v = (None, None) if k is None or v is None else (_rows(k), _rows(v))
         self.kernel.run(paged, batch, q, k, v, out, angles)
+        return out
+
+    def _run_sealed(
+        self,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        layer: AttentionLayer,
+        plan: CpuPlan,
+        rotate: Rotation | None,
+    ) -> Tensor:
+        """Older blocks as they are sealed, then the own one as it was computed, merged into it (see `own_block`)."""
+        if rotate is not None:
+            q, k = rotate(q), None if k is None else rotate(k)
+        open_blocks, sealed, q = plan.open_blocks(layer.block_size), self.paged(layer), _rows(q)
+        own_k, own_v = plan.shared.of(layer, k, v, open_blocks.own)
+        older = q.new_empty((*q.shape[:-1], layer.v_dim), dtype=torch.float32)
+        lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
+        of_keys, of_values = layer.format.k, layer.format.v
+        queries = of_keys.turn(q).float() if isinstance(of_keys, Oscar) else q
+        self.kernel.attend(sealed, plan.group(layer.group), queries, older, lse)
+        if isinstance(of_values, Oscar):
+            older = of_values.turn_back(older).float()
+        out = q.new_empty((*q.shape[:-1], layer.v_dim))
+        shape = replace(
+            sealed.shape, sinks=0, window=0, chunk=layer.block_size, sealed=0, sink_logits=layer.sink_logits
+        )
+        self.kernel.attend(open_blocks.layer(own_k, own_v, shape), open_blocks.batch, q, out, earlier=(older, lse))
         return out
 
     def paged(self, layer: AttentionLayer) -> PagedLayer:
@@ -120,7 +206,8 @@ class CpuBackend:
                 block_size=layer.block_size,
                 scale=layer.scale,
                 softcap=layer.softcap or 0.0,
-                sink_logits=layer.sink_logits,
+                sink_logits=None if layer.format.whole_block else layer.sink_logits,
+                sealed=layer.block_size if layer.format.whole_block else 0,
                 **(_reach(layer.retention) or {}),
             )
             known = self._layers[layer.index] = layer, paged_layer(k, v, shape)
@@ -138,6 +225,10 @@ def paged_side(codec: Codec, dim: int, planes: Planes) -> PagedSide:
             return PagedSide("int4", tiled, dim, data, scale, zero, group=GROUP)
         case Int4Rotated():
             return PagedSide("int4", tiled, dim, data, scale, zero, turned=True)
+        case Kivi():
+            return PagedSide(f"int{codec.bits}", tiled, dim, data, scale, zero, channels=codec.side == "k")
+        case Oscar():
+            return PagedSide("int2", tiled, dim, data, scale, zero)
     return PagedSide(str(data.dtype).removeprefix("torch."), tiled, dim, data, scale)
 
 
@@ -156,6 +247,16 @@ def _reasons_against(codec: Codec | None, dim: int, block_size: int) -> list[str
     if dim % HEAD_DIM_STEP or dim > MAX_HEAD_DIM:
         reasons.append(f"head_dim {dim} is not a multiple of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}")
     return reasons
+
+
+def _reads_own_block(rule: Retention, block_size: int) -> bool:
+    """Whether every token reads all of its own block before it."""
+    match rule:
+        case SlidingWindow(window) | SinksAndWindow(_, window):
+            return window >= block_size
+        case ChunkedLocal(chunk):
+            return chunk % block_size == 0
+    return True
 
 
 def _reach(rule: Retention) -> dict[str, Any] | None:

@@ -31,11 +31,13 @@ MAX_HEAD_DIM, HEAD_DIM_STEP = 512, 8
 class PagedSide:
     """Keys or values as blocks hold them.
 
-    stored: "float32", "float16", "bfloat16", "int8", "float8_e4m3fn" or "int4", of which each vector has `dim`. tiled:
-    whether they lie in tiles (kvtrove.kv.formats.layout), as the last two must. data: [num_blocks, ...], bytes for the
-    last two. The last three have a scale, int4 a zero as well, for each vector or for each `group` elements of it:
-    float16 [num_blocks, kv_heads, dim / group, block_size]. Each block of a plane is contiguous. turned: vectors were
-    turned before they became codes (kvtrove.kv.formats.codes).
+    stored: "float32", "float16", "bfloat16", "int8", "float8_e4m3fn", "int4" or "int2", of which each vector has `dim`.
+    tiled: whether they lie in tiles (kvtrove.kv.formats.layout), as the last three must. data: [num_blocks, ...], bytes
+    for the last three. The last four have a scale, int4 and int2 a zero as well, for each vector or for each `group`
+    elements of it: float16 [num_blocks, kv_heads, dim / group, block_size]; with `channels` (keys in int4 or int2) for
+    each element of all tokens of a block: [num_blocks, kv_heads, dim]. Each block of a plane is contiguous. turned:
+    vectors were turned before they became codes (kvtrove.kv.formats.codes). Sides with channels and int2 are read, and
+    stored by their codec.
     """
 
     stored: str
@@ -46,6 +48,7 @@ class PagedSide:
     zero: Tensor | None = None
     turned: bool = False
     group: int = 0
+    channels: bool = False
 
 
 @dataclass(frozen=True)

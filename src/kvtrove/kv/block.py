@@ -22,8 +22,8 @@ class BlockState(Enum):
 class Block:
     """A row of the arena. Rows are never touched from here; `id` is all that the bytes and the metadata share.
 
-    ref_count: tables that hold the block + pins. key: its place in the key chain, set when it is sealed.
-    tokens: the int32 little-endian token ids behind the key, compared on every hit.
+    ref_count: tables that hold the block + pins. key: its place in the key chain, set when it is sealed. parent: the
+    key before it. tokens: the int32 little-endian token ids behind the key, compared on every hit.
     published: the prefix cache finds the block under (group, key). idle_since: when it became CACHED, clock seconds.
     saved: it was handed to the tiers, or came from there. index: its place in the sequence. use: what is known of the
     sequence that held it last. uses: hits since it was sealed; eviction orders may lower it. place: the list of an
@@ -39,6 +39,7 @@ class Block:
         "keep_until",
         "key",
         "next",
+        "parent",
         "place",
         "prev",
         "priority",
@@ -66,6 +67,7 @@ class Block:
         self.published = False
         self.group = -1
         self.key = b""
+        self.parent = b""
         self.tokens = b""
         self.crc: int | None = None
         self.saved = False

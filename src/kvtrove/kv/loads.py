@@ -82,7 +82,7 @@ def take_in(books: Books, chain: KeyChain, place: tuple[int, int], content: memo
     [block] = blocks
     block.group, block.index = place
     block.sealed = True
-    block.key, block.tokens = chain.keys[block.index], chain.tokens[block.index]
+    block.key, block.parent, block.tokens = chain.place(block.index)
     books.index.publish(block)
     books.rows.fill(block, content)
     books.tell("loaded", block)

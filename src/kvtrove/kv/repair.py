@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvtrove.kv.events import KVEvent
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import PrefixCache
 from kvtrove.kv.seats import NONE
@@ -41,3 +42,5 @@ def rebuild(manager: KVCacheManager) -> None:
     index.num_duplicates, index.num_mismatches = manager.index.num_duplicates, manager.index.num_mismatches
     pool.num_evictions, pool.eviction_age = manager.pool.num_evictions, manager.pool.eviction_age
     manager.index, manager.pool = index, pool
+    if manager.on_event is not None:
+        manager.on_event(KVEvent("cleared", b"", 0))

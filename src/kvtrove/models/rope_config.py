@@ -84,7 +84,7 @@ def read_rope(
 
 def without_positions(rope: RopeSpec) -> RopeSpec:
     """Of a layer that rotates nothing (NoPE) in a model whose other layers rotate by `rope`."""
-    return RopeSpec(rope.theta, 0, max_position=served_positions(rope))
+    return RopeSpec(rope.theta, 0, max_position=served_positions(rope), temperature=rope.temperature)
 
 
 def served_positions(rope: RopeSpec) -> int:

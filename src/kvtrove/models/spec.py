@@ -7,14 +7,27 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from kvtrove.kv.spec import LayerKV
+    from kvtrove.models.state_spec import StateSpec
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 Norms = Literal["pre", "post", "sandwich"]
-QKNorm = Literal["head", "projection", "rotated"]
+QKNorm = Literal["head", "projection", "rotated", "unweighted"]
 
 
 class ModelError(ValueError):
     """A checkpoint that cannot be loaded as it is; the message names the file, key or tensor."""
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Queries at position p are multiplied by 1 + scale * log(1 + floor((p + first) / period)).
+
+    Scalable softmax (arXiv 2501.19399) as Llama 4 and Ministral 3 have it.
+    """
+
+    scale: float
+    period: int
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,7 @@ class RopeSpec:
     rotary_dim: leading elements of a head that rotate; 0 is a layer without positions (NoPE).
     scaling: None, linear, dynamic, llama3, yarn, longrope or proportional.
     params: the scaling's own numbers under Hugging Face's names. max_position: `max_position_embeddings` of the config.
+    temperature: of queries, by their position.
     """
 
     theta: float
@@ -31,6 +45,7 @@ class RopeSpec:
     scaling: str | None = None
     params: tuple[tuple[str, Any], ...] = ()
     max_position: int = 0
+    temperature: Temperature | None = None
 
     def param(self, name: str, default: Any = None) -> Any:
         """A number of the scaling; `default` when the config leaves it out or sets it to null."""
@@ -57,7 +72,9 @@ class MoESpec:
     """Mixture of experts: each token goes to `top_k` of `num_experts`.
 
     norm_topk: weights of the chosen ones sum to 1. scale: multiplies them. shared_size: width of a network that every
-    token visits as well, 0 without one. scoring: softmax, or sigmoid with a learned correction of the choice.
+    token visits as well, 0 without one; shared_gate: a learned share of its output counts. scoring: how logits become
+    weights; corrected: a learned number an expert is added for the choice. scales_input: weights multiply what experts
+    read rather than what they give (Llama 4).
     groups, top_groups: experts are chosen from the best groups alone, where the best expert decides (softmax) or the
     two best do (sigmoid). bias: router and experts add one. clamped: gates of experts, None as the model's others.
     beside: experts and a dense network read the layer side by side, and their sum is what the layer adds (Gemma 4).
@@ -75,6 +92,9 @@ class MoESpec:
     bias: bool = False
     clamped: ClampedGate | None = None
     beside: bool = False
+    corrected: bool = False
+    shared_gate: bool = False
+    scales_input: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,17 +122,27 @@ class PerLayerSpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One decoder layer. cache: what it keeps of every token, in the checkpoint's dtype, and which tokens it reads.
+    """One decoder layer: attention, or a mixer with a running state.
 
     intermediate_size: of its dense network, None as in the other layers. tied: values are keys without norm weights
     and rotation; of `cache.k_dim`, the first `v_dim` elements are both, the others rotated (layers/tied.py).
+
+    cache: what it keeps of every token, in the checkpoint's dtype, and which tokens it reads; None without attention.
+    state: the mixer in the place of attention.
     """
 
-    cache: LayerKV
+    cache: LayerKV | None
     rope: RopeSpec
     moe: MoESpec | None = None
     intermediate_size: int | None = None
     tied: bool = False
+    state: StateSpec | None = None
+
+    @property
+    def kv(self) -> LayerKV:
+        """`cache` of a layer that has attention."""
+        assert self.cache is not None, "this layer keeps a running state"
+        return self.cache
 
 
 @dataclass(frozen=True)
@@ -122,10 +152,12 @@ class ModelSpec:
     max_position: longest context in tokens that the checkpoint is made for, rope scaling included.
     norms: of what enters attention and MLP (pre), of what they add (post: Olmo 2), or of both (sandwich: Gemma).
     norm_offset: added to RMSNorm weights (Gemma: 1). wide_norms: weights multiply in float32, then it is rounded once.
-    qk_norm: of each head of q and k (head), of all heads of a projection together (projection: Olmo 2), or of each head
-    after rotation (rotated: Hunyuan).
+    qk_norm: of each head of q and k (head), of all heads of a projection together (projection: Olmo 2), of each head
+    after rotation (rotated: Hunyuan), or that without weights, in layers that rotate (unweighted: Llama 4).
+    interleaved_rope: neighbours rotate together rather than halves of a head (GLM, Llama 4).
     value_norm: values of each head are normed, without weights. layer_scalars: a number multiplies what leaves a layer.
     query_scale: multiplies q.k (usually head_dim ** -0.5). *_softcap: tanh soft-capping.
+    output_gate: queries come with a gate of each element of what heads read (Qwen3-Next).
     attention_sinks: a learned score a head, of value zero, beside those of the keys (gpt-oss).
     embed_scale: multiplies token embeddings. residual_scale: what attention and MLP add. logit_scale: logits.
     """
@@ -147,6 +179,7 @@ class ModelSpec:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: QKNorm | None = None
+    interleaved_rope: bool = False
     norms: Norms = "pre"
     norm_offset: float = 0.0
     wide_norms: bool = False
@@ -160,6 +193,7 @@ class ModelSpec:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     latent: LatentSpec | None = None
+    output_gate: bool = False
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
 

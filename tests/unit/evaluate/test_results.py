@@ -15,7 +15,7 @@ from rich.console import Console
 
 from kvtrove.evaluate.evaluation import Evaluation
 from kvtrove.evaluate.html import front, page, pareto
-from kvtrove.evaluate.results import FORMAT, as_json, rows
+from kvtrove.evaluate.results import FORMAT, as_json, prices, remarks, rows
 from kvtrove.evaluate.settings import Settings
 from kvtrove.evaluate.tables import nats, result_table
 from kvtrove.report.svg import Chart
@@ -53,6 +53,14 @@ def shown(found: Evaluation) -> str:
     with console.capture() as captured:
         console.print(result_table(found))
     return captured.get()
+
+
+def test_a_cache_that_the_model_does_not_bear_is_named_and_has_its_price() -> None:
+    """4 of 6 likeliest tokens are the same."""
+    [(root, price)] = prices(evaluation()).items()
+    assert (root, price.cache, price.top1, price.is_borne) == ("w", "window=4", 4 / 6, False)
+    assert remarks(evaluation()) == ["window=4 is not borne by this model: top-1 66.7% is below 90%"]
+    assert "note: window=4 is not borne by this model" in shown(evaluation())
 
 
 def test_figures_are_over_all_predictions_of_all_segments() -> None:

@@ -19,7 +19,8 @@ Element element_named(std::string_view name) {
     if (name == "int8") return Element::int8;
     if (name == "float8_e4m3fn") return Element::float8;
     if (name == "int4") return Element::int4;
-    throw std::invalid_argument("'" + std::string(name) + "' is not one of float32, float16, bfloat16, int8, float8_e4m3fn, int4");
+    if (name == "int2") return Element::int2;
+    throw std::invalid_argument("'" + std::string(name) + "' is not one of float32, float16, bfloat16, int8, float8_e4m3fn, int4, int2");
 }
 
 // A plane [num_blocks, ...] whose blocks are contiguous and hold `elements` of `bytes` bytes each.
@@ -60,6 +61,7 @@ BoundLayer::BoundLayer(const nb::dict& k, const nb::dict& v, const nb::dict& sha
     if (layer.reach.sealed < 0) throw std::invalid_argument("sealed must not be negative");
     check_shape();
     layer.k = side_of(k), layer.v = side_of(v);
+    if (layer.v.channels) throw std::invalid_argument("values have scales by token, not by channel");
     layer.num_blocks = static_cast<std::int64_t>(kept.front().shape(0));
     if (shape["sink_logits"].is_none()) return;
     const Bytes logits = array(shape, "sink_logits");
@@ -80,16 +82,18 @@ attention::Side BoundLayer::side_of(const nb::dict& fields) {
     side.stored = element_named(nb::cast<std::string_view>(fields["stored"]));
     side.tiled = nb::cast<bool>(fields["tiled"]), side.dim = nb::cast<int>(fields["dim"]);
     side.turned = nb::cast<bool>(fields["turned"]), side.group = nb::cast<int>(fields["group"]);
+    side.channels = nb::cast<bool>(fields["channels"]);
     check_side(side);
     const std::int64_t vectors = std::int64_t{layer.kv_heads} * layer.block_size;
     const std::size_t bytes = attention::bytes_of(side.stored);
     side.data = plane_of("data", array(fields, "data"), vectors * side.vector_bytes() / bytes, bytes);
     const auto numbers = [&](const char* name) {
         if (fields[name].is_none()) throw std::invalid_argument("such a side needs a plane " + std::string(name));
-        return plane_of(name, array(fields, name), vectors * side.groups(), 2);
+        const std::int64_t each = side.channels ? std::int64_t{layer.kv_heads} * side.dim : vectors * side.groups();
+        return plane_of(name, array(fields, name), each, 2);
     };
     if (side.stored > Element::bfloat16) side.scale = numbers("scale");
-    if (side.stored == Element::int4) side.zero = numbers("zero");
+    if (side.stored >= Element::int4) side.zero = numbers("zero");
     return side;
 }
 
@@ -106,7 +110,7 @@ void BoundLayer::check_side(const attention::Side& side) const {
         throw std::invalid_argument("dim: " + std::to_string(side.dim) + " is not a multiple of 8 up to " +
                                     std::to_string(attention::kMaxDim));
     }
-    const bool unpacked = side.stored == Element::float8 || side.stored == Element::int4;
+    const bool unpacked = side.stored >= Element::float8;
     if ((side.tiled || unpacked) && layer.block_size % attention::kTile) {
         throw std::invalid_argument("block_size: " + std::to_string(layer.block_size) +
                                     " is no multiple of 16, as a tiled layout needs");
@@ -116,6 +120,12 @@ void BoundLayer::check_side(const attention::Side& side) const {
     const bool fits = group > 0 && side.dim % group == 0 && side.groups() <= attention::kMaxGroups;
     if (!fits || (group < side.dim && (side.stored != Element::int4 || group % 16))) {
         throw std::invalid_argument("group: " + std::to_string(group) + " is no multiple of 16 that divides dim, of int4");
+    }
+    if (side.channels && (side.stored < Element::int4 || side.group || side.turned)) {
+        throw std::invalid_argument("codes alone have a scale for each channel, and neither groups nor turns beside it");
+    }
+    if (side.stored == Element::int2 && side.dim % 16) {
+        throw std::invalid_argument("dim: " + std::to_string(side.dim) + " is not a multiple of 16, as int2 needs");
     }
     if (side.turned && side.stored <= Element::bfloat16) throw std::invalid_argument("numbers are turned before they become codes");
 }

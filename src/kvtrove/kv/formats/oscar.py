@@ -61,7 +61,7 @@ class Oscar(TokenCodec):
         )
 
     def encode(self, x: Tensor, view: Planes, slots: Tensor) -> None:
-        turned = _turn(x, self._rotation(x))
+        turned = self.turn(x)
         sizes = turned.abs().sort(-1).values
         most = sizes[..., int(KEPT[self.side] * x.shape[-1])][..., None]
         codes, scale, zero = quantise(turned.minimum(most).maximum(-most), BITS)
@@ -73,7 +73,14 @@ class Oscar(TokenCodec):
         """float32, turned back."""
         codes = unpack(read(self.side, view["data"], rows), BITS)
         x = dequantise(codes, read_scales(view["scale"], rows), read_scales(view["zero"], rows))
-        return _turn(x, self._rotation(x).transpose(-1, -2)).float()
+        return self.turn_back(x).float()
+
+    def turn(self, x: Tensor) -> Tensor:
+        """float64 [T, heads, dim] of x: its own vectors, or queries of a multiple of as many heads."""
+        return _product(x, self._rotation(x))
+
+    def turn_back(self, x: Tensor) -> Tensor:
+        return _product(x, self._rotation(x).transpose(-1, -2))
 
     def _rotation(self, like: Tensor) -> Tensor:
         """float32 [dim, dim], or [heads, dim, dim]."""
@@ -81,11 +88,15 @@ class Oscar(TokenCodec):
         return self.calibration.tensor(self.name, like)
 
 
-def _turn(x: Tensor, rotation: Tensor) -> Tensor:
-    """float64 [T, heads, dim] of x [T, heads, dim], times a matrix for all heads or one for each."""
+def _product(x: Tensor, rotation: Tensor) -> Tensor:
+    """float64 [T, heads, dim] of x [T, heads, dim], times a matrix for all heads or one for each run of them.
+
+    In float64, so that rounding hides how many tokens came together.
+    """
     if rotation.dim() == 2:
         return x.double() @ rotation.double()
-    return (x.double().transpose(0, 1) @ rotation.double()).transpose(0, 1)
+    grouped = x.double().reshape(len(x), len(rotation), -1, x.shape[-1]).transpose(0, 1)  # [kv_heads, T, shared, dim]
+    return (grouped @ rotation.double()[:, None]).transpose(0, 1).reshape(x.shape)
 
 
 def oscar(side: Side, path: str, layer: LayerKV) -> Oscar:

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from kvtrove.config import nearest
 from kvtrove.kv.formats.dense import dense
-from kvtrove.kv.retention import Full, Retention, SlidingWindow
+from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SlidingWindow
 from kvtrove.kv.spec import LayerKV
 from kvtrove.models.config_view import ConfigView
+from kvtrove.models.integers_config import METHODS, read_integers
 from kvtrove.models.rope_config import served_positions, without_positions
 from kvtrove.models.spec import Activation, LayerSpec, ModelSpec, MoESpec, RopeSpec
+from kvtrove.models.state_spec import StateSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +31,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 DTYPES = ("float32", "float16", "bfloat16")
 QUANTISED = "quantization_config"
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,10 @@ class Source:
     """A parameter is every `step`-th of rows [start, stop) of tensor `name`, which has `total` rows; None stands for
     the whole tensor.
 
-    stack: (index, count): the tensor holds `count` such ones, one for each expert. transposed: it is [inputs, outputs],
-    rows being its columns.
+    every: of each `every` rows, [start, stop). stack: (index, count): the tensor holds `count` such ones, one for each
+    expert. transposed: it is [inputs, outputs], rows being its columns.
+
+        total 24, every 8, [2, 4)    | . . x x . . . . | . . x x . . . . | . . x x . . . . |
     """
 
     name: str
@@ -43,12 +50,15 @@ class Source:
     stop: int | None = None
     total: int | None = None
     step: int = 1
+    every: int | None = None
     stack: tuple[int, int] | None = None
     transposed: bool = False
 
     def rows(self, whole: Tensor) -> Tensor:
         """Of what `whole_shape` asks for."""
         found = whole.T if self.transposed else whole
+        if self.every is not None:
+            return found.unflatten(0, (-1, self.every))[:, self.start : self.stop].flatten(0, 1)
         return found[self.start : self.stop : self.step].contiguous()
 
     def whole_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -79,9 +89,9 @@ class Family:
     def spec(self, view: ConfigView) -> ModelSpec:
         """What a config.json says. ModelError naming the key, for weights that are quantised as well."""
         method = quantisation(view)
-        if method is None or method in self.quantised:
+        if method is None or method in self.quantised or read_integers(view.values, view.where) is not None:
             return self.read(view)
-        usable = ", ".join((*DTYPES, *self.quantised))
+        usable = ", ".join((*DTYPES, *METHODS, *self.quantised))
         raise view.error(f"quantised weights ({method}) are not supported; use the checkpoint in {usable}")
 
 
@@ -103,16 +113,16 @@ def read_heads(view: ConfigView, head_dim: int | None = None) -> Heads:
     return Heads(query, kv, view.size("head_dim", head_dim or view.size("hidden_size") // query))
 
 
-def layer_types(view: ConfigView, default: Callable[[int], str]) -> list[str]:
-    """Kind of attention of each layer: `layer_types` when the config has it, else the family's rule."""
+def layer_types(view: ConfigView, default: Callable[[int], str], known: Sequence[str] = (FULL, SLIDING)) -> list[str]:
+    """Kind of each layer: `layer_types` when the config has it, else the family's rule."""
     count = view.size("num_hidden_layers")
     types = view.get("layer_types") or [default(i) for i in range(count)]
     if len(types) != count:
         raise view.error(f"'layer_types' has {len(types)} entries, expected 'num_hidden_layers' = {count}")
     for kind in types:
-        if kind not in (FULL, SLIDING):
+        if kind not in known:
             raise view.error(
-                f"layer type {kind!r} is not supported{nearest(kind, (FULL, SLIDING))}; supported: {FULL}, {SLIDING}"
+                f"layer type {kind!r} is not supported{nearest(kind, known)}; supported: {', '.join(known)}"
             )
     return list(types)
 
@@ -134,7 +144,9 @@ def build_layers(
     rules = retentions(view, types, max(served_positions(rope) for rope in ropes.values()), window)
     stored = dense(stored_dtype(view))
     return tuple(
-        LayerSpec(LayerKV(index, heads.kv, heads.dim, heads.dim, stored, rules[kind]), ropes[kind], moe(index))
+        LayerSpec(
+            LayerKV(index, heads.kv, heads.dim, heads.dim, stored, rules.get(kind, Full())), ropes[kind], moe(index)
+        )
         for index, kind in enumerate(types)
     )
 
@@ -147,7 +159,12 @@ def retentions(view: ConfigView, types: Sequence[str], longest: int, window: int
     if SLIDING in types and window is None:
         raise view.error(f"'layer_types' names {SLIDING} layers, but 'sliding_window' is missing")
     slides = window is not None and window < longest
-    return {FULL: Full(), SLIDING: SlidingWindow(window) if slides and window is not None else Full()}
+    chunk = view.size("attention_chunk_size") if CHUNKED in types else longest
+    return {
+        FULL: Full(),
+        SLIDING: SlidingWindow(window) if slides and window is not None else Full(),
+        CHUNKED: ChunkedLocal(chunk) if chunk < longest else Full(),
+    }
 
 
 def shared_sources(view: ConfigView, types: Sequence[str], shared: int) -> list[int | None]:
@@ -163,18 +180,23 @@ def shared_sources(view: ConfigView, types: Sequence[str], shared: int) -> list[
     return [None if index < first else own[kind] for index, kind in enumerate(types)]
 
 
-def fused_expert(
-    tensor: str, part: str, number: str, moe: MoESpec, transposed: bool = False, down: str = "down_proj"
-) -> Source:
-    """Where an expert's matrix lies in a stack of all of them, gate and up behind each other.
-
-    tensor: name of the stack up to `gate_up_proj` or `down`. part: gate_proj, up_proj or down_proj.
-    """
+def fused_expert(part: str, number: str, moe: MoESpec, gate_up: str, down: str, transposed: bool = False) -> Source:
+    """Where an expert's gate_proj, up_proj or down_proj lies in the stacks of all of them, `gate_up` and `down`."""
     stack, inner = (int(number), moe.num_experts), moe.intermediate_size
     if part == "down_proj":
-        return Source(tensor + down, stack=stack, transposed=transposed)
+        return Source(down, stack=stack, transposed=transposed)
+    return fused_gate(part, gate_up, inner, stack=stack, transposed=transposed)
+
+
+def fused_gate(part: str, gate_up: str, inner: int, **stored: Any) -> Source:
+    """gate_proj or up_proj, which lie behind each other in `gate_up`. inner: width of the network."""
     start = inner if part == "up_proj" else 0
-    return Source(f"{tensor}gate_up_proj", start, start + inner, 2 * inner, stack=stack, transposed=transposed)
+    return Source(gate_up, start, start + inner, 2 * inner, **stored)
+
+
+def first_experts(spec: ModelSpec) -> MoESpec:
+    """Of a model that has some, in all layers alike."""
+    return next(layer.moe for layer in spec.layers if layer.moe)
 
 
 def text_part(view: ConfigView) -> ConfigView:
@@ -183,6 +205,22 @@ def text_part(view: ConfigView) -> ConfigView:
     inherited = {key: view.values[key] for key in keys if view.has(key)}
     text = view.section("text_config")
     return ConfigView({**inherited, **text.values, "architecture": view.get("architecture")}, text.where)
+
+
+def with_states(layers: Sequence[LayerSpec], states: Iterable[StateSpec | None]) -> tuple[LayerSpec, ...]:
+    """The layers, one value each: a mixer with a running state in the place of attention, or None."""
+    return tuple(
+        layer if state is None else replace(layer, cache=None, state=state)
+        for layer, state in zip(layers, states, strict=True)
+    )
+
+
+def with_experts(
+    layers: Sequence[LayerSpec], moe: Callable[[int], MoESpec | None], dense: int | None = None
+) -> tuple[LayerSpec, ...]:
+    """The layers, each with the experts that `moe` says for its number. dense: width of the others, None as usual."""
+    found = [(layer, moe(index)) for index, layer in enumerate(layers)]
+    return tuple(replace(layer, moe=one, intermediate_size=None if one else dense) for layer, one in found)
 
 
 def rotated_where(layers: Sequence[LayerSpec], rotates: Iterable[object]) -> tuple[LayerSpec, ...]:

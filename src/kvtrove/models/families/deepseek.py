@@ -69,16 +69,19 @@ def _sigmoid(view: ConfigView) -> dict[str, Any]:
     """Routing of V3: sigmoid scores, chosen with a learned correction, the two best of each group deciding first."""
     return {
         "scoring": "sigmoid",
+        "corrected": True,
         "norm_topk": view.flag("norm_topk_prob", True),
         "groups": view.size("n_group"),
         "top_groups": view.size("topk_group"),
     }
 
 
-def _read(view: ConfigView, family: str, **routing: Any) -> ModelSpec:
-    for key in ("index_head_dim", "index_topk"):
-        if view.has(key):
-            raise view.error(f"{key!r}: sparse attention by an indexer is not supported")
+def shared_and_routed(view: ConfigView) -> MoESpec:
+    """The experts of V3, which other families have taken over with its keys."""
+    return _experts(view, **_sigmoid(view))
+
+
+def _experts(view: ConfigView, **routing: Any) -> MoESpec:
     moe = MoESpec(
         num_experts=view.size("n_routed_experts"),
         top_k=view.size("num_experts_per_tok"),
@@ -89,6 +92,14 @@ def _read(view: ConfigView, family: str, **routing: Any) -> ModelSpec:
     )
     if moe.num_experts % moe.groups:
         raise view.error(f"'n_routed_experts' {moe.num_experts} is not a multiple of 'n_group' {moe.groups}")
+    return moe
+
+
+def _read(view: ConfigView, family: str, **routing: Any) -> ModelSpec:
+    for key in ("index_head_dim", "index_topk"):
+        if view.has(key):
+            raise view.error(f"{key!r}: sparse attention by an indexer is not supported")
+    moe = _experts(view, **routing)
     rank, turned = view.size("kv_lora_rank"), view.size("qk_rope_head_dim")
     latent = LatentSpec(
         q_rank=view.optional_size("q_lora_rank", None),

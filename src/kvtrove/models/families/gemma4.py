@@ -13,6 +13,7 @@ from kvtrove.models.families.common import (
     Heads,
     Source,
     build_spec,
+    first_experts,
     fused_expert,
     layer_types,
     retentions,
@@ -126,8 +127,8 @@ def locate(name: str, spec: ModelSpec) -> Source:
     head, _, tail = name.partition(".mlp.experts.")
     if tail:
         number, part, _ = tail.split(".")
-        moe = next(layer.moe for layer in spec.layers if layer.moe)
-        return fused_expert(f"{head}.experts.", part, number, moe)
+        stacks = f"{head}.experts.gate_up_proj", f"{head}.experts.down_proj"
+        return fused_expert(part, number, first_experts(spec), *stacks)
     for ours, theirs in _ROUTER.items():
         name = name.replace(ours, theirs)
     return Source(name)

@@ -10,6 +10,7 @@ from kvtrove.models.families.common import (
     Source,
     build_layers,
     build_spec,
+    first_experts,
     layer_types,
     quantisation,
     read_heads,
@@ -66,7 +67,7 @@ def locate(name: str, spec: ModelSpec) -> Source:
     if not tail:
         return Source(name.replace(".mlp.gate.", ".mlp.router."))
     number, part, kind = tail.split(".")
-    moe = next(layer.moe for layer in spec.layers if layer.moe)
+    moe = first_experts(spec)
     stack, fused = (int(number), moe.num_experts), part != "down_proj"
     return Source(
         f"{head}.experts.{'gate_up_proj' if fused else part}{'_bias' if kind == 'bias' else ''}",

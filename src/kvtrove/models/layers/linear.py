@@ -6,10 +6,11 @@ become one matrix and one pass over memory, where they are views of the checkpoi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -107,6 +108,7 @@ class Weights:
     take: norms, biases, routers, in the dtype of activations. matrix: of linear layers and embeddings, in the dtype of
     weights, or in 4 bits as the checkpoint has it; None is `take`. build: how matrices become products. build_router:
     the same for a router. precision: None is the checkpoint's own dtype. kind: of a matrix that is quantised already.
+    device: where parameters are.
     """
 
     take: Take
@@ -115,6 +117,7 @@ class Weights:
     precision: Precision | None = None
     build_router: BuildOne = field(default=alone)
     kind: Callable[[str], Kind | None] = field(default=lambda name: None)
+    device: str = "cpu"
 
     def read(self, name: str, shape: tuple[int, int]) -> Tensor | Groups:
         return (self.matrix or self.take)(name, shape)
@@ -123,9 +126,16 @@ class Weights:
         """A matrix that no product is made of, whatever it is stored in."""
         return Part(shape[0], lambda: self.read(name, shape)).tensor()
 
-    def joint(self, names: dict[str, int], inputs: int, bias: bool = False) -> Joint:
-        """names: module -> its outputs. bias: all of them have one."""
-        parts = [self._part(name, outputs, inputs, bias) for name, outputs in names.items()]
+    def ones(self, size: int) -> Tensor:
+        """Weights of a norm that has none, in the dtype of activations."""
+        dtype = getattr(torch, self.precision.activations) if self.precision else torch.float32
+        return torch.ones(size, dtype=dtype, device=self.device)
+
+    def joint(
+        self, names: dict[str, int], inputs: int, bias: bool = False, orders: Mapping[str, Tensor] | None = None
+    ) -> Joint:
+        """names: module -> its outputs. bias: all of them have one. orders: module -> another order of its outputs."""
+        parts = [self._part(name, outputs, inputs, bias, (orders or {}).get(name)) for name, outputs in names.items()]
         return Joint(self.build(parts, inputs, False), tuple(names.values()))
 
     def linear(self, name: str, shape: tuple[int, int], bias: bool = False) -> Product:
@@ -137,10 +147,21 @@ class Weights:
         added = (lambda: self.take(f"{name}.bias", shape[:1])) if bias else None
         return self.build_router(Part(shape[0], lambda: self.take(f"{name}.weight", shape), added), shape[1])
 
-    def _part(self, name: str, outputs: int, inputs: int, bias: bool) -> Part:
+    def _part(self, name: str, outputs: int, inputs: int, bias: bool, order: Tensor | None = None) -> Part:
         return Part(
             outputs,
-            weight=lambda: self.read(f"{name}.weight", (outputs, inputs)),
-            bias=(lambda: self.take(f"{name}.bias", (outputs,))) if bias else None,
+            weight=lambda: _ordered(self.read(f"{name}.weight", (outputs, inputs)), order),
+            bias=(lambda: self.take(f"{name}.bias", (outputs,))[slice(None) if order is None else order])
+            if bias
+            else None,
             kind=self.kind(f"{name}.weight"),
         )
+
+
+def _ordered(stored: Tensor | Groups, order: Tensor | None) -> Tensor | Groups:
+    """Rows in another order."""
+    if order is None:
+        return stored
+    if isinstance(stored, Groups):
+        return Groups(stored.numbers[order], stored.scales[order], stored.minima[order])
+    return stored[order]

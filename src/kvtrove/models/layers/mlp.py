@@ -76,6 +76,7 @@ class MixtureOfExperts:
     shared: MLP | None = None
     correction: Tensor | None = None
     expert_scale: Tensor | None = None
+    shared_gate: Product | None = None
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, moe: MoESpec) -> MixtureOfExperts:
@@ -89,10 +90,9 @@ class MixtureOfExperts:
             MLP.load(weights, f"{name}.shared_experts", spec, moe.shared_size, spec.mlp_bias)
             if moe.shared_size
             else None,
-            weights.take(f"{name}.gate.e_score_correction_bias", (moe.num_experts,)).float()
-            if moe.scoring == "sigmoid"
-            else None,
+            weights.take(f"{name}.gate.e_score_correction_bias", (moe.num_experts,)).float() if moe.corrected else None,
             weights.take(f"{name}.gate.expert_scale", (moe.num_experts,)).float() if moe.beside else None,
+            weights.router(f"{name}.shared_expert_gate", (1, spec.hidden_size)) if moe.shared_gate else None,
         )
 
     def __call__(self, x: Tensor, routed_by: Tensor | None = None) -> Tensor:
@@ -104,10 +104,13 @@ class MixtureOfExperts:
         by_expert = chosen.flatten().argsort(stable=True)
         loads = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
         out = torch.zeros_like(x) if self.shared is None else self.shared(x)
+        if self.shared_gate is not None:
+            out = out * self.shared_gate(x).sigmoid()
         for expert, picks in zip(self.experts, by_expert.split(loads), strict=True):
             if len(picks):
-                tokens = picks // self.spec.top_k
-                mixed = expert(x[tokens]) * weights.flatten()[picks, None]
+                tokens, share = picks // self.spec.top_k, weights.flatten()[picks, None]
+                read = x[tokens]
+                mixed = expert((read * share).to(x.dtype)) if self.spec.scales_input else expert(read) * share
                 out.index_add_(0, tokens, mixed.to(out.dtype))
         return out
 

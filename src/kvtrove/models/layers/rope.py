@@ -19,16 +19,20 @@ import torch
 from torch import Tensor
 
 from kvtrove.models.rope_config import ORIGINAL
-from kvtrove.models.spec import ModelError, RopeSpec
+from kvtrove.models.spec import ModelError, RopeSpec, Temperature
 
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """cos and sin of a step's positions, each [T, 1, rotary_dim / 2]: broadcast over heads. table: of all positions."""
+    """cos and sin of a step's positions, each [T, 1, rotary_dim / 2]: broadcast over heads. table: of all positions.
+
+    temperature: [T, 1, 1], multiplies queries; None where nothing does.
+    """
 
     cos: Tensor
     sin: Tensor
     table: RotaryEmbedding
+    temperature: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotates the leading elements of every head of x [T, heads, head_dim]; i pairs with i + rotary_dim / 2."""
@@ -48,6 +52,7 @@ class RotaryEmbedding:
 
     inv_freq: Tensor
     scale: float = 1.0
+    temperature: Temperature | None = None
 
     @classmethod
     def build(cls, rope: RopeSpec, max_model_len: int, device: str) -> RotaryEmbedding:
@@ -57,12 +62,26 @@ class RotaryEmbedding:
                 f"rope type {rope.scaling!r} is not supported; supported: {', '.join(map(str, _SCALINGS))}"
             )
         inv_freq, scale = _SCALINGS[rope.scaling](rope, max_model_len)
-        return cls(inv_freq.to(device), scale)
+        return cls(inv_freq.to(device), scale, rope.temperature)
 
     def at(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """positions: int64 [T]. Angles in float32, then rounded to dtype."""
         angles = positions[:, None, None].float() * self.inv_freq
-        return Rotation((angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype), self)
+        cos, sin = (angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype)
+        return Rotation(cos, sin, self, None if self.temperature is None else self._heat(positions).to(dtype))
+
+    def _heat(self, positions: Tensor) -> Tensor:
+        assert self.temperature is not None
+        scale, period, first = self.temperature.scale, self.temperature.period, self.temperature.first
+        return 1.0 + scale * torch.log1p(((positions[:, None, None].float() + first) / period).floor())
+
+    def turned(self, x: Tensor, by: Tensor) -> Tensor:
+        """Rotated vectors x [T, heads, head_dim], moved by int64 [T, heads] positions: a rotation without `scale`.
+
+        In float32, the result in x's dtype.
+        """
+        angles = by[..., None].float() * self.inv_freq
+        return Rotation(angles.cos(), angles.sin(), self)(x.float()).to(x.dtype)
 
 
 def _exponents(rope: RopeSpec) -> Tensor:

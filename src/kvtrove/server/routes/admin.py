@@ -1,11 +1,12 @@
-"""What administrators may do: /v1/cache/clear, /v1/cache/pins, /v1/log_level."""
+"""What administrators may do: /v1/cache/clear, /v1/cache/pins, /v1/cache/events, /v1/log_level."""
 
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Header
+from fastapi.responses import StreamingResponse
 from typing_extensions import TypedDict
 
 from kvtrove.pinning import PinnedPrefix
@@ -95,6 +96,15 @@ async def unpin(pin_id: str, service: ServiceOf) -> PinAnswer:
 
 def _answer(pinned: PinnedPrefix) -> PinAnswer:
     return {"id": pinned.id, "tokens": pinned.num_tokens, "blocks": pinned.num_blocks}
+
+
+@router.get("/v1/cache/events", include_in_schema=False)  # a schema has no endless streams
+async def events(
+    service: ServiceOf, last_event_id: Annotated[int | None, Header(ge=0, le=2**63)] = None
+) -> StreamingResponse:
+    """Blocks that were stored and removed, as server-sent events with vLLM's fields; first all that there are."""
+    feed = service.kv_events.subscribe(last_event_id, service.limits.keep_alive)
+    return StreamingResponse(feed, media_type="text/event-stream")
 
 
 @router.post("/v1/log_level", responses=errors(*ANSWERS))

@@ -43,7 +43,7 @@ namespace amx {
 constexpr int W = 16;        // lanes
 constexpr int kMaxRows = 8;  // rows of a product that are computed together
 constexpr int kSums = 24;    // vectors of sums that fit into the registers
-constexpr int kBand = 32;      // rows whose scores are held at once
+constexpr int kBand = 32;    // rows whose scores are held at once
 
 #include "vector_types.h"
 #include LANES

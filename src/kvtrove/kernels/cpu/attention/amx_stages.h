@@ -31,7 +31,7 @@ inline int steps_of(const Side& side) {
 inline bool on_tiles(const Side& side, const Step& step) {
     if (!side.tiled) return false;
     if (side.stored == Element::bfloat16) return true;
-    const bool bytes = side.stored == Element::int8 || (side.stored == Element::int4 && side.groups() == 1);
+    const bool bytes = side.stored == Element::int8 || (side.stored == Element::int4 && side.has_one_scale());
     return bytes && step.max_rows > 1;
 }
 
@@ -219,9 +219,6 @@ struct Bfloat16Values final : Values {
     }
 };
 
-// 128 * high + low
-INLINE I join(const std::int32_t* high, const std::int32_t* low) { return (I)(((U)load(high) << 7) + (U)load(low)); }
-
 // Codes of four bits as bytes: `rows` of `columns` quads become as many of the lower codes, stride apart, and of the upper
 // ones, `upper` behind them.
 inline void widen_codes(const std::uint8_t* from, int rows, int columns, std::ptrdiff_t stride, std::ptrdiff_t upper, std::uint8_t* to) {
@@ -246,13 +243,7 @@ struct ByteKeys final : Keys {
         const int dim = pass.layer.k.dim, rows = 2 * pass.rows;
         auto* const bytes = reinterpret_cast<std::int8_t*>(pass.work.q);
         std::fill(bytes + rows * dim, bytes + RowTiles(rows).padded() * dim, std::int8_t{0});
-        for (int r = 0; r < pass.rows; ++r) {
-            std::int8_t *high = bytes + r * dim, *low = high + pass.rows * dim;
-            whole_row(pass, r, [&](int d, I whole) __attribute__((always_inline)) {
-                const I upper = (whole + 64) >> 7;
-                store_bytes(high + d, upper), store_bytes(low + d, whole - (upper << 7));
-            });
-        }
+        for (int r = 0; r < pass.rows; ++r) whole_planes(pass, r, bytes + r * dim, bytes + (pass.rows + r) * dim);
     }
 
     void prepare(Pass& pass, const Chunk& chunk, Ahead& ahead) override {

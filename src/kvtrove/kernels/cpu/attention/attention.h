@@ -24,9 +24,9 @@ constexpr int kSplit = 512;      // tokens of a work item
 constexpr int kMaxGroups = 16;  // of elements of a vector that have a scale of their own
 constexpr int kMaxDim = 512;     // largest vector; every one is a multiple of 8
 
-enum class Element : std::uint8_t { float32, float16, bfloat16, int8, float8, int4 };
+enum class Element : std::uint8_t { float32, float16, bfloat16, int8, float8, int4, int2 };
 
-// Of what stands in memory as a number of its own: codes of int4 lie in bytes.
+// Of what stands in memory as a number of its own: codes of int4 and int2 lie in bytes.
 inline std::size_t bytes_of(Element element) {
     return element == Element::float32 ? 4 : element >= Element::int8 ? 1 : 2;
 }
@@ -51,22 +51,26 @@ struct Reach {
     std::int64_t end(std::int64_t p) const { return sealed ? p / sealed * sealed : p + 1; }
 };
 
+// Numbers in a byte.
+inline int codes_of(Element element) { return element == Element::int4 ? 2 : element == Element::int2 ? 4 : 1; }
+
 // Keys or values of a layer. Layouts inside a block, with pack = 1, 2 or 4 elements of 4, 2 or 1 bytes:
 //   tiled  keys [kv_heads][block_size / 16][dim / pack][16][pack]   values [kv_heads][block_size / pack][dim][pack]
 //   plain  keys, values [kv_heads][block_size][dim]
-// A number of int8 or float8 (e4m3) is its scale times what is stored, one of int4 its zero plus its scale times the code.
-// Both are float16 [kv_heads][dim / group][block_size]. int4 lies as int8 of dim / 2 bytes does: byte j holds the codes of
-// elements j and, in its upper half, j + dim / 2.
+// A number of int8 or float8 (e4m3) is its scale times what is stored, one of int4 or int2 its zero plus its scale times the
+// code. Both are float16 [kv_heads][dim / group][block_size], or, with `channels`, [kv_heads][dim] for all tokens of a block,
+// which are then not stored here, but sealed. int4 and int2 lie as int8 of b = dim / 2 or dim / 4 bytes does: byte j holds the
+// codes of elements j, j + b, ... from its lowest bits up.
 struct Side {
     Plane data, scale, zero;
     Element stored = Element::float32;
     bool tiled = false, turned = false;  // turned: see turn.h
+    bool channels = false;
     int dim = 0, group = 0;              // group: elements that share scale and zero; 0 for all
 
     int groups() const { return group ? dim / group : 1; }
-    std::int64_t vector_bytes() const {
-        return static_cast<std::int64_t>(dim * bytes_of(stored)) / (stored == Element::int4 ? 2 : 1);
-    }
+    bool has_one_scale() const { return groups() == 1 && !channels; }  // for each vector
+    std::int64_t vector_bytes() const { return static_cast<std::int64_t>(dim * bytes_of(stored)) / codes_of(stored); }
 };
 
 // What never changes about a layer. Queries have the size of keys, results that of values.

@@ -29,7 +29,7 @@ namespace avx2 {
 constexpr int W = 8;         // lanes
 constexpr int kMaxRows = 6;  // rows of a product that are computed together
 constexpr int kSums = 12;    // vectors of sums that fit into the registers
-constexpr int kBand = 48;      // rows whose scores are held at once
+constexpr int kBand = 48;    // rows whose scores are held at once
 
 #include "vector_types.h"
 
@@ -43,6 +43,9 @@ INLINE F fma(F a, F b, F c) {
 }
 
 // sum plus the products of the 16-bit numbers in a and b, neighbours added. At once: gcc would make all products first, and
+constexpr bool kByteProducts = false;
+#include "plain_bytes.h"
+
 // spill them.
 INLINE I add_pairs(I sum, I a, I b) {
     I product;

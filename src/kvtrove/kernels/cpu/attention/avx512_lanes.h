@@ -8,6 +8,10 @@ INLINE F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (_
 // sum plus the products of the 16-bit numbers in a and b, neighbours added.
 INLINE I add_pairs(I sum, I a, I b) { return (I)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b); }
 
+// sum plus the products of unsigned and signed bytes, four neighbours added.
+constexpr bool kByteProducts = true;
+INLINE I add_quads(I sum, I positive, I any) { return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)positive, (__m512i)any); }
+
 // The lower 16 bits of each lane are a float16.
 INLINE F float_of_float16s(I x) { return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)x)); }
 

@@ -104,7 +104,7 @@ private:
         for (int j = 0; j < piece_ / kTile; ++j) {
             const std::int64_t token = spot.token + j * kTile;
             places.data[slot + j] = spot.in(side.data) + token * side.vector_bytes();
-            if (!side.scale.data || side.groups() > 1) continue;
+            if (!side.scale.data || !side.has_one_scale()) continue;
             places.scale[slot + j] = spot.in(side.scale) + token * kScaleBytes;
             if (side.zero.data) places.zero[slot + j] = spot.in(side.zero) + token * kScaleBytes;
         }
@@ -125,7 +125,7 @@ inline void look_ahead(Ahead& ahead, const Layer& layer, const Chunk& next, std:
     };
     const auto add_side = [&](const Side& side, const Places& places) {
         if (!side.tiled) return;
-        const bool one = side.scale.data && side.groups() == 1;
+        const bool one = side.scale.data && side.has_one_scale();
         if (one) add(places.scale, kScaleBytes);
         if (one && side.zero.data) add(places.zero, kScaleBytes);
         add(places.data, side.vector_bytes());

@@ -9,7 +9,10 @@ void with_reading(const Side& side, const Use& use) {
         case Element::bfloat16: return side.tiled ? use(TiledBfloat16()) : use(PlainBfloat16());
         case Element::int8: return side.tiled ? use(TiledInt8()) : use(PlainInt8());
         case Element::float8: return use(Unpacked<Float8>());
-        case Element::int4: return side.groups() == 1 ? use(TiledInt4()) : use(Unpacked<HalfByteCodes>());
+        case Element::int4:
+            if (side.channels) return use(Unpacked<Codes<4>, true>());
+            return side.groups() == 1 ? use(TiledInt4()) : use(Unpacked<Codes<4>>());
+        case Element::int2: return side.channels ? use(Unpacked<Codes<2>, true>()) : use(Unpacked<Codes<2>>());
     }
 }
 

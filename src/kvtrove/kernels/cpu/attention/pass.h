@@ -12,7 +12,7 @@ struct Workspace {
     float *q_total;            // int4: all rows, of a query's elements
     float *scores, *shrink;    // [products][kScoreStride], [rows]
     float *weights, *weight_scale;  // int8, int4: [rows][kChunk] of 16 bits, or two planes of bytes; [rows]
-    float *zeros;              // int4: [rows], what zeros of values add to each element
+    float *zeros;              // int4: [rows], what zeros of values add to each element; int8: sums of whole weights
     float *exact;              // int8: [products][dim]
     float *best, *sum, *values;           // of the split, all rows: [rows], [rows], [rows][dim]
     float *all_best, *all_sum, *all_values;  // of the splits before it
@@ -143,6 +143,16 @@ INLINE void whole_row(const Pass& pass, int r, const Put& put) {
     for (int i = 0; i < W; ++i) pass.work.q_total[r] += static_cast<float>(total[i]);
 }
 
+// The same as two planes of signed bytes: 128 * high + low.
+inline void whole_planes(const Pass& pass, int r, std::int8_t* high, std::int8_t* low) {
+    whole_row(pass, r, [&](int d, I whole) __attribute__((always_inline)) {
+        const I upper = (whole + 64) >> 7;
+        store_bytes(high + d, upper), store_bytes(low + d, whole - (upper << 7));
+    });
+}
+
+INLINE I join(const std::int32_t* high, const std::int32_t* low) { return (I)(((U)load(high) << 7) + (U)load(low)); }
+
 // What products with keys of int8, or of int4 beside `Zero`, are worth: exact(j) from token j on.
 template <bool Zero, class Exact>
 INLINE F score_whole(const Pass& pass, const Chunk& chunk, int r, const Exact& exact) {
@@ -232,12 +242,12 @@ inline void read_band(Keys& keys, Values& values, Pass& pass, const Chunk& chunk
             mask_row(pass, chunk, row + i);
             lanes[i] = largest_in_row(pass.scores(row + i), chunk.count * kTile);
         }
-        const F before = load(work.best + row), now = larger(joined_each<Largest>(lanes) * all(factor), before);
+        const F before = load(work.best + row), now = larger(joined_each<Largest>(lanes, rows) * all(factor), before);
         store(work.best + row, now);
         for (int i = 0; i < rows; ++i) lanes[i] = values.weigh(pass, chunk, row + i, {factor, work.best[row + i]}, ahead);
         const F shrink = exp2(before - now);
         store(work.shrink + row, shrink);
-        store(work.sum + row, load(work.sum + row) * shrink + joined_each<Sum>(lanes));
+        store(work.sum + row, load(work.sum + row) * shrink + joined_each<Sum>(lanes, rows));
     }
     values.multiply(pass, chunk, ahead);
 }

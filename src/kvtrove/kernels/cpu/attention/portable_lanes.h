@@ -15,6 +15,9 @@ INLINE F fma(F a, F b, F c) {
 // sum plus the products of the 16-bit numbers in a and b, neighbours added.
 INLINE I add_pairs(I sum, I a, I b) { return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16); }
 
+constexpr bool kByteProducts = W == 16;  // as the level of as many lanes has them
+#include "plain_bytes.h"
+
 // The lower 16 bits of each lane are a float16.
 INLINE F float_of_float16s(I x) {
     const I sign = (x & 0x8000) << 16, rest = (x & 0x7FFF) << 13;
@@ -42,9 +45,4 @@ INLINE F fraction_of(F x) {
 INLINE F times_power(F y, F x) {
     for (int i = 0; i < W; ++i) y[i] = std::ldexp(y[i], static_cast<int>(std::floor(std::max(-1000.0f, x[i]))));
     return y;
-}
-
-// The lowest byte of each lane.
-INLINE void store_bytes(std::int8_t* to, I x) {
-    for (int i = 0; i < W; ++i) to[i] = static_cast<std::int8_t>(x[i]);
 }

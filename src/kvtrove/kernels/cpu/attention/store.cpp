@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 
 #include "../threads.h"
 #include "convert.h"
@@ -203,6 +204,9 @@ int threads_for(std::int64_t tokens, int num_threads) {
 }  // namespace
 
 void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v, int num_threads, const Rope* rope) {
+    for (const Side* side : {&layer.k, &layer.v}) {
+        if (side->channels || side->stored == Element::int2) throw std::invalid_argument("such codes are sealed, not stored");
+    }
     const std::int64_t tokens = batch.tokens();
     const int threads = threads_for(tokens, num_threads);
     parallel_ranges(tokens, threads, [&](std::int64_t begin, std::int64_t end) {

@@ -19,13 +19,14 @@ struct Float8 {
     }
 };
 
-struct HalfByteCodes {
-    static constexpr int kParts = 2;
+template <int Bits>
+struct Codes {
+    static constexpr int kParts = 8 / Bits;
     static constexpr bool kZero = true;
 
     template <int Byte, int Part>
     INLINE static F number(I x) {
-        return __builtin_convertvector((I)((U)x >> (8 * Byte + 4 * Part)) & 0xF, F);
+        return __builtin_convertvector((I)((U)x >> (8 * Byte + Bits * Part)) & ((1 << Bits) - 1), F);
     }
 };
 
@@ -42,8 +43,8 @@ inline void load_groups(const Blocks& blocks, const Side& side, const Plane& pla
     }
 }
 
-// How unpacked sides are read.
-template <class Codec>
+// How unpacked sides are read. Channels: keys whose elements have a scale and a zero each, for all tokens of a block.
+template <class Codec, bool Channels = false>
 struct Unpacked {
     using Format = Float32;
     using T = float;
@@ -51,9 +52,14 @@ struct Unpacked {
 
     static const float* copy(const Blocks& blocks, const Side& side, const Slot& slot, bool keys, float* to) {
         float scale[kTile * kMaxGroups], zero[kTile * kMaxGroups];
-        load_groups(blocks, side, side.scale, slot, scale);
-        if constexpr (Codec::kZero) load_groups(blocks, side, side.zero, slot, zero);
         const Spot spot = blocks.spot(slot.begin);
+        const auto channel = [&](const Plane& plane, int d) {
+            return float_of_float16(reinterpret_cast<const std::uint16_t*>(spot.in(plane))[blocks.kv_head * side.dim + d]);
+        };
+        if constexpr (!Channels) {
+            load_groups(blocks, side, side.scale, slot, scale);
+            if constexpr (Codec::kZero) load_groups(blocks, side, side.zero, slot, zero);
+        }
         const std::uint8_t* from = spot.in(side.data) + spot.token * side.vector_bytes();
         const int bytes = static_cast<int>(side.vector_bytes()), shared = side.dim / side.groups();
         each<Codec::kParts>([&](auto part) __attribute__((always_inline)) {
@@ -62,7 +68,14 @@ struct Unpacked {
                 const auto number = [&](const std::uint8_t* lanes) __attribute__((always_inline)) {
                     return Codec::template number<i, p>(load(reinterpret_cast<const std::int32_t*>(lanes)));
                 };
-                if (keys) {
+                if constexpr (Channels) {
+                    for (int quad = 0; quad < bytes / 4; ++quad) {
+                        const int d = 4 * quad + i + p * bytes;
+                        const F factor = all(channel(side.scale, d)), least = all(channel(side.zero, d));
+                        for (int j = 0; j < kTile; j += W)
+                            store(to + d * kTile + j, number(from + 4 * (quad * kTile + j)) * factor + least);
+                    }
+                } else if (keys) {
                     for (int quad = 0; quad < bytes / 4; ++quad) {
                         const int d = 4 * quad + i + p * bytes, group = d / shared * kTile;
                         for (int j = 0; j < kTile; j += W) {

@@ -1,5 +1,5 @@
 // Vectors of W numbers for one instruction-set level. No include guard: each level includes this inside a namespace of
-// its own, after W, larger, fma, add_pairs and float_of_float16s are declared (portable.cpp is the smallest example).
+// its own, after W and the primitives of lanes are declared (portable.cpp is the smallest example).
 //
 // The types are vector extensions of gcc and clang: operators work lane by lane, comparisons give lanes of 0 or -1.
 
@@ -57,12 +57,20 @@ INLINE F joined_pair(F a, F b, std::integer_sequence<int, I...>) {
                       __builtin_shufflevector(a, b, (I & Step ? W + I : I | Step)...));
 }
 
-// W vectors at once, which are lost: lane i is joined(x[i]), the same bits.
 template <class Joined, int Step = W / 2>
-INLINE F joined_each(F* x) {
+INLINE F joined_all(F* x) {
     for (int i = 0; i < Step; ++i) x[i] = joined_pair<Joined, Step>(x[i], x[i + Step], std::make_integer_sequence<int, W>{});
-    if constexpr (Step > 1) return joined_each<Joined, Step / 2>(x);
+    if constexpr (Step > 1) return joined_all<Joined, Step / 2>(x);
     else return x[0];
+}
+
+// Up to W vectors at once, which are lost: lane i is joined(x[i]), the same bits either way.
+template <class Joined>
+INLINE F joined_each(F* x, int count) {
+    if (count > W / 4) return joined_all<Joined>(x);
+    F lanes = F{};
+    for (int i = 0; i < count; ++i) lanes[i] = joined<Joined>(x[i]);
+    return lanes;
 }
 
 // 2^x for x <= 127, within 2^-22; 0 below -126, so that no subnormal number ever enters a product.
@@ -122,6 +130,14 @@ struct Int8 {
     INLINE static I add(I sum, I x, I lanes) { return add_pairs(sum, x, lanes); }
 };
 
+// The same where products of bytes are an instruction: signed ones as unsigned ones, 128 too large, beside x in planes of bytes.
+struct ByteQuads : Int8 {
+    static constexpr int kParts = 1;
+    template <int P>
+    INLINE static I part(const T* p, std::ptrdiff_t) { return lanes(p) ^ all(static_cast<std::int32_t>(0x80808080)); }
+    INLINE static I add(I sum, I x, I lanes) { return add_quads(sum, lanes, x); }
+};
+
 // Codes of four bits, two in each byte of what would be Int8. `High`: the upper ones.
 template <bool High>
 struct HalfBytes : Int8 {
@@ -136,3 +152,35 @@ struct Int4 : Int8 {
     template <int P>
     INLINE static I part(const T* p, std::ptrdiff_t columns) { return HalfBytes<(P >= 2)>::template part<P % 2>(p, columns); }
 };
+
+template <bool High>
+struct HalfQuads : ByteQuads {
+    static constexpr int kBytes = 2;
+    template <int P>
+    INLINE static I part(const T* p, std::ptrdiff_t) { return (lanes(p) >> (4 * High)) & all(0x0F0F0F0F); }
+};
+
+struct Int4Quads : ByteQuads {
+    static constexpr int kRows = 8, kParts = 2;
+    template <int P>
+    INLINE static I part(const T* p, std::ptrdiff_t columns) { return HalfQuads<P == 1>::template part<0>(p, columns); }
+};
+
+// How a level multiplies what is stored as Format: `planes` of x are rows of their own.
+template <class Format>
+struct Multiplied {
+    using Type = Format;
+    static constexpr int planes = 1;
+};
+template <>
+struct Multiplied<Int8> {
+    using Type = std::conditional_t<kByteProducts, ByteQuads, Int8>;
+    static constexpr int planes = kByteProducts ? 2 : 1;
+};
+template <>
+struct Multiplied<Int4> {
+    using Type = std::conditional_t<kByteProducts, Int4Quads, Int4>;
+    static constexpr int planes = kByteProducts ? 2 : 1;
+};
+template <bool High>
+using HalfCodes = std::conditional_t<kByteProducts, HalfQuads<High>, HalfBytes<High>>;

@@ -1,22 +1,41 @@
 // The stages of a pass on vectors, for every form of K and V. Included by each level inside its namespace, after pass.h.
 
+// 128 times a sum of whole numbers: by so much products with signed bytes as unsigned ones are too large.
+inline I excess_of(float sum) { return all(static_cast<std::int32_t>(sum)) << 7; }
+
+// Sums of products with int8 or, with `Zero`, int4.
+template <int Planes, bool Zero>
+INLINE I whole_of(const std::int32_t* high, const std::int32_t* low, I excess) {
+    if constexpr (Planes == 1) return load(high);
+    else if constexpr (Zero) return join(high, low);
+    else return (I)((U)join(high, low) - (U)excess);
+}
+
 template <class Read>
 struct VectorKeys final : Keys {
-    using Format = typename Read::Format;
+    using Format = typename Multiplied<typename Read::Format>::Type;
     using T = typename Read::T;
     using X = typename Format::X;
+    static constexpr int planes = Multiplied<typename Read::Format>::planes;
 
-    // q times the factor of scores. int8: 16-bit numbers in pairs of dimensions (0, 2), (1, 3); int4: four of the first half,
-    // then four of the second.
+    // q times the factor of scores. int8: two planes of bytes, or 16-bit numbers in pairs of dimensions (0, 2), (1, 3); int4:
+    // four of the first half, then four of the second.
     void take_queries(Pass& pass) override {
         const int dim = pass.layer.k.dim;
-        if constexpr (Read::kQuantised) {
+        if constexpr (planes == 2) {
+            for (int r = 0; r < pass.rows; ++r) {
+                auto* high = reinterpret_cast<std::int32_t*>(pass.work.q) + r * dim / 4;
+                auto* low = high + pass.rows * dim / 4;
+                whole_planes(pass, r, reinterpret_cast<std::int8_t*>(high), reinterpret_cast<std::int8_t*>(low));
+                if constexpr (Read::kZero) interleave_halves<1>(high, dim / 4), interleave_halves<1>(low, dim / 4);
+            }
+        } else if constexpr (Read::kQuantised) {
             auto* pairs = reinterpret_cast<std::int32_t*>(pass.work.q);
             for (int r = 0; r < pass.rows; ++r, pairs += dim / 2) {
                 whole_row(pass, r, [&](int d, I whole) __attribute__((always_inline)) {
                     store_pairs(pairs + d / 2, whole & 0xFFFF);
                 });
-                if constexpr (Read::kZero) interleave_halves(pairs, dim / 2);
+                if constexpr (Read::kZero) interleave_halves<2>(pairs, dim / 2);
             }
         } else {
             const float factor = score_factor(pass.layer);
@@ -45,14 +64,17 @@ struct VectorKeys final : Keys {
         const int steps = dim / Format::kRows;
         const Columns<Format> keys{columns, &steps, 1, chunk.count * (kTile / W), Format::kStep * kTile, kTile, true};
         product<Format>(keys, {reinterpret_cast<const X*>(pass.work.q), dim * Format::kParts / Format::kRows,
-                               reinterpret_cast<X*>(pass.work.scores), kScoreStride}, pass.rows, ahead);
+                               reinterpret_cast<X*>(pass.work.scores), kScoreStride}, planes * pass.rows, ahead);
     }
 
     F score(const Pass& pass, const Chunk& chunk, int r) const override {
         float* scores = pass.scores(r);
         if constexpr (!Read::kQuantised) return largest_in_row(scores, chunk.count * kTile);
+        const auto* high = reinterpret_cast<const std::int32_t*>(scores);
+        const auto* low = reinterpret_cast<const std::int32_t*>(pass.scores(pass.rows + r));
+        const I excess = excess_of(pass.work.q_total[r]);
         return score_whole<Read::kZero>(pass, chunk, r, [&](int j) __attribute__((always_inline)) {
-            return load(reinterpret_cast<const std::int32_t*>(scores) + j);
+            return whole_of<planes, Read::kZero>(high + j, low + j, excess);
         });
     }
 
@@ -61,22 +83,24 @@ private:
         return reinterpret_cast<T*>(pass.work.k_tiles) + slot * kTile * pass.layer.k.dim;
     }
 
-    // Quads (two pairs each) of 0, 1, 2, ... and of half, half + 1, ... in turn.
-    static void interleave_halves(std::int32_t* pairs, int count) {
+    // Quads of `Size` words: 0, 1, 2, ... and half, half + 1, ... in turn.
+    template <int Size>
+    static void interleave_halves(std::int32_t* words, int count) {
         std::int32_t copy[kMaxDim / 2];
-        std::copy(pairs, pairs + count, copy);
+        std::copy(words, words + count, copy);
         for (int i = 0; i < count / 2; ++i) {
-            const int to = i / 2 * 4 + i % 2;
-            pairs[to] = copy[i], pairs[to + 2] = copy[count / 2 + i];
+            const int to = i / Size * 2 * Size + i % Size;
+            words[to] = copy[i], words[to + Size] = copy[count / 2 + i];
         }
     }
 };
 
 template <class Read>
 struct VectorValues final : Values {
-    using Format = typename Read::Format;
+    using Format = typename Multiplied<typename Read::Format>::Type;
     using T = typename Read::T;
     using X = typename Format::X;
+    static constexpr int planes = Multiplied<typename Read::Format>::planes;
 
     VectorValues() : Values(kTile) {}
 
@@ -91,7 +115,18 @@ struct VectorValues final : Values {
         const Workspace& work = pass.work;
         const int count = chunk.count * kTile;
         float* scores = pass.scores(r);
-        if constexpr (Read::kQuantised) {
+        if constexpr (planes == 2) {
+            auto* high = reinterpret_cast<std::int8_t*>(work.weights) + r * kChunk;
+            auto* low = high + pass.rows * kChunk;
+            I sum = I{};
+            const auto put = [&](int j, I whole) __attribute__((always_inline)) {
+                store_bytes(high + j, whole >> 7), store_bytes(low + j, whole & 127);
+                sum += whole;
+            };
+            const F total = weigh_whole<Read::kZero>(work, r, scores, count, below, ahead, put);
+            if constexpr (!Read::kZero) work.zeros[r] = sum_of(__builtin_convertvector(sum, F));
+            return total;
+        } else if constexpr (Read::kQuantised) {
             auto* pairs = reinterpret_cast<std::int32_t*>(work.weights) + r * (kChunk / 2);
             const auto put = [&](int j, I whole) __attribute__((always_inline)) { store_pairs(pairs + j / 2, whole); };
             return weigh_whole<Read::kZero>(work, r, scores, count, below, ahead, put);
@@ -137,14 +172,18 @@ struct VectorValues final : Values {
         } else {
             const int dim = pass.layer.v.dim;
             if constexpr (Read::kZero) {
-                multiply_columns<HalfBytes<false>>(pass, tiles, steps, runs, dim / 2, 0, work.weights, work.exact, ahead);
-                multiply_columns<HalfBytes<true>>(pass, tiles, steps, runs, dim / 2, dim / 2, work.weights, work.exact, ahead);
+                multiply_columns<HalfCodes<false>>(pass, tiles, steps, runs, dim / 2, 0, work.weights, work.exact, ahead);
+                multiply_columns<HalfCodes<true>>(pass, tiles, steps, runs, dim / 2, dim / 2, work.weights, work.exact, ahead);
             } else {
                 multiply_columns<Format>(pass, tiles, steps, runs, dim, 0, work.weights, work.exact, ahead);
             }
             for (int r = 0; r < pass.rows; ++r) {
-                const auto* exact = reinterpret_cast<const std::int32_t*>(work.exact) + r * dim;
-                add_exact<Read::kZero>(pass, r, [&](int d) __attribute__((always_inline)) { return load(exact + d); });
+                const auto* high = reinterpret_cast<const std::int32_t*>(work.exact) + r * dim;
+                const std::int32_t* low = high + pass.rows * dim;
+                const I excess = excess_of(work.zeros[r]);
+                add_exact<Read::kZero>(pass, r, [&](int d) __attribute__((always_inline)) {
+                    return whole_of<planes, Read::kZero>(high + d, low + d, excess);
+                });
             }
         }
     }
@@ -169,7 +208,7 @@ private:
         const Columns<Part> tile{columns, steps, runs, count / W, Part::kStep * count, count, Read::kQuantised};
         using X = typename Part::X;
         const int dim = pass.layer.v.dim, stride = Read::kQuantised ? kChunk * Part::kParts / Part::kRows : kScoreStride;
-        product<Part>(tile, {reinterpret_cast<const X*>(weights), stride, reinterpret_cast<X*>(sums) + first, dim}, pass.rows,
-                      ahead);
+        product<Part>(tile, {reinterpret_cast<const X*>(weights), stride, reinterpret_cast<X*>(sums) + first, dim},
+                      planes * pass.rows, ahead);
     }
 };

@@ -19,8 +19,8 @@ constexpr int kRunsPerThread = 8;                             // so that the las
 
 const Level& level_for(const Layer& layer, Isa isa) {
 #if defined(__x86_64__)
-    const auto takes = [&](int lanes) {  // half of a vector of int4 is columns of its own
-        return layer.k.dim % lanes == 0 && layer.v.dim % (layer.v.stored == Element::int4 ? 2 * lanes : lanes) == 0;
+    const auto takes = [&](int lanes) {  // parts of a vector of codes are columns of their own
+        return layer.k.dim % lanes == 0 && layer.v.dim % (codes_of(layer.v.stored) * lanes) == 0;
     };
     if (isa >= Isa::amx && takes(16)) return kAmx;
     if (isa >= Isa::avx512 && takes(16)) return kAvx512;
