@@ -14,7 +14,7 @@ from kvtrove.attention.backend import AttentionLayer
 from kvtrove.attention.reference import window_probabilities
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.chain import KeyChain
-from kvtrove.kv.compaction.compactor import NEVER, Compactor, Rolling, context_shift, streaming
+from kvtrove.kv.compaction.compactor import NEVER, AfterPrompt, Compactor, Rolling, context_shift, streaming
 from kvtrove.kv.compaction.scores import Seen, keydiff, snapkv, tova
 from kvtrove.kv.compaction.words import COMPACTORS
 from kvtrove.kv.formats.dense import dense
@@ -88,9 +88,8 @@ def test_tova_is_the_last_query_over_all_heads(k: Tensor, q: Tensor, layer: Atte
 
 
 def test_the_best_stay_in_their_order_and_of_equals_the_first() -> None:
-    compactor = COMPACTORS["keydiff"].make("0.5")
-    flat = Seen(torch.ones(6, 1, 4))
-    assert compactor.keep(flat).tolist() == [[0, 1, 2]]
+    places = COMPACTORS["keydiff"].make("0.5").keep(Seen(torch.ones(70, 1, 4)))
+    assert places.tolist() == [[0, 1, 2, *range(38, 70)]], "and the last 32 whatever they are"
 
 
 @pytest.mark.parametrize("by", [-300, -1, 0, 4000])
@@ -116,7 +115,7 @@ def test_every_head_of_every_layer_keeps_its_own_tokens(stored: KVFormat) -> Non
         k, v = (torch.randn(HELD, KV_HEADS, DIM, generator=generator) for _ in "kv")
         layer.format.encode(k, v, arena.views(layer.layer), slots)
         content[layer.layer] = [x[:HELD].clone() for x in layer.format.decode(arena.views(layer.layer), rows)]
-    compactor = COMPACTORS["keydiff"].make("0.5")
+    compactor = AfterPrompt("keydiff", 0.5, keydiff)
     Gatherer(arena)(Gather(((0, 1, 2, 3),), ((1, 5),), HELD, compactor))
     chosen = set()
     for layer in cache.layers:

@@ -66,13 +66,15 @@ class AfterPrompt:
     """Scores the tokens of a prompt once all are computed, and keeps the best `budget` of them in every head.
 
     method: its word. budget: a share of the prompt (a float up to 1), or a number of tokens. score: float32
-    [heads, held] of what was seen of a layer. window: queries that it needs; their tokens always stay.
+    [heads, held] of what was seen of a layer. window: queries that it needs. recent: last tokens that always stay, most
+    often a question; the window's are among them.
     """
 
     method: str
     budget: float | int
     score: Callable[[Seen], Tensor] = field(compare=False, repr=False)
     window: int = 0
+    recent: int = 0
     contiguous: bool = False
 
     @property
@@ -84,15 +86,15 @@ class AfterPrompt:
 
     def kept(self, held: int) -> int:
         wanted = ceil(self.budget * held) if isinstance(self.budget, float) else self.budget
-        return min(held, max(wanted, 1, self.window))
+        return min(held, max(wanted, 1, self.recent))
 
     def most(self, num_tokens: int) -> int:
         return num_tokens
 
     def keep(self, seen: Seen) -> Tensor:
         scores = self.score(seen)
-        if self.window:
-            scores[:, -self.window :] = float("inf")
+        if self.recent:
+            scores[:, -self.recent :] = float("inf")
         best = scores.sort(dim=-1, descending=True, stable=True).indices  # of equal ones, the first
         return best[:, : self.kept(scores.shape[1])].sort(-1).values
 
@@ -100,7 +102,7 @@ class AfterPrompt:
         word, budget = self.method, self.budget
         if isinstance(budget, float):
             return [] if 0 < budget <= 1 else [f"{word}={budget:g} is no share of a prompt: take one up to 1, as 0.5"]
-        least = max(block_size, self.window)
+        least = max(block_size, self.recent)
         return [] if budget >= least else [f"{word}={budget} tokens are less than {least}, the least that makes sense"]
 
 

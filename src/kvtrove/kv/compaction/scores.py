@@ -68,9 +68,17 @@ def tova(seen: Seen) -> Tensor:
     return seen.probabilities[:, :, -1].mean((0, 1)).expand(seen.k.shape[1], -1).contiguous()
 
 
-SCORES: Mapping[str, tuple[Callable[[Seen], Tensor], int]] = {
-    "keydiff": (keydiff, 0),
-    "snapkv": (snapkv, 32),
-    "tova": (tova, 1),
+@dataclass(frozen=True)
+class Method:
+    """score: float32 [heads, held]. window: last queries of a prompt that it reads. recent: last tokens that stay."""
+
+    score: Callable[[Seen], Tensor]
+    window: int
+    recent: int
+
+
+SCORES: Mapping[str, Method] = {
+    "keydiff": Method(keydiff, 0, 32),  # a question that is dropped cannot be answered
+    "snapkv": Method(snapkv, 32, 32),  # the window of SnapKV's authors
+    "tova": Method(tova, 1, 1),
 }
-"""Word -> the score, and how many of a prompt's last queries it looks at; 32 are those of SnapKV's authors."""

@@ -34,8 +34,8 @@ def _budget(word: str, text: str) -> float | int:
 
 
 def _after_prompt(word: str, text: str) -> Compactor:
-    score, window = SCORES[word]
-    return AfterPrompt(word, _budget(word, text), score, window)
+    method = SCORES[word]
+    return AfterPrompt(word, _budget(word, text), method.score, method.window, method.recent)
 
 
 def _streaming(text: str) -> Compactor:
