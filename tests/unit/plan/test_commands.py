@@ -41,7 +41,7 @@ NOT_FOR_A_PLAN = {"torch", "numpy", "asyncio", "ssl", "httpx", "fastapi", "token
 FOR_A_PLAN = (
     *(f"kvtrove.cli.{name}" for name in ("command", "flags", "main", "options", "output", "plan")),
     *("kvtrove.demo", "kvtrove.foreign", "kvtrove.names", "kvtrove.report"),
-    *(f"kvtrove.kv.{name}" for name in ("formats", "plane", "recipe", "retention", "spec")),
+    *(f"kvtrove.kv.{name}" for name in ("compaction", "formats", "plane", "recipe", "retention", "spec")),
     *("kvtrove.models", "kvtrove.plan"),
 )
 """Beginnings of the names of modules that `kvtrove plan` may import."""
