@@ -77,6 +77,16 @@ _LONGROPE = {
     "long_factor": [1.5, 2.0, 3.0, 4.0],
 }
 
+_LFM2 = {
+    **{"layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 32},
+    **{"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}},
+}
+_DELTA = {
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 12},
+    **{"head_dim": 32, "linear_conv_kernel_dim": 4},
+    **{"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+}
+
 # family -> (architecture, what differs from _BASE)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -177,6 +187,34 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "dynamic", "factor": 1.0, "rope_theta": 10_000.0, "alpha": 50.0},
         },
     ),
+    "lfm2": ("Lfm2", {**_LFM2, "conv_bias": True}),
+    "qwen3_next": (
+        "Qwen3Next",
+        {
+            **{**_DELTA, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32},
+            **{"shared_expert_intermediate_size": 40, "mlp_only_layers": [1]},
+            "layer_types": ["full_attention", "linear_attention", "full_attention"],
+        },
+    ),
+    "qwen3_5": ("Qwen3_5", _DELTA),
+    "granitemoehybrid": (
+        "GraniteMoeHybrid",
+        {
+            **{"layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_local_experts": 0},
+            **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 12, "mamba_n_groups": 2, "mamba_expand": 2},
+            **{"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.4},
+            **{"attention_multiplier": 0.4, "shared_intermediate_size": 96, "position_embedding_type": "nope"},
+        },
+    ),
+    "granitemoehybrid_experts": (
+        "GraniteMoeHybrid",
+        {
+            **{"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2},
+            **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 12, "num_local_experts": 4},
+            **{"num_experts_per_tok": 3, "shared_intermediate_size": 40, "position_embedding_type": "rope"},
+            **{"intermediate_size": 32, "mamba_proj_bias": True},
+        },
+    ),
     "hunyuan_v1_moe": ("HunYuanMoEV1", {"head_dim": 16, "num_experts": 4, "moe_topk": 2}),
     "phi3_long": (
         "Phi3",
@@ -226,9 +264,12 @@ def make_checkpoint(directory: Path, family: str, seed: int = 0, dtype: str = "f
     save(getattr(transformers, f"{architecture}ForCausalLM")(config), directory, seed, dtype)
 
 
+WITH_MORE = ("Gemma3", "Gemma4", "Llama4", "Qwen3_5")
+
+
 def config_class(architecture: str) -> str:
     """Of the language model alone, where a checkpoint may also see."""
-    return f"{architecture}{'TextConfig' if architecture in ('Gemma3', 'Gemma4', 'Llama4') else 'Config'}"
+    return f"{architecture}{'TextConfig' if architecture in WITH_MORE else 'Config'}"
 
 
 def make_gemma3_with_vision(directory: Path, seed: int = 0) -> None:

@@ -25,4 +25,4 @@ def layer_spec(
 
 def numbered(*layers: LayerSpec) -> tuple[LayerSpec, ...]:
     """Layers in the order of a model."""
-    return tuple(replace(one, cache=replace(one.cache, layer=index)) for index, one in enumerate(layers))
+    return tuple(replace(one, cache=replace(one.kv, layer=index)) for index, one in enumerate(layers))

@@ -211,7 +211,9 @@ class Checkpoints:
         if backup.writing is not None and not backup.writing.done():
             return  # a slow disk must not pile up memory: the next token asks again
         backup.at = seq.num_output
-        made = self._made(seq.tokens, seq.kv.chain.root, snapshot(seq.kv, self.kv.block_size), (), self._state(request))
+        made = self._made(
+            seq.tokens, seq.kv.chain.origin, snapshot(seq.kv, self.kv.block_size), (), self._state(request)
+        )
         backup.writing = self._write(backup.path, made)
 
     def _state(self, request: Request) -> Unfinished | None:
@@ -227,7 +229,7 @@ class Checkpoints:
         if seq is None:
             raise RequestError("request_id: nothing of this request is computed yet", "request_id")
         held = snapshot(seq.kv, self.kv.block_size)
-        return self._made(seq.tokens, seq.kv.chain.root, held, seq.kv.chain.keys, self._state(request))
+        return self._made(seq.tokens, seq.kv.chain.origin, held, seq.kv.chain.keys, self._state(request))
 
     def _of_prompt(self, tokens: Sequence[int], salt: bytes) -> Checkpoint:
         kv, prompt = self.kv.open(salt), array("i", tokens)
@@ -307,7 +309,9 @@ def continue_from(request: Request, checkpoint: Checkpoint) -> None:
     seq.cumulative_logprob = unfinished.logprob
     request.seed = unfinished.seed
     request.metrics.num_continued_tokens = seq.num_output
-    seq.tail = Tail(checkpoint.num_computed, [memoryview(row) for row in checkpoint.tail], memoryview(checkpoint.seat))
+    if checkpoint.num_computed:
+        rows = [memoryview(row) for row in checkpoint.tail]
+        seq.tail = Tail(checkpoint.num_computed, rows, memoryview(checkpoint.seat))
 
 
 def _can_continue(request: Request) -> bool:

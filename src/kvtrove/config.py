@@ -76,8 +76,8 @@ class EngineConfig:
     dtype: of weights and activations; "auto" takes the checkpoint's own. On a CPU that multiplies bf16 slowly, auto
         leaves bf16 weights as they are and computes in float32.
     weights: "int8" quantises the matrices of linear layers at load (CPU): half the memory and half the time of bf16;
-        "int4" with a scale and a minimum for 32 inputs: a third of both. "gguf" keeps the bits that a GGUF file has;
-        "auto" does so where they are quantised.
+        "int4" with a scale and a minimum for 32 inputs: a third of both. "gguf" keeps the bits of a quantised
+        file (GGUF, GPTQ, AWQ, compressed-tensors); "auto" does so where they are quantised.
     linear: what multiplies on a CPU: own (kernels), torch or onednn. With "auto", bf16, int8 and int4 weights take own:
         an answer has the same tokens alone and in any batch. float32 and float16 take torch, which does not promise it.
     threads: that kernels and torch use on the CPU, in all engines of the process; None is one a core that the process
@@ -87,6 +87,8 @@ class EngineConfig:
     num_blocks: an exact number of blocks instead of `kv` (tests, benchmarks).
     cache: what the cache stores and keeps, as a recipe (`kvtrove.kv.recipe`): "auto" is what the model computes and
         reads, "int8" half of its bytes, "k=int8+v=int4r" K and V apart, "window=1024" only the last tokens.
+    context_shift: when a context is full, half of what is behind its first `n_keep` tokens (a field of requests) leaves
+        and the rest moves up, as in llama.cpp, so that an answer goes on; it is approximate.
     attention_backend: "auto" takes the fastest that serves the model here, "reference" plain torch, "cpu" the kernels.
     huge_pages: of weights and cache on a CPU. "auto" asks the system for transparent ones; "hugetlb" takes those of the
         pool in /proc/sys/vm/nr_hugepages, as long as it lasts; "off" leaves small ones (to compare).
@@ -137,6 +139,7 @@ class EngineConfig:
         "RECIPE",
         panel="Cache",
     )
+    context_shift: bool = _setting(False, "Full contexts drop their older half and go on.", panel="Cache")
     block_size: int = _setting(32, "Tokens in a block of the cache.", "N", panel="Cache", least=1)
     max_model_len: int | str | None = _setting(None, "Longest prompt and output together, such as 32k.", "TOKENS")
     max_num_seqs: int = _setting(256, "Sequences in one step at most.", "N", least=1)

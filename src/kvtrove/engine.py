@@ -138,7 +138,13 @@ class Engine:
         self.guard: Callable[[], AbstractContextManager[object]] = nullcontext
         """Entered around what a step computes; a watchdog may raise inside of it."""
         can_draft = self.scheduler.drafter is not None
-        self._intake = Intake(self.spec, self.tokenizer, self.max_model_len, config.seed, clock, can_draft=can_draft)
+        self._intake = Intake(
+            *(self.spec, self.tokenizer, self.max_model_len, config.seed, clock),
+            can_draft=can_draft,
+            compactor=self.runner.cache.compactor,
+            shifts=config.context_shift,
+        )
+        self.longest_prompt, self.is_endless = self._intake.longest_prompt, self._intake.is_endless
         self._products = loaded.products
         for name, path in config.adapters:
             self.load_adapter(name, path)

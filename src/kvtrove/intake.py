@@ -9,12 +9,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from kvtrove.kv.chain import scoped
+from kvtrove.kv.compaction.compactor import Compactor, context_shift
 from kvtrove.models.spec import ModelSpec
-from kvtrove.request import Guide, PoolingParams, RequestError, RequestMetrics, SamplingParams, SoftPin, sampling_of
+from kvtrove.request import (
+    INT32,
+    Guide,
+    PoolingParams,
+    RequestError,
+    RequestMetrics,
+    SamplingParams,
+    SoftPin,
+    sampling_of,
+)
 from kvtrove.scheduler.sequence import Request
 from kvtrove.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+LEAST_SHIFT = 4
+"""Tokens behind `n_keep` that can always leave, as in llama.cpp."""
 MESSAGE_ENDS = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<turn|>", "<|end_of_text|>", "<|eot|>"),
     *("<|END_OF_TURN_TOKEN|>", "[/INST]", "[/SYSTEM_PROMPT]", "[/AVAILABLE_TOOLS]", "<|endofturn|>"),
@@ -23,7 +35,10 @@ MESSAGE_ENDS = (
 
 
 class Intake:
-    """Of one engine. max_model_len: tokens of prompt and output at most. seed: of the seeds of requests without one."""
+    """Of one engine. max_model_len: tokens of prompt and output at most. seed: of the seeds of requests without one.
+
+    compactor: what sequences give up of their tokens. shifts: it is a context shift, of each request with its n_keep.
+    """
 
     def __init__(
         self,
@@ -34,7 +49,10 @@ class Intake:
         clock: Callable[[], float],
         *,
         can_draft: bool,
+        compactor: Compactor | None = None,
+        shifts: bool = False,
     ) -> None:
+        self.compactor, self.shifts = compactor, shifts
         self.vocab_size, self.hidden_size = spec.vocab_size, spec.hidden_size
         self.max_model_len, self.clock, self.can_draft = max_model_len, clock, can_draft
         self.adapters: dict[str, bytes] = {}  # name -> digest
@@ -58,10 +76,13 @@ class Intake:
         """The request, with its place in the order of arrival. RequestError when it can never be served."""
         pooling, params = asked if isinstance(asked, PoolingParams) else None, sampling_of(asked)
         self._refuse_bad(prompt, params, pooling)
+        self._refuse_unheld(params)
         if adapter and adapter not in self.adapters:
             known = f"; there is {', '.join(self.adapters)}" if self.adapters else "; this engine has none"
             raise RequestError(f"adapter: {adapter!r:.100} is not here{known}", "model")
         longest = self.max_model_len
+        if self.is_endless:
+            longest = INT32 if params.max_tokens else max(longest, len(prompt) + 1)
         wanted = longest if params.max_tokens is None else len(prompt) + params.max_tokens
         own_ends = () if params.ignore_eos else self._end_token_ids
         borders = [i for i, token in enumerate(prompt, 1) if token in self._message_ends]
@@ -81,8 +102,39 @@ class Intake:
             borders=borders,
             session=session,
             pooling=pooling,
+            compactor=self._compactor(prompt, params),
             adapter=adapter,
         )
+
+    def _compactor(self, prompt: Sequence[int], params: SamplingParams) -> Compactor | None:
+        """What this request gives up of its tokens."""
+        if not self.shifts:
+            return self.compactor
+        n_keep = len(prompt) if params.n_keep == -1 else params.n_keep or 0
+        return context_shift(min(n_keep, self.max_model_len - LEAST_SHIFT), self.max_model_len)
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether an answer may pass the end of the context: a sequence never holds more tokens than that."""
+        return self.compactor is not None and self.compactor.most(INT32) <= self.max_model_len
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of a prompt and one of its answer at most. A context that shifts takes none that does not fit."""
+        return INT32 if self.is_endless and not self.shifts else self.max_model_len
+
+    def _refuse_unheld(self, params: SamplingParams) -> None:
+        if params.n_keep and not self.shifts:
+            raise RequestError(
+                "n_keep: answers end where the context does; start the engine with context_shift=True "
+                "(--context-shift), or leave it out",
+                "n_keep",
+            )
+        if params.beam_width and (self.shifts or self.compactor is not None):
+            raise RequestError(
+                "beam_width: beams need every token of their sequence, and this cache drops some; leave it at 0",
+                "beam_width",
+            )
 
     def scope(self, salt: str, adapter: str) -> bytes:
         """What separates the cached blocks of a request from those of others. adapter: a known name, or empty."""
@@ -99,7 +151,7 @@ class Intake:
             raise RequestError(
                 f"dimensions: {pooling.dimensions} are more than the model's {self.hidden_size}", "dimensions"
             )
-        if pooling is None and len(prompt) >= self.max_model_len:
+        if pooling is None and len(prompt) >= self.longest_prompt:
             raise RequestError(
                 f"the prompt has {len(prompt)} tokens, the context holds {self.max_model_len} with at least one for "
                 f"the answer: at most {self.max_model_len - 1} fit",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.config import ConfigError, EngineConfig, Environment, parse_size, parse_tokens
 from kvtrove.kv.arena import Arena
+from kvtrove.kv.compaction.compactor import Rolling, context_shift
 from kvtrove.kv.marks import MarkRules
 from kvtrove.kv.recipe import recipe
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
 from kvtrove.models.gguf.stored import kept_weights
+from kvtrove.models.integers_config import integers_of
 from kvtrove.models.loader import Progress, load_model
 from kvtrove.models.lora import adapter_bytes
 from kvtrove.models.precision import Precision
@@ -39,6 +41,8 @@ from kvtrove.runner.model_runner import ModelRunner, attention_layers
 from kvtrove.warmup import warm_up
 
 log = logging.getLogger(__name__)
+MIN_SHIFTED = 64
+"""Tokens of the shortest context that is shifted: less than a sentence would be left."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def load_runner(
     if device == "cpu":
         kernels.set_threads(config.threads or min(kernels.threads(), torch.get_num_threads()))
     products = Products(precision, device, config.linear, isa)
-    cache = wanted(exact or cache_spec(spec, precision.dtype, config.block_size))
+    cache = wanted(exact or cache_spec(spec, precision.dtype, config.block_size, precision.activations))
     rules = MarkRules.parse(config.marks, cache)
     settings = StartSettings(
         config.max_logit_rows,
@@ -90,6 +94,7 @@ def load_runner(
     adapters = sum(adapter_bytes(Path(path)) for _, path in config.adapters)
     capacity, ledger = plan_start(planned, cache, free_bytes(device) - adapters, settings)
     length = capacity.max_model_len
+    cache = _with_shift(cache, length, config.context_shift)
     if device == "cpu":
         with contextlib.suppress(ImportError):  # choose_backends says what follows from that
             kernels.set_huge_pages(config.huge_pages)
@@ -119,6 +124,32 @@ def load_runner(
     )
     log.info("memory: %s", loaded.ledger.sentence())
     return loaded
+
+
+def _with_shift(cache: KVCacheSpec, max_model_len: int, wanted: bool) -> KVCacheSpec:
+    """The cache of an engine that shifts contexts, or whose sequences give up tokens: these fit into the context.
+
+    ConfigError where that cannot be.
+    """
+    least = MIN_SHIFTED if wanted else 0
+    if wanted and cache.compactor is not None:
+        raise ConfigError(
+            f"context_shift: {cache.compactor.id.partition('/')[0]} drops tokens already, which does not go with it; "
+            "leave one of them out"
+        )
+    if max_model_len < least:
+        raise ConfigError(f"context_shift: a context of {max_model_len} tokens is too short, take at least {least}")
+    if wanted:
+        cache = replace(cache, compactor=context_shift(0, max_model_len))
+        if reasons := cache.check():
+            raise ConfigError(f"context_shift: {reasons[0]}")
+    rolling = cache.compactor
+    if isinstance(rolling, Rolling) and rolling.capacity > max_model_len:
+        raise ConfigError(
+            f"cache: {rolling.sinks} + {rolling.capacity - rolling.sinks} tokens are more than the context holds, "
+            f"{max_model_len}; take streaming={rolling.sinks}+{max(1, max_model_len - rolling.sinks)}, or less"
+        )
+    return cache
 
 
 def _say_where_weights_lie(wanted: str) -> None:
@@ -203,10 +234,11 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
     a CPU, unless the settings ask for numbers that its products cannot have.
     """
     cpu, weights = choose_device(config.device) == "cpu", config.weights
-    stored = kept_weights(Path(config.model)) if weights in ("auto", "gguf") else "auto"
+    stored = _stored(Path(config.model)) if weights in ("auto", "gguf") and config.load_format != "dummy" else "auto"
     if weights == "gguf" and stored == "auto":
         raise ConfigError(
-            f"weights: gguf keeps the bits of a quantised GGUF file, which {config.model} is not: take int4"
+            f"weights: gguf keeps the bits of a quantised GGUF file, or of GPTQ, AWQ and compressed-tensors; "
+            f"{config.model} is none of them: take int4"
         )
     own = config.linear in ("auto", "own")
     if weights == "auto" and config.dtype == "auto" and cpu and own:
@@ -228,6 +260,11 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
     if quantised and activations == "float16":
         raise ConfigError(f"dtype: float16 does not go with {weights} weights: --dtype auto, float32 or bfloat16")
     return Precision(dtype, activations, weights)
+
+
+def _stored(path: Path) -> str:
+    """The setting `weights` that keeps the bits of a checkpoint: "gguf" where it is quantised, else "auto"."""
+    return "gguf" if integers_of(path) is not None else kept_weights(path)
 
 
 def has_bf16_instructions(isa: str) -> bool:

@@ -64,11 +64,12 @@ BOUNDS: dict[str, Bound] = {
     "prompt_logprobs": Bound(0, MAX_LOGPROBS, whole=True),
     "beam_width": Bound(0, INT32, whole=True),
     "length_penalty": Bound(-10, 10),
+    "n_keep": Bound(-1, INT32, whole=True),
 }
 """Fields of SamplingParams that are numbers. Within these bounds no step of the arithmetic overflows: logits, float32,
 are scaled by at most 100 / 1e-5, and 2**31 tokens to the power of 10 are a double.
 """
-_OPTIONAL = frozenset({"seed", "max_tokens", "logprobs", "prompt_logprobs"})
+_OPTIONAL = frozenset({"seed", "max_tokens", "logprobs", "prompt_logprobs", "n_keep"})
 BIAS = Bound(-100, 100)
 """Values of logit_bias, as OpenAI has them: 100 forces a token and -100 bans it."""
 
@@ -146,6 +147,7 @@ class SamplingParams:
     allowed_token_ids: the only tokens that may be drawn.
     output_kind: each step reports all so far ("cumulative") or the news ("delta"), or only the end does ("final_only").
     speculation: False drafts nothing for this request; True insists on an engine that drafts. Tokens are the same.
+    n_keep: with context_shift, tokens at the beginning that stay when the context is full; -1 is the prompt.
     """
 
     n: int = 1
@@ -174,6 +176,7 @@ class SamplingParams:
     detokenize: bool = True
     output_kind: OutputKind = "cumulative"
     speculation: bool | None = None
+    n_keep: int | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -356,6 +359,8 @@ class RequestMetrics:
 
     token_times: of every step that drew for the request. reused_from: prompt tokens reused, by tier of the cache.
     explanation: why no more of the prompt was reused when it was first admitted. load: what was loaded for it then.
+    num_continued_tokens: of the output, those that a checkpoint had. num_dropped_tokens: that the cache gave up of a
+    sequence at most, so that what follows could not read them.
     num_continued_tokens: of the output, those that a checkpoint had. soft_pins: what leaves the cache last.
     tier_reason: why no tier brought more of the prompt, in words.
     """
@@ -368,6 +373,7 @@ class RequestMetrics:
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     num_continued_tokens: int = 0
+    num_dropped_tokens: int = 0
     soft_pins: Sequence[SoftPin] = ()
     tier_reason: str | None = None
     token_times: array[float] = field(default_factory=lambda: array("d"))

@@ -105,7 +105,11 @@ def _one_layer_of_each_kind(runner: ModelRunner) -> ModelRunner:
     first = {layer: index for index, layer in reversed(list(enumerate(spec.layers)))}
     kept = sorted(first.values())
     alone = copy.copy(runner)
-    alone.layers = tuple(runner.layers[index] for index in kept)
+    number = {index: i for i, index in enumerate(kept)}
+    served = [(layer, one) for layer, one in zip(runner.layers, runner.backends, strict=True) if layer.index in number]
+    alone.layers = tuple(replace(layer, index=number[layer.index]) for layer, _ in served)
+    alone.backends = tuple(backend for _, backend in served)
+    alone.states = {number[index]: states for index, states in runner.states.items() if index in number}
     alone.model = replace(
         runner.model,
         spec=replace(spec, layers=tuple(spec.layers[index] for index in kept)),

@@ -31,6 +31,7 @@ from tests.server.live import LiveServer, running_server
 from tests.unit.plan.configs import LLAMA_31_8B
 
 HERE = (
+    "docs/cache-formats.md",
     "docs/checkpoints.md",
     "docs/quickstart.md",
     "docs/watching.md",

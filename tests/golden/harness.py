@@ -20,9 +20,11 @@ from kvtrove.attention.backend import AttentionLayer, Rotation
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.retention import live_blocks
+from kvtrove.kv.spec import LayerKV
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.config_reader import read_spec
 from kvtrove.models.decoder import Model
+from kvtrove.models.layers.state import StateBatch
 from kvtrove.models.loader import load_model
 from kvtrove.models.precision import Precision
 from kvtrove.models.products import Products
@@ -51,13 +53,14 @@ class PagedModel:
         self.model: Model = load_model(directory, self.spec, products, **load)
         self.cache = cache_spec(self.spec, dtype, block_size)
         assert not self.cache.check()
-        self.arena = Arena(self.cache, num_blocks, device)
+        self.arena = Arena(self.cache, num_blocks, device, num_seats=8)
         self.arena.rows.fill_(NAN_BYTE)
+        self.arena.seats.fill_(NAN_BYTE)
         self.backend = ReferenceBackend(max_scores=400)  # small enough that prefills are cut into query chunks
         self.free = random.Random(7).sample(range(num_blocks), num_blocks)
         self.tables: dict[int, list[list[int]]] = {}
         self.lengths: dict[int, int] = {}
-        self.layers = [self._layer(index) for index in range(self.spec.num_layers)]
+        self.layers = {kv.layer: self._layer(kv) for kv in self.cache.layers}
 
     def step(self, work: dict[int, list[int]]) -> dict[int, Tensor]:
         """{sequence: new tokens} -> {sequence: float32 logits [new tokens, vocab_size]}."""
@@ -70,13 +73,15 @@ class PagedModel:
         def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation) -> Tensor:
             return self.backend.run(q, k, v, self.layers[layer], plan, rotate)
 
-        logits = self.model.logits(self.model(batch.tokens, batch.positions, attend))
+        self.arena.forget_states([s for s in work if starts[s] == 0])
+        states = StateBatch(batch.attention.query_start, batch.attention.seats, self.arena.states)
+        logits = self.model.logits(self.model(batch.tokens, batch.positions, attend, states=states))
         for s in work:
             self._release(s)
         return dict(zip(work, logits.split([len(w) for w in work.values()]), strict=True))
 
-    def _layer(self, index: int) -> AttentionLayer:
-        kv, spec = self.cache.layers[index], self.spec
+    def _layer(self, kv: LayerKV) -> AttentionLayer:
+        spec, index = self.spec, kv.layer
         return AttentionLayer(
             index=index,
             num_heads=spec.num_heads,
@@ -111,7 +116,9 @@ class PagedModel:
     def _batch(self, work: dict[int, list[int]], starts: dict[int, int]) -> Batch:
         scheduled = [
             ScheduledSequence(
-                s, array("i", tokens), starts[s], tuple(np.array(table, dtype=np.int32) for table in self.tables[s])
+                *(s, array("i", tokens), starts[s]),
+                tuple(np.array(table, dtype=np.int32) for table in self.tables[s]),
+                seat=s,
             )
             for s, tokens in work.items()
         ]

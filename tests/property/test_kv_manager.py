@@ -9,6 +9,7 @@ table is decoded, and what comes back must be exactly the live tokens of its seq
 
 from __future__ import annotations
 
+import random
 import zlib
 from array import array
 from collections.abc import Callable, Iterator
@@ -34,6 +35,9 @@ from hypothesis.stateful import (
 from kvtrove.config import EVICTION
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.chain import KeyChain
+from kvtrove.kv.compaction.compact import compact
+from kvtrove.kv.compaction.compactor import streaming
+from kvtrove.kv.compaction.scores import Seen
 from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.pins import Pin
@@ -106,6 +110,14 @@ class Live:
     kv: SequenceKV
     salt: bytes
     tokens: array[int] = field(default_factory=lambda: array("i"))
+    kept: list[int] = field(default_factory=list)
+    """Positions that compaction has left, of those before the kept_of-th token."""
+    kept_of: int = 0
+
+    @property
+    def positions(self) -> list[int]:
+        """Of every token in its tables."""
+        return [*self.kept, *range(self.kept_of, self.kv.num_computed)]
 
     def prefixes(self) -> list[int]:
         """Checksum of the tenant and tokens[: i + 1], for every i."""
@@ -113,6 +125,30 @@ class Live:
             self.tokens, lambda crc, token: zlib.crc32(token.to_bytes(4, "little"), crc), initial=zlib.crc32(self.salt)
         )
         return [crc & 0x7FFFFFFF for crc in steps][1:]
+
+
+@dataclass(frozen=True)
+class KeepAny:
+    """A compactor that keeps a share of the places in a table, any of them."""
+
+    share: float
+    seed: int
+    contiguous: bool
+
+    window = 0
+
+    @property
+    def id(self) -> str:
+        return f"any={self.share},{self.seed}"
+
+    def kept(self, held: int) -> int:
+        return int(self.share * held)
+
+    def places(self, held: int) -> list[int]:
+        return sorted(random.Random(self.seed).sample(range(held), self.kept(held)))
+
+    def keep(self, seen: Seen) -> torch.Tensor:
+        return torch.tensor([self.places(len(seen.k))] * seen.k.shape[1], dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -154,16 +190,18 @@ class EchoRunner:
     def execute(self, work: list[tuple[Live, int]], ops: list[RowOp]) -> None:
         """Compute the next tokens of some sequences."""
         prefixes = [seq.prefixes() for seq, _ in work]
+        dropped = [seq.kv.dropped for seq, _ in work]
 
         def values(s: ScheduledSequence, layer: LayerKV, span: range) -> tuple[torch.Tensor, torch.Tensor]:
-            k = [[token, prefixes[s.seq_id][p]] for token, p in zip(s.tokens, span, strict=True)]
-            v = [[p, layer.layer] for p in span]
+            positions = range(span.start + dropped[s.seq_id], span.stop + dropped[s.seq_id])
+            k = [[token, prefixes[s.seq_id][p]] for token, p in zip(s.tokens, positions, strict=True)]
+            v = [[p, layer.layer] for p in positions]
             k_rows, v_rows = (torch.tensor(rows, dtype=torch.int32).view(-1, 1, 2) for rows in (k, v))
             return k_rows, v_rows
 
         scheduled = [
             ScheduledSequence(
-                i, seq.tokens[kv.num_computed : kv.num_computed + num], kv.num_computed, kv.block_ids(), seat=kv.seat
+                i, seq.tokens[kv.num_computed : kv.num_computed + num], kv.num_held, kv.block_ids(), seat=kv.seat
             )
             for i, (seq, num) in enumerate(work)
             for kv in (seq.kv,)
@@ -179,12 +217,12 @@ class EchoRunner:
             owner = layer.layer if layer.source is None else layer.source
             for seq in seqs:
                 table = seq.kv.block_ids()[self.spec.group_of[layer.layer]]
-                live = [p for span in layer.retention.live(seq.kv.num_computed) for p in span]
+                live = [p for span in layer.retention.live(seq.kv.num_held) for p in span]
                 positions = np.array(live, dtype=np.int64)
                 blocks = table[positions // self.size]
                 assert (blocks >= 0).all(), f"live tokens of layer {layer.layer} are not held"
-                prefixes = seq.prefixes()
-                expected = [[seq.tokens[p], prefixes[p], p, owner] for p in live]
+                prefixes, held = seq.prefixes(), seq.positions
+                expected = [[seq.tokens[p], prefixes[p], p, owner] for p in (held[place] for place in live)]
                 found = content[blocks, positions % self.size]
                 if seats is not None:
                     is_open = positions >= seq.kv.num_computed // self.size * self.size
@@ -202,6 +240,8 @@ def snapshot(manager: KVCacheManager) -> object:
         [
             (
                 kv.num_computed,
+                kv.dropped,
+                kv.chain.root,
                 kv.capacity,
                 kv.next_event,
                 kv.seat,
@@ -309,7 +349,8 @@ class CacheMachine(RuleBasedStateMachine):
                 assert snapshot(self.manager) == before, "a fork that failed left traces"
             else:
                 computed = seq.tokens[: child.num_computed] + array("i", diverge)
-                self.live.append(Live(child, seq.salt, computed if diverge else seq.tokens[:]))
+                tokens = computed if diverge else seq.tokens[:]
+                self.live.append(Live(child, seq.salt, tokens, [*seq.kept], seq.kept_of))
 
     @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 99), back=st.integers(0, 12), new=st.integers(0, 1))
@@ -325,7 +366,10 @@ class CacheMachine(RuleBasedStateMachine):
             assert any(r != Full() for r in rules), "full attention can resume anywhere"
             done = None
         if done is not None:
-            assert done == to or self.runner.spec.whole_block or self.runner.spec.states
+            too_far = done == 0 and seq.kept_of and to < seq.kept_of
+            assert done == to or too_far or self.runner.spec.whole_block or self.runner.spec.states
+            if done == 0:
+                seq.kept, seq.kept_of = [], 0
             del seq.tokens[done:]
             seq.tokens.append(new)
         else:
@@ -338,7 +382,7 @@ class CacheMachine(RuleBasedStateMachine):
         seq = self.live[which % len(self.live)]
         if len(seq.tokens) == seq.kv.num_computed:
             seq.tokens.append(drafts[0])
-        room = self.size - 1 - len(seq.tokens) % self.size
+        room = self.size - 1 - (len(seq.tokens) - seq.kv.dropped) % self.size
         guessed, right = drafts[:room], min(right, len(drafts[:room]))
         own = len(seq.tokens) - seq.kv.num_computed
         if own > 1 or not self.allocate(seq, own + len(guessed)) or not self.manager.states.hold(seq.kv):
@@ -350,6 +394,23 @@ class CacheMachine(RuleBasedStateMachine):
         self.manager.commit(seq.kv, seq.tokens, own + right, len(guessed) - right)
         assert seq.kv.num_computed - before == (0 if self.shape.spec.states and right < len(guessed) else own + right)
         self.remember_sealed(seq, before)
+
+    @precondition(lambda self: self.live and not self.runner.spec.reasons_against(streaming(0, 99)))
+    @rule(which=st.integers(0, 99), share=st.floats(0, 1), seed=st.integers(0, 3), contiguous=st.booleans())
+    def compact(self, which: int, share: float, seed: int, contiguous: bool) -> None:
+        """Some of the tokens that are held leave, any of them; forks and whoever finds the prefix keep all."""
+        seq = self.live[which % len(self.live)]
+        compactor, positions, before = KeepAny(share, seed, contiguous), seq.positions, snapshot(self.manager)
+        free = self.manager.num_free_blocks + sum(b.ref_count == 1 for b in seq.kv.sealed_blocks())
+        if compact(self.manager, seq.kv, seq.tokens, compactor):
+            seq.kept = [positions[place] for place in compactor.places(len(positions))]
+            seq.kept_of = seq.kv.num_computed
+            assert seq.kv.num_held == len(seq.kept)
+            if len(seq.kept) < len(positions):
+                assert seq.kv.num_blocks == self.manager.num_groups * -(-len(seq.kept) // self.size), "room is kept"
+        else:
+            assert snapshot(self.manager) == before, "a compaction that failed left traces"
+            assert free < seq.kv.num_blocks, "the blocks that it would take are there"
 
     @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 99))
@@ -423,7 +484,10 @@ class CacheMachine(RuleBasedStateMachine):
             full = seq.kv.num_computed // self.size if self.shape.prefix_caching else 0
             chain = KeyChain(self.manager.chain_root(seq.salt), self.size)
             chain.extend(seq.tokens, full)
-            assert chain.keys == seq.kv.chain.keys[:full]
+            if seq.kv.dropped:
+                assert not set(chain.keys) & set(seq.kv.chain.keys), "a key of all tokens for some of them"
+            else:
+                assert chain.keys == seq.kv.chain.keys[:full]
 
     @invariant()
     def no_invariant_is_broken(self) -> None:
@@ -473,7 +537,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.remember_sealed(seq, before)
 
     def remember_sealed(self, seq: Live, before: int) -> None:
-        for end in range(before // self.size + 1, seq.kv.num_computed // self.size + 1):
+        for end in range(before // self.size + 1, seq.kv.num_computed // self.size + 1 if not seq.kv.dropped else 0):
             self.sealed.add((seq.salt, seq.tokens[: end * self.size].tobytes()))
 
     def compare_with_oracles(self, seq: Live, limit: int, matched: int) -> None:

@@ -2,7 +2,7 @@
 
 The first line of a file says what it shows. The setting comes next, then one command a line (`#` starts a comment):
 
-    block_size 16 | blocks 10 | groups full window:32 sinks:4+8 chunked:64 | caching off      (the setting)
+    block_size 16 | blocks 10 | groups full window=32 sinks=4+window=8 chunk=64 | caching off   (the setting)
     req NAME RANGE... [salt=S] [limit=N]   a prompt arrives (0..48 or 0..32 100..116) and takes over what it can reuse
     more NAME RANGE...                     it gets further tokens
     step [NAME [N]]                        everyone (or one) computes what is left (or N tokens of it), in one step
@@ -22,7 +22,6 @@ runner wrote it), and every invariant holds.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,8 @@ from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.pins import Pin
-from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
+from kvtrove.kv.recipe import recipe
+from kvtrove.kv.retention import Retention
 from kvtrove.kv.rows import Copy, RowOp
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.kv.table import SequenceKV
@@ -43,15 +43,9 @@ SETTINGS = ("block_size", "blocks", "groups", "caching")
 
 
 def retention(word: str) -> Retention:
-    """`full`, `window:32`, `sinks:4+8` (4 sinks, a window of 8), `chunked:64`."""
-    name, _, numbers = word.partition(":")
-    kinds: dict[str, Callable[..., Retention]] = {
-        "full": Full,
-        "window": SlidingWindow,
-        "sinks": SinksAndWindow,
-        "chunked": ChunkedLocal,
-    }
-    return kinds[name](*map(int, filter(None, numbers.split("+"))))
+    """Of a recipe: `window=32`, `sinks=4+window=8`, `chunk=64`; `full` keeps everything."""
+    whole = KVCacheSpec((LayerKV(0, 1, 1, 1, ECHO),), 1)
+    return recipe("auto" if word == "full" else word)(whole).layers[0].retention
 
 
 def token_ids(words: list[str]) -> array[int]:

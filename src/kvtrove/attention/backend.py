@@ -59,7 +59,8 @@ class GroupTables:
 
 @dataclass(frozen=True)
 class AttentionBatch:
-    """One step. query_start: S + 1 row numbers. start: S positions. Plain lists: planning waits for no device.
+    """One step. query_start: S + 1 row numbers. start: S places in the
+    tables, which are positions too where a sequence has all its tokens. Plain lists: planning waits for no device.
 
     seats: of each sequence. completed: (sequence, block index) of every block that this step fills; formats that encode
     whole blocks seal these before anybody reads.

@@ -118,6 +118,21 @@ class ReferenceBackend:
         return out, lse
 
 
+def window_probabilities(q: Tensor, k: Tensor, layer: AttentionLayer) -> Tensor:
+    """Attention of the last w tokens of a sequence, float32 [kv_heads, shared, w, n], for compactors that score by it.
+
+    q: [w, num_heads, k_dim]. k: [n, kv_heads, k_dim]. Both rotated; query i is that of token n - w + i.
+    """
+    (w, n), shared = (q.shape[0], k.shape[0]), layer.num_heads // layer.kv_heads
+    mask = torch.ones(w, n, dtype=torch.bool, device=k.device).tril_(n - w)
+    scores = _scores(q[None], k.float().transpose(0, 1)[None], mask[None], layer)[0]
+    weights = scores.softmax(-1)
+    if layer.sink_logits is not None:
+        total = scores.logsumexp(-1)
+        weights *= (total - torch.logaddexp(total, _sinks(layer.sink_logits, scores[None], layer))).exp()[..., None]
+    return weights.unflatten(1, (shared, w))
+
+
 def _gather(layer: AttentionLayer, tile: Tile, plan: ReferencePlan) -> tuple[Tensor, Tensor]:
     """Keys and values of a tile, float32 [B, kv_heads, L, k_dim and v_dim]. Values that no query sees become zero."""
     k, v = layer.format.decode(layer.view, tile.block_ids, layer.v_dim)

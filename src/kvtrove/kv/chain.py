@@ -4,7 +4,10 @@
     root ─────────────────────────────────> key 0 ───────────> key 1 ───────────> ...    key_i = H(key_{i-1} ‖ tokens_i)
 
 A key stands for everything before it, so equal keys mean equal prefixes under the same model, format and tenant. It is
-a SHA-256 of fixed bytes and therefore the same in every process and on every machine.
+a SHA-256 of fixed bytes and therefore the same in every process and on every machine. A sequence that has given up some
+of its tokens goes on under a derived root, which stands for all of them and for what was done:
+
+    root' = H(everything before, what was done)     KEPT x 16     KEPT x 3, tokens 997..1009     ...
 """
 
 from __future__ import annotations
@@ -15,6 +18,10 @@ from hashlib import sha256
 
 _ADAPTER = b"\xff"
 """Begins a scope with an adapter. A salt is UTF-8 text, which has no such byte."""
+
+
+KEPT = -1
+"""Stands for a token that was kept, in the content of a derived chain: each head of a layer may keep another one."""
 
 
 def root_key(model: bytes, fingerprint: bytes, adapter: bytes, salt: bytes) -> bytes:
@@ -42,13 +49,16 @@ class KeyChain:
     """Keys of a sequence's full blocks, extended block by block and never hashed twice.
 
     keys[i]: 32 bytes. tokens[i]: the int32 little-endian token ids of block i, 4 * block_size bytes.
+    origin: the root of the chain that this one was derived from, its own root if it was not. dropped, kept: tokens that
+    were given up, and that were left when this was done last.
     """
 
-    __slots__ = ("block_size", "keys", "root", "tokens")
+    __slots__ = ("block_size", "dropped", "kept", "keys", "origin", "root", "tokens")
 
-    def __init__(self, root: bytes, block_size: int) -> None:
-        self.root = root
+    def __init__(self, root: bytes, block_size: int, origin: bytes = b"", dropped: int = 0, kept: int = 0) -> None:
+        self.root, self.origin = root, origin or root
         self.block_size = block_size
+        self.dropped, self.kept = dropped, kept
         self.keys: list[bytes] = []
         self.tokens: list[bytes] = []
 
@@ -57,11 +67,11 @@ class KeyChain:
         size = self.block_size
         if tokens.itemsize != 4:
             raise ValueError(f"tokens: array({tokens.typecode!r}) has {tokens.itemsize}-byte items; use array('i')")
-        if num_blocks * size > len(tokens):
+        if num_blocks * size > len(tokens) - self.dropped:
             raise ValueError(f"{num_blocks} blocks of {size} are more than the {len(tokens)} tokens given")
         key = self.keys[-1] if self.keys else self.root
         for i in range(len(self.keys), num_blocks):
-            part = tokens[i * size : (i + 1) * size]
+            part = self._held(tokens, i * size, (i + 1) * size)
             if sys.byteorder == "big":
                 part.byteswap()
             content = part.tobytes()
@@ -79,6 +89,22 @@ class KeyChain:
 
     def copy(self, num_blocks: int) -> KeyChain:
         """The first `num_blocks` keys; what was hashed ahead may not become true for the copy."""
-        twin = KeyChain(self.root, self.block_size)
+        twin = KeyChain(self.root, self.block_size, self.origin, self.dropped, self.kept)
         twin.keys, twin.tokens = self.keys[:num_blocks], self.tokens[:num_blocks]
         return twin
+
+    def derive(self, what: bytes, tokens: array[int], held: int, kept: int) -> KeyChain:
+        """The chain of a sequence of which `what` left `kept` of the `held` tokens that it had in its tables.
+
+        tokens: the sequence's from position 0. The keys of full blocks that were hashed enter the new root.
+        """
+        full = min(len(self.keys), held // self.block_size)
+        rest = self._held(tokens, full * self.block_size, held).tobytes()
+        key = self.keys[full - 1] if full else self.root
+        root = root_key(b"derived", key, what + b" %d" % kept, rest)
+        return KeyChain(root, self.block_size, self.origin, self.dropped + held - kept, kept)
+
+    def _held(self, tokens: array[int], start: int, stop: int) -> array[int]:
+        """Tokens at places start .. stop - 1 of the tables."""
+        behind = tokens[max(start, self.kept) + self.dropped : stop + self.dropped]
+        return array("i", [KEPT] * (min(stop, self.kept) - start)) + behind if start < self.kept else behind

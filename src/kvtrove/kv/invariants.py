@@ -50,7 +50,7 @@ class InvariantError(AssertionError):
 
 
 def violations(books: Books) -> list[str]:
-    """Everything that breaks I1 to I8, I10 and I11, one sentence each."""
+    """Everything that breaks I1 to I8 and I10 to I12, one sentence each."""
     rules = (_counts, _references, _keys, _eviction_order, _live_blocks, _bytes, _isolation, _seats, _marks)
     return [sentence for rule in rules for sentence in rule(books)]
 
@@ -88,7 +88,7 @@ def _keys(books: Books) -> Iterator[str]:
     if published != len(books.index):
         yield f"I4: the index holds {len(books.index)} blocks, {published} are published"
     for kv, i, block in _entries(books):
-        if block.sealed != (i < kv.num_computed // books.spec.block_size):
+        if block.sealed != (i < kv.num_held // books.spec.block_size):
             yield f"I4: {block} is entry {i} of a sequence of {kv.num_computed} computed tokens"
 
 
@@ -105,7 +105,7 @@ def _eviction_order(books: Books) -> Iterator[str]:
 def _live_blocks(books: Books) -> Iterator[str]:
     size = books.spec.block_size
     for kv in books.sequences.values():
-        n = kv.num_computed
+        n = kv.num_held
         for group, table in zip(books.spec.groups, kv.tables, strict=True):
             held = {i for i, block in enumerate(table.blocks) if block is not None}
             needed = set(live_blocks(group.retention, n, size)) | set(range(n // size, kv.capacity // size))
@@ -130,9 +130,14 @@ def _isolation(books: Books) -> Iterator[str]:
     if not books.index.enabled:
         return
     for kv in books.sequences.values():
-        if kv.chain.root != books.chain_root(kv.salt):
+        root, chain = books.chain_root(kv.salt), kv.chain
+        if chain.origin != root or (not kv.dropped and chain.root != root):
             yield f"I8: a sequence of salt {kv.salt!r} has the key chain of another model, format or tenant"
+        if chain.dropped != kv.dropped or (kv.dropped and chain.root == root):
+            yield f"I12: a sequence that gave up {kv.dropped} tokens has the chain of one that gave up {chain.dropped}"
     for kv, i, block in _entries(books):
+        if block.published and kv.dropped:
+            yield f"I12: {block} is entry {i} of a sequence that has given up tokens, and can be found"
         if block.sealed and (block.key, block.tokens) != (kv.chain.keys[i], kv.chain.tokens[i]):
             yield f"I8: {block} is entry {i} of a sequence with another prefix or another tenant"
 

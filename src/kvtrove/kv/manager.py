@@ -97,7 +97,7 @@ class KVCacheManager:
     def open(self, salt: bytes = b"") -> SequenceKV:
         """A handle that holds nothing yet. Sequences of different salts never share a block."""
         kv = self._handle(KeyChain(self.chain_root(salt), self.block_size), salt)
-        self._verify()
+        self.verify()
         return kv
 
     def chain_root(self, salt: bytes) -> bytes:
@@ -147,14 +147,14 @@ class KVCacheManager:
         """
         assert self.transfers is not None, "only tiers hold what is elsewhere"
         load = self.transfers.fetch(kv.chain, match)
-        self._verify()
+        self.verify()
         return load
 
     def poll(self) -> None:
         """Take in what the tiers have brought: sealed, published and held by its load."""
         if self.transfers is not None:
             self.transfers.poll()
-            self._verify()
+            self.verify()
 
     def is_worth_loading(self, match: Match, prefill_rate: float) -> bool:
         """Whether loading what is stored takes less time than computing it at `prefill_rate` tokens per second.
@@ -167,7 +167,7 @@ class KVCacheManager:
         """Release what the load holds: its sequence matches now, or will never. False when that has happened before."""
         released = self.transfers is not None and self.transfers.let_go(load)
         if released:
-            self._verify()
+            self.verify()
         return released
 
     @property
@@ -185,12 +185,12 @@ class KVCacheManager:
 
         False when blocks or seats are short, or the match is not there any more (look again): nothing has changed then.
         """
-        if match is None and kv.num_computed + num_new <= kv.capacity:
+        if match is None and kv.num_held + num_new <= kv.capacity:
             return True
         self._require_open(kv)
         if num_new < 0:
             raise ValueError(f"num_new: {num_new} must not be negative")
-        start = kv.num_computed
+        start = kv.num_held
         if match is not None:
             self._require_empty(kv)
             start = match.num_tokens
@@ -208,7 +208,7 @@ class KVCacheManager:
             fresh = self.pool.allocate(missing)
             assert fresh is not None, "they were counted before"
             kv.extend(fresh[g :: self.num_groups] for g in range(self.num_groups))
-        self._verify()
+        self.verify()
         return True
 
     def commit(self, kv: SequenceKV, tokens: array[int], num: int, wrong: int = 0) -> None:
@@ -220,16 +220,16 @@ class KVCacheManager:
         allocated.
         """
         num = self.states.decide(kv, num, wrong)
-        before, after = kv.num_computed, kv.num_computed + num
+        before, after = kv.num_held, kv.num_held + num
         if num < 0 or after > kv.capacity:
             self._require_open(kv)
             raise ValueError(f"cannot commit {num} tokens after {before}: blocks are allocated for {kv.capacity}")
         self.rows.executed()
         if after >= kv.next_event:
             self._sealing.settle(kv, tokens, before, after)
-        kv.num_computed = after
+        kv.num_computed += num
         self.states.computed(kv, after)
-        self._verify()
+        self.verify()
 
     def fork(self, kv: SequenceKV) -> SequenceKV | None:
         """A second sequence with the same tokens: sealed blocks are shared, the open tail is copied. None when short.
@@ -237,7 +237,7 @@ class KVCacheManager:
         Blocks allocated for tokens that are not computed yet stay with the parent alone.
         """
         self._require_open(kv)
-        full, part = divmod(kv.num_computed, self.block_size)
+        full, part = divmod(kv.num_held, self.block_size)
         if self.seats.num and not self.seats.num_free:
             return None
         tails = self.pool.allocate(self.num_groups if part else 0)
@@ -246,14 +246,14 @@ class KVCacheManager:
         child = self._handle(kv.chain.copy(full), kv.salt)
         if self.seats.sit(child) and kv.seat != child.seat:
             self.rows.add([CopySeat(kv.seat, child.seat)])
-        child.num_computed, child.use, child.follows = kv.num_computed, kv.use, kv.follows
+        child.inherit(kv)
         child.extend(table.blocks[:full] for table in kv.tables)
         for block in child.sealed_blocks():
             self.pool.acquire(block)
         if tails:
             self.rows.copy((table.blocks[full] for table in kv.tables), tails)
             child.extend([tail] for tail in tails)
-        self._verify()
+        self.verify()
         return child
 
     def truncate(self, kv: SequenceKV, num_tokens: int) -> int | None:
@@ -275,7 +275,7 @@ class KVCacheManager:
             return None
         if goes_back:
             self.states.load(kv, self.states.at(kv, num_tokens))
-        self._verify()
+        self.verify()
         return num_tokens
 
     def free(self, kv: SequenceKV) -> None:
@@ -283,12 +283,12 @@ class KVCacheManager:
         if kv.is_freed:
             return
         if self.eviction.model is not None:
-            self.eviction.model.end(kv.chain.keys[: kv.num_computed // self.block_size], kv.use)
+            self.eviction.model.end(kv.chain.keys[: kv.num_held // self.block_size], kv.use)
         self.pool.release(kv.cut(0))
         self.seats.leave(kv)
-        kv.num_computed, kv.capacity = 0, -1
+        kv.num_computed, kv.dropped, kv.capacity = 0, 0, -1
         del self.sequences[id(kv)]
-        self._verify()
+        self.verify()
 
     def take_ops(self) -> list[RowOp]:
         """What has to be done to rows since the last call, to be executed in this order before the step writes."""
@@ -317,19 +317,19 @@ class KVCacheManager:
     def pin_blocks(self, blocks: list[Block]) -> Pin:
         """Keep sealed or cached blocks, those of a fresh `Match` for example."""
         pin = self.pins.add(blocks, self.pool)
-        self._verify()
+        self.verify()
         return pin
 
     def unpin(self, pin: Pin) -> None:
         """Let go of what `pin` kept; a second call does nothing."""
         if self.pins.remove(pin, self.pool):
-            self._verify()
+            self.verify()
 
     def reset_prefix_cache(self) -> int:
         """Forget every block that nobody holds, and all checkpoints; returns how many blocks there were."""
         dropped = self.pool.drop_cached()
         self.marks.clear()
-        self._verify()
+        self.verify()
         return dropped
 
     # ---- capacity and figures ----
@@ -390,11 +390,10 @@ class KVCacheManager:
     def _require_empty(self, kv: SequenceKV) -> None:
         self._require_open(kv)
         if kv.capacity:
-            raise ValueError(
-                f"a prefix can only be matched by an empty sequence, this one has {kv.num_computed} tokens"
-            )
+            raise ValueError(f"can only be matched by an empty sequence, this one has {kv.num_computed} tokens")
 
-    def _verify(self) -> None:
+    def verify(self) -> None:
+        """InvariantError when the books contradict themselves, as often as `check` asks for."""
         due = self._check_level == CHECK_EVERY_CALL or (self._check_level == CHECK_WHEN_IDLE and not self.sequences)
         if due and (found := self.check()):
             raise InvariantError("\n".join(found))

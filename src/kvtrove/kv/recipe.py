@@ -9,10 +9,13 @@
     window=1024             layers that read everything read the last 1024 tokens instead, themselves included
     sinks=4+window=1024     and the first 4 (StreamingLLM, arXiv 2309.17453, with true positions)
     chunk=8192              or their own chunk of 8192
+    keydiff=0.5             of a prompt, every head keeps half of the tokens; keydiff=2048: so many
+    streaming=4+1024        sequences keep their first 4 tokens and the last 1024, and never end
 
 Words are joined by "+". A recipe changes the exact cache, which stores what the model computes and keeps what it reads;
-"auto" is that cache. A new format is its file in `formats/` and a line of FORMATS here: engine, planner, simulator,
-benchmarks and evaluation take it from there.
+"auto" is that cache. A new format is its file in `formats/` and a line of FORMATS here, a new way to drop tokens a
+score in `compaction/` and a line of its COMPACTORS: engine, planner, simulator, benchmarks and evaluation take it from
+there.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kvtrove.config import ConfigError, nearest
+from kvtrove.kv.compaction.compactor import Compactor
+from kvtrove.kv.compaction.words import COMPACTORS
 from kvtrove.kv.formats.calibration import read_calibration
 from kvtrove.kv.formats.dense import Dense
 from kvtrove.kv.formats.fp8 import Fp8
@@ -169,10 +174,14 @@ class Recipe:
     text: str
     parts: tuple[_Part, ...] = field(repr=False, compare=False)
 
+    @property
+    def compactor(self) -> Compactor | None:
+        return next((COMPACTORS[part.word].make(part.value) for part in self.parts if part.word in COMPACTORS), None)
+
     def __call__(self, cache: KVCacheSpec) -> KVCacheSpec:
         """ConfigError when the result cannot work, with the reason."""
         layers = tuple(self._layer(index, layer, cache) for index, layer in enumerate(cache.layers))
-        changed = replace(cache, layers=layers)
+        changed = replace(cache, layers=layers, compactor=self.compactor or cache.compactor)
         if reasons := changed.check():
             raise ConfigError(f"cache: {self.text!r} cannot work: {reasons[0]}")
         return changed
@@ -196,11 +205,11 @@ def recipe(text: str) -> Recipe:
     """ConfigError for a word that is unknown, with the nearest known one, and for words that contradict each other."""
     if text.strip() in ("", EXACT, "exact"):
         return Recipe(text, ())
-    parts = tuple(_part(part.strip(), text) for part in text.split("+"))
+    parts = tuple(_part(part.strip(), text) for part in re.split(r"\+(?!\s*\d+\s*(?:\+|$))", text))
     said: set[tuple[str, str]] = set()
     for part in parts:
         place = part.text.rpartition(":")[0] if part.scope else ""
-        for what in (part.side or "kv",) if part.word in FORMATS else (part.word,):
+        for what in _said(part):
             if (place, what) in said:
                 raise ConfigError(
                     f"cache: {text!r} says twice how to store or keep the same: leave one of the words out"
@@ -214,6 +223,13 @@ def recipe(text: str) -> Recipe:
     return Recipe(text, parts)
 
 
+def _said(part: _Part) -> tuple[str, ...]:
+    """What a part decides."""
+    if part.word in FORMATS:
+        return (part.side or "kv",)
+    return ("dropped",) if part.word in COMPACTORS else (part.word,)
+
+
 def examples() -> Iterator[str]:
     """Every format, with an example of its argument."""
     return (f"{word}={known.argument}" if known.argument else word for word, known in FORMATS.items())
@@ -223,6 +239,7 @@ def known_words() -> Iterator[str]:
     """Every word, with an example of its argument."""
     yield from examples()
     yield from ("k=FORMAT", "v=FORMAT", "window=N", "sinks=N", "chunk=N")
+    yield from (f"{word}={known.argument}" for word, known in COMPACTORS.items())
     yield from ("edges=N:WORD", "layers=A,B:WORD", "full:WORD", "sliding:WORD")
 
 
@@ -253,9 +270,13 @@ def _part(part: str, text: str) -> _Part:
         FORMATS[word].make("k", value, _ANY) if FORMATS[word].argument else _no_value(value, word, text)
     elif word in RETENTIONS and not side:
         _number(value, word, text, least=0 if word == "sinks" else 1)
+    elif word in COMPACTORS and not side:
+        if colon:
+            raise ConfigError(f"cache: {text!r}: {word} drops tokens of all layers alike; write {word}={value}")
+        COMPACTORS[word].make(value)
     else:
         known = [*known_words()]
-        names = [*FORMATS, *_ALIASES, *RETENTIONS, *SCOPES, "k", "v"]
+        names = [*FORMATS, *_ALIASES, *RETENTIONS, *COMPACTORS, *SCOPES, "k", "v"]
         raise ConfigError(f"cache: {text!r}: {word!r} is not known{nearest(word, names)}; there are {', '.join(known)}")
     return _Part(part, scope, side, word, value)
 
@@ -282,12 +303,13 @@ def _scope(place: str, text: str) -> Callable[[int, KVCacheSpec], bool]:
 
 
 def _among(chosen: set[int], text: str, index: int, cache: KVCacheSpec) -> bool:
-    if max(chosen) >= len(cache.layers):
-        raise ConfigError(
-            f"cache: {text!r}: there is no layer {max(chosen)}, the {len(cache.layers)} layers count from 0 to "
-            f"{len(cache.layers) - 1}"
-        )
-    return index in chosen
+    known = [layer.layer for layer in cache.layers]
+    if missing := chosen.difference(known):
+        numbers = f"the {len(known)} layers count from 0 to {len(known) - 1}"
+        if known != list(range(len(known))):
+            numbers = f"keys and values are kept by layers {', '.join(map(str, known))}"
+        raise ConfigError(f"cache: {text!r}: there is no layer {max(missing)}, {numbers}")
+    return known[index] in chosen
 
 
 def _number(value: str, word: str, text: str, least: int = 1) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from kvtrove.kv.block import Block
+from kvtrove.kv.compaction.compactor import Compactor
 from kvtrove.kv.marks import Mark
-from kvtrove.kv.rows import Copy, Fill, RowOp, SaveMark
+from kvtrove.kv.rows import Copy, Fill, Gather, RowOp, SaveMark
 
 
 class RowQueue:
@@ -15,7 +17,8 @@ class RowQueue:
     def __init__(self, crc: Callable[[int], int] | None = None) -> None:
         self._crc = crc
         self._ops: list[RowOp] = []
-        self._unfilled: list[Block | Mark] = []  # can be found before the operation that fills their rows was executed
+        self._unfilled: list[Block | Mark] = []  # in use before the operation that fills their rows was executed
+        self._taken: list[Block | Mark] = []  # those of operations that were handed out
 
     def add(self, ops: Iterable[RowOp]) -> None:
         self._ops += ops
@@ -33,24 +36,40 @@ class RowQueue:
         self._ops.append(SaveMark(seat, mark.row))
         self._unfilled.append(mark)
 
+    def gather(
+        self,
+        sources: tuple[tuple[int, ...], ...],
+        targets: Sequence[Sequence[Block | None]],
+        num_tokens: int,
+        compactor: Compactor,
+        observed: Sequence[Any],
+    ) -> None:
+        """sources: rows, one tuple a group. targets: private blocks, one row of them a group."""
+        blocks = [[block for block in row if block is not None] for row in targets]
+        ids = tuple(tuple(block.id for block in row) for row in blocks)
+        self._ops.append(Gather(sources, ids, num_tokens, compactor, observed))
+        self._unfilled += [block for row in blocks for block in row]
+
     def waiting(self) -> list[RowOp]:
         """What `take` would hand out."""
         return list(self._ops)
 
     def take(self) -> list[RowOp]:
         ops, self._ops = self._ops, []
+        self._taken += self._unfilled
+        self._unfilled = []
         return ops
 
     def executed(self) -> None:
         """All that was taken has been executed."""
-        if self._unfilled:
-            for one in self._unfilled:
+        if self._taken:
+            for one in self._taken:
                 if self._crc is not None and isinstance(one, Block) and one.sealed:
                     one.crc = self._crc(one.id)
-            self._unfilled.clear()
+            self._taken.clear()
 
     def drop(self) -> list[Block | Mark]:
         """Nothing that is waiting, or was taken and not confirmed, will be executed; returns what is left unfilled."""
-        unfilled, self._unfilled = self._unfilled, []
+        unfilled, self._taken, self._unfilled = self._taken + self._unfilled, [], []
         self._ops.clear()
         return unfilled

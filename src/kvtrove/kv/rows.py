@@ -7,7 +7,11 @@ reuses it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from kvtrove.kv.compaction.compactor import Compactor
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +20,21 @@ class Copy:
 
     source: int
     target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """What `compactor` keeps of the first `num_tokens` tokens in the rows `sources` into the rows `targets`, one tuple
+    of each a group. Everything is read before anything is written: a target may be a source.
+
+    observed: queries of the last tokens, as the runner reported them.
+    """
+
+    sources: tuple[tuple[int, ...], ...]
+    targets: tuple[tuple[int, ...], ...]
+    num_tokens: int
+    compactor: Compactor
+    observed: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,4 +94,4 @@ class Park:
     seat: bool = False
 
 
-RowOp = Copy | CopySeat | SaveMark | LoadMark | Spill | Fill | FillSeat | Park
+RowOp = Copy | Gather | CopySeat | SaveMark | LoadMark | Spill | Fill | FillSeat | Park

@@ -1,4 +1,7 @@
-"""What a commit does to blocks: those that became full are sealed and published, those behind a window are released."""
+"""What a commit does to blocks: those that became full are sealed and published, those behind a window are released.
+
+Blocks of a sequence that has given up tokens are sealed for itself and its forks alone: nobody finds them.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +44,9 @@ class Sealing:
         self._rules = tuple({group.retention for group in self.windows})
 
     def settle(self, kv: SequenceKV, tokens: array[int], before: int, after: int) -> None:
-        """Seal what `after` computed tokens fill, release what they leave behind."""
-        if len(tokens) < after:
-            raise ValueError(f"cannot commit up to token {after}: only {len(tokens)} token ids were given")
+        """Seal what `after` tokens in the tables fill, release what they leave behind."""
+        if len(tokens) < after + kv.dropped:
+            raise ValueError(f"cannot commit up to token {after + kv.dropped}: only {len(tokens)} token ids were given")
         size = self.books.spec.block_size
         if self.books.index.enabled:
             kv.chain.extend(tokens, after // size)
@@ -62,6 +65,7 @@ class Sealing:
             block.crc = books.crc(block.id)
         if books.index.enabled:
             block.key, block.parent, block.tokens = kv.chain.place(i)
+        if books.index.enabled and not kv.dropped:
             books.index.publish(block)
             if books.transfers is not None and block.published:
                 books.transfers.sealed(block)

@@ -46,7 +46,9 @@ class Tail:
 
 
 def snapshot(kv: SequenceKV, block_size: int) -> Snapshot:
-    """What an open sequence holds between two steps."""
+    """What an open sequence holds between two steps; nothing of one that has given up tokens, which begins again."""
+    if kv.dropped:
+        return Snapshot(0, (), (), NONE)
     full, part = divmod(kv.num_computed, block_size)
     sealed = _in_order((g, i, b.id) for g, t in enumerate(kv.tables) for i, b in enumerate(t.blocks[:full]) if b)
     tail = [block.id for table in kv.tables for block in table.blocks[full : full + 1] if block] if part else []
@@ -58,7 +60,7 @@ def park(books: KVCacheManager, kv: SequenceKV) -> Tail | None:
 
     Its memory is filled by the operations that are executed next. None when there is nothing to come back to.
     """
-    if not books.index.enabled or not kv.num_computed:
+    if not books.index.enabled or not kv.num_computed or kv.dropped:
         return None
     held = snapshot(kv, books.block_size)
     rows = [memoryview(bytearray(books.spec.block_bytes)) for _ in held.tail]

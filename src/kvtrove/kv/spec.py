@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from kvtrove.kv.compaction.compactor import Compactor
 from kvtrove.kv.plane import LayerState, Plane, align, places
 from kvtrove.kv.retention import Full, Retention, peak_blocks
 
@@ -197,7 +198,8 @@ class KVCacheSpec:
     """The geometry of a whole cache. Two caches with the same fingerprint can read each other's rows.
 
     layers: those that keep something of every token. tail_dtype: of what a seat keeps of open blocks, for formats that
-    encode whole blocks. states: layers that keep a running state; a layer may be in both.
+    encode whole blocks. states: layers that keep a running state; a layer may be in both. compactor: what sequences
+    give up of their tokens, None nothing. It changes no row that can be found, so it is not in the fingerprint.
 
         seat        | tails of open blocks | states |
         checkpoint                         | states |      (`kv.marks`)
@@ -207,6 +209,7 @@ class KVCacheSpec:
     block_size: int
     tail_dtype: str = "bfloat16"
     states: tuple[LayerState, ...] = ()
+    compactor: Compactor | None = None
 
     def check(self) -> list[str]:
         """Why this combination cannot work, in words; empty when it can."""
@@ -233,6 +236,25 @@ class KVCacheSpec:
                 reasons.append(f"{where}: source {layer.source} is not an earlier layer with storage of its own")
             elif _shape(source) != _shape(layer):
                 reasons.append(f"{where}: differs in heads or retention from its source {layer.source}")
+        return reasons if self.compactor is None else reasons + self.reasons_against(self.compactor)
+
+    def reasons_against(self, compactor: Compactor) -> list[str]:
+        """Why sequences of this cache cannot give up tokens so."""
+        reasons = compactor.problems(self.block_size)
+        if self.states:
+            reasons.append(f"layer {self.states[0].layer} keeps a state of all tokens together, which cannot drop some")
+        for layer in self.layers:
+            where, stored = f"layer {layer.layer}", self.storage(layer.layer).format
+            if layer.retention != Full():
+                reasons.append(f"{where} reads {layer.retention.id}, and only layers that read everything drop tokens")
+            elif len(stored.sides) < 2:
+                reasons.append(f"{where} stores one latent vector for keys and values, whose tokens are not dropped")
+            elif stored.whole_block:
+                reasons.append(f"{where} stores {stored.name}, which encodes whole blocks: take int8 or int4r")
+            elif stored.rope == "pre" and not compactor.contiguous:
+                reasons.append(
+                    f"{where} stores keys before their rotation, which must keep their order: take int8 or streaming"
+                )
         return reasons
 
     @cached_property
@@ -327,6 +349,8 @@ class KVCacheSpec:
 
     def blocks_for(self, num_tokens: int, chunk: int) -> int:
         """Most blocks that a sequence of `num_tokens` ever holds, all groups together, with steps of up to `chunk`."""
+        if self.compactor is not None:
+            num_tokens = self.compactor.most(num_tokens)
         return sum(peak_blocks(group.retention, num_tokens, chunk, self.block_size) for group in self.groups)
 
     @cached_property

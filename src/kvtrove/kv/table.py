@@ -83,7 +83,10 @@ class SequenceKV:
                  | SEALED: computed, immutable | OPEN        | OPEN        |
                  0                                 ^ num_computed         ^ capacity
 
-    num_computed: tokens whose K/V are in the cache. capacity: tokens that the tables have room for, -1 once freed.
+    num_computed: tokens whose K/V were computed. capacity: tokens that the tables have room for, -1 once freed.
+    dropped: tokens that were computed and given up since (`kv.compaction`): token n lies at place n - dropped of the
+    tables from then on, and its position is its place + shift. compacts_at: number of computed tokens at which some are
+    to be given up next.
     seat, spare: what it has beside its blocks (`kv.seats`); none is taken where neither formats nor states need one.
     found: tokens whose blocks its match found, states or not. due: lengths at which its states are to be kept,
     ascending; from `follows` tokens on, that is every border of a block. mark: its last one there (`kv.marks`).
@@ -92,12 +95,14 @@ class SequenceKV:
     """
 
     __slots__ = (
-        *("_ids", "capacity", "chain", "due", "follows", "found", "mark", "next_event", "num_computed", "salt", "seat"),
-        *("spare", "tables", "use"),
+        *("_ids", "capacity", "chain", "compacts_at", "dropped", "due", "follows", "found", "mark", "next_event"),
+        *("num_computed", "salt", "seat", "shift", "spare", "tables", "use"),
     )
 
     def __init__(self, num_groups: int, chain: KeyChain, salt: bytes) -> None:
         self.num_computed = 0
+        self.dropped = self.shift = 0
+        self.compacts_at = NEVER
         self.capacity = 0
         self.next_event = 0
         self.salt = salt
@@ -111,9 +116,19 @@ class SequenceKV:
         self.tables = tuple(BlockTable() for _ in range(num_groups))
         self._ids: tuple[NDArray[np.int32], ...] | None = None
 
+    def inherit(self, parent: SequenceKV) -> None:
+        """The place of a fork in its sequence."""
+        self.num_computed, self.dropped, self.shift = parent.num_computed, parent.dropped, parent.shift
+        self.compacts_at, self.use, self.follows = parent.compacts_at, parent.use, parent.follows
+
     @property
     def is_freed(self) -> bool:
         return self.capacity < 0
+
+    @property
+    def num_held(self) -> int:
+        """Tokens in the tables."""
+        return self.num_computed - self.dropped
 
     @property
     def num_blocks(self) -> int:

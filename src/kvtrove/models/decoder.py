@@ -17,21 +17,26 @@ from kvtrove.kernels.decoder import LayerCall
 from kvtrove.kernels.linear import Groups
 from kvtrove.models.layers.attention import Attend, Attention
 from kvtrove.models.layers.between import joined
+from kvtrove.models.layers.conv import ShortConv
+from kvtrove.models.layers.delta import GatedDelta
 from kvtrove.models.layers.embedding import Embedding, PackedEmbedding, embedding_of
 from kvtrove.models.layers.latent import LatentAttention
 from kvtrove.models.layers.linear import Part, Product, Weights
+from kvtrove.models.layers.mamba import Mamba2
 from kvtrove.models.layers.mlp import MLP, ExpertsBeside, MixtureOfExperts, Network
 from kvtrove.models.layers.norm import NoNorm, RMSNorm
 from kvtrove.models.layers.packed import PackedLinear
 from kvtrove.models.layers.per_layer import LayerTail, PerLayerInputs
 from kvtrove.models.layers.rope import RotaryEmbedding, Rotation
+from kvtrove.models.layers.state import StateBatch, StateMixer
 from kvtrove.models.layers.tied import TiedAttention
 from kvtrove.models.precision import Precision
 from kvtrove.models.spec import LayerSpec, ModelSpec, RopeSpec
+from kvtrove.models.state_spec import ConvSpec, DeltaSpec, MambaSpec
 
 HEAD = "lm_head.weight"
 
-Mixer = Attention | LatentAttention | TiedAttention
+Mixer = Attention | LatentAttention | TiedAttention | ShortConv | GatedDelta | Mamba2
 """What a layer mixes tokens with."""
 
 Through = Callable[[int, Tensor, Tensor, Sequence[Rotation]], tuple[int, Tensor] | None]
@@ -61,7 +66,7 @@ class DecoderLayer:
         before, after = spec.norms != "post", spec.norms != "pre"
         return cls(
             attention_norm=norm("input_layernorm") if before else NoNorm(),
-            attention=load_attention(weights, index, spec, layer),
+            attention=load_mixer(weights, index, spec, layer),
             mlp_norm=norm("pre_feedforward_layernorm" if after else "post_attention_layernorm") if before else NoNorm(),
             mlp=load_mlp(weights, name, spec, layer),
             attention_out_norm=norm("post_attention_layernorm") if after else None,
@@ -139,10 +144,18 @@ class Model:
         return replace(self, ropes=_ropes(self.spec, max_model_len, str(self.norm.weight.device)))
 
     @torch.inference_mode()
-    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, through: Through | None = None) -> Tensor:
+    def __call__(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        through: Through | None = None,
+        states: StateBatch | None = None,
+    ) -> Tensor:
         """Hidden states [T, hidden_size] after the last norm, for tokens, positions int64 [T] of any mix of sequences.
 
-        attend is called once per layer, in order, but for ranges of layers that `through` takes.
+        attend is called once per layer with attention, in order, but for ranges of layers that `through` takes. states:
+        of the step's sequences, for layers that have some.
         """
         x = self.embedding(tokens)
         if self.embed_scale != 1.0:
@@ -159,7 +172,11 @@ class Model:
                 index, y = taken
             else:
                 rotate, call = rotations[self.spec.layers[index].rope], self.calls[index]
-                y = layer.attention.mix(index, qkv.split(y) if projected else qkv(y), rotate, attend)
+                if isinstance(layer.attention, Attention | LatentAttention | TiedAttention):
+                    y = layer.attention.mix(index, qkv.split(y) if projected else qkv(y), rotate, attend)
+                else:
+                    assert states is not None, "layers with a running state need the states of the step"
+                    y = layer.attention.mix(qkv.split(y) if projected else qkv(y), states.layers[index], states)
                 if call is None:
                     y = layer.of_attention(y)  # a name of its own would hold its input during the norm
                     y = layer.mlp_norm.of_sum(x, y)
@@ -203,9 +220,15 @@ class Model:
             )
             call = None
             if between is not None and own.qkv.product is not None:
-                call = LayerCall(between, ropes.index(spec.rope), spec.cache.source is None, own.q_norm, own.k_norm)
+                stores = spec.cache is None or spec.cache.source is None
+                call = LayerCall(between, ropes.index(spec.rope), stores, own.q_norm, own.k_norm)
             calls.append(call)
         return tuple(calls)
+
+    def fits_range(self, index: int) -> bool:
+        """Whether the layer's attention is what ranges of layers compute: no state, nothing behind what heads read."""
+        mixer = self.layers[index].attention
+        return not (isinstance(mixer, StateMixer) or (isinstance(mixer, Attention) and mixer.output_gate))
 
     def _norm_before(self, index: int) -> RMSNorm | NoNorm:
         """The norm of what enters layer `index`; the last one behind all layers."""
@@ -224,8 +247,16 @@ class Model:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def load_attention(weights: Weights, index: int, spec: ModelSpec, layer: LayerSpec) -> Mixer:
-    name = f"layers.{index}.self_attn"
+def load_mixer(weights: Weights, index: int, spec: ModelSpec, layer: LayerSpec) -> Mixer:
+    """What mixes tokens in a layer: attention, or what stands in its place."""
+    name = f"layers.{index}"
+    if isinstance(layer.state, ConvSpec):
+        return ShortConv.load(weights, f"{name}.conv", spec, layer.state)
+    if isinstance(layer.state, DeltaSpec):
+        return GatedDelta.load(weights, f"{name}.linear_attn", spec, layer.state)
+    if isinstance(layer.state, MambaSpec):
+        return Mamba2.load(weights, f"{name}.mamba", spec, layer.state)
+    name = f"{name}.self_attn"
     if spec.latent is not None:
         return LatentAttention.load(weights, name, spec, layer, spec.latent)
     return TiedAttention.load(weights, index, spec, layer) if layer.tied else Attention.load(weights, name, spec, layer)

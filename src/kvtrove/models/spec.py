@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from kvtrove.kv.spec import LayerKV
+    from kvtrove.models.state_spec import StateSpec
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 Norms = Literal["pre", "post", "sandwich"]
@@ -121,17 +122,27 @@ class PerLayerSpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One decoder layer. cache: what it keeps of every token, in the checkpoint's dtype, and which tokens it reads.
+    """One decoder layer: attention, or a mixer with a running state.
 
     intermediate_size: of its dense network, None as in the other layers. tied: values are keys without norm weights
     and rotation; of `cache.k_dim`, the first `v_dim` elements are both, the others rotated (layers/tied.py).
+
+    cache: what it keeps of every token, in the checkpoint's dtype, and which tokens it reads; None without attention.
+    state: the mixer in the place of attention.
     """
 
-    cache: LayerKV
+    cache: LayerKV | None
     rope: RopeSpec
     moe: MoESpec | None = None
     intermediate_size: int | None = None
     tied: bool = False
+    state: StateSpec | None = None
+
+    @property
+    def kv(self) -> LayerKV:
+        """`cache` of a layer that has attention."""
+        assert self.cache is not None, "this layer keeps a running state"
+        return self.cache
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,7 @@ class ModelSpec:
     interleaved_rope: neighbours rotate together rather than halves of a head (GLM, Llama 4).
     value_norm: values of each head are normed, without weights. layer_scalars: a number multiplies what leaves a layer.
     query_scale: multiplies q.k (usually head_dim ** -0.5). *_softcap: tanh soft-capping.
+    output_gate: queries come with a gate of each element of what heads read (Qwen3-Next).
     attention_sinks: a learned score a head, of value zero, beside those of the keys (gpt-oss).
     embed_scale: multiplies token embeddings. residual_scale: what attention and MLP add. logit_scale: logits.
     """
@@ -181,6 +193,7 @@ class ModelSpec:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     latent: LatentSpec | None = None
+    output_gate: bool = False
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvtrove.config import EngineConfig
-from kvtrove.kv.plane import DTYPE_BYTES
+from kvtrove.kv.plane import DTYPE_BYTES, LayerState
 from kvtrove.kv.spec import LayerKV
 from kvtrove.plan.kv import shard
 from kvtrove.plan.model import PlanModel
@@ -51,6 +51,7 @@ def activation_bytes(
     """
     at_once = [_sampling(model, limits), _mlp(model, limits, tensor_parallel)]
     at_once += [_attention(model, shard(layer, tensor_parallel), limits, tensor_parallel) for layer in model.kinds]
+    at_once += [_mixing(model, state, limits) for state in model.states[:1]]
     return max(at_once) + _shared(model, limits, block_size)
 
 
@@ -72,6 +73,15 @@ def _attention(model: PlanModel, layer: LayerKV, limits: StepLimits, ranks: int)
     return held + max(
         _prefill_tile(layer, limits, heads, width, stored), _decode_tile(layer, limits, heads, key, stored)
     )
+
+
+def _mixing(model: PlanModel, state: LayerState, limits: StepLimits) -> int:
+    """A layer with a running state: inputs and outputs of its convolution in float32, three at a time; the matrices of
+    all sequences that the reference computes at once, three times."""
+    width = max(plane.shape[-1] for plane in state.planes if plane.name == "conv")
+    matrices = sum(plane.nbytes for plane in state.planes if plane.name != "conv")
+    per_token = DTYPE_BYTES[model.activations] * (2 * model.hidden_size + 3 * width) + 4 * FLOAT32 * width
+    return limits.tokens * per_token + 3 * matrices * limits.sequences
 
 
 def _prefill_tile(layer: LayerKV, limits: StepLimits, heads: int, width: int, element: int) -> int:

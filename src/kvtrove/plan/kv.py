@@ -63,7 +63,7 @@ def cache_of(model: PlanModel, words: str, block_size: int, tensor_parallel: int
         for layer in model.layers
         if layer.heads  # layers without attention keep nothing
     )
-    return recipe(words)(KVCacheSpec(tuple(layers), block_size))
+    return recipe(words)(KVCacheSpec(tuple(layers), block_size, states=model.states))
 
 
 def shard(layer: LayerKV, ranks: int) -> LayerKV:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from kvtrove.kv.plane import LayerState
 from kvtrove.kv.spec import LayerKV
+from kvtrove.models.cache import states_of
 from kvtrove.models.precision import Precision
 from kvtrove.models.spec import ModelSpec
 from kvtrove.plan.parameters import Parameters, count_parameters
@@ -19,7 +21,8 @@ class PlanModel:
     0 without a mixture of experts. max_position: longest context that is served unasked. dtype: of weights; precision:
     None when everything has that one. weight_bytes: as the engine keeps them; exact_weights: counted tensor by tensor
     (or read from the files), not estimated. assumed: words about what the config leaves open, empty when nothing is.
-    spec: of a model that the engine runs.
+    spec: of a model that the engine runs. layers: those that keep keys and values; states: those that keep a running
+    state.
     """
 
     name: str
@@ -35,6 +38,7 @@ class PlanModel:
     weight_bytes: int
     exact_weights: bool = True
     assumed: str = ""
+    states: tuple[LayerState, ...] = ()
     num_experts: int = 0
     top_k: int = 0
     spec: ModelSpec | None = None
@@ -52,7 +56,7 @@ class PlanModel:
 
     @property
     def num_layers(self) -> int:
-        return len(self.layers)
+        return len(self.layers) + len(self.states)
 
     @cached_property
     def kinds(self) -> tuple[LayerKV, ...]:
@@ -83,7 +87,8 @@ def from_spec(spec: ModelSpec, name: str, precision: Precision) -> PlanModel:
         name=name,
         architecture=spec.architecture,
         dtype=precision.dtype,
-        layers=tuple(layer.cache for layer in spec.layers),
+        layers=tuple(layer.cache for layer in spec.layers if layer.cache is not None),
+        states=states_of(spec, precision.activations),
         hidden_size=spec.hidden_size,
         vocab_size=spec.vocab_size,
         num_heads=spec.num_heads,

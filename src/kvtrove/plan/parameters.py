@@ -91,12 +91,14 @@ def _matrices(spec: ModelSpec) -> Iterator[tuple[int, int, int]]:
 
 def _attention(spec: ModelSpec, layer: LayerSpec) -> int:
     weights = sum(outputs * inputs for outputs, inputs in _projections(spec, layer))
+    if layer.state is not None:
+        return weights + layer.state.others + layer.state.bias * (layer.state.projected + spec.hidden_size)
     if spec.latent is None:
         [(projected, _), _] = _projections(spec, layer)
         biases = (projected if spec.attention_bias else 0) + (spec.hidden_size if spec.output_bias else 0)
         return weights + biases + (spec.num_heads if spec.attention_sinks else 0)
-    heads, latent, rank = spec.num_heads, spec.latent, layer.cache.v_dim
-    biased = (latent.q_rank or 0) + layer.cache.k_dim + spec.hidden_size if spec.attention_bias else 0
+    heads, latent, rank = spec.num_heads, spec.latent, layer.kv.v_dim
+    biased = (latent.q_rank or 0) + layer.kv.k_dim + spec.hidden_size if spec.attention_bias else 0
     return weights + heads * (latent.nope + latent.v_dim) * rank + biased
 
 
@@ -104,10 +106,14 @@ def _projections(spec: ModelSpec, layer: LayerSpec) -> list[tuple[int, int]]:
     """(outputs, inputs) of what reads the hidden states, and of what leads back to them; k and v only where the layer
     does not read another's. Of latent attention, without the matrices that its queries absorb.
     """
-    kept, hidden = layer.cache, spec.hidden_size
+    hidden = spec.hidden_size
+    if layer.state is not None:
+        return [(layer.state.projected, hidden), (hidden, layer.state.mixed)]
+    kept = layer.kv
     if spec.latent is None:
         wide, own = spec.num_heads * kept.v_dim, kept.heads * kept.v_dim * (1 if layer.tied else 2)
-        return [(wide + (own if kept.source is None else 0), hidden), (hidden, wide)]
+        asked = wide * (1 + spec.output_gate)
+        return [(asked + (own if kept.source is None else 0), hidden), (hidden, wide)]
     latent = spec.latent
     queries, back = spec.num_heads * (latent.nope + latent.rope), (hidden, spec.num_heads * latent.v_dim)
     if latent.q_rank is None:
@@ -136,13 +142,15 @@ def _dense_size(spec: ModelSpec, layer: LayerSpec) -> int:
 
 
 def _norms(spec: ModelSpec, layer: LayerSpec) -> int:
+    if layer.state is not None:
+        return 2 * spec.hidden_size
     if spec.latent is not None:
-        return 2 * spec.hidden_size + layer.cache.v_dim + (spec.latent.q_rank or 0)
-    heads = (spec.num_heads, layer.cache.heads) if spec.qk_norm == "projection" else (1, 1)
+        return 2 * spec.hidden_size + layer.kv.v_dim + (spec.latent.q_rank or 0)
+    heads = (spec.num_heads, layer.kv.heads) if spec.qk_norm == "projection" else (1, 1)
     weighted = spec.qk_norm not in (None, "unweighted")
-    normed = sum(heads if layer.cache.source is None else heads[:1]) if weighted else 0
+    normed = sum(heads if layer.kv.source is None else heads[:1]) if weighted else 0
     whole = (4 if spec.norms == "sandwich" else 2) + (3 if layer.moe and layer.moe.beside else 0)
-    return spec.hidden_size * (whole + (spec.per_layer is not None)) + normed * layer.cache.v_dim
+    return spec.hidden_size * (whole + (spec.per_layer is not None)) + normed * layer.kv.v_dim
 
 
 def _mlp(spec: ModelSpec, inner: int, bias: bool = False) -> int:

@@ -50,5 +50,5 @@ class Adapters:
         self._selection.rows = {name: torch.tensor(listed, device=device) for name, listed in rows.items()}
         if self._built is None:
             model = with_adapters(self._base, list(self.loaded.values()), self._selection)
-            self._built = model, FusedLayers(model.calls, self._layers, self._backends)
+            self._built = model, FusedLayers(model, self._layers, self._backends)
         return self._built

@@ -28,14 +28,15 @@ def build_batch(sequences: Sequence[ScheduledSequence], block_size: int, device:
     """T tokens of S sequences, in the order given. No cost here grows with the context but one copy of each table."""
     counts = np.array([len(s.tokens) for s in sequences])
     start = np.array([s.start for s in sequences])
+    shift = np.array([s.shift for s in sequences])
     query_start = np.concatenate([[0], np.cumsum(counts)])
     owner = np.repeat(np.arange(len(sequences)), counts)  # [T] sequence of each token
-    positions = np.arange(query_start[-1]) - query_start[owner] + start[owner]
+    places = np.arange(query_start[-1]) - query_start[owner] + start[owner]  # [T] in the table of each sequence
     tokens = np.concatenate([np.asarray(s.tokens, dtype=np.int64) for s in sequences])
     groups = []
     for tables in zip(*(s.block_ids for s in sequences), strict=True):
         block_table = _padded(tables)
-        slots = block_table[owner, positions // block_size].astype(np.int64) * block_size + positions % block_size
+        slots = block_table[owner, places // block_size].astype(np.int64) * block_size + places % block_size
         groups.append(GroupTables(_to(slots, device), _to(block_table, device)))
     completed = [
         (i, block)
@@ -44,9 +45,8 @@ def build_batch(sequences: Sequence[ScheduledSequence], block_size: int, device:
     ]
     seats = [s.seat for s in sequences]
     attention = AttentionBatch(query_start.tolist(), start.tolist(), tuple(groups), seats, completed)
-    return Batch(
-        _to(tokens, device), _to(positions, device), _to(_logit_rows(sequences, query_start), device), attention
-    )
+    positions, logit_rows = places + shift[owner], _logit_rows(sequences, query_start)
+    return Batch(_to(tokens, device), _to(positions, device), _to(logit_rows, device), attention)
 
 
 def _logit_rows(sequences: Sequence[ScheduledSequence], query_start: NDArray[np.int64]) -> NDArray[np.int64]:

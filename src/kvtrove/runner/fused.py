@@ -16,27 +16,27 @@ from torch import Tensor
 from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation
 from kvtrove.attention.cpu import CpuBackend, CpuPlan
 from kvtrove.kernels.decoder import DecoderKernel, LayerCall, ranges
+from kvtrove.models.decoder import Model
 
 
 class FusedLayers:
     """The runs of a model. Results are those of `AttentionBackend.run` and `Between`, layer by layer.
 
-    calls: what each layer does beside attention; None for a layer whose parts are not those of the kernels.
+    layers, backends: of the layers with attention.
     """
 
-    def __init__(
-        self,
-        calls: Sequence[LayerCall | None],
-        layers: Sequence[AttentionLayer],
-        backends: Sequence[AttentionBackend],
-    ) -> None:
+    def __init__(self, model: Model, layers: Sequence[AttentionLayer], backends: Sequence[AttentionBackend]) -> None:
+        chosen = {layer.index: one for layer, one in zip(layers, backends, strict=True)}
+        own = {layer.index: layer for layer in layers}
         served = [
-            call if isinstance(backend, CpuBackend) and not layer.format.whole_block else None
-            for call, layer, backend in zip(calls, layers, backends, strict=True)
+            call
+            if isinstance(chosen.get(i), CpuBackend) and not own[i].format.whole_block and model.fits_range(i)
+            else None
+            for i, call in enumerate(model.calls)
         ]
-        self._num_layers = len(layers)
+        self._num_layers = len(model.layers)
         self._runs: Mapping[int, tuple[int, DecoderKernel]] = {
-            first: (stop, _kernel(served[first:stop], layers[first:stop], backends[first]))
+            first: (stop, _kernel(served[first:stop], [own[i] for i in range(first, stop)], chosen[first]))
             for first, stop in ranges(served)
         }
 

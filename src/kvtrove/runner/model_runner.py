@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation
+from kvtrove.attention.reference import window_probabilities
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.decoder import Model
+from kvtrove.models.layers.state import StateBatch
 from kvtrove.request import EngineError
 from kvtrove.runner.adapters import Adapters
 from kvtrove.runner.batch import Batch, build_batch
 from kvtrove.runner.fused import FusedLayers
+from kvtrove.runner.gather import Gatherer
 from kvtrove.runner.logprobs import undrawable
+from kvtrove.runner.observe import Observer
 from kvtrove.runner.pooling import pooled
 from kvtrove.runner.rows import Rows
 from kvtrove.runner.sampler import Sampler, logprob_table
@@ -28,7 +32,7 @@ PROMPT_LOGPROB_ROWS = 256  # rows of logits held at once while prompt logprobs a
 
 
 class ModelRunner:
-    """Executes steps on one device. backends: one per layer. `token_text` spells tokens for logprobs."""
+    """Executes steps on one device. backends: one per layer with attention. `token_text` spells tokens for logprobs."""
 
     def __init__(
         self,
@@ -40,18 +44,21 @@ class ModelRunner:
     ) -> None:
         self.model, self.cache, self.arena, self.backends = model, cache, arena, tuple(backends)
         self.rows = Rows(arena)
+        self.rows.gather = Gatherer(arena, self._turned, self._attention)
         self.token_text = token_text
         self.sampler = Sampler(model.spec.vocab_size, arena.device)
         self.layers = tuple(attention_layers(model, cache, arena))
         for layer, backend in zip(self.layers, self.backends, strict=True):
             if reasons := backend.reasons_against(layer, arena.device):
                 raise ValueError(f"attention backend {backend.name!r} cannot serve this model: {'; '.join(reasons)}")
+        self.states = arena.states
         self.adapters = Adapters(model, self.layers, self.backends)
         self.fuse()
 
     def fuse(self) -> None:
         """Find the runs of layers that one call takes; again when model or backends have changed."""
-        self.fused = FusedLayers(self.model.calls, self.layers, self.backends)
+        self._at = {layer.index: i for i, layer in enumerate(self.layers)}  # of layers with attention
+        self.fused = FusedLayers(self.model, self.layers, self.backends)
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelOutput:
@@ -59,35 +66,55 @@ class ModelRunner:
         if not step.sequences:
             self.rows.execute(step.ops)
             return ModelOutput({})
-        with few_threads() if self.fused.whole else contextlib.nullcontext():
-            batch, hidden = self.forward(step)
+        observed: dict[int, list[Tensor]] = {}
+        fused = self.fused.whole and not any(s.observe for s in step.sequences)
+        with few_threads() if fused else contextlib.nullcontext():
+            batch, hidden = self.forward(step, observed)
             output, start = self._results(step.sequences, hidden[batch.logit_rows]), batch.attention.query_start
             for index, s in enumerate(step.sequences):
                 if s.pool is not None:
                     output.results[s.seq_id] = pooled(s, hidden[start[index] : start[index + 1]], self.model)
-            return output
+            return replace(output, observed=observed)
 
     @torch.inference_mode()
-    def forward(self, step: SchedulerOutput) -> tuple[Batch, Tensor]:
+    def forward(self, step: SchedulerOutput, observed: dict[int, list[Tensor]] | None = None) -> tuple[Batch, Tensor]:
         """Work on rows and compute a step of at least one sequence: its K/V are in the cache when this returns.
 
-        The hidden states [T, hidden_size] are those of all its tokens, in the order of the batch.
+        The hidden states [T, hidden_size] are those of all its tokens, in the order of the batch. observed: gets what
+        `ScheduledSequence.observe` asks for; layers are then computed one by one.
         """
         self.rows.execute(step.ops)
+        self.arena.forget_states([s.seat for s in step.sequences if s.start == 0])
         model, fused = self.adapters.model_for(step.sequences) or (self.model, self.fused)
         batch = build_batch(step.sequences, self.cache.block_size, self.arena.device)
+        states = StateBatch(batch.attention.query_start, batch.attention.seats, self.states, self.arena.device)
         plans = {backend: backend.plan(batch.attention) for backend in dict.fromkeys(self.backends)}
 
+        observer = Observer(step.sequences, batch.attention.query_start, batch.positions)
+
         def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation | None) -> Tensor:
-            backend = self.backends[layer]
-            return backend.run(q, k, v, self.layers[layer], plans[backend], rotate)
+            if observer.seen:
+                observer(q, rotate)
+            backend = self.backends[self._at[layer]]
+            return backend.run(q, k, v, self.layers[self._at[layer]], plans[backend], rotate)
 
         def through(
             first: int, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]
         ) -> tuple[int, Tensor] | None:
-            return fused(first, plans[self.backends[first]], x, projected, rotations)
+            at = self._at.get(first)
+            return None if at is None else fused(first, plans[self.backends[at]], x, projected, rotations)
 
-        return batch, model(batch.tokens, batch.positions, attend, through)
+        hidden = model(batch.tokens, batch.positions, attend, None if observer.seen else through, states)
+        if observed is not None:
+            observed |= observer.seen
+        return batch, hidden
+
+    def _turned(self, layer: int, k: Tensor, by: Tensor) -> Tensor:
+        """Keys [n, heads, k_dim] of a layer, moved by so many positions int64 [n, heads]: `kv.compaction`."""
+        return self.model.ropes[self.model.spec.layers[layer].rope].turned(k, by)
+
+    def _attention(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
+        return window_probabilities(q, k, self.layers[self._at[layer]])
 
     def _results(self, sequences: list[ScheduledSequence], hidden: Tensor) -> ModelOutput:
         """hidden: [R, hidden] in the order of `build_batch`: sampling rows, then prompt-logprob rows."""

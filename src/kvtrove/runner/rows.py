@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.rows import Copy, CopySeat, Fill, FillSeat, LoadMark, Park, RowOp, SaveMark, Spill
+from kvtrove.kv.rows import Copy, CopySeat, Fill, FillSeat, Gather, LoadMark, Park, RowOp, SaveMark, Spill
 from kvtrove.kv.tiers.store import BlockStore
+from kvtrove.runner.gather import Gatherer
 
 if TYPE_CHECKING:
     from kvtrove.kv.manager import KVCacheManager
@@ -24,8 +25,10 @@ class Rows:
 
     def __init__(self, arena: Arena, store: BlockStore | None = None) -> None:
         self.arena, self.store = arena, store
+        self.gather = Gatherer(arena)
         self._how: Mapping[type[RowOp], Callable[[list[Any]], None]] = {
             Copy: self._copy,
+            Gather: self._gather,
             CopySeat: self._copy_seat,
             SaveMark: self._save_mark,
             LoadMark: self._load_mark,
@@ -61,6 +64,10 @@ class Rows:
 
     def _copy(self, ops: list[Copy]) -> None:
         self.arena.copy_rows([(op.source, op.target) for op in ops])
+
+    def _gather(self, ops: list[Gather]) -> None:
+        for op in ops:
+            self.gather(op)
 
     def _copy_seat(self, ops: list[CopySeat]) -> None:
         self.arena.copy_seats([(op.source, op.target) for op in ops])

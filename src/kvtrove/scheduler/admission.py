@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kvtrove.kv.keeping import freshen
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.snapshot import fill_tail, match_to_tail
+from kvtrove.scheduler.compaction import plan_compaction
 from kvtrove.scheduler.computing import BlocksInWork
 from kvtrove.scheduler.limits import SchedulerLimits
 from kvtrove.scheduler.sequence import Sequence
@@ -128,6 +129,7 @@ class Admission:
             prompt = min(len(seq.tokens), len(request.prompt))
             request.metrics.explanation = self.kv.explain(seq.kv, prompt, limit)
         self.kv.states.plan(seq.kv, len(seq.tokens), request.borders)
+        plan_compaction(seq)
         self.computing.begin(seq, limit)
 
     def _branch(self, seq: Sequence, key: bytes, running: dict[int, Sequence]) -> None:

@@ -94,6 +94,7 @@ class Drafter:
             if seq.num_output == 0:
                 continue  # its first draw may fork
             most = min(self.rules.most, room, _room_in_block(seq, kv.block_size), seq.request.max_len - len(seq) - 1)
+            most = min(most, seq.until_compaction - 1)
             if most < 1 or seq.request.params.speculation is False or seq.request.beam:
                 continue
             seq.draft_tried *= MEMORY
@@ -186,4 +187,4 @@ def longest_match(text: Ids, tail: Ids, least: int) -> tuple[int, int]:
 def _room_in_block(seq: Sequence, block_size: int) -> int:
     """Drafts after the next token that leave the last slot of its block to a token that was drawn: formats that seal in
     the step that fills a block must not seal what may be wrong."""
-    return block_size - 1 - len(seq) % block_size
+    return block_size - 1 - (len(seq) - seq.kv.dropped) % block_size

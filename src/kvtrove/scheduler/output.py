@@ -7,7 +7,7 @@ frozen dataclass takes four times as long to make.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +60,9 @@ class PoolSpec:
 
 @dataclass(slots=True)
 class ScheduledSequence:
-    """Compute K/V of `tokens` at positions start, start + 1, ...
+    """Compute K/V of `tokens` at places start, start + 1, ... of the block tables.
+
+    shift: what their positions are beyond these places. observe: report the queries of the last so many of them.
 
     block_ids: per group the block table, -1 where no block is held.
     seat: what it has beside its blocks (`kvtrove.kv.seats`). pool: it draws nothing but becomes a vector.
@@ -80,6 +82,8 @@ class ScheduledSequence:
     prompt_targets: array[int] = field(default_factory=lambda: NO_TOKENS)
     """With prompt_logprobs: the token that follows each of `tokens`, as far as it is a prompt token."""
     pool: PoolSpec | None = None
+    shift: int = 0
+    observe: int = 0
     adapter: str = ""
 
 
@@ -145,6 +149,10 @@ def accept(drafts: array[int], first: SampledToken, after: list[SampledToken]) -
 
 @dataclass(frozen=True, slots=True)
 class ModelOutput:
-    """seq_id -> result, for the sequences that sampled or report prompt logprobs."""
+    """seq_id -> result, for the sequences that sampled or report prompt logprobs.
+
+    observed: seq_id -> of every layer the queries that were asked for, the runner's own.
+    """
 
     results: dict[int, SequenceResult]
+    observed: Mapping[int, Any] = field(default_factory=dict)

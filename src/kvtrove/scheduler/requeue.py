@@ -20,7 +20,7 @@ def requeue(scheduler: Scheduler) -> None:
         scheduler.kv.free(kv)
     scheduler.kv.forget_unfilled()  # operations on other blocks do not matter: nobody holds them any more
     for seq in unfinished:
-        seq.kv = scheduler.kv.open(seq.request.salt)
+        seq.kv, seq.observed = scheduler.kv.open(seq.request.salt), []
         if seq.load is not None:
             scheduler.kv.let_go(seq.load)
         seq.waits_for = seq.load = seq.tail = seq.steady_spec = None

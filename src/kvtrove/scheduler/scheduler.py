@@ -27,6 +27,7 @@ from kvtrove.kv.table import SequenceKV
 from kvtrove.request import EngineError, FinishReason, RequestError
 from kvtrove.scheduler import beam
 from kvtrove.scheduler.admission import Admission
+from kvtrove.scheduler.compaction import compact_overdue, give_up_tokens
 from kvtrove.scheduler.computing import BlocksInWork
 from kvtrove.scheduler.drafts import Drafter
 from kvtrove.scheduler.limits import SchedulerLimits, SchedulerStats
@@ -177,6 +178,7 @@ class Scheduler:
         """Pick the work of the next step and reserve its blocks."""
         self._step = {}
         self.kv.poll()
+        compact_overdue(self.kv, self.running, self.preempt)
         self._plan_step()
         while not self._step and (self._decodes() or self._make_room()):
             self._plan_step()
@@ -199,7 +201,7 @@ class Scheduler:
         if self.waiting:
             prefills += self.admission.admit(self.waiting, self.running, prefills, budget)
         weights = [self.listed_weight if paced and s.request.wants_prompt_logprobs else 1.0 for s in prefills]
-        most = [self.kv.states.until_mark(seq.kv, seq.prefill_need) for seq in prefills]
+        most = [min(self.kv.states.until_mark(s.kv, s.prefill_need), s.until_compaction) for s in prefills]
         needs = [math.ceil(num * weight) for num, weight in zip(most, weights, strict=True)]
         for seq, weight, num in zip(prefills, weights, share(budget, needs), strict=True):
             if num:
@@ -217,11 +219,8 @@ class Scheduler:
 
     def _decodes(self) -> list[Sequence]:
         """Sequences with one token left. Beams advance together or not at all."""
-        return [
-            seq
-            for seq in self.running.values()
-            if seq.num_uncomputed == 1 and (not seq.request.params.beam_width or self._beams_ready(seq.request))
-        ]
+        ready = [seq for seq in self.running.values() if seq.num_uncomputed == 1 <= seq.until_compaction]
+        return [seq for seq in ready if not seq.request.beam or self._beams_ready(seq.request)]
 
     def _beams_ready(self, request: Request) -> bool:
         return all(s.num_uncomputed == 1 and s.id in self.running for s in request.unfinished)
@@ -251,7 +250,7 @@ class Scheduler:
         for seq in reversed(siblings):
             seq.tail = park(self.kv, seq.kv)
             self._leave(seq)
-            seq.kv = self.kv.open(request.salt)
+            seq.kv, seq.observed = self.kv.open(request.salt), []
             self.waiting.appendleft(seq)
             self.num_preemptions += 1
             request.metrics.num_preemptions += 1
@@ -298,6 +297,8 @@ class Scheduler:
             if seq is None:
                 continue  # aborted since
             self.at_work = seq.request
+            if done.observe and done.seq_id in output.observed:
+                seq.observed.append(output.observed[done.seq_id])
             result = output.results.get(done.seq_id)
             if result is None:
                 self._commit(seq, len(done.tokens))
@@ -351,6 +352,7 @@ class Scheduler:
         before = seq.kv.num_computed
         self.kv.commit(seq.kv, seq.tokens, num, wrong)
         self._computing.end(seq, before, seq.kv.num_computed)
+        give_up_tokens(self.kv, seq)
 
     def _extend(self, seq: Sequence, samples: list[SampledToken]) -> None:
         """Append the drawn token; after the prompt, fork one sequence per further stream first."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrove.kv.compaction.compactor import Compactor
 from kvtrove.kv.loads import Load
 from kvtrove.kv.snapshot import Tail
 from kvtrove.kv.table import SequenceKV
@@ -53,6 +54,8 @@ class Sequence:
     tail: Tail | None = None
     """What a checkpoint holds behind the full blocks: taken over when it is admitted with all of those."""
     guide: Guide | None = None
+    observed: list[Any] = field(default_factory=list)
+    """Queries of its prompt's end, as the runner reported them (`ModelOutput.observed`), until it is compacted."""
     draft_right: float = 0.0
     draft_tried: float = 0.0
     """Drafts that were checked lately, and how many of them were right; old ones count less."""
@@ -78,7 +81,18 @@ class Sequence:
         """Tokens that need not be computed when their K/V are cached: none where something else of them is wanted."""
         request = self.request
         reads_all = request.pooling is not None and request.pooling.reads_all
-        return 0 if reads_all or request.wants_prompt_logprobs else len(self.tokens) - 1
+        if reads_all or request.wants_prompt_logprobs:
+            return 0
+        if request.compactor is None:
+            return len(self.tokens) - 1
+        # Blocks behind a compaction are not what it left; queries that it looks at are computed; and a step ends there.
+        first = request.compactor.due(len(request.prompt), 0)
+        return max(0, min(len(self.tokens) - 1, first - max(1, request.compactor.window)))
+
+    @property
+    def until_compaction(self) -> int:
+        """Tokens that may be computed before it gives up some."""
+        return self.kv.compacts_at - self.kv.num_computed
 
     @property
     def seats(self) -> int:
@@ -119,6 +133,7 @@ class Sequence:
         self.cumulative_logprob = parent.cumulative_logprob
         self.logprobs = None if parent.logprobs is None else list(parent.logprobs)
         self.guide = None if parent.guide is None else parent.guide.copy()
+        self.observed = [*parent.observed]
 
     def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
         self.finish_reason, self.stop_reason = reason, stop_reason
@@ -151,6 +166,8 @@ class Request:
     completed: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    compactor: Compactor | None = None
+    """What its sequences give up of their tokens; None keeps all."""
     pooling: PoolingParams | None = None
     """The prompt becomes a vector, and nothing is drawn."""
     pooled: NDArray[np.float32] | None = None

@@ -16,7 +16,12 @@ def scheduled_sequence(seq: Sequence, num: int, drafts: array[int] = NO_TOKENS) 
     stop = start + num
     last, pooling = stop == len(seq.tokens), seq.request.pooling
     sample = sample_spec(seq) if last and pooling is None else None
-    work = ScheduledSequence(seq.id, seq.tokens[start:stop], start, seq.kv.block_ids(), sample, seat=seq.kv.seat)
+    kv = seq.kv
+    work = ScheduledSequence(seq.id, seq.tokens[start:stop], kv.num_held, kv.block_ids(), sample, seat=kv.seat)
+    if seq.request.compactor is not None:
+        work.shift = kv.shift
+        window = kv.compacts_at - seq.request.compactor.window  # the first token whose queries it looks at
+        work.observe = max(0, stop - max(start, window))
     if drafts and sample is not None:
         work.verify = draft_specs(seq, sample, drafts)
         work.tokens.extend(drafts[: len(work.verify)])

@@ -168,6 +168,9 @@ class Job:
             self._departed = True
             departure = Departure(self._arrival, time.monotonic(), self.results, error)
             self.notes |= self.service.observers.on_departure(departure)
+            shifted = [r for r in self.results if r.metrics is not None and r.metrics.num_dropped_tokens]
+            if self.service.is_endless and shifted:
+                self.notes["truncated"] = True  # llama.cpp's word for a context that was shifted
         return self.notes
 
     def close(self, error: str = "client_gone") -> None:

@@ -68,7 +68,8 @@ class CacheReport(TypedDict):
     first_divergence: null when the prompt only continues an earlier one, or nothing earlier begins like it.
     loaded: what of `reused_from` had to be read from a tier first.
     drafted_tokens, accepted_tokens: of its output, when there were drafts. continued_tokens: of its output, those that
-    were drawn before a crash, and kept. tier_reason: why no tier brought more, in words.
+    were drawn before a crash, and kept. dropped_tokens: that the cache gave up, for what followed.
+    tier_reason: why no tier brought more, in words.
     """
 
     request_id: str
@@ -84,6 +85,7 @@ class CacheReport(TypedDict):
     drafted_tokens: NotRequired[int]
     accepted_tokens: NotRequired[int]
     continued_tokens: NotRequired[int]
+    dropped_tokens: NotRequired[int]
     soft_pins: NotRequired[list[Kept]]
     tier_reason: NotRequired[str]
 
@@ -213,6 +215,8 @@ class Reports(Observer):
             report["accepted_tokens"] = result.metrics.num_accepted_tokens
         if result.metrics.num_continued_tokens:
             report["continued_tokens"] = result.metrics.num_continued_tokens
+        if result.metrics.num_dropped_tokens:
+            report["dropped_tokens"] = result.metrics.num_dropped_tokens
         if result.metrics.tier_reason is not None:
             report["tier_reason"] = result.metrics.tier_reason
         if result.metrics.soft_pins:

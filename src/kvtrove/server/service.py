@@ -43,6 +43,7 @@ class Service:
         self.observers = Observers(observers)
         self.config, self.spec, self.tokenizer = engine.config, engine.spec, engine.tokenizer
         self.sampling_defaults = sampling_defaults(engine.config.model)
+        self.longest_prompt, self.is_endless = engine.longest_prompt, engine.is_endless
         self.max_model_len, self.adapters = engine.max_model_len, tuple(engine.adapters)
         self.engine = EngineThread(engine, self.observers.on_step, settings.limits.step_timeout)
         self.admission = Admission(settings.limits, lambda: self.engine.num_waiting, self._num_seats)
@@ -138,7 +139,7 @@ class Service:
 
     def refuse_hopeless(self, text: str, param: str) -> None:
         """ApiError when a text is too long by far, whatever its tokens are."""
-        refuse_hopeless(len(text), self._longest_token, self.max_model_len, param)
+        refuse_hopeless(len(text), self._longest_token, self.longest_prompt, param)
 
     def refuse_too_many(self, num: int, param: str) -> None:
         """ApiError when one request holds more prompts than the server takes."""
@@ -177,4 +178,6 @@ class Service:
     ) -> None:
         """ApiError when a prompt and its answer do not fit into the context: see `context`."""
         limit = self.limits.max_prompt_tokens
-        refuse_unless_it_fits(num_tokens, max_tokens, self.max_model_len, limit, param, limit_param)
+        if self.is_endless:
+            max_tokens = min(max_tokens or 1, 1)
+        refuse_unless_it_fits(num_tokens, max_tokens, self.longest_prompt, limit, param, limit_param)

@@ -65,7 +65,7 @@ def _randomise(engine: Engine, num_blocks: int, template: SequenceKV) -> None:
     generator = torch.Generator().manual_seed(0)
     dtype = getattr(torch, engine.runner.model.precision.activations)
     for layer in engine.runner.layers:
-        if engine.runner.cache.layers[layer.index].source is not None:
+        if layer.storage != layer.index:
             continue  # it reads what another layer stored
         shapes = ((num_blocks, size, layer.kv_heads, dim) for dim in (layer.k_dim, layer.v_dim))
         k, v = (torch.randn(shape, generator=generator).to(device=arena.device, dtype=dtype) for shape in shapes)

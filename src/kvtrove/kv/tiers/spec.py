@@ -12,7 +12,7 @@ from kvtrove.kv.tiers.admission import ADMISSIONS
 from kvtrove.kv.tiers.codec import CODECS
 from kvtrove.kv.tiers.disk import DiskSettings
 from kvtrove.kv.tiers.disk_log import DURABILITIES
-from kvtrove.kv.tiers.ram import RamSettings
+from kvtrove.kv.tiers.ram import ORDERS, RamSettings
 from kvtrove.kv.tiers.redis import RedisSettings
 
 Settings = RamSettings | DiskSettings | RedisSettings
@@ -94,7 +94,7 @@ def _flag(text: str, what: str) -> bool:
 
 _COMMON: Mapping[str, Callable[[str, str], Any]] = {"admit": _one_of(ADMISSIONS), "timeout": parse_seconds}
 OPTIONS: Mapping[str, Mapping[str, Callable[[str, str], Any]]] = {
-    "ram": {**_COMMON, "codec": _one_of(("none", *CODECS))},
+    "ram": {**_COMMON, "codec": _one_of(("none", *CODECS)), "eviction": _one_of(ORDERS)},
     "disk": {
         **_COMMON,
         "durability": _one_of(DURABILITIES),

@@ -14,13 +14,16 @@ from kvtrove.models.families import (
     glm,
     gpt_oss,
     granite,
+    granite_hybrid,
     hunyuan,
+    lfm,
     llama,
     llama4,
     mistral,
     olmo,
     phi,
     qwen,
+    qwen_next,
     smollm,
 )
 from kvtrove.models.families.common import Family
@@ -41,6 +44,9 @@ REGISTRY: dict[str, Family] = {
     **exaone.FAMILIES,
     **hunyuan.FAMILIES,
     **deepseek.FAMILIES,
+    **lfm.FAMILIES,
+    **qwen_next.FAMILIES,
+    **granite_hybrid.FAMILIES,
     **gpt_oss.FAMILIES,
 }
 
@@ -86,6 +92,13 @@ MODEL_TYPES = {
     "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
     "gpt_oss": "GptOssForCausalLM",
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
 }
 """`model_type` of a config that names no architecture -> the architecture that transformers takes for it."""
 

@@ -11,8 +11,13 @@ from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SlidingWindow
 from kvtrove.kv.spec import LayerKV
 from kvtrove.models.config_view import ConfigView
+from kvtrove.models.integers_config import METHODS, read_integers
 from kvtrove.models.rope_config import served_positions, without_positions
 from kvtrove.models.spec import Activation, LayerSpec, ModelSpec, MoESpec, RopeSpec
+from kvtrove.models.state_spec import StateSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +39,10 @@ class Source:
     """A parameter is every `step`-th of rows [start, stop) of tensor `name`, which has `total` rows; None stands for
     the whole tensor.
 
-    stack: (index, count): the tensor holds `count` such ones, one for each expert. transposed: it is [inputs, outputs],
-    rows being its columns.
+    every: of each `every` rows, [start, stop). stack: (index, count): the tensor holds `count` such ones, one for each
+    expert. transposed: it is [inputs, outputs], rows being its columns.
+
+        total 24, every 8, [2, 4)    | . . x x . . . . | . . x x . . . . | . . x x . . . . |
     """
 
     name: str
@@ -43,12 +50,15 @@ class Source:
     stop: int | None = None
     total: int | None = None
     step: int = 1
+    every: int | None = None
     stack: tuple[int, int] | None = None
     transposed: bool = False
 
     def rows(self, whole: Tensor) -> Tensor:
         """Of what `whole_shape` asks for."""
         found = whole.T if self.transposed else whole
+        if self.every is not None:
+            return found.unflatten(0, (-1, self.every))[:, self.start : self.stop].flatten(0, 1)
         return found[self.start : self.stop : self.step].contiguous()
 
     def whole_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -79,9 +89,9 @@ class Family:
     def spec(self, view: ConfigView) -> ModelSpec:
         """What a config.json says. ModelError naming the key, for weights that are quantised as well."""
         method = quantisation(view)
-        if method is None or method in self.quantised:
+        if method is None or method in self.quantised or read_integers(view.values, view.where) is not None:
             return self.read(view)
-        usable = ", ".join((*DTYPES, *self.quantised))
+        usable = ", ".join((*DTYPES, *METHODS, *self.quantised))
         raise view.error(f"quantised weights ({method}) are not supported; use the checkpoint in {usable}")
 
 
@@ -104,7 +114,7 @@ def read_heads(view: ConfigView, head_dim: int | None = None) -> Heads:
 
 
 def layer_types(view: ConfigView, default: Callable[[int], str], known: Sequence[str] = (FULL, SLIDING)) -> list[str]:
-    """Kind of attention of each layer: `layer_types` when the config has it, else the family's rule."""
+    """Kind of each layer: `layer_types` when the config has it, else the family's rule."""
     count = view.size("num_hidden_layers")
     types = view.get("layer_types") or [default(i) for i in range(count)]
     if len(types) != count:
@@ -134,7 +144,9 @@ def build_layers(
     rules = retentions(view, types, max(served_positions(rope) for rope in ropes.values()), window)
     stored = dense(stored_dtype(view))
     return tuple(
-        LayerSpec(LayerKV(index, heads.kv, heads.dim, heads.dim, stored, rules[kind]), ropes[kind], moe(index))
+        LayerSpec(
+            LayerKV(index, heads.kv, heads.dim, heads.dim, stored, rules.get(kind, Full())), ropes[kind], moe(index)
+        )
         for index, kind in enumerate(types)
     )
 
@@ -193,6 +205,14 @@ def text_part(view: ConfigView) -> ConfigView:
     inherited = {key: view.values[key] for key in keys if view.has(key)}
     text = view.section("text_config")
     return ConfigView({**inherited, **text.values, "architecture": view.get("architecture")}, text.where)
+
+
+def with_states(layers: Sequence[LayerSpec], states: Iterable[StateSpec | None]) -> tuple[LayerSpec, ...]:
+    """The layers, one value each: a mixer with a running state in the place of attention, or None."""
+    return tuple(
+        layer if state is None else replace(layer, cache=None, state=state)
+        for layer, state in zip(layers, states, strict=True)
+    )
 
 
 def with_experts(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.families.common import (
     FULL,
@@ -47,11 +49,17 @@ def _read(view: ConfigView, family: str, moe: MoESpec | None) -> ModelSpec:
         attention_bias=bias,
         output_bias=bias,
         mlp_bias=view.flag("mlp_bias", False),
-        query_scale=view.number("attention_multiplier", 1.0),
-        embed_scale=view.number("embedding_multiplier", 1.0),
-        residual_scale=view.number("residual_multiplier", 1.0),
-        logit_scale=1.0 / view.number("logits_scaling", 1.0),
+        **multipliers(view),
     )
+
+
+def multipliers(view: ConfigView) -> dict[str, Any]:
+    return {
+        "query_scale": view.number("attention_multiplier", 1.0),
+        "embed_scale": view.number("embedding_multiplier", 1.0),
+        "residual_scale": view.number("residual_multiplier", 1.0),
+        "logit_scale": 1.0 / view.number("logits_scaling", 1.0),
+    }
 
 
 def locate(name: str, spec: ModelSpec) -> Source:

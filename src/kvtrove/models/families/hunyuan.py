@@ -63,7 +63,7 @@ def _shared(view: ConfigView, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec,
     """Cross-layer attention: of `cla_share_factor` layers in turn, the first stores what all of them read."""
     factor = view.size("cla_share_factor", 2) if view.flag("use_cla", False) else 1
     return tuple(
-        replace(layer, cache=replace(layer.cache, source=i - i % factor)) if i % factor else layer
+        replace(layer, cache=replace(layer.kv, source=i - i % factor)) if i % factor else layer
         for i, layer in enumerate(layers)
     )
 

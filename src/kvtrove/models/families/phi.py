@@ -34,7 +34,7 @@ def locate(name: str, spec: ModelSpec) -> Source:
 
     layers.3.self_attn.k_proj.weight -> rows [q, q + kv) of layers.3.self_attn.qkv_proj.weight
     """
-    layer = spec.layers[0].cache
+    layer = spec.layers[0].kv
     q, kv = spec.num_heads * layer.k_dim, layer.heads * layer.k_dim
     fused = {
         "self_attn.qkv_proj": {"q_proj": q, "k_proj": kv, "v_proj": kv},

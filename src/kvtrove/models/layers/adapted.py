@@ -78,12 +78,12 @@ def modules_of(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, int]]]:
             else:
                 yield f"{attention}.q_a_proj", (latent.q_rank, hidden)
                 yield f"{attention}.q_b_proj", (queries, latent.q_rank)
-            yield f"{attention}.kv_a_proj_with_mqa", (layer.cache.v_dim + latent.rope, hidden)
+            yield f"{attention}.kv_a_proj_with_mqa", (layer.kv.v_dim + latent.rope, hidden)
             yield f"{attention}.o_proj", (hidden, inner)
-        elif not layer.tied:
-            inner, narrow = spec.num_heads * layer.cache.k_dim, layer.cache.heads * layer.cache.k_dim
+        elif layer.cache is not None and not layer.tied:
+            inner, narrow = spec.num_heads * layer.kv.k_dim, layer.kv.heads * layer.kv.k_dim
             yield f"{attention}.q_proj", (inner, hidden)
-            if layer.cache.source is None:
+            if layer.kv.source is None:
                 yield f"{attention}.k_proj", (narrow, hidden)
                 yield f"{attention}.v_proj", (narrow, hidden)
             yield f"{attention}.o_proj", (hidden, inner)

@@ -38,15 +38,16 @@ class Attention:
     q_norm: RMSNorm | None = None
     k_norm: RMSNorm | None = None
     qk_norm: QKNorm | None = None
+    output_gate: bool = False
     sinks: Tensor | None = None
     v_norm: RMSNorm | None = None
 
     @classmethod
     def load(cls, weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec) -> Attention:
-        hidden, bias, own = spec.hidden_size, spec.attention_bias, layer.cache.source is None
-        wide, narrow = spec.num_heads * layer.cache.k_dim, layer.cache.heads * layer.cache.k_dim
+        hidden, bias, own = spec.hidden_size, spec.attention_bias, layer.kv.source is None
+        wide, narrow = spec.num_heads * layer.kv.k_dim, layer.kv.heads * layer.kv.k_dim
 
-        dim, turning, qk_norm = layer.cache.k_dim, layer.rope.rotary_dim, spec.qk_norm
+        dim, turning, qk_norm = layer.kv.k_dim, layer.rope.rotary_dim, spec.qk_norm
         if qk_norm == "unweighted" and not turning:
             qk_norm = None
         order = _halves(dim, turning) if spec.interleaved_rope and turning else None
@@ -61,7 +62,7 @@ class Attention:
             loaded = RMSNorm.load(weights.take, f"{name}.{part}", size, spec)
             return loaded if order is None else replace(loaded, weight=loaded.weight[_of_heads(order, size)])
 
-        projections = {f"{name}.q_proj": wide}
+        projections = {f"{name}.q_proj": wide * (2 if spec.output_gate else 1)}
         if own:
             projections |= {f"{name}.k_proj": narrow, f"{name}.v_proj": narrow}
         turned = {f"{name}.q_proj": wide, f"{name}.k_proj": narrow}
@@ -69,7 +70,7 @@ class Attention:
         q_norm, k_norm = norm("q_norm"), norm("k_norm")
         if qk_norm == "rotated" and not own and q_norm is not None:
             # a norm of its own for another layer's keys, which are stored behind that one's: queries take the ratio
-            source = f"layers.{layer.cache.source}.self_attn"
+            source = f"layers.{layer.kv.source}.self_attn"
             theirs, ours = (weights.take(f"{of}.k_norm.weight", (dim,)).float() for of in (source, name))
             q_norm = replace(q_norm, weight=(q_norm.weight.float() * ours / theirs).to(q_norm.weight.dtype))
         return cls(
@@ -80,11 +81,16 @@ class Attention:
             k_norm=k_norm,
             v_norm=value_norm(k_norm) if spec.value_norm and k_norm is not None else None,
             qk_norm=qk_norm,
+            output_gate=spec.output_gate,
             sinks=weights.take(f"{name}.sinks", (spec.num_heads,)).float() if spec.attention_sinks else None,
         )
 
     def mix(self, index: int, qkv: Sequence[Tensor], rotate: Rotation, attend: Attend) -> Tensor:
         """What heads read, [T, num_heads * head_dim]. qkv: what its projections gave, each [T, heads * head_dim]."""
+        gate = None
+        if self.output_gate:  # a head's query, then its gate
+            q, gate = qkv[0].unflatten(-1, (-1, 2, self.head_dim)).unbind(-2)
+            qkv = [q.flatten(1), *qkv[1:]]
         if self.qk_norm == "projection":
             qkv = self._normed(qkv)
         heads = [y.view(y.shape[0], -1, self.head_dim) for y in qkv]
@@ -95,7 +101,8 @@ class Attention:
         q, k, v = heads if len(heads) == 3 else (heads[0], None, None)
         if rotate.temperature is not None:
             q = q * rotate.temperature
-        return attend(index, q, k, v, None if self.qk_norm in ROTATED else rotate).reshape(q.shape[0], -1)
+        mixed = attend(index, q, k, v, None if self.qk_norm in ROTATED else rotate).reshape(q.shape[0], -1)
+        return mixed if gate is None else mixed * gate.flatten(1).sigmoid()
 
     def _normed(self, qkv: Sequence[Tensor]) -> list[Tensor]:
         """Queries and, where the layer has its own, keys and values through their norms."""

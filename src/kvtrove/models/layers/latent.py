@@ -50,7 +50,7 @@ class LatentAttention:
     def load(
         cls, weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec, latent: LatentSpec
     ) -> LatentAttention:
-        hidden, heads, rank = spec.hidden_size, spec.num_heads, layer.cache.v_dim
+        hidden, heads, rank = spec.hidden_size, spec.num_heads, layer.kv.v_dim
         queries = heads * (latent.nope + latent.rope)
 
         def norm(part: str, size: int) -> RMSNorm:

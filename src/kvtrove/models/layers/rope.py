@@ -75,6 +75,14 @@ class RotaryEmbedding:
         scale, period, first = self.temperature.scale, self.temperature.period, self.temperature.first
         return 1.0 + scale * torch.log1p(((positions[:, None, None].float() + first) / period).floor())
 
+    def turned(self, x: Tensor, by: Tensor) -> Tensor:
+        """Rotated vectors x [T, heads, head_dim], moved by int64 [T, heads] positions: a rotation without `scale`.
+
+        In float32, the result in x's dtype.
+        """
+        angles = by[..., None].float() * self.inv_freq
+        return Rotation(angles.cos(), angles.sin(), self)(x.float()).to(x.dtype)
+
 
 def _exponents(rope: RopeSpec) -> Tensor:
     return torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim

@@ -47,7 +47,7 @@ class TiedAttention:
 
     @classmethod
     def load(cls, weights: Weights, index: int, spec: ModelSpec, layer: LayerSpec) -> TiedAttention:
-        kept, name = layer.cache, f"layers.{index}.self_attn"
+        kept, name = layer.kv, f"layers.{index}.self_attn"
         dim, rotated, wide = kept.v_dim, kept.k_dim - kept.v_dim, spec.num_heads * kept.v_dim
         stored = f"layers.{index if kept.source is None else kept.source}.self_attn.k_norm"  # whose keys are read
         key_norm = RMSNorm.load(weights.take, stored, dim, spec)

@@ -102,7 +102,8 @@ async def submit_chat(
     thought_over = closes_thought(service.answer_syntax.thoughts, prompt.text or "")
     wanted = await service.in_pool(_grammar, service, conversation, grammar, in_thought, thought_over)
     guide = await service.guide(wanted, params)
-    if cap and len(prompt.token_ids) + (params.max_tokens or 0) > service.max_model_len:
+    past = len(prompt.token_ids) + (params.max_tokens or 0) > service.max_model_len
+    if cap and past and not service.is_endless:
         params = replace(params, max_tokens=None)
     if guide is not None and guide.relaxed:
         job.notes["relaxed"] = list(guide.relaxed)

@@ -180,6 +180,7 @@ class SamplingFields(CacheFields):
     guided_grammar: str | None = None
     grammar_: str | None = Field(None, alias="grammar")
     speculation: bool | None = None
+    n_keep: int | None = None
 
     def sampling_params(self, limits: Limits, defaults: Mapping[str, Any], **more: Any) -> SamplingParams:
         """The engine's parameters; `more` are those that each route reads in its own way. RequestError past a limit.
@@ -197,7 +198,7 @@ class SamplingFields(CacheFields):
         given = self.given(
             *("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"),
             *("frequency_penalty", "length_penalty", "seed", "stop", "stop_token_ids", "include_stop_str_in_output"),
-            *("ignore_eos", "min_tokens", "allowed_token_ids", "skip_special_tokens", "speculation"),
+            *("ignore_eos", "min_tokens", "allowed_token_ids", "skip_special_tokens", "speculation", "n_keep"),
         )
         return SamplingParams(**dict(defaults) | given | {"logit_bias": self._logit_bias()} | more)
 

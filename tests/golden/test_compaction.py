@@ -1,0 +1,144 @@
+"""Caches that drop tokens: no history shows, nothing is dropped unasked, memory falls, and answers go on for ever."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvtrove import LLM, SamplingParams
+from kvtrove.config import ConfigError
+from kvtrove.demo import demo_model_dir
+from kvtrove.request import RequestError
+
+SETTINGS = {"linear": "own", "check": 2, "use_tqdm_on_load": False, "max_model_len": 256, "seed": 0, "block_size": 16}
+PROMPT = list(range(40, 150))
+OTHER = PROMPT[:70] + list(range(300, 350))
+GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False)
+
+
+def engine(cache: str = "auto", **settings) -> LLM:
+    return LLM(str(demo_model_dir()), cache=cache, **(SETTINGS | {"num_blocks": 100} | settings))
+
+
+def tokens(llm: LLM, *prompts: list[int], params: SamplingParams = GREEDY) -> list[list[int]]:
+    outputs = llm.generate(list(prompts), params, use_tqdm=False)
+    return [[*o.outputs[0].token_ids] for o in outputs]
+
+
+def interrupted(llm: LLM, *prompts: list[int]) -> list[list[int]]:
+    """Every sequence is preempted in the midst of its answer."""
+    llm_engine, found = llm.llm_engine, {}
+    for name, prompt in enumerate(prompts):
+        llm_engine.add(str(name), prompt, GREEDY)
+    for step in range(200):
+        for output in llm_engine.step() if llm_engine.has_unfinished_requests() else ():
+            found[output.request_id] = output.outputs[0].token_ids
+        if step == 20:
+            for seq in list(llm_engine.scheduler.running.values()):
+                assert seq.kv.dropped
+                llm_engine.scheduler.preempt(seq)
+    assert llm_engine.stats().num_preemptions == len(prompts)
+    return [found[str(name)] for name in range(len(prompts))]
+
+
+@pytest.mark.parametrize("cache", ["keydiff=0.5", "snapkv=48+int8", "tova=0.3", "streaming=4+60"])
+def test_no_history_shows(cache):
+    [alone], [other] = tokens(engine(cache), PROMPT), tokens(engine(cache), OTHER)
+    llm = engine(cache)
+    assert tokens(llm, PROMPT, OTHER, PROMPT) == [alone, other, alone], "in a batch"
+    assert tokens(llm, OTHER) == [other], "on a warm cache"
+    assert tokens(engine(cache, max_num_batched_tokens=16, max_num_seqs=4), PROMPT, OTHER) == [alone, other], (
+        "in chunks"
+    )
+    assert interrupted(engine(cache), PROMPT, OTHER) == [alone, other], "preempted"
+    assert tokens(engine(cache, speculation="ngram"), PROMPT) == [alone], "with drafts"
+
+
+@pytest.mark.parametrize("cache", ["snapkv=0.5", "streaming=4+60"])
+def test_forks_are_those_of_requests_alone(cache):
+    """Two streams of a prompt share what is left of it, and each goes on by itself."""
+    params = SamplingParams(temperature=0.9, seed=3, n=2, max_tokens=24, ignore_eos=True, detokenize=False)
+    [output] = engine(cache).generate([PROMPT], params, use_tqdm=False)
+    short = engine(cache, num_blocks=17, max_num_seqs=2)  # no block is left for a fork's tail at first
+    [again] = short.generate([PROMPT], params, use_tqdm=False)
+    assert [o.token_ids for o in again.outputs] == [o.token_ids for o in output.outputs]
+    assert output.outputs[0].token_ids != output.outputs[1].token_ids
+
+
+@pytest.mark.parametrize("cache", ["keydiff=1.0", "snapkv=1", "tova=4096", "streaming=4+252"])
+def test_what_drops_nothing_changes_no_bit(cache):
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False, logprobs=1)
+    [plain] = engine().generate([PROMPT], params, use_tqdm=False)
+    [same] = engine(cache).generate([PROMPT], params, use_tqdm=False)
+    assert same.outputs[0].token_ids == plain.outputs[0].token_ids
+    assert same.outputs[0].cumulative_logprob == plain.outputs[0].cumulative_logprob
+    assert same.metrics.num_dropped_tokens == 0
+
+
+def test_memory_falls_and_the_whole_prompt_can_still_be_found():
+    llm = engine("keydiff=0.25")
+    held = watched(llm, PROMPT, GREEDY)
+    assert held[0] == -(-28 // 16), "a quarter of the prompt"
+    assert max(held) == -(-(28 + 23) // 16), "and the answer"
+    assert llm.llm_engine.kv.stats().cached == len(PROMPT) // 16, "the exact prompt, and nothing else"
+
+
+def test_sequences_never_end_in_constant_memory():
+    params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True, detokenize=False, output_kind="final_only")
+    llm = engine("streaming=4+60", num_blocks=4, max_model_len=64, check=1)
+    assert max(watched(llm, PROMPT[:50], params)) == 4
+    [output] = llm.generate([PROMPT[:50]], params, use_tqdm=False)
+    assert len(output.outputs[0].token_ids) == 200
+    assert output.metrics.num_dropped_tokens == 27 * 7, "an eighth of the window, from 64 of 249 tokens on"
+    assert len(tokens(llm, PROMPT)[0]) == 24, "prompts longer than the context, too"
+
+
+def watched(llm: LLM, prompt: list[int], params: SamplingParams) -> list[int]:
+    """Blocks in use after every step."""
+    held = []
+    llm.llm_engine.add("watched", prompt, params)
+    while llm.llm_engine.has_unfinished_requests():
+        llm.llm_engine.step()
+        held.append(llm.llm_engine.kv.stats().used)
+    return held
+
+
+def test_contexts_shift_as_in_llama_cpp():
+    """A context of 128 tokens, of which 8 stay: 60 leave when it is full, and again after every 60 tokens."""
+    params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True, detokenize=False, n_keep=8)
+    [output] = engine(context_shift=True, max_model_len=128, check=1).generate([PROMPT], params, use_tqdm=False)
+    assert len(output.outputs[0].token_ids) == 200
+    assert output.metrics.num_dropped_tokens == 4 * 60
+    exact = SamplingParams(temperature=0, ignore_eos=True, detokenize=False, max_tokens=18)
+    [whole] = engine().generate([PROMPT], exact, use_tqdm=False)
+    assert output.outputs[0].token_ids[:18] == whole.outputs[0].token_ids, "nothing happens before the context is full"
+    with pytest.raises(RequestError, match="context_shift=True"):
+        engine().generate([PROMPT], params, use_tqdm=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cache": "keydiff=1.5"}, r"keydiff=1\.5 is no budget: take a share .* up to 1 \(keydiff=0\.5\)"),
+        ({"cache": "keydiff=0"}, "keydiff=0 is no budget"),
+        ({"cache": "snapkv=8"}, "snapkv=8 tokens are less than 32"),
+        ({"cache": "keydiff=8"}, "keydiff=8 tokens are less than 16"),
+        ({"cache": "streaming=4+8"}, "a window of 8 tokens is smaller than a block"),
+        ({"cache": "streaming=1024"}, r"such as streaming=4\+1024"),
+        ({"cache": "streaming=4+1024"}, r"take streaming=4\+252"),
+        ({"cache": "keydiff=0.5+snapkv=0.5"}, "leave one of the words out"),
+        ({"cache": "edges=1:keydiff=0.5"}, "all layers alike"),
+        ({"cache": "keydiff=0.5+window=64"}, "reads window=64, and only layers that read everything"),
+        ({"cache": "kivi=2+keydiff=0.5"}, "encodes whole blocks: take int8"),
+        ({"cache": "keydif=0.5"}, "did you mean 'keydiff'"),
+        ({"cache": "window=64", "context_shift": True}, "context_shift: layer 0 reads window=64"),
+        ({"cache": "keydiff=0.5", "context_shift": True}, "context_shift: keydiff=0.5 drops tokens already"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_can(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        engine(**settings)
+
+
+def test_beams_are_refused():
+    with pytest.raises(RequestError, match="beam_width: beams need every token"):
+        tokens(engine("keydiff=0.5"), PROMPT, params=SamplingParams(beam_width=2, temperature=0, max_tokens=4))
