@@ -304,20 +304,22 @@ class Engine:
         """Whether every unfinished request waits for something outside of the engine: sleep before the next step."""
         return not self.closed and self.scheduler.is_waiting
 
-    def checkpoint(self, source: str | Sequence[int], path: str | Path, salt: str = "") -> Future[int]:
+    def checkpoint(
+        self, source: str | Sequence[int], path: str | Path, salt: str = "", archive: str | None = None
+    ) -> Future[int]:
         """Write a sequence to a file: an unfinished request, by its id, or what is cached of a session's conversation,
         by its name, or of a prompt's tokens.
 
         The result is the file's size in bytes; it is written beside the engine's thread, all or nothing. RequestError
-        when there is nothing to keep.
+        when there is nothing to keep. archive: see `Checkpoints.save`.
         """
         if isinstance(source, str):
             known = self.scheduler.requests.get(source) or self.sessions.find(source, salt.encode())
             if known is None:
                 told = f"request_id: no unfinished request or session is called {source!r}"
                 raise RequestError(told, "request_id")
-            return self.checkpoints.save(known, Path(path), salt.encode())
-        return self.checkpoints.save(source, Path(path), salt.encode())
+            return self.checkpoints.save(known, Path(path), salt.encode(), archive)
+        return self.checkpoints.save(source, Path(path), salt.encode(), archive)
 
     def restore(self, path: str | Path, salt: str = "") -> Restored:
         """Bring back what `checkpoint` wrote: its prefix is cached, and the same request continues where it stood.
