@@ -79,7 +79,7 @@ class Faults:
             seq.request.id == self.culprit for seq in scheduler.running.values()
         ))  # fmt: skip
         after(model_runner, "build_batch", "batch", lambda sequences, *_: self._takes_part(sequences))
-        after(runner, "forward", "model", lambda step: self._takes_part(step.sequences))
+        after(runner, "forward", "model", lambda step, *_: self._takes_part(step.sequences))
         after(kv, "commit", "commit", lambda handle, *_: any(
             seq.kv is handle and seq.request.id == self.culprit for seq in scheduler.running.values()
         ))  # fmt: skip

@@ -17,6 +17,7 @@ from statistics import median
 from kvtrove import kernels
 from kvtrove.bench.engine.fill import filled
 from kvtrove.bench.engine.subject import Subject, greedy, random_prompts
+from kvtrove.config import Environment
 from kvtrove.engine import Engine
 
 RECIPES = ("bf16", "int8", "k=int8+v=int4r", "int4r")
@@ -51,7 +52,7 @@ def main() -> None:
             engine.step()
             taken[recipe].append(time.perf_counter() - start)
     first = median(taken[args.cache[0]])
-    print(f"{kernels.isa()}, {args.batch} x {args.context}")
+    print(f"{kernels.isa(Environment.read().isa)}, {args.batch} x {args.context}")
     for recipe, seconds in taken.items():
         middle, least = median(seconds) * 1e3, min(seconds) * 1e3
         print(f"{recipe:16} {middle:8.1f} ms {middle / first / 1e3:5.2f}  least {least:8.1f}")

@@ -48,12 +48,14 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 @dataclass(frozen=True)
 class Restored:
     """What came back. tokens: the whole sequence. num_tokens: of its prefix that are cached now. continues: whether the
-    same request, asked again, begins with what had been drawn.
+    same request, asked again, begins with what had been drawn. cache_salt: what requests have to name to be served from
+    it, where it is a lossy archive.
     """
 
     tokens: Sequence[int]
     num_tokens: int
     continues: bool
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,15 +137,26 @@ class Checkpoints:
 
     # ---- checkpoints that somebody asks for ----
 
-    def save(self, source: Request | Sequence[int], path: Path, salt: bytes = b"") -> Future[int]:
+    def save(
+        self, source: Request | Sequence[int], path: Path, salt: bytes = b"", archive: str | None = None
+    ) -> Future[int]:
         """Write a running request, or what is cached of a prompt, to a file; the result is its size in bytes.
 
-        The bytes are copied before this returns. RequestError when there is nothing to keep.
+        The bytes are copied before this returns. archive: how sealed rows are stored, a recipe such as "int8"; lossy,
+        its price is logged. RequestError when there is nothing to keep.
         """
         if not self.kv.index.enabled:
             raise RequestError("checkpoints need the prefix cache; start with enable_prefix_caching", "request_id")
         self.rows.settle(self.kv)
         made = self._of_request(source) if isinstance(source, Request) else self._of_prompt(source, salt)
+        if archive is not None:
+            from kvtrove.archive import archived
+
+            made, price = archived(made, self.kv.spec, archive)
+            log.warning(
+                "archive %s: %d bytes instead of %d, keys and values are off by %.2f %%",
+                *(path.name, price.nbytes, price.exact_bytes, 100 * price.error),
+            )
         return self._write(path, made)
 
     def restore(self, path: Path, salt: bytes = b"") -> Restored:
@@ -151,7 +164,13 @@ class Checkpoints:
 
         CheckpointError when the file is damaged, or of another model, format or tenant; OSError.
         """
-        checkpoint = read_checkpoint(path, format_id=ROW_FORMAT, fingerprint=self.kv.spec.fingerprint)
+        from kvtrove.archive import unpacked
+
+        checkpoint = read_checkpoint(path)
+        expected = checkpoint.format_id.partition(",")[0], checkpoint.fingerprint
+        if expected != (ROW_FORMAT, self.kv.spec.fingerprint):
+            read_checkpoint(path, format_id=ROW_FORMAT, fingerprint=self.kv.spec.fingerprint)  # which says why not
+        checkpoint, word = unpacked(checkpoint, self.kv.spec)
         size = self.kv.block_size
         if checkpoint.chain_root != self.kv.chain_root(salt) or checkpoint.block_size != size:
             raise CheckpointError(f"{path} cannot be restored: it is of another model, or of another tenant or salt")
@@ -164,6 +183,10 @@ class Checkpoints:
             (group, places[key], memoryview(row))
             for (group, key), row in zip(checkpoint.keys, checkpoint.rows, strict=True)
         ]
+        if word:
+            salt = f"{salt.decode()}~{word}".encode()
+            chain = KeyChain(self.kv.chain_root(salt), size)
+            chain.extend(checkpoint.tokens, checkpoint.num_computed // size)
         put_back(self.kv, chain, rows)
         self.rows.settle(self.kv)
         if checkpoint.unfinished is not None:
@@ -172,7 +195,7 @@ class Checkpoints:
         kv = self.kv.open(salt)
         found = self.kv.match(kv, checkpoint.tokens, checkpoint.num_computed).num_tokens
         self.kv.free(kv)
-        return Restored(checkpoint.tokens, found, checkpoint.unfinished is not None)
+        return Restored(checkpoint.tokens, found, checkpoint.unfinished is not None, salt.decode() if word else "")
 
     def path_of(self, name: str) -> Path:
         """The file of a name in the engine's directory. RequestError for what is no name, or without a directory."""

@@ -76,8 +76,8 @@ class EngineConfig:
     dtype: of weights and activations; "auto" takes the checkpoint's own. On a CPU that multiplies bf16 slowly, auto
         leaves bf16 weights as they are and computes in float32.
     weights: "int8" quantises the matrices of linear layers at load (CPU): half the memory and half the time of bf16;
-        "int4" with a scale and a minimum for 32 inputs: a third of both. "gguf" keeps the bits that a GGUF file has;
-        "auto" does so where they are quantised.
+        "int4" with a scale and a minimum for 32 inputs: a third of both. "gguf" keeps the bits of a quantised
+        file (GGUF, GPTQ, AWQ, compressed-tensors); "auto" does so where they are quantised.
     linear: what multiplies on a CPU: own (kernels), torch or onednn. With "auto", bf16, int8 and int4 weights take own:
         an answer has the same tokens alone and in any batch. float32 and float16 take torch, which does not promise it.
     threads: that kernels and torch use on the CPU, in all engines of the process; None is one a core that the process
@@ -154,7 +154,7 @@ class EngineConfig:
     eviction: str = _setting("lru", "Who leaves the cache first: {choices}.", "NAME", panel="Cache", choices=EVICTION)
     marks: str = _setting(
         "auto",
-        "Checkpoints of states: auto, off, or some of end,messages,branches,every:4096.",
+        "Checkpoints of states: auto, off, or some of end, messages, branches, every:4096, with commas.",
         "WHERE",
         panel="Cache",
     )

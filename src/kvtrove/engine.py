@@ -138,12 +138,13 @@ class Engine:
         self.guard: Callable[[], AbstractContextManager[object]] = nullcontext
         """Entered around what a step computes; a watchdog may raise inside of it."""
         can_draft = self.scheduler.drafter is not None
-        self.intake = Intake(
+        self._intake = Intake(
             *(self.spec, self.tokenizer, self.max_model_len, config.seed, clock),
             can_draft=can_draft,
             compactor=self.runner.cache.compactor,
             shifts=config.context_shift,
         )
+        self.longest_prompt, self.is_endless = self._intake.longest_prompt, self._intake.is_endless
         self._products = loaded.products
         for name, path in config.adapters:
             self.load_adapter(name, path)
@@ -250,7 +251,7 @@ class Engine:
         self._refuse_closed()
         if request_id in self._texts:
             raise RequestError(f"request id {request_id!r} is already in use", "request_id")
-        request = self.intake.request(
+        request = self._intake.request(
             request_id, prompt_token_ids, params, salt, guide, soft_pins, session, adapter=adapter
         )
         text = RequestText(request, prompt, self.tokenizer)
@@ -263,11 +264,11 @@ class Engine:
     @property
     def adapters(self) -> list[str]:
         """Names of those that requests may have."""
-        return list(self.intake.adapters)
+        return list(self._intake.adapters)
 
     def scope(self, salt: str, adapter: str = "") -> bytes:
         """What separates the cached blocks of these requests from those of others."""
-        return self.intake.scope(salt, adapter)
+        return self._intake.scope(salt, adapter)
 
     def load_adapter(self, name: str, path: str | Path) -> None:
         """Have a low-rank adapter, as PEFT saves it, for later requests. ModelError when it cannot be served."""
@@ -275,7 +276,7 @@ class Engine:
 
         adapter = load_adapter(name, Path(path).expanduser(), self.spec, self._products)
         self.runner.adapters.add(adapter)
-        self.intake.adapters[name] = adapter.digest
+        self._intake.adapters[name] = adapter.digest
         log.info("adapter %s: rank %d, %d modules", name, adapter.rank, len(adapter.modules))
 
     def abort(self, request_id: str) -> bool:
@@ -303,20 +304,22 @@ class Engine:
         """Whether every unfinished request waits for something outside of the engine: sleep before the next step."""
         return not self.closed and self.scheduler.is_waiting
 
-    def checkpoint(self, source: str | Sequence[int], path: str | Path, salt: str = "") -> Future[int]:
+    def checkpoint(
+        self, source: str | Sequence[int], path: str | Path, salt: str = "", archive: str | None = None
+    ) -> Future[int]:
         """Write a sequence to a file: an unfinished request, by its id, or what is cached of a session's conversation,
         by its name, or of a prompt's tokens.
 
         The result is the file's size in bytes; it is written beside the engine's thread, all or nothing. RequestError
-        when there is nothing to keep.
+        when there is nothing to keep. archive: see `Checkpoints.save`.
         """
         if isinstance(source, str):
             known = self.scheduler.requests.get(source) or self.sessions.find(source, salt.encode())
             if known is None:
                 told = f"request_id: no unfinished request or session is called {source!r}"
                 raise RequestError(told, "request_id")
-            return self.checkpoints.save(known, Path(path), salt.encode())
-        return self.checkpoints.save(source, Path(path), salt.encode())
+            return self.checkpoints.save(known, Path(path), salt.encode(), archive)
+        return self.checkpoints.save(source, Path(path), salt.encode(), archive)
 
     def restore(self, path: str | Path, salt: str = "") -> Restored:
         """Bring back what `checkpoint` wrote: its prefix is cached, and the same request continues where it stood.

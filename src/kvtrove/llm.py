@@ -276,19 +276,28 @@ class LLM:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    def checkpoint(self, path: str | Path, *, prompt: PromptLike | None = None, request_id: str | None = None) -> Path:
+    def checkpoint(
+        self,
+        path: str | Path,
+        *,
+        prompt: PromptLike | None = None,
+        request_id: str | None = None,
+        archive: str | None = None,
+    ) -> Path:
         """Write a sequence to a safetensors file, to be restored by any engine with the same model and cache settings.
 
         prompt: everything that is cached of it is kept. request_id: of an open stream, which is kept as it stands and
-        can be continued. Give one of them. RequestError when there is nothing to keep, OSError.
+        can be continued. Give one of them. archive: store sealed rows smaller and lossy, as a cache recipe does
+        ("int8"); requests are served from it only where they name `Restored.cache_salt`. RequestError when there is
+        nothing to keep, OSError.
         """
         if (prompt is None) == (request_id is None):
             raise RequestError("checkpoint: give a prompt or a request_id, and not both", "prompt")
         if request_id is not None:
-            saved = self.llm_engine.checkpoint(request_id, path)
+            saved = self.llm_engine.checkpoint(request_id, path, archive=archive)
         else:
             [read] = read_prompts([prompt or ""], self.get_tokenizer())
-            saved = self.llm_engine.checkpoint(read.token_ids, path, read.salt)
+            saved = self.llm_engine.checkpoint(read.token_ids, path, read.salt, archive)
         saved.result()
         return Path(path)
 

@@ -24,6 +24,7 @@ from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
 from kvtrove.models.gguf.stored import kept_weights
+from kvtrove.models.integers_config import integers_of
 from kvtrove.models.loader import Progress, load_model
 from kvtrove.models.lora import adapter_bytes
 from kvtrove.models.precision import Precision
@@ -233,10 +234,11 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
     a CPU, unless the settings ask for numbers that its products cannot have.
     """
     cpu, weights = choose_device(config.device) == "cpu", config.weights
-    stored = kept_weights(Path(config.model)) if weights in ("auto", "gguf") else "auto"
+    stored = _stored(Path(config.model)) if weights in ("auto", "gguf") and config.load_format != "dummy" else "auto"
     if weights == "gguf" and stored == "auto":
         raise ConfigError(
-            f"weights: gguf keeps the bits of a quantised GGUF file, which {config.model} is not: take int4"
+            f"weights: gguf keeps the bits of a quantised GGUF file, or of GPTQ, AWQ and compressed-tensors; "
+            f"{config.model} is none of them: take int4"
         )
     own = config.linear in ("auto", "own")
     if weights == "auto" and config.dtype == "auto" and cpu and own:
@@ -258,6 +260,11 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
     if quantised and activations == "float16":
         raise ConfigError(f"dtype: float16 does not go with {weights} weights: --dtype auto, float32 or bfloat16")
     return Precision(dtype, activations, weights)
+
+
+def _stored(path: Path) -> str:
+    """The setting `weights` that keeps the bits of a checkpoint: "gguf" where it is quantised, else "auto"."""
+    return "gguf" if integers_of(path) is not None else kept_weights(path)
 
 
 def has_bf16_instructions(isa: str) -> bool:

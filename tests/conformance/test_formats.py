@@ -42,6 +42,7 @@ RECIPES = [
     *("oscar=CALIBRATION", "k=oscar=CALIBRATION+v=int8"),
     *("lowrank=0.75@CALIBRATION", "lowrank=20,int8@CALIBRATION", "k=lowrank=0.5@CALIBRATION+v=kivi=2"),
     *(
+        "layers=0:quest=48+int8",
         "layers=0:int8+kivi=2",
         "sinks=3+window=21+int4r",
         "chunk=24+kivi=2",

@@ -140,7 +140,7 @@ def test_float32_states_do_not_depend_on_how_tokens_are_cut(mixer):
         "mamba": (*(draw(tokens, heads, n) for n in (other, dim, dim)), draw(tokens, heads).sigmoid()),
     }[mixer]
     shape = {"conv": (3, 20), "delta": (heads, dim, other), "mamba": (heads, other, dim)}[mixer]
-    taps = draw(20, 4), draw(20)
+    taps = draw(4, 20), draw(20)
 
     def run(chunks: list[int], beside: int) -> tuple[torch.Tensor, torch.Tensor]:
         """In seat 1; `beside`: tokens of a sequence in seat 0 that come first in every step."""

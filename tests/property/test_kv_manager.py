@@ -37,6 +37,7 @@ from kvtrove.kv.arena import Arena
 from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.compaction.compact import compact
 from kvtrove.kv.compaction.compactor import streaming
+from kvtrove.kv.compaction.fits import reasons_against
 from kvtrove.kv.compaction.scores import Seen
 from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager
@@ -395,7 +396,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert seq.kv.num_computed - before == (0 if self.shape.spec.states and right < len(guessed) else own + right)
         self.remember_sealed(seq, before)
 
-    @precondition(lambda self: self.live and not self.runner.spec.reasons_against(streaming(0, 99)))
+    @precondition(lambda self: self.live and not reasons_against(streaming(0, 99), self.runner.spec))
     @rule(which=st.integers(0, 99), share=st.floats(0, 1), seed=st.integers(0, 3), contiguous=st.booleans())
     def compact(self, which: int, share: float, seed: int, contiguous: bool) -> None:
         """Some of the tokens that are held leave, any of them; forks and whoever finds the prefix keep all."""

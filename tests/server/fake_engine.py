@@ -99,6 +99,14 @@ class FakeEngine:
     def tend(self) -> bool:
         return False
 
+    @property
+    def longest_prompt(self) -> int:
+        return self.max_model_len
+
+    @property
+    def is_endless(self) -> bool:
+        return False
+
     def has_unfinished_requests(self) -> bool:
         return bool(self._requests)
 

@@ -163,3 +163,23 @@ def test_every_length_and_window_goes_on_elsewhere(spec: KVCacheSpec, steps: int
     again.run()
     assert again.outputs("a") == first.outputs("a")
     assert again.kv.stats().used == 0
+
+
+def test_an_archive_is_smaller_and_serves_only_those_who_name_it(tmp_path: Path) -> None:
+    exact, small = tmp_path / "exact.safetensors", tmp_path / "small.safetensors"
+    with started() as llm:
+        whole = answer(llm)
+        llm.checkpoint(exact, prompt=PROMPT)
+        llm.checkpoint(small, prompt=PROMPT, archive="int8")
+        with pytest.raises(ConfigError, match="archive: 'kivi=2' changes more than how a token is stored"):
+            llm.checkpoint(tmp_path / "c", prompt=PROMPT, archive="kivi=2")
+    assert small.stat().st_size < 0.5 * exact.stat().st_size
+    with started() as llm:
+        back = llm.restore(small)
+        assert (back.num_tokens, back.cache_salt, back.continues) == (96, "~int8", False)
+        [plain] = llm.generate([PROMPT], DRAWS, use_tqdm=False)
+        assert (plain.num_cached_tokens, plain.outputs[0].token_ids) == (0, whole), "the golden rule holds"
+        named = {"prompt_token_ids": PROMPT, "cache_salt": back.cache_salt}
+        [lossy] = llm.generate([named], DRAWS, use_tqdm=False)
+        assert lossy.num_cached_tokens == 96
+        assert len(lossy.outputs[0].token_ids) == 30

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -121,6 +123,20 @@ def test_the_flags_that_packaging_names_exist(file: str) -> None:
     assert all(flag in help_text for flag in flags)
 
 
-def test_the_release_checks_the_version_where_it_stands() -> None:
-    line = f'__version__ = "{kvtrove.__version__}"'
-    assert line in (ROOT / "src/kvtrove/__init__.py").read_text().splitlines()
+def test_a_release_has_the_version_of_its_tag(tmp_path: Path) -> None:
+    for name in ("packaging/version-from-tag", "src/kvtrove/__init__.py", "CHANGELOG.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "CHANGELOG.md").write_text("## 9.8.7\n")
+    sources = tmp_path / "src/kvtrove/__init__.py"
+
+    def of(tag: str) -> int:
+        return subprocess.run([tmp_path / "packaging/version-from-tag", tag], capture_output=True).returncode
+
+    unchanged = sources.read_text()
+    assert (of("main"), sources.read_text()) == (0, unchanged), "a branch has the version of the sources"
+    assert (of("v9.8.6"), sources.read_text()) == (1, unchanged), "a release without changes is refused"
+    assert of("v9.8.7") == 0
+    version = PYPROJECT["tool"]["dynamic-metadata"][0]
+    assert (version["field"], version["input"]) == ("version", "src/kvtrove/__init__.py"), "the wheel's is read there"
+    assert '__version__ = "9.8.7"' in sources.read_text().splitlines()

@@ -132,6 +132,8 @@ class CpuBackend:
         sides = (layer.format.k, layer.k_dim), (layer.format.v, layer.v_dim)
         against = [reason for codec, dim in sides for reason in _reasons_against(codec, dim, layer.block_size)]
         reasons.extend(f"{where}: {reason}" for reason in dict.fromkeys(against))
+        if layer.format.select:
+            reasons.append(f"{where}: selection of blocks has no CPU kernel")
         if _reach(layer.retention) is None:
             reasons.append(f"{where}: retention {type(layer.retention).__name__} is not sinks and a window")
         elif layer.format.whole_block and not _reads_own_block(layer.retention, layer.block_size):

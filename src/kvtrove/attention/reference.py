@@ -18,6 +18,7 @@ from torch import Tensor
 from kvtrove.attention.backend import AttentionBatch, AttentionLayer, Rotation
 from kvtrove.attention.merge import merge, softmax_mix
 from kvtrove.attention.own_block import OwnBlocks, Shared
+from kvtrove.attention.select import chosen
 from kvtrove.attention.tiles import Tile, make_tiles
 from kvtrove.kv.retention import Retention
 
@@ -93,18 +94,34 @@ class ReferenceBackend:
             return merge(self._older(q, layer, plan), _own(q, own_k, own_v, own, layer)).to(q.dtype)
         if k is not None and v is not None:
             layer.format.encode(k, v, layer.view, plan.batch.groups[layer.group].slots)
+            self._bound(layer, plan)
         out = q.new_empty((*q.shape[:-1], layer.v_dim))
-        for rows, keys, values, mask in self._pieces(layer, plan):
+        for rows, keys, values, mask in self._pieces(layer, plan, q):
             out[rows] = _attend(q[rows], keys, values, mask, layer).to(q.dtype)
         return out
 
-    def _pieces(self, layer: AttentionLayer, plan: ReferencePlan) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Rows of queries [B, c], the keys and values that they need, [B, kv_heads, L, dim], and which read which."""
+    def _bound(self, layer: AttentionLayer, plan: ReferencePlan) -> None:
+        """Bounds of the keys of every block that this step has filled, where queries choose by them."""
+        completed = plan.batch.completed
+        if layer.format.select and completed:
+            table = plan.batch.groups[layer.group].block_table
+            layer.format.bound(layer.view, table[tuple(torch.tensor(completed, device=table.device).T)].long())
+
+    def _pieces(
+        self, layer: AttentionLayer, plan: ReferencePlan, q: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Rows of queries [B, c], the keys and values that they need, [B, kv_heads, L, dim], and which read which.
+
+        That is bool [B, c, L], or where queries q [T, num_heads, k_dim] choose blocks, [B, kv_heads, c, L].
+        """
         for tile in plan.tiles(layer):
             keys, values = _gather(layer, tile, plan)
             for queries, span in _chunks(tile, self.max_scores // layer.num_heads):
                 rows = tile.rows.unflatten(0, (tile.num_sequences, -1))[:, queries]
-                yield rows, keys[:, :, span], values[:, :, span], tile.mask(queries, span)
+                mask = tile.mask(queries, span)
+                if q is not None and layer.format.select:
+                    mask = mask[:, None] & _selected(q[rows], tile, queries, layer)[..., span]
+                yield rows, keys[:, :, span], values[:, :, span], mask
 
     def _older(self, q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> tuple[Tensor, Tensor]:
         """Attention over sealed blocks before each query's own: float64 [T, num_heads, v_dim] and lse [T, num_heads].
@@ -131,6 +148,15 @@ def window_probabilities(q: Tensor, k: Tensor, layer: AttentionLayer) -> Tensor:
         total = scores.logsumexp(-1)
         weights *= (total - torch.logaddexp(total, _sinks(layer.sink_logits, scores[None], layer))).exp()[..., None]
     return weights.unflatten(1, (shared, w))
+
+
+def _selected(q: Tensor, tile: Tile, queries: slice, layer: AttentionLayer) -> Tensor:
+    """bool [B, kv_heads, c, L]: keys of the blocks that queries q [B, c, num_heads, k_dim] of the tile choose."""
+    size = layer.block_size
+    own = tile.spans[1][:, queries].amax(-1) - 1  # the last key that a query reads is its own
+    blocks = tile.positions[:, ::size] // size
+    read = chosen(q, tile.block_ids.view(blocks.shape), blocks, own // size, layer)
+    return read.repeat_interleave(size, -1)
 
 
 def _gather(layer: AttentionLayer, tile: Tile, plan: ReferencePlan) -> tuple[Tensor, Tensor]:
@@ -212,7 +238,8 @@ def _scores(q: Tensor, k: Tensor, mask: Tensor, layer: AttentionLayer) -> Tensor
     scores = (grouped @ k.transpose(-1, -2)).mul_(layer.scale)
     if layer.softcap is not None:
         scores = scores.div_(layer.softcap).tanh_().mul_(layer.softcap)
-    return scores.unflatten(2, (shared, -1)).masked_fill_(~mask[:, None, None], float("-inf")).flatten(2, 3)
+    mask = mask[:, None] if mask.dim() == 3 else mask  # the same for all heads
+    return scores.unflatten(2, (shared, -1)).masked_fill_(~mask[:, :, None], float("-inf")).flatten(2, 3)
 
 
 def _by_query(x: Tensor, layer: AttentionLayer) -> Tensor:

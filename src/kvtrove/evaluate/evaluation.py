@@ -33,6 +33,7 @@ from kvtrove.evaluate.sources import source
 from kvtrove.evaluate.speed import speed_rounds
 from kvtrove.evaluate.store import Store, Value, cell_key
 from kvtrove.evaluate.text import read_text, segments
+from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.llm import LLM
 from kvtrove.models.fingerprint import model_fingerprint
 
@@ -142,10 +143,17 @@ def plan_cells(engines: Engines) -> tuple[list[Cell], list[str]]:
 
 
 def bytes_per_token(engines: Engines) -> dict[str, float]:
-    """What the blocks of a sequence as long as the context take, divided by its tokens: windows count as they help."""
+    """What the blocks of a sequence as long as the context take, divided by its tokens: windows count as they help, and
+    so do tokens that leave behind a prompt of this length.
+    """
     length = engines.settings.context or 0
+
+    def held(cache: KVCacheSpec) -> int:
+        compactor = cache.compactor
+        return length if compactor is None else min(compactor.most(length), max(1, compactor.kept(length)))
+
     caches = {name: engine.runner.cache for name, engine in engines.compared.items()}
-    return {name: cache.blocks_for(length, 1) * cache.block_bytes / length for name, cache in caches.items()}
+    return {name: cache.blocks_for(held(cache), 1) * cache.block_bytes / length for name, cache in caches.items()}
 
 
 def fingerprint(engines: Engines) -> str:

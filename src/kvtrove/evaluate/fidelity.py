@@ -21,29 +21,54 @@ import torch
 from torch import Tensor
 
 from kvtrove.engine import Engine
+from kvtrove.kv.compaction.compact import compact
 from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
 
 ROWS = 32  # predictions compared at once, in float64
 
 
 class TeacherForced:
-    """A text computed chunk by chunk through an engine's own paged cache. A context manager that frees its blocks."""
+    """A text computed chunk by chunk through an engine's own paged cache. A context manager that frees its blocks.
+
+    Where the cache drops tokens, the first half of the text is what it takes for the prompt.
+    """
 
     def __init__(self, engine: Engine, tokens: Sequence[int]) -> None:
         self.engine, self.tokens = engine, array("i", tokens)
-        self.sequence = engine.kv.open()
+        self.sequence, self.observed = engine.kv.open(), list[Any]()
+        self._plan()
 
     def logits(self, count: int) -> Tensor:
         """float32 [count, vocab_size] after each of the next `count` tokens, whose K/V are then in the cache."""
-        kv, runner, start = self.engine.kv, self.engine.runner, self.sequence.num_computed
-        if not kv.allocate(self.sequence, count):
+        parts = []
+        while count:
+            parts.append(self._step(min(count, self.sequence.compacts_at - self.sequence.num_computed)))
+            count -= len(parts[-1])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _step(self, count: int) -> Tensor:
+        kv, runner, seq = self.engine.kv, self.engine.runner, self.sequence
+        start, compactor, observed = seq.num_computed, runner.cache.compactor, dict[int, list[Tensor]]()
+        if not kv.allocate(seq, count):
             raise RuntimeError(f"{kv.num_free_blocks} free blocks do not hold {count} more tokens after {start}")
         work = ScheduledSequence(
-            0, self.tokens[start : start + count], start, self.sequence.block_ids(), seat=self.sequence.seat
+            0, self.tokens[start : start + count], seq.num_held, seq.block_ids(), seat=seq.seat, shift=seq.shift
         )
-        _, hidden = runner.forward(SchedulerOutput([work], kv.take_ops()))
-        kv.commit(self.sequence, self.tokens, count)
+        if compactor is not None:
+            work.observe = max(0, start + count - max(start, seq.compacts_at - compactor.window))
+        _, hidden = runner.forward(SchedulerOutput([work], kv.take_ops()), observed)
+        self.observed += observed.values()
+        kv.commit(seq, self.tokens, count)
+        if compactor is not None and seq.num_computed == seq.compacts_at:
+            if not compact(kv, seq, self.tokens, compactor, self.observed):
+                raise RuntimeError(f"{kv.num_free_blocks} free blocks do not hold what stays of {seq.num_held} tokens")
+            self._plan()
         return runner.model.logits(hidden)
+
+    def _plan(self) -> None:
+        compactor, self.observed = self.engine.runner.cache.compactor, []
+        if compactor is not None:
+            self.sequence.compacts_at = compactor.due(len(self.tokens) // 2, self.sequence.dropped)
 
     def __enter__(self) -> TeacherForced:
         return self

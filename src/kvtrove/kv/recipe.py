@@ -9,6 +9,7 @@
     window=1024             layers that read everything read the last 1024 tokens instead, themselves included
     sinks=4+window=1024     and the first 4 (StreamingLLM, arXiv 2309.17453, with true positions)
     chunk=8192              or their own chunk of 8192
+    quest=1024              queries read the blocks of 1024 tokens that promise most, and their own; nothing leaves
     keydiff=0.5             of a prompt, every head keeps half of the tokens; keydiff=2048: so many
     streaming=4+1024        sequences keep their first 4 tokens and the last 1024, and never end
 
@@ -140,6 +141,10 @@ RETENTIONS: Mapping[str, str] = {
     "sinks": "with window=N: the first N tokens as well",
     "chunk": "their own chunk of N tokens",
 }
+SELECTORS: Mapping[str, str] = {"quest": "of N tokens, the blocks that promise most; the others stay, unread"}
+DENSE_LAYERS = 2
+"""The first layers, which read everything unless they are named, as in Quest (arXiv 2406.10774): their attention is
+not sparse."""
 SCOPES: Mapping[str, str] = {
     "edges": "edges=N: the first and the last N layers",
     "layers": "layers=A,B,...: these, counted from 0",
@@ -198,7 +203,11 @@ class Recipe:
         for part in mine:
             if part.word in FORMATS:
                 changed = _stored(changed, part, layer)
-        return replace(layer, format=changed, retention=_kept(layer.retention, mine))
+        selects = [int(p.value) for p in mine if p.word in SELECTORS and (p.scope or index >= DENSE_LAYERS)]
+        kept = _kept(layer.retention, mine)
+        if selects and kept == Full():
+            changed = replace(changed, select=selects[-1])
+        return replace(layer, format=changed, retention=kept)
 
 
 def recipe(text: str) -> Recipe:
@@ -238,7 +247,7 @@ def examples() -> Iterator[str]:
 def known_words() -> Iterator[str]:
     """Every word, with an example of its argument."""
     yield from examples()
-    yield from ("k=FORMAT", "v=FORMAT", "window=N", "sinks=N", "chunk=N")
+    yield from ("k=FORMAT", "v=FORMAT", "window=N", "sinks=N", "chunk=N", "quest=N")
     yield from (f"{word}={known.argument}" for word, known in COMPACTORS.items())
     yield from ("edges=N:WORD", "layers=A,B:WORD", "full:WORD", "sliding:WORD")
 
@@ -270,13 +279,15 @@ def _part(part: str, text: str) -> _Part:
         FORMATS[word].make("k", value, _ANY) if FORMATS[word].argument else _no_value(value, word, text)
     elif word in RETENTIONS and not side:
         _number(value, word, text, least=0 if word == "sinks" else 1)
+    elif word in SELECTORS and not side:
+        _number(value, word, text)
     elif word in COMPACTORS and not side:
         if colon:
             raise ConfigError(f"cache: {text!r}: {word} drops tokens of all layers alike; write {word}={value}")
         COMPACTORS[word].make(value)
     else:
         known = [*known_words()]
-        names = [*FORMATS, *_ALIASES, *RETENTIONS, *COMPACTORS, *SCOPES, "k", "v"]
+        names = [*FORMATS, *_ALIASES, *RETENTIONS, *SELECTORS, *COMPACTORS, *SCOPES, "k", "v"]
         raise ConfigError(f"cache: {text!r}: {word!r} is not known{nearest(word, names)}; there are {', '.join(known)}")
     return _Part(part, scope, side, word, value)
 

@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from kvtrove.kv.compaction.compactor import Compactor
+from kvtrove.kv.compaction.fits import reasons_against
 from kvtrove.kv.plane import LayerState, Plane, align, places
 from kvtrove.kv.retention import Full, Retention, peak_blocks
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Side = Literal["k", "v"]
 Rope = Literal["post", "pre"]
+BOUNDS = ("k_min", "k_max")
 Planes = Mapping[str, "Tensor"]
 """Name -> tensor [num_blocks, *plane.shape]."""
 
@@ -82,11 +84,14 @@ class KVFormat:
     k, v: None is a side that is read out of the other one: V out of the first `v_dim` elements of K (the latent of
     MLA), K out of V (layers whose keys are their values).
     extra_bytes: per token beside K and V, such as the index keys of sparse attention; planned, not served.
+    select: tokens of the blocks that a query reads, chosen by the bounds of their keys (`attention.select`); 0 is all.
+    Planes "k_min" and "k_max" of a block, float32 [heads, k_dim], are these bounds.
     """
 
     k: Codec | None
     v: Codec | None
     extra_bytes: int = 0
+    select: int = 0
 
     @property
     def sides(self) -> tuple[Codec, ...]:
@@ -103,7 +108,8 @@ class KVFormat:
     def id(self) -> str:
         """Stands for the meaning of the bytes; defaults are left out."""
         words = [f"{codec.side}={codec.id}" for codec in self.sides]
-        return "+".join([*words, *([f"extra={self.extra_bytes}"] if self.extra_bytes else [])])
+        words += [f"extra={self.extra_bytes}"] if self.extra_bytes else []
+        return "+".join([*words, *([f"quest={self.select}"] if self.select else [])])
 
     @property
     def whole_block(self) -> bool:
@@ -119,6 +125,12 @@ class KVFormat:
         reasons = [] if self.sides else ["neither K nor V is stored"]
         for codec in self.sides:
             reasons += codec.problems(layer.heads, layer.k_dim if codec.side == "k" else layer.v_dim, block_size)
+        if self.select and (self.whole_block or self.rope == "pre" or len(self.sides) < 2):
+            reasons.append(
+                f"quest={self.select} compares keys as attention reads them, which {self.name} does not store"
+            )
+        if 0 < self.select < 2 * block_size:
+            reasons.append(f"quest={self.select} is less than two blocks of {block_size}, the open one and another")
         return reasons
 
     def planes(self, layer: LayerKV, block_size: int) -> tuple[Plane, ...]:
@@ -128,6 +140,8 @@ class KVFormat:
             dim = layer.k_dim if codec.side == "k" else layer.v_dim
             for plane in codec.planes(layer.heads, dim, block_size):
                 found.append(replace(plane, name=_plane_name(codec.side, plane.name)))
+        if self.select:
+            found += [Plane(name, "float32", (layer.heads, layer.k_dim)) for name in BOUNDS]
         if self.extra_bytes:
             found.append(Plane("extra", "uint8", (block_size, self.extra_bytes)))
         return tuple(found)
@@ -136,6 +150,13 @@ class KVFormat:
         """Write k, v [T, heads, dim] into the slots int64 [T]. view: all planes of the layer."""
         for codec in self.sides:
             codec.encode(k if codec.side == "k" else v, side_view(view, codec.side), slots)
+
+    def bound(self, view: Planes, rows: Tensor) -> None:
+        """Note the smallest and largest keys of the full blocks int64 [C], as they are read."""
+        assert self.k is not None, "checked by `problems`"
+        k = self.k.decode(side_view(view, "k"), rows).float()
+        k = k.view(len(rows), -1, *k.shape[1:])
+        view["k_min"][rows], view["k_max"][rows] = k.amin(1), k.amax(1)
 
     def seal(self, k: Tensor, v: Tensor, view: Planes, rows: Tensor) -> None:
         """Write whole blocks k, v [C, block_size, heads, dim] into the rows int64 [C]."""
@@ -236,26 +257,7 @@ class KVCacheSpec:
                 reasons.append(f"{where}: source {layer.source} is not an earlier layer with storage of its own")
             elif _shape(source) != _shape(layer):
                 reasons.append(f"{where}: differs in heads or retention from its source {layer.source}")
-        return reasons if self.compactor is None else reasons + self.reasons_against(self.compactor)
-
-    def reasons_against(self, compactor: Compactor) -> list[str]:
-        """Why sequences of this cache cannot give up tokens so."""
-        reasons = compactor.problems(self.block_size)
-        if self.states:
-            reasons.append(f"layer {self.states[0].layer} keeps a state of all tokens together, which cannot drop some")
-        for layer in self.layers:
-            where, stored = f"layer {layer.layer}", self.storage(layer.layer).format
-            if layer.retention != Full():
-                reasons.append(f"{where} reads {layer.retention.id}, and only layers that read everything drop tokens")
-            elif len(stored.sides) < 2:
-                reasons.append(f"{where} stores one latent vector for keys and values, whose tokens are not dropped")
-            elif stored.whole_block:
-                reasons.append(f"{where} stores {stored.name}, which encodes whole blocks: take int8 or int4r")
-            elif stored.rope == "pre" and not compactor.contiguous:
-                reasons.append(
-                    f"{where} stores keys before their rotation, which must keep their order: take int8 or streaming"
-                )
-        return reasons
+        return reasons if self.compactor is None else reasons + reasons_against(self.compactor, self)
 
     @cached_property
     def groups(self) -> tuple[KVGroup, ...]:

@@ -98,8 +98,13 @@ class _Reader:
         return self._located(name, shape).to(device=self.device, dtype=self.activations)
 
     def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor | Groups:
-        """In the dtype of weights, or in 4 bits where it is stored and kept so."""
+        """In the dtype of weights, or in 4 bits where it is stored and kept so.
+
+        What becomes 8 bits comes in float32: it is not rounded twice.
+        """
         source, kind = self._source(name), self.kind(name)
+        if kind == "int8":
+            return self._located(name, shape, torch.float32)
         if kind is None or not kind.startswith("int4"):
             return self._convert(self._located(name, shape))
         stored = self.checkpoint.groups(self._used(self.prefix + source.name), source.whole_shape(shape))
@@ -115,9 +120,9 @@ class _Reader:
     def _source(self, name: str) -> Source:
         return self.family.locate(name, self.spec)
 
-    def _located(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _located(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
         source = self._source(name)
-        return source.rows(self._read(self.prefix + source.name, source.whole_shape(shape), source.stack))
+        return source.rows(self._read(self.prefix + source.name, source.whole_shape(shape), source.stack, dtype))
 
     def head(self, embedding: Tensor | Groups) -> Tensor | Groups:
         """The output matrix: `embedding` itself when tied, unless the checkpoint holds a different one of its own."""
@@ -144,10 +149,17 @@ class _Reader:
         if ignored:
             log.debug("%d tensors of the checkpoint are not part of the model: %s", len(ignored), ", ".join(ignored))
 
-    def _read(self, name: str, shape: tuple[int, ...], stack: tuple[int, int] | None = None) -> Tensor:
+    def _read(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        stack: tuple[int, int] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """dtype: of what is not stored as floats; None is that of weights."""
         if stack is not None:
             return self.checkpoint.one_of(self._used(name), *stack, shape)
-        return self.checkpoint.read(self._used(name), shape, self.dtype)
+        return self.checkpoint.read(self._used(name), shape, dtype or self.dtype)
 
     def _used(self, name: str) -> str:
         self.used.add(name)

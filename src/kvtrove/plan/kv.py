@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from kvtrove.kv.compaction.compactor import NEVER
 from kvtrove.kv.formats.dense import Dense
 from kvtrove.kv.plane import DTYPE_BYTES
 from kvtrove.kv.recipe import recipe
@@ -31,7 +32,7 @@ def kv_bytes(cache: KVCacheSpec) -> KVBytes:
     per_token = constant = 0.0
     for layer in cache.layers:
         if layer.source is None:
-            kept, size = layer.retention.kept(), _token_bytes(cache, layer)
+            kept, size = _kept(cache, layer), _token_bytes(cache, layer)
             if kept is None:
                 per_token += size
             else:
@@ -44,9 +45,15 @@ def sequence_bytes(cache: KVCacheSpec, tokens: float) -> float:
     total = 0.0
     for layer in cache.layers:
         if layer.source is None:
-            kept = layer.retention.kept()
+            kept = _kept(cache, layer)
             total += _token_bytes(cache, layer) * (tokens if kept is None else min(tokens, kept))
     return total
+
+
+def _kept(cache: KVCacheSpec, layer: LayerKV) -> int | None:
+    """Most tokens that are held at once; None when that grows with the sequence."""
+    most = NEVER if cache.compactor is None else cache.compactor.most(NEVER)
+    return layer.retention.kept() if most == NEVER else most
 
 
 def _token_bytes(cache: KVCacheSpec, layer: LayerKV) -> float:

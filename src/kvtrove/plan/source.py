@@ -17,6 +17,7 @@ from kvtrove.models.families import REGISTRY, architecture_of, find_family
 from kvtrove.models.gguf.header import gguf_file, read_header
 from kvtrove.models.gguf.spec import ARCHITECTURES, spec_of
 from kvtrove.models.gguf.stored import is_quantised, kept_bytes
+from kvtrove.models.integers_config import BESIDE_PACKED, PACKED, integers_of, is_read
 from kvtrove.models.precision import Precision
 from kvtrove.models.shards import find_shards
 from kvtrove.models.spec import ModelError, ModelSpec
@@ -43,20 +44,24 @@ def read_model(path: Path, dtype: str = "auto", *, weights: str = "auto", activa
     file = path / "config.json" if path.is_dir() else path
     if not path.exists():
         raise ModelError(f"{path}: there is no such file; give a checkpoint directory, a config.json or a .gguf file")
-    model = _from_config(file, str(path), dtype, weights, activations)
+    model = _from_config(file, str(path), dtype, weights, activations, path.is_dir() and bool(_weight_files(path)))
     return _with_real_weights(model, path) if path.is_dir() else model
 
 
-def _from_config(file: Path, name: str, dtype: str, weights: str, activations: str | None) -> PlanModel:
+def _from_config(
+    file: Path, name: str, dtype: str, weights: str, activations: str | None, has_weights: bool
+) -> PlanModel:
+    """has_weights: files beside it will say what weights of integers take."""
     values = read_json(file)
     architecture = architecture_of(values)
-    quantised = quantization_of(values)
-    if architecture not in REGISTRY or (quantised and not _reads(architecture, quantised)):
+    quantised, integers = quantization_of(values), has_weights and is_read(values)
+    if architecture not in REGISTRY or (quantised and not integers and not _reads(architecture, quantised)):
         from kvtrove.plan.foreign import from_config
 
         return from_config(ConfigView(values, str(file)), name, architecture, dtype)
     spec = find_family(architecture).spec(ConfigView({**values, "architecture": architecture}, str(file)))
-    return _of_spec(spec, name, dtype, weights, activations)
+    kept = integers and (weights == "gguf" or weights == dtype == "auto")
+    return _of_spec(spec, name, dtype, "auto" if kept else weights, activations or ("float32" if kept else None))
 
 
 def _reads(architecture: str, quantised: Mapping[str, Any]) -> bool:
@@ -89,10 +94,16 @@ def _with_real_weights(model: PlanModel, directory: Path) -> PlanModel:
     plain = model.parameters.nbytes(Precision.plain(model.dtype))
     saved = plain - model.parameters.nbytes(model.precision) if model.precision else 0
     nbytes = model.parameters.wide * (DTYPE_BYTES["float32"] - DTYPE_BYTES[model.dtype]) - saved
+    integers = integers_of(directory)
     for name, stored, shape in entries:
         size = DTYPE_BYTES[model.dtype] if stored in _FLOATS else _STORED_BYTES.get(stored, 1)
         if model.spec and name.endswith(_MXFP4):  # two numbers a byte, which the engine keeps in the wider dtype
             size = 2 * DTYPE_BYTES[model.dtype] if name.endswith(_MXFP4[0]) else 0
+        if model.spec and name.endswith(PACKED):
+            wide = integers is not None and integers.bits == 4
+            size = 6 if wide else _STORED_BYTES["I32"]  # of 8 numbers, with two float32 for 32
+        elif model.spec and name.endswith(BESIDE_PACKED):
+            size = 0
         nbytes += prod(shape) * size
     return replace(model, weight_bytes=nbytes, exact_weights=True)
 

@@ -52,5 +52,8 @@ class Gatherer:
 
 
 def _take(x: Tensor, keep: Tensor) -> Tensor:
-    """Tokens keep int64 [heads, m] of x [n, heads, dim]: [m, heads, dim]."""
-    return x.gather(0, keep.T[..., None].expand(-1, -1, x.shape[2]))
+    """Tokens keep int64 [heads, m] of x [n, heads, dim]: [m, heads, dim]. Vectors are copied, not elements."""
+    (n, heads, dim), (_, m) = x.shape, keep.shape
+    first = torch.arange(heads, device=x.device)[:, None] * n
+    taken = x.transpose(0, 1).reshape(heads * n, dim).index_select(0, (keep + first).flatten())
+    return taken.view(heads, m, dim).transpose(0, 1)

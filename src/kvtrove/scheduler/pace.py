@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 SMALLEST = 64
 """Fewer rows would read the weights more often than they use them."""
+FIRST_LISTED = 256
+"""With log-probabilities, as long as nobody knows how long they take: as many as are computed at once."""
 NEW_SHARE = 0.3
 """Weight of the newest step in the averages."""
 
@@ -38,8 +40,11 @@ class Pace:
 
     @property
     def weight(self) -> float:
-        """How many prompt tokens take as long as one whose log-probabilities are reported."""
-        return max(1.0, self._listed / self._token) if self._token else 1.0
+        """How many of `tokens` one counts for whose log-probabilities are reported."""
+        if not self.seconds:
+            return 1.0
+        fitting = self.seconds / self._listed if self._listed else FIRST_LISTED
+        return max(1.0, self.tokens / max(1.0, fitting))
 
     @property
     def rate(self) -> float:

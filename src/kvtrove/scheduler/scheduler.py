@@ -195,8 +195,8 @@ class Scheduler:
         for seq in self._decodes():
             self._give(seq, 1)
         budget = self.limits.max_num_batched_tokens - len(self._step)
-        paced = bool(self._step) and self.prompt_limit < budget
-        budget = self.prompt_limit if paced else budget
+        paced = bool(self._step)
+        budget = min(budget, self.prompt_limit) if paced else budget
         prefills = [s for s in self.running.values() if s.id not in self._step and s.prefill_need]
         if self.waiting:
             prefills += self.admission.admit(self.waiting, self.running, prefills, budget)

@@ -43,7 +43,7 @@ class Service:
         self.observers = Observers(observers)
         self.config, self.spec, self.tokenizer = engine.config, engine.spec, engine.tokenizer
         self.sampling_defaults = sampling_defaults(engine.config.model)
-        self.longest_prompt, self.is_endless = engine.intake.longest_prompt, engine.intake.is_endless
+        self.longest_prompt, self.is_endless = engine.longest_prompt, engine.is_endless
         self.max_model_len, self.adapters = engine.max_model_len, tuple(engine.adapters)
         self.engine = EngineThread(engine, self.observers.on_step, settings.limits.step_timeout)
         self.admission = Admission(settings.limits, lambda: self.engine.num_waiting, self._num_seats)

@@ -208,7 +208,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"attention_bias": "yes"}, "'attention_bias' is 'yes', expected true or false"),
     ({"hidden_act": "sillu"}, r"'hidden_act' 'sillu' is not supported \(did you mean 'silu'\?\); supported: silu, "),
     ({"torch_dtype": "float8_e4m3fn"}, "dtype 'float8_e4m3fn' is not supported; supported: float32, float16, bfloat16"),
-    ({"quantization_config": {"quant_method": "gptq"}}, r"quantised weights \(gptq\) are not supported"),
+    ({"quantization_config": {"quant_method": "hqq"}}, r"quantised weights \(hqq\) are not supported"),
     ({"eos_token_id": "</s>"}, "'eos_token_id' is '</s>', expected a token id or a list of them"),
     ({"head_dim": 7}, "even part of the head, got 7 of 7"),
     ({"partial_rotary_factor": 0.5}, "'partial_rotary_factor' 0.5 is not supported for this architecture"),

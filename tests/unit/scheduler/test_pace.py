@@ -48,13 +48,16 @@ def test_prompts_are_cut_only_beside_decodes() -> None:
 
 def test_log_probabilities_of_a_prompt_count_for_the_time_they_take() -> None:
     pace = Pace(seconds=0.1, most=2048, size=16)
-    pace.learn(512, 0, 0.512)
-    assert pace.weight == 1.0, "nothing is known of them yet"
+    assert pace.weight == 8.0, "as long as nobody knows, no more than 256 at once"
     pace.learn(512, 0, 512 * 0.004, listed=512)
-    assert pace.weight == pytest.approx(4.0)
-    assert pace.rate == pytest.approx(1000), "plain tokens are as they were"
+    assert pace.tokens / pace.weight == pytest.approx(25), "a tenth of a second, whatever plain tokens take"
+    pace.learn(512, 0, 0.512)
+    assert pace.tokens == 96
+    assert pace.tokens / pace.weight == pytest.approx(25)
     pace.learn(192, 0, 128 * 0.001 + 64 * 0.004, listed=64)
-    assert pace.weight == pytest.approx(4.0)
+    assert pace.tokens / pace.weight == pytest.approx(25)
+    assert pace.rate == pytest.approx(1000), "plain tokens are as they were"
+    assert Pace(seconds=0.0, most=2048, size=16).weight == 1.0
 
 
 def test_a_prompt_with_log_probabilities_takes_the_time_of_one_without_beside_decodes() -> None:

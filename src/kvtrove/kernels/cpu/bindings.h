@@ -41,5 +41,6 @@ void bind_crc32c(nanobind::module_& m);     // crc32c_binding.cpp
 void bind_decoder(nanobind::module_& m);    // decoder_binding.cpp
 void bind_linear(nanobind::module_& m);     // linear_binding.cpp
 void bind_rows(nanobind::module_& m);       // rows_binding.cpp
+void bind_states(nanobind::module_& m);     // states_binding.cpp
 
 }  // namespace kvtrove

@@ -45,6 +45,7 @@ NB_MODULE(_cpu, m) {
     kvtrove::bind_crc32c(m);
     kvtrove::bind_linear(m);
     kvtrove::bind_rows(m);
+    kvtrove::bind_states(m);
     kvtrove::bind_between(m);
     kvtrove::bind_attention(m);
     kvtrove::bind_decoder(m);

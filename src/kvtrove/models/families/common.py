@@ -11,6 +11,7 @@ from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SlidingWindow
 from kvtrove.kv.spec import LayerKV
 from kvtrove.models.config_view import ConfigView
+from kvtrove.models.integers_config import METHODS, read_integers
 from kvtrove.models.rope_config import served_positions, without_positions
 from kvtrove.models.spec import Activation, LayerSpec, ModelSpec, MoESpec, RopeSpec
 from kvtrove.models.state_spec import StateSpec
@@ -88,9 +89,9 @@ class Family:
     def spec(self, view: ConfigView) -> ModelSpec:
         """What a config.json says. ModelError naming the key, for weights that are quantised as well."""
         method = quantisation(view)
-        if method is None or method in self.quantised:
+        if method is None or method in self.quantised or read_integers(view.values, view.where) is not None:
             return self.read(view)
-        usable = ", ".join((*DTYPES, *self.quantised))
+        usable = ", ".join((*DTYPES, *METHODS, *self.quantised))
         raise view.error(f"quantised weights ({method}) are not supported; use the checkpoint in {usable}")
 
 

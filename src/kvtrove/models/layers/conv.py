@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvtrove.models.layers.linear import Joint, Product, Weights
-from kvtrove.models.layers.state import StateBatch, StateMixer, States, causal_conv
+from kvtrove.models.layers.state import StateBatch, StateMixer, States, causal_conv, taps
 from kvtrove.models.spec import ModelSpec
 from kvtrove.models.state_spec import ConvSpec
 
 
 @dataclass(frozen=True, eq=False)
 class ShortConv(StateMixer):
-    """weight: float32 [width, kernel]; bias: float32 [width]. qkv: its projections, under the name of attention's."""
+    """weight: float32 [kernel, width]; bias: float32 [width]. qkv: its projections, under the name of attention's."""
 
     spec: ConvSpec
     qkv: Joint
@@ -32,7 +32,7 @@ class ShortConv(StateMixer):
         return cls(
             state,
             qkv=weights.joint({f"{name}.in_proj": 3 * width}, spec.hidden_size, state.bias),
-            weight=weights.take(f"{name}.conv.weight", (width, 1, state.kernel))[:, 0].float(),
+            weight=taps(weights, f"{name}.conv.weight", width, state.kernel),
             bias=weights.take(f"{name}.conv.bias", (width,)).float() if state.bias else None,
             o=weights.linear(f"{name}.out_proj", (spec.hidden_size, width), state.bias),
         )

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kvtrove.kernels import states as kernels
 from kvtrove.models.layers.linear import Joint, Product, Weights
-from kvtrove.models.layers.state import StateBatch, StateMixer, States, causal_conv
+from kvtrove.models.layers.state import StateBatch, StateMixer, States, causal_conv, taps
 from kvtrove.models.spec import ModelSpec
 from kvtrove.models.state_spec import DeltaSpec
 
@@ -26,7 +27,7 @@ UNIT_EPS = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class GatedDelta(StateMixer):
-    """conv: float32 [width, kernel]. decay: float32 [value_heads], A; dt: what is added to a. norm: float32 [v_dim].
+    """conv: float32 [kernel, width]. decay: float32 [value_heads], A; dt: what is added to a. norm: float32 [v_dim].
 
     qkv: its projections, under the name of attention's.
     """
@@ -47,7 +48,7 @@ class GatedDelta(StateMixer):
         return cls(
             state,
             qkv=weights.joint({f"{name}.in_proj_{part}": size for part, size in projections.items()}, hidden),
-            conv=weights.take(f"{name}.conv1d.weight", (state.width, 1, state.kernel))[:, 0].float().contiguous(),
+            conv=taps(weights, f"{name}.conv1d.weight", state.width, state.kernel),
             decay=weights.take(f"{name}.A_log", (heads,)).float().exp(),
             dt=weights.take(f"{name}.dt_bias", (heads,)).float(),
             norm=weights.take(f"{name}.norm.weight", (state.v_dim,)).float(),
@@ -59,7 +60,9 @@ class GatedDelta(StateMixer):
         """[T, values] of what the projections gave. states: of this layer, updated in place."""
         spec = self.spec
         *qkv, z, b, a = projected
-        mixed = F.silu(causal_conv(torch.cat(qkv, -1), self.conv, None, states["conv"], batch))
+        mixed = causal_conv(kernels.beside(qkv), self.conv, None, states["conv"], batch, silu=True)
+        if kernels.available(z):
+            return self._in_one_call(mixed, kernels.beside((z, b, a)), states["matrix"], batch)
         q, k, v = mixed.split([spec.keys, spec.keys, spec.values], dim=-1)
         each = spec.value_heads // spec.key_heads
         q = (_unit(q.unflatten(-1, (-1, spec.k_dim))) * spec.k_dim**-0.5).repeat_interleave(each, 1)
@@ -68,6 +71,19 @@ class GatedDelta(StateMixer):
         out = delta_rule(q, k, v.unflatten(-1, (-1, spec.v_dim)), g, b.float().sigmoid(), states["matrix"], batch)
         normed = out * torch.rsqrt(out.square().mean(-1, keepdim=True) + self.eps) * self.norm
         return (normed * F.silu(z.float().view_as(out))).to(z.dtype).flatten(1)
+
+    def _in_one_call(self, mixed: Tensor, gates: Tensor, matrix: Tensor, batch: StateBatch) -> Tensor:
+        spec = self.spec
+        z, b, a = gates.split([spec.values, spec.value_heads, spec.value_heads], dim=-1)
+        return kernels.gated_delta(
+            *(mixed, z, b, a, matrix, batch.starts, batch.seat_rows),
+            key_heads=spec.key_heads,
+            decay=self.decay,
+            dt=self.dt,
+            norm=self.norm,
+            eps=self.eps,
+            unit_eps=UNIT_EPS,
+        )
 
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, matrix: Tensor, batch: StateBatch) -> Tensor:

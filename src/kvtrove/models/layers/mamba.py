@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kvtrove.models.layers.linear import Joint, Product, Weights
-from kvtrove.models.layers.state import StateBatch, StateMixer, States, causal_conv
+from kvtrove.models.layers.state import StateBatch, StateMixer, States, causal_conv, taps
 from kvtrove.models.spec import ModelSpec
 from kvtrove.models.state_spec import MambaSpec
 
 
 @dataclass(frozen=True, eq=False)
 class Mamba2(StateMixer):
-    """conv: float32 [width, kernel] and its bias. decay, skip, dt: float32 [heads], A, D and what is added to dt.
+    """conv: float32 [kernel, width] and its bias. decay, skip, dt: float32 [heads], A, D and what is added to dt.
 
     norm: float32 [inner], normalised in each of the groups. qkv: its projections, under the name of attention's.
     """
@@ -47,7 +47,7 @@ class Mamba2(StateMixer):
         return cls(
             state,
             qkv=weights.joint({f"{name}.in_proj": outputs}, spec.hidden_size, state.bias),
-            conv=weights.take(f"{name}.conv1d.weight", (state.width, 1, state.kernel))[:, 0].float().contiguous(),
+            conv=taps(weights, f"{name}.conv1d.weight", state.width, state.kernel),
             conv_bias=weights.take(f"{name}.conv1d.bias", (state.width,)).float() if state.conv_bias else None,
             decay=heads("A_log").exp(),
             skip=heads("D"),
@@ -61,7 +61,7 @@ class Mamba2(StateMixer):
         """[T, inner] of what the projections gave. states: of this layer, updated in place."""
         spec = self.spec
         z, xbc, dt = projected[0].split([spec.inner, spec.width, spec.heads], dim=-1)
-        mixed = F.silu(causal_conv(xbc, self.conv, self.conv_bias, states["conv"], batch))
+        mixed = causal_conv(xbc, self.conv, self.conv_bias, states["conv"], batch, silu=True)
         x, b, c = mixed.split([spec.inner, spec.groups * spec.state, spec.groups * spec.state], dim=-1)
         step = F.softplus(dt.float() + self.dt).clamp(*spec.limits)
         each = spec.heads // spec.groups

@@ -13,6 +13,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from kvtrove.kernels import states as kernels
+from kvtrove.models.layers.linear import Weights
 
 States = Mapping[str, Tensor]
 """Plane name -> [num_seats, *plane.shape] of one layer, updated in place."""
@@ -62,12 +66,16 @@ class StateMixer:
     sinks: ClassVar[None] = None
 
 
-def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, batch: StateBatch) -> Tensor:
-    """Depthwise convolution over the tokens of each sequence, [T, width] like x, which may have any float dtype.
+def causal_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, batch: StateBatch, *, silu: bool = False
+) -> Tensor:
+    """Depthwise convolution over the tokens of each sequence, float32 [T, width]; x may have any float dtype.
 
-    weight: float32 [width, kernel], the newest token last. bias: float32 [width]. state: [num_seats, kernel - 1,
-    width], the last inputs of before; updated. Sums are float32.
+    weight: float32 [kernel, width], the newest token last. bias: float32 [width]. state: [num_seats, kernel - 1,
+    width], the last inputs of before; updated. Sums are float32; silu: of the result.
     """
+    if kernels.available(x) and state.dtype == x.dtype:
+        return kernels.convolve(x, weight, bias, state, batch.starts, batch.seat_rows, silu=silu)
     past = state.shape[1]
     starts = batch.starts
     counts = starts[1:] - starts[:-1]
@@ -78,8 +86,14 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, b
     inputs = x.new_empty(x.shape[0] + len(counts) * past, x.shape[1])
     inputs[(ends - counts - past)[:, None] + back] = state[batch.seat_rows].to(x.dtype)
     inputs[rows] = x
-    out = inputs[rows - past].float() * weight[:, 0]
+    out = inputs[rows - past].float() * weight[0]
     for tap in range(1, past + 1):
-        out = out + inputs[rows - past + tap].float() * weight[:, tap]
+        out = out + inputs[rows - past + tap].float() * weight[tap]
     state[batch.seat_rows] = inputs[(ends - past)[:, None] + back].to(state.dtype)
-    return out if bias is None else out + bias
+    out = out if bias is None else out + bias
+    return F.silu(out) if silu else out
+
+
+def taps(weights: Weights, name: str, width: int, kernel: int) -> Tensor:
+    """A convolution's weight as `causal_conv` takes it."""
+    return weights.take(name, (width, 1, kernel))[:, 0].T.float().contiguous()

@@ -1,5 +1,5 @@
 // Vectors of W numbers for one instruction-set level. No include guard: each level includes this inside a namespace of
-// its own, after W, larger, fma, add_pairs and float_of_float16s are declared (portable.cpp is the smallest example).
+// its own, after W and the primitives of lanes are declared (portable.cpp is the smallest example).
 //
 // The types are vector extensions of gcc and clang: operators work lane by lane, comparisons give lanes of 0 or -1.
 

@@ -1,0 +1,33 @@
+"""Which caches can drop tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvtrove.kv.compaction.compactor import Compactor
+from kvtrove.kv.retention import Full
+
+if TYPE_CHECKING:
+    from kvtrove.kv.spec import KVCacheSpec
+
+
+def reasons_against(compactor: Compactor, cache: KVCacheSpec) -> list[str]:
+    """Why sequences of this cache cannot give up tokens so; empty when they can."""
+    reasons = compactor.problems(cache.block_size)
+    if cache.states:
+        reasons.append(f"layer {cache.states[0].layer} keeps a state of all tokens together, which cannot drop some")
+    for layer in cache.layers:
+        where, stored = f"layer {layer.layer}", cache.storage(layer.layer).format
+        if layer.retention != Full():
+            reasons.append(f"{where} reads {layer.retention.id}, and only layers that read everything drop tokens")
+        elif len(stored.sides) < 2:
+            reasons.append(f"{where} stores one latent vector for keys and values, whose tokens are not dropped")
+        elif stored.select:
+            reasons.append(f"{where} selects blocks by bounds of keys, which kept tokens would not have")
+        elif stored.whole_block:
+            reasons.append(f"{where} stores {stored.name}, which encodes whole blocks: take int8 or int4r")
+        elif stored.rope == "pre" and not compactor.contiguous:
+            reasons.append(
+                f"{where} stores keys before their rotation, which must keep their order: take int8 or streaming"
+            )
+    return reasons

@@ -1,0 +1,78 @@
+"""Which blocks a query reads: against the formula of the paper, spelled out; and all of them is all of them."""
+
+from __future__ import annotations
+
+import torch
+
+from kvtrove.attention.backend import AttentionBatch, AttentionLayer, GroupTables
+from kvtrove.attention.reference import ReferenceBackend
+from kvtrove.attention.select import chosen
+from kvtrove.kv.arena import Arena
+from kvtrove.kv.formats.dense import dense
+from kvtrove.kv.recipe import recipe
+from kvtrove.kv.spec import KVCacheSpec, LayerKV
+from tests.steps import attention_layer
+
+BLOCK, HEADS, KV_HEADS, DIM, LENGTH = 16, 4, 2, 8, 150
+SHARED = HEADS // KV_HEADS
+
+
+def layer_of(words: str) -> AttentionLayer:
+    cache = recipe(words)(KVCacheSpec((LayerKV(0, KV_HEADS, DIM, DIM, dense("float32")),), BLOCK))
+    return attention_layer(cache, Arena(cache, 12), cache.layers[0], HEADS)
+
+
+def attend(layer: AttentionLayer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """All tokens in one step; blocks lie in rows 11, 10, ..."""
+    table = torch.arange(11, 11 - -(-LENGTH // BLOCK), -1, dtype=torch.int32)
+    positions = torch.arange(LENGTH)
+    slots = table[positions // BLOCK].long() * BLOCK + positions % BLOCK
+    completed = [(0, block) for block in range(LENGTH // BLOCK)]
+    batch = AttentionBatch([0, LENGTH], [0], (GroupTables(slots, table[None]),), [0], completed)
+    backend = ReferenceBackend(max_scores=4000)
+    return backend.run(q, k, v, layer, backend.plan(batch))
+
+
+def random() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(LENGTH, heads, DIM, generator=generator) for heads in (HEADS, KV_HEADS, KV_HEADS))  # type: ignore[return-value]
+
+
+def test_each_query_reads_its_own_block_and_those_that_promise_most() -> None:
+    q, k, v = random()
+    layer = layer_of("layers=0:quest=48")
+    found = attend(layer, q, k, v)
+    for p in range(LENGTH):
+        own = p // BLOCK
+        for head in range(HEADS):
+            kv_head = head // SHARED
+            promise = []
+            for block in range(own):
+                keys = k[block * BLOCK : (block + 1) * BLOCK, kv_head].double()
+                low, high = keys.amin(0), keys.amax(0)
+                group = q[p, kv_head * SHARED : (kv_head + 1) * SHARED].double()
+                promise.append(torch.maximum(group * low, group * high).sum(-1).max())
+            best = torch.tensor(promise).argsort(descending=True)[:2].tolist() if promise else []
+            read = [i for block in (*best, own) for i in range(block * BLOCK, (block + 1) * BLOCK) if i <= p]
+            weights = (k[read, kv_head].double() @ q[p, head].double() / DIM**0.5).softmax(0)
+            # float32 sums of 48 products
+            torch.testing.assert_close(found[p, head].double(), weights @ v[read, kv_head].double(), atol=1e-5, rtol=0)
+
+
+def test_a_budget_of_everything_is_dense_attention_bit_for_bit() -> None:
+    q, k, v = random()
+    assert torch.equal(attend(layer_of("layers=0:quest=160"), q, k, v), attend(layer_of("auto"), q, k, v))
+
+
+def test_bounds_are_those_of_keys_as_they_are_read() -> None:
+    q, k, v = random()
+    layer = layer_of("layers=0:quest=48+int8")
+    attend(layer, q, k, v)
+    stored, _ = layer.format.decode(layer.view, torch.tensor([11, 10]), DIM)
+    blocks = stored.view(2, BLOCK, KV_HEADS, DIM)
+    assert torch.equal(layer.view["k_min"][[11, 10]], blocks.amin(1))
+    assert torch.equal(layer.view["k_max"][[11, 10]], blocks.amax(1))
+    rows, places = torch.tensor([[11, 10, 0]]), torch.tensor([[0, 1, 1 << 30]])
+    read = chosen(q[None, :1], rows, places, torch.tensor([[1]]), layer)
+    assert read[..., 1].all(), "its own"
+    assert not read[..., 2].any(), "padding"
