@@ -154,7 +154,7 @@ class EngineConfig:
     eviction: str = _setting("lru", "Who leaves the cache first: {choices}.", "NAME", panel="Cache", choices=EVICTION)
     marks: str = _setting(
         "auto",
-        "Checkpoints of states: auto, off, or some of end,messages,branches,every:4096.",
+        "Checkpoints of states: auto, off, or some of end, messages, branches, every:4096, with commas.",
         "WHERE",
         panel="Cache",
     )

@@ -196,7 +196,7 @@ def test_every_flag_that_a_page_names_exists() -> None:
     known = (
         {flag for _, command in commands() for flag in flags(command)}
         | set(FLAGS)
-        | {"--version", "--show-completion", "--install-completion"}
+        | {"--help", "--version", "--show-completion", "--install-completion"}
     )
     for script in (ROOT / "benchmarks").rglob("*.py"):
         known |= set(re.findall(r'"(--[a-z][\w-]*)"', script.read_text(encoding="utf-8")))

@@ -21,6 +21,7 @@ MODELS = """
     aliases = ["gpt-4o-mini"]
     max_num_seqs = 8
     kv = "64MiB"
+    kv_dir = "{kv_dir}"
     [second]
     model = "demo"
     max_num_seqs = 8
@@ -35,7 +36,7 @@ def children_of(pid: int) -> list[int]:
 
 def test_two_models_within_the_memory_of_one(tmp_path: Path) -> None:
     """Loaded by their first request, one making room for the other; killed and started again; gone with the server."""
-    (tmp_path / "models.toml").write_text(MODELS)
+    (tmp_path / "models.toml").write_text(MODELS.format(kv_dir=tmp_path / "kv"))
     flags = ("--models", str(tmp_path / "models.toml"), "--memory", "900MiB", "--no-warm-up")
     asked: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "temperature": 0}
     with running_server(tmp_path, *flags, KVTROVE_API_KEY=USER, KVTROVE_ADMIN_KEY=ADMIN) as server:
@@ -46,6 +47,10 @@ def test_two_models_within_the_memory_of_one(tmp_path: Path) -> None:
 
         assert states() == {"first": "asleep", "gpt-4o-mini": "asleep", "second": "asleep"}
         one = client.chat.completions.create(model="gpt-4o-mini", **asked)
+        long = asked | {"messages": [{"role": "user", "content": "Which blocks are kept? " * 20}]}
+        client.chat.completions.create(model="first", **long)
+        page = httpx.get(f"{server.url}/", headers={"authorization": f"Bearer {USER}"})
+        assert (page.status_code, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
         assert states() == {"first": "ready", "gpt-4o-mini": "ready", "second": "asleep"}
         streamed = client.chat.completions.create(model="second", stream=True, **asked)
         text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed if chunk.choices)
@@ -73,6 +78,8 @@ def test_two_models_within_the_memory_of_one(tmp_path: Path) -> None:
             )
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unloaded")
             assert admin.post("/v1/models/first/load").json()["state"] == "ready"
+        warm = client.chat.completions.create(model="first", **long)
+        assert warm.usage.prompt_tokens_details.cached_tokens >= 32, "it comes back with its cache"
         [process] = children_of(server.process.pid)
         server.process.kill()
         deadline = time.monotonic() + 15

@@ -126,6 +126,19 @@ def test_prefix_hit(family, checkpoints, naive):
     assert [out.num_cached_tokens for out in warm] == [(n - 1) // 4 * 4 for n in LENGTHS]
 
 
+@pytest.mark.parametrize("family", ["gpt_oss", "gemma4", "gemma4_moe", "llama4"])
+def test_shared_tied_and_chunked_caches_answer_alike_cold_and_warm(family, checkpoints):
+    """Chunks of a mixed batch, a warm cache, and transformers: sinks, layers that read another's cache, keys that are
+    values, and chunks of local attention."""
+    directory, some = checkpoints.get(family), prompts()[3::2]
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    engine = engine_for(directory, max_num_batched_tokens=16)
+    cold, warm = answer(engine, some), answer(engine, some)
+    assert tokens(cold) == tokens(warm)
+    assert tokens(cold)[0] == greedy(model, some[0])
+    assert all(out.num_cached_tokens >= len(prompt) // 4 * 4 - 8 for out, prompt in zip(warm, some, strict=True))
+
+
 @FAMILIES
 def test_hit_in_the_middle_of_an_earlier_answer(family, checkpoints, naive):
     """The next turn of a conversation: prompt + answer + more. What was generated is reused like what was given."""

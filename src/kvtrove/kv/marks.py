@@ -31,7 +31,7 @@ WORDS = ("end", "messages", "branches", "every")
 class Mark:
     """A checkpoint in row `row`. tokens: of the last block before it, compared on every hit.
 
-    passing: it follows a decoding sequence, whose next mark takes its place unless somebody has used it.
+    passing: it follows a conversation as answers grow, whose next mark takes its place.
     """
 
     row: int
@@ -133,7 +133,6 @@ class Marks:
 
     def use(self, mark: Mark) -> None:
         self._marks.move_to_end(mark.key)
-        mark.passing = False
         self._loaded += 1
 
     def save(self, chain: KeyChain, num_blocks: int, before: Mark | None, *, passing: bool) -> Mark | None:

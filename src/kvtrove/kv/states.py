@@ -62,6 +62,7 @@ class States:
         """The states of the seat are those of the mark; those of a sequence of no tokens need none."""
         if mark is not None:
             self._marks.use(mark)
+            kv.mark = mark if mark.passing else None  # the conversation goes on: its next one takes the place
             self._rows.add([LoadMark(mark.row, kv.seat)])
 
     # ---- drafts ----

@@ -34,15 +34,32 @@ std::vector<float> numbers(std::size_t count) {
 
 using Distances = std::array<float, 4>;  // of each level
 
-// Sequences with `computed` and `fresh` tokens each; all are stored by the kernel, then the fresh ones attend. Returns
-// whether steps that came again took no memory.
-bool measure(Element k_stored, Element v_stored, Distances& distances) {
+// A form of keys or values.
+struct Form {
+    const char* name;
+    Element stored;
+    bool channels = false;
+
+    bool is_sealed() const { return channels || stored == Element::int2; }
+};
+
+// Any codes, and scales and zeros between 1/16 and 1/8.
+void seal(std::vector<std::uint8_t>& plane, bool numbers) {
+    for (std::size_t i = 0; i < plane.size(); ++i) plane[i] = static_cast<std::uint8_t>(numbers && i % 2 ? 0x2C : draw(0, 255));
+}
+
+// Sequences with `computed` and `fresh` tokens each; all are stored by the kernel, or sealed, then the fresh ones attend.
+// Returns whether steps that came again took no memory.
+bool measure(const Form& of_keys, const Form& of_values, Distances& distances) {
     Layer layer;
-    layer.k.stored = k_stored, layer.v.stored = v_stored, layer.k.tiled = draw(0, 1), layer.v.tiled = draw(0, 1);
+    layer.k.stored = of_keys.stored, layer.v.stored = of_values.stored, layer.k.channels = of_keys.channels;
+    layer.k.tiled = draw(0, 1), layer.v.tiled = draw(0, 1);
     for (Side* side : {&layer.k, &layer.v})
-        if (side->stored >= Element::float8) side->tiled = true, side->turned = side->stored == Element::int4;
+        if (side->stored >= Element::float8) side->tiled = true, side->turned = side->stored == Element::int4 && !side->channels;
     layer.kv_heads = draw(1, 2), layer.num_heads = layer.kv_heads * draw(1, 7);
     layer.k.dim = 8 * draw(1, 4), layer.v.dim = 8 * draw(1, 4);
+    if (of_keys.stored == Element::int2) layer.k.dim = 16 * draw(1, 4);
+    if (of_values.stored == Element::int2) layer.v.dim = 64 * draw(1, 2);
     const std::vector<float> logits = numbers(layer.num_heads);
     if (draw(0, 1)) layer.sink_logits = logits.data();
     layer.block_size = layer.k.tiled || layer.v.tiled ? 16 * draw(1, 2) : draw(1, 20);
@@ -60,11 +77,25 @@ bool measure(Element k_stored, Element v_stored, Distances& distances) {
         planes.emplace_back(bytes * layer.num_blocks, std::uint8_t{0xFF});  // NaN
         plane = {planes.back().data(), static_cast<std::ptrdiff_t>(bytes)};
     };
+    Layer writable = layer;  // sides that are sealed take what is stored elsewhere
+    planes.reserve(8);
     for (Side* side : {&layer.k, &layer.v}) {
-        add_plane(side->data, vectors * side->vector_bytes());
-        if (side->stored >= Element::int8) add_plane(side->scale, vectors * 2);
-        if (side->stored == Element::int4) add_plane(side->zero, vectors * 2);
+        const bool keys = side == &layer.k, sealed = (keys ? of_keys : of_values).is_sealed();
+        const std::size_t shared = side->channels ? static_cast<std::size_t>(layer.kv_heads) * side->dim : vectors;
+        const auto add = [&](Plane& plane, std::size_t bytes, bool numbers) {
+            add_plane(plane, bytes);
+            if (sealed) seal(planes.back(), numbers);
+        };
+        add(side->data, vectors * side->vector_bytes(), false);
+        if (side->stored >= Element::int8) add(side->scale, shared * 2, true);
+        if (side->stored >= Element::int4) add(side->zero, shared * 2, true);
+        Side& written = keys ? writable.k : writable.v;
+        written = *side;
+        if (!sealed) continue;
+        written.stored = Element::float32, written.channels = written.tiled = false;
+        add_plane(written.data, vectors * written.vector_bytes());
     }
+    writable.num_blocks = layer.num_blocks;
 
     const auto batch_of = [&](std::int64_t start, std::int64_t count, std::vector<std::int64_t>& slots) {
         Batch batch;
@@ -86,7 +117,7 @@ bool measure(Element k_stored, Element v_stored, Distances& distances) {
     const int queries = layer.num_heads * layer.k.dim, results = layer.num_heads * layer.v.dim;
     auto k = numbers(2 * total * keys), v = numbers(2 * total * values);
     check(layer, everything);
-    store(layer, everything, rows(k, keys), rows(v, values), 2);
+    store(writable, everything, rows(k, keys), rows(v, values), 2);
 
     auto q = numbers(2 * fresh * queries);
     std::vector<float> first, lse(2 * fresh * layer.num_heads);
@@ -116,17 +147,22 @@ bool measure(Element k_stored, Element v_stored, Distances& distances) {
 }  // namespace
 
 int main() {
-    const char* const names[] = {"float32", "float16", "bfloat16", "int8", "float8", "int4"};
     int steady = 0;
-    const std::initializer_list<Element> all = {Element::float32, Element::float16, Element::bfloat16, Element::int8,
-                                                Element::float8,  Element::int4};
-    for (const Element k : all)
-        for (const Element v : all) {
-            Distances distances{};
-            for (int i = 0; i < 4; ++i) steady += measure(k, v, distances);
-            for (const Isa level : kLevels)
-                std::printf("%s %s %s %g\n", names[static_cast<int>(k)], names[static_cast<int>(v)],
-                            std::string(name(level)).c_str(), distances[static_cast<int>(level)]);
-        }
+    const auto compare = [&](const Form& k, const Form& v) {
+        Distances distances{};
+        for (int i = 0; i < 4; ++i) steady += measure(k, v, distances);
+        for (const Isa level : kLevels)
+            std::printf("%s %s %s %g\n", k.name, v.name, std::string(name(level)).c_str(), distances[static_cast<int>(level)]);
+    };
+    const std::initializer_list<Form> all = {{"float32", Element::float32}, {"float16", Element::float16},
+                                             {"bfloat16", Element::bfloat16}, {"int8", Element::int8},
+                                             {"float8", Element::float8}, {"int4", Element::int4}};
+    for (const Form& k : all)
+        for (const Form& v : all) compare(k, v);
+    const Form two{"codes2", Element::int2}, two_by_channel{"channels2", Element::int2, true};
+    compare(two, two);
+    compare(two_by_channel, two);
+    compare(two_by_channel, {"bfloat16", Element::bfloat16});
+    compare({"channels4", Element::int4, true}, {"int8", Element::int8});
     std::printf("steady %d\n", steady);
 }
