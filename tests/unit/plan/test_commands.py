@@ -40,7 +40,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 NOT_FOR_A_PLAN = {"torch", "numpy", "asyncio", "ssl", "httpx", "fastapi", "tokenizers", "safetensors", "jinja2"}
 FOR_A_PLAN = (
     *(f"kvtrove.cli.{name}" for name in ("command", "flags", "main", "options", "output", "plan")),
-    *("kvtrove.demo", "kvtrove.foreign", "kvtrove.names", "kvtrove.report"),
+    *("kvtrove.demo", "kvtrove.foreign", "kvtrove.names", "kvtrove.report", "kvtrove.sizes"),
     *(f"kvtrove.kv.{name}" for name in ("compaction", "formats", "plane", "recipe", "retention", "spec")),
     *("kvtrove.models", "kvtrove.plan"),
 )
