@@ -63,7 +63,7 @@ def finch(seen: Seen) -> Tensor:
     """What a question at the end of the prompt attends to, each of its tokens by what it could have attended to (FINCH,
     arXiv 2408.00167): attention times the number of keys that a query sees, the mean over queries and query heads.
 
-    float32 [heads, held], over the whole prompt at once, where the paper goes through it in chunks. Kept keys are turned
+    float32 [heads, held], over the whole prompt at once, where the paper cuts it into chunks. Kept keys are turned
     to positions 0, 1, 2, ...: what is left is a shorter dense cache.
     """
     assert seen.probabilities is not None, "its window is not 0"
