@@ -40,7 +40,7 @@ def interrupted(llm: LLM, *prompts: list[int]) -> list[list[int]]:
     return [found[str(name)] for name in range(len(prompts))]
 
 
-@pytest.mark.parametrize("cache", ["keydiff=0.5", "snapkv=48+int8", "streaming=4+60"])
+@pytest.mark.parametrize("cache", ["keydiff=0.5", "finch=48+int8", "streaming=4+60"])
 def test_no_history_shows(cache):
     [alone], [other] = tokens(engine(cache), PROMPT), tokens(engine(cache), OTHER)
     llm = engine(cache)

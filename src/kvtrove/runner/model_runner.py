@@ -67,9 +67,9 @@ class ModelRunner:
             self.rows.execute(step.ops)
             return ModelOutput({})
         observed: dict[int, list[Tensor]] = {}
-        fused = self.fused.whole and not any(s.observe for s in step.sequences)
-        with few_threads() if fused else contextlib.nullcontext():
-            batch, hidden = self.forward(step, observed)
+        observing = any(s.observe for s in step.sequences)
+        with few_threads() if self.fused.whole and not observing else contextlib.nullcontext():
+            batch, hidden = self.forward(step, observed) if observing else self.forward(step)
             output, start = self._results(step.sequences, hidden[batch.logit_rows]), batch.attention.query_start
             for index, s in enumerate(step.sequences):
                 if s.pool is not None:

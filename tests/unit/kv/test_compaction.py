@@ -15,7 +15,7 @@ from kvtrove.attention.reference import window_probabilities
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.compaction.compactor import NEVER, AfterPrompt, Compactor, Rolling, context_shift, streaming
-from kvtrove.kv.compaction.scores import Seen, keydiff, snapkv, tova
+from kvtrove.kv.compaction.scores import Seen, finch, keydiff, snapkv, tova
 from kvtrove.kv.compaction.words import COMPACTORS
 from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.formats.int8 import int8
@@ -79,6 +79,16 @@ def test_snapkv_pools_the_mean_attention_of_the_window(k: Tensor, q: Tensor, lay
     places = keep.compactor.keep(Seen(torch.cat([k, k, k]), torch.rand(KV_HEADS, SHARED, 32, 3 * HELD)))
     assert places.shape == (KV_HEADS, 33)
     assert places[:, -32:].tolist() == [list(range(3 * HELD - 32, 3 * HELD))] * KV_HEADS, "its window stays"
+
+
+def test_finch_weighs_each_query_by_what_it_sees(k: Tensor, q: Tensor, layer: AttentionLayer) -> None:
+    rows = attention(q, k)
+    for i in range(WINDOW):
+        rows[:, i] *= HELD - WINDOW + i + 1
+    expected = rows.mean(1).view(KV_HEADS, SHARED, -1).mean(1)
+    torch.testing.assert_close(
+        finch(Seen(k, window_probabilities(q, k, layer))).double(), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_tova_is_the_last_query_over_all_heads(k: Tensor, q: Tensor, layer: AttentionLayer) -> None:

@@ -59,6 +59,20 @@ def snapkv(seen: Seen) -> Tensor:
     return scores
 
 
+def finch(seen: Seen) -> Tensor:
+    """What a question at the end of the prompt attends to, each of its tokens by what it could have attended to (FINCH,
+    arXiv 2408.00167): attention times the number of keys that a query sees, the mean over queries and query heads.
+
+    float32 [heads, held], over the whole prompt at once, where the paper cuts it into chunks. Kept keys are turned
+    to positions 0, 1, 2, ...: what is left is a shorter dense cache.
+    """
+    assert seen.probabilities is not None, "its window is not 0"
+    w, held = seen.probabilities.shape[-2:]
+    visible = seen.probabilities.new_ones(w).cumsum(0) + (held - w)
+    scores: Tensor = (seen.probabilities * visible[:, None]).mean((1, 2))
+    return scores
+
+
 def tova(seen: Seen) -> Tensor:
     """What the last query attends to, the mean over all heads (TOVA, arXiv 2401.06104): one choice for a layer.
 
@@ -70,15 +84,19 @@ def tova(seen: Seen) -> Tensor:
 
 @dataclass(frozen=True)
 class Method:
-    """score: float32 [heads, held]. window: last queries of a prompt that it reads. recent: last tokens that stay."""
+    """score: float32 [heads, held]. window: last queries of a prompt that it reads. recent: last tokens that stay.
+    contiguous: those that stay move together.
+    """
 
     score: Callable[[Seen], Tensor]
     window: int
     recent: int
+    contiguous: bool = False
 
 
 SCORES: Mapping[str, Method] = {
     "keydiff": Method(keydiff, 0, 32),  # a question that is dropped cannot be answered
     "snapkv": Method(snapkv, 32, 32),  # the window of SnapKV's authors
+    "finch": Method(finch, 32, 32, contiguous=True),
     "tova": Method(tova, 1, 1),
 }

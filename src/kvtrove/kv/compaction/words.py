@@ -35,7 +35,7 @@ def _budget(word: str, text: str) -> float | int:
 
 def _after_prompt(word: str, text: str) -> Compactor:
     method = SCORES[word]
-    return AfterPrompt(word, _budget(word, text), method.score, method.window, method.recent)
+    return AfterPrompt(word, _budget(word, text), method.score, method.window, method.recent, method.contiguous)
 
 
 def _streaming(text: str) -> Compactor:
@@ -51,6 +51,7 @@ def _streaming(text: str) -> Compactor:
 COMPACTORS: Mapping[str, Dropping] = {
     "keydiff": Dropping("of a prompt, the keys that differ most", partial(_after_prompt, "keydiff"), "0.5"),
     "snapkv": Dropping("of a prompt, what its last tokens read", partial(_after_prompt, "snapkv"), "0.2"),
+    "finch": Dropping("as snapkv, at positions that follow each other", partial(_after_prompt, "finch"), "0.2"),
     "tova": Dropping("of a prompt, what its last token reads", partial(_after_prompt, "tova"), "0.2"),
     "streaming": Dropping("the first tokens and a window, at positions of their own", _streaming, "4+1024"),
 }
