@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 
 from hypothesis import HealthCheck, settings
 
@@ -12,6 +13,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that starts tes
 
 os.environ.setdefault("KVTROVE_CHECK", "2")  # all invariants, every step
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, and no fight for cores between test processes
+_HOME = tempfile.TemporaryDirectory(prefix="kvtrove-home-")
+os.environ.setdefault("KVTROVE_HOME", _HOME.name)  # what commands keep for later is not the user's
 
 # `quick` is the default and draws the same examples every time; `--hypothesis-profile=thorough` looks for new ones.
 settings.register_profile("quick", deadline=None, derandomize=True, max_examples=50)
