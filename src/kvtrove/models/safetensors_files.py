@@ -24,6 +24,9 @@ MXFP4 = "experts are stored in MXFP4 and computed in %s, four times as large; --
 class SafetensorsCheckpoint:
     """The safetensors files of one directory. Raises ModelError naming the file (and tensor) for all that is wrong."""
 
+    locate: None = None
+    """The family says where parameters lie."""
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._open: dict[Path, Any] = {}
