@@ -33,8 +33,8 @@ def read(view: ConfigView) -> ModelSpec:
 def read_moe(view: ConfigView) -> ModelSpec:
     """Some configs give one number a layer where all are the same."""
     moe = MoESpec(
-        num_experts=_same(view, "num_experts", 1),
-        top_k=_same(view, "moe_topk", 1),
+        num_experts=_same(view, "num_experts"),
+        top_k=_same(view, "moe_topk"),
         intermediate_size=_same(view, "moe_intermediate_size", view.size("intermediate_size")),
         norm_topk=True,
         shared_size=_same(view, "num_shared_expert", 1) * view.size("intermediate_size"),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvtrove.kernels.linear import Groups, Kind
+from kvtrove.models.families.common import Locate
 from kvtrove.models.gguf.architectures import find_architecture
 from kvtrove.models.gguf.dequantize import GROUPS, READERS, dequantize
 from kvtrove.models.gguf.header import TensorInfo, map_file, read_header
@@ -38,7 +39,7 @@ class GGUFCheckpoint:
         self.listing, self.note = path, ""
         """The file that says which tensors there are."""
         self.architecture = find_architecture(header)
-        self.locate = self.architecture.locate
+        self.locate: Locate | None = self.architecture.locate
         self._tensors = {tensor.name: tensor for tensor in header.tensors}
         self._maps = {file: map_file(file) for file in header.files}
         kind = header.architecture
