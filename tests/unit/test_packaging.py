@@ -70,7 +70,7 @@ def test_every_requirement_has_a_tested_version_that_satisfies_it(text: str) -> 
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("src/kvtrove", ["server", "bench", "plot", "hub", "tiers"]),
+        ("src/kvtrove", ["server", "bench", "plot", "hub", "tiers", "hf"]),
         ("tests", ["server", "bench", "plot", "tiers", "test"]),
         ("examples", []),
         ("benchmarks", ["server", "bench", "plot", "test"]),

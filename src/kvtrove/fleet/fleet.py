@@ -153,6 +153,7 @@ class Fleet:
         if child.state == "ready":
             log.error("%s ended by itself; the next request starts it again", child.entry.name)
             await child.stop()
+            await self._tell()  # whoever came meanwhile waits for the memory that it had
 
     async def put_away(self, child: Child, then: str) -> None:
         """then: "asleep" (a request wakes it) or "unloaded" (load does)."""

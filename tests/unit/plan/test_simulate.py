@@ -216,7 +216,8 @@ def test_cliffs_are_where_a_little_cache_gains_much() -> None:
     assert cliff["from_hit_ratio"] < 0.1
     assert cliff["to_hit_ratio"] > 0.8
     assert 80 <= cliff["from_tokens_per_user"] < cliff["to_tokens_per_user"] <= 200
-    report = simulation_report(load, runs)
+    report = simulation_report(load, runs, "this machine", {"ttft": 1.0})
+    assert (report["assumed"], report["slo"]) == ("this machine", {"ttft": 1.0})
     assert report["token_hit_ratio"] == runs[0]["token_hit_ratio"]
     assert len(report["runs"]) == 4
 
