@@ -29,6 +29,7 @@ ARCHITECTURES = {
     "Qwen3MoeForCausalLM": "qwen3moe",
     "Gemma2ForCausalLM": "gemma2",
     "Gemma3ForCausalLM": "gemma3",
+    "Gemma4ForCausalLM": "gemma4",
     "Phi3ForCausalLM": "phi3",
     "SmolLM3ForCausalLM": "smollm3",
     "GraniteForCausalLM": "granite",
@@ -97,8 +98,12 @@ def _describe(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> Non
     writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", config.get("norm_eps", 1e-6)))
     writer.add_vocab_size(config["vocab_size"])
     if arch not in ("phi3", "deepseek2"):
-        writer.add_key_length(width)
-        writer.add_value_length(width)
+        writer.add_key_length(_of_full_layers(config, "head_dim", width))
+        writer.add_value_length(_of_full_layers(config, "head_dim", width))
+    if arch == "gemma4":
+        writer.add_key_length_swa(width)
+        writer.add_shared_kv_layers(config["num_kv_shared_layers"])
+        writer.add_embedding_length_per_layer_input(config["hidden_size_per_layer_input"])
     _describe_rope(writer, arch, config, width)
     _describe_experts(writer, config)
     if arch == "deepseek2":
@@ -124,9 +129,20 @@ def _width(config: dict[str, Any]) -> int:
     return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
-def _inner(config: dict[str, Any]) -> int:
-    """LFM2 takes two thirds of what it is given, in whole multiples."""
+def _of_full_layers(config: dict[str, Any], key: str, default: int) -> int:
+    """A size that full layers of Gemma 4 have of their own."""
+    if "per_layer_config" not in config:
+        return default
+    index = str(config["layer_types"].index("full_attention"))
+    return config["per_layer_config"].get(index, {}).get(key, default)
+
+
+def _inner(config: dict[str, Any]) -> int | list[int]:
+    """LFM2 takes two thirds of what it is given, in whole multiples; some of Gemma 4 are twice as wide in the end."""
     inner = int(config["intermediate_size"])
+    if config.get("use_double_wide_mlp"):
+        count, shared = config["num_hidden_layers"], config["num_kv_shared_layers"]
+        return [inner] * (count - shared) + [2 * inner] * shared
     if not config.get("block_auto_adjust_ff_dim"):
         return inner
     multiple = config["block_multiple_of"]
@@ -138,6 +154,9 @@ def _kv_heads(arch: str, config: dict[str, Any]) -> int | list[int]:
     heads = config["num_key_value_heads"]
     if arch == "lfm2":
         return [0 if kind == "conv" else heads for kind in config["layer_types"]]
+    if arch == "gemma4":
+        full = _of_full_layers(config, "num_key_value_heads", heads)
+        return [heads if kind == "sliding_attention" else full for kind in config["layer_types"]]
     return 1 if arch == "deepseek2" else heads
 
 
@@ -190,7 +209,7 @@ def _describe_experts(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
         **{"topk_group": "expert_group_used_count", "routed_scaling_factor": "expert_weights_scale"},
     }
     writer.add_expert_count(experts)
-    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_expert_used_count(config.get("num_experts_per_tok", config.get("top_k_experts")))
     for key, name in keys.items():
         if config.get(key) is not None:
             getattr(writer, f"add_{name}")(config[key])
@@ -226,13 +245,17 @@ def _tensors(directory: Path, arch: str, config: dict[str, Any]) -> list[tuple[s
         if arch in PERMUTED and (".q_proj." in name or ".k_proj." in name):
             heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
             value = value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
-        if arch.startswith("gemma") and name.endswith("norm.weight"):
+        if arch in ("gemma2", "gemma3") and name.endswith("norm.weight"):
             value = value + 1
         name = name.replace("e_score_correction_bias", "e_score_correction.bias")
         known = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert known is not None, name
-        tensors[known] = value
+        assert known is not None or name.endswith(".scale"), name
+        tensors[known or name] = value
     rope = config.get("rope_parameters", {})
+    if arch == "gemma4":
+        half = _of_full_layers(config, "head_dim", 0) // 2
+        turning = int(half * rope["full_attention"]["partial_rotary_factor"])
+        tensors["rope_freqs.weight"] = torch.tensor([1.0] * turning + [1e30] * (half - turning))
     if rope.get("rope_type") == "llama3":
         tensors["rope_freqs.weight"] = _llama3_factors(rope, config)
     if rope.get("rope_type") == "longrope":
@@ -246,6 +269,13 @@ def _converted(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict
     result: dict[str, torch.Tensor] = {}
     for name, value in tensors.items():
         head, _, part = name.rpartition(".mlp.experts.")
+        if "router.scale" in name or "per_expert_scale" in name:
+            layer = name.split(".")[2]
+            result[f"blk.{layer}.ffn_{'gate_inp' if 'router.scale' in name else 'down_exps'}.scale"] = value
+            continue
+        if name.endswith(("layer_scalar", "experts.gate_up_proj", "experts.down_proj")) and not head:
+            result[f"{name}.weight"] = value
+            continue
         if part.removesuffix("_bias") in ("gate_up_proj", "down_proj"):  # gpt-oss: gate and up take turns
             kind = "bias" if part.endswith("_bias") else "weight"
             value = value if kind == "bias" else value.transpose(1, 2)

@@ -65,6 +65,8 @@ AS_WRITTEN: dict[str, dict[str, Any]] = {
     "seed_oss": {},
     "ministral3": {},
     "gpt_oss": {"swiglu_limit": 7.0, "rope_parameters": {**YARN, **ONE_MSCALE, "truncate": False}},
+    "gemma4": {},
+    "gemma4_moe": {},
     "lfm2": {"conv_bias": False},
     "deepseek_v2": {"n_group": 1, "topk_group": 1},
     "deepseek_v3": {"rope_parameters": {**YARN, "mscale": 0.7}},

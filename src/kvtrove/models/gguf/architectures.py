@@ -12,15 +12,25 @@ from typing import Any
 from kvtrove.config import nearest
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.families import find_family
-from kvtrove.models.families.common import FULL, Locate, same_name
+from kvtrove.models.families.common import (
+    FULL,
+    SLIDING,
+    Locate,
+    Source,
+    first_experts,
+    fused_gate,
+    same_name,
+)
 from kvtrove.models.families.lfm import CONV
 from kvtrove.models.gguf.header import GGUFHeader
 from kvtrove.models.gguf.names import Place
-from kvtrove.models.spec import ModelError
+from kvtrove.models.spec import ModelError, ModelSpec
 
 Config = dict[str, Any]
 _SIGMOID = 2
 """`expert_gating_func`: 1 is softmax."""
+_STILL = 1e20
+"""Least factor of a pair of elements that does not rotate."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,39 @@ def _gemma(view: ConfigView, config: Config) -> None:
     config["query_pre_attn_scalar"] = config["hidden_size"] // heads if largest else config["head_dim"]
     if config["dtype"] == "float16":  # activations of these models pass the largest float16
         config["dtype"] = "bfloat16"
+
+
+def _gemma4(view: ConfigView, config: Config) -> None:
+    _gemma(view, config)
+    inner, kv, scaling = config["intermediate_size"], config["num_key_value_heads"], config["rope_scaling"]
+    if isinstance(inner, list):
+        config["intermediate_size"], config["use_double_wide_mlp"] = min(inner), True
+    if isinstance(kv, list):
+        of_kind = dict(zip(config["layer_types"], kv, strict=True))
+        config["num_global_key_value_heads"] = of_kind[FULL]
+        config["num_key_value_heads"] = of_kind.get(SLIDING, of_kind[FULL])
+    factors = [] if scaling is None else scaling.get("short_factor", [])  # far beyond 1 for pairs that do not turn
+    part = sum(factor < _STILL for factor in factors) / len(factors) if factors else 0.25
+    full = {"rope_type": "proportional", "partial_rotary_factor": part, "rope_theta": config["rope_theta"]}
+    sliding = {"rope_type": "default", "rope_theta": view.number("rope.freq_base_swa", 10_000.0)}
+    config |= {
+        "global_head_dim": config["head_dim"],
+        "head_dim": view.size("attention.key_length_swa", config["head_dim"]),
+        "rope_parameters": {FULL: full, SLIDING: sliding},
+        "hidden_size_per_layer_input": view.size("embedding_length_per_layer_input", 0, least=0),
+        "vocab_size_per_layer_input": config["vocab_size"],
+    }
+    if "n_routed_experts" in config:
+        config |= {"enable_moe_block": True, "num_experts": config["n_routed_experts"]}
+        config["top_k_experts"] = config["num_experts_per_tok"]
+
+
+def _gemma4_experts(name: str, spec: ModelSpec) -> Source:
+    """layers.0.mlp.experts.3.up_proj.weight -> the second half of layers.0.mlp.experts.3.gate_up_proj.weight"""
+    if ".mlp.experts." not in name or ".down_proj." in name:
+        return Source(name)
+    expert, part, _ = name.rsplit(".", 2)
+    return fused_gate(part, f"{expert}.gate_up_proj.weight", first_experts(spec).intermediate_size)
 
 
 def _phi3(view: ConfigView, config: Config) -> None:
@@ -197,6 +240,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen3moe": Architecture("Qwen3MoeForCausalLM", _qwen3_moe),
     "gemma2": Architecture("Gemma2ForCausalLM", _gemma, norm_offset=1.0, post_norms=True),
     "gemma3": Architecture("Gemma3ForCausalLM", _gemma, norm_offset=1.0, post_norms=True),
+    "gemma4": Architecture("Gemma4ForCausalLM", _gemma4, locate=_gemma4_experts, post_norms=True),
     "phi3": Architecture("Phi3ForCausalLM", _phi3, locate=find_family("Phi3ForCausalLM").locate),
     "smollm3": Architecture("SmolLM3ForCausalLM", permuted=True),
     "granite": Architecture("GraniteForCausalLM", _granite, permuted=True),

@@ -32,8 +32,6 @@ def spec_of(header: GGUFHeader, *, factors: bool = True) -> ModelSpec:
     for name, key in _NEEDED.items():
         if name not in config:
             raise ModelError(f"{where}: '{kind}.{key}' is missing from its metadata")
-        if isinstance(config[name], list):
-            raise ModelError(f"{where}: '{kind}.{key}' differs between layers, which is not supported")
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     config.setdefault("head_dim", max(1, config["hidden_size"] // config["num_attention_heads"]))
     config |= {
@@ -44,11 +42,17 @@ def spec_of(header: GGUFHeader, *, factors: bool = True) -> ModelSpec:
         "eos_token_id": _end_tokens(view),
         "bos_token_id": view.get("tokenizer.ggml.bos_token_id"),
         "rope_scaling": _rope_scaling(header, view, factors),
+        "attention_k_eq_v": any(
+            name.replace("attn_k.", "attn_v.") not in names for name in names if ".attn_k." in name
+        ),
         "use_qk_norm": any(name.endswith("attn_q_norm.weight") for name in names),
     }
     prefix = f"{kind}."
     own = {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
     architecture.more(ConfigView(own, f"{where}: {kind}"), config)
+    for name, key in _NEEDED.items():
+        if isinstance(config[name], list):
+            raise ModelError(f"{where}: '{kind}.{key}' differs between layers, which is not supported")
     spec = find_family(config["architecture"]).spec(ConfigView(config, where))
     if not names:
         return spec

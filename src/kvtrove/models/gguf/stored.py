@@ -13,7 +13,7 @@ KINDS = {"Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4_f32", **dict.fromkeys(FLO
 GROUP_BYTES = {"int4": 16 + 4, "int4_f32": 16 + 8}
 """Of 32 inputs of an output, with their scale and minimum."""
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
-_NO_PRODUCT = ("ffn_gate_inp", "shortconv.conv", "attn_k_b", "attn_v_b", ".bias")
+_NO_PRODUCT = ("ffn_gate_inp", "shortconv.conv", "attn_k_b", "attn_v_b", ".bias", ".scale")
 
 
 def kind_of(tensor: TensorInfo) -> str:
