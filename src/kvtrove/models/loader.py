@@ -81,7 +81,8 @@ class _Reader:
     """Turns the decoder's names of parameters into tensors of the checkpoint, and remembers which it used."""
 
     def __init__(self, checkpoint: Checkpoint, family: Family, spec: ModelSpec, products: Products) -> None:
-        self.checkpoint, self.family, self.spec = checkpoint, family, spec
+        self.checkpoint, self.spec = checkpoint, spec
+        self.locate = checkpoint.locate or family.locate
         self.device, precision = products.device, products.precision
         self.weights = precision.weights
         self.dtype: torch.dtype = getattr(torch, precision.dtype)
@@ -116,7 +117,7 @@ class _Reader:
         return kind if self.weights == "gguf" or kind == "int4" else None
 
     def _source(self, name: str) -> Source:
-        return self.family.locate(name, self.spec)
+        return self.locate(name, self.spec)
 
     def _located(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
         source = self._source(name)

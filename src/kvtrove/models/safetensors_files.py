@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kvtrove.kernels.linear import Groups, Kind
+from kvtrove.models.families.common import Locate
 from kvtrove.models.mxfp4 import GROUP as MXFP4_GROUP
 from kvtrove.models.mxfp4 import numbers as mxfp4
 from kvtrove.models.shards import INDEX, SINGLE, find_shards
@@ -23,6 +24,9 @@ MXFP4 = "experts are stored in MXFP4 and computed in %s, four times as large; --
 
 class SafetensorsCheckpoint:
     """The safetensors files of one directory. Raises ModelError naming the file (and tensor) for all that is wrong."""
+
+    locate: Locate | None = None
+    """The family says where parameters lie."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

@@ -12,8 +12,9 @@ from typing import Any
 from kvtrove.kv.plane import DTYPE_BYTES
 from kvtrove.models.config_view import ConfigView, read_json
 from kvtrove.models.families import REGISTRY, architecture_of, find_family
+from kvtrove.models.gguf.architectures import ARCHITECTURES
 from kvtrove.models.gguf.header import gguf_file, read_header
-from kvtrove.models.gguf.spec import ARCHITECTURES, spec_of
+from kvtrove.models.gguf.spec import spec_of
 from kvtrove.models.gguf.stored import is_quantised, kept_bytes
 from kvtrove.models.integers_config import BESIDE_PACKED, PACKED, integers_of, is_read
 from kvtrove.models.precision import Precision

@@ -65,6 +65,10 @@ class Source:
         return whole[::-1] if self.transposed else whole
 
 
+Locate = Callable[[str, ModelSpec], Source]
+"""The decoder's name of a parameter -> where it lies, both without prefix."""
+
+
 def same_name(name: str, spec: ModelSpec) -> Source:
     """The names of Hugging Face's Llama, which the decoder asks for and most families use."""
     return Source(name)
@@ -80,7 +84,7 @@ class Family:
     """
 
     read: Callable[[ConfigView], ModelSpec]
-    locate: Callable[[str, ModelSpec], Source] = same_name
+    locate: Locate = same_name
     prefixes: tuple[str, ...] = ("model.",)
     quantised: tuple[str, ...] = ()
 
