@@ -63,7 +63,7 @@ _LATENT = {
     **{"qk_nope_head_dim": 16, "v_head_dim": 12, "first_k_dense_replace": 1, "moe_intermediate_size": 32},
     **{"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2, "n_group": 4, "topk_group": 2},
 }
-_YARN = {
+YARN = {
     **{"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 128},
     **{"mscale": 1.0, "mscale_all_dim": 0.7, "beta_fast": 32, "beta_slow": 1},
 }
@@ -139,7 +139,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo3": ("Olmo3", {"sliding_window": 9, "num_hidden_layers": 4}),
     "exaone4": ("Exaone4", {"sliding_window": 9, "num_hidden_layers": 4, "sliding_window_pattern": 2}),
     "deepseek_v2": ("DeepseekV2", {**_LATENT, "n_routed_experts": 4, "topk_method": "greedy"}),
-    "deepseek_v3": ("DeepseekV3", {**_LATENT, "q_lora_rank": 20, "rope_parameters": _YARN}),
+    "deepseek_v3": ("DeepseekV3", {**_LATENT, "q_lora_rank": 20, "rope_parameters": YARN}),
     "glm4_moe_lite": ("Glm4MoeLite", {**_LATENT, "q_lora_rank": 20, "n_group": 1, "topk_group": 1}),
     "llama4": (
         "Llama4",
@@ -164,7 +164,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ministral3": (
         "Ministral3",
-        {"head_dim": 16, "rope_parameters": {**_YARN, ORIGINAL: 16, "llama_4_scaling_beta": 0.1}},
+        {"head_dim": 16, "rope_parameters": {**YARN, ORIGINAL: 16, "llama_4_scaling_beta": 0.1}},
     ),
     "qwen2_moe": (
         "Qwen2Moe",
@@ -177,7 +177,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "GptOss",
         {
             **{"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9},
-            **{"swiglu_limit": 1.5, "rope_parameters": {**_YARN, "truncate": False}},
+            **{"swiglu_limit": 1.5, "rope_parameters": {**YARN, "truncate": False}},
         },
     ),
     "hunyuan_v1": (

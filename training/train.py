@@ -2,6 +2,7 @@
 
     python training/train.py --out build/demo            from the beginning, or from where an interrupted run stopped
     python training/train.py --out build/demo --export src/kvtrove/demo/model      writes what was trained so far
+    python training/train.py --out build/mqa --model mqa --until 75                goes on with a converted model
 
 Sequences grow from stage to stage. Step n draws its data from seed n, so a resumed run sees what it would have seen.
 """
@@ -12,7 +13,8 @@ import argparse
 import json
 import os
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -59,34 +61,40 @@ STEPS = sum(stage.steps for stage in STAGES)
 MATRICES, REST = 0.005, 0.0015  # learning rates of Muon and of AdamW
 WARM_UP, DECAY = 50, 0.4  # steps; share of the steps at the end
 CHECK = 50  # steps between two checkpoints
+UPTRAINING = Stage(1024, 4, STEPS, PLAIN, rope_theta=2_000_000.0)
+UPTRAINING_RATE = 0.3  # of the learning rates
 
 
-def stage_of(step: int) -> Stage:
-    for stage in STAGES:
+def stage_of(step: int, stages: Sequence[Stage] = STAGES) -> Stage:
+    for stage in stages:
         if step < stage.steps:
             return stage
         step -= stage.steps
     raise IndexError("past the last step")
 
 
-def learning_rate(step: int) -> float:
-    """Share of the full rate: rises, stays, falls in a line to a twentieth."""
-    left = (STEPS - step) / (STEPS * DECAY)
-    return min(1.0, (step + 1) / WARM_UP, max(left, 0.05))
+def learning_rate(step: int, steps: int = STEPS) -> float:
+    """Share of the full rate: rises, stays, falls in a line to a twentieth. steps: in total."""
+    left = (steps - step) / (steps * DECAY)
+    return min(1.0, (step + 1) / min(WARM_UP, steps / 10), max(left, 0.05))
 
 
 class Run:
     """A model, its optimizers and the folder that keeps them."""
 
-    def __init__(self, out: Path, device: str) -> None:
+    def __init__(self, out: Path, device: str, start: Path | None = None, steps: int = STEPS) -> None:
+        """start: a folder with a model of this kind to go on with, for `steps` steps."""
         self.out, self.device = out, torch.device(device)
+        self.stages, self.steps = STAGES if start is None else (replace(UPTRAINING, steps=steps),), steps
         out.mkdir(parents=True, exist_ok=True)
         if not (out / "tokenizer.json").exists():
-            save_tokenizer(make_tokenizer(), out)
+            made = make_tokenizer() if start is None else Tokenizer.from_file(str(start / "tokenizer.json"))
+            save_tokenizer(made, out)
         self.tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
         torch.manual_seed(0)
-        self.model = Model(Shape())
-        head_start(self.model)
+        self.model = Model(Shape()) if start is None else load(start)
+        if start is None:
+            head_start(self.model)
         self.model.to(self.device)
         names = dict(self.model.named_parameters())
         inner = {name for name, weight in names.items() if weight.ndim == 2 and "embed" not in name}
@@ -94,7 +102,8 @@ class Run:
             "muon": Muon((names[name] for name in names if name in inner), MATRICES),
             "adam": torch.optim.AdamW((names[name] for name in names if name not in inner), REST, (0.9, 0.95)),
         }
-        self.rates = {"muon": MATRICES, "adam": REST}
+        share = 1.0 if start is None else UPTRAINING_RATE
+        self.rates = {"muon": share * MATRICES, "adam": share * REST}
         self.step, self.seconds = 0, 0.0
         if (out / "progress.json").exists():
             self._load()
@@ -103,11 +112,12 @@ class Run:
         losses: list[float] = []
         while self.step < until:
             start = time.perf_counter()
-            self.model.rope_theta = stage_of(self.step).rope_theta
-            losses.append(self._step(stage_of(self.step)))
+            stage = stage_of(self.step, self.stages)
+            self.model.rope_theta = stage.rope_theta
+            losses.append(self._step(stage))
             self.seconds += time.perf_counter() - start
             self.step += 1
-            if self.step % CHECK == 0 or self.step == until:
+            if self.step % min(CHECK, max(1, self.steps // 5)) == 0 or self.step == until:
                 self._log(sum(losses) / len(losses))
                 losses.clear()
                 self.save()
@@ -123,7 +133,7 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = self.rates[name] * learning_rate(self.step)
+                group["lr"] = self.rates[name] * learning_rate(self.step, self.steps)
             optimizer.step()
             optimizer.zero_grad()
         return loss.item()
@@ -143,7 +153,7 @@ class Run:
 
     def _stage(self) -> Stage:
         """Of the last step that was done."""
-        return stage_of(max(0, self.step - 1))
+        return stage_of(max(0, self.step - 1), self.stages)
 
     def save(self) -> None:
         """Weights and state first, the step last: what an interruption leaves is a whole checkpoint."""
@@ -184,6 +194,14 @@ class Run:
         write_json(directory / "generation_config.json", {"do_sample": False, "eos_token_id": [2], "pad_token_id": 0})
 
 
+def load(directory: Path) -> Model:
+    """A model as `export` writes it, perhaps with fewer kv heads since."""
+    config = json.loads((directory / "config.json").read_text())
+    model = Model(Shape(**{field.name: config[field.name] for field in fields(Shape)}))
+    model.load_state_dict({name: value.float() for name, value in load_file(directory / "model.safetensors").items()})
+    return model
+
+
 def save_atomically(tensors: dict[str, Tensor], path: Path) -> None:
     new = path.with_suffix(".new")
     save_file({name: value.contiguous() for name, value in tensors.items()}, new)
@@ -203,6 +221,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", type=Path, required=True, help="checkpoints, log and tokenizer")
     options.add_argument("--export", type=Path, help="write the model here instead of training on")
+    options.add_argument("--model", type=Path, help="go on with this folder's model, for as many steps as --until says")
     options.add_argument("--until", type=int, default=STEPS, help="stop after this step")
     options.add_argument("--threads", type=int, default=os.cpu_count())
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -211,7 +230,7 @@ def main() -> None:
     )
     given = options.parse_args()
     torch.set_num_threads(given.threads)
-    run = Run(given.out, given.device)
+    run = Run(given.out, given.device, given.model, STEPS if given.model is None else given.until)
     if given.export:
         run.export(given.export)
         return

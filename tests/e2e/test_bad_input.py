@@ -98,6 +98,16 @@ COMMAND_ROWS = {
         r"the prompt has \d+ tokens, the context holds 16 .* at most 15 fit",
         stdin="word " * 99,
     ),
+    "no heads": Row(("convert", "heads", "demo", "new", "--kv-heads", "0"), r"kv_heads: 0 must .* 2 kv heads.*give 1"),
+    "more heads": Row(("convert", "heads", "demo", "new", "--kv-heads", "4"), r"kv_heads: 4 must .* be less; give 1"),
+    "no model to convert": Row(("convert", "heads", "no/such", "new", "--kv-heads", "1"), r"no/such: there is no such"),
+    "no folder for a model": Row(
+        ("convert", "heads", "demo", "no/new", "--kv-heads", "1"), r"no/new: .*/no is no folder; make it first"
+    ),
+    "folder that exists": Row(("convert", "heads", "demo", ".", "--kv-heads", "1"), r"\.: exists already and is not"),
+    "text that is not there": Row(
+        ("convert", "heads", "demo", "new", "--kv-heads", "1", "--text", "no.txt"), r"text: cannot read no\.txt"
+    ),
     "unknown environment variable": Row(
         GENERATE, r"KVTROVE_CHEK \(did you mean 'KVTROVE_CHECK'", env={"KVTROVE_CHEK": "1"}
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from kvtrove import LLM, SamplingParams
 from kvtrove.config import ConfigError, EngineConfig
 from kvtrove.loading import choose_precision
 from kvtrove.models.config_reader import read_spec
+from kvtrove.models.gguf.architectures import ARCHITECTURES
 from kvtrove.models.gguf.dequantize import GROUPS, READERS, dequantize
 from kvtrove.models.gguf.header import read_header
-from kvtrove.models.gguf.spec import ARCHITECTURES
 from kvtrove.models.gguf.stored import kept_bytes
 from kvtrove.models.gguf.tensor_types import TYPES
 from kvtrove.models.precision import Precision
@@ -24,7 +25,7 @@ from kvtrove.models.products import Products
 from kvtrove.plan.source import read_model
 from kvtrove.store import stored_model
 from kvtrove.text.gguf_pre_tokenizers import PATTERNS
-from tests.checkpoints import VOCAB, Checkpoints
+from tests.checkpoints import VOCAB, YARN, Checkpoints
 from tests.gguf_files import write_gguf
 from tests.golden.harness import PagedModel, expected_logits, hugging_face
 
@@ -45,6 +46,39 @@ def test_logits_are_those_of_transformers(family: str, checkpoints: Checkpoints,
     expected = expected_logits(hugging_face(directory), TOKENS)
     assert expected.std() > 0.5, "flat logits would prove nothing"
     assert (logits(write_gguf(directory, tmp_path / "m.gguf")) - expected).abs().max() < TOLERANCE
+
+
+ONE_MSCALE = {"mscale": None, "mscale_all_dim": None}
+# What no file says has the value that llama.cpp takes for it.
+AS_WRITTEN: dict[str, dict[str, Any]] = {
+    "smollm3": {"no_rope_layers": None, "use_sliding_window": False, "sliding_window": None, "num_hidden_layers": 4},
+    "granite": {},
+    "granitemoe": {},
+    "olmo2": {},
+    "olmo3": {},
+    "exaone4": {},
+    "hunyuan_v1": {},
+    "glm4": {},
+    "glm4_moe": {},
+    "qwen2_moe": {"mlp_only_layers": []},
+    "ernie4_5": {},
+    "seed_oss": {},
+    "ministral3": {},
+    "gpt_oss": {"swiglu_limit": 7.0, "rope_parameters": {**YARN, **ONE_MSCALE, "truncate": False}},
+    "gemma4": {},
+    "gemma4_moe": {},
+    "lfm2": {"conv_bias": False},
+    "deepseek_v2": {"n_group": 1, "topk_group": 1},
+    "deepseek_v3": {"rope_parameters": {**YARN, "mscale": 0.7}},
+}
+
+
+@pytest.mark.parametrize("family", AS_WRITTEN)
+def test_logits_are_those_of_the_directory(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    directory = checkpoints.get(family, **AS_WRITTEN[family])
+    expected = logits(directory)
+    assert expected.std() > 0.5, "flat logits would prove nothing"
+    assert (logits(write_gguf(directory, tmp_path / "m.gguf")) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("family", ["llama", "llama3", "phi3", "qwen3_moe"])

@@ -1,4 +1,4 @@
-"""`kvtrove eval`: compare cache configurations of one model with its exact cache, and weights with its floats."""
+"""`kvtrove eval`: compare caches of one model with its exact cache, weights with its floats, or models with it."""
 
 from __future__ import annotations
 
@@ -95,6 +95,13 @@ def evaluate(
             metavar="KIND", help="Weights to compare with the checkpoint's floats: int8, int4 or gguf; repeatable."
         ),
     ] = None,
+    other: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Another checkpoint with this tokenizer to compare, such as one of `kvtrove convert`; repeatable.",
+        ),
+    ] = None,
     parts: Annotated[str, typer.Option(metavar="NAME,...", help="What to measure.")] = "text,recall,speed",
     json: Annotated[str | None, _output("FILE", "Write all figures and answers; - is stdout.")] = None,
     html: Annotated[str | None, _output("FILE", "Write a report with pictures, one page on its own.")] = None,
@@ -112,7 +119,7 @@ def evaluate(
     Example: kvtrove eval my-model --parts text --fit-bits 6 --cache int8 --cache int4r
     """
     check_folders(json, html, state)
-    settings = _settings(model, cache, weights, parts, text, recall, choice, engine)
+    settings = _settings(model, cache, weights, other, parts, text, recall, choice, engine)
     kept = state if state is not None or json in (None, "-") else str(Path(json).with_suffix(".state.json"))
     result = _evaluate(settings, kept, quiet)
     _write(result, json, html)
@@ -127,6 +134,7 @@ def _settings(
     model: str,
     caches: list[str] | None,
     weights: list[str] | None,
+    others: list[str] | None,
     parts: str,
     text: TextOptions,
     recall: RecallOptions,
@@ -144,8 +152,10 @@ def _settings(
     values |= {"lengths": lengths, "depths": _numbers(recall.depths, "depths")}
     names = tuple(part.strip() for part in parts.split(","))
     usual = CANDIDATES if choice.fit_bits or choice.max_kl else DEFAULT
-    compared = tuple(caches or (() if weights else usual))
-    return Settings(str(find_model(model)), compared, names, weights=tuple(dict.fromkeys(weights or ())), **values)
+    compared = tuple(caches or (() if weights or others else usual))
+    values["weights"] = tuple(dict.fromkeys(weights or ()))
+    values["models"] = tuple(dict.fromkeys(str(find_model(name)) for name in others or ()))
+    return Settings(str(find_model(model)), compared, names, **values)
 
 
 def _numbers(text: str, what: str) -> tuple[float, ...]:

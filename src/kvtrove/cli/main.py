@@ -38,6 +38,7 @@ COMMANDS = {
     "simulate": "Replay a recorded load through caches of any size.",
     "bench": "Measure an engine, its kernels or a server.",
     "cache": "List, verify, clear, export or import a disk tier.",
+    "convert": "Write a checkpoint with fewer kv heads.",
     "calibrate": "Find the rotations that a cache of 2 bits needs.",
     "eval": "Compare caches with the exact one.",
 }

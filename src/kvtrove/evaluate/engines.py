@@ -1,10 +1,11 @@
-"""The engines that are compared: one cache each on the same weights, or other weights with the exact cache."""
+"""The engines that are compared: caches on the same weights, other weights, other models."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kvtrove.config import ConfigError
 from kvtrove.engine import Engine
 from kvtrove.evaluate.settings import EXACT, Settings
 from kvtrove.kv.recipe import recipe
@@ -21,7 +22,7 @@ SEQUENCES = 4
 
 @dataclass(frozen=True)
 class Engines:
-    """reference: with the exact cache. compared: by the recipe or `weights=KIND`, the exact one included.
+    """reference: with the exact cache. compared: by the recipe, `weights=KIND` or `model=PATH`, the exact one included.
 
     settings: with what depends on the model filled in.
     """
@@ -32,15 +33,21 @@ class Engines:
 
     @classmethod
     def start(cls, settings: Settings, progress: Progress | None = None) -> Engines:
-        """Loads weights once, and once more for each other kind of them. Raises ModelError or ConfigError."""
+        """Loads weights once, and once more for each other kind and model. Raises ModelError or ConfigError."""
         spec = read_spec(Path(settings.model))
-        settings = settings.resolved(spec.max_position)
+        others = {path: read_spec(Path(path)) for path in settings.models}
+        settings = settings.resolved(min(one.max_position for one in (spec, *others.values())))
         reference = _start(settings, spec, EXACT, progress=progress)
         model = reference.runner.model
         names = dict.fromkeys((EXACT,) if settings.fits else (EXACT, *settings.caches))
         compared = {name: _start(settings, spec, name, model) for name in names}
         for kind in settings.weights:
             compared[f"weights={kind}"] = _start(settings, spec, EXACT, progress=progress, weights=kind)
+        for path, other in others.items():
+            found = _start(replace(settings, model=path), other, EXACT, progress=progress)
+            if found.tokenizer.backend.to_str() != reference.tokenizer.backend.to_str():
+                raise ConfigError(f"models: {path} has another tokenizer than {settings.model}; give one of its kind")
+            compared[f"model={path}"] = found
         return cls(settings, reference, compared)
 
     @property

@@ -1,6 +1,6 @@
 """The evaluation: what is measured, in which order, and what comes out.
 
-Every configuration of the cache, or of the weights, goes through the same cells:
+Every configuration of the cache, or of the weights, and every other model goes through the same cells:
 
     layers   with a budget (`fit_bits`, `max_kl`): single layers first, which choose the cache to compare   (fit.py)
     text     segments of ordinary text: KL, top-1 agreement and perplexity against the exact cache   (fidelity.py)
@@ -171,4 +171,10 @@ def fingerprint(engines: Engines) -> str:
         "chunk": settings.chunk,
         "answer_tokens": settings.answer_tokens,
     }
+    if settings.models:
+        others = (engines.compared[f"model={path}"] for path in settings.models)
+        described["models"] = [
+            model_fingerprint(Path(path), e.spec, str(e.runner.model.precision), e.max_model_len).hex()
+            for path, e in zip(settings.models, others, strict=True)
+        ]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]

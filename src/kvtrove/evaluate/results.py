@@ -103,7 +103,7 @@ def prices(evaluation: Evaluation) -> dict[str, Price]:
         )
         for row in others
         for one in (row.fidelity,)
-        if one is not None and exact.fidelity is not None and not row.name.startswith("weights=")
+        if one is not None and exact.fidelity is not None and not row.name.startswith(("weights=", "model="))
     }
 
 

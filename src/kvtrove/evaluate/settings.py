@@ -22,6 +22,7 @@ class Settings:
 
     weights: how matrices are stored (`EngineConfig.weights`); each is compared, with the exact cache, with the floats
         of the checkpoint.
+    models: other checkpoints with the same tokenizer; each is compared, with its exact cache, with `model`.
 
     text: a UTF-8 file; None is held-out prose of the demo model. text_tokens: how much of it is read at most, in
         segments of `context` tokens; None is CONTEXT, or all that the model can hold if that is less.
@@ -53,6 +54,7 @@ class Settings:
     device: str = "auto"
     block_size: int = EngineConfig.block_size
     weights: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     fit_bits: float | None = None
     max_kl: float | None = None
     least_top1: float = LEAST_TOP1

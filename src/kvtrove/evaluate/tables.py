@@ -20,11 +20,11 @@ TITLES = (
 def result_table(evaluation: Evaluation) -> RenderableType:
     """One line per configuration; below it recall by length, when there are several lengths; then the notes."""
     found = rows(evaluation)
-    parts: list[RenderableType] = [_table(*columns(found))]
+    parts: list[RenderableType] = [table(*columns(found))]
     lengths = sorted({length for row in found for length, _ in row.recall})
     if len(lengths) > 1:
         by_length = [[row.name, *(share(row.recall_at(length)) for length in lengths)] for row in found]
-        parts.append(_table(("recall at", *(f"{length:,} tokens" for length in lengths)), by_length))
+        parts.append(table(("recall at", *(f"{length:,} tokens" for length in lengths)), by_length))
     return Group(*parts, *(Text(f"note: {note}") for note in remarks(evaluation)))
 
 
@@ -62,10 +62,11 @@ def share(value: float | None, digits: int = 0) -> str:
     return "-" if value is None else f"{100 * value:.{digits}f} %"
 
 
-def _table(titles: tuple[str, ...], lines: list[list[str]]) -> Table:
-    table = FittingTable(box=None, header_style="dim", padding=(0, 2, 0, 0))
+def table(titles: tuple[str, ...], lines: list[list[str]]) -> Table:
+    """Lines of figures under their titles, as wide as the terminal allows."""
+    made = FittingTable(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for number, title in enumerate(titles):
-        table.add_column(title, justify="right" if number else "left", no_wrap=True)
+        made.add_column(title, justify="right" if number else "left", no_wrap=True)
     for line in lines:
-        table.add_row(*(Text(text) for text in line))
-    return table
+        made.add_row(*(Text(text) for text in line))
+    return made

@@ -183,7 +183,7 @@ class IntegerCheckpoint(SafetensorsCheckpoint):
         name = f"{module}.{part}"
         if name not in self._files:
             return None
-        tensor: Tensor = self._handle(self._files[name]).get_tensor(name)
+        tensor: Tensor = self.handle(self._files[name]).get_tensor(name)
         return tensor
 
     def _wrong(self, name: str, what: str) -> ModelError:

@@ -13,7 +13,7 @@ from torch import Tensor
 from kvtrove.kernels.linear import Groups, Kind
 from kvtrove.models.decoder import HEAD, Model
 from kvtrove.models.families import find_family
-from kvtrove.models.families.common import Family, Source
+from kvtrove.models.families.common import EMBEDDING, Family, Source
 from kvtrove.models.layers.linear import Weights
 from kvtrove.models.products import Products
 from kvtrove.models.random_weights import RandomWeights
@@ -21,7 +21,6 @@ from kvtrove.models.spec import ModelError, ModelSpec
 from kvtrove.models.weights import Checkpoint, open_checkpoint
 
 Progress = Callable[[str, int, int], None]
-EMBEDDING = "embed_tokens.weight"
 
 log = logging.getLogger(__name__)
 # Buffers that older versions of transformers saved beside the weights.
@@ -82,7 +81,8 @@ class _Reader:
     """Turns the decoder's names of parameters into tensors of the checkpoint, and remembers which it used."""
 
     def __init__(self, checkpoint: Checkpoint, family: Family, spec: ModelSpec, products: Products) -> None:
-        self.checkpoint, self.family, self.spec = checkpoint, family, spec
+        self.checkpoint, self.spec = checkpoint, spec
+        self.locate = checkpoint.locate or family.locate
         self.device, precision = products.device, products.precision
         self.weights = precision.weights
         self.dtype: torch.dtype = getattr(torch, precision.dtype)
@@ -90,8 +90,7 @@ class _Reader:
         self.used: set[str] = set()
         if checkpoint.note:
             log.warning(checkpoint.note, precision.dtype)
-        fitting = (prefix for prefix in family.prefixes if prefix + EMBEDDING in checkpoint)
-        self.prefix = next(fitting, family.prefixes[0])
+        self.prefix = family.prefix(checkpoint.names)
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """In the dtype of activations."""
@@ -118,7 +117,7 @@ class _Reader:
         return kind if self.weights == "gguf" or kind == "int4" else None
 
     def _source(self, name: str) -> Source:
-        return self.family.locate(name, self.spec)
+        return self.locate(name, self.spec)
 
     def _located(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
         source = self._source(name)

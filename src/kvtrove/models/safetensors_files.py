@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kvtrove.kernels.linear import Groups, Kind
+from kvtrove.models.families.common import Locate
 from kvtrove.models.mxfp4 import GROUP as MXFP4_GROUP
 from kvtrove.models.mxfp4 import numbers as mxfp4
 from kvtrove.models.shards import INDEX, SINGLE, find_shards
@@ -24,18 +25,22 @@ MXFP4 = "experts are stored in MXFP4 and computed in %s, four times as large; --
 class SafetensorsCheckpoint:
     """The safetensors files of one directory. Raises ModelError naming the file (and tensor) for all that is wrong."""
 
+    locate: Locate | None = None
+    """The family says where parameters lie."""
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._open: dict[Path, Any] = {}
         shards = find_shards(directory)
         if shards is None:
             raise self._no_weights()
+        self.files = shards.files
         self.listing = shards.listing
         """The file or directory that says which tensors there are."""
         self._files = dict(shards.weight_map or {})
         if shards.weight_map is None:
             for file in shards.files:
-                self._files |= dict.fromkeys(self._handle(file).keys(), file)
+                self._files |= dict.fromkeys(self.handle(file).keys(), file)
         self._last: tuple[str, int, Tensor] | None = None  # of MXFP4: gate and up are read out of the same numbers
         self.note = MXFP4 if any(name.endswith("_proj_blocks") for name in self._files) else ""
 
@@ -66,7 +71,7 @@ class SafetensorsCheckpoint:
         if name not in self._files:
             raise ModelError(f"{self.listing}: tensor {name!r} is missing, expected shape {list(shape)}")
         path = self._files[name]
-        handle = self._handle(path)
+        handle = self.handle(path)
         try:
             entry = handle.get_slice(name)
         except SafetensorError:
@@ -94,7 +99,8 @@ class SafetensorsCheckpoint:
             )
         return ModelError(f"{self.directory}: no weights found; expected {SINGLE} or {INDEX} with its shards")
 
-    def _handle(self, path: Path) -> Any:
+    def handle(self, path: Path) -> Any:
+        """One of the files, open. ModelError when it is cut short or its header is wrong."""
         if path not in self._open:
             try:
                 self._open[path] = safe_open(path, "pt")

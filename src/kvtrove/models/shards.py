@@ -7,10 +7,13 @@ shards   model-00001-of-00003.safetensors and so on, complete, without an index
 
 from __future__ import annotations
 
+import json
 import re
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kvtrove.models.config_view import ConfigView, read_json
 from kvtrove.models.spec import ModelError
@@ -74,3 +77,19 @@ def _plain_files(paths: Iterable[Path]) -> tuple[Path, ...]:
         if not path.is_file():  # opening a pipe would wait forever
             raise ModelError(f"{path}: is not a plain file")
     return files
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """| length u64 | JSON: tensor name -> dtype, shape, data_offsets | data ... |
+
+    ModelError naming a file that has no whole header.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise ValueError(f"the header is {length} bytes long, the file {path.stat().st_size}")
+            header: dict[str, Any] = json.loads(file.read(length))
+    except (ValueError, OSError, struct.error) as error:
+        raise ModelError(f"{path}: not a complete safetensors file ({error}); download it again") from error
+    return header

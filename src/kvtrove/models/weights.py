@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kvtrove.kernels.linear import Groups, Kind
+from kvtrove.models.families.common import Locate
 from kvtrove.models.gguf.checkpoint import GGUFCheckpoint
 from kvtrove.models.gguf.header import gguf_file
 from kvtrove.models.integers import IntegerCheckpoint
@@ -30,6 +31,8 @@ class Checkpoint(Protocol):
     """The file or directory that says which tensors there are."""
     note: str
     """What somebody who loads it should know, with a place for the dtype of weights; empty where there is nothing."""
+    locate: Locate | None
+    """Where the decoder's parameters lie, where the format says so rather than the family."""
 
     def __contains__(self, name: str) -> bool: ...
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -14,12 +12,13 @@ from typing import Any
 from kvtrove.kv.plane import DTYPE_BYTES
 from kvtrove.models.config_view import ConfigView, read_json
 from kvtrove.models.families import REGISTRY, architecture_of, find_family
+from kvtrove.models.gguf.architectures import ARCHITECTURES
 from kvtrove.models.gguf.header import gguf_file, read_header
-from kvtrove.models.gguf.spec import ARCHITECTURES, spec_of
+from kvtrove.models.gguf.spec import spec_of
 from kvtrove.models.gguf.stored import is_quantised, kept_bytes
 from kvtrove.models.integers_config import BESIDE_PACKED, PACKED, integers_of, is_read
 from kvtrove.models.precision import Precision
-from kvtrove.models.shards import find_shards
+from kvtrove.models.shards import find_shards, safetensors_header
 from kvtrove.models.spec import ModelError, ModelSpec
 from kvtrove.plan.model import PlanModel, from_spec
 from kvtrove.plan.quantized import quantization_of
@@ -122,20 +121,7 @@ def _tensors(file: Path, model: PlanModel) -> Iterator[tuple[str, str, list[int]
     """(name, stored dtype, shape) of the tensors that will be loaded: the decoder's alone where the engine runs it."""
     prefixes = find_family(model.architecture).prefixes if model.spec else ("",)
     tied = model.spec is not None and model.spec.tie_embeddings
-    for name, entry in _safetensors_header(file).items():
+    for name, entry in safetensors_header(file).items():
         is_head = name.endswith("lm_head.weight")
         if name != "__metadata__" and (not tied if is_head else name.startswith(prefixes)):
             yield name, entry["dtype"], entry["shape"]
-
-
-def _safetensors_header(path: Path) -> dict[str, Any]:
-    """| length u64 | JSON: tensor name -> dtype, shape, data_offsets | data ... |"""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                raise ValueError(f"the header is {length} bytes long, the file {path.stat().st_size}")
-            header: dict[str, Any] = json.loads(file.read(length))
-    except (ValueError, OSError, struct.error) as error:
-        raise ModelError(f"{path}: not a complete safetensors file ({error}); download it again") from error
-    return header

@@ -13,7 +13,7 @@ import pytest
 
 from kvtrove.config import ConfigError
 from kvtrove.evaluate.engines import Engines
-from kvtrove.evaluate.evaluation import Evaluation, bytes_per_token, evaluate
+from kvtrove.evaluate.evaluation import Evaluation, bytes_per_token, evaluate, fingerprint
 from kvtrove.evaluate.results import as_json, rows
 from kvtrove.evaluate.settings import Settings
 from kvtrove.evaluate.store import Store
@@ -145,6 +145,22 @@ def test_weights_are_compared_with_the_floats_of_the_checkpoint(settings: Settin
         assert (better.weight_bytes or 0) > (worse.weight_bytes or 0) > 0
     with pytest.raises(ConfigError, match="weights: 'int3' is not one of int8, int4, gguf"):
         Settings(model, weights=("int3",))
+
+
+def test_another_model_is_compared_and_its_results_are_its_own(settings: Settings, checkpoints: Checkpoints) -> None:
+    """The same geometry, other weights: only the fingerprint tells the two apart."""
+    asked = replace(settings, parts=("text",), caches=(), chunk=64)
+    other, third = (str(checkpoints.get("llama", seed=seed)) for seed in (1, 2))
+    exact, found = rows(evaluate(replace(asked, models=(other,))))
+    assert found.name == f"model={other}"
+    assert exact.fidelity is not None
+    assert found.fidelity is not None
+    alone = rows(evaluate(replace(asked, model=other)))[0].fidelity
+    assert alone is not None
+    assert (found.fidelity.perplexity, exact.fidelity.kl_mean) == (alone.perplexity, 0.0)
+    assert found.fidelity.kl_mean > 0
+    engines = [Engines.start(replace(asked, models=(path,))) for path in (other, third)]
+    assert fingerprint(engines[0]) != fingerprint(engines[1])
 
 
 def test_progress_is_told_per_kind_of_cell(settings: Settings, tmp_path: Path) -> None:

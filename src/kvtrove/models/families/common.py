@@ -19,9 +19,6 @@ from kvtrove.models.state_spec import StateSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -31,6 +28,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 DTYPES = ("float32", "float16", "bfloat16")
 QUANTISED = "quantization_config"
+EMBEDDING = "embed_tokens.weight"
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 
 
@@ -67,6 +65,10 @@ class Source:
         return whole[::-1] if self.transposed else whole
 
 
+Locate = Callable[[str, ModelSpec], Source]
+"""The decoder's name of a parameter -> where it lies, both without prefix."""
+
+
 def same_name(name: str, spec: ModelSpec) -> Source:
     """The names of Hugging Face's Llama, which the decoder asks for and most families use."""
     return Source(name)
@@ -82,9 +84,13 @@ class Family:
     """
 
     read: Callable[[ConfigView], ModelSpec]
-    locate: Callable[[str, ModelSpec], Source] = same_name
+    locate: Locate = same_name
     prefixes: tuple[str, ...] = ("model.",)
     quantised: tuple[str, ...] = ()
+
+    def prefix(self, names: frozenset[str]) -> str:
+        """What the decoder's names begin with in a checkpoint that holds tensors of these names."""
+        return next((prefix for prefix in self.prefixes if prefix + EMBEDDING in names), self.prefixes[0])
 
     def spec(self, view: ConfigView) -> ModelSpec:
         """What a config.json says. ModelError naming the key, for weights that are quantised as well."""

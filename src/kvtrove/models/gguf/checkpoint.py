@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvtrove.kernels.linear import Groups, Kind
+from kvtrove.models.families.common import Locate
+from kvtrove.models.gguf.architectures import find_architecture
 from kvtrove.models.gguf.dequantize import GROUPS, READERS, dequantize
 from kvtrove.models.gguf.header import TensorInfo, map_file, read_header
 from kvtrove.models.gguf.names import Place, locate
-from kvtrove.models.gguf.spec import find_architecture
 from kvtrove.models.gguf.stored import kind_of
 from kvtrove.models.spec import ModelError
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+LATENT = ".self_attn.kv_b_proj.weight"
 READ_AT_ONCE = 1 << 18
 """Elements that are dequantised at a time."""
 
@@ -37,17 +39,17 @@ class GGUFCheckpoint:
         self.listing, self.note = path, ""
         """The file that says which tensors there are."""
         self.architecture = find_architecture(header)
+        self.locate: Locate | None = self.architecture.locate
         self._tensors = {tensor.name: tensor for tensor in header.tensors}
         self._maps = {file: map_file(file) for file in header.files}
         kind = header.architecture
-        self._sandwich = kind in ("gemma2", "gemma3")
         heads = header.metadata.get(f"{kind}.attention.head_count", 1)
         self._heads = {"attn_q": heads, "attn_k": header.metadata.get(f"{kind}.attention.head_count_kv", heads)}
         for tensor in header.tensors:
             self._check(tensor)
 
     def __contains__(self, name: str) -> bool:
-        place = locate(name, self._sandwich)
+        place = self._place(name)
         return place is not None and place.name in self._tensors
 
     @property
@@ -57,12 +59,16 @@ class GGUFCheckpoint:
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """The tensor on the CPU: as it is stored where it is stored as floats, else dequantised in `dtype`."""
-        stored = self._find(name, shape)
+        if name.endswith(LATENT) and name not in self:
+            return self._latent(name, shape)
+        return self._read(self._find(name, shape), name, shape, dtype)
+
+    def _read(self, stored: _Stored, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         kind, data = stored.info.type, stored.data
         if kind.name in FLOATS:
             tensor = _floats(data, FLOATS[kind.name])
         else:
-            tensor = torch.empty((len(data), shape[-1]), dtype=dtype)
+            tensor = torch.empty((len(data), stored.info.shape[0]), dtype=dtype)
             for rows, values in stored.dequantised():
                 tensor[rows] = torch.from_numpy(values)
             if not tensor.isfinite().all():
@@ -78,7 +84,9 @@ class GGUFCheckpoint:
 
     def kind(self, name: str) -> Kind:
         """In which a product keeps the bits of this matrix. ModelError when there is none of that name."""
-        place = locate(name, self._sandwich)
+        if name.endswith(LATENT) and name not in self:
+            return "int8"  # read in float32: no product is made of it
+        place = self._place(name)
         info = self._tensors.get(place.name) if place else None
         if info is None:
             raise ModelError(f"{self.listing}: tensor {name!r} is missing")
@@ -98,19 +106,48 @@ class GGUFCheckpoint:
             numbers, scales, minima = numbers[order], scales[order], minima[order]
         return Groups(numbers, scales, minima)
 
+    def _place(self, name: str) -> Place | None:
+        place = locate(name, self.architecture.post_norms)
+        return self.architecture.places.get(place.name, place) if place else None
+
+    def _latent(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """What latents of keys and values expand to, [heads * (nope + v_dim), rank], float32, of its two parts.
+
+        Keys lie transposed, [heads, rank, nope], as queries meet them; values are [heads, v_dim, rank].
+        """
+        layer, rank = name.removesuffix(LATENT), shape[1]
+        parts = []
+        for part in ("attn_k_b", "attn_v_b"):
+            place = Place(f"{layer.replace('model.layers.', 'blk.')}.{part}.weight")
+            info = self._tensors.get(place.name)
+            if info is None or len(info.shape) != 3 or rank != info.shape[part == "attn_k_b"]:
+                raise ModelError(f"{self.listing}: tensor {place.name!r} is missing or not of rank {rank}")
+            whole = tuple(reversed(info.shape))
+            values = self._read(self._stored(place, info, whole), name, whole, torch.float32).float()
+            parts.append(values.transpose(1, 2) if part == "attn_k_b" else values)
+        if (
+            parts[0].shape[0] != parts[1].shape[0]
+            or parts[0].shape[0] * (parts[0].shape[1] + parts[1].shape[1]) != shape[0]
+        ):
+            raise ModelError(f"{self.listing}: {layer}: attn_k_b and attn_v_b do not have {shape[0]} rows together")
+        return torch.cat(parts, dim=1).reshape(shape)
+
     def _find(self, name: str, shape: tuple[int, ...]) -> _Stored:
-        place = locate(name, self._sandwich)
+        place = self._place(name)
         info = self._tensors.get(place.name) if place else None
         if place is None or info is None:
             called = f"{place.name!r} ({name})" if place else repr(name)
             raise ModelError(f"{self.listing}: tensor {called} is missing, expected shape {list(shape)}")
         found = list(reversed(info.shape))
         wanted = [*found[:1], *shape] if place.expert is not None else list(shape)
-        if found != wanted or (place.expert is not None and place.expert >= found[0]):
+        if _without_ones(found) != _without_ones(wanted) or (place.expert is not None and place.expert >= found[0]):
             raise ModelError(
                 f"{info.file}: tensor {info.name!r} has shape {found}, but the metadata asks for {list(shape)}"
                 + ("" if place.expert is None else f" for expert {place.expert}")
             )
+        return self._stored(place, info, shape)
+
+    def _stored(self, place: Place, info: TensorInfo, shape: tuple[int, ...]) -> _Stored:
         if info.type.name not in FLOATS and info.type.name not in READERS:
             raise ModelError(
                 f"{info.file}: tensor {info.name!r} has the type {info.type.name}, which is not read; "
@@ -124,7 +161,7 @@ class GGUFCheckpoint:
         data = np.frombuffer(self._maps[info.file], np.uint8, info.nbytes, info.start).reshape(rows, -1)
         if place.expert is None:
             return data
-        each = info.shape[1]
+        each = rows // info.shape[-1]
         return data[place.expert * each : (place.expert + 1) * each]
 
     def _order(self, info: TensorInfo, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
@@ -170,6 +207,11 @@ class _Stored:
             rows = slice(start, start + at_once)
             blocks = self.data[rows].reshape(-1, self.info.type.nbytes)
             yield rows, dequantize(self.info.type.name, blocks).reshape(-1, self.info.shape[0])
+
+
+def _without_ones(shape: list[int]) -> list[int]:
+    """Some files leave out dimensions of size one."""
+    return [size for size in shape if size != 1]
 
 
 def _floats(data: NDArray[np.uint8], dtype: torch.dtype) -> Tensor:

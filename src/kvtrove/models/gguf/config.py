@@ -77,7 +77,10 @@ def _layers(header: GGUFHeader, view: ConfigView) -> int:
     most = 1 + max(found) if found else MOST_LAYERS
     if count > most:
         raise view.error(f"{key!r} is {count}, but there are at most {most} layers")
-    return count
+    drafting = view.size(f"{header.architecture}.nextn_predict_layers", 0, least=0)  # they come last
+    if drafting >= count:
+        raise view.error(f"{key!r} is {count}, of which {drafting} draft; expected more")
+    return count - drafting
 
 
 def _per_layer(view: ConfigView, key: str, layers: int) -> int | list[int]:

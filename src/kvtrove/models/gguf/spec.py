@@ -3,94 +3,18 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from kvtrove.config import nearest
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.families import find_family
+from kvtrove.models.gguf.architectures import Config, find_architecture
 from kvtrove.models.gguf.config import as_config
 from kvtrove.models.gguf.header import GGUFHeader, TensorInfo, map_file, read_header
 from kvtrove.models.spec import ModelError, ModelSpec
 
-Config = dict[str, Any]
 _END_TOKENS = ("eos", "eot", "eom")
 """`tokenizer.ggml.*_token_id`: of a text, a turn, and a message that waits for a tool."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How a model of `general.architecture` is read by the family of another name.
-
-    more: further keys of its config.json. permuted: rows of Q and K lie in the order of interleaved rotary pairs.
-    norm_offset: what was added to norm weights when the file was written.
-    """
-
-    family: str
-    more: Callable[[ConfigView, Config], None] = lambda view, config: None
-    permuted: bool = False
-    norm_offset: float = 0.0
-
-
-def _llama(view: ConfigView, config: Config) -> None:
-    if "n_routed_experts" in config:
-        config["architecture"] = "MixtralForCausalLM"
-        config["num_local_experts"] = config["n_routed_experts"]
-
-
-def _qwen3_moe(view: ConfigView, config: Config) -> None:
-    config["num_experts"] = config.get("n_routed_experts")
-    config["norm_topk_prob"] = view.flag("qwen3moe.expert_weights_norm", True)
-
-
-def _gemma(view: ConfigView, config: Config) -> None:
-    kind = config["model_type"]
-    config["final_logit_softcapping"] = view.optional_number(f"{kind}.final_logit_softcapping")
-    if kind == "gemma2":
-        config["attn_logit_softcapping"] = view.optional_number(f"{kind}.attn_logit_softcapping")
-    if "sliding_window" not in config:
-        config["layer_types"] = ["full_attention"] * config["num_hidden_layers"]
-    if base := view.optional_number(f"{kind}.rope.freq_base_swa"):
-        config["rope_local_base_freq"] = base
-    # The files do not say how queries are scaled: by the head's size, but for the models of 27 billion parameters.
-    largest = config["num_hidden_layers"] == (46 if kind == "gemma2" else 62)
-    heads = view.size(f"{kind}.attention.head_count")
-    config["query_pre_attn_scalar"] = config["hidden_size"] // heads if largest else config["head_dim"]
-    if config["dtype"] == "float16":  # activations of these models pass the largest float16
-        config["dtype"] = "bfloat16"
-
-
-def _phi3(view: ConfigView, config: Config) -> None:
-    rotated = view.size("phi3.rope.dimension_count", config["head_dim"])
-    config["partial_rotary_factor"] = rotated / config["head_dim"]
-    config["original_max_position_embeddings"] = view.size(
-        "phi3.rope.scaling.original_context_length", config["max_position_embeddings"]
-    )
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("LlamaForCausalLM", _llama, permuted=True),
-    "qwen2": Architecture("Qwen2ForCausalLM"),
-    "qwen3": Architecture("Qwen3ForCausalLM"),
-    "qwen3moe": Architecture("Qwen3MoeForCausalLM", _qwen3_moe),
-    "gemma2": Architecture("Gemma2ForCausalLM", _gemma, norm_offset=1.0),
-    "gemma3": Architecture("Gemma3ForCausalLM", _gemma, norm_offset=1.0),
-    "phi3": Architecture("Phi3ForCausalLM", _phi3),
-}
-"""`general.architecture` -> how it is read."""
-
-
-def find_architecture(header: GGUFHeader) -> Architecture:
-    """ModelError names the supported ones."""
-    name = header.architecture
-    if name not in ARCHITECTURES:
-        raise ModelError(
-            f"{header.path}: 'general.architecture' {name!r} is not supported{nearest(name, ARCHITECTURES)}; "
-            f"supported: {', '.join(ARCHITECTURES)}"
-        )
-    return ARCHITECTURES[name]
 
 
 def read_gguf_spec(path: Path) -> ModelSpec:
@@ -108,8 +32,6 @@ def spec_of(header: GGUFHeader, *, factors: bool = True) -> ModelSpec:
     for name, key in _NEEDED.items():
         if name not in config:
             raise ModelError(f"{where}: '{kind}.{key}' is missing from its metadata")
-        if isinstance(config[name], list):
-            raise ModelError(f"{where}: '{kind}.{key}' differs between layers, which is not supported")
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     config.setdefault("head_dim", max(1, config["hidden_size"] // config["num_attention_heads"]))
     config |= {
@@ -120,8 +42,17 @@ def spec_of(header: GGUFHeader, *, factors: bool = True) -> ModelSpec:
         "eos_token_id": _end_tokens(view),
         "bos_token_id": view.get("tokenizer.ggml.bos_token_id"),
         "rope_scaling": _rope_scaling(header, view, factors),
+        "attention_k_eq_v": any(
+            name.replace("attn_k.", "attn_v.") not in names for name in names if ".attn_k." in name
+        ),
+        "use_qk_norm": any(name.endswith("attn_q_norm.weight") for name in names),
     }
-    architecture.more(view, config)
+    prefix = f"{kind}."
+    own = {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
+    architecture.more(ConfigView(own, f"{where}: {kind}"), config)
+    for name, key in _NEEDED.items():
+        if isinstance(config[name], list):
+            raise ModelError(f"{where}: '{kind}.{key}' differs between layers, which is not supported")
     spec = find_family(config["architecture"]).spec(ConfigView(config, where))
     if not names:
         return spec
@@ -133,6 +64,7 @@ def spec_of(header: GGUFHeader, *, factors: bool = True) -> ModelSpec:
     )
 
 
+_YARN = {"attention_factor": "yarn_attn_factor", "beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 _NEEDED = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -171,8 +103,8 @@ def _rope_scaling(header: GGUFHeader, view: ConfigView, factors: bool) -> Config
         return {"rope_type": "linear", "factor": factor}
     if kind != "yarn":
         raise view.error(f"'{prefix}.type' {kind!r} is not supported; supported: none, linear, yarn, longrope")
-    scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
-    for name, key in {"attention_factor": "yarn_attn_factor", "beta_fast": "yarn_beta_fast"}.items():
+    scaling: Config = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+    for name, key in _YARN.items():
         if (value := view.optional_number(f"{prefix}.{key}")) is not None:
             scaling[name] = value
     return scaling

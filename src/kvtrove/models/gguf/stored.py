@@ -12,7 +12,8 @@ KINDS = {"Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4_f32", **dict.fromkeys(FLO
 """Type -> what products keep matrices as: exact for 4-bit types; all others are int8, rounded once more."""
 GROUP_BYTES = {"int4": 16 + 4, "int4_f32": 16 + 8}
 """Of 32 inputs of an output, with their scale and minimum."""
-_EMBEDDING, _HEAD, _ROUTER = "token_embd.weight", "output.weight", "ffn_gate_inp"
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+_NO_PRODUCT = ("ffn_gate_inp", "shortconv.conv", "attn_k_b", "attn_v_b", ".bias", ".scale")
 
 
 def kind_of(tensor: TensorInfo) -> str:
@@ -40,7 +41,7 @@ def _nbytes(header: GGUFHeader) -> Iterator[int]:
     for tensor in header.tensors:
         outputs = tensor.num_elements // tensor.shape[0]
         kind = kind_of(tensor)
-        if len(tensor.shape) == 1 or _ROUTER in tensor.name:
+        if len(tensor.shape) == 1 or any(part in tensor.name for part in _NO_PRODUCT):
             yield tensor.num_elements * 4
         elif kind == "bf16" or (tensor.name == _EMBEDDING and not tied):
             yield tensor.num_elements * 2
