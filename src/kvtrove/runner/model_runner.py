@@ -28,6 +28,8 @@ from kvtrove.runner.sampler import Sampler, logprob_table
 from kvtrove.runner.threads import few_threads
 from kvtrove.scheduler.output import ModelOutput, ScheduledSequence, SchedulerOutput, SequenceResult, accept
 
+FEW_TOKENS = 64
+"""In a step of so many, torch's work in the layers that the kernels do not serve is too short to be shared out."""
 PROMPT_LOGPROB_ROWS = 256  # rows of logits held at once while prompt logprobs are reported
 
 
