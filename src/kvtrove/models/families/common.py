@@ -186,8 +186,10 @@ def shared_sources(view: ConfigView, types: Sequence[str], shared: int) -> list[
     return [None if index < first else own[kind] for index, kind in enumerate(types)]
 
 
-def fused_expert(part: str, number: str, moe: MoESpec, gate_up: str, down: str, transposed: bool = False) -> Source:
-    """Where an expert's gate_proj, up_proj or down_proj lies in the stacks of all of them, `gate_up` and `down`."""
+def fused_expert(name: str, spec: ModelSpec, gate_up: str, down: str, transposed: bool = False) -> Source:
+    """Where an expert's part (`name`: "3.up_proj.weight") lies in the stacks of all of them, `gate_up` and `down`."""
+    number, part, _ = name.split(".")
+    moe = first_experts(spec)
     stack, inner = (int(number), moe.num_experts), moe.intermediate_size
     if part == "down_proj":
         return Source(down, stack=stack, transposed=transposed)

@@ -13,7 +13,6 @@ from kvtrove.models.families.common import (
     Heads,
     Source,
     build_spec,
-    first_experts,
     fused_expert,
     layer_types,
     retentions,
@@ -126,9 +125,7 @@ def locate(name: str, spec: ModelSpec) -> Source:
     """layers.0.mlp.experts.3.up_proj.weight -> the second half of number 3 of layers.0.experts.gate_up_proj"""
     head, _, tail = name.partition(".mlp.experts.")
     if tail:
-        number, part, _ = tail.split(".")
-        stacks = f"{head}.experts.gate_up_proj", f"{head}.experts.down_proj"
-        return fused_expert(part, number, first_experts(spec), *stacks)
+        return fused_expert(tail, spec, f"{head}.experts.gate_up_proj", f"{head}.experts.down_proj")
     for ours, theirs in _ROUTER.items():
         name = name.replace(ours, theirs)
     return Source(name)

@@ -66,9 +66,8 @@ def locate(name: str, spec: ModelSpec) -> Source:
     """layers.0.mlp.experts.3.up_proj.weight -> the second half of number 3 of block_sparse_moe.input_linear.weight"""
     head, _, part = name.partition(".mlp.")
     if part.startswith("experts."):
-        _, number, part, _ = part.split(".")
         stacks = f"{head}.block_sparse_moe.input_linear.weight", f"{head}.block_sparse_moe.output_linear.weight"
-        return fused_expert(part, number, first_experts(spec), *stacks)
+        return fused_expert(part.removeprefix("experts."), spec, *stacks)
     if part.startswith("shared_experts."):
         _, part, _ = part.split(".")
         if part == "down_proj":

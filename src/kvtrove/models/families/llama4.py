@@ -12,7 +12,6 @@ from kvtrove.models.families.common import (
     Source,
     build_layers,
     build_spec,
-    first_experts,
     fused_expert,
     layer_types,
     read_heads,
@@ -82,9 +81,8 @@ def locate(name: str, spec: ModelSpec) -> Source:
     """layers.0.mlp.experts.3.up_proj.weight -> columns of number 3 of layers.0.feed_forward.experts.gate_up_proj"""
     head, _, tail = name.partition(".mlp.experts.")
     if tail:
-        number, part, _ = tail.split(".")
         stacks = f"{head}.feed_forward.experts.gate_up_proj", f"{head}.feed_forward.experts.down_proj"
-        return fused_expert(part, number, first_experts(spec), *stacks, transposed=True)
+        return fused_expert(tail, spec, *stacks, transposed=True)
     if ".mlp." in name:
         for ours, theirs in _NAMES.items():
             name = name.replace(ours, theirs)

@@ -17,7 +17,6 @@ from kvtrove.models.families.common import (
     Source,
     build_layers,
     build_spec,
-    first_experts,
     fused_expert,
     layer_types,
     read_heads,
@@ -101,9 +100,7 @@ def locate_vl_moe(name: str, spec: ModelSpec) -> Source:
     head, _, tail = name.partition(".experts.")
     if not tail:
         return Source(name)
-    number, part, _ = tail.split(".")
-    stacks = f"{head}.experts.gate_up_proj", f"{head}.experts.down_proj"
-    return fused_expert(part, number, first_experts(spec), *stacks, transposed=True)
+    return fused_expert(tail, spec, f"{head}.experts.gate_up_proj", f"{head}.experts.down_proj", transposed=True)
 
 
 def of_text(read: Callable[[ConfigView], ModelSpec]) -> Callable[[ConfigView], ModelSpec]:

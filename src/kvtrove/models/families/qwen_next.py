@@ -9,7 +9,6 @@ from kvtrove.models.families.common import (
     Source,
     build_layers,
     build_spec,
-    first_experts,
     fused_expert,
     layer_types,
     read_heads,
@@ -130,9 +129,7 @@ def locate_35(name: str, spec: ModelSpec) -> Source:
     start, found, rest = name.partition(".experts.")
     if not found:
         return Source(name)
-    number, part, _ = rest.split(".")
-    stacks = f"{start}.experts.gate_up_proj", f"{start}.experts.down_proj"
-    return fused_expert(part, number, first_experts(spec), *stacks)
+    return fused_expert(rest, spec, f"{start}.experts.gate_up_proj", f"{start}.experts.down_proj")
 
 
 _VISION = ("model.language_model.", "language_model.model.", "model.")
