@@ -120,7 +120,6 @@ class Engine:
                 directory, self.spec, str(self.runner.model.precision), self.max_model_len, config.load_format
             ),
             num_seats=config.max_num_seats,
-            num_marks=capacity.num_marks,
             mark_rules=loaded.mark_rules,
             enable_prefix_caching=config.enable_prefix_caching,
             check=config.check or 0,

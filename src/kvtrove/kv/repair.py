@@ -34,10 +34,11 @@ def rebuild(manager: KVCacheManager) -> None:
     manager.pins.clear()
     manager.seats.clear()
     manager.forget_unfilled()
-    manager.marks.clear()
+    manager.marks.reset()
     if manager.transfers is not None:
         manager.transfers.reset()
-    index = PrefixCache(manager.num_groups, enabled=manager.index.enabled, clock=manager.pool.clock)
+    rows, enabled = manager.spec.mark_rows, manager.index.enabled
+    index = PrefixCache(manager.num_groups, rows, enabled=enabled, clock=manager.pool.clock)
     pool = BlockPool(manager.num_blocks, manager.pool.forget, manager.pool.clock, manager.eviction.order())
     index.num_duplicates, index.num_mismatches = manager.index.num_duplicates, manager.index.num_mismatches
     pool.num_evictions, pool.eviction_age = manager.pool.num_evictions, manager.pool.eviction_age
