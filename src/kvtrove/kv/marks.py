@@ -58,11 +58,12 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """A mark that was evicted or for which there was no room."""
+    """A mark that was evicted or for which there was no room; as `Mark`."""
 
     time: float
     kind: Kind | None
     passed: bool
+    branched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ class Marks:
         if gone is None:
             return "branches"
         self._count(gone.kind)
-        return "branches" if gone.passed or gone.kind is None else gone.kind
+        return "branches" if gone.passed or gone.branched or gone.kind is None else gone.kind
 
     def save(self, kv: SequenceKV, num_blocks: int, kind: Kind) -> Mark | None:
         """Rows for the state of the sequence's first blocks; None when it is there already, or not worth its room."""
@@ -148,10 +149,12 @@ class Marks:
         if mark is not None:
             kv.made[kind] = mark
             return None
-        chosen = kind == "branches" or (self._is_frequent(kind) and self._is_worth(kv, num_blocks))
+        gone = self._gone.get(chain.keys[num_blocks - 1])
+        branched = kind == "branches" or (gone is not None and gone.branched)
+        chosen = branched or (self._is_frequent(kind) and self._is_worth(kv, num_blocks))
         pool = self.books.pool
         if self.num_rows > (pool.num_available if chosen else pool.num_free + len(pool.spare)):
-            self._remember(chain.keys[num_blocks - 1], kind, passed=not chosen)
+            self._remember(chain.keys[num_blocks - 1], Gone(self._clock(), kind, passed=not chosen))
             return None
         blocks = pool.allocate(self.num_rows)
         assert blocks is not None, "they were counted before"
@@ -159,7 +162,7 @@ class Marks:
             seal(block, chain, (self.first_group + row, num_blocks - 1))
             block.use, block.spare = kv.use, not chosen
         mark = self._publish(chain, num_blocks, blocks)
-        mark.kind, mark.branched = kind, kind == "branches"
+        mark.kind, mark.branched = kind, branched
         pool.release(blocks)
         self._saved += 1
         if chosen:
@@ -189,7 +192,8 @@ class Marks:
 
     def evict(self, mark: Mark, victim: Block) -> None:
         """One of its rows has to make room: the others are free."""
-        self._remember(mark.key, mark.kind, passed=mark.passed or (mark.is_spare and not mark.branched))
+        passed = mark.passed or (mark.is_spare and not mark.branched)
+        self._remember(mark.key, Gone(self._clock(), mark.kind, passed, mark.branched))
         self._evicted += 1
         self._forget(mark, victim)
 
@@ -271,8 +275,8 @@ class Marks:
             if self._resumed[kind] > RECENT:
                 self._resumed = Counter({kind: times // 2 for kind, times in self._resumed.items()})
 
-    def _remember(self, key: bytes, kind: Kind | None, *, passed: bool) -> None:
-        self._gone[key] = Gone(self._clock(), kind, passed)
+    def _remember(self, key: bytes, gone: Gone) -> None:
+        self._gone[key] = gone
         self._gone.move_to_end(key)
         if len(self._gone) > MOST_GONE:
             self._gone.popitem(last=False)

@@ -53,6 +53,11 @@ class PrefixCache:
         """Let nobody find the block any more."""
         del self._blocks[block.group][block.key]
 
+    def replace(self, block: Block) -> None:
+        """Forget a block for an equal one that is about to be published."""
+        self.forget(block)
+        self.num_duplicates += 1
+
     def evict(self, block: Block) -> None:
         """Forget a block that has to make room, and remember when."""
         self.forget(block)

@@ -56,7 +56,20 @@ class Sealing:
         if books.index.enabled:
             block.key, block.parent, block.tokens = kv.chain.place(i)
         if books.index.enabled and not kv.dropped:
+            self._replace(block)
             books.index.publish(block)
             if books.transfers is not None and block.published:
                 books.transfers.sealed(block)
             books.tell("sealed", block)
+
+    def _replace(self, block: Block) -> None:
+        """An equal block that nobody holds gives way: one in use leaves late, and two would be one too many.
+
+        Prompts compute again what is cached where a checkpoint of states is missing.
+        """
+        equal = self.books.index.find(block.group, block.key, block.tokens)
+        if equal is not None and not equal.ref_count:
+            block.saved, block.uses = equal.saved, equal.uses
+            block.priority, block.keep_until = equal.priority, equal.keep_until
+            self.books.index.replace(equal)
+            self.books.pool.discard(equal)
