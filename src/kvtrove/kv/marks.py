@@ -127,10 +127,10 @@ class Marks:
     def use(self, mark: Mark) -> None:
         """A sequence resumes there."""
         self._loaded += 1
+        if not mark.branched:
+            self._count(mark.kind)
         if mark.passed:
-            mark.branched = True
-            self._set_spare(mark, False)
-        self._count(mark.kind)
+            self.keep(mark)
         self.books.pool.freshen(mark.blocks)
 
     def missed(self, chain: KeyChain, num_blocks: int) -> Kind:
@@ -138,7 +138,8 @@ class Marks:
         gone = self._gone.get(chain.keys[num_blocks - 1])
         if gone is None:
             return "branches"
-        self._count(gone.kind)
+        if not gone.branched:
+            self._count(gone.kind)
         return "branches" if gone.passed or gone.branched or gone.kind is None else gone.kind
 
     def save(self, kv: SequenceKV, num_blocks: int, kind: Kind) -> Mark | None:
@@ -179,7 +180,7 @@ class Marks:
         return next((mark for mark in reversed(own) if not mark.is_spare), None)
 
     def keep(self, mark: Mark) -> None:
-        """Somebody asked for it to be kept."""
+        """It is a branch point, or somebody asked for it to be kept."""
         mark.branched = True
         self._set_spare(mark, False)
 

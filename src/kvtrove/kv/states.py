@@ -48,12 +48,17 @@ class States:
         if not marks.enabled:
             return
         kv.behind = marks.along(kv.chain, kv.num_computed // size)
-        branch = kv.found if kv.found > kv.num_computed else 0
+        branch = kv.found if kv.found > kv.num_computed and not self._was_evicted(kv, kv.found) else 0
         due = self._rules.due(num_tokens, borders, branch, size)
         if branch in due:
             due[branch] = marks.missed(kv.chain, branch // size)
         kv.due = sorted((length, kind) for length, kind in due.items() if length > kv.num_computed)
         kv.follows = num_tokens if self._rules.end else NEVER
+
+    def _was_evicted(self, kv: SequenceKV, length: int) -> bool:
+        """Whether the next block of its way was there, too: then it leaves nobody's way at `length`."""
+        following = kv.chain.keys[length // self._size : length // self._size + 1]
+        return bool(following) and self.books.index.evicted.age(following[0]) is not None
 
     def keep_at(self, kv: SequenceKV, length: int) -> None:
         """Another sequence leaves the way of `kv` there, which has still to compute it."""
