@@ -213,7 +213,9 @@ class Model:
         states = altup.begin(x)
         for index, layer in enumerate(self.layers):
             own, tail, mixer = layer.altup, layer.tail, layer.attention
-            assert own is not None and tail is not None and isinstance(mixer, Attention)
+            assert isinstance(mixer, Attention)
+            assert own is not None
+            assert tail is not None
             predicted = own.predict(states)
             x = predicted[own.spec.active]
             normed = layer.attention_norm(x)

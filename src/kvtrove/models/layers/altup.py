@@ -3,8 +3,8 @@
 states [n, T, hidden] ── predict ─┬─ the active one ── attention, MLP ── x
                                   └──────────────────────── correct ──── + what x was predicted wrong, by n factors
 
-predict and correct mix the states by factors that a router makes of the active one. LAuReL (arXiv 2411.07501): a low-rank
-map of what enters attention stands beside it.
+predict and correct mix the states by factors that a router makes of the active one. LAuReL (arXiv 2411.07501): a
+low-rank map of what enters attention stands beside it.
 """
 
 from __future__ import annotations

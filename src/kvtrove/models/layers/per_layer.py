@@ -87,5 +87,7 @@ class LayerTail:
 
     def added(self, x: Tensor, inputs: Tensor) -> Tensor:
         """What the layer's inputs [T, size] make of x [T, hidden_size]."""
-        assert self.gate is not None and self.project is not None and self.norm is not None
+        assert self.gate is not None
+        assert self.project is not None
+        assert self.norm is not None
         return self.norm(self.project(ACTIVATIONS[self.activation](self.gate(x)) * inputs))
