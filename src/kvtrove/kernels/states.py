@@ -1,4 +1,4 @@
-"""Mixers with a running state on the CPU (cpu/layers/states.h): each a call a layer and step, whatever the number of tokens.
+"""Mixers with a running state on the CPU (cpu/layers/states.h): each a call a layer and step, whatever its tokens.
 
 A token's bits depend on the tokens before it alone: not on who shares the step, nor on how a prompt is cut.
 """
