@@ -114,6 +114,13 @@ class AttentionBackend(Protocol):
         """What all layers of a step share, computed once; handed back to `run`."""
         ...
 
+    def store(self, k: Tensor, v: Tensor, layer: AttentionLayer, plan: Any, rotate: Rotation | None = None) -> None:
+        """Store k, v as `run` does, and nothing else: for layers that only some of a step's tokens go on through.
+
+        Not for formats that encode whole blocks or store keys before their rotation.
+        """
+        ...
+
     def run(
         self,
         q: Tensor,
