@@ -208,7 +208,7 @@ class Model:
                 index, y = taken
             else:
                 rotate, call = rotations[self.spec.layers[index].rope], self.calls[index]
-                if ends is not None:
+                if ends is not None and isinstance(layer.attention, Attention | TiedAttention):
                     rotations = self._rotations(positions[ends.rows], x.dtype)
                     turn = ends.storing(rotations[self.spec.layers[index].rope])
                     y = layer.attention.mix(index, qkv.split(y) if projected else qkv(y), rotate, turn)

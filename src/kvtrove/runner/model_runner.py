@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation
+from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation, StoringBackend
 from kvtrove.attention.reference import window_probabilities
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
@@ -125,15 +125,16 @@ class ModelRunner:
     def ends_early(self) -> bool:
         """Whether rows that nobody asks about need not pass all layers."""
         plain = all(not layer.format.whole_block and layer.format.rope == "post" for layer in self.layers)
-        return plain and self.model.ends_early
+        return plain and self.model.ends_early and all(isinstance(one, StoringBackend) for one in self.backends)
 
     def _rest(self, rows: Tensor, batch: Batch, plans: Mapping[AttentionBackend, Any]) -> Rest:
         """How layers go on with these rows. batch: of them alone. plans: of the whole step."""
         own = {backend: backend.plan(batch.attention) for backend in plans} if len(rows) else {}
 
         def store(layer: int, k: Tensor, v: Tensor, rotate: Rotation | None) -> None:
-            at = self._at[layer]
-            self.backends[at].store(k, v, self.layers[at], plans[self.backends[at]], rotate)
+            backend = self.backends[self._at[layer]]
+            assert isinstance(backend, StoringBackend)
+            backend.store(k, v, self.layers[self._at[layer]], plans[backend], rotate)
 
         def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation | None) -> Tensor:
             backend = self.backends[self._at[layer]]
