@@ -54,7 +54,7 @@ class Quest:
     def promise(self, q: Tensor, view: Planes, rows: Tensor) -> Tensor:
         low, high = (view[name][rows].to(q.dtype).movedim(2, 1) for name in (LOW, HIGH))  # [B, heads, N, k_dim]
         up, down = q.clamp(min=0).flatten(2, 3), q.clamp(max=0).flatten(2, 3)
-        best: Tensor = (up @ high.mT + down @ low.mT).unflatten(2, (-1, q.shape[3])).amax(2)
+        best: Tensor = (up @ high.mT + down @ low.mT).reshape(*q.shape[:4], -1).amax(2)
         return best
 
 
