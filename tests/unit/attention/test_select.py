@@ -18,7 +18,8 @@ from tests.steps import attention_layer
 
 BLOCK, HEADS, KV_HEADS, DIM, LENGTH = 16, 4, 2, 32, 150
 SHARED = HEADS // KV_HEADS
-BACKENDS: list[AttentionBackend] = [ReferenceBackend(max_scores=4000)]
+REFERENCE = ReferenceBackend(max_scores=4000)
+BACKENDS: list[AttentionBackend] = [REFERENCE]
 if kernels.available():  # the portable level, and the widest that this machine has
     BACKENDS += [CpuBackend("portable"), CpuBackend()]
 
@@ -33,7 +34,7 @@ def attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    backend: AttentionBackend = ReferenceBackend(max_scores=4000),
+    backend: AttentionBackend = REFERENCE,
 ) -> torch.Tensor:
     """All tokens in one step; blocks lie in rows 11, 10, ..."""
     table = torch.arange(11, 11 - -(-LENGTH // BLOCK), -1, dtype=torch.int32)
