@@ -8,7 +8,6 @@ import pytest
 
 from tests.unit.kernels.sanitized import Kernels
 
-
 SOURCES = ("linear/linear", "linear/int4", "linear/levels/amx", "common/pages", "layers/norms", "common/threads")
 
 
