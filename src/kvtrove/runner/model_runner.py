@@ -14,6 +14,7 @@ from kvtrove.attention.reference import window_probabilities
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.decoder import Model
+from kvtrove.models.layers.packed import PackedLinear
 from kvtrove.models.layers.state import StateBatch
 from kvtrove.request import EngineError
 from kvtrove.runner.adapters import Adapters
@@ -61,6 +62,7 @@ class ModelRunner:
         """Find the runs of layers that one call takes; again when model or backends have changed."""
         self._at = {layer.index: i for i, layer in enumerate(self.layers)}  # of layers with attention
         self.fused = FusedLayers(self.model, self.layers, self.backends)
+        self.packed = all(isinstance(layer.attention.o, PackedLinear) for layer in self.model.layers)
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelOutput:
@@ -70,7 +72,8 @@ class ModelRunner:
             return ModelOutput({})
         observed: dict[int, list[Tensor]] = {}
         observing = any(s.observe for s in step.sequences)
-        with few_threads() if self.fused.whole and not observing else contextlib.nullcontext():
+        few = self.fused.whole or (self.packed and sum(len(s.tokens) for s in step.sequences) <= FEW_TOKENS)
+        with few_threads() if few and not observing else contextlib.nullcontext():
             batch, hidden = self.forward(step, observed) if observing else self.forward(step)
             output, start = self._results(step.sequences, hidden[batch.logit_rows]), batch.attention.query_start
             for index, s in enumerate(step.sequences):
