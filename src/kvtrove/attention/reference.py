@@ -77,7 +77,7 @@ class ReferenceBackend:
     ) -> None:
         k = k if rotate is None else rotate(k)
         layer.format.encode(k, v, layer.view, plan.batch.groups[layer.group].slots)
-        self._bound(layer, plan)
+        self._summarise(layer, plan)
 
     @torch.inference_mode()
     def run(
@@ -107,12 +107,12 @@ class ReferenceBackend:
             out[rows] = _attend(q[rows], keys, values, mask, layer).to(q.dtype)
         return out
 
-    def _bound(self, layer: AttentionLayer, plan: ReferencePlan) -> None:
-        """Bounds of the keys of every block that this step has filled, where queries choose by them."""
+    def _summarise(self, layer: AttentionLayer, plan: ReferencePlan) -> None:
+        """What queries choose by, of every block that this step has filled."""
         completed = plan.batch.completed
         if layer.format.select and completed:
             table = plan.batch.groups[layer.group].block_table
-            layer.format.bound(layer.view, table[tuple(torch.tensor(completed, device=table.device).T)].long())
+            layer.format.summarise(layer.view, table[tuple(torch.tensor(completed, device=table.device).T)].long())
 
     def _pieces(
         self, layer: AttentionLayer, plan: ReferencePlan, q: Tensor | None = None
