@@ -1,5 +1,0 @@
-"""`python -m kvtrove.cli` is `kvtrove`."""
-
-from kvtrove.cli.main import app
-
-app(prog_name="kvtrove")
