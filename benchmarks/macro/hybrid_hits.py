@@ -3,8 +3,8 @@
     python benchmarks/macro/hybrid_hits.py                 # Qwen3-Next's shapes at 4, 16 and 64 GiB, 60 users
 
 Users talk in sessions of several turns; each prompt repeats all that came before, and begins with one of a few system
-prompts. When a session ends, its user begins another one. The real scheduler and cache run without a model; a step takes
-no time. The hybrid pays for its checkpoints out of the same bytes, the plain model has none.
+prompts. When a session ends, its user begins another one. The real scheduler and cache run without a model, and a step
+takes no time. The hybrid pays for its checkpoints out of the same bytes, the plain model has none.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ MAX_BLOCKS = 6  # longest prompt, in blocks
 class Shape:
     """A cache to test: one layer per retention; a number means that the layer reads the storage of that one.
 
-    sealed: layers whose format encodes whole blocks. states: whether there is an echo state, in three rows a checkpoint.
+    sealed: layers whose format encodes whole blocks. states: whether there is an echo state, in three rows.
     """
 
     layers: tuple[Retention | int, ...]
