@@ -123,14 +123,22 @@ def checkpoint(
     name: Name,
     request: Annotated[str | None, flag(None, "ID", "Of an unfinished answer: chatcmpl-...")] = None,
     prompt: Annotated[str | None, flag(None, "TEXT", "Instead: all that is cached of it.")] = None,
+    session: Annotated[str | None, flag(None, "KEY", "Instead: the conversation with this prompt_cache_key.")] = None,
+    archive: Annotated[
+        str | None, flag(None, "FORMAT", "Smaller and lossy: int8, int4 or lowrank=0.5+int8; the price is shown.")
+    ] = None,
     url: Url = SERVER,
     api_key: Key = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Let a running server keep a sequence as a file in its checkpoint directory."""
-    body = {"name": name, "request_id": request, "prompt": prompt}
+    body = {"name": name, "request_id": request, "prompt": prompt, "session": session, "archive": archive}
     made = ask(url, CHECKPOINTS, api_key, body, PATIENCE)
-    _answer(made, f"{name}: {_size(made['bytes'])}", as_json)
+    told = f"{name}: {_size(made['bytes'])}"
+    if (price := made["price"]) is not None:
+        rows = f"{_size(price['row_bytes'])} of rows instead of {_size(price['exact_row_bytes'])}"
+        told += f"; {rows}, keys and values are off by {price['error']:.2%}"
+    _answer(made, told, as_json)
 
 
 @cache.command(cls=Command)
@@ -146,7 +154,10 @@ def restore(name: Name, url: Url = SERVER, api_key: Key = None, as_json: JsonFla
     """Let a running server bring a checkpoint back into its cache."""
     back = ask(url, f"{CHECKPOINTS}/{name}/restore", api_key, {}, PATIENCE)
     continues = "; the same request continues" if back["continues"] else ""
-    _answer(back, f"{name}: {back['cached_tokens']:,} of {back['tokens']:,} tokens are cached{continues}", as_json)
+    told = f"{name}: {back['cached_tokens']:,} of {back['tokens']:,} tokens are cached{continues}"
+    if back["archive"]:
+        told += f" for requests with cache_salt {back['cache_salt']!r}; their keys and values are off by {back['error']:.2%}"
+    _answer(back, told, as_json)
 
 
 def _answer(figures: dict[str, Any], text: str, as_json: bool) -> None:
