@@ -177,7 +177,10 @@ def _raised(checkpoint: Checkpoint, spec: KVCacheSpec) -> list[memoryview]:
     at: Counter[int] = Counter()
     for group, layer, mine in _layers(checkpoint, spec):
         tokens = len(mine) * spec.block_size
-        values = {"k": torch.zeros(tokens, layer.heads, layer.k_dim), "v": torch.zeros(tokens, layer.heads, layer.v_dim)}
+        values = {
+            "k": torch.zeros(tokens, layer.heads, layer.k_dim),
+            "v": torch.zeros(tokens, layer.heads, layer.v_dim),
+        }
         for codec in layer.format.sides:
             like = values[codec.side]
             try:

@@ -164,9 +164,7 @@ class Checkpoints:
         made = self._of_request(source) if isinstance(source, Request) else self._of_prompt(source, salt)
         return self._write(path, made, archive)
 
-    def restore(
-        self, path: Path, salt: bytes = b"", archive_salt: Callable[[str], str] | None = None
-    ) -> Restored:
+    def restore(self, path: Path, salt: bytes = b"", archive_salt: Callable[[str], str] | None = None) -> Restored:
         """Bring back what `save` wrote: its rows are cached, and its request continues when it is asked again.
 
         archive_salt: how rows were stored -> the salt under which such lossy rows are cached; the given salt, "~" and

@@ -322,9 +322,7 @@ class Engine:
             return self.checkpoints.save(known, Path(path), salt.encode(), archive)
         return self.checkpoints.save(source, Path(path), salt.encode(), archive)
 
-    def restore(
-        self, path: str | Path, salt: str = "", archive_salt: Callable[[str], str] | None = None
-    ) -> Restored:
+    def restore(self, path: str | Path, salt: str = "", archive_salt: Callable[[str], str] | None = None) -> Restored:
         """Bring back what `checkpoint` wrote: its prefix is cached, and the same request continues where it stood.
         archive_salt: see `Checkpoints.restore`.
 

@@ -125,7 +125,7 @@ class ReuseModel:
 
 
 def _lives(uses: Collection[Use], now: float) -> tuple[Floats, Floats]:
-    """How much of each span every prompt has waited, and 1 for the span in which it was continued: [uses, len(EDGES)]."""
+    """[uses, len(EDGES)]: how much of each span a prompt has waited, and 1 for the span in which it was continued."""
     resumed_after = np.array([use.resumed_after for use in uses])
     ages = np.minimum(resumed_after, [now - use.ended for use in uses])
     lived = ((ages[:, None] - EDGES) / WIDTHS).clip(0, 1)
@@ -141,9 +141,7 @@ GREETING = 512
 
 
 def gittins(chances: Floats) -> Floats:
-    """Value at each of `AGES` of a thing that is used again with `chances` [len(EDGES)] in each span between `EDGES`, if
-    it was not before.
-    """
+    """Value at each of `AGES` of what is used again with `chances` [len(EDGES)] in each span, if it was not before."""
     left = np.interp(AGES, [*EDGES, LAST_EDGE], np.concatenate([[1.0], np.cumprod(1 - chances)]))
     used, left = 1 - left, left + 1e-4
     waited = np.concatenate([[0.0], np.cumsum((left[1:] + left[:-1]) / 2 * np.diff(AGES))])

@@ -207,7 +207,9 @@ class DiskWriter:
                 raise
             self._log.append(rows)
             self._desk.error(reason)
-            self._health.got_around(reason, "the oldest rows give way to new ones before the tier's own limit is reached")
+            self._health.got_around(
+                reason, "the oldest rows give way to new ones before the tier's own limit is reached"
+            )
 
     def _written(self, rows: list[Pending]) -> None:
         self._health.worked()

@@ -60,9 +60,7 @@ class Health:
             log.warning("%s; the engine goes on without", self._faults[reason])
 
     def got_around(self, reason: str, how: str) -> None:
-        """Something was wrong, and nothing but a row was lost: said once, and shown until it has stayed away a while. The
-        caller counts it.
-        """
+        """Something was wrong and cost rows at most: said once, shown until it stays away. The caller counts it."""
         now, words = self._clock(), f"{self.what}: {reason}; {how}"
         with self._lock:
             is_new = self._got_around.get(reason, (0.0, ""))[0] <= now

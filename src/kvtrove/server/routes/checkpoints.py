@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from typing import Literal
+from typing import Literal, NotRequired
 
 from fastapi import APIRouter, Depends
 from typing_extensions import TypedDict
@@ -70,9 +70,9 @@ class ArchivePrice(TypedDict):
 
 
 class MadeCheckpoint(StoredCheckpoint):
-    """price: of an archive; null otherwise."""
+    """price: of an archive."""
 
-    price: ArchivePrice | None
+    price: NotRequired[ArchivePrice]
 
 
 class CheckpointList(TypedDict):
@@ -113,12 +113,7 @@ async def checkpoint(body: CheckpointRequest, service: ServiceOf) -> MadeCheckpo
     except OSError as error:
         raise ApiError(500, f"the checkpoint cannot be written: {error.strerror}", code="storage_failed") from error
     log.warning("checkpoint %s: %d bytes", body.name, written.nbytes)
-    made: MadeCheckpoint = {
-        "name": body.name,
-        "bytes": written.nbytes,
-        "created": int(path.stat().st_mtime),
-        "price": None,
-    }
+    made: MadeCheckpoint = {"name": body.name, "bytes": written.nbytes, "created": int(path.stat().st_mtime)}
     if (price := written.price) is not None:
         made["price"] = {"row_bytes": price.nbytes, "exact_row_bytes": price.exact_bytes, "error": price.error}
     return made

@@ -35,9 +35,7 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
 
 @dataclass(frozen=True)
 class _Asked:
-    """How a request's fields combine. num_tokens: of the answer that are shown, 0 where the prompt is echoed or prewarmed
-    and nothing else is wanted.
-    """
+    """How a request's fields combine. num_tokens: of the answer that are shown, 0 where only the prompt counts."""
 
     n: int
     candidates: int
