@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from kvtrove.kv.block import Block
@@ -43,11 +43,12 @@ class RowQueue:
         num_tokens: int,
         compactor: Compactor,
         observed: Sequence[Any],
+        scores: Mapping[int, Any] | None = None,
     ) -> None:
         """sources: rows, one tuple a group. targets: private blocks, one row of them a group."""
         blocks = [[block for block in row if block is not None] for row in targets]
         ids = tuple(tuple(block.id for block in row) for row in blocks)
-        self._ops.append(Gather(sources, ids, num_tokens, compactor, observed))
+        self._ops.append(Gather(sources, ids, num_tokens, compactor, observed, scores))
         self._unfilled += [block for row in blocks for block in row]
 
     def waiting(self) -> list[RowOp]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kvtrove.kv.block import Block, Use
 from kvtrove.kv.chain import KeyChain
+from kvtrove.kv.compaction.compactor import Compactor
 from kvtrove.kv.marks import Mark
 from kvtrove.kv.retention import Retention, live_blocks
 from kvtrove.kv.seats import NONE
@@ -122,6 +123,12 @@ class SequenceKV:
         self.num_computed, self.dropped, self.shift = parent.num_computed, parent.dropped, parent.shift
         self.compacts_at, self.use, self.follows = parent.compacts_at, parent.use, parent.follows
         self.packed = parent.packed
+
+    def begin(self, chain: KeyChain, compactor: Compactor | None = None) -> None:
+        """Be the beginning of a sequence with this chain; compactor: what has left the tokens that stand before it."""
+        self.chain, self.dropped, self.num_computed = chain, chain.dropped, chain.dropped
+        self.shift = 0 if compactor is None or compactor.contiguous else chain.dropped
+        self.packed = chain.kept // chain.block_size if compactor is not None and compactor.unequal else 0
 
     @property
     def is_freed(self) -> bool:

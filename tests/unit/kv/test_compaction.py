@@ -22,6 +22,7 @@ from kvtrove.kv.cells import head_tables, read_counts
 from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.compaction.budgets import AdaKV, Everywhere, Pyramid, in_blocks
 from kvtrove.kv.compaction.compactor import NEVER, AfterPrompt, Compactor, Rolling, context_shift, streaming
+from kvtrove.kv.compaction.reconstruct import reconstruction
 from kvtrove.kv.compaction.scores import Seen, expected, finch, keydiff, snapkv, tova
 from kvtrove.kv.compaction.words import COMPACTORS
 from kvtrove.kv.formats.dense import dense
@@ -293,3 +294,17 @@ def test_a_derived_chain_has_no_key_of_another() -> None:
     assert array("i", twice.tokens[2]).tolist() == [-1] * 8 + list(range(130, 138))
     with pytest.raises(ValueError, match="more than the 200 tokens"):
         twice.extend(tokens, 7)
+
+
+def test_reconstruction_is_the_most_that_a_repetition_reads(k: Tensor, q: Tensor) -> None:
+    """KVzip, one query and key at a time: sinks, the piece, and the repetition up to the query."""
+    start, stop, probe = 10, 30, range(HELD - WINDOW, HELD)
+    found = reconstruction(Seen(k, queries=q, scale=DIM**-0.5), start, stop)
+    expected = torch.zeros(KV_HEADS, stop - start, dtype=torch.float64)
+    for head in range(HEADS):
+        for i, position in enumerate(probe):
+            keys = [*range(4), *range(start, stop), *range(probe.start, position + 1)]
+            scores = torch.stack([q[i, head].double() @ k[j, head // SHARED].double() / DIM**0.5 for j in keys])
+            read = scores.softmax(0)[4 : 4 + stop - start]
+            expected[head // SHARED] = expected[head // SHARED].maximum(read)
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
