@@ -18,11 +18,15 @@ PREFIX = [3 + i * 7919 % 4000 for i in range(1024)]
 def test_a_prefix_is_compacted_once_and_read_by_many(tmp_path: Path) -> None:
     flags = ("--cache", "kvzip=0.25", "--num-blocks", "300", "--max-model-len", "2048", "--block-size", "16")
     keys = {"KVTROVE_API_KEY": USER, "KVTROVE_ADMIN_KEY": ADMIN}
-    with running_server(tmp_path, *flags, **keys) as server, server.client(ADMIN) as client:
+    with (
+        running_server(tmp_path, *flags, **keys) as server,
+        server.client(ADMIN) as client,
+        server.client(USER) as user,
+    ):
 
         def complete(last: int) -> dict:
             body = {"prompt": [*PREFIX, last], "max_tokens": 4, "temperature": 0, "cache_report": True}
-            return client.post("/v1/completions", json=body).raise_for_status().json()
+            return user.post("/v1/completions", json=body).raise_for_status().json()
 
         def pins(path: str) -> dict:
             body = {"prompt": PREFIX, "tenant": "default"}
