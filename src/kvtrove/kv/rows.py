@@ -27,7 +27,8 @@ class Gather:
     """What `compactor` keeps of the first `num_tokens` tokens in the rows `sources` into the rows `targets`, one tuple
     of each a group. Everything is read before anything is written: a target may be a source.
 
-    observed: queries of the last tokens, as the runner reported them. scores: of each layer, found beforehand.
+    observed: queries of the last tokens, as the runner reported them. scores: of each layer, found beforehand, or
+    what the last compaction remembered. memory: gets what this one remembers. shift: of the sequence, until now.
     """
 
     sources: tuple[tuple[int, ...], ...]
@@ -36,6 +37,8 @@ class Gather:
     compactor: Compactor
     observed: Sequence[Any] = ()
     scores: Mapping[int, Any] | None = None
+    memory: dict[int, Any] | None = None
+    shift: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvtrove.kv.arena import Arena
+from kvtrove.kv.compaction.decoding import WhileDecoding
 from kvtrove.kv.compaction.scores import Seen
 from kvtrove.kv.formats.layout import block_slots
 from kvtrove.kv.rows import Gather, Look
@@ -42,7 +43,7 @@ class Gatherer:
             group, view = spec.group_of[layer.layer], self.arena.views(layer.layer)
             rows, targets = (self._ids(ids[group]) for ids in (op.sources, op.targets))
             k, v = (side[: op.num_tokens] for side in layer.format.decode(view, rows))
-            keep = op.compactor.keep(self._seen(layer, k, v, op))
+            keep = self._kept(op, layer.layer, self._seen(layer, k, v, op))
             kept_k, kept_v = _take(k, keep), _take(v, keep)
             if op.compactor.contiguous and self.turn is not None and layer.format.rope == "post":
                 places = torch.arange(keep.shape[1], device=keep.device)[:, None]
@@ -52,6 +53,15 @@ class Gatherer:
 
     def _ids(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor(ids, dtype=torch.int64, device=self.arena.device)
+
+    def _kept(self, op: Gather, layer: int, seen: Seen) -> Tensor:
+        compactor = op.compactor
+        if op.memory is None or not isinstance(compactor, WhileDecoding):
+            return compactor.keep(seen)
+        scores = compactor.scores(seen)
+        keep = compactor.best(scores, again=seen.given is not None)
+        op.memory[layer] = scores.gather(1, keep)
+        return keep
 
     def look(self, op: Look) -> None:
         spec = self.arena.spec
@@ -63,13 +73,13 @@ class Gatherer:
     def _seen(self, layer: LayerKV, k: Tensor, v: Tensor, op: Gather | Look) -> Seen:
         """op.observed: a part of the window each step, of every layer [tokens, num_heads, k_dim]."""
         index, observed = layer.layer, op.observed
-        if isinstance(op, Gather) and op.scores is not None:
-            return Seen(k, v=v, given=op.scores[index])
+        given = op.scores.get(index) if isinstance(op, Gather) and op.scores else None
+        shift = op.shift if isinstance(op, Gather) else 0
         turn = None if self.turn is None else partial(self.turn, index)
         if not observed or self.attention is None:
-            return Seen(k, v=v, turn=turn)
+            return Seen(k, v=v, turn=turn, given=given, layer=index, shift=shift)
         q = torch.cat([part[index] for part in observed])
-        return Seen(k, partial(self.attention, index, q, k), v, q, turn, self.scale)
+        return Seen(k, partial(self.attention, index, q, k), v, q, turn, self.scale, given, index, shift)
 
 
 def _take(x: Tensor, keep: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvtrove.kv.compaction.compactor import Compactor
+from kvtrove.kv.compaction.decoding import WhileDecoding
 from kvtrove.kv.compaction.reconstruct import Probe
 from kvtrove.kv.manager import KVCacheManager
-from kvtrove.kv.rows import Look
+from kvtrove.kv.rows import Gather, Look
 from kvtrove.kv.table import SequenceKV
 
 
@@ -35,7 +36,7 @@ def compact(
     its rows are published. What all is kept of is kept as it is, but probes look at it.
     """
     held = kv.num_held
-    kept, size = compactor.kept(held), books.block_size
+    kept, size = compactor.kept(held, kv.dropped), books.block_size
     sources = tuple(tuple(table.ids[: -(-held // size)].tolist()) for table in kv.tables)
     if kept == held:
         if isinstance(compactor, Probe):
@@ -55,6 +56,7 @@ def compact(
     kv.extend(blocks[group :: books.num_groups] for group in range(books.num_groups))
     kv.chain = chain.derive(compactor.id.encode(), tokens, held, kept, shared)
     kv.dropped += held - kept
+    shift = kv.shift
     kv.shift += 0 if compactor.contiguous else held - kept
     kv.packed = kept // size if compactor.unequal else 0
     kv.next_event = 0
@@ -69,6 +71,10 @@ def compact(
                 block.key, block.parent, block.tokens = kv.chain.place(i)
             if shared:
                 books.publish(block)
-    books.rows.gather(sources, [table.blocks for table in kv.tables], held, compactor, observed, scores)
+    if scores is None:
+        scores, kv.memory = kv.memory, {} if isinstance(compactor, WhileDecoding) and compactor.remembers else None
+    targets = tuple(tuple(table.ids.tolist()) for table in kv.tables)
+    new = [block for table in kv.tables for block in table.blocks if block is not None]
+    books.rows.gather(Gather(sources, targets, held, compactor, observed, scores, kv.memory, shift), new)
     books.verify()
     return True

@@ -56,8 +56,10 @@ class Compactor(Protocol):
         """Whether heads keep different numbers of tokens (`AfterPrompt.blocks`)."""
         ...
 
-    def kept(self, held: int) -> int:
-        """How many of `held` tokens stay for every layer and head; where they are unequal, places that these take."""
+    def kept(self, held: int, dropped: int = 0) -> int:
+        """How many of `held` tokens stay for every layer and head, after `dropped` have left before; where heads are
+        unequal, places that these take.
+        """
         ...
 
     def most(self, num_tokens: int) -> int:
@@ -113,7 +115,7 @@ class AfterPrompt:
             return NEVER
         return num_prompt if not dropped and self.kept(num_prompt) < num_prompt else NEVER
 
-    def kept(self, held: int) -> int:
+    def kept(self, held: int, dropped: int = 0) -> int:
         wanted = ceil(self.budget * held) if isinstance(self.budget, float) else self.budget
         wanted = min(held, max(wanted, 1, self.recent))
         if self.on_demand:
@@ -180,7 +182,7 @@ class Rolling:
     def due(self, num_prompt: int, dropped: int) -> int:
         return dropped + self.capacity
 
-    def kept(self, held: int) -> int:
+    def kept(self, held: int, dropped: int = 0) -> int:
         return held - self.evict if held >= self.capacity else held
 
     def most(self, num_tokens: int) -> int:

@@ -39,7 +39,7 @@ class Probe:
     def due(self, num_prompt: int, dropped: int) -> int:
         return num_prompt
 
-    def kept(self, held: int) -> int:
+    def kept(self, held: int, dropped: int = 0) -> int:
         return held
 
     def most(self, num_tokens: int) -> int:

@@ -35,7 +35,7 @@ class Seen:
     k: [held, heads, k_dim], as attention reads them. attend: computes `probabilities`; None when no queries were asked
     for. v: [held, heads, v_dim]. queries: these, [w, num_heads, k_dim], at their positions. turn: keys or queries
     [n, heads, k_dim] and int64 [n, heads] -> the same, moved by so many positions. scale: of attention. given: scores
-    that were found beforehand.
+    that were found beforehand. layer: its number. shift: what positions are beyond places, for the last token.
     """
 
     k: Tensor
@@ -45,6 +45,8 @@ class Seen:
     turn: Callable[[Tensor, Tensor], Tensor] | None = None
     scale: float = 1.0
     given: Tensor | None = None
+    layer: int = 0
+    shift: int = 0
 
     @property
     def probabilities(self) -> Tensor:

@@ -10,7 +10,9 @@ from functools import partial
 from kvtrove.config import ConfigError
 from kvtrove.kv.compaction.budgets import AdaKV
 from kvtrove.kv.compaction.compactor import AfterPrompt, Compactor, streaming
-from kvtrove.kv.compaction.scores import SCORES
+from kvtrove.kv.compaction.decoding import WhileDecoding, h2o, triattention
+from kvtrove.kv.compaction.scores import SCORES, STATISTICS
+from kvtrove.kv.formats.calibration import read_calibration
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,20 @@ def _prefix(compactor: Compactor, text: str) -> Compactor:
     return replace(compactor, on_demand=True)
 
 
+def _h2o(text: str) -> Compactor:
+    return WhileDecoding("h2o", _budget("h2o", text), h2o, STATISTICS, recent=0.5, remembers=True)
+
+
+def _triattention(text: str) -> Compactor:
+    budget, at, path = text.partition("@")
+    if not at or not re.fullmatch(r"[1-9]\d*", budget):
+        raise ConfigError(
+            f"cache: triattention={text} needs the drawn tokens that stay and a calibration, such as "
+            "triattention=2048@FILE; `kvtrove calibrate` makes it"
+        )
+    return WhileDecoding("triattention", int(budget), triattention, keeps_prompt=True, table=read_calibration(path))
+
+
 COMPACTORS: Mapping[str, Dropping] = {
     "keydiff": Dropping("of a prompt, the keys that differ most", partial(_after_prompt, "keydiff"), "0.5"),
     "snapkv": Dropping("of a prompt, what its last tokens read", partial(_after_prompt, "snapkv"), "0.2"),
@@ -86,6 +102,8 @@ COMPACTORS: Mapping[str, Dropping] = {
     "pyramid": Dropping("as snapkv, more in early layers", partial(_after_prompt, "pyramid"), "0.2"),
     "kvzip": Dropping("of prefixes on demand, what repeating them reads", partial(_after_prompt, "kvzip"), "0.3"),
     "expected": Dropping("of a prompt, what later queries will read", partial(_after_prompt, "expected"), "0.5"),
+    "h2o": Dropping("again and again, what was read most so far", _h2o, "0.2"),
+    "triattention": Dropping("of drawn tokens, what is read from afar", _triattention, "2048@FILE"),
     "streaming": Dropping("the first tokens and a window, at positions of their own", _streaming, "4+1024"),
 }
 VARIANTS: Mapping[str, Variant] = {
