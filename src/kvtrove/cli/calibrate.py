@@ -44,6 +44,5 @@ def calibrate(
         matrices = measure(str(find_model(model)), text, parse_tokens(tokens, "tokens"), report, per_head)
     digest = write(matrices, out)
     if not quiet:
-        say(
-            f"{len(matrices)} matrices, digest {digest[:16]}: serve with --cache oscar={out} lowrank=0.5@{out} or triattention=2048@{out}"
-        )
+        words = f"oscar={out}, lowrank=0.5@{out} or triattention=2048@{out}"
+        say(f"{len(matrices)} matrices, digest {digest[:16]}: serve with --cache {words}")
