@@ -24,15 +24,15 @@ def tokens(llm: LLM, *prompts: list[int], params: SamplingParams = GREEDY) -> li
     return [[*o.outputs[0].token_ids] for o in outputs]
 
 
-def interrupted(llm: LLM, *prompts: list[int]) -> list[list[int]]:
+def interrupted(llm: LLM, *prompts: list[int], at: int = 20, params: SamplingParams = GREEDY) -> list[list[int]]:
     """Every sequence is preempted in the midst of its answer."""
     llm_engine, found = llm.llm_engine, {}
     for name, prompt in enumerate(prompts):
-        llm_engine.add(str(name), prompt, GREEDY)
+        llm_engine.add(str(name), prompt, params)
     for step in range(200):
         for output in llm_engine.step() if llm_engine.has_unfinished_requests() else ():
             found[output.request_id] = output.outputs[0].token_ids
-        if step == 20:
+        if step == at:
             for seq in list(llm_engine.scheduler.running.values()):
                 assert seq.num_output
                 llm_engine.scheduler.preempt(seq)
@@ -40,7 +40,7 @@ def interrupted(llm: LLM, *prompts: list[int]) -> list[list[int]]:
     return [found[str(name)] for name in range(len(prompts))]
 
 
-@pytest.mark.parametrize("cache", ["keydiff=0.5", "finch=48+int8", "streaming=4+60"])
+@pytest.mark.parametrize("cache", ["expected=0.5", "finch=48+int8", "streaming=4+60", "adakv+snapkv=0.3+int8"])
 def test_no_history_shows(cache):
     [alone], [other] = tokens(engine(cache), PROMPT), tokens(engine(cache), OTHER)
     llm = engine(cache)
@@ -53,6 +53,15 @@ def test_no_history_shows(cache):
     assert tokens(engine(cache, speculation="ngram"), PROMPT) == [alone], "with drafts"
 
 
+def test_nor_while_answers_give_up_tokens_again_and_again():
+    params = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True, detokenize=False, output_kind="final_only")
+    [alone] = engine("h2o=0.3").generate([PROMPT], params, use_tqdm=False)
+    assert alone.metrics.num_dropped_tokens == 110 - 33 + 2 * 64
+    assert interrupted(engine("h2o=0.3", max_num_batched_tokens=40, max_num_seqs=4), PROMPT, at=120, params=params) == [
+        alone.outputs[0].token_ids
+    ]
+
+
 def test_selection_shows_no_history_either():
     """The answer is computed as a prompt when it was preempted, and found as one by the next turn."""
     llm = engine("quest=48")
@@ -63,7 +72,7 @@ def test_selection_shows_no_history_either():
     assert tokens(llm, whole)[0][:14] == tokens(engine("quest=48"), whole)[0][:14] == alone[10:]
 
 
-@pytest.mark.parametrize("cache", ["snapkv=0.5", "streaming=4+60"])
+@pytest.mark.parametrize("cache", ["pyramid=0.3", "streaming=4+60"])
 def test_forks_are_those_of_requests_alone(cache):
     """Two streams of a prompt share what is left of it, and each goes on by itself."""
     params = SamplingParams(temperature=0.9, seed=3, n=2, max_tokens=24, ignore_eos=True, detokenize=False)
@@ -74,7 +83,7 @@ def test_forks_are_those_of_requests_alone(cache):
     assert output.outputs[0].token_ids != output.outputs[1].token_ids
 
 
-@pytest.mark.parametrize("cache", ["keydiff=1.0", "snapkv=1", "tova=4096", "streaming=4+252"])
+@pytest.mark.parametrize("cache", ["keydiff=1.0", "adakv+snapkv=1", "tova=4096", "streaming=4+252"])
 def test_what_drops_nothing_changes_no_bit(cache):
     params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False, logprobs=1)
     [plain] = engine().generate([PROMPT], params, use_tqdm=False)
@@ -135,6 +144,14 @@ def test_contexts_shift_as_in_llama_cpp():
         ({"cache": "streaming=4+8"}, "a window of 8 tokens is smaller than a block"),
         ({"cache": "streaming=1024"}, r"such as streaming=4\+1024"),
         ({"cache": "streaming=4+1024"}, r"take streaming=4\+252"),
+        ({"cache": "h2o=16"}, "h2o=16 tokens are less than 64"),
+        ({"cache": "triattention=2048"}, "such as triattention=2048@FILE"),
+        ({"cache": "prefix+finch=0.5"}, r"prefix takes no value.*prefix\+keydiff=0.5"),
+        ({"cache": "adakv=2+snapkv=0.5"}, "adakv=2: give the share of a head's budget that is safe, such as adakv=0.2"),
+        ({"cache": "adakv=0.2"}, r"adakv goes with a way to drop tokens: adakv\+snapkv=0.2"),
+        ({"cache": "adakv+finch=0.5"}, "goes with one of keydiff, snapkv, tova, expected"),
+        ({"cache": "adakv+pyramid=0.5"}, "goes with one of keydiff, snapkv, tova, expected"),
+        ({"cache": "edges=1:int8+pyramid=0.5"}, "layer 1 stores other keys and values than layer 0: its heads cannot"),
         ({"cache": "keydiff=0.5+snapkv=0.5"}, "leave one of the words out"),
         ({"cache": "edges=1:keydiff=0.5"}, "all layers alike"),
         ({"cache": "keydiff=0.5+window=64"}, "reads window=64, and only layers that read everything"),

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from array import array
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
+from random import Random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from kvtrove.attention.backend import AttentionLayer
 from kvtrove.attention.reference import window_probabilities
+from kvtrove.evaluate.calibrate import write
 from kvtrove.kv.arena import Arena
+from kvtrove.kv.cells import head_tables, read_counts
 from kvtrove.kv.chain import KeyChain
+from kvtrove.kv.compaction.budgets import AdaKV, Everywhere, Pyramid, in_blocks
 from kvtrove.kv.compaction.compactor import NEVER, AfterPrompt, Compactor, Rolling, context_shift, streaming
-from kvtrove.kv.compaction.scores import Seen, finch, keydiff, snapkv, tova
+from kvtrove.kv.compaction.decoding import WhileDecoding, triattention
+from kvtrove.kv.compaction.reconstruct import reconstruction
+from kvtrove.kv.compaction.scores import Seen, expected, finch, keydiff, snapkv, tova
 from kvtrove.kv.compaction.words import COMPACTORS
+from kvtrove.kv.formats.calibration import read_calibration
 from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.formats.int8 import int8
 from kvtrove.kv.recipe import recipe
 from kvtrove.kv.rows import Gather
 from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV
+from kvtrove.kv.values import read_values, write_values
 from kvtrove.models.layers.rope import RotaryEmbedding
 from kvtrove.runner.gather import Gatherer
 from tests.steps import attention_layer
@@ -69,14 +82,14 @@ def test_keydiff_is_minus_the_cosine_to_the_mean_direction(k: Tensor) -> None:
 
 
 def test_snapkv_pools_the_mean_attention_of_the_window(k: Tensor, q: Tensor, layer: AttentionLayer) -> None:
-    found = snapkv(Seen(k, window_probabilities(q, k, layer)))
+    found = snapkv(Seen(k, partial(window_probabilities, q, k, layer)))
     before = attention(q, k)[..., : HELD - WINDOW].mean(1)
     pooled = F.avg_pool1d(before, kernel_size=5, stride=1, padding=2)
     expected = pooled.view(KV_HEADS, SHARED, -1).mean(1)
     torch.testing.assert_close(found[:, : HELD - WINDOW].double(), expected, atol=1e-6, rtol=1e-5)
     keep = recipe("snapkv=33")(spec(dense("float32")))
     assert keep.compactor is not None
-    places = keep.compactor.keep(Seen(torch.cat([k, k, k]), torch.rand(KV_HEADS, SHARED, 32, 3 * HELD)))
+    places = keep.compactor.keep(Seen(torch.cat([k, k, k]), lambda: torch.rand(KV_HEADS, SHARED, 32, 3 * HELD)))
     assert places.shape == (KV_HEADS, 33)
     assert places[:, -32:].tolist() == [list(range(3 * HELD - 32, 3 * HELD))] * KV_HEADS, "its window stays"
 
@@ -87,12 +100,12 @@ def test_finch_weighs_each_query_by_what_it_sees(k: Tensor, q: Tensor, layer: At
         rows[:, i] *= HELD - WINDOW + i + 1
     expected = rows.mean(1).view(KV_HEADS, SHARED, -1).mean(1)
     torch.testing.assert_close(
-        finch(Seen(k, window_probabilities(q, k, layer))).double(), expected, atol=1e-5, rtol=1e-5
+        finch(Seen(k, partial(window_probabilities, q, k, layer))).double(), expected, atol=1e-5, rtol=1e-5
     )
 
 
 def test_tova_is_the_last_query_over_all_heads(k: Tensor, q: Tensor, layer: AttentionLayer) -> None:
-    found = tova(Seen(k, window_probabilities(q, k, layer)))
+    found = tova(Seen(k, partial(window_probabilities, q, k, layer)))
     expected = attention(q, k)[:, -1].mean(0)
     torch.testing.assert_close(found.double(), expected.expand(KV_HEADS, -1), atol=1e-6, rtol=1e-5)
 
@@ -140,6 +153,151 @@ def test_every_head_of_every_layer_keeps_its_own_tokens(stored: KVFormat) -> Non
     assert len(chosen) == 2 * KV_HEADS
 
 
+def test_expected_attention_is_the_mean_over_queries_drawn_from_their_distribution(k: Tensor, q: Tensor) -> None:
+    """Against the formula of the paper in float64, and against what it approximates: 20,000 queries and a softmax."""
+    rope = RotaryEmbedding(10_000.0 ** -(torch.arange(0, DIM, 2) / DIM))
+    positions, v = torch.arange(HELD - WINDOW, HELD), torch.randn(HELD, KV_HEADS, DIM)
+    seen = Seen(k, v=v, queries=rope.at(positions, torch.float32)(q), turn=rope.turned, scale=DIM**-0.5)
+    found = expected(seen)
+    angles = torch.outer(torch.arange(HELD, HELD + 512).double(), 10_000.0 ** -(torch.arange(0, DIM, 2) / DIM).double())
+    half = DIM // 2
+    rotation = torch.zeros(DIM, DIM, dtype=torch.float64)
+    for i in range(half):
+        cos, sin = angles[:, i].cos().mean(), angles[:, i].sin().mean()
+        rotation[i, i] = rotation[i + half, i + half] = cos
+        rotation[i, i + half], rotation[i + half, i] = -sin, sin
+    formula = torch.empty(HEADS, HELD - 4, dtype=torch.float64)
+    for head in range(HEADS):
+        x, keys = q[:, head].double(), k[4:, head // SHARED].double()
+        mean, covariance = rotation @ x.mean(0), rotation @ torch.cov(x.T, correction=0) @ rotation.T
+        logits = keys @ mean / DIM**0.5 + torch.einsum("ni,ij,nj->n", keys, covariance, keys) / (2 * DIM)
+        formula[head] = logits.softmax(-1)
+    wanted = formula.view(KV_HEADS, SHARED, -1).mean(1) + 1e-2
+    wanted = wanted * v[4:].double().norm(dim=-1).T
+    torch.testing.assert_close(found[:, 4:].double(), wanted, atol=1e-5, rtol=1e-4)
+    assert (found[:, :4] == found[:, 4:].max()).all(), "sinks stay"
+
+
+def test_h2o_adds_up_what_every_query_has_read(k: Tensor, q: Tensor, layer: AttentionLayer) -> None:
+    """Also what was read before the last compaction, of what that kept."""
+    made = COMPACTORS["h2o"].make("0.5")
+    assert isinstance(made, WhileDecoding)
+    expected = attention(q, k).view(KV_HEADS, SHARED, WINDOW, HELD).sum((1, 2))
+    before = torch.rand(KV_HEADS, 40)
+    found = made.scores(Seen(k, partial(window_probabilities, q, k, layer), given=before))
+    torch.testing.assert_close(found[:, 40:].double(), expected[:, 40:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[:, :40].double(), expected[:, :40] + before, atol=1e-5, rtol=1e-5)
+    places = made.best(torch.arange(100.0).flip(0).expand(2, -1), again=False)
+    assert places.tolist() == [[*range(25), *range(75, 100)]] * 2, "half of them the best, half the last"
+
+
+def test_triattention_is_the_mean_query_seen_from_afar(k: Tensor, tmp_path: Path) -> None:
+    """The sums of the paper, in complex numbers: one pair, one offset at a time."""
+    half, generator = DIM // 2, torch.Generator().manual_seed(6)
+    mean = torch.randn(HEADS, DIM, generator=generator)
+    lengths = torch.complex(mean[:, :half], mean[:, half:]).abs() + torch.rand(HEADS, half, generator=generator)
+    longer = lengths - torch.complex(mean[:, :half], mean[:, half:]).abs()
+    write({"q.3.mean": mean, "q.3.length": longer}, str(tmp_path / "table"))
+    table = read_calibration(str(tmp_path / "table"))
+    rope = RotaryEmbedding(10_000.0 ** -(torch.arange(0, DIM, 2) / DIM))
+    now = 70  # the position of the last token; 20 have left before
+    positions = torch.arange(HELD) + (now - HELD + 1)
+    rotated = rope.at(positions, torch.float32)(k)
+    found = triattention(Seen(rotated, turn=rope.turned, layer=3, shift=now - HELD + 1), table)
+    frequency = (10_000.0 ** -(torch.arange(0, DIM, 2) / DIM)).double()
+    keys = torch.complex(k[..., :half].double(), k[..., half:].double())
+    asked = torch.complex(mean[:, :half].double(), mean[:, half:].double())
+    scores = torch.zeros(HEADS, HELD, dtype=torch.float64)
+    for head in range(HEADS):
+        key = keys[:, head // SHARED]
+        phase = (asked[head] * key.conj()).angle()
+        for offset in (2**i for i in range(17)):
+            angle = frequency * (now - positions[:, None] + offset) + phase
+            scores[head] += (asked[head].abs() * key.abs() * angle.cos()).sum(1) / 17
+        scores[head] += ((lengths[head].double() - asked[head].abs()) * key.abs()).sum(1)
+    normal = (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)
+    # float32 angles of up to 65,600 radians are off by 2^-8; the mean over 17 offsets makes it less.
+    torch.testing.assert_close(found.double(), normal.view(KV_HEADS, SHARED, -1).amax(1), atol=5e-3, rtol=0)
+    kept = WhileDecoding("triattention", 64, triattention, keeps_prompt=True).best(torch.rand(1, 10 + 64 + 64), False)
+    assert kept[0, :10].tolist() == [*range(10)], "the prompt stays"
+    assert kept.shape == (1, 74)
+
+
+def test_budgets_are_those_of_the_papers() -> None:
+    scores = [torch.rand(3, 400, generator=torch.Generator().manual_seed(layer)) ** (1 + layer) for layer in range(4)]
+    pyramid = [heads[0] for heads in Pyramid().wanted(scores, 120, 32)]
+    low, high = 88 / 20, 2 * 88 - 88 / 20
+    assert pyramid == pytest.approx([32 + high - i * (high - low) / 3 for i in range(4)])
+    assert Pyramid().wanted(scores, 300, 32)[0][0] == pytest.approx(400), "no layer keeps more than there is"
+    assert sum(heads[0] for heads in Pyramid().wanted(scores, 300, 32)) == pytest.approx(4 * 300)
+    for layer, found in zip(scores, AdaKV(0.5).wanted(scores, 120, 0), strict=True):
+        boosted = layer.clone()
+        for head in range(3):
+            boosted[head, layer[head].topk(60).indices] += 10
+        chosen = torch.zeros(3 * 400).index_fill(0, boosted.flatten().topk(360).indices, 1).view(3, 400)
+        assert found == chosen.sum(1).tolist()
+    together = torch.cat(scores)
+    best = torch.zeros(12 * 400).index_fill(0, together.flatten().topk(12 * 120).indices, 1).view(12, 400)
+    assert [n for heads in Everywhere().wanted(scores, 120, 0) for n in heads] == best.sum(1).tolist()
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.floats(0, 100), min_size=1, max_size=9).filter(any),
+    st.integers(1, 2),
+    st.integers(2, 30),
+    st.randoms(use_true_random=False),
+)
+def test_blocks_add_up_within_their_bounds(wanted: list[float], least: int, most: int, draw: Random) -> None:
+    total = draw.randint(least * len(wanted), most * len(wanted))
+    parts = in_blocks(wanted, total, least, most)
+    assert sum(parts) == total
+    assert all(least <= part <= most for part in parts)
+    ideal = [part * total / sum(wanted) for part in wanted]
+    if all(least <= part <= most for part in ideal):
+        assert all(abs(part - share) < 1 for part, share in zip(parts, ideal, strict=True))
+
+
+@pytest.mark.parametrize("stored", [dense("float32"), int8()], ids=["dense", "int8"])
+def test_unequal_heads_fill_their_rows_to_the_last_cell(stored: KVFormat) -> None:
+    """Gathered over their own sources; read through tables of heads, with tokens behind them."""
+    cache = recipe("adakv=0.1+snapkv=0.6")(spec(stored, 0, 1))
+    compactor, held = cache.compactor, 100
+    assert isinstance(compactor, AfterPrompt)
+    assert compactor.kept(held) == 5 * 16, "60 tokens are four blocks for each, and one says who has which"
+    arena, generator = Arena(cache, 12), torch.Generator().manual_seed(4)
+    content = {i: [torch.randn(7 * 16, KV_HEADS, DIM, generator=generator) for _ in "kv"] for i in (0, 1)}
+    for i, (k, v) in content.items():
+        write_values(arena, i, range(7), k, v)
+        content[i] = [x[:held].clone() for x in read_values(arena, i, range(7))]
+    chances = {i: torch.rand(KV_HEADS, 1, 32, held, generator=generator) for i in (0, 1)}
+    chances[0][0] *= 3
+    gatherer = Gatherer(arena, attention=lambda layer, q, k: chances[layer])
+    gatherer(Gather((tuple(range(7)),), ((3, 5, 1, 0, 11),), held, compactor, [[torch.zeros(32, HEADS, DIM)] * 2]))
+    counts = read_counts(arena, 3)
+    assert counts.sum() == 4 * cache.cells
+    assert counts[0] > counts[1], "a head with higher scores keeps more"
+    tables = head_tables(
+        np.array([[3, 5, 1, 0, 11, 9], [8, 2, -1, -1, -1, -1]], np.int32), [counts, None], [5, 0], cache.cells
+    )
+    scores = [compactor.scores(Seen(k, partial(chances.get, i))) for i, (k, v) in content.items()]  # type: ignore[arg-type]
+    for cell, count in enumerate(counts):
+        layer, head = divmod(cell, KV_HEADS)
+        assert tables[cell, 0, count] == 9 * cache.cells + cell, "what follows"
+        assert tables[cell, 1, :3].tolist() == [8 * cache.cells + cell, 2 * cache.cells + cell, -1]
+        cells = torch.from_numpy(tables[cell, 0, :count]).long()
+        places = scores[layer][head].topk(16 * int(count)).indices.sort().values
+        found = stored.decode(arena.views(layer), cells)
+        for was, now in zip(content[layer], found, strict=True):
+            torch.testing.assert_close(now[:, 0], was[places, head], atol=4 * 2**-10, rtol=0)
+
+
+def test_windows_keep_their_tokens_in_bf16() -> None:
+    """Places beyond 256 are no bf16 numbers."""
+    places = streaming(4, 1024).keep(Seen(torch.zeros(1028, 1, 8, dtype=torch.bfloat16)))
+    assert places.tolist() == [[*range(4), *range(132, 1028)]]
+
+
 def lengths(compactor: Compactor, num_prompt: int, num_tokens: int) -> tuple[list[int], int]:
     """Numbers of computed tokens at which some leave, and most that are held."""
     dropped, at, most = 0, [], 0
@@ -147,7 +305,7 @@ def lengths(compactor: Compactor, num_prompt: int, num_tokens: int) -> tuple[lis
         most = max(most, computed - dropped)
         if computed == compactor.due(num_prompt, dropped):
             at.append(computed)
-            dropped += computed - dropped - compactor.kept(computed - dropped)
+            dropped += computed - dropped - compactor.kept(computed - dropped, dropped)
     return at, most
 
 
@@ -155,6 +313,11 @@ def test_when_tokens_leave() -> None:
     assert lengths(COMPACTORS["keydiff"].make("0.5"), 100, 150) == ([100], 100)
     assert lengths(COMPACTORS["keydiff"].make("1.0"), 100, 150) == ([], 150)
     assert lengths(COMPACTORS["snapkv"].make("200"), 100, 150) == ([], 150)
+    at, most = lengths(COMPACTORS["h2o"].make("0.2"), 100, 250)
+    assert (at, most) == ([100, 164, 228], 100)
+    assert lengths(COMPACTORS["h2o"].make("64"), 30, 250)[0] == [128, 192]
+    assert lengths(COMPACTORS["h2o"].make("1.0"), 100, 250)[0] == []
+    assert lengths(WhileDecoding("t", 64, triattention, keeps_prompt=True), 10, 300) == ([138, 202, 266], 138)
     at, most = lengths(streaming(4, 64), 10, 200)
     assert at[0] == most == 68
     assert {b - a for a, b in pairwise(at)} == {8}
@@ -185,3 +348,17 @@ def test_a_derived_chain_has_no_key_of_another() -> None:
     assert array("i", twice.tokens[2]).tolist() == [-1] * 8 + list(range(130, 138))
     with pytest.raises(ValueError, match="more than the 200 tokens"):
         twice.extend(tokens, 7)
+
+
+def test_reconstruction_is_the_most_that_a_repetition_reads(k: Tensor, q: Tensor) -> None:
+    """KVzip, one query and key at a time: sinks, the piece, and the repetition up to the query."""
+    start, stop, probe = 10, 30, range(HELD - WINDOW, HELD)
+    found = reconstruction(Seen(k, queries=q, scale=DIM**-0.5), start, stop)
+    expected = torch.zeros(KV_HEADS, stop - start, dtype=torch.float64)
+    for head in range(HEADS):
+        for i, position in enumerate(probe):
+            keys = [*range(4), *range(start, stop), *range(probe.start, position + 1)]
+            scores = torch.stack([q[i, head].double() @ k[j, head // SHARED].double() / DIM**0.5 for j in keys])
+            read = scores.softmax(0)[4 : 4 + stop - start]
+            expected[head // SHARED] = expected[head // SHARED].maximum(read)
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
