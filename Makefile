@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SAY := @printf '==> %s\n'
 COMPILED := pyproject.toml constraints.txt CMakeLists.txt \
-	$(wildcard src/kvtrove/kernels/cpu/* src/kvtrove/kernels/cpu/*/*)
+	$(shell find src/kvtrove/kernels/cpu -name '*.cpp' -o -name '*.h')
 
 # Every install, the build environment's included, gets the tested versions.
 export PIP_CONSTRAINT := constraints.txt

@@ -2,7 +2,8 @@
 // machines where the package is not installed, and for emulators (argument "small").
 //
 //   cd src/kvtrove/kernels/cpu && g++ -std=c++17 -O2 -ffp-contract=off -static -I.
-//       ../../../../benchmarks/micro/linear_levels.cpp linear.cpp linear_int4.cpp linear_amx.cpp pages.cpp isa.cpp threads.cpp -o linear_levels && ./linear_levels
+//       ../../../../benchmarks/micro/linear_levels.cpp linear/linear.cpp linear/int4.cpp linear/levels/*.cpp common/pages.cpp
+//       common/isa.cpp common/threads.cpp -o linear_levels && ./linear_levels
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -13,9 +14,9 @@
 #include <random>
 #include <vector>
 
-#include "linear.h"
-#include "linear_level.h"
-#include "threads.h"
+#include "common/threads.h"
+#include "linear/level.h"
+#include "linear/linear.h"
 
 using namespace kvtrove;
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "allocations.h"
-#include "attention/convert.h"
+#include "attention/codecs/convert.h"
 #include "attention/work.h"
 #include "other_levels.h"
 

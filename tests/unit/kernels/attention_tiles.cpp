@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "attention/convert.h"
+#include "attention/codecs/convert.h"
 #include "attention/work.h"
 #include "other_levels.h"
 

@@ -1,6 +1,6 @@
 // Memory in huge pages: alignment, sharing of pages, reuse, exhaustion, systems that refuse. Built with sanitizers by
 // test_pages.py. Prints what is wrong, or "all right".
-#include "pages.h"
+#include "common/pages.h"
 
 #include <cstdio>
 #include <cstring>

@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "allocations.h"
-#include "linear.h"
-#include "linear_level.h"
-#include "rows.h"
-#include "threads.h"
+#include "common/threads.h"
+#include "layers/norms.h"
+#include "linear/level.h"
+#include "linear/linear.h"
 
 using namespace kvtrove;
 

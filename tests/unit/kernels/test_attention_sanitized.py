@@ -14,8 +14,8 @@ from kvtrove import kernels
 from tests.unit.attention.tolerances import SPLIT_QUERY, SUMS, tolerance
 from tests.unit.kernels.sanitized import FLAGS, SOURCES, Kernels, build
 
-LEVELS = ("attention/amx", "attention/portable")
-OTHERS = ("attention/store", "attention/work", "isa", "threads")
+LEVELS = ("attention/levels/amx", "attention/levels/portable")
+OTHERS = ("attention/store", "attention/work", "common/isa", "common/threads")
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,9 @@ import pytest
 
 from tests.unit.kernels.sanitized import Kernels
 
+SOURCES = ("linear/linear", "linear/int4", "linear/levels/amx", "common/pages", "layers/norms", "common/threads")
+
 
 @pytest.mark.timeout(900)
 def test_products_on_tiles_equal_float64_and_a_row_is_the_same_in_every_batch(tmp_path: Path) -> None:
-    assert (
-        Kernels(tmp_path, ("linear", "linear_int4", "linear_amx", "pages", "rows", "threads")).run("linear_emulated")
-        == "all equal\n"
-    )
+    assert Kernels(tmp_path, SOURCES).run("linear_emulated") == "all equal\n"

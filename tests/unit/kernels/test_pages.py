@@ -23,7 +23,7 @@ AnonHugePages:      2048 kB
 
 
 def test_blocks_share_huge_pages_are_used_again_and_run_out_without_harm(tmp_path: Path) -> None:
-    assert Kernels(tmp_path, ("pages",)).run("huge_pages") == "all right\n"
+    assert Kernels(tmp_path, ("common/pages",)).run("huge_pages") == "all right\n"
 
 
 def test_only_huge_pages_of_our_own_memory_count() -> None:

@@ -56,7 +56,7 @@ def result(script: str, **settings: object) -> str:
 @pytest.mark.parametrize("sleep", ["futex", "condition variable"])
 def test_jobs_of_several_threads_race_nowhere(tmp_path: Path, sleep: str) -> None:
     flags = ["-O1", *(["-DKVTROVE_NO_FUTEX"] if sleep != "futex" else [])]
-    assert Kernels(tmp_path, ["threads"], *flags, sanitize=RACES).run("threads_together") == "all right\n"
+    assert Kernels(tmp_path, ["common/threads"], *flags, sanitize=RACES).run("threads_together") == "all right\n"
 
 
 def test_a_child_process_gets_threads_of_its_own() -> None:

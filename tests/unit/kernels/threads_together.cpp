@@ -1,7 +1,7 @@
 // Jobs on the pool of threads, of every size, from several threads at once, with pauses in which helpers fall asleep. Memory
 // that parts share with their caller is not atomic: the thread sanitizer sees what the pool does not order. Prints what is
 // wrong, or "all right".
-#include "threads.h"
+#include "common/threads.h"
 
 #include <atomic>
 #include <chrono>

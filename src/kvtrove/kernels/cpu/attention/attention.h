@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../isa.h"
+#include "common/isa.h"
 
 namespace kvtrove::attention {
 

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "../threads.h"
-#include "convert.h"
-#include "turn.h"
+#include "attention/codecs/convert.h"
+#include "attention/codecs/turn.h"
+#include "common/threads.h"
 
 namespace kvtrove::attention {
 

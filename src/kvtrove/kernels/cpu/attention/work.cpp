@@ -1,10 +1,10 @@
-#include "work.h"
+#include "attention/work.h"
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
-#include "../threads.h"
+#include "common/threads.h"
 
 namespace kvtrove::attention {
 

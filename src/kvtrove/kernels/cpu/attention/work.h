@@ -1,7 +1,7 @@
 // The pieces that a step is cut into, and the functions that each instruction-set level provides for them.
 #pragma once
 
-#include "attention.h"
+#include "attention/attention.h"
 
 namespace kvtrove::attention {
 

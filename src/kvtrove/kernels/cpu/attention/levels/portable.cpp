@@ -1,0 +1,40 @@
+// The level of every platform: four lanes, which compilers map to SSE2, NEON or plain code.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "attention/codecs/convert.h"
+#include "attention/codecs/turn.h"
+#include "attention/work.h"
+
+#define INLINE [[gnu::always_inline]] inline
+
+namespace kvtrove::attention {
+namespace portable {
+
+constexpr int W = 4;         // lanes
+constexpr int kMaxRows = 6;  // rows of a product that are computed together
+constexpr int kSums = 12;    // vectors of sums that fit into the registers
+constexpr int kBand = 48;    // rows whose scores are held at once
+
+#include "common/vector/types.h"
+#include "common/vector/portable.h"
+#include "common/vector/vector.h"
+#include "attention/kernels/ahead.h"
+#include "attention/kernels/product.h"
+#include "attention/kernels/softmax.h"
+#include "attention/kernels/gather.h"
+#include "attention/codecs/unpack.h"
+#include "attention/kernels/chunk.h"
+#include "attention/kernels/pass.h"
+#include "attention/kernels/vector_stages.h"
+#include "attention/kernels/run.h"
+
+}  // namespace portable
+
+const Level kPortable = portable::level();
+
+}  // namespace kvtrove::attention

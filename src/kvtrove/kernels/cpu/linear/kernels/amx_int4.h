@@ -1,0 +1,150 @@
+// Products of 4-bit weights on tiles, with the bits of vectors (linear/int4.h). Of every panel, a stretch of 256 inputs is
+// unpacked once for all rows: integers of a group are half an operand B, and each plane of 16 rows of x half an operand A,
+// as x lies in memory. Sums of a group are whole numbers; scaling them takes longer than the products.
+#pragma once
+
+#include "linear/int4.h"
+#include "linear/kernels/amx_layout.h"
+
+namespace kvtrove::amx {
+
+// A stretch of a panel: integers as operands B [groups][halves], scales and minima [groups][halves].
+struct Unpacked {
+    static constexpr std::size_t kRowsOfB = int4::kGroup / 4;
+    alignas(64) std::uint8_t numbers[int4::kGroups][kHalves][kRowsOfB * tiles::kRowBytes];
+    Floats scales[int4::kGroups][kHalves], minima[int4::kGroups][kHalves];
+};
+
+// 16 of the scales or minima at `from`.
+[[gnu::always_inline]] KVTROVE_AMX inline Floats lines_at(const std::uint8_t* from, std::size_t half, bool wide) {
+    from += half * kColumns * int4::scale_bytes(wide);
+    Floats values;
+    if (wide) {
+        std::memcpy(&values, from, sizeof values);
+    } else {
+#if defined(KVTROVE_EMULATE_AMX)
+        for (std::size_t i = 0; i < kColumns; ++i) {
+            std::uint16_t bits;
+            std::memcpy(&bits, from + i * sizeof bits, sizeof bits);
+            values[i] = float_of_float16(bits);
+        }
+#else
+        Halfwords bits;
+        std::memcpy(&bits, from, sizeof bits);
+        asm("vcvtph2ps %1, %0" : "=v"(values) : "v"(bits));
+#endif
+    }
+    return values;
+}
+
+KVTROVE_AMX inline void unpack(const std::uint8_t* panel, std::size_t groups, bool wide, Unpacked& to) {
+    constexpr std::uint32_t kLowHalves = 0x0f0f0f0f;
+    for (std::size_t g = 0; g < groups; ++g, panel += int4::group_bytes(wide)) {
+        for (std::size_t half = 0; half < kHalves; ++half) {
+            to.scales[g][half] = lines_at(panel, half, wide);
+            to.minima[g][half] = lines_at(panel + int4::head_bytes(wide) / 2, half, wide);
+            const std::uint8_t* from = panel + int4::head_bytes(wide) + half * tiles::kRowBytes;
+            std::uint8_t* rows = to.numbers[g][half];
+            for (std::size_t i = 0; i < int4::kGroup / int4::kWord; ++i, from += int4::kWordsBytes) {
+                Words words;
+                std::memcpy(&words, from, sizeof words);
+                const Words both[] = {words & kLowHalves, words >> 4 & kLowHalves};
+                std::memcpy(rows, both, sizeof both), rows += sizeof both;
+            }
+        }
+    }
+}
+
+KVTROVE_AMX inline void configure_groups() {
+    tiles::Shapes shapes;
+    for (int tile = 0; tile < 4; ++tile) shapes.set(tile, tiles::kRows);
+    for (int tile = 4; tile < 6; ++tile) shapes.set(tile, tiles::kRows, int4::kGroup);
+    shapes.set(6, Unpacked::kRowsOfB);
+    tiles::configure(shapes);
+}
+
+// Sums of 16 rows, half a panel and a group, one tile for each plane of x.
+struct GroupSums {
+    alignas(64) std::int32_t high[kSums], low[kSums];
+};
+
+template <int High>
+[[gnu::always_inline]] KVTROVE_AMX inline void dot_group(const int4::Stretch* x, const std::uint8_t* numbers, std::size_t g,
+                                                         GroupSums& sums) {
+    tiles::zero<High>(), tiles::zero<High + 1>();
+    tiles::load<6>(numbers, tiles::kRowBytes);
+    tiles::load<4>(x->high + g * int4::kGroup, sizeof *x), tiles::load<5>(x->low + g * int4::kGroup, sizeof *x);
+    tiles::dot_i8<High, 4, 6>(), tiles::dot_i8<High + 1, 5, 6>();
+    tiles::store<High>(sums.high, tiles::kRowBytes), tiles::store<High + 1>(sums.low, tiles::kRowBytes);
+}
+
+// totals [rows][32] += a stretch of up to 16 rows and half a panel. A group's products run while the one before it is
+// scaled. All 16 rows are, because then their sums stay in registers; behind the last row of x lies something.
+KVTROVE_AMX inline void add_stretch(const int4::Stretch* x, std::size_t rows, const Unpacked& weights, std::size_t half,
+                                    std::size_t groups, float* totals) {
+    GroupSums sums[2];
+    Floats stretch[kTileRows] = {};
+    dot_group<0>(x, weights.numbers[0][half], 0, sums[0]);
+    for (std::size_t g = 0; g < groups; ++g) {
+        if (g + 1 < groups) dot_group<2>(x, weights.numbers[g + 1][half], g + 1, sums[(g + 1) % 2]);
+        const Floats scale = weights.scales[g][half], minimum = weights.minima[g][half];
+        const GroupSums& of = sums[g % 2];
+#pragma GCC unroll 16
+        for (std::size_t r = 0; r < kTileRows; ++r) {
+            Ints high, low;
+            std::memcpy(&high, of.high + r * kColumns, sizeof high), std::memcpy(&low, of.low + r * kColumns, sizeof low);
+            stretch[r] += scale * __builtin_convertvector((high << 7) + low, Floats) + minimum * x[r].sums[g];
+        }
+    }
+#pragma GCC unroll 16
+    for (std::size_t r = 0; r < kTileRows; ++r, totals += kWidth) {
+        if (r >= rows) break;
+        Floats total;
+        std::memcpy(&total, totals, sizeof total);
+        total += stretch[r] * x[r].scale;
+        std::memcpy(totals, &total, sizeof total);
+    }
+}
+
+// Rows and panels of a part. x: [stretches][all rows], and as many as a tile has behind the last one.
+KVTROVE_AMX inline void run_int4(const Product& job, const int4::Stretch* x, std::size_t all_rows, const Part& part) {
+    alignas(64) float totals[int4::kMostRows * kWidth];
+    Unpacked weights;
+    const std::size_t rows = part.row_end - part.row, groups = ceil_div(job.inputs, int4::kGroup);
+    const std::size_t bytes = int4::group_bytes(job.wide);
+    configure_groups();
+    for (std::size_t panel = part.panel; panel < part.panel_end; ++panel) {
+        std::fill_n(totals, rows * kWidth, 0.0f);
+        const std::uint8_t* at = job.weights + panel * job.panel_bytes;
+        for (std::size_t first = 0; first < groups; first += int4::kGroups, at += int4::kGroups * bytes) {
+            const std::size_t count = std::min(int4::kGroups, groups - first);
+            for (std::size_t line = 0; line < count * bytes; line += kCacheLine) {
+                __builtin_prefetch(at + int4::kGroups * bytes + line, 0, 2);
+            }
+            unpack(at, count, job.wide, weights);
+            const int4::Stretch* of = x + first / int4::kGroups * all_rows + part.row;
+            for (std::size_t row = 0; row < rows; row += kTileRows) {
+                for (std::size_t half = 0; half < kHalves; ++half) {
+                    add_stretch(of + row, std::min(kTileRows, rows - row), weights, half, count,
+                                totals + row * kWidth + half * kColumns);
+                }
+            }
+        }
+        int4::write_rows(job, part.row, rows, panel, totals);
+    }
+    tiles::release();
+}
+
+// Few rows are sooner done by vectors.
+inline void multiply_int4(const Product& job, std::size_t rows) {
+    constexpr std::size_t kFewRows = 8;
+#if defined(KVTROVE_EMULATE_AMX)
+    const int4::Means& vectors = int4::portable_means();
+#else
+    const int4::Means& vectors = int4::avx512_means();
+#endif
+    if (rows <= kFewRows) return int4::multiply(vectors, job, rows);
+    int4::multiply({{vectors.pack[0], vectors.pack[1]}, {run_int4, run_int4}}, job, rows);
+}
+
+}  // namespace kvtrove::amx
