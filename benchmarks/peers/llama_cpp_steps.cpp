@@ -5,8 +5,9 @@
 //
 //     steps MODEL.gguf THREADS       answers each line of its input with seconds
 //     prompt N                       of a prompt of N tokens, of which the last one gives logits
-//     decode N                       of N steps of one token behind the last prompt
+//     decode N                       the least of N steps of one token behind the last prompt
 //     steps quantise FROM TO TYPE    writes a file of another type: 2 Q4_0, 7 Q8_0, 14 Q4_K_S
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -57,8 +58,12 @@ int main(int count, char** words) {
         std::vector<llama_token> prompt(kind == "prompt" ? tokens : 1);
         for (std::size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<int>(100 + i * 7 % (words_known - 100));
         if (kind == "prompt") llama_memory_clear(llama_get_memory(context), true);
-        const double begin = seconds();
-        for (int i = 0; i < (kind == "prompt" ? 1 : tokens); ++i) compute(context, prompt);
-        std::cout << seconds() - begin << std::endl;
+        double least = 1e9;
+        for (int i = 0; i < (kind == "prompt" ? 1 : tokens); ++i) {
+            const double begin = seconds();
+            compute(context, prompt);
+            least = std::min(least, seconds() - begin);
+        }
+        std::cout << least << std::endl;
     }
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 from kvtrove.config import EngineConfig
 from kvtrove.engine import Engine
+from kvtrove.server.auth import Keyring, Tenant
 from tests.adapters import write_adapter
 from tests.checkpoints import Checkpoints
 from tests.golden.harness import hugging_face
@@ -56,7 +57,9 @@ def test_adapters_come_and_go_while_the_server_runs(checkpoints: Checkpoints, tm
 
     async def talk() -> None:
         engine = Engine(config)
-        async with running_app(engine) as app:  # type: ignore[arg-type]
+        keyring = Keyring([("secret", Tenant("operator", admin=True)), ("other", Tenant("user"))])
+        async with running_app(engine, keyring=keyring) as app:  # type: ignore[arg-type]
+            app.client.headers["authorization"] = "Bearer secret"
 
             async def post(path: str, **body: Any) -> Any:
                 return await app.client.post(path, json=body)
@@ -68,6 +71,12 @@ def test_adapters_come_and_go_while_the_server_runs(checkpoints: Checkpoints, tm
                 answer = await post("/v1/completions", model="demo:sql", **asked)
                 return str(answer.json()["choices"][0]["text"])
 
+            denied = await app.client.post(
+                "/v1/load_lora_adapter",
+                json={"lora_name": "a", "lora_path": "b"},
+                headers={"authorization": "Bearer other"},
+            )
+            assert denied.status_code == 403
             loaded = await load("one")
             assert (loaded.status_code, loaded.text) == (200, "Success: LoRA adapter 'sql' added successfully.")
             names = [card["id"] for card in (await app.client.get("/v1/models")).json()["data"]]

@@ -149,7 +149,8 @@ class KeptAnswer:
 
 
 class ResponseCache:
-    """identity: of weights, adapter and cache, given the model that a request names. sampling_defaults: of the checkpoint, which may say a temperature.
+    """identity: of weights, adapter and cache, given the model that a request names. sampling_defaults: of the
+    checkpoint, which may say a temperature.
 
     on_lookup: told whether an answer was found.
     """
