@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvtrove.kv.retention import Retention
@@ -26,6 +28,8 @@ class AttentionLayer:
     storage: the layer that it belongs to; is_shared: whether others read it too.
     sink_logits: float32 [num_heads], a score that each query of a head has beside those of its keys, of value zero.
     tails: "k" and "v" -> [num_seats, block_size, kv_heads, dim] of open blocks, where the format encodes whole ones.
+    cells: into which a row is cut, 0 where layers lie in it as a whole (`kv.cells`); then `view` is that of all cells
+    of the arena, and `cell` the first of this layer in a row.
     """
 
     index: int
@@ -44,6 +48,8 @@ class AttentionLayer:
     storage: int = 0
     is_shared: bool = False
     tails: Mapping[str, Tensor] = field(default_factory=dict)
+    cells: int = 0
+    cell: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class AttentionBatch:
     """One step. query_start: S + 1 row numbers. start: S places in the
     tables, which are positions too where a sequence has all its tokens. Plain lists: planning waits for no device.
 
+    packed: rows with which each sequence begins that are packed (`kv.cells`), and counts, int32 [cells], what their
+    first one says; None where there are none.
     seats: of each sequence. completed: (sequence, block index) of every block that this step fills; formats that encode
     whole blocks seal these before anybody reads.
     """
@@ -71,6 +79,8 @@ class AttentionBatch:
     groups: tuple[GroupTables, ...]
     seats: list[int] = field(default_factory=list)
     completed: list[tuple[int, int]] = field(default_factory=list)
+    packed: list[int] = field(default_factory=list)
+    counts: list[NDArray[np.int32] | None] = field(default_factory=list)
 
 
 class Rotation(Protocol):

@@ -28,7 +28,7 @@ from functools import partial
 
 from kvtrove.config import ConfigError, nearest
 from kvtrove.kv.compaction.compactor import Compactor
-from kvtrove.kv.compaction.words import COMPACTORS
+from kvtrove.kv.compaction.words import COMPACTORS, VARIANTS
 from kvtrove.kv.formats.calibration import read_calibration
 from kvtrove.kv.formats.dense import Dense
 from kvtrove.kv.formats.fp8 import Fp8
@@ -181,12 +181,18 @@ class Recipe:
 
     @property
     def compactor(self) -> Compactor | None:
-        return next((COMPACTORS[part.word].make(part.value) for part in self.parts if part.word in COMPACTORS), None)
+        made = next((COMPACTORS[part.word].make(part.value) for part in self.parts if part.word in COMPACTORS), None)
+        for part in self.parts:
+            if part.word in VARIANTS and made is not None:
+                made = VARIANTS[part.word].change(made, part.value)
+        return made
 
     def __call__(self, cache: KVCacheSpec) -> KVCacheSpec:
         """ConfigError when the result cannot work, with the reason."""
         layers = tuple(self._layer(index, layer, cache) for index, layer in enumerate(cache.layers))
-        changed = replace(cache, layers=layers, compactor=self.compactor or cache.compactor)
+        compactor = self.compactor
+        compactor = cache.compactor if compactor is None else compactor.in_blocks_of(cache.block_size)
+        changed = replace(cache, layers=layers, compactor=compactor)
         if reasons := changed.check():
             raise ConfigError(f"cache: {self.text!r} cannot work: {reasons[0]}")
         return changed
@@ -227,9 +233,14 @@ def recipe(text: str) -> Recipe:
     words = {part.word for part in parts}
     if "sinks" in words and "window" not in words:
         raise ConfigError(f"cache: {text!r}: sinks go with a window, such as sinks=4+window=1024")
+    variants = sorted(words.intersection(VARIANTS))
+    if variants and not words.intersection(COMPACTORS):
+        raise ConfigError(f"cache: {text!r}: {variants[0]} goes with a way to drop tokens: {variants[0]}+snapkv=0.2")
     if "chunk" in words and "window" in words:
         raise ConfigError(f"cache: {text!r}: a chunk and a window contradict each other; take one of them")
-    return Recipe(text, parts)
+    made = Recipe(text, parts)
+    _ = made.compactor  # raises
+    return made
 
 
 def _said(part: _Part) -> tuple[str, ...]:
@@ -249,6 +260,7 @@ def known_words() -> Iterator[str]:
     yield from examples()
     yield from ("k=FORMAT", "v=FORMAT", "window=N", "sinks=N", "chunk=N", "quest=N")
     yield from (f"{word}={known.argument}" for word, known in COMPACTORS.items())
+    yield from (f"{word}+WORD" for word in VARIANTS)
     yield from ("edges=N:WORD", "layers=A,B:WORD", "full:WORD", "sliding:WORD")
 
 
@@ -281,13 +293,12 @@ def _part(part: str, text: str) -> _Part:
         _number(value, word, text, least=0 if word == "sinks" else 1)
     elif word in SELECTORS and not side:
         _number(value, word, text)
-    elif word in COMPACTORS and not side:
+    elif word in (*COMPACTORS, *VARIANTS) and not side:
         if colon:
-            raise ConfigError(f"cache: {text!r}: {word} drops tokens of all layers alike; write {word}={value}")
-        COMPACTORS[word].make(value)
+            raise ConfigError(f"cache: {text!r}: {word} drops tokens of all layers alike; write {rest}")
     else:
         known = [*known_words()]
-        names = [*FORMATS, *_ALIASES, *RETENTIONS, *SELECTORS, *COMPACTORS, *SCOPES, "k", "v"]
+        names = [*FORMATS, *_ALIASES, *RETENTIONS, *SELECTORS, *COMPACTORS, *VARIANTS, *SCOPES, "k", "v"]
         raise ConfigError(f"cache: {text!r}: {word!r} is not known{nearest(word, names)}; there are {', '.join(known)}")
     return _Part(part, scope, side, word, value)
 

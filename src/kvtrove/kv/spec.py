@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from kvtrove.kv.compaction.compactor import Compactor
 from kvtrove.kv.compaction.fits import reasons_against
-from kvtrove.kv.plane import LayerState, Plane, align, places
+from kvtrove.kv.plane import LayerState, Plane, align, cut_evenly, places
 from kvtrove.kv.retention import Full, Retention, peak_blocks
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ class KVCacheSpec:
         groups: list[KVGroup] = []
         for (retention, bucket), size in zip(buckets.items(), sizes, strict=True):
             parts = min(len(bucket), -(-size // target))
-            for members in _cut(bucket, [self.layer_bytes(layer) for layer in bucket], parts):
+            for members in cut_evenly(bucket, [self.layer_bytes(layer) for layer in bucket], parts):
                 groups.append(self._group(len(groups), retention, tuple(members)))
         return tuple(groups)
 
@@ -285,9 +285,11 @@ class KVCacheSpec:
         offsets: dict[int, dict[str, int]] = {}
         for layer in members:
             offsets[layer.layer] = {}
+            start = at
             for plane in self.planes(layer):
                 offsets[layer.layer][plane.name] = at
                 at += align(plane.nbytes)
+            at = start + self.layer_bytes(layer)
         return KVGroup(index, retention, members, offsets, at)
 
     @cached_property
@@ -301,12 +303,25 @@ class KVCacheSpec:
         found = next(one for one in self.layers if one.layer == layer)
         return found if found.source is None else self.storage(found.source)
 
+    @cached_property
+    def cells(self) -> int:
+        """Cells of a row, one of each key head of each layer (`kv.cells`); 0 where a layer lies in it as a whole."""
+        return sum(layer.heads for layer in self.layers) if self.compactor and self.compactor.unequal else 0
+
+    @cached_property
+    def cell_of(self) -> Mapping[int, int]:
+        """Layer index -> its first cell in a row."""
+        heads = [layer.heads for layer in self.layers]
+        return {layer.layer: sum(heads[:i]) for i, layer in enumerate(self.layers)}
+
     def planes(self, layer: LayerKV) -> tuple[Plane, ...]:
+        """Of one layer in one block, or of one of its cells."""
+        layer = replace(layer, heads=1) if self.cells else layer
         return layer.format.planes(layer, self.block_size)
 
     def layer_bytes(self, layer: LayerKV) -> int:
         """Bytes of one layer in one block, alignment included."""
-        return sum(align(plane.nbytes) for plane in self.planes(layer))
+        return (layer.heads if self.cells else 1) * sum(align(plane.nbytes) for plane in self.planes(layer))
 
     @cached_property
     def block_bytes(self) -> int:
@@ -362,7 +377,8 @@ class KVCacheSpec:
         Made of the ids of codecs and retentions, not of classes and fields; what is as usual is left out.
         """
         states = [[state.layer, state.kind, *map(_shape_of, state.planes)] for state in self.states]
-        text = json.dumps([self.block_size, *map(_describe, self.layers), *([states] if states else [])])
+        cut = ["cells/1"] if self.cells else []
+        text = json.dumps([self.block_size, *map(_describe, self.layers), *([states] if states else []), *cut])
         return hashlib.sha256(text.encode()).digest()
 
 
@@ -379,16 +395,3 @@ def _shape_of(plane: Plane) -> list[Any]:
 def _shape(layer: LayerKV) -> tuple[Any, ...]:
     """What a layer must have in common with the one whose storage it reads."""
     return layer.heads, layer.k_dim, layer.v_dim, layer.retention
-
-
-def _cut(layers: list[LayerKV], sizes: list[int], parts: int) -> Iterator[list[LayerKV]]:
-    """Runs of layers of about equal bytes, none empty. A run ends where that is nearest to its share of the total."""
-    total, done, first = sum(sizes), 0, 0
-    for part in range(1, parts + 1):
-        stop, most = first + 1, len(layers) - (parts - part)
-        done += sizes[first]
-        while stop < most and (part == parts or 2 * done + sizes[stop] <= 2 * total * part // parts):
-            done += sizes[stop]
-            stop += 1
-        yield layers[first:stop]
-        first = stop

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kvtrove.kernels.decoder import LayerCall
 from kvtrove.kernels.linear import Groups
+from kvtrove.models.layers.altup import AltUp, AltUpStates
 from kvtrove.models.layers.attention import Attend, Attention
 from kvtrove.models.layers.between import joined
 from kvtrove.models.layers.conv import ShortConv
@@ -55,6 +56,7 @@ class DecoderLayer:
     mlp_out_norm: RMSNorm | None = None
     residual_scale: float = 1.0
     tail: LayerTail | None = None
+    altup: AltUp | None = None
 
     @classmethod
     def load(cls, weights: Weights, index: int, spec: ModelSpec) -> DecoderLayer:
@@ -73,6 +75,7 @@ class DecoderLayer:
             mlp_out_norm=norm("post_feedforward_layernorm") if after else None,
             residual_scale=spec.residual_scale,
             tail=LayerTail.load(weights, name, spec),
+            altup=AltUp.load(weights, name, spec, spec.altup) if spec.altup is not None else None,
         )
 
     def of_attention(self, mixed: Tensor) -> Tensor:
@@ -102,6 +105,7 @@ class Model:
     precision: Precision
     embed_scale: float = 1.0  # representable in the dtype of activations
     per_layer: PerLayerInputs | None = None
+    altup: AltUpStates | None = None
 
     @classmethod
     def load(
@@ -133,6 +137,7 @@ class Model:
             precision=precision,
             embed_scale=float(torch.tensor(spec.embed_scale, dtype=dtype)),
             per_layer=PerLayerInputs.load(weights, spec, given, dtype) if given is not None else None,
+            altup=AltUpStates.load(weights, spec, spec.altup) if spec.altup is not None else None,
         )
 
     def with_layers(self, layers: tuple[DecoderLayer, ...]) -> Model:
@@ -162,6 +167,8 @@ class Model:
             x = x * self.embed_scale
         inputs = self.per_layer(tokens, x) if self.per_layer is not None else None
         rotations = {rope: table.at(positions, x.dtype) for rope, table in self.ropes.items()}
+        if self.altup is not None and inputs is not None:
+            return self._in_states(self.altup, x, inputs, rotations, attend)
         y, index, projected = self.layers[0].attention_norm(x), 0, False  # projected: by the qkv of layer `index`
         while index < len(self.layers):
             layer, qkv = self.layers[index], self.layers[index].attention.qkv
@@ -194,6 +201,30 @@ class Model:
                     y = norm(done.tail(x, y, None if inputs is None else inputs[:, index - 1]))
         return y
 
+    def _in_states(
+        self,
+        altup: AltUpStates,
+        x: Tensor,
+        inputs: Tensor,
+        rotations: Mapping[RopeSpec, Rotation],
+        attend: Attend,
+    ) -> Tensor:
+        """All layers, where a token has several hidden states. x: scaled embeddings. inputs: [T, layers, size]."""
+        states = altup.begin(x)
+        for index, layer in enumerate(self.layers):
+            own, tail, mixer = layer.altup, layer.tail, layer.attention
+            assert isinstance(mixer, Attention)
+            assert own is not None
+            assert tail is not None
+            predicted = own.predict(states)
+            x = predicted[own.spec.active]
+            normed = layer.attention_norm(x)
+            mixed = mixer.mix(index, mixer.qkv(normed), rotations[self.spec.layers[index].rope], attend)
+            x = (x + layer.of_attention(mixed) + own.beside(normed)) * 2.0**-0.5
+            x = x + layer.of_mlp(layer.mlp_norm(x), x)
+            states = own.correct(predicted, x, tail, inputs[:, index])
+        return self.norm(altup.end(states))
+
     @cached_property
     def calls(self) -> tuple[LayerCall | None, ...]:
         """What each layer does beside attention, as far as it is one call; None for a layer without such a part."""
@@ -203,7 +234,8 @@ class Model:
             own, behind = layer.attention, self.layers[index + 1 : index + 2]
             between = (
                 None
-                if self.spec.residual_scale != 1.0
+                if self.altup is not None
+                or self.spec.residual_scale != 1.0
                 or own.qk_norm not in (None, "head")
                 or own.v_norm is not None
                 or spec.rope.temperature is not None
@@ -266,7 +298,7 @@ def load_mlp(weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec) -> 
     """name: of the layer."""
     inner, moe = layer.intermediate_size or spec.intermediate_size, layer.moe
     if moe is None:
-        return MLP.load(weights, f"{name}.mlp", spec, inner, spec.mlp_bias)
+        return MLP.load(weights, f"{name}.mlp", spec, inner, spec.mlp_bias, sparsity=layer.sparsity)
     if moe.beside:
         return ExpertsBeside.load(weights, name, spec, moe, inner)
     return MixtureOfExperts.load(weights, f"{name}.mlp", spec, moe)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBatch, GroupTables
+from kvtrove.kv.arena import Arena
+from kvtrove.kv.cells import read_counts
 from kvtrove.scheduler.output import ScheduledSequence
 
 
@@ -24,8 +26,13 @@ class Batch:
     attention: AttentionBatch
 
 
-def build_batch(sequences: Sequence[ScheduledSequence], block_size: int, device: str) -> Batch:
-    """T tokens of S sequences, in the order given. No cost here grows with the context but one copy of each table."""
+def build_batch(
+    sequences: Sequence[ScheduledSequence], block_size: int, device: str, arena: Arena | None = None
+) -> Batch:
+    """T tokens of S sequences, in the order given. No cost here grows with the context but one copy of each table.
+
+    arena: read where sequences begin with packed rows.
+    """
     counts = np.array([len(s.tokens) for s in sequences])
     start = np.array([s.start for s in sequences])
     shift = np.array([s.shift for s in sequences])
@@ -44,7 +51,11 @@ def build_batch(sequences: Sequence[ScheduledSequence], block_size: int, device:
         for block in range(s.start // block_size, (s.start + len(s.tokens)) // block_size)
     ]
     seats = [s.seat for s in sequences]
-    attention = AttentionBatch(query_start.tolist(), start.tolist(), tuple(groups), seats, completed)
+    said = [None if arena is None or not s.packed else read_counts(arena, int(s.block_ids[0][0])) for s in sequences]
+    packed = [s.packed for s in sequences]
+    attention = AttentionBatch(
+        query_start.tolist(), start.tolist(), tuple(groups), seats, completed, packed=packed, counts=said
+    )
     positions, logit_rows = places + shift[owner], _logit_rows(sequences, query_start)
     return Batch(_to(tokens, device), _to(positions, device), _to(logit_rows, device), attention)
 

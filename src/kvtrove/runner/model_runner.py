@@ -46,7 +46,7 @@ class ModelRunner:
     ) -> None:
         self.model, self.cache, self.arena, self.backends = model, cache, arena, tuple(backends)
         self.rows = Rows(arena)
-        self.rows.gather = Gatherer(arena, self._turned, self._attention)
+        self.rows.gather = Gatherer(arena, self._turned, self._attention, model.spec.query_scale)
         self.token_text = token_text
         self.sampler = Sampler(model.spec.vocab_size, arena.device)
         self.layers = tuple(attention_layers(model, cache, arena))
@@ -88,7 +88,7 @@ class ModelRunner:
         self.rows.execute(step.ops)
         self.arena.forget_states([s.seat for s in step.sequences if s.start == 0])
         model, fused = self.adapters.model_for(step.sequences) or (self.model, self.fused)
-        batch = build_batch(step.sequences, self.cache.block_size, self.arena.device)
+        batch = build_batch(step.sequences, self.cache.block_size, self.arena.device, self.arena)
         states = StateBatch(batch.attention.query_start, batch.attention.seats, self.states, self.arena.device)
         plans = {backend: backend.plan(batch.attention) for backend in dict.fromkeys(self.backends)}
 
@@ -172,4 +172,6 @@ def attention_layers(model: Model, cache: KVCacheSpec, arena: Arena) -> Iterator
             storage=storage.layer,
             is_shared=any(other.source == kv.layer for other in cache.layers),
             tails=arena.tails(kv.layer),
+            cells=cache.cells,
+            cell=cache.cell_of[kv.layer],
         )
