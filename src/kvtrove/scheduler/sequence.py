@@ -168,6 +168,8 @@ class Request:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     compactor: Compactor | None = None
     """What its sequences give up of their tokens; None keeps all."""
+    exact: bool = False
+    """It goes on behind no prefix that was compacted for all."""
     pooling: PoolingParams | None = None
     """The prompt becomes a vector, and nothing is drawn."""
     pooled: NDArray[np.float32] | None = None
