@@ -257,9 +257,7 @@ class Engine:
         self._refuse_closed()
         if request_id in self._texts:
             raise RequestError(f"request id {request_id!r} is already in use", "request_id")
-        request = self._intake.request(
-            request_id, prompt_token_ids, params, salt, guide, soft_pins, session, adapter=adapter
-        )
+        request = self._intake.request(request_id, prompt_token_ids, params, salt, guide, soft_pins, session, adapter)
         text = RequestText(request, prompt, self.tokenizer)
         self.scheduler.add(request)
         if (drawn := self.checkpoints.resume(request)) is not None:
@@ -278,12 +276,17 @@ class Engine:
 
     def load_adapter(self, name: str, path: str | Path) -> None:
         """Have a low-rank adapter, as PEFT saves it, for later requests. ModelError when it cannot be served."""
-        from kvtrove.models.lora import load_adapter
+        self._intake.adapters[name] = self.runner.adapters.load(Path(path).expanduser(), self._products)
+        self._forget_adapters()
 
-        adapter = load_adapter(name, Path(path).expanduser(), self.spec, self._products)
-        self.runner.adapters.add(adapter)
-        self._intake.adapters[name] = adapter.digest
-        log.info("adapter %s: rank %d, %d modules", name, adapter.rank, len(adapter.modules))
+    def unload_adapter(self, name: str) -> None:
+        """No later request has it; those that do come to their end. KeyError when there is none of that name."""
+        del self._intake.adapters[name]
+        self._forget_adapters()
+
+    def _forget_adapters(self) -> None:
+        used = {request.adapter for request in self.scheduler.requests.values()}
+        self.runner.adapters.keep(used.union(self._intake.adapters.values()))
 
     def abort(self, request_id: str) -> bool:
         """Drop a request at any moment; all that it held is free when this returns. False when it is not known."""
@@ -404,6 +407,8 @@ class Engine:
         """
         self.checkpoints.ended(request)
         self.sessions.ended(request)
+        if request.adapter:
+            self._forget_adapters()
         request.sequences, request.completed = [], []
         self._ended += 1
         if self._ended % TRIM_EVERY == 0:
