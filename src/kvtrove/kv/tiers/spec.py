@@ -65,8 +65,10 @@ def default_size(path: str) -> int:
 def _disk(path: str, size: int | None, options: dict[str, Any]) -> DiskSettings:
     if not path:
         raise ConfigError("tier disk: name a directory, for example disk:/var/cache/kvtrove,100GiB")
-    if size is None and (size := default_size(path)) < LEAST_DISK:
-        raise ConfigError(f"tier disk: half of the room at {path} is {size} bytes; name a place with 32MiB or more")
+    if size is None:
+        size = default_size(path)
+        if size < LEAST_DISK:
+            raise ConfigError(f"tier disk: half of the room at {path} is {size} bytes; name a place with 32MiB or more")
     if size < LEAST_DISK:
         raise ConfigError(f"tier disk: {size} bytes are less than it needs; give 16MiB or more")
     return DiskSettings(path, size, **options)
