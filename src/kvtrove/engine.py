@@ -38,7 +38,7 @@ from kvtrove.scheduler.sequence import Request
 from kvtrove.sessions import Sessions
 from kvtrove.text.chat_template import given_template
 from kvtrove.text.tokenizer import Tokenizer
-from kvtrove.tiering import Tiering
+from kvtrove.tiering import Tiering, wanted_tiers
 
 if TYPE_CHECKING:
     from kvtrove.kv.spec import KVCacheSpec
@@ -108,10 +108,11 @@ class Engine:
         self.tokenizer = Tokenizer.without_tokens() if without else Tokenizer.load(text)
         if config.chat_template is not None:
             self.tokenizer.chat_template = given_template(config.chat_template, self.tokenizer.named_tokens)
+        tiers = wanted_tiers(config)  # a mistake in one is found before a minute of loading
         loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress, exact, model)
         self.runner, self.ledger, capacity = loaded.runner, loaded.ledger, loaded.capacity
         self.max_model_len = capacity.max_model_len
-        self.tiering = Tiering(config, self.runner.cache)
+        self.tiering = Tiering(tiers, self.runner.cache)
         self.runner.rows.store = self.tiering.store
         self.kv = KVCacheManager(
             self.runner.cache,
