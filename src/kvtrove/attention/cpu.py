@@ -22,6 +22,7 @@ from kvtrove.kernels.attention import (
     AttentionKernel,
     PagedBatch,
     PagedLayer,
+    PagedSelection,
     PagedShape,
     PagedSide,
     paged_batch,
@@ -32,9 +33,11 @@ from kvtrove.kv.formats.fp8 import Fp8
 from kvtrove.kv.formats.int4 import GROUP, Int4, Int4Rotated
 from kvtrove.kv.formats.int8 import Int8
 from kvtrove.kv.formats.kivi import Kivi
+from kvtrove.kv.formats.layout import TILE
 from kvtrove.kv.formats.oscar import Oscar
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
-from kvtrove.kv.spec import Codec, Planes, side_view
+from kvtrove.kv.selection.quest import HIGH, LOW, Quest
+from kvtrove.kv.spec import Codec, KVFormat, Planes, side_view
 
 DENSE = ("float32", "float16", "bfloat16")
 TILED_ALONE = (Fp8, Int4, Int4Rotated, Kivi, Oscar)
@@ -129,11 +132,11 @@ class CpuBackend:
             reasons.append(f"{where}: its cache is on {device}")
         if layer.num_heads % layer.kv_heads:
             reasons.append(f"{where}: {layer.num_heads} heads cannot share {layer.kv_heads} kv_heads evenly")
-        sides = (layer.format.k, layer.k_dim), (layer.format.v, layer.v_dim)
+        sides = (layer.format.k, layer.k_dim), (_of_values(layer.format), layer.v_dim)
         against = [reason for codec, dim in sides for reason in _reasons_against(codec, dim, layer.block_size)]
         reasons.extend(f"{where}: {reason}" for reason in dict.fromkeys(against))
         if layer.format.select:
-            reasons.append(f"{where}: selection of blocks has no CPU kernel")
+            reasons.extend(f"{where}: {reason}" for reason in _reasons_against_selection(layer))
         if _reach(layer.retention) is None:
             reasons.append(f"{where}: retention {type(layer.retention).__name__} is not sinks and a window")
         elif layer.format.whole_block and not _reads_own_block(layer.retention, layer.block_size):
@@ -142,6 +145,10 @@ class CpuBackend:
 
     def plan(self, batch: AttentionBatch) -> CpuPlan:
         return CpuPlan(batch)
+
+    def store(self, k: Tensor, v: Tensor, layer: AttentionLayer, plan: CpuPlan, rotate: Rotation | None = None) -> None:
+        angles = None if rotate is None else (rotate.cos, rotate.sin)
+        self.kernel.store(self.paged(layer), plan.group(layer.group), _rows(k), _rows(v), angles)
 
     def run(
         self,
@@ -200,8 +207,10 @@ class CpuBackend:
         if known is None or known[0] is not layer:
             if reasons := self.reasons_against(layer, "cpu"):
                 raise ValueError("; ".join(reasons))
-            sides = (layer.format.k, layer.k_dim), (layer.format.v, layer.v_dim)
+            sides = (layer.format.k, layer.k_dim), (_of_values(layer.format), layer.v_dim)
             k, v = (paged_side(codec, dim, side_view(layer.view, codec.side)) for codec, dim in sides if codec)
+            if layer.format.v is None:
+                v = replace(v, tiled=False, row=layer.k_dim, in_tiles=k.tiled)
             shape = PagedShape(
                 num_heads=layer.num_heads,
                 kv_heads=layer.kv_heads,
@@ -212,8 +221,13 @@ class CpuBackend:
                 sealed=layer.block_size if layer.format.whole_block else 0,
                 **(_reach(layer.retention) or {}),
             )
-            known = self._layers[layer.index] = layer, paged_layer(k, v, shape)
+            known = self._layers[layer.index] = layer, paged_layer(k, v, shape, paged_selection(layer))
         return known[1]
+
+
+def _of_values(stored: KVFormat) -> Codec | None:
+    """What values are read from: the codec of keys where they are a part of them, as they were computed."""
+    return stored.k if stored.v is None and isinstance(stored.k, Dense) else stored.v
 
 
 def paged_side(codec: Codec, dim: int, planes: Planes) -> PagedSide:
@@ -232,6 +246,23 @@ def paged_side(codec: Codec, dim: int, planes: Planes) -> PagedSide:
         case Oscar():
             return PagedSide("int2", tiled, dim, data, scale, zero)
     return PagedSide(str(data.dtype).removeprefix("torch."), tiled, dim, data, scale)
+
+
+def paged_selection(layer: AttentionLayer) -> PagedSelection | None:
+    """What kernels are told of how a layer's queries choose blocks; None where they read all."""
+    match layer.format.select:
+        case Quest(tokens):
+            return PagedSelection(layer.view[LOW], layer.view[HIGH], tokens // layer.block_size - 1)
+    return None
+
+
+def _reasons_against_selection(layer: AttentionLayer) -> list[str]:
+    select, reasons = layer.format.select, []
+    if select is not None and not isinstance(select, Quest):
+        reasons.append(f"{select.word} has no CPU kernel")
+    if layer.block_size % TILE or layer.retention != Full():
+        reasons.append(f"blocks of {layer.block_size} tokens are not selected: take a multiple of {TILE}")
+    return reasons
 
 
 def _reasons_against(codec: Codec | None, dim: int, block_size: int) -> list[str]:

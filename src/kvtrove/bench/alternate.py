@@ -14,7 +14,7 @@ from kvtrove.config import ConfigError
 SIDES = ("a", "b")
 """Folders of the results, by side."""
 _INTERRUPTED = 130
-_OURS = (sys.executable, "-m", "kvtrove.cli", "bench")
+_OURS = (sys.executable, "-m", "kvtrove", "bench")
 
 
 @dataclass(frozen=True)

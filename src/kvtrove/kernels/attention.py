@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-MAX_HEAD_DIM, HEAD_DIM_STEP = 512, 8
+MAX_HEAD_DIM, HEAD_DIM_STEP = 1024, 8
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class PagedSide:
     elements of it: float16 [num_blocks, kv_heads, dim / group, block_size]; with `channels` (keys in int4 or int2) for
     each element of all tokens of a block: [num_blocks, kv_heads, dim]. Each block of a plane is contiguous. turned:
     vectors were turned before they became codes (kvtrove.kv.formats.codes). Sides with channels and int2 are read, and
-    stored by their codec.
+    stored by their codec. row: of values that are the first elements of keys, elements of a key, and then `in_tiles` is
+    `tiled` of the keys; they are read where keys lie, and not stored again.
     """
 
     stored: str
@@ -49,6 +50,8 @@ class PagedSide:
     turned: bool = False
     group: int = 0
     channels: bool = False
+    row: int = 0
+    in_tiles: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,21 @@ class PagedShape:
     window: int = 0
     chunk: int = 0
     sealed: int = 0
+
+
+@dataclass(frozen=True)
+class PagedSelection:
+    """Which blocks queries read in place of all before their own: those that promise most by the bounds of their keys.
+
+    low, high: bfloat16 [num_blocks, kv_heads, k_dim], written when a block is full. least, part: a query reads its own
+    block and as many others, or one of `part` blocks before it where that is more; part 0: never. Blocks are a multiple
+    of 16 tokens, and the layer reads everything.
+    """
+
+    low: Tensor
+    high: Tensor
+    least: int
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,9 +124,10 @@ class PagedBatch:
     num_tokens: int
 
 
-def paged_layer(k: PagedSide, v: PagedSide, shape: PagedShape) -> PagedLayer:
+def paged_layer(k: PagedSide, v: PagedSide, shape: PagedShape, select: PagedSelection | None = None) -> PagedLayer:
     """Raises ValueError for shapes that the kernels cannot serve."""
-    handle = _extension().AttentionLayer(*({f.name: getattr(x, f.name) for f in fields(x)} for x in (k, v, shape)))
+    parts = ({f.name: getattr(x, f.name) for f in fields(x)} if x else None for x in (k, v, shape, select))
+    handle = _extension().AttentionLayer(*parts)
     return PagedLayer(handle, shape, k.dim, v.dim)
 
 

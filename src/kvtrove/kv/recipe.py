@@ -38,6 +38,7 @@ from kvtrove.kv.formats.kivi import Kivi
 from kvtrove.kv.formats.lowrank import LowRank
 from kvtrove.kv.formats.oscar import oscar
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
+from kvtrove.kv.selection.words import SELECTORS
 from kvtrove.kv.spec import Codec, KVCacheSpec, KVFormat, LayerKV, Side
 
 EXACT = "auto"
@@ -141,7 +142,6 @@ RETENTIONS: Mapping[str, str] = {
     "sinks": "with window=N: the first N tokens as well",
     "chunk": "their own chunk of N tokens",
 }
-SELECTORS: Mapping[str, str] = {"quest": "of N tokens, the blocks that promise most; the others stay, unread"}
 DENSE_LAYERS = 2
 """The first layers, which read everything unless they are named, as in Quest (arXiv 2406.10774): their attention is
 not sparse."""
@@ -209,10 +209,10 @@ class Recipe:
         for part in mine:
             if part.word in FORMATS:
                 changed = _stored(changed, part, layer)
-        selects = [int(p.value) for p in mine if p.word in SELECTORS and (p.scope or index >= DENSE_LAYERS)]
+        selects = [p for p in mine if p.word in SELECTORS and (p.scope or index >= DENSE_LAYERS)]
         kept = _kept(layer.retention, mine)
         if selects and kept == Full():
-            changed = replace(changed, select=selects[-1])
+            changed = replace(changed, select=SELECTORS[selects[-1].word].make(selects[-1].value, layer.layer))
         return replace(layer, format=changed, retention=kept)
 
 
@@ -258,7 +258,8 @@ def examples() -> Iterator[str]:
 def known_words() -> Iterator[str]:
     """Every word, with an example of its argument."""
     yield from examples()
-    yield from ("k=FORMAT", "v=FORMAT", "window=N", "sinks=N", "chunk=N", "quest=N")
+    yield from ("k=FORMAT", "v=FORMAT", "window=N", "sinks=N", "chunk=N")
+    yield from (f"{word}={known.argument}" for word, known in SELECTORS.items())
     yield from (f"{word}={known.argument}" for word, known in COMPACTORS.items())
     yield from (f"{word}+WORD" for word in VARIANTS)
     yield from ("edges=N:WORD", "layers=A,B:WORD", "full:WORD", "sliding:WORD")
@@ -292,7 +293,7 @@ def _part(part: str, text: str) -> _Part:
     elif word in RETENTIONS and not side:
         _number(value, word, text, least=0 if word == "sinks" else 1)
     elif word in SELECTORS and not side:
-        _number(value, word, text)
+        SELECTORS[word].make(value, 0)
     elif word in (*COMPACTORS, *VARIANTS) and not side:
         if colon:
             raise ConfigError(f"cache: {text!r}: {word} drops tokens of all layers alike; write {rest}")

@@ -23,13 +23,13 @@ from kvtrove.kv.compaction.compactor import Compactor
 from kvtrove.kv.compaction.fits import reasons_against
 from kvtrove.kv.plane import LayerState, Plane, align, cut_evenly, places
 from kvtrove.kv.retention import Full, Retention, peak_blocks
+from kvtrove.kv.selection.selector import Selector
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Side = Literal["k", "v"]
 Rope = Literal["post", "pre"]
-BOUNDS = ("k_min", "k_max")
 Planes = Mapping[str, "Tensor"]
 """Name -> tensor [num_blocks, *plane.shape]."""
 
@@ -84,14 +84,13 @@ class KVFormat:
     k, v: None is a side that is read out of the other one: V out of the first `v_dim` elements of K (the latent of
     MLA), K out of V (layers whose keys are their values).
     extra_bytes: per token beside K and V, such as the index keys of sparse attention; planned, not served.
-    select: tokens of the blocks that a query reads, chosen by the bounds of their keys (`attention.select`); 0 is all.
-    Planes "k_min" and "k_max" of a block, float32 [heads, k_dim], are these bounds.
+    select: which blocks a query reads (`kv.selection`); None is all. Its summaries are planes beside K and V.
     """
 
     k: Codec | None
     v: Codec | None
     extra_bytes: int = 0
-    select: int = 0
+    select: Selector | None = None
 
     @property
     def sides(self) -> tuple[Codec, ...]:
@@ -109,7 +108,7 @@ class KVFormat:
         """Stands for the meaning of the bytes; defaults are left out."""
         words = [f"{codec.side}={codec.id}" for codec in self.sides]
         words += [f"extra={self.extra_bytes}"] if self.extra_bytes else []
-        return "+".join([*words, *([f"quest={self.select}"] if self.select else [])])
+        return "+".join([*words, *([self.select.id] if self.select else [])])
 
     @property
     def whole_block(self) -> bool:
@@ -127,11 +126,9 @@ class KVFormat:
             reasons += codec.problems(layer.heads, layer.k_dim if codec.side == "k" else layer.v_dim, block_size)
         if self.select and (self.whole_block or self.rope == "pre" or len(self.sides) < 2):
             reasons.append(
-                f"quest={self.select} compares keys as attention reads them, which {self.name} does not store"
+                f"{self.select.word} compares keys as attention reads them, which {self.name} does not store"
             )
-        if 0 < self.select < 2 * block_size:
-            reasons.append(f"quest={self.select} is less than two blocks of {block_size}, the open one and another")
-        return reasons
+        return reasons + (self.select.problems(layer, block_size) if self.select else [])
 
     def planes(self, layer: LayerKV, block_size: int) -> tuple[Plane, ...]:
         """The planes of one layer in one block: "k", "k_scale", ..., "v", ..."""
@@ -141,7 +138,7 @@ class KVFormat:
             for plane in codec.planes(layer.heads, dim, block_size):
                 found.append(replace(plane, name=_plane_name(codec.side, plane.name)))
         if self.select:
-            found += [Plane(name, "float32", (layer.heads, layer.k_dim)) for name in BOUNDS]
+            found += self.select.planes(layer, block_size)
         if self.extra_bytes:
             found.append(Plane("extra", "uint8", (block_size, self.extra_bytes)))
         return tuple(found)
@@ -151,12 +148,12 @@ class KVFormat:
         for codec in self.sides:
             codec.encode(k if codec.side == "k" else v, side_view(view, codec.side), slots)
 
-    def bound(self, view: Planes, rows: Tensor) -> None:
-        """Note the smallest and largest keys of the full blocks int64 [C], as they are read."""
+    def summarise(self, view: Planes, rows: Tensor) -> None:
+        """Write what queries choose by, of the full blocks int64 [C] and their keys as they are read."""
+        assert self.select is not None, "the caller looked"
         assert self.k is not None, "checked by `problems`"
         k = self.k.decode(side_view(view, "k"), rows).float()
-        k = k.view(len(rows), -1, *k.shape[1:])
-        view["k_min"][rows], view["k_max"][rows] = k.amin(1), k.amax(1)
+        self.select.summarise(k.view(len(rows), -1, *k.shape[1:]), view, rows)
 
     def seal(self, k: Tensor, v: Tensor, view: Planes, rows: Tensor) -> None:
         """Write whole blocks k, v [C, block_size, heads, dim] into the rows int64 [C]."""

@@ -55,6 +55,7 @@ constexpr int kBand = 32;    // rows whose scores are held at once
 #include "attention/codecs/unpack.h"
 #include "attention/kernels/chunk.h"
 #include "attention/kernels/pass.h"
+#include "attention/kernels/select.h"
 #include "attention/kernels/vector_stages.h"
 #include "attention/kernels/run.h"
 #include "attention/kernels/amx_product.h"
@@ -111,7 +112,7 @@ namespace kvtrove::attention {
 
 constexpr int kPromptRows = 4 * amx::kBand;  // so many share what is fetched of K and V
 
-const Level kAmx = {kPromptRows, amx::workspace_floats, amx::attend_best, amx::merge};
+const Level kAmx = {kPromptRows, amx::workspace_floats, amx::choice_floats, amx::choose, amx::attend_best, amx::merge};
 
 }  // namespace kvtrove::attention
 

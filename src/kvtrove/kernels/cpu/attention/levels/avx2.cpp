@@ -67,6 +67,7 @@ INLINE F float_of_float16s(I x) {
 #include "attention/codecs/unpack.h"
 #include "attention/kernels/chunk.h"
 #include "attention/kernels/pass.h"
+#include "attention/kernels/select.h"
 #include "attention/kernels/vector_stages.h"
 #include "attention/kernels/run.h"
 

@@ -30,6 +30,7 @@ constexpr int kBand = 48;    // rows whose scores are held at once
 #include "attention/codecs/unpack.h"
 #include "attention/kernels/chunk.h"
 #include "attention/kernels/pass.h"
+#include "attention/kernels/select.h"
 #include "attention/kernels/vector_stages.h"
 #include "attention/kernels/run.h"
 
