@@ -109,7 +109,7 @@ class Engine:
         self.tokenizer = Tokenizer.without_tokens() if without else Tokenizer.load(text)
         if config.chat_template is not None:
             self.tokenizer.chat_template = given_template(config.chat_template, self.tokenizer.named_tokens)
-        tiers = wanted_tiers(config)
+        tiers = wanted_tiers(config)  # a mistake in one is found before a minute of loading
         loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress, exact, model)
         self.runner, self.ledger, capacity = loaded.runner, loaded.ledger, loaded.capacity
         self.max_model_len = capacity.max_model_len

@@ -24,7 +24,7 @@ FIGURES_AGE = 1.0
 
 
 def wanted_tiers(config: EngineConfig) -> list[Settings]:
-    """As they are to be opened. ConfigError for words that cannot be read: ask before a model is loaded for minutes."""
+    """Of the settings `tier` and `kv_dir`. ConfigError names what is wrong with one."""
     return [parse_tier(text) for text in (*config.tier, *([f"disk:{config.kv_dir}"] if config.kv_dir else []))]
 
 
