@@ -21,7 +21,7 @@ from kvtrove.kv.eviction.orders import Eviction
 from kvtrove.kv.explain import explain
 from kvtrove.kv.invariants import InvariantError, violations
 from kvtrove.kv.loads import Load, Transfers
-from kvtrove.kv.lookup import look_up
+from kvtrove.kv.lookup import look_up, look_up_compacted
 from kvtrove.kv.mark_rules import MarkRules
 from kvtrove.kv.marks import Marks
 from kvtrove.kv.pins import Pin, Pins
@@ -105,23 +105,27 @@ class KVCacheManager:
         """32 bytes that every key of a sequence with this salt, perhaps `scoped`, descends from."""
         return root_key(self._root, self.spec.fingerprint, *unscoped(salt))
 
-    def match(self, kv: SequenceKV, tokens: array[int], limit: int, *, any_state: bool = False) -> Match:
-        """What the empty `kv` could reuse for `tokens`, at most `limit` of them; 0 does not look. Changes nothing.
+    def match(
+        self, kv: SequenceKV, tokens: array[int], limit: int, exact: bool = False, *, any_state: bool = False
+    ) -> Match:
+        """What the empty `kv` could reuse for `tokens`, at most `limit` of them; 0 does not look. Changes no block.
 
         Only `kv.chain` grows, over the full blocks of `tokens`; later calls may append to `tokens` but not change it.
-        any_state: no checkpoint of states is looked for; such a match can be fetched, not taken over.
+        Behind a prefix that was compacted for all, it goes on as the chain of that; exact: never. any_state: no
+        checkpoint of states is looked for; such a match can be fetched, not taken over.
         """
         self._require_empty(kv)
+        kv.begin(KeyChain(kv.chain.origin, self.block_size) if kv.dropped else kv.chain)
         if not self.index.enabled or limit < 1:
             return Match(num_queried=len(tokens))
         kv.chain.extend(tokens, len(tokens) // self.block_size)
         most = min(limit, len(tokens)) // self.block_size
-        return look_up(self, kv.chain, len(tokens), most, any_state=any_state)
+        found = None if exact else look_up_compacted(self, kv, tokens, most)
+        return found or look_up(self, kv.chain, len(tokens), most, any_state=any_state)
 
     def explain(self, kv: SequenceKV, num_tokens: int, limit: int) -> Explanation:
         """Why no more of a prompt of `num_tokens` was reused, right after `kv` took over its match within `limit`."""
-        computed = min(kv.num_computed, num_tokens)
-        return explain(self.index, kv.chain, num_tokens, computed, limit, kv.found, self.marks)
+        return explain(self.index, kv, num_tokens, min(kv.num_computed, num_tokens), limit, kv.found, self.marks)
 
     def peek(self, tokens: array[int], salt: bytes) -> Explanation:
         """What would happen to a prompt that came now. Nothing is taken over, and no statistics change."""
@@ -129,7 +133,8 @@ class KVCacheManager:
         try:
             limit = len(tokens) - 1
             match = self.match(kv, tokens, limit)
-            return explain(self.index, kv.chain, len(tokens), match.num_tokens, limit, match.found, self.marks)
+            found = match.num_tokens + kv.dropped if match.num_tokens else 0
+            return explain(self.index, kv, len(tokens), found, limit, match.found, self.marks)
         finally:
             self.free(kv)
 
@@ -291,17 +296,6 @@ class KVCacheManager:
             self.rows.add(self.transfers.saves())
         return self.rows.take()
 
-    def forget_unfilled(self) -> None:
-        """A step failed, so rows that it should have filled may hold anything: nobody shall find their blocks."""
-        for block in self.rows.drop():
-            if (mark := self.marks.of(block)) is not None:
-                self.marks.drop(mark)
-            elif block.published:
-                self.index.forget(block)
-                block.published = False
-                if not block.ref_count:
-                    self.pool.discard(block)
-
     # ---- keeping and forgetting ----
 
     def pin(self, kv: SequenceKV) -> Pin:
@@ -354,6 +348,14 @@ class KVCacheManager:
         self.index.evict(block)
         self.tell("evicted", block)
 
+    def publish(self, block: Block) -> None:
+        """Let others find a sealed block, here and in the tiers. An equal one that nobody holds gives way to it."""
+        self.index.replace(block, self.pool)
+        self.index.publish(block)
+        if self.transfers is not None and block.published:
+            self.transfers.sealed(block)
+        self.tell("sealed", block)
+
     def tell(self, kind: EventKind, block: Block) -> None:
         if self.on_event is not None:
             self.on_event(KVEvent(kind, block.key, block.group, block.parent, block.tokens))
@@ -374,10 +376,12 @@ class KVCacheManager:
             self.eviction.model.begin(kv.chain.keys, kv.use)
         if match.num_tokens:
             kv.extend(match.blocks)
+        elif kv.dropped:  # tiers had a compacted prefix, and it was not worth loading
+            kv.begin(KeyChain(kv.chain.origin, self.block_size))
         self.states.load(kv, match.mark)
-        kv.num_computed, kv.found = match.num_tokens, match.found
+        kv.num_computed, kv.found = match.num_tokens + kv.dropped, match.found
         self._queries += match.num_queried
-        self._hits += match.num_tokens
+        self._hits += kv.num_computed
 
     def _require_open(self, kv: SequenceKV) -> None:
         if kv.is_freed:

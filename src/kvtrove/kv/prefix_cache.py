@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from kvtrove.kv.block import Block
 from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.evicted import EvictedKeys
+from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.retention import Full, live_blocks
 from kvtrove.kv.spec import KVGroup
 from kvtrove.kv.tiers.store import group_key
@@ -53,10 +54,18 @@ class PrefixCache:
         """Let nobody find the block any more."""
         del self._blocks[block.group][block.key]
 
-    def replace(self, block: Block) -> None:
-        """Forget a block for an equal one that is about to be published."""
-        self.forget(block)
-        self.num_duplicates += 1
+    def replace(self, block: Block, pool: BlockPool) -> None:
+        """Make an equal block that nobody holds FREE: the one in use leaves late, and two would be one too many.
+
+        Prompts compute again what is cached where a checkpoint of states is missing.
+        """
+        equal = self._blocks[block.group].get(block.key)
+        if equal is not None and equal is not block and not equal.ref_count:
+            block.saved, block.uses = equal.saved, equal.uses
+            block.priority, block.keep_until = equal.priority, equal.keep_until
+            self.forget(equal)
+            self.num_duplicates += 1
+            pool.discard(equal)
 
     def evict(self, block: Block) -> None:
         """Forget a block that has to make room, and remember when."""

@@ -26,6 +26,18 @@ def forget(manager: KVCacheManager, kv: SequenceKV) -> None:
     manager.marks.drop_keys(kv.chain.keys)
 
 
+def forget_unfilled(manager: KVCacheManager) -> None:
+    """A step failed, so rows that it should have filled may hold anything: nobody shall find their blocks."""
+    for block in manager.rows.drop():
+        if (mark := manager.marks.of(block)) is not None:
+            manager.marks.drop(mark)
+        elif block.published:
+            manager.index.forget(block)
+            block.published = False
+            if not block.ref_count:
+                manager.pool.discard(block)
+
+
 def rebuild(manager: KVCacheManager) -> None:
     """Books that say that every block is free. All handles and pins are void; the counters go on."""
     for kv in manager.sequences.values():
@@ -33,7 +45,7 @@ def rebuild(manager: KVCacheManager) -> None:
     manager.sequences.clear()
     manager.pins.clear()
     manager.seats.clear()
-    manager.forget_unfilled()
+    forget_unfilled(manager)
     manager.marks.reset()
     if manager.transfers is not None:
         manager.transfers.reset()

@@ -1,6 +1,7 @@
 """What a commit does to blocks: those that became full are sealed and published, those behind a window are released.
 
-Blocks of a sequence that has given up tokens are sealed for itself and its forks alone: nobody finds them.
+Blocks of a sequence that has given up tokens are sealed for itself and its forks alone: nobody finds them, unless it
+goes on behind a prefix that was compacted for all.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Protocol
 
 from kvtrove.kv.block import Block
 from kvtrove.kv.books import Teller
-from kvtrove.kv.loads import Transfers
 from kvtrove.kv.retention import Full
 from kvtrove.kv.table import SequenceKV, left_behind, next_event
 
@@ -20,9 +20,8 @@ class Books(Teller, Protocol):
     """With who hears of a sealed block. crc: checksum of a row, None when rows are not compared."""
 
     @property
-    def transfers(self) -> Transfers | None: ...
-    @property
     def crc(self) -> Callable[[int], int] | None: ...
+    def publish(self, block: Block) -> None: ...
 
 
 class Sealing:
@@ -55,21 +54,5 @@ class Sealing:
             block.crc = books.crc(block.id)
         if books.index.enabled:
             block.key, block.parent, block.tokens = kv.chain.place(i)
-        if books.index.enabled and not kv.dropped:
-            self._replace(block)
-            books.index.publish(block)
-            if books.transfers is not None and block.published:
-                books.transfers.sealed(block)
-            books.tell("sealed", block)
-
-    def _replace(self, block: Block) -> None:
-        """An equal block that nobody holds gives way: one in use leaves late, and two would be one too many.
-
-        Prompts compute again what is cached where a checkpoint of states is missing.
-        """
-        equal = self.books.index.find(block.group, block.key, block.tokens)
-        if equal is not None and not equal.ref_count:
-            block.saved, block.uses = equal.saved, equal.uses
-            block.priority, block.keep_until = equal.priority, equal.keep_until
-            self.books.index.replace(equal)
-            self.books.pool.discard(equal)
+        if books.index.enabled and (not kv.dropped or kv.chain.shared):
+            books.publish(block)
