@@ -175,7 +175,8 @@ class Request:
     pooled: NDArray[np.float32] | None = None
     pool_carry: NDArray[np.float64] | None = None
     """What the last step made of the prompt so far (`SequenceResult.pool_carry`)."""
-    adapter: str = ""
+    adapter: bytes = b""
+    """Its digest."""
     error: RequestError | EngineError | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     """The runner's (`SampleSpec.notes`)."""
