@@ -48,8 +48,9 @@ class ModelEntry:
             word = _NEGATABLE.get(name, name.replace("_", "-"))
             if isinstance(value, bool):
                 flags.append(f"--{word}" if value else f"--no-{word}")
-            else:
-                flags += [f"--{word}", str(value)]
+                continue
+            for one in value if isinstance(value, list) else [value]:
+                flags += [f"--{word}", str(one)]
         return flags
 
 

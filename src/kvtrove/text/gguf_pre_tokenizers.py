@@ -89,7 +89,9 @@ PATTERNS: Mapping[str, Sequence[str]] = {
 }
 """Name of a pre-tokenizer -> its expressions, in the order in which they cut."""
 
-WHOLE_WORDS = frozenset({*_BY_EXPRESSIONS[_LLAMA3].split(), "tekken", "minicpm5"} - {"dbrx", "smaug-bpe", "chatglm-bpe"})
+WHOLE_WORDS = frozenset(
+    {*_BY_EXPRESSIONS[_LLAMA3].split(), "tekken", "minicpm5"} - {"dbrx", "smaug-bpe", "chatglm-bpe"}
+)
 """Where a piece that is a token is taken as it is, without merging."""
 BEGUN = WHOLE_WORDS - {"glm4", "glm5", "minicpm5"}
 """Where a text begins with BOS unless `tokenizer.ggml.add_bos_token` says otherwise."""
