@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrove import prices
-from kvtrove.checkpoints import Checkpoints, Restored, continue_from
+from kvtrove.checkpoints import Checkpoints, Restored, Written, continue_from
 from kvtrove.compacting import CompactedPrefix, Compactions
 from kvtrove.config import EngineConfig, Environment
 from kvtrove.intake import Intake
@@ -39,7 +39,7 @@ from kvtrove.scheduler.sequence import Request
 from kvtrove.sessions import Sessions
 from kvtrove.text.chat_template import given_template
 from kvtrove.text.tokenizer import Tokenizer
-from kvtrove.tiering import Tiering
+from kvtrove.tiering import Tiering, wanted_tiers
 
 if TYPE_CHECKING:
     from kvtrove.kv.spec import KVCacheSpec
@@ -109,10 +109,11 @@ class Engine:
         self.tokenizer = Tokenizer.without_tokens() if without else Tokenizer.load(text)
         if config.chat_template is not None:
             self.tokenizer.chat_template = given_template(config.chat_template, self.tokenizer.named_tokens)
+        tiers = wanted_tiers(config)  # a mistake in one is found before a minute of loading
         loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress, exact, model)
         self.runner, self.ledger, capacity = loaded.runner, loaded.ledger, loaded.capacity
         self.max_model_len = capacity.max_model_len
-        self.tiering = Tiering(config, self.runner.cache)
+        self.tiering = Tiering(tiers, self.runner.cache)
         self.runner.rows.store = self.tiering.store
         self.kv = KVCacheManager(
             self.runner.cache,
@@ -314,12 +315,12 @@ class Engine:
 
     def checkpoint(
         self, source: str | Sequence[int], path: str | Path, salt: str = "", archive: str | None = None
-    ) -> Future[int]:
+    ) -> Future[Written]:
         """Write a sequence to a file: an unfinished request, by its id, or what is cached of a session's conversation,
         by its name, or of a prompt's tokens.
 
-        The result is the file's size in bytes; it is written beside the engine's thread, all or nothing. RequestError
-        when there is nothing to keep. archive: see `Checkpoints.save`.
+        It is written beside the engine's thread, all or nothing; the result says its size. RequestError when there is
+        nothing to keep. archive: see `Checkpoints.save`.
         """
         if isinstance(source, str):
             known = self.scheduler.requests.get(source) or self.sessions.find(source, salt.encode())
@@ -329,13 +330,14 @@ class Engine:
             return self.checkpoints.save(known, Path(path), salt.encode(), archive)
         return self.checkpoints.save(source, Path(path), salt.encode(), archive)
 
-    def restore(self, path: str | Path, salt: str = "") -> Restored:
+    def restore(self, path: str | Path, salt: str = "", archive_salt: Callable[[str], str] | None = None) -> Restored:
         """Bring back what `checkpoint` wrote: its prefix is cached, and the same request continues where it stood.
+        archive_salt: see `Checkpoints.restore`.
 
         CheckpointError (a ValueError) when it is damaged or of another model, format, tenant or salt; OSError.
         """
         self._refuse_closed()
-        return self.checkpoints.restore(Path(path), salt.encode())
+        return self.checkpoints.restore(Path(path), salt.encode(), archive_salt)
 
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request uses; returns how many."""
