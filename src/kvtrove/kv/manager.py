@@ -21,9 +21,9 @@ from kvtrove.kv.eviction.orders import Eviction
 from kvtrove.kv.explain import explain
 from kvtrove.kv.invariants import InvariantError, violations
 from kvtrove.kv.loads import Load, Transfers
-from kvtrove.kv.lookup import look_up, look_up_compacted
 from kvtrove.kv.mark_rules import MarkRules
 from kvtrove.kv.marks import Marks
+from kvtrove.kv.matching import find_match
 from kvtrove.kv.pins import Pin, Pins
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import Match, PrefixCache
@@ -115,13 +115,7 @@ class KVCacheManager:
         checkpoint of states is looked for; such a match can be fetched, not taken over.
         """
         self._require_empty(kv)
-        kv.begin(KeyChain(kv.chain.origin, self.block_size) if kv.dropped else kv.chain)
-        if not self.index.enabled or limit < 1:
-            return Match(num_queried=len(tokens))
-        kv.chain.extend(tokens, len(tokens) // self.block_size)
-        most = min(limit, len(tokens)) // self.block_size
-        found = None if exact else look_up_compacted(self, kv, tokens, most)
-        return found or look_up(self, kv.chain, len(tokens), most, any_state=any_state)
+        return find_match(self, kv, tokens, limit, exact=exact, any_state=any_state)
 
     def explain(self, kv: SequenceKV, num_tokens: int, limit: int) -> Explanation:
         """Why no more of a prompt of `num_tokens` was reused, right after `kv` took over its match within `limit`."""
