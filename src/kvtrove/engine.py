@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrove import prices
-from kvtrove.checkpoints import Checkpoints, Restored, continue_from
+from kvtrove.checkpoints import Checkpoints, Restored, Written, continue_from
 from kvtrove.compacting import CompactedPrefix, Compactions
 from kvtrove.config import EngineConfig, Environment
 from kvtrove.engine_stats import EngineStats, engine_stats
@@ -292,12 +292,12 @@ class Engine:
 
     def checkpoint(
         self, source: str | Sequence[int], path: str | Path, salt: str = "", archive: str | None = None
-    ) -> Future[int]:
+    ) -> Future[Written]:
         """Write a sequence to a file: an unfinished request, by its id, or what is cached of a session's conversation,
         by its name, or of a prompt's tokens.
 
-        The result is the file's size in bytes; it is written beside the engine's thread, all or nothing. RequestError
-        when there is nothing to keep. archive: see `Checkpoints.save`.
+        It is written beside the engine's thread, all or nothing; the result says its size. RequestError when there is
+        nothing to keep. archive: see `Checkpoints.save`.
         """
         if isinstance(source, str):
             known = self.scheduler.requests.get(source) or self.sessions.find(source, salt.encode())
@@ -307,13 +307,14 @@ class Engine:
             return self.checkpoints.save(known, Path(path), salt.encode(), archive)
         return self.checkpoints.save(source, Path(path), salt.encode(), archive)
 
-    def restore(self, path: str | Path, salt: str = "") -> Restored:
+    def restore(self, path: str | Path, salt: str = "", archive_salt: Callable[[str], str] | None = None) -> Restored:
         """Bring back what `checkpoint` wrote: its prefix is cached, and the same request continues where it stood.
+        archive_salt: see `Checkpoints.restore`.
 
         CheckpointError (a ValueError) when it is damaged or of another model, format, tenant or salt; OSError.
         """
         self._refuse_closed()
-        return self.checkpoints.restore(Path(path), salt.encode())
+        return self.checkpoints.restore(Path(path), salt.encode(), archive_salt)
 
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request uses; returns how many."""

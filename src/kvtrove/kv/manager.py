@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterable
 
 from kvtrove.kv.block import Block
 from kvtrove.kv.chain import KeyChain, root_key, unscoped
-from kvtrove.kv.compaction.shared import compacted_chains
 from kvtrove.kv.events import EventKind, KVEvent
 from kvtrove.kv.eviction.orders import Eviction
 from kvtrove.kv.explain import explain
 from kvtrove.kv.invariants import InvariantError, violations
 from kvtrove.kv.loads import Load, Transfers
 from kvtrove.kv.marks import Mark, MarkRules, Marks
+from kvtrove.kv.matching import find_match
 from kvtrove.kv.pins import Pin, Pins
 from kvtrove.kv.pool import BlockPool
-from kvtrove.kv.prefix_cache import Match, PrefixCache, StateSearch, longest_prefix
+from kvtrove.kv.prefix_cache import Match, PrefixCache
 from kvtrove.kv.reasons import Explanation
 from kvtrove.kv.row_queue import RowQueue
 from kvtrove.kv.rows import CopySeat, RowOp
@@ -112,29 +112,7 @@ class KVCacheManager:
         Behind a prefix that was compacted for all, it goes on as the chain of that; exact: never.
         """
         self._require_empty(kv)
-        kv.begin(KeyChain(kv.chain.origin, self.block_size) if kv.dropped else kv.chain)
-        if not self.index.enabled or limit < 1:
-            return Match(num_queried=len(tokens))
-        kv.chain.extend(tokens, len(tokens) // self.block_size)
-        most = min(limit, len(tokens)) // self.block_size
-        for chain in () if exact else compacted_chains(self, kv.chain, tokens, most):
-            chain.extend(tokens, (len(tokens) - chain.dropped) // self.block_size)
-            match = self._matched(kv, chain, tokens, most - -(-chain.dropped // self.block_size))
-            if max(match.num_tokens, match.elsewhere) >= chain.kept:
-                kv.begin(chain, self.spec.compactor)
-                return match
-        return self._matched(kv, kv.chain, tokens, most)
-
-    def _matched(self, kv: SequenceKV, chain: KeyChain, tokens: array[int], most: int) -> Match:
-        """Of the first `most` blocks of the chain."""
-        size, groups = self.block_size, self.spec.groups
-        n, blocks = longest_prefix(self.index, groups, chain, most)
-        found = n
-        if self.states.there and found:
-            n, blocks = longest_prefix(self.index, groups, chain, found, StateSearch(self.marks, chain))
-        mark = self.states.at(kv, n * size)
-        match = Match(n * size, blocks, len(tokens), found=found * size, mark=mark)
-        return match if n == most or self.transfers is None else self.transfers.extended(chain, match, most)
+        return find_match(self, kv, tokens, limit, exact)
 
     def explain(self, kv: SequenceKV, num_tokens: int, limit: int) -> Explanation:
         """Why no more of a prompt of `num_tokens` was reused, right after `kv` took over its match within `limit`."""
