@@ -16,9 +16,12 @@ from torch import Tensor
 
 from kvtrove.kernels import _extension
 
-Kind = Literal["bf16", "int8", "int4", "int4_f32"]
+Kind = Literal["bf16", "int8", "int4", "int4_f32", "fp4"]
 GROUP = 32
 """Inputs of an output that share a scale and a minimum in 4-bit weights."""
+FOUR_BITS: tuple[Kind, ...] = ("int4", "int4_f32", "fp4")
+E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+"""What the codes of MXFP4 stand for, doubled."""
 _FLOATS = (torch.float32, torch.bfloat16)
 FILLED_AT_ONCE = 1 << 22
 """Elements of a source in another dtype that are converted at a time."""
@@ -29,12 +32,14 @@ class Groups:
     """Weights [outputs, inputs] in 4 bits: value = scale * number + minimum.
 
     numbers: uint8 [outputs, inputs], 0..15. scales, minima: float32 [outputs, ceil(inputs / 32)], of 32 inputs each.
+    codes: numbers are codes, value = scale * E2M1[number] + minimum, with scales and minima that float16 holds.
     Holds exactly what GGUF calls Q4_0 (minimum = -8 d), Q4_1 and Q4_K (scale = d * 6 bits, minimum = -dmin * 6 bits).
     """
 
     numbers: Tensor
     scales: Tensor
     minima: Tensor
+    codes: bool = False
 
     def __post_init__(self) -> None:
         outputs, inputs = self.numbers.shape
@@ -48,6 +53,8 @@ class Groups:
     @property
     def kind(self) -> Kind:
         """The narrowest that keeps every scale and minimum as it is: 5 bits a weight, or 6."""
+        if self.codes:
+            return "fp4"
         narrow = all(bool((lines.half().float() == lines.float()).all()) for lines in (self.scales, self.minima))
         return "int4" if narrow else "int4_f32"
 
@@ -57,15 +64,17 @@ class Groups:
             lines.float().repeat_interleave(GROUP, 1)[:, : self.numbers.shape[1]]
             for lines in (self.scales, self.minima)
         )
-        return scales * self.numbers + minima
+        numbers = torch.tensor(E2M1, dtype=torch.float32)[self.numbers.int()] if self.codes else self.numbers
+        return scales * numbers + minima
 
 
 class PackedWeights:
     """W [outputs, inputs] in memory of its own (huge pages), repacked so that a product reads one run of bytes.
 
     kind: "bf16"; "int8": symmetric, one float32 scale per output, |error| <= scale / 2; "int4": integers of 0..15 with
-    a float16 scale and minimum for 32 inputs (5 bits a weight); "int4_f32": with float32 ones (6 bits). isa: as for
-    `kernels.isa`. All weights are zero until they are filled.
+    a float16 scale and minimum for 32 inputs (5 bits a weight); "int4_f32": with float32 ones (6 bits); "fp4": codes
+    (`Groups.codes`) with float16 ones, filled by `fill_groups` alone. isa: as for `kernels.isa`. All weights are zero
+    until they are filled.
     """
 
     def __init__(self, outputs: int, inputs: int, kind: Kind = "bf16", isa: str = "auto") -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from kvtrove.kernels.linear import Groups, Kind
+from kvtrove.kernels.linear import FOUR_BITS, Groups, Kind
 from kvtrove.models.decoder import HEAD, Model
 from kvtrove.models.families import find_family
 from kvtrove.models.families.common import EMBEDDING, Family, Source
@@ -90,7 +91,7 @@ class _Reader:
         self.dtype: torch.dtype = getattr(torch, precision.dtype)
         self.activations: torch.dtype = getattr(torch, precision.activations)
         self.used: set[str] = set()
-        if checkpoint.note:
+        if checkpoint.note and self.weights != "gguf":
             log.warning(checkpoint.note, precision.dtype)
         self.prefix = family.prefix(checkpoint.names)
 
@@ -106,10 +107,11 @@ class _Reader:
         source, kind = self._source(name), self.kind(name)
         if kind == "int8":
             return self._located(name, shape, torch.float32)
-        if kind is None or not kind.startswith("int4"):
+        if kind not in FOUR_BITS:
             return self._convert(self._located(name, shape))
-        stored = self.checkpoint.groups(self._used(self.prefix + source.name), source.whole_shape(shape))
-        return Groups(*(source.rows(part) for part in (stored.numbers, stored.scales, stored.minima)))
+        plain = replace(source, transposed=False)  # groups lie along inputs, whatever a tensor of numbers would be
+        stored = self.checkpoint.groups(self._used(self.prefix + source.name), plain.whole_shape(shape), source.stack)
+        return Groups(*map(plain.rows, (stored.numbers, stored.scales, stored.minima)), codes=stored.codes)
 
     def kind(self, name: str) -> Kind | None:
         """That keeps the bits of this matrix, where the precision asks for it."""
@@ -136,7 +138,7 @@ class _Reader:
                 f"{self.checkpoint.listing}: tensor {HEAD!r} is missing, expected shape {list(shape)}; a model whose "
                 f"output matrix is its embedding says so with 'tie_word_embeddings': true in config.json"
             )
-        if (self.kind(HEAD) or "").startswith("int4"):
+        if self.kind(HEAD) in FOUR_BITS:
             return self.checkpoint.groups(self._used(name), shape)
         head = self._read(name, shape)
         if self.spec.tie_embeddings:

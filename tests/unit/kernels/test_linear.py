@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kvtrove import kernels
-from kvtrove.kernels.linear import GROUP, Groups, Kind, PackedWeights
+from kvtrove.kernels.linear import E2M1, GROUP, Groups, Kind, PackedWeights
 
 LEVELS = ["portable", "avx2", "avx512", "amx"]
 ISAS = LEVELS[: LEVELS.index(kernels.isa()) + 1]
@@ -177,11 +177,11 @@ def test_int4_weights_are_off_by_half_a_step_at_most(isa: str, inputs: int, outp
 def groups(outputs: int, inputs: int, kind: Kind) -> Groups:
     numbers = torch.randint(0, 16, (outputs, inputs), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     lines = [random(outputs, -(-inputs // GROUP), seed=seed) for seed in (2, 3)]
-    return Groups(numbers, *(line.half().float() if kind == "int4" else line for line in lines))
+    return Groups(numbers, *(line if kind == "int4_f32" else line.half().float() for line in lines), kind == "fp4")
 
 
 @each_isa
-@pytest.mark.parametrize("kind", ["int4", "int4_f32"])
+@pytest.mark.parametrize("kind", ["int4", "int4_f32", "fp4"])
 @pytest.mark.parametrize("inputs", [32, 64, 300, 896])
 def test_groups_are_kept_as_they_are_and_multiplied_with_the_same_bits_at_every_level(
     isa: str, kind: Kind, inputs: int
@@ -196,7 +196,8 @@ def test_groups_are_kept_as_they_are_and_multiplied_with_the_same_bits_at_every_
     for rows in (1, 2, 5, 9, 40, 200):
         x = random(rows, inputs, seed=rows)
         assert torch.equal(weights.multiply(x), portable.multiply(x))
-    exact = source.scales.double().repeat_interleave(GROUP, 1)[:, :inputs] * source.numbers
+    numbers = torch.tensor(E2M1)[source.numbers.int()] if source.codes else source.numbers
+    exact = source.scales.double().repeat_interleave(GROUP, 1)[:, :inputs] * numbers
     exact += source.minima.double().repeat_interleave(GROUP, 1)[:, :inputs]
     off = (weights.multiply(x).double() - x.double() @ exact.T).abs()
     assert bool((off <= bound(x, exact, None, "int4", isa)).all())

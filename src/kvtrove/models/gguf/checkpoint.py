@@ -93,7 +93,7 @@ class GGUFCheckpoint:
         kind: Kind = kind_of(info)  # type: ignore[assignment]
         return kind
 
-    def groups(self, name: str, shape: tuple[int, ...]) -> Groups:
+    def groups(self, name: str, shape: tuple[int, ...], stack: tuple[int, int] | None = None) -> Groups:
         """A matrix of a 4-bit type in the numbers, scales and minima that the file has."""
         stored = self._find(name, shape)
         blocks = stored.data.reshape(-1, stored.info.type.nbytes)

@@ -27,16 +27,21 @@ namespace portable {
 struct Dot {
     typedef std::int32_t Sum __attribute__((vector_size(16)));
     typedef std::uint32_t Numbers __attribute__((vector_size(16)));
+    static constexpr std::int32_t kAbove = 0;  // by so much are codes' numbers above what they stand for
     Sum sum = {};
 
+    template <bool Codes>
     static Numbers unpack(const std::uint8_t* from) {
         Numbers words;
         std::memcpy(&words, from, sizeof words);
         return words;
     }
+    template <bool Codes>
     void add(const Numbers& words, const std::int8_t* high, const std::int8_t* low) {
         for (int i = 0; i < 8; ++i) {
-            sum += reinterpret_cast<Sum>(words >> (i % 4 * 8 + i / 4 * 4) & 15u) * (128 * high[i] + low[i]);
+            Sum numbers = reinterpret_cast<Sum>(words >> (i % 4 * 8 + i / 4 * 4) & 15u);
+            for (int lane = 0; Codes && lane < 4; ++lane) numbers[lane] = kE2M1[numbers[lane]];
+            sum += numbers * (128 * high[i] + low[i]);
         }
     }
     Sum total() const { return sum; }
@@ -76,23 +81,36 @@ namespace avx2 {
 #define KVTROVE_INLINE [[gnu::always_inline]] KVTROVE_TARGET inline
 // Sums of pairs stay below 2^15 over a group: 16 products of 15 * 127.
 struct Dot {
+    static constexpr std::int32_t kAbove = 0;
     __m256i high, low;
     struct Numbers {
         __m256i first, second;  // of each 8 inputs the first four, and the others
     };
 
     KVTROVE_INLINE Dot() : high(_mm256_setzero_si256()), low(_mm256_setzero_si256()) {}
+    template <bool Codes>
     KVTROVE_INLINE static Numbers unpack(const std::uint8_t* from) {
         const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), half = _mm256_set1_epi8(15);
-        return {_mm256_and_si256(words, half), _mm256_and_si256(_mm256_srli_epi16(words, 4), half)};
+        const __m256i first = _mm256_and_si256(words, half), second = _mm256_and_si256(_mm256_srli_epi16(words, 4), half);
+        if constexpr (!Codes) return {first, second};
+        const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kE2M1)));
+        return {_mm256_shuffle_epi8(table, first), _mm256_shuffle_epi8(table, second)};
     }
+    // One side of such products is unsigned: signed numbers lend their signs to x.
+    template <bool Codes>
+    KVTROVE_INLINE static __m256i products(__m256i numbers, const std::int8_t* x) {
+        const __m256i words = _mm256_set1_epi32(word_at(x));
+        if constexpr (!Codes) return _mm256_maddubs_epi16(numbers, words);
+        return _mm256_maddubs_epi16(_mm256_abs_epi8(numbers), _mm256_sign_epi8(words, numbers));
+    }
+    template <bool Codes>
     KVTROVE_INLINE static __m256i pairs(const Numbers& numbers, const std::int8_t* x) {
-        return _mm256_add_epi16(_mm256_maddubs_epi16(numbers.first, _mm256_set1_epi32(word_at(x))),
-                                _mm256_maddubs_epi16(numbers.second, _mm256_set1_epi32(word_at(x + 4))));
+        return _mm256_add_epi16(products<Codes>(numbers.first, x), products<Codes>(numbers.second, x + 4));
     }
+    template <bool Codes>
     KVTROVE_INLINE void add(const Numbers& numbers, const std::int8_t* x_high, const std::int8_t* x_low) {
-        high = _mm256_add_epi16(high, pairs(numbers, x_high));
-        low = _mm256_add_epi16(low, pairs(numbers, x_low));
+        high = _mm256_add_epi16(high, pairs<Codes>(numbers, x_high));
+        low = _mm256_add_epi16(low, pairs<Codes>(numbers, x_low));
     }
     KVTROVE_INLINE __m256i total() const {
         const __m256i ones = _mm256_set1_epi16(1);
@@ -116,21 +134,32 @@ namespace avx512 {
 #define KVTROVE_INLINE [[gnu::always_inline]] KVTROVE_TARGET inline
 struct Dot {
     typedef std::int32_t Lanes __attribute__((vector_size(64)));
+    static constexpr std::int32_t kAbove = kMostE2M1;  // numbers are unsigned here
     __m512i high, low;
     struct Numbers {
         __m512i first, second;
     };
 
     KVTROVE_INLINE Dot() : high(_mm512_setzero_si512()), low(_mm512_setzero_si512()) {}
+    KVTROVE_INLINE static __m512i looked_up(Lanes codes) {
+        __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(kE2M1));
+        table = _mm_add_epi8(table, _mm_set1_epi8(kMostE2M1));
+        return _mm512_maskz_shuffle_epi8(~__mmask64{0}, _mm512_maskz_broadcast_i32x4(0xffff, table),
+                                         reinterpret_cast<__m512i>(codes));
+    }
+    template <bool Codes>
     KVTROVE_INLINE static Numbers unpack(const std::uint8_t* from) {
         Lanes words;
         std::memcpy(&words, from, sizeof words);
-        return {reinterpret_cast<__m512i>(words & 0x0f0f0f0f), reinterpret_cast<__m512i>(words >> 4 & 0x0f0f0f0f)};
+        const Lanes first = words & 0x0f0f0f0f, second = words >> 4 & 0x0f0f0f0f;
+        if constexpr (Codes) return {looked_up(first), looked_up(second)};
+        return {reinterpret_cast<__m512i>(first), reinterpret_cast<__m512i>(second)};
     }
     KVTROVE_INLINE static __m512i with(__m512i sum, const Numbers& numbers, const std::int8_t* x) {
         sum = _mm512_dpbusd_epi32(sum, numbers.first, _mm512_set1_epi32(word_at(x)));
         return _mm512_dpbusd_epi32(sum, numbers.second, _mm512_set1_epi32(word_at(x + 4)));
     }
+    template <bool>
     KVTROVE_INLINE void add(const Numbers& numbers, const std::int8_t* x_high, const std::int8_t* x_low) {
         high = with(high, numbers, x_high), low = with(low, numbers, x_low);
     }
@@ -217,7 +246,7 @@ void write_rows(const Product& job, std::size_t row, std::size_t rows, std::size
 // x is packed once, for all threads.
 void multiply(const Means& level, const Product& all, std::size_t all_rows) {
     const auto pack = level.pack[all.type == Float::bf16];
-    const auto run = level.run[all.wide];
+    const auto run = level.run[all.codes ? 2 : all.wide];
     in_pieces(all_rows, kPackedRows, [&](std::size_t first, std::size_t rows) {
         const Product job = all.from(first);
         const std::size_t stretches = ceil_div(job.inputs, kStretch);

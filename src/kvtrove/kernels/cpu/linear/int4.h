@@ -1,4 +1,4 @@
-// Linear layers whose weights are integers of 0..15: value = scale * integer + minimum, with one scale and one minimum
+// Linear layers whose weights are integers of 0..15, or what 16 codes stand for: value = scale * integer + minimum, with one scale and one minimum
 // for 32 inputs of an output (in float16, or in float32 where they come from elsewhere and must stay as they are).
 //
 // x meets them in whole numbers, as int8 weights do on tiles: every stretch of 256 inputs of a row becomes integers of
@@ -61,11 +61,15 @@ struct alignas(64) Stretch {
 constexpr std::size_t kMostRows = 128;  // of a part: their sums and x of a stretch stay in L2
 constexpr std::size_t kRowsBehind = 16;  // of x, left open: so many may be read behind the last one
 
+// Codes E2M1 stand for these, doubled, in the place of integers (MXFP4, OCP MX 1.0): they come out of a table in a register.
+constexpr std::int8_t kE2M1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+constexpr std::int8_t kMostE2M1 = 12;
+
 // What a level brings: x into stretches [stretches][rows], from float32 and from bf16; the products of a part, with narrow
-// and with wide scales.
+// scales, with wide ones, and of codes with narrow ones.
 struct Means {
     void (*pack[2])(const Product& job, std::size_t row, std::size_t row_end, std::size_t rows, Stretch* to);
-    void (*run[2])(const Product& job, const Stretch* x, std::size_t rows, const Part& part);
+    void (*run[3])(const Product& job, const Stretch* x, std::size_t rows, const Part& part);
 };
 
 const Means& portable_means();

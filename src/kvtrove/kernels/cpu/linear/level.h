@@ -31,6 +31,7 @@ struct Product {
     bool streams = false;  // y is written past the caches: it is large, and its rows are whole cache lines
     bool gated = false;    // y [rows, outputs / 2] = silu(first half of the outputs) * second half
     bool wide = false;     // scales and minima of 4-bit weights are float32
+    bool codes = false;    // 4-bit weights are codes E2M1
 
     std::size_t y_width() const { return gated ? outputs / 2 : outputs; }
 

@@ -150,6 +150,7 @@ PackedWeights::PackedWeights(std::size_t outputs, std::size_t inputs, Kind kind,
 }
 
 void PackedWeights::fill(std::size_t first_output, const FloatMatrix& source) {
+    if (codes()) throw std::invalid_argument("fp4 weights are filled with codes, not with numbers");
     check_fit(first_output, source.rows, source.cols);
     std::atomic<std::ptrdiff_t> broken{-1};
     parallel_ranges(source.rows, threads_for(source.rows * inputs_), [&](std::size_t begin, std::size_t end) {
@@ -241,7 +242,8 @@ void PackedWeights::read_row(std::size_t output, float* values, Row& row) const 
         const int4::Row from = row.groups();
         int4::get(panel, output % width(), from, inputs_, wide());
         for (std::size_t k = 0; k < inputs_; ++k) {
-            values[k] = from.scales[k / int4::kGroup] * from.numbers[k] + from.minima[k / int4::kGroup];
+            const int number = codes() ? int4::kE2M1[from.numbers[k]] : from.numbers[k];
+            values[k] = from.scales[k / int4::kGroup] * static_cast<float>(number) + from.minima[k / int4::kGroup];
         }
         return;
     }
@@ -256,7 +258,8 @@ void PackedWeights::read_row(std::size_t output, float* values, Row& row) const 
 }
 
 void PackedWeights::multiply(const void* x, void* y, Float type, std::size_t rows, const float* bias) const {
-    run({data_.get(), panel_bytes(), inputs_, outputs_, scales_.get(), bias, x, y, type, false, false, wide()}, rows);
+    run({data_.get(), panel_bytes(), inputs_, outputs_, scales_.get(), bias, x, y, type, false, false, wide(), codes()},
+        rows);
 }
 
 void PackedWeights::multiply_heads(const void* x, void* y, Float type, std::size_t rows, std::size_t heads,

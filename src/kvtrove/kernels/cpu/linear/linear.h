@@ -34,7 +34,8 @@ class PackedWeights {
   public:
     // int8: symmetric, value = scale of the output * integer of -127..127
     // int4: value = scale * integer of 0..15 + minimum, both for 32 inputs and float16; int4_f32: both float32
-    enum class Kind { bf16, int8, int4, int4_f32 };
+    // fp4: value = scale * what a code E2M1 stands for, doubled, + minimum (linear/int4.h), both float16
+    enum class Kind { bf16, int8, int4, int4_f32, fp4 };
 
     // Zeros. Throws std::bad_alloc, and std::invalid_argument when a dimension is 0.
     PackedWeights(std::size_t outputs, std::size_t inputs, Kind kind, Isa isa);
@@ -73,8 +74,9 @@ class PackedWeights {
     std::size_t nbytes() const;  // weights, padding and scales
 
   private:
-    bool four_bits() const { return kind_ == Kind::int4 || wide(); }
+    bool four_bits() const { return kind_ == Kind::int4 || wide() || codes(); }
     bool wide() const { return kind_ == Kind::int4_f32; }
+    bool codes() const { return kind_ == Kind::fp4; }
     std::size_t panels() const;
     std::size_t panel_bytes() const;
     std::uint8_t* panel_of(std::size_t output) const;

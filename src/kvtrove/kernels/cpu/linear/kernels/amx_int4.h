@@ -37,7 +37,23 @@ struct Unpacked {
     return values;
 }
 
-KVTROVE_AMX inline void unpack(const std::uint8_t* panel, std::size_t groups, bool wide, Unpacked& to) {
+// What codes in bytes stand for.
+[[gnu::always_inline]] KVTROVE_AMX inline Words looked_up(Words codes) {
+    alignas(64) std::int8_t bytes[sizeof codes];
+#if defined(KVTROVE_EMULATE_AMX)
+    std::memcpy(bytes, &codes, sizeof codes);
+    for (std::int8_t& byte : bytes) byte = int4::kE2M1[byte];
+    std::memcpy(&codes, bytes, sizeof codes);
+#else
+    for (std::size_t i = 0; i < sizeof codes; ++i) bytes[i] = int4::kE2M1[i % 16];
+    Words table;
+    std::memcpy(&table, bytes, sizeof table);
+    asm("vpshufb %1, %2, %0" : "=v"(codes) : "v"(codes), "v"(table));
+#endif
+    return codes;
+}
+
+KVTROVE_AMX inline void unpack(const std::uint8_t* panel, std::size_t groups, bool wide, bool codes, Unpacked& to) {
     constexpr std::uint32_t kLowHalves = 0x0f0f0f0f;
     for (std::size_t g = 0; g < groups; ++g, panel += int4::group_bytes(wide)) {
         for (std::size_t half = 0; half < kHalves; ++half) {
@@ -48,7 +64,8 @@ KVTROVE_AMX inline void unpack(const std::uint8_t* panel, std::size_t groups, bo
             for (std::size_t i = 0; i < int4::kGroup / int4::kWord; ++i, from += int4::kWordsBytes) {
                 Words words;
                 std::memcpy(&words, from, sizeof words);
-                const Words both[] = {words & kLowHalves, words >> 4 & kLowHalves};
+                Words both[] = {words & kLowHalves, words >> 4 & kLowHalves};
+                if (codes) both[0] = looked_up(both[0]), both[1] = looked_up(both[1]);
                 std::memcpy(rows, both, sizeof both), rows += sizeof both;
             }
         }
@@ -121,7 +138,7 @@ KVTROVE_AMX inline void run_int4(const Product& job, const int4::Stretch* x, std
             for (std::size_t line = 0; line < count * bytes; line += kCacheLine) {
                 __builtin_prefetch(at + int4::kGroups * bytes + line, 0, 2);
             }
-            unpack(at, count, job.wide, weights);
+            unpack(at, count, job.wide, job.codes, weights);
             const int4::Stretch* of = x + first / int4::kGroups * all_rows + part.row;
             for (std::size_t row = 0; row < rows; row += kTileRows) {
                 for (std::size_t half = 0; half < kHalves; ++half) {
@@ -144,7 +161,7 @@ inline void multiply_int4(const Product& job, std::size_t rows) {
     const int4::Means& vectors = int4::avx512_means();
 #endif
     if (rows <= kFewRows) return int4::multiply(vectors, job, rows);
-    int4::multiply({{vectors.pack[0], vectors.pack[1]}, {run_int4, run_int4}}, job, rows);
+    int4::multiply({{vectors.pack[0], vectors.pack[1]}, {run_int4, run_int4, run_int4}}, job, rows);
 }
 
 }  // namespace kvtrove::amx

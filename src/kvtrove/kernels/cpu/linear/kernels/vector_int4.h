@@ -56,7 +56,7 @@ template <bool Wide>
 }
 
 // totals [rows][32] += what `groups` groups of a panel give for a stretch of some rows.
-template <std::size_t Rows, bool Wide>
+template <std::size_t Rows, bool Wide, bool Codes>
 __attribute__((noinline)) KVTROVE_TARGET void add_stretch(const Stretch* x, const std::uint8_t* panel, std::size_t groups,
                                                           std::size_t ahead, float* totals) {
     Floats sums[Rows][kParts] = {};
@@ -69,16 +69,18 @@ __attribute__((noinline)) KVTROVE_TARGET void add_stretch(const Stretch* x, cons
             Dot dots[Rows];
 #pragma GCC unroll 4
             for (std::size_t row = 0; row < kGroup / kWord; ++row) {
-                const auto numbers = Dot::unpack(panel + head_bytes(Wide) + row * kWordsBytes + part * 4 * kLanes);
+                const auto numbers = Dot::template unpack<Codes>(panel + head_bytes(Wide) + row * kWordsBytes + part * 4 * kLanes);
                 const std::size_t at = g * kGroup + row * kWord;
 #pragma GCC unroll 8
-                for (std::size_t r = 0; r < Rows; ++r) dots[r].add(numbers, x[r].high + at, x[r].low + at);
+                for (std::size_t r = 0; r < Rows; ++r) dots[r].template add<Codes>(numbers, x[r].high + at, x[r].low + at);
             }
             const Floats scale = floats_at<Wide>(panel, part);
             const Floats minimum = floats_at<Wide>(panel + head_bytes(Wide) / 2, part);
 #pragma GCC unroll 8
             for (std::size_t r = 0; r < Rows; ++r) {
-                const Floats dot = __builtin_convertvector(reinterpret_cast<Ints>(dots[r].total()), Floats);
+                Ints whole = reinterpret_cast<Ints>(dots[r].total());
+                if constexpr (Codes) whole -= Dot::kAbove * static_cast<std::int32_t>(x[r].sums[g]);
+                const Floats dot = __builtin_convertvector(whole, Floats);
                 sums[r][part] += scale * dot + minimum * x[r].sums[g];
             }
         }
@@ -96,18 +98,18 @@ __attribute__((noinline)) KVTROVE_TARGET void add_stretch(const Stretch* x, cons
     }
 }
 
-template <bool Wide, std::size_t Rows = KVTROVE_ROWS>
+template <bool Wide, bool Codes, std::size_t Rows = KVTROVE_ROWS>
 KVTROVE_TARGET inline void with_rows(std::size_t rows, const Stretch* x, const std::uint8_t* panel, std::size_t groups,
                                      std::size_t ahead, float* totals) {
     if (rows == Rows) {
-        add_stretch<Rows, Wide>(x, panel, groups, ahead, totals);
+        add_stretch<Rows, Wide, Codes>(x, panel, groups, ahead, totals);
     } else if constexpr (Rows > 1) {
-        with_rows<Wide, Rows - 1>(rows, x, panel, groups, ahead, totals);
+        with_rows<Wide, Codes, Rows - 1>(rows, x, panel, groups, ahead, totals);
     }
 }
 
 // Rows and panels of a part. x: [stretches][all rows]. A stretch of a panel stays in L1 while all rows meet it.
-template <bool Wide>
+template <bool Wide, bool Codes>
 KVTROVE_TARGET void run(const Product& job, const Stretch* x, std::size_t all_rows, const Part& part) {
     alignas(64) float totals[kMostRows * kWidth];
     const std::size_t rows = part.row_end - part.row, row_groups = ceil_div(rows, std::size_t{KVTROVE_ROWS});
@@ -119,7 +121,7 @@ KVTROVE_TARGET void run(const Product& job, const Stretch* x, std::size_t all_ro
             const Stretch* of = x + first / kGroups * all_rows + part.row;
             for (std::size_t i = 0; i < row_groups; ++i) {
                 const std::size_t row = rows * i / row_groups, count = rows * (i + 1) / row_groups - row;
-                with_rows<Wide>(count, of + row, weights + first * group_bytes(Wide), std::min(kGroups, groups - first),
+                with_rows<Wide, Codes>(count, of + row, weights + first * group_bytes(Wide), std::min(kGroups, groups - first),
                                 i ? 0 : kAhead, totals + row * kWidth);
             }
         }
@@ -138,4 +140,4 @@ KVTROVE_TARGET void pack_rows(const Product& job, std::size_t row, std::size_t r
     }
 }
 
-constexpr Means kMeans = {{pack_rows<float>, pack_rows<std::uint16_t>}, {run<false>, run<true>}};
+constexpr Means kMeans = {{pack_rows<float>, pack_rows<std::uint16_t>}, {run<false, false>, run<true, false>, run<false, true>}};
