@@ -1,8 +1,8 @@
 """MLKV, multi-layer key-value heads (arXiv 2406.09297): runs of layers read the keys and values of their first one.
 
 Keys of config.json are Llama's, and `num_key_value_layers`, how many layers store; it divides the number of layers.
-Tensors have Llama's names, and layers that store nothing have neither `k_proj` nor `v_proj`. With `num_key_value_heads` 1
-that is one head for several layers; tokens of a prompt that nobody asks about end before the last run.
+Tensors have Llama's names, and layers that store nothing have neither `k_proj` nor `v_proj`. With one kv head, several
+layers have one together. Tokens of a prompt that nobody asks about end before the last run.
 """
 
 from __future__ import annotations
