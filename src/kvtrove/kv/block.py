@@ -92,13 +92,14 @@ class Use:
     """What an eviction order may know of the sequence that held a block last. One object for all of its blocks.
 
     turn: prompts of the same conversation before this one. category: the kind of prompt that it is, as a `ReuseModel`
-    numbers them. ended: when it let go of its blocks, clock seconds; infinity while it has them. num_blocks: full
-    blocks of its prompt.
+    numbers them. ended: when it let go of its blocks, clock seconds; infinity while it has them. resumed_after: seconds
+    from then until a prompt continued it; infinity while none did. num_blocks: full blocks of its prompt.
     """
 
     turn: int = 0
     category: tuple[int, ...] = ()
     ended: float = float("inf")
+    resumed_after: float = float("inf")
     num_blocks: int = 0
 
 

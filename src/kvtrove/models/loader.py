@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvtrove.kernels.linear import FOUR_BITS, Groups, Kind
+from kvtrove.kernels.linear import Groups, Kind
 from kvtrove.models.decoder import HEAD, Model
 from kvtrove.models.families import find_family
 from kvtrove.models.families.common import EMBEDDING, Family, Source
@@ -100,18 +100,19 @@ class _Reader:
         return self._located(name, shape).to(device=self.device, dtype=self.activations)
 
     def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor | Groups:
-        """In the dtype of weights, or in 4 bits where it is stored and kept so.
+        """In the dtype of weights, or in groups where it is stored and kept so.
 
-        What becomes 8 bits comes in float32: it is not rounded twice.
+        What is rounded to groups comes in float32: it is not rounded twice.
         """
         source, kind = self._source(name), self.kind(name)
-        if kind == "int8":
-            return self._located(name, shape, torch.float32)
-        if kind not in FOUR_BITS:
+        if kind in (None, "bf16"):
             return self._convert(self._located(name, shape))
         plain = replace(source, transposed=False)  # groups lie along inputs, whatever a tensor of numbers would be
         stored = self.checkpoint.groups(self._used(self.prefix + source.name), plain.whole_shape(shape), source.stack)
-        return Groups(*map(plain.rows, (stored.numbers, stored.scales, stored.minima)), codes=stored.codes)
+        if stored is None:
+            return self._located(name, shape, torch.float32)
+        numbers, scales, minima = (plain.rows(part) for part in (stored.numbers, stored.scales, stored.minima))
+        return replace(stored, numbers=numbers, scales=scales, minima=minima)
 
     def kind(self, name: str) -> Kind | None:
         """That keeps the bits of this matrix, where the precision asks for it."""
@@ -138,8 +139,8 @@ class _Reader:
                 f"{self.checkpoint.listing}: tensor {HEAD!r} is missing, expected shape {list(shape)}; a model whose "
                 f"output matrix is its embedding says so with 'tie_word_embeddings': true in config.json"
             )
-        if self.kind(HEAD) in FOUR_BITS:
-            return self.checkpoint.groups(self._used(name), shape)
+        if self.kind(HEAD) not in (None, "bf16") and (stored := self.checkpoint.groups(self._used(name), shape)):
+            return stored
         head = self._read(name, shape)
         if self.spec.tie_embeddings:
             if torch.equal(head, self._read(self.prefix + EMBEDDING, shape)):

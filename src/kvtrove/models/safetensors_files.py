@@ -99,9 +99,9 @@ class SafetensorsCheckpoint:
             self._fits[name] = mxfp4.EXPONENTS[0] <= least <= most <= mxfp4.EXPONENTS[1]
         return "fp4" if self._fits[name] else None
 
-    def groups(self, name: str, shape: tuple[int, ...], stack: tuple[int, int] | None = None) -> Groups:
+    def groups(self, name: str, shape: tuple[int, ...], stack: tuple[int, int] | None = None) -> Groups | None:
         if stack is None or self.kind(name) is None:
-            raise ModelError(f"{self.listing}: tensor {name!r} is not stored in 4 bits")
+            return None
         outputs, inputs = shape
         if inputs % mxfp4.GROUP:
             raise ModelError(f"{self.listing}: tensor {name!r} has {inputs} inputs, no multiple of {mxfp4.GROUP}")
