@@ -37,15 +37,17 @@ struct Unpacked {
     return values;
 }
 
-// What codes in bytes stand for.
+// What codes in bytes stand for, from 0 on: operands B are unsigned.
 [[gnu::always_inline]] KVTROVE_AMX inline Words looked_up(Words codes) {
     alignas(64) std::int8_t bytes[sizeof codes];
 #if defined(KVTROVE_EMULATE_AMX)
     std::memcpy(bytes, &codes, sizeof codes);
-    for (std::int8_t& byte : bytes) byte = groups::kE2M1[byte];
+    for (std::int8_t& byte : bytes) byte = static_cast<std::int8_t>(groups::kE2M1[byte] + groups::kMostE2M1);
     std::memcpy(&codes, bytes, sizeof codes);
 #else
-    for (std::size_t i = 0; i < sizeof codes; ++i) bytes[i] = groups::kE2M1[i % 16];
+    for (std::size_t i = 0; i < sizeof codes; ++i) {
+        bytes[i] = static_cast<std::int8_t>(groups::kE2M1[i % 16] + groups::kMostE2M1);
+    }
     Words table;
     std::memcpy(&table, bytes, sizeof table);
     asm("vpshufb %1, %2, %0" : "=v"(codes) : "v"(codes), "v"(table));
@@ -103,6 +105,7 @@ template <int High>
 
 // totals [rows][32] += a stretch of up to 16 rows and half a panel. A group's products run while the one before it is
 // scaled. All 16 rows are, because then their sums stay in registers; behind the last row of x lies something.
+template <bool Codes>
 KVTROVE_AMX inline void add_stretch(const groups::Stretch* x, std::size_t rows, const Unpacked& weights, std::size_t half,
                                     std::size_t groups, float* totals) {
     GroupSums sums[2];
@@ -116,7 +119,9 @@ KVTROVE_AMX inline void add_stretch(const groups::Stretch* x, std::size_t rows, 
         for (std::size_t r = 0; r < kTileRows; ++r) {
             Ints high, low;
             std::memcpy(&high, of.high + r * kColumns, sizeof high), std::memcpy(&low, of.low + r * kColumns, sizeof low);
-            stretch[r] += scale * __builtin_convertvector((high << 7) + low, Floats) + minimum * x[r].sums[g];
+            Ints whole = (high << 7) + low;
+            if constexpr (Codes) whole -= groups::kMostE2M1 * static_cast<std::int32_t>(x[r].sums[g]);
+            stretch[r] += scale * __builtin_convertvector(whole, Floats) + minimum * x[r].sums[g];
         }
     }
 #pragma GCC unroll 16
@@ -148,8 +153,9 @@ KVTROVE_AMX inline void run_groups(const Product& job, const groups::Stretch* x,
             const groups::Stretch* of = x + first / groups::kGroups * all_rows + part.row;
             for (std::size_t row = 0; row < rows; row += kTileRows) {
                 for (std::size_t half = 0; half < kHalves; ++half) {
-                    add_stretch(of + row, std::min(kTileRows, rows - row), weights, half, count,
-                                totals + row * kWidth + half * kColumns);
+                    const auto add = groups::has_codes(job.form) ? add_stretch<true> : add_stretch<false>;
+                    add(of + row, std::min(kTileRows, rows - row), weights, half, count,
+                        totals + row * kWidth + half * kColumns);
                 }
             }
         }
