@@ -13,9 +13,17 @@ from transformers import MinistralConfig, MinistralForCausalLM
 
 from kvtrove.models.layers.linear import Linear
 from tests.checkpoints import Checkpoints, save
-from tests.golden import test_engine
-from tests.golden.harness import PagedModel, expected_logits, hugging_face
-from tests.golden.test_engine import answer, engine_for, greedy, prompts, tokens
+from tests.golden import harness
+from tests.golden.harness import (
+    PagedModel,
+    answer,
+    engine_for,
+    expected_logits,
+    greedy,
+    hugging_face,
+    prompts,
+    tokens,
+)
 from tests.golden.test_families import TOLERANCE, difference
 
 SHARED: dict[str, tuple[list[int | None], dict[str, Any]]] = {
@@ -81,7 +89,7 @@ def test_answers_and_how_many_tokens_pass_the_last_layers(
     family: str, checkpoints: Checkpoints, shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a batch, chunked and warm, with the kernels and in plain torch; at most one token a sequence and step."""
-    monkeypatch.setattr(test_engine, "NEW_TOKENS", 8)
+    monkeypatch.setattr(harness, "NEW_TOKENS", 8)
     directory, reference = shared(family) if family in SHARED else (checkpoints.get(family), None)
     naive = [greedy(reference or hugging_face(directory), prompt) for prompt in PROMPTS]
     for backend in ("cpu", "reference") if family == "yoco" else ("cpu",):
