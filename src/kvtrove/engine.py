@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,21 +15,20 @@ from kvtrove import prices
 from kvtrove.checkpoints import Checkpoints, Restored, Written, continue_from
 from kvtrove.compacting import CompactedPrefix, Compactions
 from kvtrove.config import EngineConfig, Environment
+from kvtrove.engine_stats import EngineStats, engine_stats
 from kvtrove.intake import Intake
 from kvtrove.kv import debug
 from kvtrove.kv.invariants import InvariantError
 from kvtrove.kv.manager import CHECK_EVERY_CALL, KVCacheManager
 from kvtrove.kv.repair import forget
-from kvtrove.kv.stats import KVStats
-from kvtrove.kv.tiers.store import TierFigures
 from kvtrove.models.config_reader import read_config, read_spec
 from kvtrove.models.fingerprint import model_fingerprint
 from kvtrove.output_processor import RequestText
 from kvtrove.pinning import PinnedPrefix, PinnedPrefixes
 from kvtrove.plan.process import return_freed_memory
-from kvtrove.recovery import NO_FAULTS, FaultStats, NoProgressError, Recovery
+from kvtrove.recovery import NoProgressError, Recovery
 from kvtrove.request import EngineError, Guide, PoolingParams, RequestError, RequestOutput, SamplingParams, SoftPin
-from kvtrove.scheduler.drafts import Drafter, DraftRules, DraftStats
+from kvtrove.scheduler.drafts import Drafter, DraftRules
 from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
@@ -51,26 +48,6 @@ TRIM_EVERY = 1000
 """Requests after which the C library hands back what it holds of freed memory, some ten milliseconds' work: its heaps
 have holes between what lives long, and would grow by half of themselves over thousands of requests.
 """
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """A moment of the engine. `kv` counts blocks and, since the start, prefix-cache queries and hits in tokens.
-
-    num_prompt_tokens: of the prompts that have got their first token. num_generation_tokens: drawn since the start.
-    checkpoints: `Checkpoints.counts`.
-    """
-
-    num_running: int
-    num_waiting: int
-    num_preemptions: int
-    kv: KVStats
-    num_prompt_tokens: int = 0
-    num_generation_tokens: int = 0
-    faults: FaultStats = NO_FAULTS
-    drafts: DraftStats | None = None
-    tiers: Sequence[TierFigures] = ()
-    checkpoints: Mapping[str, int] = field(default_factory=dict)
 
 
 def drafter(config: EngineConfig) -> Drafter | None:
@@ -122,7 +99,6 @@ class Engine:
                 directory, self.spec, str(self.runner.model.precision), self.max_model_len, config.load_format
             ),
             num_seats=config.max_num_seats,
-            num_marks=capacity.num_marks,
             mark_rules=loaded.mark_rules,
             enable_prefix_caching=config.enable_prefix_caching,
             check=config.check or 0,
@@ -368,13 +344,7 @@ class Engine:
         return self._pinned.all()
 
     def stats(self) -> EngineStats:
-        now = self.scheduler.stats()
-        tokens = now.num_prompt_tokens, now.num_generation_tokens
-        waiting, drafter = now.num_waiting + self.recovery.num_held, self.scheduler.drafter
-        drafts = None if drafter is None else copy.deepcopy(drafter.stats)
-        faults, tiers, kv = self.recovery.stats, self.tiering.figures(), self.kv.stats()
-        kept = dict(self.checkpoints.counts)
-        return EngineStats(now.num_running, waiting, now.num_preemptions, kv, *tokens, faults, drafts, tiers, kept)
+        return engine_stats(self.scheduler, self.kv, self.recovery, self.tiering, self.checkpoints)
 
     def _log_cache(self, num_tokens: int) -> None:
         """Asked for by KVTROVE_CACHE_LOG, so it is not a debug message that a log level hides."""
