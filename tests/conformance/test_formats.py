@@ -22,6 +22,7 @@ from kvtrove.evaluate.calibrate import rotation, write
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.manager import KVCacheManager
+from kvtrove.kv.plane import LayerState
 from kvtrove.kv.recipe import examples, recipe
 from kvtrove.kv.retention import Full, Retention, SlidingWindow
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
@@ -61,11 +62,13 @@ with contextlib.suppress(ImportError):  # the extension is not built: the refere
 class World:
     """A cache with its books and its bytes, over which tokens are computed without a model."""
 
-    def __init__(self, words: str, backend: AttentionBackend, num_blocks: int = 60) -> None:
+    def __init__(
+        self, words: str, backend: AttentionBackend, num_blocks: int = 60, states: tuple[LayerState, ...] = ()
+    ) -> None:
         layers = [
             LayerKV(i, KV_HEADS, DIM, DIM, dense("float32"), rule, source) for i, (rule, source) in enumerate(LAYERS)
         ]
-        self.spec = recipe(words)(KVCacheSpec(tuple(layers), BLOCK, "float32"))
+        self.spec = recipe(words)(KVCacheSpec(tuple(layers), BLOCK, "float32", states))
         self.arena = Arena(self.spec, num_blocks, num_seats=6)
         self.arena.rows.fill_(0xFF)
         self.arena.seats.fill_(0xFF)
@@ -96,11 +99,16 @@ class World:
             [self._layer(i, layer, batch.tokens, plan, rotate) for i, layer in enumerate(self.layers)], 1
         )
         row = 0
-        for kv, tokens, num in work:
+        for kv, _, num in work:
             for p in range(kv.num_computed, kv.num_computed + num):
                 self.results[id(kv), p] = found[row]
                 row += 1
+        self.follow(scheduled, [id(kv) for kv, _, _ in work])
+        for kv, tokens, num in work:
             self.books.commit(kv, tokens, num)
+
+    def follow(self, scheduled: list[ScheduledSequence], handles: list[int]) -> None:
+        """What layers with running states make of the step."""
 
     def _layer(self, index: int, layer: AttentionLayer, tokens: Tensor, plan: object, rotate: Rotation) -> Tensor:
         k, v, q = self.vectors[index][tokens].split((KV_HEADS, KV_HEADS, HEADS), 1)
@@ -112,9 +120,12 @@ class World:
     def compute(self, kv: SequenceKV, tokens: array[int], *chunks: int) -> SequenceKV:
         """All of them, in chunks of these sizes, the last one again and again."""
         sizes = [*chunks]
+        if not kv.num_computed:
+            self.books.states.plan(kv, len(tokens), range(0, len(tokens), BLOCK))
         while kv.num_computed < len(tokens):
             size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
-            self.step([(kv, tokens, min(size, len(tokens) - kv.num_computed))])
+            num = min(size, len(tokens) - kv.num_computed)
+            self.step([(kv, tokens, self.books.states.until_mark(kv, num))])
         return kv
 
     def warm(self, tokens: array[int]) -> SequenceKV:
