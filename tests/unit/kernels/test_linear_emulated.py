@@ -8,7 +8,8 @@ import pytest
 
 from tests.unit.kernels.sanitized import Kernels
 
-SOURCES = ("linear/linear", "linear/int4", "linear/levels/amx", "common/pages", "layers/norms", "common/threads")
+LINEAR = ("linear/levels/amx", "linear/levels/portable", "linear/linear", "linear/int4")
+SOURCES = (*LINEAR, "common/pages", "layers/norms", "common/threads")
 
 
 @pytest.mark.timeout(900)

@@ -1,9 +1,5 @@
 #include "linear/int4.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -17,142 +13,6 @@ namespace kvtrove::int4 {
 namespace {
 
 constexpr std::size_t kPackedRows = 512; // of x that are packed at a time
-constexpr std::size_t kAhead = 2560;     // bytes of a panel that are asked for before their turn
-
-[[gnu::always_inline]] inline float widened(float x) { return x; }
-[[gnu::always_inline]] inline float widened(std::uint16_t bits) { return float_of_bfloat16(bits); }
-
-namespace portable {
-// Integers of 0..15 as they are, in words.
-struct Dot {
-    typedef std::int32_t Sum __attribute__((vector_size(16)));
-    typedef std::uint32_t Numbers __attribute__((vector_size(16)));
-    Sum sum = {};
-
-    static Numbers unpack(const std::uint8_t* from) {
-        Numbers words;
-        std::memcpy(&words, from, sizeof words);
-        return words;
-    }
-    void add(const Numbers& words, const std::int8_t* high, const std::int8_t* low) {
-        for (int i = 0; i < 8; ++i) {
-            sum += reinterpret_cast<Sum>(words >> (i % 4 * 8 + i / 4 * 4) & 15u) * (128 * high[i] + low[i]);
-        }
-    }
-    Sum total() const { return sum; }
-};
-
-typedef float Quad __attribute__((vector_size(16)));
-inline Quad halves(const std::uint8_t* from) {
-    Quad values;
-    for (int i = 0; i < 4; ++i) {
-        std::uint16_t half;
-        std::memcpy(&half, from + 2 * i, sizeof half);
-        values[i] = float_of_float16(half);
-    }
-    return values;
-}
-
-#define KVTROVE_TARGET
-#define KVTROVE_LANES 4
-#define KVTROVE_ROWS 4
-#define KVTROVE_HALVES(from) halves(from)
-#include "linear/kernels/vector_int4.h"
-#undef KVTROVE_TARGET
-#undef KVTROVE_LANES
-#undef KVTROVE_ROWS
-#undef KVTROVE_HALVES
-}  // namespace portable
-
-#if defined(__x86_64__) && !defined(KVTROVE_EMULATE_AMX)  // a build for tests of tiles does without: they take long
-[[gnu::always_inline]] inline std::int32_t word_at(const std::int8_t* from) {
-    std::int32_t word;
-    std::memcpy(&word, from, sizeof word);
-    return word;
-}
-
-namespace avx2 {
-#define KVTROVE_TARGET __attribute__((target("avx2,f16c")))
-#define KVTROVE_INLINE [[gnu::always_inline]] KVTROVE_TARGET inline
-// Sums of pairs stay below 2^15 over a group: 16 products of 15 * 127.
-struct Dot {
-    __m256i high, low;
-    struct Numbers {
-        __m256i first, second;  // of each 8 inputs the first four, and the others
-    };
-
-    KVTROVE_INLINE Dot() : high(_mm256_setzero_si256()), low(_mm256_setzero_si256()) {}
-    KVTROVE_INLINE static Numbers unpack(const std::uint8_t* from) {
-        const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), half = _mm256_set1_epi8(15);
-        return {_mm256_and_si256(words, half), _mm256_and_si256(_mm256_srli_epi16(words, 4), half)};
-    }
-    KVTROVE_INLINE static __m256i pairs(const Numbers& numbers, const std::int8_t* x) {
-        return _mm256_add_epi16(_mm256_maddubs_epi16(numbers.first, _mm256_set1_epi32(word_at(x))),
-                                _mm256_maddubs_epi16(numbers.second, _mm256_set1_epi32(word_at(x + 4))));
-    }
-    KVTROVE_INLINE void add(const Numbers& numbers, const std::int8_t* x_high, const std::int8_t* x_low) {
-        high = _mm256_add_epi16(high, pairs(numbers, x_high));
-        low = _mm256_add_epi16(low, pairs(numbers, x_low));
-    }
-    KVTROVE_INLINE __m256i total() const {
-        const __m256i ones = _mm256_set1_epi16(1);
-        return _mm256_add_epi32(_mm256_slli_epi32(_mm256_madd_epi16(high, ones), 7), _mm256_madd_epi16(low, ones));
-    }
-};
-
-#define KVTROVE_LANES 8
-#define KVTROVE_ROWS 3
-#define KVTROVE_HALVES(from) (Floats) _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))
-#include "linear/kernels/vector_int4.h"
-#undef KVTROVE_TARGET
-#undef KVTROVE_INLINE
-#undef KVTROVE_LANES
-#undef KVTROVE_ROWS
-#undef KVTROVE_HALVES
-}  // namespace avx2
-
-namespace avx512 {
-#define KVTROVE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni" KVTROVE_WIDE)))
-#define KVTROVE_INLINE [[gnu::always_inline]] KVTROVE_TARGET inline
-struct Dot {
-    typedef std::int32_t Lanes __attribute__((vector_size(64)));
-    __m512i high, low;
-    struct Numbers {
-        __m512i first, second;
-    };
-
-    KVTROVE_INLINE Dot() : high(_mm512_setzero_si512()), low(_mm512_setzero_si512()) {}
-    KVTROVE_INLINE static Numbers unpack(const std::uint8_t* from) {
-        Lanes words;
-        std::memcpy(&words, from, sizeof words);
-        return {reinterpret_cast<__m512i>(words & 0x0f0f0f0f), reinterpret_cast<__m512i>(words >> 4 & 0x0f0f0f0f)};
-    }
-    KVTROVE_INLINE static __m512i with(__m512i sum, const Numbers& numbers, const std::int8_t* x) {
-        sum = _mm512_dpbusd_epi32(sum, numbers.first, _mm512_set1_epi32(word_at(x)));
-        return _mm512_dpbusd_epi32(sum, numbers.second, _mm512_set1_epi32(word_at(x + 4)));
-    }
-    KVTROVE_INLINE void add(const Numbers& numbers, const std::int8_t* x_high, const std::int8_t* x_low) {
-        high = with(high, numbers, x_high), low = with(low, numbers, x_low);
-    }
-    // Written out: gcc takes its own header's shifts for reads of what was never written.
-    KVTROVE_INLINE __m512i total() const {
-        return reinterpret_cast<__m512i>((reinterpret_cast<Lanes>(high) << 7) + reinterpret_cast<Lanes>(low));
-    }
-};
-
-#define KVTROVE_LANES 16
-#define KVTROVE_ROWS 6
-// with a mask of all lanes: as above
-#define KVTROVE_HALVES(from) \
-    (Floats) _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))
-#include "linear/kernels/vector_int4.h"
-#undef KVTROVE_TARGET
-#undef KVTROVE_INLINE
-#undef KVTROVE_LANES
-#undef KVTROVE_ROWS
-#undef KVTROVE_HALVES
-}  // namespace avx512
-#endif
 
 // The nearest integers for a scale and a minimum, and how far off all of them are, squared.
 double round_to(const float* values, std::size_t count, float scale, float minimum, std::uint8_t* numbers) {
@@ -234,14 +94,6 @@ void multiply(const Means& level, const Product& all, std::size_t all_rows) {
                  [&](const Part& part, std::size_t) { run(job, x, rows, part); });
     });
 }
-
-const Means& portable_means() { return portable::kMeans; }
-void multiply_portable(const Product& job, std::size_t rows) { multiply(portable::kMeans, job, rows); }
-#if defined(__x86_64__) && !defined(KVTROVE_EMULATE_AMX)
-const Means& avx512_means() { return avx512::kMeans; }
-void multiply_avx2(const Product& job, std::size_t rows) { multiply(avx2::kMeans, job, rows); }
-void multiply_avx512(const Product& job, std::size_t rows) { multiply(avx512::kMeans, job, rows); }
-#endif
 
 bool quantise(const float* values, std::size_t inputs, const Row& to) {
     for (std::size_t k = 0; k < inputs; k += kGroup) {

@@ -14,6 +14,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "common/parts.h"
 #include "linear/level.h"
@@ -27,6 +28,7 @@ constexpr std::size_t kGroups = kStretch / kGroup;
 constexpr std::size_t kWord = 8;             // inputs in a 32-bit word of an output
 constexpr std::size_t kWordsBytes = kWidth * sizeof(std::uint32_t);    // of a panel and 8 inputs
 constexpr std::size_t kNumbersBytes = kGroup / kWord * kWordsBytes;    // of a panel and a group
+constexpr std::size_t kAhead = 2560;         // bytes of a panel that are asked for before their turn
 constexpr float kMostX = 127 * 128;
 
 // A panel is group after group: scales [32], minima [32], then words [4][32] of 8 inputs each, whose first four are the low
@@ -35,6 +37,13 @@ constexpr std::size_t scale_bytes(bool wide) { return wide ? sizeof(float) : siz
 constexpr std::size_t head_bytes(bool wide) { return 2 * kWidth * scale_bytes(wide); }
 constexpr std::size_t group_bytes(bool wide) { return head_bytes(wide) + kNumbersBytes; }
 constexpr std::size_t panel_bytes(std::size_t inputs, bool wide) { return ceil_div(inputs, kGroup) * group_bytes(wide); }
+
+// Four inputs at once.
+INLINE std::int32_t word_at(const std::int8_t* from) {
+    std::int32_t word;
+    std::memcpy(&word, from, sizeof word);
+    return word;
+}
 
 // One output of a matrix: integers [whole groups of inputs], scales and minima [groups].
 struct Row {
@@ -68,13 +77,8 @@ struct Means {
     void (*run[2])(const Product& job, const Stretch* x, std::size_t rows, const Part& part);
 };
 
-const Means& portable_means();
-void multiply_portable(const Product& job, std::size_t rows);
-#if defined(__x86_64__)
-const Means& avx512_means();
-void multiply_avx2(const Product& job, std::size_t rows);
-void multiply_avx512(const Product& job, std::size_t rows);
-#endif
+// Those of vectors at the level of tiles.
+const Means& means_beside_tiles();
 
 // All of a product, with all threads.
 void multiply(const Means& level, const Product& job, std::size_t rows);

@@ -1,9 +1,5 @@
 #include "linear/linear.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -32,78 +28,16 @@ void widen(const void* values, Float type, std::size_t from, std::size_t count, 
     for (std::size_t i = 0; i < count; ++i) out[i] = float_of_bfloat16(bits[i]);
 }
 
-[[gnu::always_inline]] inline float widened(float x) { return x; }
-[[gnu::always_inline]] inline float widened(std::uint16_t bits) { return float_of_bfloat16(bits); }
-
-namespace portable {
-#define KVTROVE_TARGET
-#define KVTROVE_LANES 4
-#if defined(__aarch64__)
-#define KVTROVE_SUMS 24
-#else
-#define KVTROVE_SUMS 12
-#endif
-#define KVTROVE_INT4 int4::multiply_portable
-#if defined(__SSE2__)
-#define KVTROVE_ADD_PAIRS(sum, a, b) sum += (Ints)_mm_madd_epi16((__m128i)(a), (__m128i)(b))
-#else
-#define KVTROVE_ADD_PAIRS(sum, a, b) sum += ((a) << 16 >> 16) * ((b) << 16 >> 16) + ((a) >> 16) * ((b) >> 16)
-#endif
-#include "linear/kernels/vector_bf16.h"
-#undef KVTROVE_TARGET
-#undef KVTROVE_LANES
-#undef KVTROVE_SUMS
-#undef KVTROVE_INT4
-#undef KVTROVE_ADD_PAIRS
-}  // namespace portable
-
-#if defined(__x86_64__) && !defined(KVTROVE_EMULATE_AMX)  // a build for tests of tiles does without: they take long
-#define KVTROVE_VECTORS
-namespace avx2 {
-#define KVTROVE_TARGET __attribute__((target("avx2,fma")))
-#define KVTROVE_LANES 8
-#define KVTROVE_SUMS 12
-#define KVTROVE_INT4 int4::multiply_avx2
-// In place and at once: left to itself, gcc makes all products first, adds them up in another order, and spills them.
-#define KVTROVE_ADD_PAIRS(sum, a, b)                                                                     \
-    do {                                                                                                 \
-        Ints product;                                                                                    \
-        asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(a), "x"(b)); \
-    } while (false)
-#include "linear/kernels/vector_bf16.h"
-#undef KVTROVE_TARGET
-#undef KVTROVE_LANES
-#undef KVTROVE_SUMS
-#undef KVTROVE_INT4
-#undef KVTROVE_ADD_PAIRS
-}  // namespace avx2
-
-namespace avx512 {
-#define KVTROVE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma" KVTROVE_WIDE)))
-#define KVTROVE_LANES 16
-#define KVTROVE_SUMS 24
-#define KVTROVE_INT4 int4::multiply_avx512
-#define KVTROVE_ADD_PAIRS(sum, a, b) sum = (Ints)_mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b))
-#include "linear/kernels/vector_bf16.h"
-#undef KVTROVE_TARGET
-#undef KVTROVE_LANES
-#undef KVTROVE_SUMS
-#undef KVTROVE_INT4
-#undef KVTROVE_ADD_PAIRS
-}  // namespace avx512
-#endif
-
 const LinearLevel& level_of(Isa isa) {
 #if defined(__x86_64__) || defined(KVTROVE_EMULATE_AMX)
     if (isa == Isa::amx) return kAmxLevel;
 #endif
-#if defined(KVTROVE_VECTORS)
-    if (isa >= Isa::avx512) return avx512::kLevel;
-    if (isa == Isa::avx2) return avx2::kLevel;
-#else
-    (void)isa;
+#if defined(__x86_64__) && !defined(KVTROVE_EMULATE_AMX)  // a build for tests of tiles does without: they take long
+    if (isa >= Isa::avx512) return kAvx512Level;
+    if (isa == Isa::avx2) return kAvx2Level;
 #endif
-    return portable::kLevel;
+    (void)isa;
+    return kPortableLevel;
 }
 
 }  // namespace

@@ -1,43 +1,22 @@
 // Products of 4-bit weights on tiles, with the bits of vectors (linear/int4.h). Of every panel, a stretch of 256 inputs is
 // unpacked once for all rows: integers of a group are half an operand B, and each plane of 16 rows of x half an operand A,
 // as x lies in memory. Sums of a group are whole numbers; scaling them takes longer than the products.
-#pragma once
-
-#include "linear/int4.h"
-#include "linear/kernels/amx_layout.h"
-
-namespace kvtrove::amx {
 
 // A stretch of a panel: integers as operands B [groups][halves], scales and minima [groups][halves].
 struct Unpacked {
     static constexpr std::size_t kRowsOfB = int4::kGroup / 4;
     alignas(64) std::uint8_t numbers[int4::kGroups][kHalves][kRowsOfB * tiles::kRowBytes];
-    Floats scales[int4::kGroups][kHalves], minima[int4::kGroups][kHalves];
+    F scales[int4::kGroups][kHalves], minima[int4::kGroups][kHalves];
 };
 
 // 16 of the scales or minima at `from`.
-[[gnu::always_inline]] KVTROVE_AMX inline Floats lines_at(const std::uint8_t* from, std::size_t half, bool wide) {
+INLINE F lines_at(const std::uint8_t* from, std::size_t half, bool wide) {
     from += half * kColumns * int4::scale_bytes(wide);
-    Floats values;
-    if (wide) {
-        std::memcpy(&values, from, sizeof values);
-    } else {
-#if defined(KVTROVE_EMULATE_AMX)
-        for (std::size_t i = 0; i < kColumns; ++i) {
-            std::uint16_t bits;
-            std::memcpy(&bits, from + i * sizeof bits, sizeof bits);
-            values[i] = float_of_float16(bits);
-        }
-#else
-        Halfwords bits;
-        std::memcpy(&bits, from, sizeof bits);
-        asm("vcvtph2ps %1, %0" : "=v"(values) : "v"(bits));
-#endif
-    }
-    return values;
+    if (wide) return load(reinterpret_cast<const float*>(from));
+    return float_of_float16s(*reinterpret_cast<const UnalignedH*>(from));
 }
 
-KVTROVE_AMX inline void unpack(const std::uint8_t* panel, std::size_t groups, bool wide, Unpacked& to) {
+inline void unpack(const std::uint8_t* panel, std::size_t groups, bool wide, Unpacked& to) {
     constexpr std::uint32_t kLowHalves = 0x0f0f0f0f;
     for (std::size_t g = 0; g < groups; ++g, panel += int4::group_bytes(wide)) {
         for (std::size_t half = 0; half < kHalves; ++half) {
@@ -46,16 +25,16 @@ KVTROVE_AMX inline void unpack(const std::uint8_t* panel, std::size_t groups, bo
             const std::uint8_t* from = panel + int4::head_bytes(wide) + half * tiles::kRowBytes;
             std::uint8_t* rows = to.numbers[g][half];
             for (std::size_t i = 0; i < int4::kGroup / int4::kWord; ++i, from += int4::kWordsBytes) {
-                Words words;
+                U words;
                 std::memcpy(&words, from, sizeof words);
-                const Words both[] = {words & kLowHalves, words >> 4 & kLowHalves};
+                const U both[] = {words & kLowHalves, words >> 4 & kLowHalves};
                 std::memcpy(rows, both, sizeof both), rows += sizeof both;
             }
         }
     }
 }
 
-KVTROVE_AMX inline void configure_groups() {
+inline void configure_groups() {
     tiles::Shapes shapes;
     for (int tile = 0; tile < 4; ++tile) shapes.set(tile, tiles::kRows);
     for (int tile = 4; tile < 6; ++tile) shapes.set(tile, tiles::kRows, int4::kGroup);
@@ -69,7 +48,7 @@ struct GroupSums {
 };
 
 template <int High>
-[[gnu::always_inline]] KVTROVE_AMX inline void dot_group(const int4::Stretch* x, const std::uint8_t* numbers, std::size_t g,
+INLINE void dot_group(const int4::Stretch* x, const std::uint8_t* numbers, std::size_t g,
                                                          GroupSums& sums) {
     tiles::zero<High>(), tiles::zero<High + 1>();
     tiles::load<6>(numbers, tiles::kRowBytes);
@@ -80,26 +59,26 @@ template <int High>
 
 // totals [rows][32] += a stretch of up to 16 rows and half a panel. A group's products run while the one before it is
 // scaled. All 16 rows are, because then their sums stay in registers; behind the last row of x lies something.
-KVTROVE_AMX inline void add_stretch(const int4::Stretch* x, std::size_t rows, const Unpacked& weights, std::size_t half,
+inline void add_stretch(const int4::Stretch* x, std::size_t rows, const Unpacked& weights, std::size_t half,
                                     std::size_t groups, float* totals) {
     GroupSums sums[2];
-    Floats stretch[kTileRows] = {};
+    F stretch[kTileRows] = {};
     dot_group<0>(x, weights.numbers[0][half], 0, sums[0]);
     for (std::size_t g = 0; g < groups; ++g) {
         if (g + 1 < groups) dot_group<2>(x, weights.numbers[g + 1][half], g + 1, sums[(g + 1) % 2]);
-        const Floats scale = weights.scales[g][half], minimum = weights.minima[g][half];
+        const F scale = weights.scales[g][half], minimum = weights.minima[g][half];
         const GroupSums& of = sums[g % 2];
 #pragma GCC unroll 16
         for (std::size_t r = 0; r < kTileRows; ++r) {
-            Ints high, low;
+            I high, low;
             std::memcpy(&high, of.high + r * kColumns, sizeof high), std::memcpy(&low, of.low + r * kColumns, sizeof low);
-            stretch[r] += scale * __builtin_convertvector((high << 7) + low, Floats) + minimum * x[r].sums[g];
+            stretch[r] += scale * __builtin_convertvector((high << 7) + low, F) + minimum * x[r].sums[g];
         }
     }
 #pragma GCC unroll 16
     for (std::size_t r = 0; r < kTileRows; ++r, totals += kWidth) {
         if (r >= rows) break;
-        Floats total;
+        F total;
         std::memcpy(&total, totals, sizeof total);
         total += stretch[r] * x[r].scale;
         std::memcpy(totals, &total, sizeof total);
@@ -107,7 +86,7 @@ KVTROVE_AMX inline void add_stretch(const int4::Stretch* x, std::size_t rows, co
 }
 
 // Rows and panels of a part. x: [stretches][all rows], and as many as a tile has behind the last one.
-KVTROVE_AMX inline void run_int4(const Product& job, const int4::Stretch* x, std::size_t all_rows, const Part& part) {
+inline void run_int4(const Product& job, const int4::Stretch* x, std::size_t all_rows, const Part& part) {
     alignas(64) float totals[int4::kMostRows * kWidth];
     Unpacked weights;
     const std::size_t rows = part.row_end - part.row, groups = ceil_div(job.inputs, int4::kGroup);
@@ -138,13 +117,7 @@ KVTROVE_AMX inline void run_int4(const Product& job, const int4::Stretch* x, std
 // Few rows are sooner done by vectors.
 inline void multiply_int4(const Product& job, std::size_t rows) {
     constexpr std::size_t kFewRows = 8;
-#if defined(KVTROVE_EMULATE_AMX)
-    const int4::Means& vectors = int4::portable_means();
-#else
-    const int4::Means& vectors = int4::avx512_means();
-#endif
+    const int4::Means& vectors = int4::means_beside_tiles();
     if (rows <= kFewRows) return int4::multiply(vectors, job, rows);
     int4::multiply({{vectors.pack[0], vectors.pack[1]}, {run_int4, run_int4}}, job, rows);
 }
-
-}  // namespace kvtrove::amx

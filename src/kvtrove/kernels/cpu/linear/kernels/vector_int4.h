@@ -1,37 +1,32 @@
-// Products of linear/int4.h for one instruction set: included once per level by linear/int4.cpp, in a namespace of its own
-// that has a `Dot`, with
-//   KVTROVE_TARGET  attribute that allows the instructions        KVTROVE_LANES  float32 lanes of a vector
-//   KVTROVE_ROWS    rows whose sums fit into the registers        KVTROVE_HALVES(from)  float16 numbers as float32
+// Products of linear/int4.h on vectors. Included by each level inside a namespace of its own in int4, where the primitives
+// of its lanes are known, and
+//   kAtOnce   rows whose sums fit into the registers
+//   Dot       sums of products of whole numbers: unpack, add, total
 
-constexpr std::size_t kLanes = KVTROVE_LANES, kParts = kWidth / kLanes;  // vectors of a panel
-
-typedef float Floats __attribute__((vector_size(4 * KVTROVE_LANES)));
-typedef std::int32_t Ints __attribute__((vector_size(4 * KVTROVE_LANES)));
-typedef std::uint32_t Words __attribute__((vector_size(4 * KVTROVE_LANES)));
-typedef std::int8_t Bytes __attribute__((vector_size(KVTROVE_LANES)));
+constexpr std::size_t kLanes = W, kParts = kWidth / kLanes;  // vectors of a panel
 
 template <class T>
-KVTROVE_TARGET void pack_stretch(const T* x, std::size_t count, Stretch& to) {
+void pack_stretch(const T* x, std::size_t count, Stretch& to) {
     alignas(64) float values[kStretch] = {};
     for (std::size_t i = 0; i < count; ++i) values[i] = widened(x[i]);
-    Floats line, most = {}, poison = {};
+    F line, most = {}, poison = {};
     for (std::size_t i = 0; i < kStretch; i += kLanes) {
         std::memcpy(&line, values + i, sizeof line);
-        const Floats size = line < 0 ? -line : line;
+        const F size = line < 0 ? -line : line;
         most = size > most ? size : most;
         poison += line * 0.0f;
     }
     float largest = 1e-30f, bad = 0;
     for (std::size_t i = 0; i < kLanes; ++i) largest = std::max(largest, most[i]), bad += poison[i];
     const float factor = kMostX / largest;
-    const Floats magic = Floats{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+    const F magic = F{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
     for (std::size_t group = 0; group < kGroups; ++group) {
-        Ints sum = {};
+        I sum = {};
         for (std::size_t i = group * kGroup; i < (group + 1) * kGroup; i += kLanes) {
             std::memcpy(&line, values + i, sizeof line);
-            const Ints whole = reinterpret_cast<Ints>(line * factor + magic) - 0x4B400000, top = (whole + 64) >> 7;
-            const Bytes high = __builtin_convertvector(top, Bytes);
-            const Bytes low = __builtin_convertvector(whole - (top << 7), Bytes);
+            const I whole = reinterpret_cast<I>(line * factor + magic) - 0x4B400000, top = (whole + 64) >> 7;
+            const B high = __builtin_convertvector(top, B);
+            const B low = __builtin_convertvector(whole - (top << 7), B);
             std::memcpy(to.high + i, &high, sizeof high), std::memcpy(to.low + i, &low, sizeof low);
             sum += whole;
         }
@@ -44,22 +39,17 @@ KVTROVE_TARGET void pack_stretch(const T* x, std::size_t count, Stretch& to) {
 
 // Part `part` of the scales or minima at `from`.
 template <bool Wide>
-[[gnu::always_inline]] KVTROVE_TARGET inline Floats floats_at(const std::uint8_t* from, std::size_t part) {
+INLINE F floats_at(const std::uint8_t* from, std::size_t part) {
     from += part * kLanes * scale_bytes(Wide);
-    if constexpr (Wide) {
-        Floats values;
-        std::memcpy(&values, from, sizeof values);
-        return values;
-    } else {
-        return KVTROVE_HALVES(from);
-    }
+    if constexpr (Wide) return load(reinterpret_cast<const float*>(from));
+    else return float_of_float16s(*reinterpret_cast<const UnalignedH*>(from));
 }
 
 // totals [rows][32] += what `groups` groups of a panel give for a stretch of some rows.
 template <std::size_t Rows, bool Wide>
-__attribute__((noinline)) KVTROVE_TARGET void add_stretch(const Stretch* x, const std::uint8_t* panel, std::size_t groups,
+__attribute__((noinline)) void add_stretch(const Stretch* x, const std::uint8_t* panel, std::size_t groups,
                                                           std::size_t ahead, float* totals) {
-    Floats sums[Rows][kParts] = {};
+    F sums[Rows][kParts] = {};
     for (std::size_t g = 0; g < groups; ++g, panel += group_bytes(Wide)) {
         for (std::size_t line = 0; line < group_bytes(Wide); line += kCacheLine) {
             __builtin_prefetch(panel + ahead + line);
@@ -74,11 +64,11 @@ __attribute__((noinline)) KVTROVE_TARGET void add_stretch(const Stretch* x, cons
 #pragma GCC unroll 8
                 for (std::size_t r = 0; r < Rows; ++r) dots[r].add(numbers, x[r].high + at, x[r].low + at);
             }
-            const Floats scale = floats_at<Wide>(panel, part);
-            const Floats minimum = floats_at<Wide>(panel + head_bytes(Wide) / 2, part);
+            const F scale = floats_at<Wide>(panel, part);
+            const F minimum = floats_at<Wide>(panel + head_bytes(Wide) / 2, part);
 #pragma GCC unroll 8
             for (std::size_t r = 0; r < Rows; ++r) {
-                const Floats dot = __builtin_convertvector(reinterpret_cast<Ints>(dots[r].total()), Floats);
+                const F dot = __builtin_convertvector(dots[r].total(), F);
                 sums[r][part] += scale * dot + minimum * x[r].sums[g];
             }
         }
@@ -88,7 +78,7 @@ __attribute__((noinline)) KVTROVE_TARGET void add_stretch(const Stretch* x, cons
 #pragma GCC unroll 8
         for (std::size_t part = 0; part < kParts; ++part) {
             float* at = totals + r * kWidth + part * kLanes;
-            Floats total;
+            F total;
             std::memcpy(&total, at, sizeof total);
             total += sums[r][part] * x[r].scale;
             std::memcpy(at, &total, sizeof total);
@@ -96,8 +86,8 @@ __attribute__((noinline)) KVTROVE_TARGET void add_stretch(const Stretch* x, cons
     }
 }
 
-template <bool Wide, std::size_t Rows = KVTROVE_ROWS>
-KVTROVE_TARGET inline void with_rows(std::size_t rows, const Stretch* x, const std::uint8_t* panel, std::size_t groups,
+template <bool Wide, std::size_t Rows = kAtOnce>
+inline void with_rows(std::size_t rows, const Stretch* x, const std::uint8_t* panel, std::size_t groups,
                                      std::size_t ahead, float* totals) {
     if (rows == Rows) {
         add_stretch<Rows, Wide>(x, panel, groups, ahead, totals);
@@ -108,9 +98,9 @@ KVTROVE_TARGET inline void with_rows(std::size_t rows, const Stretch* x, const s
 
 // Rows and panels of a part. x: [stretches][all rows]. A stretch of a panel stays in L1 while all rows meet it.
 template <bool Wide>
-KVTROVE_TARGET void run(const Product& job, const Stretch* x, std::size_t all_rows, const Part& part) {
+void run(const Product& job, const Stretch* x, std::size_t all_rows, const Part& part) {
     alignas(64) float totals[kMostRows * kWidth];
-    const std::size_t rows = part.row_end - part.row, row_groups = ceil_div(rows, std::size_t{KVTROVE_ROWS});
+    const std::size_t rows = part.row_end - part.row, row_groups = ceil_div(rows, std::size_t{kAtOnce});
     const std::size_t groups = ceil_div(job.inputs, kGroup);
     for (std::size_t panel = part.panel; panel < part.panel_end; ++panel) {
         std::fill_n(totals, rows * kWidth, 0.0f);
@@ -129,7 +119,7 @@ KVTROVE_TARGET void run(const Product& job, const Stretch* x, std::size_t all_ro
 
 // All stretches of rows `row` .. `row_end`, of `rows`.
 template <class T>
-KVTROVE_TARGET void pack_rows(const Product& job, std::size_t row, std::size_t row_end, std::size_t rows, Stretch* to) {
+void pack_rows(const Product& job, std::size_t row, std::size_t row_end, std::size_t rows, Stretch* to) {
     for (; row < row_end; ++row) {
         const T* x = static_cast<const T*>(job.x) + row * job.inputs;
         for (std::size_t k = 0; k < job.inputs; k += kStretch) {
@@ -139,3 +129,5 @@ KVTROVE_TARGET void pack_rows(const Product& job, std::size_t row, std::size_t r
 }
 
 constexpr Means kMeans = {{pack_rows<float>, pack_rows<std::uint16_t>}, {run<false>, run<true>}};
+
+inline void multiply(const Product& job, std::size_t rows) { int4::multiply(kMeans, job, rows); }
