@@ -136,7 +136,7 @@ class StepRunner:
 def attention_layer(spec: KVCacheSpec, arena: Arena, layer: LayerKV, num_heads: int) -> AttentionLayer:
     """A layer of an arena as backends know it."""
     storage = spec.storage(layer.layer)
-    return AttentionLayer(
+    plain = AttentionLayer(
         index=layer.layer,
         num_heads=num_heads,
         kv_heads=storage.heads,
@@ -152,3 +152,6 @@ def attention_layer(spec: KVCacheSpec, arena: Arena, layer: LayerKV, num_heads: 
         is_shared=any(other.source == layer.layer for other in spec.layers),
         tails=arena.tails(layer.layer),
     )
+    if storage.first is None:
+        return plain
+    return plain.storing_first(storage.first, spec.first_group_of[layer.layer], arena.first_views(layer.layer))

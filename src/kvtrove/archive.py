@@ -63,7 +63,9 @@ def _small(spec: KVCacheSpec, word: str) -> KVCacheSpec:
     small = recipe(word)(spec)
     if small.check() or spec.states or any(one.format.whole_block or one.format.rope == "pre" for one in spec.layers):
         raise ConfigError(f"archive: {word!r} cannot hold what this cache does; leave it out")
-    if any(one.format.whole_block for one in small.layers) or len(small.groups) != len(spec.groups):
+    if any(one.format.whole_block or one.first for one in (*small.layers, *spec.layers)) or len(small.groups) != len(
+        spec.groups
+    ):
         raise ConfigError(f"archive: {word!r} changes more than how a token is stored; int8 and int4 do not")
     return small
 

@@ -50,6 +50,8 @@ RECIPES = [
         "sinks=3+window=21+kivi=2",
         "window=20+int8",
     ),
+    *("first=32:fp16+int8", "first=16:fp32+oscar=CALIBRATION", "first=32:int8+k=int8+v=kivi=2"),
+    *("first=32:fp32+sinks=3+window=21+int4r", "first=16:fp32+lowrank=20,int8@CALIBRATION"),
 ]
 LAYERS: list[tuple[Retention, int | None]] = [(Full(), None), (SlidingWindow(23), None), (Full(), 0)]
 """What each keeps, and whose storage it reads."""
@@ -125,7 +127,7 @@ class World:
 
     def stored(self, kv: SequenceKV) -> Iterator[Tensor]:
         """The bytes of every sealed block that is still held, layer by layer."""
-        for layer in self.layers:
+        for layer in (part for layer in self.layers for part in layer.parts):
             ids = kv.block_ids()[layer.group][: kv.num_computed // BLOCK]
             held = torch.tensor([i for i in ids.tolist() if i >= 0], dtype=torch.int64)
             for plane in layer.view.values():

@@ -9,13 +9,31 @@ Tokens of a step are flat: T tokens of S sequences, sequence s owning rows query
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from kvtrove.kv.retention import Retention
-from kvtrove.kv.spec import KVFormat
+from kvtrove.kv.spec import First, KVFormat
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which keys of its retention a query reads here: those at [begin, limit), with `older` before its own block."""
+
+    begin: int = 0
+    limit: int | None = None
+    older: bool = False
+
+    @property
+    def is_part(self) -> bool:
+        """Whether a query's other keys are read elsewhere, so that it may read nothing here."""
+        return self != EVERYTHING
+
+
+EVERYTHING = Reach()
 
 
 @dataclass(frozen=True)
@@ -26,6 +44,7 @@ class AttentionLayer:
     storage: the layer that it belongs to; is_shared: whether others read it too.
     sink_logits: float32 [num_heads], a score that each query of a head has beside those of its keys, of value zero.
     tails: "k" and "v" -> [num_seats, block_size, kv_heads, dim] of open blocks, where the format encodes whole ones.
+    first: the layer for its first tokens, where these are stored otherwise, in a format, group and view of their own.
     """
 
     index: int
@@ -44,6 +63,32 @@ class AttentionLayer:
     storage: int = 0
     is_shared: bool = False
     tails: Mapping[str, Tensor] = field(default_factory=dict)
+    reach: Reach = EVERYTHING
+    first: AttentionLayer | None = None
+
+    @cached_property
+    def reads(self) -> Reach:
+        """What queries read in this storage: `reach`, without their own blocks where the format encodes whole ones."""
+        return replace(self.reach, older=self.reach.older or self.format.whole_block)
+
+    def storing_first(self, first: First, group: int, view: Mapping[str, Tensor]) -> AttentionLayer:
+        """The same layer with its first tokens in a storage of their own."""
+        older = self.format.whole_block
+        beginning = replace(
+            self,
+            format=first.format,
+            group=group,
+            view=view,
+            tails={},
+            sink_logits=None if older else self.sink_logits,
+            reach=Reach(limit=first.tokens, older=older),
+        )
+        return replace(self, reach=Reach(begin=first.tokens), first=beginning)
+
+    @property
+    def parts(self) -> tuple[AttentionLayer, ...]:
+        """Storages that queries read one after the other."""
+        return (self,) if self.first is None else (self, self.first)
 
 
 @dataclass(frozen=True)
@@ -71,6 +116,16 @@ class AttentionBatch:
     groups: tuple[GroupTables, ...]
     seats: list[int] = field(default_factory=list)
     completed: list[tuple[int, int]] = field(default_factory=list)
+
+
+def first_rows(batch: AttentionBatch, reach: Reach) -> list[int]:
+    """Rows of the tokens that lie before the limit of `reach`."""
+    assert reach.limit is not None, "a storage of first tokens has one"
+    return [
+        row
+        for begin, stop, start in zip(batch.query_start, batch.query_start[1:], batch.start, strict=False)
+        for row in range(begin, begin + max(0, min(stop - begin, reach.limit - start)))
+    ]
 
 
 class Rotation(Protocol):

@@ -15,7 +15,7 @@ from torch import Tensor
 from kvtrove import kernels
 from kvtrove.config import ConfigError
 from kvtrove.kv.plane import Plane
-from kvtrove.kv.spec import KVCacheSpec
+from kvtrove.kv.spec import KVCacheSpec, LayerKV
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,15 @@ class Arena:
 
     def views(self, layer: int) -> dict[str, Tensor]:
         """Plane name -> typed, strided [num_blocks, *plane.shape] of the storage that `layer` reads. No copies."""
-        owner = self.spec.storage(layer)
-        offsets = self.spec.groups[self.spec.group_of[layer]].offsets[owner.layer]
+        return self._views(self.spec.storage(layer), self.spec.group_of[layer])
+
+    def first_views(self, layer: int) -> dict[str, Tensor]:
+        """The same of its first tokens, where they are stored otherwise."""
+        owner = self.spec.storage(layer).beginning
+        return {} if owner is None else self._views(owner, self.spec.first_group_of[layer])
+
+    def _views(self, owner: LayerKV, group: int) -> dict[str, Tensor]:
+        offsets = self.spec.groups[group].offsets[owner.layer]
         views = {}
         for plane in self.spec.planes(owner):
             typed = self.rows.view(getattr(torch, plane.dtype))

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from kvtrove.kv.compaction.compactor import Compactor
 from kvtrove.kv.compaction.fits import reasons_against
+from kvtrove.kv.groups import KVGroup, group_layers, numbers_of
 from kvtrove.kv.plane import LayerState, Plane, align, places
-from kvtrove.kv.retention import Full, Retention, peak_blocks
+from kvtrove.kv.retention import Beginning, Full, Retention, peak_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -188,10 +189,22 @@ def side_view(view: Planes, side: Side) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
+class First:
+    """The first tokens of every sequence, which attention leans on (arXiv 2309.17453), in a format of their own.
+
+    tokens: a multiple of the block size.
+    """
+
+    tokens: int
+    format: KVFormat
+
+
+@dataclass(frozen=True)
 class LayerKV:
     """What one layer keeps: `heads` keys of k_dim elements and values of v_dim per token.
 
     source: the earlier layer whose storage it reads instead of its own (CLA, YOCO), in that layer's format.
+    first: tokens that lie in a further format, and are read there; in `format` they are stored as all others.
     """
 
     layer: int
@@ -201,17 +214,30 @@ class LayerKV:
     format: KVFormat
     retention: Retention = field(default_factory=Full)
     source: int | None = None
+    first: First | None = None
 
+    @property
+    def beginning(self) -> LayerKV | None:
+        """What its first tokens are stored as, where that is otherwise than the rest."""
+        if self.first is None:
+            return None
+        rule = Beginning(self.retention, self.first.tokens)
+        return replace(self, format=self.first.format, retention=rule, first=None)
 
-@dataclass(frozen=True)
-class KVGroup:
-    """Layers that share block tables. `offsets[layer][plane]` is a byte position in the row."""
-
-    index: int
-    retention: Retention
-    layers: tuple[LayerKV, ...]
-    offsets: Mapping[int, Mapping[str, int]]
-    used_bytes: int
+    def problems(self, block_size: int) -> list[str]:
+        """Why this cannot be stored."""
+        reasons = self.format.problems(self, block_size)
+        if self.first is None:
+            return reasons
+        tokens, stored = self.first.tokens, self.first.format
+        if tokens % block_size:
+            more = -(-tokens // block_size) * block_size
+            reasons.append(f"first={tokens} is no multiple of the block size {block_size}: write first={more}")
+        if stored.whole_block or stored.rope == "pre":
+            reasons.append(f"first tokens are stored one by one, as {stored.name} does not: take bf16, int8 or int4r")
+        if self.format.select:
+            reasons.append(f"first={tokens} goes with no selection of blocks")
+        return reasons + stored.problems(self, block_size)
 
 
 @dataclass(frozen=True)
@@ -250,7 +276,7 @@ class KVCacheSpec:
                 )
             reasons += [f"{where}: {problem}" for problem in layer.retention.problems()]
             if layer.source is None:
-                reasons += [f"{where}: {problem}" for problem in layer.format.problems(layer, self.block_size)]
+                reasons += [f"{where}: {problem}" for problem in layer.problems(self.block_size)]
                 continue
             source = own.get(layer.source)
             if source is None or layer.source >= layer.layer:
@@ -261,40 +287,28 @@ class KVCacheSpec:
 
     @cached_property
     def groups(self) -> tuple[KVGroup, ...]:
-        """Layers of equal retention, split so that all groups have about the same bytes per block.
+        """Layers that share block tables, first tokens last (`group_layers`)."""
+        return group_layers([layer for layer in self.layers if layer.source is None], self.planes)
 
-        The size to aim at is the smallest bucket's (the largest's when they differ by less than half, since padding
-        then costs less than more tables), as in vLLM's hybrid manager. Sliding layers 22 : full layers 4 become
-        6 + 1 groups of at most 4 layers.
-        """
-        buckets: dict[Retention, list[LayerKV]] = {}
-        for layer in self.layers:
-            if layer.source is None:
-                buckets.setdefault(layer.retention, []).append(layer)
-        sizes = [sum(map(self.layer_bytes, bucket)) for bucket in buckets.values()]
-        target = max(sizes) if max(sizes) < 1.5 * min(sizes) else min(sizes)
-        groups: list[KVGroup] = []
-        for (retention, bucket), size in zip(buckets.items(), sizes, strict=True):
-            parts = min(len(bucket), -(-size // target))
-            for members in _cut(bucket, [self.layer_bytes(layer) for layer in bucket], parts):
-                groups.append(self._group(len(groups), retention, tuple(members)))
-        return tuple(groups)
+    @property
+    def stores(self) -> Iterator[LayerKV]:
+        """All that layers store, their first tokens apart where they are stored otherwise."""
+        return (one for group in self.groups for one in group.layers)
 
-    def _group(self, index: int, retention: Retention, members: tuple[LayerKV, ...]) -> KVGroup:
-        at = 0
-        offsets: dict[int, dict[str, int]] = {}
-        for layer in members:
-            offsets[layer.layer] = {}
-            for plane in self.planes(layer):
-                offsets[layer.layer][plane.name] = at
-                at += align(plane.nbytes)
-        return KVGroup(index, retention, members, offsets, at)
+    @property
+    def num_growing(self) -> int:
+        """Groups that take a block for each further block of tokens."""
+        return sum(not group.is_beginning for group in self.groups)
 
     @cached_property
     def group_of(self) -> dict[int, int]:
         """Layer index -> group index, for layers with a source as well."""
-        own = {layer.layer: group.index for group in self.groups for layer in group.layers}
-        return {layer.layer: own[layer.layer if layer.source is None else layer.source] for layer in self.layers}
+        return numbers_of(self.layers, [group for group in self.groups if not group.is_beginning])
+
+    @cached_property
+    def first_group_of(self) -> dict[int, int]:
+        """The same of first tokens, for layers that store them otherwise."""
+        return numbers_of(self.layers, [group for group in self.groups if group.is_beginning])
 
     def storage(self, layer: int) -> LayerKV:
         """The layer whose storage, format and geometry `layer` reads: itself, or its source."""
@@ -369,7 +383,8 @@ class KVCacheSpec:
 def _describe(layer: LayerKV) -> list[Any]:
     numbers = [layer.layer, layer.heads, layer.k_dim, layer.v_dim]
     retention = [] if layer.retention == Full() else [layer.retention.id]
-    return [*numbers, layer.format.id if layer.source is None else layer.source, *retention]
+    first = [] if layer.first is None else [f"first={layer.first.tokens}:{layer.first.format.id}"]
+    return [*numbers, layer.format.id if layer.source is None else layer.source, *retention, *first]
 
 
 def _shape_of(plane: Plane) -> list[Any]:
@@ -379,16 +394,3 @@ def _shape_of(plane: Plane) -> list[Any]:
 def _shape(layer: LayerKV) -> tuple[Any, ...]:
     """What a layer must have in common with the one whose storage it reads."""
     return layer.heads, layer.k_dim, layer.v_dim, layer.retention
-
-
-def _cut(layers: list[LayerKV], sizes: list[int], parts: int) -> Iterator[list[LayerKV]]:
-    """Runs of layers of about equal bytes, none empty. A run ends where that is nearest to its share of the total."""
-    total, done, first = sum(sizes), 0, 0
-    for part in range(1, parts + 1):
-        stop, most = first + 1, len(layers) - (parts - part)
-        done += sizes[first]
-        while stop < most and (part == parts or 2 * done + sizes[stop] <= 2 * total * part // parts):
-            done += sizes[stop]
-            stop += 1
-        yield layers[first:stop]
-        first = stop

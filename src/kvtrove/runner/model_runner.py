@@ -155,7 +155,7 @@ def attention_layers(model: Model, cache: KVCacheSpec, arena: Arena) -> Iterator
     """What the backend must know of each layer, its storage included (the source's for layers that share)."""
     for kv in cache.layers:
         storage = cache.storage(kv.layer)
-        yield AttentionLayer(
+        layer = AttentionLayer(
             index=kv.layer,
             num_heads=model.spec.num_heads,
             kv_heads=storage.heads,
@@ -173,3 +173,6 @@ def attention_layers(model: Model, cache: KVCacheSpec, arena: Arena) -> Iterator
             is_shared=any(other.source == kv.layer for other in cache.layers),
             tails=arena.tails(kv.layer),
         )
+        if storage.first is not None:
+            layer = layer.storing_first(storage.first, cache.first_group_of[kv.layer], arena.first_views(kv.layer))
+        yield layer
