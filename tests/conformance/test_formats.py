@@ -127,10 +127,10 @@ class World:
 
     def stored(self, kv: SequenceKV) -> Iterator[Tensor]:
         """The bytes of every sealed block that is still held, layer by layer."""
-        for layer in (part for layer in self.layers for part in layer.parts):
-            ids = kv.block_ids()[layer.group][: kv.num_computed // BLOCK]
+        for part in (part for layer in self.layers for part in layer.parts):
+            ids = kv.block_ids()[part.group][: kv.num_computed // BLOCK]
             held = torch.tensor([i for i in ids.tolist() if i >= 0], dtype=torch.int64)
-            for plane in layer.view.values():
+            for plane in part.view.values():
                 yield plane[held].contiguous().view(torch.uint8)
 
 

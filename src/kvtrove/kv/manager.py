@@ -205,7 +205,7 @@ class KVCacheManager:
             return False
         if match is not None:
             self._take_over(kv, match)
-        if missing:
+        if stop * self.block_size > kv.capacity:
             fresh = self.pool.allocate(missing)
             assert fresh is not None, "they were counted before"
             kv.fill(fresh, stop)

@@ -189,7 +189,7 @@ class SequenceKV:
 
 def dead_runs(retention: Retention, n: int, block_size: int) -> Iterator[range]:
     """Runs of full blocks below n that were held, ascending, none of whose tokens is live at length n."""
-    full, at = num_stored(retention, n) // block_size, 0
+    full, at = min(n // block_size, -(-num_stored(retention, n) // block_size)), 0
     for span in retention.live(n):
         first = min(span.start // block_size, full)
         if first > at:
