@@ -213,7 +213,8 @@ class Recipe:
         if selects and kept == Full():
             changed = replace(changed, select=selects[-1])
         first = _first(layer, [part for part in mine if part.first])
-        if first is None or first.format.id == changed.id or not isinstance(kept, Full | SinksAndWindow):
+        reads_it = layer.source is None and isinstance(kept, Full | SinksAndWindow)
+        if first is None or first.format.id == changed.id or not reads_it:
             first = layer.first
         return replace(layer, format=changed, retention=kept, first=first)
 
