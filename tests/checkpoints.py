@@ -129,6 +129,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             **{"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
         },
     ),
+    "gemma3n": (
+        "Gemma3n",
+        {
+            **{"head_dim": 16, "sliding_window": 8, "num_hidden_layers": 4, "num_kv_shared_layers": 2},
+            **{"layer_types": ["sliding_attention", "full_attention"] * 2, "final_logit_softcapping": 3.0},
+            **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB - 50, "laurel_rank": 6},
+            **{"activation_sparsity_pattern": [0.7, 0.0, 0.7, 0.0], "altup_active_idx": 1, "altup_num_inputs": 3},
+        },
+    ),
     "phi3": ("Phi3", {"sliding_window": 14}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 11}),
     "granite": (
@@ -264,7 +273,7 @@ def make_checkpoint(directory: Path, family: str, seed: int = 0, dtype: str = "f
     save(getattr(transformers, f"{architecture}ForCausalLM")(config), directory, seed, dtype)
 
 
-WITH_MORE = ("Gemma3", "Gemma4", "Llama4", "Qwen3_5")
+WITH_MORE = ("Gemma3", "Gemma3n", "Gemma4", "Llama4", "Qwen3_5")
 
 
 def config_class(architecture: str) -> str:

@@ -31,7 +31,7 @@ FEATURES = ("answer", "stream", "forced call", "tool result", "structured", "ove
 @contextlib.contextmanager
 def served() -> Iterator[str]:
     """The URL of a server on the embedded model, for as long as it is wanted."""
-    command = [sys.executable, "-m", "kvtrove.cli", "serve", "--port", "0", "--no-warm-up", "--kv", "64MiB"]
+    command = [sys.executable, "-m", "kvtrove", "serve", "--port", "0", "--no-warm-up", "--kv", "64MiB"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None

@@ -1,16 +1,20 @@
-"""Decode steps with several formats of the cache, in turn in one process: milliseconds, and the ratio to bf16.
+"""Decode steps with several caches, in turn in one process: milliseconds, and the ratio to the first.
 
     KVTROVE_ISA=avx512 python benchmarks/macro/cache_formats.py config.json [--batch 8] [--context 4096]
-                                                                            [--cache bf16 int8 ...]
+                                                    [--cache bf16 int8 ...] [--weights int8] [--apart] [--json FILE]
 
 One engine for each recipe, with the same random weights; every round takes a step of each, so that what else the
-machine does meets all of them. The medians are compared.
+machine does meets all of them. The medians are compared. --apart: one engine after the other, where memory does not
+hold all of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 from statistics import median
 
@@ -23,17 +27,26 @@ from kvtrove.engine import Engine
 RECIPES = ("bf16", "int8", "k=int8+v=int4r", "int4r")
 
 
-def decoding(config: str, recipe: str, batch: int, context: int, steps: int) -> Engine:
-    """An engine whose `batch` sequences of about `context` tokens have drawn their first one."""
-    subject = Subject(random_weights=config, cache=recipe)
-    cached = context // subject.block_size * subject.block_size
-    engine = subject.start(batch, cached + steps + 2, context)
-    prompts = random_prompts(engine, batch, cached + 1, Random(0))
+def decoding(args: argparse.Namespace, recipe: str) -> Engine:
+    """An engine whose sequences of about `context` tokens have drawn their first one."""
+    subject = Subject(random_weights=args.config, cache=recipe, weights=args.weights)
+    cached = args.context // subject.block_size * subject.block_size
+    engine = subject.start(args.batch, cached + args.rounds + 2, args.context)
+    prompts = random_prompts(engine, args.batch, cached + 1, Random(0))
     with filled(engine, prompts, cached):
         for number, prompt in enumerate(prompts):
-            engine.add(str(number), prompt, greedy(steps + 1))
+            engine.add(str(number), prompt, greedy(args.rounds + 1))
         engine.step()
     return engine
+
+
+def steps(engines: dict[str, Engine], rounds: int) -> Iterator[tuple[str, float]]:
+    """Recipe and seconds of each step."""
+    for _ in range(rounds):
+        for recipe, engine in engines.items():
+            start = time.perf_counter()
+            engine.step()
+            yield recipe, time.perf_counter() - start
 
 
 def main() -> None:
@@ -42,20 +55,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--cache", nargs="+", default=RECIPES, metavar="RECIPE")
+    parser.add_argument("--weights", default="auto")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--apart", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    engines = {recipe: decoding(args.config, recipe, args.batch, args.context, args.rounds) for recipe in args.cache}
-    taken: dict[str, list[float]] = {recipe: [] for recipe in engines}
-    for _ in range(args.rounds):
-        for recipe, engine in engines.items():
-            start = time.perf_counter()
-            engine.step()
-            taken[recipe].append(time.perf_counter() - start)
-    first = median(taken[args.cache[0]])
-    print(f"{kernels.isa(Environment.read().isa)}, {args.batch} x {args.context}")
+    taken: dict[str, list[float]] = {recipe: [] for recipe in args.cache}
+    for together in ([recipe] for recipe in args.cache) if args.apart else [args.cache]:
+        for recipe, seconds in steps({recipe: decoding(args, recipe) for recipe in together}, args.rounds):
+            taken[recipe].append(seconds)
+    isa, first = kernels.isa(Environment.read().isa), median(taken[args.cache[0]])
+    print(f"{isa}, {kernels.threads()} threads, {args.batch} x {args.context}, weights {args.weights}")
     for recipe, seconds in taken.items():
         middle, least = median(seconds) * 1e3, min(seconds) * 1e3
         print(f"{recipe:16} {middle:8.1f} ms {middle / first / 1e3:5.2f}  least {least:8.1f}")
+    if args.json:
+        shape = {"isa": isa, "threads": kernels.threads(), "batch": args.batch, "context": args.context}
+        report = shape | {"weights": args.weights, "config": args.config, "seconds": taken}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

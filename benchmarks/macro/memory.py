@@ -104,7 +104,7 @@ def malloc_info() -> dict[str, int]:
 
 
 def served(args: argparse.Namespace, more: Callable[[Samples], bool]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "kvtrove.cli", "serve", "--port", "0", "--kv", "16MiB", "--linear", args.linear]
+    command = [sys.executable, "-m", "kvtrove", "serve", "--port", "0", "--kv", "16MiB", "--linear", args.linear]
     server = subprocess.Popen([*command, args.model], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert server.stdout is not None

@@ -87,7 +87,7 @@ class Overhead:
 def calibrate(model: str, batch: int, context: int, folder: Path) -> StepFit:
     """The engine's step times on this machine, measured in a process of its own."""
     out = folder / "calibration.json"
-    command = [sys.executable, "-m", "kvtrove.cli", "bench", "calibrate", "--quiet", "--model", model]
+    command = [sys.executable, "-m", "kvtrove", "bench", "calibrate", "--quiet", "--model", model]
     subprocess.run([*command, "--batch", str(batch), "--context", str(context), "--out", str(out)], check=True)
     fit = read_calibration(out).fit
     assert fit is not None
@@ -97,7 +97,7 @@ def calibrate(model: str, batch: int, context: int, folder: Path) -> StepFit:
 @contextmanager
 def server(model: str, *flags: str) -> Iterator[str]:
     """The address of a server of `model` that ends with the block; its messages go to this process's stderr."""
-    command = [sys.executable, "-m", "kvtrove.cli", "serve", model, "--port", "0", "--log-level", "error", *flags]
+    command = [sys.executable, "-m", "kvtrove", "serve", model, "--port", "0", "--log-level", "error", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -138,7 +138,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--json", default="-", help="file to write, - for standard output")
     args = parser.parse_args()
-    command = [sys.executable, "-m", "kvtrove.cli", "serve", "--port", "0", "--kv", POOL]
+    command = [sys.executable, "-m", "kvtrove", "serve", "--port", "0", "--kv", POOL]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ)
     try:
         assert server.stdout is not None

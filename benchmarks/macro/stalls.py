@@ -100,7 +100,7 @@ class Server:
     """`kvtrove serve` on a port of its own."""
 
     def __init__(self, model: str) -> None:
-        command = [sys.executable, "-m", "kvtrove.cli", "serve", "--port", "0", "--kv", "128MiB", model]
+        command = [sys.executable, "-m", "kvtrove", "serve", "--port", "0", "--kv", "128MiB", model]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self.process.stdout is not None
         address = re.match(r"http://([\d.]+):(\d+)/v1 serves", self.process.stdout.readline())

@@ -13,6 +13,7 @@ import torch
 
 from kvtrove import kernels
 from kvtrove.attention.backend import AttentionBackend, AttentionLayer
+from kvtrove.attention.cells import CellsBackend
 from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.config import ConfigError, EngineConfig, Environment, parse_size, parse_tokens
@@ -110,7 +111,8 @@ def load_runner(
     arena = Arena(
         *(cache, capacity.num_blocks, device, config.huge_pages, config.max_num_seats), num_marks=capacity.num_marks
     )
-    backends = choose_backends(config.attention_backend, tuple(attention_layers(model, cache, arena)), device)
+    layers = tuple(attention_layers(model, cache, arena))
+    backends = _in_cells(choose_backends(config.attention_backend, layers, device), layers)
     runner = ModelRunner(model, cache, arena, backends, token_text)
     loaded = Loaded(runner, capacity, ledger, rules, products)
     if config.warm_up:
@@ -202,6 +204,12 @@ def choose_backends(wanted: str, layers: Sequence[AttentionLayer], device: str) 
     elif foreign:
         log.info("attention: plain torch, because %s", against[0])
     return tuple(reference if reasons[layer.index] else kernel for layer in layers)
+
+
+def _in_cells(backends: Sequence[AttentionBackend], layers: Sequence[AttentionLayer]) -> tuple[AttentionBackend, ...]:
+    """The backends of layers whose heads keep different numbers of tokens."""
+    cut = {backend: CellsBackend(backend) for backend in backends}
+    return tuple(cut[b] if layer.cells else b for b, layer in zip(backends, layers, strict=True))
 
 
 def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:

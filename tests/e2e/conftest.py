@@ -57,7 +57,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     """The environment of a child process in which `kvtrove` and `python` are those under test."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name, module in (("kvtrove", "-m kvtrove.cli"), ("python", "")):
+    for name, module in (("kvtrove", "-m kvtrove"), ("python", "")):
         script = folder / name
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
         script.chmod(0o755)

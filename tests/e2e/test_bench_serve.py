@@ -217,7 +217,7 @@ def test_the_key_comes_from_the_environment_and_stays_secret(run: Run, fake: Fak
 def test_ctrl_c_prints_what_was_measured(fake: Fake, environment: dict[str, str], tmp_path: Path) -> None:
     """A process of its own, interrupted when six requests have begun: at least one is done, the last is under way."""
     fake.behaviour.gap = 0.05
-    command = [sys.executable, "-m", "kvtrove.cli", "bench", "serve", "--url", fake.url, "--requests", "1000"]
+    command = [sys.executable, "-m", "kvtrove", "bench", "serve", "--url", fake.url, "--requests", "1000"]
     command += [*SMALL, "--json", str(tmp_path / "part.json")]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

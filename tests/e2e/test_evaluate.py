@@ -55,7 +55,7 @@ def test_ctrl_c_prints_what_is_done_and_the_same_command_goes_on(
     environment: dict[str, str], run: Run, tmp_path: Path
 ) -> None:
     args = [*SMALL, "--cache", "window=16", "--rounds", "1000", "--state", str(tmp_path / "state.json")]
-    command = [sys.executable, "-m", "kvtrove.cli", *args]
+    command = [sys.executable, "-m", "kvtrove", *args]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while "speed 2" not in (tmp_path / "state.json").read_text() if (tmp_path / "state.json").exists() else True:

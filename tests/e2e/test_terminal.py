@@ -25,7 +25,7 @@ class Terminal:
         self.pid, self.screen = pty.fork()
         if self.pid == 0:  # the child: nothing of pytest may run here
             try:
-                os.execve(sys.executable, [sys.executable, "-m", "kvtrove.cli", *args], environment)
+                os.execve(sys.executable, [sys.executable, "-m", "kvtrove", *args], environment)
             finally:
                 os._exit(127)
         self.text = ""

@@ -40,7 +40,7 @@ def interrupted(llm: LLM, *prompts: list[int]) -> list[list[int]]:
     return [found[str(name)] for name in range(len(prompts))]
 
 
-@pytest.mark.parametrize("cache", ["keydiff=0.5", "finch=48+int8", "streaming=4+60"])
+@pytest.mark.parametrize("cache", ["expected=0.5", "finch=48+int8", "streaming=4+60", "adakv+snapkv=0.3+int8"])
 def test_no_history_shows(cache):
     [alone], [other] = tokens(engine(cache), PROMPT), tokens(engine(cache), OTHER)
     llm = engine(cache)
@@ -63,7 +63,7 @@ def test_selection_shows_no_history_either():
     assert tokens(llm, whole)[0][:14] == tokens(engine("quest=48"), whole)[0][:14] == alone[10:]
 
 
-@pytest.mark.parametrize("cache", ["snapkv=0.5", "streaming=4+60"])
+@pytest.mark.parametrize("cache", ["pyramid=0.3", "streaming=4+60"])
 def test_forks_are_those_of_requests_alone(cache):
     """Two streams of a prompt share what is left of it, and each goes on by itself."""
     params = SamplingParams(temperature=0.9, seed=3, n=2, max_tokens=24, ignore_eos=True, detokenize=False)
@@ -74,7 +74,7 @@ def test_forks_are_those_of_requests_alone(cache):
     assert output.outputs[0].token_ids != output.outputs[1].token_ids
 
 
-@pytest.mark.parametrize("cache", ["keydiff=1.0", "snapkv=1", "tova=4096", "streaming=4+252"])
+@pytest.mark.parametrize("cache", ["keydiff=1.0", "adakv+snapkv=1", "tova=4096", "streaming=4+252"])
 def test_what_drops_nothing_changes_no_bit(cache):
     params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False, logprobs=1)
     [plain] = engine().generate([PROMPT], params, use_tqdm=False)
@@ -135,6 +135,11 @@ def test_contexts_shift_as_in_llama_cpp():
         ({"cache": "streaming=4+8"}, "a window of 8 tokens is smaller than a block"),
         ({"cache": "streaming=1024"}, r"such as streaming=4\+1024"),
         ({"cache": "streaming=4+1024"}, r"take streaming=4\+252"),
+        ({"cache": "adakv=2+snapkv=0.5"}, "adakv=2: give the share of a head's budget that is safe, such as adakv=0.2"),
+        ({"cache": "adakv=0.2"}, r"adakv goes with a way to drop tokens: adakv\+snapkv=0.2"),
+        ({"cache": "adakv+finch=0.5"}, "goes with one of keydiff, snapkv, tova, expected"),
+        ({"cache": "adakv+pyramid=0.5"}, "goes with one of keydiff, snapkv, tova, expected"),
+        ({"cache": "edges=1:int8+pyramid=0.5"}, "layer 1 stores other keys and values than layer 0: its heads cannot"),
         ({"cache": "keydiff=0.5+snapkv=0.5"}, "leave one of the words out"),
         ({"cache": "edges=1:keydiff=0.5"}, "all layers alike"),
         ({"cache": "keydiff=0.5+window=64"}, "reads window=64, and only layers that read everything"),

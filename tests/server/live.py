@@ -53,13 +53,13 @@ class LiveServer:
 
 
 @contextmanager
-def running_server(folder: Path, *flags: str, module: str = "kvtrove.cli", **environment: str) -> Iterator[LiveServer]:
+def running_server(folder: Path, *flags: str, module: str = "kvtrove", **environment: str) -> Iterator[LiveServer]:
     """Start it, wait for its address, and end it however the test ends."""
     source = os.pathsep.join((str(Path(kvtrove.__file__).parents[1]), str(Path(__file__).parents[2])))
     env = {name: value for name, value in os.environ.items() if not name.startswith("KVTROVE_")}
     env |= {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "KVTROVE_CHECK": "1", "PYTHONUNBUFFERED": "1", **environment}
     log = folder / "server.log"
-    start = ["serve", "--port", "0"] if module == "kvtrove.cli" else []
+    start = ["serve", "--port", "0"] if module == "kvtrove" else []
     command = [sys.executable, "-m", module, *start, *flags]
     with log.open("w") as stderr:
         process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=stderr, text=True)

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvtrove.kv.retention import Retention
@@ -45,6 +47,8 @@ class AttentionLayer:
     sink_logits: float32 [num_heads], a score that each query of a head has beside those of its keys, of value zero.
     tails: "k" and "v" -> [num_seats, block_size, kv_heads, dim] of open blocks, where the format encodes whole ones.
     first: the layer for its first tokens, where these are stored otherwise, in a format, group and view of their own.
+    cells: into which a row is cut, 0 where layers lie in it as a whole (`kv.cells`); then `view` is that of all cells
+    of the arena, and `cell` the first of this layer in a row.
     """
 
     index: int
@@ -63,6 +67,8 @@ class AttentionLayer:
     storage: int = 0
     is_shared: bool = False
     tails: Mapping[str, Tensor] = field(default_factory=dict)
+    cells: int = 0
+    cell: int = 0
     reach: Reach = EVERYTHING
     first: AttentionLayer | None = None
 
@@ -107,6 +113,8 @@ class AttentionBatch:
     """One step. query_start: S + 1 row numbers. start: S places in the
     tables, which are positions too where a sequence has all its tokens. Plain lists: planning waits for no device.
 
+    packed: rows with which each sequence begins that are packed (`kv.cells`), and counts, int32 [cells], what their
+    first one says; None where there are none.
     seats: of each sequence. completed: (sequence, block index) of every block that this step fills; formats that encode
     whole blocks seal these before anybody reads.
     """
@@ -116,6 +124,8 @@ class AttentionBatch:
     groups: tuple[GroupTables, ...]
     seats: list[int] = field(default_factory=list)
     completed: list[tuple[int, int]] = field(default_factory=list)
+    packed: list[int] = field(default_factory=list)
+    counts: list[NDArray[np.int32] | None] = field(default_factory=list)
 
 
 def first_rows(batch: AttentionBatch, reach: Reach) -> list[int]:
@@ -173,4 +183,13 @@ class AttentionBackend(Protocol):
         q: [T, num_heads, k_dim]; the result is [T, num_heads, v_dim] of its dtype. rotate: turns q and k first, and q
         may be turned in place; None: they come rotated. Unused slots may hold anything, NaN included: it never leaks.
         """
+        ...
+
+
+@runtime_checkable
+class StoringBackend(AttentionBackend, Protocol):
+    """One that can store without attending: for layers that only some of a step's tokens go on through."""
+
+    def store(self, k: Tensor, v: Tensor, layer: AttentionLayer, plan: Any, rotate: Rotation | None = None) -> None:
+        """Store k, v as `run` does. Not for formats that encode whole blocks or keep keys before their rotation."""
         ...

@@ -23,6 +23,7 @@ from kvtrove.kernels.attention import (
     AttentionKernel,
     PagedBatch,
     PagedLayer,
+    PagedSelection,
     PagedShape,
     PagedSide,
     paged_batch,
@@ -33,8 +34,10 @@ from kvtrove.kv.formats.fp8 import Fp8
 from kvtrove.kv.formats.int4 import GROUP, Int4, Int4Rotated
 from kvtrove.kv.formats.int8 import Int8
 from kvtrove.kv.formats.kivi import Kivi
+from kvtrove.kv.formats.layout import TILE
 from kvtrove.kv.formats.oscar import Oscar
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
+from kvtrove.kv.selection.quest import HIGH, LOW, Quest
 from kvtrove.kv.spec import Codec, Planes, side_view
 
 DENSE = ("float32", "float16", "bfloat16")
@@ -167,7 +170,7 @@ class CpuBackend:
         against = [reason for codec, dim in sides for reason in _reasons_against(codec, dim, layer.block_size)]
         reasons.extend(f"{where}: {reason}" for reason in dict.fromkeys(against))
         if layer.format.select:
-            reasons.append(f"{where}: selection of blocks has no CPU kernel")
+            reasons.extend(f"{where}: {reason}" for reason in _reasons_against_selection(layer))
         if _reach(layer.retention) is None:
             reasons.append(f"{where}: retention {type(layer.retention).__name__} is not sinks and a window")
         elif layer.format.whole_block and not _reads_own_block(layer.retention, layer.block_size):
@@ -178,6 +181,12 @@ class CpuBackend:
 
     def plan(self, batch: AttentionBatch) -> CpuPlan:
         return CpuPlan(batch)
+
+    def store(self, k: Tensor, v: Tensor, layer: AttentionLayer, plan: CpuPlan, rotate: Rotation | None = None) -> None:
+        if layer.first is not None:
+            self._store_first(k if rotate is None else rotate(k), v, layer.first, plan)
+        angles = None if rotate is None else (rotate.cos, rotate.sin)
+        self.kernel.store(self.paged(layer), plan.group(layer.group), _rows(k), _rows(v), angles)
 
     def run(
         self,
@@ -216,16 +225,15 @@ class CpuBackend:
             q, k = rotate(q), None if k is None else rotate(k)
         q = _rows(q)
         out = q.new_empty((*q.shape[:-1], layer.v_dim))
-        if k is not None and v is not None and layer.first is not None:
-            first = plan.first(layer.first)
-            self.kernel.store(self.paged(layer.first), first.writes, k[first.rows], v[first.rows])
         if not layer.format.whole_block:
             if k is not None and v is not None:
-                self.kernel.store(self.paged(layer), plan.group(layer.group), _rows(k), _rows(v))
+                self.store(k, v, layer, plan)
             *parts, last = layer.parts
             earlier = self._attend_parts(q, parts, plan)
             self.kernel.attend(self.paged(last), plan.batch_of(last), q, out, earlier=earlier)
             return out
+        if layer.first is not None and k is not None and v is not None:
+            self._store_first(k, v, layer.first, plan)
         open_blocks = plan.open_blocks(layer.block_size)
         own_k, own_v = plan.shared.of(layer, k, v, open_blocks.own)
         earlier = self._attend_parts(q, layer.parts, plan)
@@ -235,6 +243,10 @@ class CpuBackend:
         )
         self.kernel.attend(open_blocks.layer(own_k, own_v, shape), open_blocks.batch, q, out, earlier=earlier)
         return out
+
+    def _store_first(self, k: Tensor, v: Tensor, layer: AttentionLayer, plan: CpuPlan) -> None:
+        first = plan.first(layer)
+        self.kernel.store(self.paged(layer), first.writes, k[first.rows], v[first.rows])
 
     def _attend_parts(self, q: Tensor, parts: Sequence[AttentionLayer], plan: CpuPlan) -> tuple[Tensor, Tensor] | None:
         """Attention over some storages of a layer, float32, and the logarithm of the sum of exponentials."""
@@ -260,7 +272,7 @@ class CpuBackend:
                 raise ValueError("; ".join(reasons))
             sides = (layer.format.k, layer.k_dim), (layer.format.v, layer.v_dim)
             k, v = (paged_side(codec, dim, side_view(layer.view, codec.side)) for codec, dim in sides if codec)
-            known = self._layers[key] = layer, paged_layer(k, v, _shape_of(layer))
+            known = self._layers[key] = layer, paged_layer(k, v, _shape_of(layer), paged_selection(layer))
         return known[1]
 
 
@@ -297,6 +309,23 @@ def paged_side(codec: Codec, dim: int, planes: Planes) -> PagedSide:
         case Oscar():
             return PagedSide("int2", tiled, dim, data, scale, zero)
     return PagedSide(str(data.dtype).removeprefix("torch."), tiled, dim, data, scale)
+
+
+def paged_selection(layer: AttentionLayer) -> PagedSelection | None:
+    """What kernels are told of how a layer's queries choose blocks; None where they read all."""
+    match layer.format.select:
+        case Quest(tokens):
+            return PagedSelection(layer.view[LOW], layer.view[HIGH], tokens // layer.block_size - 1)
+    return None
+
+
+def _reasons_against_selection(layer: AttentionLayer) -> list[str]:
+    select, reasons = layer.format.select, []
+    if select is not None and not isinstance(select, Quest):
+        reasons.append(f"{select.word} has no CPU kernel")
+    if layer.block_size % TILE or layer.retention != Full():
+        reasons.append(f"blocks of {layer.block_size} tokens are not selected: take a multiple of {TILE}")
+    return reasons
 
 
 def _reasons_against(codec: Codec | None, dim: int, block_size: int) -> list[str]:

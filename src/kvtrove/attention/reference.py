@@ -71,6 +71,16 @@ class ReferenceBackend:
         return ReferencePlan(batch)
 
     @torch.inference_mode()
+    def store(
+        self, k: Tensor, v: Tensor, layer: AttentionLayer, plan: ReferencePlan, rotate: Rotation | None = None
+    ) -> None:
+        k = k if rotate is None else rotate(k)
+        if layer.first is not None and layer.format.rope == "post":
+            _store_first(k, v, layer.first, plan.batch)
+        layer.format.encode(k, v, layer.view, plan.batch.groups[layer.group].slots)
+        self._summarise(layer, plan)
+
+    @torch.inference_mode()
     def run(
         self,
         q: Tensor,
@@ -86,17 +96,15 @@ class ReferenceBackend:
             plan.unturned[layer.storage] = rotate if before else None
         if rotate is not None:
             q, k = rotate(q), k if k is None or before else rotate(k)
-        if layer.first is not None and k is not None and v is not None:
-            rotated = rotate(k) if before and rotate is not None else k
-            _store_first(rotated, v, layer.first, plan.batch)
+        if layer.first is not None and k is not None and v is not None and (before or layer.format.whole_block):
+            _store_first(rotate(k) if before and rotate is not None else k, v, layer.first, plan.batch)
         if layer.format.whole_block:
             own = plan.own_blocks(layer, q.device)
             own_k, own_v = plan.shared.of(layer, k, v, own)
             own_k = _turned(own_k.flatten(0, 1), own.positions, layer, plan).view(own_k.shape)
             return merge([*self._parts(q, layer, plan), _own(q, own_k, own_v, own, layer)]).to(q.dtype)
         if k is not None and v is not None:
-            layer.format.encode(k, v, layer.view, plan.batch.groups[layer.group].slots)
-            self._bound(layer, plan)
+            self.store(k, v, layer, plan)
         if layer.first is not None:
             return merge([*self._parts(q, layer, plan)]).to(q.dtype)
         out = q.new_empty((*q.shape[:-1], layer.v_dim))
@@ -104,12 +112,12 @@ class ReferenceBackend:
             out[rows] = _attend(q[rows], keys, values, mask, layer).to(q.dtype)
         return out
 
-    def _bound(self, layer: AttentionLayer, plan: ReferencePlan) -> None:
-        """Bounds of the keys of every block that this step has filled, where queries choose by them."""
+    def _summarise(self, layer: AttentionLayer, plan: ReferencePlan) -> None:
+        """What queries choose by, of every block that this step has filled."""
         completed = plan.batch.completed
         if layer.format.select and completed:
             table = plan.batch.groups[layer.group].block_table
-            layer.format.bound(layer.view, table[tuple(torch.tensor(completed, device=table.device).T)].long())
+            layer.format.summarise(layer.view, table[tuple(torch.tensor(completed, device=table.device).T)].long())
 
     def _pieces(
         self, layer: AttentionLayer, plan: ReferencePlan, q: Tensor | None = None

@@ -1,12 +1,4 @@
-"""Reading few blocks of many: which ones a query chooses, by bounds of their keys (Quest, arXiv 2406.10774).
-
-    block       | 0 min, max | 1 min, max | 2 min, max | 3: the query's own |
-    promise     |    3.1     |    0.2     |    7.4     |      always        |      read: 2, 3, then 0
-
-The promise of a block is the largest product that a key within its bounds can have with the query. The choice is one
-for all query heads of a key head, by the best promise among them, and depends on the query, its position and the
-blocks before it alone: prompts choose as answers do, so that neither chunks, hits nor preemption show.
-"""
+"""Which blocks the queries of a tile read, by the layer's selector (`kv.selection`), in plain torch."""
 
 from __future__ import annotations
 
@@ -22,13 +14,14 @@ def chosen(q: Tensor, rows: Tensor, blocks: Tensor, own: Tensor, layer: Attentio
     q: [B, c, num_heads, k_dim]. rows: int64 [B, N] in the arena. blocks: int64 [B, N], their places in the sequences.
     own: int64 [B, c], the place of each query's. Products are float64, so that no batch or chunk can turn a choice.
     """
-    low, high = (layer.view[name][rows].double().movedim(2, 1) for name in ("k_min", "k_max"))  # [B, kv_heads, N, dim]
-    grouped = q.double().unflatten(2, (layer.kv_heads, -1)).permute(0, 2, 3, 1, 4)  # [B, kv_heads, shared, c, dim]
-    up, down = grouped.clamp(min=0).flatten(2, 3), grouped.clamp(max=0).flatten(2, 3)
-    promise = (up @ high.mT + down @ low.mT).unflatten(2, (-1, q.shape[1])).amax(2)  # [B, kv_heads, c, N]
+    select, size, shared = layer.format.select, layer.block_size, layer.num_heads // layer.kv_heads
+    assert select is not None, "the caller looked"
+    grouped = q.double().unflatten(2, (layer.kv_heads, shared)).permute(0, 2, 3, 1, 4)  # [B, kv_heads, shared, c, dim]
+    promise = select.promise(grouped, layer.view, rows)
     older = (blocks[:, None] < own[..., None])[:, None]  # [B, 1, c, N]
     promise = promise.masked_fill(~older, float("-inf"))
-    room = min(layer.format.select // layer.block_size - 1, promise.shape[-1])
-    best = promise.sort(dim=-1, descending=True, stable=True).indices[..., :room]
-    read = torch.zeros_like(promise, dtype=torch.bool).scatter_(-1, best, True) & older
+    order = promise.sort(dim=-1, descending=True, stable=True).indices  # of equal ones, the first
+    room = torch.tensor([[select.room(n, size) for n in row] for row in own.tolist()], device=q.device)
+    best = torch.arange(order.shape[-1], device=q.device) < room[:, None, :, None]  # [B, 1, c, N]
+    read = torch.zeros_like(older.expand_as(promise)).scatter_(-1, order, best.expand_as(order)) & older
     return read | (blocks[:, None] == own[..., None])[:, None]

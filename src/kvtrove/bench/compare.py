@@ -1,19 +1,25 @@
-"""Two results side by side: how much each measure changed, and whether that is more than chance."""
+"""Two sides of results: how much each measure changed, and whether that is more than chance.
+
+Runs of both sides that took turns show how far equal runs lie apart, so they are judged by that. A run alone shows what
+chance does to its requests and nothing of what changes between runs, so it takes a large change to say anything.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from statistics import NormalDist
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import numpy as np
+
+from kvtrove.bench.chance import ENOUGH, in_turn, of_requests, of_turns
 from kvtrove.bench.measures import LATENCIES, RATES, SHARES, STATISTICS
-from kvtrove.bench.results_file import Stored, StoredRun
+from kvtrove.bench.results_file import Side, StoredRun
 from kvtrove.bench.summary import GROUPS, Figure
 
-CHANCE = 0.05  # that a comparison of two equal servers names any difference
-_FREEDOM = GROUPS - 1  # degrees of freedom of one jackknife
+BETWEEN_RUNS = 3.0  # times as long: what neighbours on the machine do to one of two equal runs
 _HIGH = {"_p90": 0.1, "_p95": 0.05, "_p99": 0.01}  # share of the requests beyond
 _OF_THE_CLIENT = "lag_"  # how late the client was is no property of the server
 _SAY_NOTHING = ("load.seed", "target.url", "target.timeout")  # settings that may differ between equal tests
@@ -23,42 +29,34 @@ _TIMES = ("_ms", ".ms", "wall_s")  # how measures of an engine end that should f
 
 @dataclass(frozen=True)
 class Change:
-    """One measure. change = after - before; spread: what chance may do to it, None when not known.
+    """One measure. before, after: means of the runs. spread: what chance may do to after - before; None: not known.
 
-    critical: standard errors that chance may take; `compare` sets it for as many measures as it compares.
+    sure: whether a change beyond the spread says something of the sides, not of the hours in which they ran.
     """
 
     name: str
-    before: Figure
-    after: Figure
-    critical: float = field(default_factory=lambda: critical(1))
+    before: float
+    after: float
+    spread: float | None
+    sure: bool = True
 
     @property
-    def change(self) -> float | None:
-        if self.before.value is None or self.after.value is None:
-            return None
-        return self.after.value - self.before.value
-
-    @property
-    def spread(self) -> float | None:
-        if self.before.error is None or self.after.error is None:
-            return None
-        return self.critical * math.hypot(self.before.error, self.after.error)
+    def change(self) -> float:
+        return self.after - self.before
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse", "same" (no change at all), "within the spread", or "" when nobody can tell."""
-        if self.change is None:
-            return ""
+        """ "better", "worse", "same" (no change at all), "within the spread", "unsure", or "" when nobody can tell."""
         if self.change == 0:
             return "same"
-        if self.spread is None or self.name.startswith(_OF_THE_CLIENT):
+        if self.spread is None:
             return ""
         if abs(self.change) <= self.spread:
             return "within the spread"
-        falls = self.change < 0
+        if not self.sure:
+            return "unsure"
         should_fall = self.name.startswith(_LOWER_IS_BETTER) or self.name.endswith(_TIMES)
-        return "better" if falls == should_fall else "worse"
+        return "better" if (self.change < 0) == should_fall else "worse"
 
 
 def names() -> Iterator[str]:
@@ -69,50 +67,111 @@ def names() -> Iterator[str]:
     yield from SHARES
 
 
-def compare(before: StoredRun, after: StoredRun) -> list[Change]:
-    """Every measure that both runs have: a server's in the order of `names`, an engine's in that of the file."""
-    known = dict.fromkeys([*names(), *before.figures])
-    both = [(name, _figure(name, before), _figure(name, after)) for name in known]
-    changes = [Change(*one) for one in both if one[1].value is not None and one[2].value is not None]
-    judged = sum(change.spread is not None and not change.name.startswith(_OF_THE_CLIENT) for change in changes)
-    return [replace(change, critical=critical(max(1, judged))) for change in changes]
+@dataclass(frozen=True)
+class Pairs:
+    """Runs of the same load, the i-th of one side beside the i-th of the other. took_turns: see `in_turn`."""
+
+    before: Sequence[StoredRun]
+    after: Sequence[StoredRun]
+    took_turns: bool = True
+
+    @property
+    def enough(self) -> bool:
+        """Whether the runs themselves show what chance does to them."""
+        return self.took_turns and len(self.before) >= ENOUGH
 
 
-def critical(measures: int) -> float:
-    """Standard errors within which all of `measures` lie in 95 of 100 comparisons of equal servers.
-
-    Of Student's t at CHANCE / measures (Bonferroni), by the expansion of Cornish and Fisher (Abramowitz and Stegun,
-    26.7.5): an error that 20 stretches tell is itself uncertain, most of all far out.
-    """
-    z, freedom = NormalDist().inv_cdf(1 - CHANCE / (2 * measures)), float(_FREEDOM)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
+def compare(pairs: Pairs) -> list[Change]:
+    """Every measure that all runs have: a server's in the order of `names`, an engine's in that of the file."""
+    runs = [*pairs.before, *pairs.after]
+    known = dict.fromkeys([*names(), *runs[0].figures])
+    shared = [name for name in known if all(run.figures.get(name, Figure(None)).value is not None for run in runs)]
+    return _by_turns(pairs, shared) if pairs.enough else _by_requests(pairs, shared)
 
 
-def _figure(name: str, run: StoredRun) -> Figure:
-    """The measure; a high percentile without an error where a stretch has less than one request beyond it.
+def _by_turns(pairs: Pairs, shared: Sequence[str]) -> list[Change]:
+    """Ratios of pairs (differences where a value is 0, and of shares), beside those of every way to swap the sides."""
+    found, judged = {}, [name for name in shared if not name.startswith(_OF_THE_CLIENT)]
+    for name in shared:
+        before, after = _values(pairs.before, name), _values(pairs.after, name)
+        scaled = name not in SHARES and min(*before, *after) > 0
+        found[name] = (np.log(before), np.log(after), scaled) if scaled else (before, after, scaled)
+    differences = np.stack([found[name][1] - found[name][0] for name in judged], axis=1) if judged else np.empty((1, 0))
+    spreads = dict(zip(judged, of_turns(differences).tolist(), strict=True))
+    return [_between(name, *found[name], spreads.get(name)) for name in shared]
+
+
+def _between(name: str, before: Any, after: Any, scaled: bool, spread: float | None) -> Change:
+    """Values from means and a spread on the scale of the comparison: where that is a logarithm, a factor up or down."""
+    one, other = float(before.mean()), float(after.mean())
+    spread = None if spread is None or not math.isfinite(spread) else spread
+    if not scaled:
+        return Change(name, one, other, spread)
+    up = 1.0 if other >= one else -1.0
+    wide = None if spread is None else math.exp(one) * abs(math.expm1(up * spread))
+    return Change(name, math.exp(one), math.exp(other), wide)
+
+
+def _by_requests(pairs: Pairs, shared: Sequence[str]) -> list[Change]:
+    """The jackknife of each run; sure where every pair differs by more than machines do between runs."""
+    runs = [*pairs.before, *pairs.after]
+    errors = {name: [_error(name, run) for run in runs] for name in shared if not name.startswith(_OF_THE_CLIENT)}
+    known = {name: [error for error in found if error is not None] for name, found in errors.items()}
+    judged = {name: math.hypot(*found) / len(pairs.before) for name, found in known.items() if len(found) == len(runs)}
+    critical = of_requests(max(1, len(judged)))
+    changes = []
+    for name in shared:
+        before, after = _values(pairs.before, name), _values(pairs.after, name)
+        far = bool((after > BETWEEN_RUNS * before).all() or (before > BETWEEN_RUNS * after).all())
+        spread = critical * judged[name] if name in judged else None
+        changes.append(Change(name, float(before.mean()), float(after.mean()), spread, far))
+    return changes
+
+
+def _values(runs: Sequence[StoredRun], name: str) -> Any:
+    return np.array([run.figures[name].value for run in runs])
+
+
+def _error(name: str, run: StoredRun) -> float | None:
+    """Of a measure; none of a high percentile where a stretch has less than one request beyond it.
 
     Whichever stretch is left out, the same few requests then make the percentile, and the jackknife sees no spread.
     """
-    figure = run.figures.get(name, Figure(None))
     beyond = next((share for ending, share in _HIGH.items() if name.endswith(ending)), None)
-    return figure if beyond is None or beyond * run.completed >= GROUPS else Figure(figure.value)
+    return run.figures[name].error if beyond is None or beyond * run.completed >= GROUPS else None
 
 
-def pairs(before: Stored, after: Stored) -> list[tuple[StoredRun, StoredRun]]:
-    """Runs of the same command that belong together: the only ones, or those of the same rate."""
-    if before.kind != after.kind:
+def pairs(before: Side, after: Side) -> list[Pairs]:
+    """Runs of the same command that belong together: the only ones, or those of the same rate, in order."""
+    results = [*before.results, *after.results]
+    if len(before.results) != len(after.results) or len({stored.kind for stored in results}) > 1:
         return []
-    if len(before.runs) == len(after.runs) == 1:
-        return [(before.runs[0], after.runs[0])]
-    rates = {run.rate: run for run in after.runs}
-    return [(run, rates[run.rate]) for run in before.runs if run.rate in rates]
+    turns = in_turn([stored.started for stored in before.results], [stored.started for stored in after.results])
+    alone = all(len(stored.runs) == 1 for stored in results)
+    by_rate = [{None if alone else run.rate: run for run in stored.runs} for stored in results]
+    half = len(before.results)
+    return [
+        Pairs([runs[rate] for runs in by_rate[:half]], [runs[rate] for runs in by_rate[half:]], turns)
+        for rate in by_rate[0]
+        if all(rate in runs for runs in by_rate)
+    ]
 
 
-def differences(before: Stored, after: Stored) -> list[tuple[str, Any, Any]]:
-    """Settings that were not the same: (name, before, after). What differs here may explain what differs there."""
-    known = dict.fromkeys([*before.settings, *after.settings])
-    values = ((name, before.settings.get(name), after.settings.get(name)) for name in known if name not in _SAY_NOTHING)
-    return [(name, old, new) for name, old, new in values if old != new]
+def differences(before: Side, after: Side) -> list[tuple[str, Any, Any]]:
+    """Settings that were not the same: (name, before, after). What differs here may explain what differs there.
+
+    Within a side, too: several values stand side by side.
+    """
+    sides = before.results, after.results
+    known = dict.fromkeys(chain.from_iterable(stored.settings for stored in chain(*sides)))
+    found = []
+    for name in known:
+        old, new = ([stored.settings.get(name) for stored in side] for side in sides)
+        if name not in _SAY_NOTHING and any(value != old[0] for value in chain(old, new)):
+            found.append((name, _alone(old), _alone(new)))
+    return found
+
+
+def _alone(values: Sequence[Any]) -> Any:
+    different = [value for at, value in enumerate(values) if value not in values[:at]]
+    return different[0] if len(different) == 1 else " and ".join(map(str, different))

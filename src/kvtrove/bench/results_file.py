@@ -83,12 +83,31 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class Stored:
-    """A result that was read back. settings: flat, "workload.turns" -> 1. kind: the command that wrote it."""
+    """A result that was read back. started: ISO 8601. settings: flat, "workload.turns" -> 1. kind: what wrote it."""
 
     path: str
+    started: str
     settings: dict[str, Any]
     runs: list[StoredRun]
     kind: str = "serve"
+
+
+@dataclass(frozen=True)
+class Side:
+    """Results that are compared as one, in the order in which they were measured. path: of the file, or its folder."""
+
+    path: str
+    results: list[Stored]
+
+    @classmethod
+    def of(cls, path: str) -> Side:
+        """A file, or all .json of a folder. ConfigError when there is none, or one is no result."""
+        if not Path(path).is_dir():
+            return cls(path, [read(path)])
+        files = sorted(map(str, Path(path).glob("*.json")))
+        if not files:
+            raise ConfigError(f"{path} holds no .json; `kvtrove bench alternate --out FOLDER` fills such folders")
+        return cls(path, sorted(map(read, files), key=lambda stored: stored.started))
 
 
 def read(path: str) -> Stored:
@@ -114,17 +133,17 @@ def read(path: str) -> Stored:
             )
             for run in found["runs"]
         ]
-        settings = flat({"model": found["server"]["model"], **found["settings"]})
+        settings, started = flat({"model": found["server"]["model"], **found["settings"]}), str(found["started"])
     except (LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is damaged: {type(error).__name__}: {error}") from error
-    return Stored(path, settings, runs)
+    return Stored(path, started, settings, runs)
 
 
 def _engine(path: str, found: Mapping[str, Any]) -> Stored:
     """A measurement of an engine is one run; what its machine was counts as a setting."""
     figures = {name: Figure(**figure) for name, figure in found["figures"].items()}
     settings = flat({**found["settings"], "machine": found["machine"]})
-    return Stored(path, settings, [StoredRun(found["kind"], None, 0, figures)], found["kind"])
+    return Stored(path, str(found["started"]), settings, [StoredRun(found["kind"], None, 0, figures)], found["kind"])
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from kvtrove.bench.benchmark import Result, Run, meets
-from kvtrove.bench.compare import Change, compare, differences, pairs
+from kvtrove.bench.compare import BETWEEN_RUNS, Change, Pairs, compare, differences, pairs
 from kvtrove.bench.measures import LATENCIES, RATES, SHARES, STATISTICS
-from kvtrove.bench.results_file import Stored
+from kvtrove.bench.results_file import Side
 from kvtrove.bench.settings import Slo, number, seconds
-from kvtrove.bench.summary import Figure, Summary
+from kvtrove.bench.summary import Summary
 from kvtrove.config import ConfigError
 from kvtrove.report.table import FittingTable
 
@@ -152,8 +152,11 @@ def _sweep(result: Result) -> Iterator[RenderableType]:
         yield Text("every rate met the goal: try higher ones to find the limit")
 
 
-def comparison_table(before: Stored, after: Stored) -> RenderableType:
+def comparison_table(before: Side, after: Side) -> RenderableType:
     """All that `bench compare` prints. ConfigError when no runs belong together."""
+    if len(before.results) != len(after.results):
+        counts = f"{len(before.results)} and {len(after.results)}"
+        raise ConfigError(f"{before.path} and {after.path} hold {counts} results; as many of each make pairs")
     matched = pairs(before, after)
     if not matched:
         raise ConfigError(
@@ -166,39 +169,53 @@ def comparison_table(before: Stored, after: Stored) -> RenderableType:
     names = [before.path, after.path]
     if Path(before.path).name != Path(after.path).name:
         names = [Path(path).name for path in names]
-    for old_run, new_run in matched:
-        table = FittingTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=new_run.load, title_justify="left")
+    for both in matched:
+        table = FittingTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), title_justify="left")
+        table.title = both.after[0].load
         for title in ("", *names, "change", "spread", ""):
             table.add_column(title, justify="right" if title else "left", overflow="fold")
-        changes = compare(old_run, new_run)
+        changes = compare(both)
         for change in changes:
             table.add_row(*_change(change))
         parts.append(table)
         if not any(change.verdict in ("better", "worse") for change in changes):
             parts.append(Text("no difference beyond chance", style="bold"))
-    parts.append(Text("spread: what chance may do; 95 of 100 comparisons of equal servers stay within it", style="dim"))
+    parts.append(Text(_reliance(matched[0]), style="dim"))
     return Group(*parts)
 
 
-def _rates(stored: Stored) -> str:
-    return ", ".join(run.load for run in stored.runs)
+def _reliance(both: Pairs) -> str:
+    """What the spread knows, and what it takes to know more."""
+    count = len(both.before)
+    if both.enough:
+        return (
+            f"spread: what chance may do, by {count} pairs of runs in turn; 95 of 100 comparisons of equal sides stay "
+            "within it"
+        )
+    many = f"{count} runs" if count > 1 else "one run"
+    told = f"{many} of each side that did not take turns" if not both.took_turns else f"{many} of each side"
+    return (
+        f"spread: what chance may do within a run. {told[0].upper()}{told[1:]} cannot show what differs between runs: "
+        f"unsure is what is beyond the spread and less than {BETWEEN_RUNS:g} times as much. `kvtrove bench alternate` "
+        "runs both in turn, and then tells"
+    )
+
+
+def _rates(side: Side) -> str:
+    return ", ".join(run.load for run in side.results[0].runs)
 
 
 def _change(change: Change) -> list[str | Text]:
-    before, after = shown(change.name, change.before.value), shown(change.name, change.after.value)
-    colour = {"better": "green", "worse": "red"}.get(change.verdict, "")
+    before, after = shown(change.name, change.before), shown(change.name, change.after)
+    colour = {"better": "green", "worse": "red", "unsure": "yellow"}.get(change.verdict, "")
     return [label(change.name), before, after, *_relative(change), Text(change.verdict, style=colour)]
 
 
 def _relative(change: Change) -> tuple[str, str]:
     """(change, spread) in percent of the old value; of shares, in points."""
-    whole = 1.0 if change.name in SHARES else _value(change.before)
+    whole = 1.0 if change.name in SHARES else change.before
     unit = " points" if change.name in SHARES else " %"
     if not whole:
         return "-", "-"
     spread = "-" if change.spread is None else f"± {100 * change.spread / whole:.1f}{unit}"
-    return f"{100 * (change.change or 0.0) / whole:+.1f}{unit}", spread
-
-
-def _value(figure: Figure) -> float:
-    return figure.value or 0.0
+    return f"{100 * change.change / whole:+.1f}{unit}", spread

@@ -6,18 +6,18 @@ import functools
 import json as json_format
 import time
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvtrove.cli.bench_compare import alternate, compare, require_httpx
 from kvtrove.cli.bench_engine import register
 from kvtrove.cli.command import HELP_NAMES, Command
 from kvtrove.cli.flags import flag, spread
 from kvtrove.cli.options import QuietFlag
-from kvtrove.cli.output import INTERRUPTED, check_folders, console, extra, write_json
+from kvtrove.cli.output import INTERRUPTED, check_folders, console, write_json
 from kvtrove.config import ConfigError, parse_tokens
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ bench = typer.Typer(
     invoke_without_command=True,
 )
 register(bench)
+for command in (compare, alternate):
+    bench.command(cls=Command)(command)
 
 
 @bench.callback()
@@ -123,7 +125,7 @@ def serve(
 
     Example: kvtrove bench serve --url http://127.0.0.1:8000 --rate 4 --slo-ttft 1s --slo-tpot 50ms
     """
-    _require_httpx()
+    require_httpx()
     settings = _settings(url, server, load, workload, goal)
     check_folders(json, html)
     result = _measure(settings, quiet)
@@ -132,24 +134,6 @@ def serve(
         _show(result, to_stderr=json == "-")
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
-
-
-@bench.command(cls=Command)
-def compare(
-    before: Annotated[str, typer.Argument(metavar="A.json", help="A result of `bench serve --json`.")],
-    after: Annotated[str, typer.Argument(metavar="B.json", help="Another one.")],
-) -> None:
-    """Print how each measure changed from A to B, and how much of that may be chance."""
-    _require_httpx()
-    from kvtrove.bench.results_file import read
-    from kvtrove.bench.tables import comparison_table
-
-    console().print(comparison_table(read(before), read(after)))
-
-
-def _require_httpx() -> None:
-    if find_spec("httpx") is None:
-        raise ConfigError(f"kvtrove bench needs the package httpx: {extra('bench')}")
 
 
 def _settings(

@@ -51,9 +51,8 @@ class TeacherForced:
         start, compactor, observed = seq.num_computed, runner.cache.compactor, dict[int, list[Tensor]]()
         if not kv.allocate(seq, count):
             raise RuntimeError(f"{kv.num_free_blocks} free blocks do not hold {count} more tokens after {start}")
-        work = ScheduledSequence(
-            0, self.tokens[start : start + count], seq.num_held, seq.block_ids(), seat=seq.seat, shift=seq.shift
-        )
+        work = ScheduledSequence(0, self.tokens[start : start + count], seq.num_held, seq.block_ids(), seat=seq.seat)
+        work.shift, work.packed = seq.shift, seq.packed
         if compactor is not None:
             work.observe = max(0, start + count - max(start, seq.compacts_at - compactor.window))
         _, hidden = runner.forward(SchedulerOutput([work], kv.take_ops()), observed)

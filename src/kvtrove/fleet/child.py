@@ -58,7 +58,7 @@ class Child:
         self.state, self.error, self._tail = "loading", "", b""
         began = time.monotonic()
         listener = _listen(self.path)
-        command = [sys.executable, "-m", "kvtrove.cli", "serve", self.entry.model, "--fd", str(listener.fileno())]
+        command = [sys.executable, "-m", "kvtrove", "serve", self.entry.model, "--fd", str(listener.fileno())]
         command += ["--kv", str(kv), "--served-model-name", self.entry.name]
         command += [word for alias in self.entry.aliases for word in ("--served-model-name", alias)]
         command += [*self.entry.flags(), *self._flags]

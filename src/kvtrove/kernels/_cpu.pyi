@@ -48,7 +48,13 @@ class Between:
     def workspace(self, rows: int) -> int: ...
 
 class AttentionLayer:
-    def __init__(self, k: dict[str, object], v: dict[str, object], shape: dict[str, object]) -> None: ...
+    def __init__(
+        self,
+        k: dict[str, object],
+        v: dict[str, object],
+        shape: dict[str, object],
+        select: dict[str, object] | None,
+    ) -> None: ...
 
 class AttentionBatch:
     def __init__(self, query_start: object, start: object, block_table: object, slots: object) -> None: ...

@@ -80,6 +80,21 @@ class PagedShape:
 
 
 @dataclass(frozen=True)
+class PagedSelection:
+    """Which blocks queries read in place of all before their own: those that promise most by the bounds of their keys.
+
+    low, high: bfloat16 [num_blocks, kv_heads, k_dim], written when a block is full. least, part: a query reads its own
+    block and as many others, or one of `part` blocks before it where that is more; part 0: never. Blocks are a multiple
+    of 16 tokens, and the layer reads everything.
+    """
+
+    low: Tensor
+    high: Tensor
+    least: int
+    part: int = 0
+
+
+@dataclass(frozen=True)
 class PagedLayer:
     """A layer as the extension knows it, and what calls are checked against."""
 
@@ -109,9 +124,10 @@ class PagedBatch:
     num_tokens: int
 
 
-def paged_layer(k: PagedSide, v: PagedSide, shape: PagedShape) -> PagedLayer:
+def paged_layer(k: PagedSide, v: PagedSide, shape: PagedShape, select: PagedSelection | None = None) -> PagedLayer:
     """Raises ValueError for shapes that the kernels cannot serve."""
-    handle = _extension().AttentionLayer(*({f.name: getattr(x, f.name) for f in fields(x)} for x in (k, v, shape)))
+    parts = ({f.name: getattr(x, f.name) for f in fields(x)} if x else None for x in (k, v, shape, select))
+    handle = _extension().AttentionLayer(*parts)
     return PagedLayer(handle, shape, k.dim, v.dim)
 
 

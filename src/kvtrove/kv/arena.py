@@ -61,7 +61,10 @@ class Arena:
             ) from error
 
     def views(self, layer: int) -> dict[str, Tensor]:
-        """Plane name -> typed, strided [num_blocks, *plane.shape] of the storage that `layer` reads. No copies."""
+        """Plane name -> typed, strided [num_blocks, *plane.shape] of the storage that `layer` reads. No copies.
+
+        Where rows are cut into cells (`kv.cells`), [num_blocks * cells, *plane.shape]: the same for all layers.
+        """
         return self._views(self.spec.storage(layer), self.spec.group_of[layer])
 
     def first_views(self, layer: int) -> dict[str, Tensor]:
@@ -70,13 +73,15 @@ class Arena:
         return {} if owner is None else self._views(owner, self.spec.first_group_of[layer])
 
     def _views(self, owner: LayerKV, group: int) -> dict[str, Tensor]:
-        offsets = self.spec.groups[group].offsets[owner.layer]
+        cells, offsets = self.spec.cells or 1, self.spec.groups[group].offsets[owner.layer]
+        rows = self.rows.view(self.num_blocks * cells, -1)
+        first = min(offsets.values()) if self.spec.cells else 0
         views = {}
         for plane in self.spec.planes(owner):
-            typed = self.rows.view(getattr(torch, plane.dtype))
-            start = offsets[plane.name] // typed.element_size()
+            typed = rows.view(getattr(torch, plane.dtype))
+            start = (offsets[plane.name] - first) // typed.element_size()
             stop = start + plane.nbytes // typed.element_size()
-            views[plane.name] = typed[:, start:stop].view(self.num_blocks, *plane.shape)
+            views[plane.name] = typed[:, start:stop].view(len(rows), *plane.shape)
         return views
 
     def tails(self, layer: int) -> dict[str, Tensor]:

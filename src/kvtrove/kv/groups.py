@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvtrove.kv.plane import Plane, align
+from kvtrove.kv.plane import Plane, align, cut_evenly
 from kvtrove.kv.retention import Beginning, Retention
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class KVGroup:
         return isinstance(self.retention, Beginning)
 
 
-def group_layers(layers: Sequence[LayerKV], planes: Planes) -> tuple[KVGroup, ...]:
-    """Groups of layers with storage of their own. planes: of a layer in one block.
+def group_layers(layers: Sequence[LayerKV], planes: Planes, size_of: Callable[[LayerKV], int]) -> tuple[KVGroup, ...]:
+    """Groups of layers with storage of their own. planes, size_of: of a layer in one block, bytes with alignment.
 
     Layers of equal retention are split so that all groups have about the same bytes per block. The size to aim at is
     the smallest bucket's (the largest's when they differ by less than half, since padding then costs less than more
@@ -40,23 +40,19 @@ def group_layers(layers: Sequence[LayerKV], planes: Planes) -> tuple[KVGroup, ..
     First tokens (`LayerKV.first`) come behind them, in groups of as many layers as fit into a row: few tokens do not
     make the rows of all others larger.
     """
-
-    def size_of(layer: LayerKV) -> int:
-        return sum(align(plane.nbytes) for plane in planes(layer))
-
     buckets: dict[Retention, list[LayerKV]] = {}
     for layer in layers:
         buckets.setdefault(layer.retention, []).append(layer)
     sizes = [sum(map(size_of, bucket)) for bucket in buckets.values()]
     target = max(sizes) if max(sizes) < 1.5 * min(sizes) else min(sizes)
     runs = [
-        members
+        [*members]
         for bucket, size in zip(buckets.values(), sizes, strict=True)
-        for members in _cut(bucket, [*map(size_of, bucket)], min(len(bucket), -(-size // target)))
+        for members in cut_evenly(bucket, [*map(size_of, bucket)], min(len(bucket), -(-size // target)))
     ]
     row = max(sum(map(size_of, run)) for run in runs)
     runs += _fitting([one for layer in layers if (one := layer.beginning)], size_of, row)
-    return tuple(_group(index, tuple(run), planes) for index, run in enumerate(runs))
+    return tuple(_group(index, tuple(run), planes, size_of) for index, run in enumerate(runs))
 
 
 def numbers_of(layers: Iterable[LayerKV], groups: Iterable[KVGroup]) -> dict[int, int]:
@@ -66,28 +62,17 @@ def numbers_of(layers: Iterable[LayerKV], groups: Iterable[KVGroup]) -> dict[int
     return {layer: own[source] for layer, source in sources.items() if source in own}
 
 
-def _group(index: int, members: tuple[LayerKV, ...], planes: Planes) -> KVGroup:
+def _group(index: int, members: tuple[LayerKV, ...], planes: Planes, size_of: Callable[[LayerKV], int]) -> KVGroup:
     at = 0
     offsets: dict[int, dict[str, int]] = {}
     for layer in members:
         offsets[layer.layer] = {}
+        start = at
         for plane in planes(layer):
             offsets[layer.layer][plane.name] = at
             at += align(plane.nbytes)
+        at = start + size_of(layer)
     return KVGroup(index, members[0].retention, members, offsets, at)
-
-
-def _cut(layers: list[LayerKV], sizes: list[int], parts: int) -> Iterator[list[LayerKV]]:
-    """Runs of layers of about equal bytes, none empty. A run ends where that is nearest to its share of the total."""
-    total, done, first = sum(sizes), 0, 0
-    for part in range(1, parts + 1):
-        stop, most = first + 1, len(layers) - (parts - part)
-        done += sizes[first]
-        while stop < most and (part == parts or 2 * done + sizes[stop] <= 2 * total * part // parts):
-            done += sizes[stop]
-            stop += 1
-        yield layers[first:stop]
-        first = stop
 
 
 def _fitting(layers: Sequence[LayerKV], size_of: Callable[[LayerKV], int], row: int) -> list[list[LayerKV]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import TypeVar
+
+T = TypeVar("T")
 
 DTYPE_BYTES = {
     **{"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2},
@@ -54,3 +57,16 @@ def places(planes: Iterable[tuple[int, Plane]], start: int = 0) -> Mapping[int, 
         found.setdefault(layer, {})[plane.name] = start
         start += align(plane.nbytes)
     return found
+
+
+def cut_evenly(layers: Sequence[T], sizes: list[int], parts: int) -> Iterator[Sequence[T]]:
+    """Runs of layers of about equal bytes, none empty. A run ends where that is nearest to its share of the total."""
+    total, done, first = sum(sizes), 0, 0
+    for part in range(1, parts + 1):
+        stop, most = first + 1, len(layers) - (parts - part)
+        done += sizes[first]
+        while stop < most and (part == parts or 2 * done + sizes[stop] <= 2 * total * part // parts):
+            done += sizes[stop]
+            stop += 1
+        yield layers[first:stop]
+        first = stop

@@ -29,7 +29,7 @@ from functools import partial
 
 from kvtrove.config import ConfigError, nearest
 from kvtrove.kv.compaction.compactor import Compactor
-from kvtrove.kv.compaction.words import COMPACTORS
+from kvtrove.kv.compaction.words import COMPACTORS, VARIANTS
 from kvtrove.kv.formats.calibration import read_calibration
 from kvtrove.kv.formats.dense import Dense
 from kvtrove.kv.formats.fp8 import Fp8
@@ -39,6 +39,7 @@ from kvtrove.kv.formats.kivi import Kivi
 from kvtrove.kv.formats.lowrank import LowRank
 from kvtrove.kv.formats.oscar import oscar
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
+from kvtrove.kv.selection.words import SELECTORS
 from kvtrove.kv.spec import Codec, First, KVCacheSpec, KVFormat, LayerKV, Side
 
 EXACT = "auto"
@@ -142,7 +143,6 @@ RETENTIONS: Mapping[str, str] = {
     "sinks": "with window=N: the first N tokens as well",
     "chunk": "their own chunk of N tokens",
 }
-SELECTORS: Mapping[str, str] = {"quest": "of N tokens, the blocks that promise most; the others stay, unread"}
 DENSE_LAYERS = 2
 """The first layers, which read everything unless they are named, as in Quest (arXiv 2406.10774): their attention is
 not sparse."""
@@ -184,14 +184,20 @@ class Recipe:
 
     @property
     def compactor(self) -> Compactor | None:
-        return next((COMPACTORS[part.word].make(part.value) for part in self.parts if part.word in COMPACTORS), None)
+        made = next((COMPACTORS[part.word].make(part.value) for part in self.parts if part.word in COMPACTORS), None)
+        for part in self.parts:
+            if part.word in VARIANTS and made is not None:
+                made = VARIANTS[part.word].change(made, part.value)
+        return made
 
     def __call__(self, cache: KVCacheSpec) -> KVCacheSpec:
         """ConfigError when the result cannot work, with the reason."""
         layers = tuple(self._layer(index, layer, cache) for index, layer in enumerate(cache.layers))
-        changed = replace(cache, layers=layers, compactor=self.compactor or cache.compactor)
         if any(part.first for part in self.parts) and not any(layer.first for layer in layers):
             raise ConfigError(f"cache: {self.text!r}: no layer reads first tokens to the end that it stores otherwise")
+        compactor = self.compactor
+        compactor = cache.compactor if compactor is None else compactor.in_blocks_of(cache.block_size)
+        changed = replace(cache, layers=layers, compactor=compactor)
         if reasons := changed.check():
             raise ConfigError(f"cache: {self.text!r} cannot work: {reasons[0]}")
         return changed
@@ -208,10 +214,10 @@ class Recipe:
         for part in mine:
             if part.word in FORMATS and not part.first:
                 changed = _stored(changed, part, layer)
-        selects = [int(p.value) for p in mine if p.word in SELECTORS and (p.scope or index >= DENSE_LAYERS)]
+        selects = [p for p in mine if p.word in SELECTORS and (p.scope or index >= DENSE_LAYERS)]
         kept = _kept(layer.retention, mine)
         if selects and kept == Full():
-            changed = replace(changed, select=selects[-1])
+            changed = replace(changed, select=SELECTORS[selects[-1].word].make(selects[-1].value, layer.layer))
         first = _first(layer, [part for part in mine if part.first])
         reads_it = layer.source is None and isinstance(kept, Full | SinksAndWindow)
         if first is None or first.format.id == changed.id or not reads_it:
@@ -238,9 +244,14 @@ def recipe(text: str) -> Recipe:
         raise ConfigError(f"cache: {text!r}: first={first[0]} and first={first[1]} contradict each other; take one")
     if "sinks" in words and "window" not in words:
         raise ConfigError(f"cache: {text!r}: sinks go with a window, such as sinks=4+window=1024")
+    variants = sorted(words.intersection(VARIANTS))
+    if variants and not words.intersection(COMPACTORS):
+        raise ConfigError(f"cache: {text!r}: {variants[0]} goes with a way to drop tokens: {variants[0]}+snapkv=0.2")
     if "chunk" in words and "window" in words:
         raise ConfigError(f"cache: {text!r}: a chunk and a window contradict each other; take one of them")
-    return Recipe(text, parts)
+    made = Recipe(text, parts)
+    _ = made.compactor  # raises
+    return made
 
 
 def _said(part: _Part) -> tuple[str, ...]:
@@ -258,8 +269,10 @@ def examples() -> Iterator[str]:
 def known_words() -> Iterator[str]:
     """Every word, with an example of its argument."""
     yield from examples()
-    yield from ("k=FORMAT", "v=FORMAT", "window=N", "sinks=N", "chunk=N", "quest=N")
+    yield from ("k=FORMAT", "v=FORMAT", "window=N", "sinks=N", "chunk=N")
+    yield from (f"{word}={known.argument}" for word, known in SELECTORS.items())
     yield from (f"{word}={known.argument}" for word, known in COMPACTORS.items())
+    yield from (f"{word}+WORD" for word in VARIANTS)
     yield from ("edges=N:WORD", "layers=A,B:WORD", "full:WORD", "sliding:WORD", "first=N:WORD")
 
 
@@ -294,14 +307,13 @@ def _part(part: str, text: str) -> _Part:
     elif word in RETENTIONS and not side:
         _number(value, word, text, least=0 if word == "sinks" else 1)
     elif word in SELECTORS and not side:
-        _number(value, word, text)
-    elif word in COMPACTORS and not side:
+        SELECTORS[word].make(value, 0)
+    elif word in (*COMPACTORS, *VARIANTS) and not side:
         if colon:
-            raise ConfigError(f"cache: {text!r}: {word} drops tokens of all layers alike; write {word}={value}")
-        COMPACTORS[word].make(value)
+            raise ConfigError(f"cache: {text!r}: {word} drops tokens of all layers alike; write {rest}")
     else:
         known = [*known_words()]
-        names = [*FORMATS, *_ALIASES, *RETENTIONS, *SELECTORS, *COMPACTORS, *SCOPES, "k", "v"]
+        names = [*FORMATS, *_ALIASES, *RETENTIONS, *SELECTORS, *COMPACTORS, *VARIANTS, *SCOPES, "k", "v"]
         raise ConfigError(f"cache: {text!r}: {word!r} is not known{nearest(word, names)}; there are {', '.join(known)}")
     return _Part(part, scope, side, word, value, first)
 

@@ -32,7 +32,7 @@ def shorten(kv: SequenceKV, num_tokens: int, pool: BlockPool, rows: RowQueue) ->
         rows.copy(cut, (table.blocks[full] for table in kv.tables))
         pool.release(old)
     if not num_tokens and kv.dropped:
-        kv.chain, kv.dropped, kv.shift = KeyChain(kv.chain.origin, size), 0, 0
+        kv.chain, kv.dropped, kv.shift, kv.packed = KeyChain(kv.chain.origin, size), 0, 0, 0
     kv.chain.cut(full)
     kv.num_computed, kv.next_event = num_tokens, 0
     return True

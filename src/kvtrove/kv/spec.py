@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -24,13 +24,13 @@ from kvtrove.kv.compaction.fits import reasons_against
 from kvtrove.kv.groups import KVGroup, group_layers, numbers_of
 from kvtrove.kv.plane import LayerState, Plane, align, places
 from kvtrove.kv.retention import Beginning, Full, Retention, peak_blocks
+from kvtrove.kv.selection.selector import Selector
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Side = Literal["k", "v"]
 Rope = Literal["post", "pre"]
-BOUNDS = ("k_min", "k_max")
 Planes = Mapping[str, "Tensor"]
 """Name -> tensor [num_blocks, *plane.shape]."""
 
@@ -85,14 +85,13 @@ class KVFormat:
     k, v: None is a side that is read out of the other one: V out of the first `v_dim` elements of K (the latent of
     MLA), K out of V (layers whose keys are their values).
     extra_bytes: per token beside K and V, such as the index keys of sparse attention; planned, not served.
-    select: tokens of the blocks that a query reads, chosen by the bounds of their keys (`attention.select`); 0 is all.
-    Planes "k_min" and "k_max" of a block, float32 [heads, k_dim], are these bounds.
+    select: which blocks a query reads (`kv.selection`); None is all. Its summaries are planes beside K and V.
     """
 
     k: Codec | None
     v: Codec | None
     extra_bytes: int = 0
-    select: int = 0
+    select: Selector | None = None
 
     @property
     def sides(self) -> tuple[Codec, ...]:
@@ -110,7 +109,7 @@ class KVFormat:
         """Stands for the meaning of the bytes; defaults are left out."""
         words = [f"{codec.side}={codec.id}" for codec in self.sides]
         words += [f"extra={self.extra_bytes}"] if self.extra_bytes else []
-        return "+".join([*words, *([f"quest={self.select}"] if self.select else [])])
+        return "+".join([*words, *([self.select.id] if self.select else [])])
 
     @property
     def whole_block(self) -> bool:
@@ -128,11 +127,9 @@ class KVFormat:
             reasons += codec.problems(layer.heads, layer.k_dim if codec.side == "k" else layer.v_dim, block_size)
         if self.select and (self.whole_block or self.rope == "pre" or len(self.sides) < 2):
             reasons.append(
-                f"quest={self.select} compares keys as attention reads them, which {self.name} does not store"
+                f"{self.select.word} compares keys as attention reads them, which {self.name} does not store"
             )
-        if 0 < self.select < 2 * block_size:
-            reasons.append(f"quest={self.select} is less than two blocks of {block_size}, the open one and another")
-        return reasons
+        return reasons + (self.select.problems(layer, block_size) if self.select else [])
 
     def planes(self, layer: LayerKV, block_size: int) -> tuple[Plane, ...]:
         """The planes of one layer in one block: "k", "k_scale", ..., "v", ..."""
@@ -142,7 +139,7 @@ class KVFormat:
             for plane in codec.planes(layer.heads, dim, block_size):
                 found.append(replace(plane, name=_plane_name(codec.side, plane.name)))
         if self.select:
-            found += [Plane(name, "float32", (layer.heads, layer.k_dim)) for name in BOUNDS]
+            found += self.select.planes(layer, block_size)
         if self.extra_bytes:
             found.append(Plane("extra", "uint8", (block_size, self.extra_bytes)))
         return tuple(found)
@@ -152,12 +149,12 @@ class KVFormat:
         for codec in self.sides:
             codec.encode(k if codec.side == "k" else v, side_view(view, codec.side), slots)
 
-    def bound(self, view: Planes, rows: Tensor) -> None:
-        """Note the smallest and largest keys of the full blocks int64 [C], as they are read."""
+    def summarise(self, view: Planes, rows: Tensor) -> None:
+        """Write what queries choose by, of the full blocks int64 [C] and their keys as they are read."""
+        assert self.select is not None, "the caller looked"
         assert self.k is not None, "checked by `problems`"
         k = self.k.decode(side_view(view, "k"), rows).float()
-        k = k.view(len(rows), -1, *k.shape[1:])
-        view["k_min"][rows], view["k_max"][rows] = k.amin(1), k.amax(1)
+        self.select.summarise(k.view(len(rows), -1, *k.shape[1:]), view, rows)
 
     def seal(self, k: Tensor, v: Tensor, view: Planes, rows: Tensor) -> None:
         """Write whole blocks k, v [C, block_size, heads, dim] into the rows int64 [C]."""
@@ -190,13 +187,20 @@ def side_view(view: Planes, side: Side) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class First:
-    """The first tokens of every sequence, which attention leans on (arXiv 2309.17453), in a format of their own.
+    """The first tokens of every sequence, which attention leans on (arXiv 2309.17453), in a format of their own."""
 
-    tokens: a multiple of the block size.
-    """
-
-    tokens: int
+    tokens: int  # a multiple of the block size
     format: KVFormat
+
+    def problems(self, layer: LayerKV, block_size: int) -> list[str]:
+        """Why it cannot store those of such a layer."""
+        tokens, stored, reasons = self.tokens, self.format, self.format.problems(layer, block_size)
+        if tokens % block_size:
+            more = -(-tokens // block_size) * block_size
+            reasons.append(f"first={tokens} is no multiple of the block size {block_size}: write first={more}")
+        if stored.whole_block or stored.rope == "pre":
+            reasons.append(f"first tokens are stored one by one, as {stored.name} does not: take bf16, int8 or int4r")
+        return [*reasons, *([f"first={tokens} goes with no selection of blocks"] if layer.format.select else [])]
 
 
 @dataclass(frozen=True)
@@ -223,21 +227,6 @@ class LayerKV:
             return None
         rule = Beginning(self.retention, self.first.tokens)
         return replace(self, format=self.first.format, retention=rule, first=None)
-
-    def problems(self, block_size: int) -> list[str]:
-        """Why this cannot be stored."""
-        reasons = self.format.problems(self, block_size)
-        if self.first is None:
-            return reasons
-        tokens, stored = self.first.tokens, self.first.format
-        if tokens % block_size:
-            more = -(-tokens // block_size) * block_size
-            reasons.append(f"first={tokens} is no multiple of the block size {block_size}: write first={more}")
-        if stored.whole_block or stored.rope == "pre":
-            reasons.append(f"first tokens are stored one by one, as {stored.name} does not: take bf16, int8 or int4r")
-        if self.format.select:
-            reasons.append(f"first={tokens} goes with no selection of blocks")
-        return reasons + stored.problems(self, block_size)
 
 
 @dataclass(frozen=True)
@@ -276,7 +265,8 @@ class KVCacheSpec:
                 )
             reasons += [f"{where}: {problem}" for problem in layer.retention.problems()]
             if layer.source is None:
-                reasons += [f"{where}: {problem}" for problem in layer.problems(self.block_size)]
+                stored = (one for one in (layer.format, layer.first) if one is not None)
+                reasons += [f"{where}: {problem}" for one in stored for problem in one.problems(layer, self.block_size)]
                 continue
             source = own.get(layer.source)
             if source is None or layer.source >= layer.layer:
@@ -288,12 +278,12 @@ class KVCacheSpec:
     @cached_property
     def groups(self) -> tuple[KVGroup, ...]:
         """Layers that share block tables, first tokens last (`group_layers`)."""
-        return group_layers([layer for layer in self.layers if layer.source is None], self.planes)
+        return group_layers([one for one in self.layers if one.source is None], self.planes, self.layer_bytes)
 
     @property
-    def stores(self) -> Iterator[LayerKV]:
+    def stores(self) -> tuple[LayerKV, ...]:
         """All that layers store, their first tokens apart where they are stored otherwise."""
-        return (one for group in self.groups for one in group.layers)
+        return tuple(one for group in self.groups for one in group.layers)
 
     @property
     def num_growing(self) -> int:
@@ -315,12 +305,25 @@ class KVCacheSpec:
         found = next(one for one in self.layers if one.layer == layer)
         return found if found.source is None else self.storage(found.source)
 
+    @cached_property
+    def cells(self) -> int:
+        """Cells of a row, one of each key head of each layer (`kv.cells`); 0 where a layer lies in it as a whole."""
+        return sum(layer.heads for layer in self.layers) if self.compactor and self.compactor.unequal else 0
+
+    @cached_property
+    def cell_of(self) -> Mapping[int, int]:
+        """Layer index -> its first cell in a row."""
+        heads = [layer.heads for layer in self.layers]
+        return {layer.layer: sum(heads[:i]) for i, layer in enumerate(self.layers)}
+
     def planes(self, layer: LayerKV) -> tuple[Plane, ...]:
+        """Of one layer in one block, or of one of its cells."""
+        layer = replace(layer, heads=1) if self.cells else layer
         return layer.format.planes(layer, self.block_size)
 
     def layer_bytes(self, layer: LayerKV) -> int:
         """Bytes of one layer in one block, alignment included."""
-        return sum(align(plane.nbytes) for plane in self.planes(layer))
+        return (layer.heads if self.cells else 1) * sum(align(plane.nbytes) for plane in self.planes(layer))
 
     @cached_property
     def block_bytes(self) -> int:
@@ -376,7 +379,8 @@ class KVCacheSpec:
         Made of the ids of codecs and retentions, not of classes and fields; what is as usual is left out.
         """
         states = [[state.layer, state.kind, *map(_shape_of, state.planes)] for state in self.states]
-        text = json.dumps([self.block_size, *map(_describe, self.layers), *([states] if states else [])])
+        cut = ["cells/1"] if self.cells else []
+        text = json.dumps([self.block_size, *map(_describe, self.layers), *([states] if states else []), *cut])
         return hashlib.sha256(text.encode()).digest()
 
 

@@ -85,7 +85,8 @@ class SequenceKV:
 
     num_computed: tokens whose K/V were computed. capacity: tokens that the tables have room for, -1 once freed.
     dropped: tokens that were computed and given up since (`kv.compaction`): token n lies at place n - dropped of the
-    tables from then on, and its position is its place + shift. compacts_at: number of computed tokens at which some are
+    tables from then on, and its position is its place + shift. packed: rows with which they begin then, where heads
+    keep different numbers of tokens (`kv.cells`). compacts_at: number of computed tokens at which some are
     to be given up next.
     seat, spare: what it has beside its blocks (`kv.seats`); none is taken where neither formats nor states need one.
     found: tokens whose blocks its match found, states or not. due: lengths at which its states are to be kept,
@@ -96,13 +97,13 @@ class SequenceKV:
 
     __slots__ = (
         *("_ids", "_most", "capacity", "chain", "compacts_at", "dropped", "due", "follows", "found", "mark"),
-        *("next_event", "num_computed", "salt", "seat", "shift", "spare", "tables", "use"),
+        *("next_event", "num_computed", "packed", "salt", "seat", "shift", "spare", "tables", "use"),
     )
 
     def __init__(self, most: Sequence[int], chain: KeyChain, salt: bytes) -> None:
         """most: tokens of which each group holds blocks, from the beginning on."""
         self.num_computed = 0
-        self.dropped = self.shift = 0
+        self.dropped = self.shift = self.packed = 0
         self.compacts_at = NEVER
         self.capacity = 0
         self.next_event = 0
@@ -122,6 +123,7 @@ class SequenceKV:
         """The place of a fork in its sequence."""
         self.num_computed, self.dropped, self.shift = parent.num_computed, parent.dropped, parent.shift
         self.compacts_at, self.use, self.follows = parent.compacts_at, parent.use, parent.follows
+        self.packed = parent.packed
 
     @property
     def is_freed(self) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kvtrove.kernels.decoder import LayerCall
 from kvtrove.kernels.linear import Groups
+from kvtrove.models.layers.altup import AltUp, AltUpStates
 from kvtrove.models.layers.attention import Attend, Attention
 from kvtrove.models.layers.between import joined
 from kvtrove.models.layers.conv import ShortConv
@@ -46,6 +47,31 @@ begins here, and what the range's last `Between` gives; None where none begins. 
 
 
 @dataclass(frozen=True, eq=False)
+class Rest:
+    """How a step goes on behind the last layer that stores anything: with the tokens that somebody asks about.
+
+    rows: int64 [K] of the step's. store: keeps keys and values of that layer for all tokens. attend, through: as of
+    the whole step, of these tokens.
+    """
+
+    rows: Tensor
+    store: Callable[[int, Tensor, Tensor, Rotation | None], None]
+    attend: Attend
+    through: Through | None = None
+
+    def storing(self, rotate: Rotation) -> Attend:
+        """Attention of the last layer that stores: K and V of all tokens, queries of these, which `rotate` turns."""
+
+        def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, turn: Rotation | None) -> Tensor:
+            if k is not None and v is not None:
+                self.store(layer, k, v, turn)
+            q = q[self.rows]
+            return self.attend(layer, q, None, None, None if turn is None else rotate) if len(q) else q
+
+        return attend
+
+
+@dataclass(frozen=True, eq=False)
 class DecoderLayer:
     attention_norm: RMSNorm | NoNorm
     attention: Mixer
@@ -55,6 +81,7 @@ class DecoderLayer:
     mlp_out_norm: RMSNorm | None = None
     residual_scale: float = 1.0
     tail: LayerTail | None = None
+    altup: AltUp | None = None
 
     @classmethod
     def load(cls, weights: Weights, index: int, spec: ModelSpec) -> DecoderLayer:
@@ -73,6 +100,7 @@ class DecoderLayer:
             mlp_out_norm=norm("post_feedforward_layernorm") if after else None,
             residual_scale=spec.residual_scale,
             tail=LayerTail.load(weights, name, spec),
+            altup=AltUp.load(weights, name, spec, spec.altup) if spec.altup is not None else None,
         )
 
     def of_attention(self, mixed: Tensor) -> Tensor:
@@ -102,6 +130,7 @@ class Model:
     precision: Precision
     embed_scale: float = 1.0  # representable in the dtype of activations
     per_layer: PerLayerInputs | None = None
+    altup: AltUpStates | None = None
 
     @classmethod
     def load(
@@ -133,6 +162,7 @@ class Model:
             precision=precision,
             embed_scale=float(torch.tensor(spec.embed_scale, dtype=dtype)),
             per_layer=PerLayerInputs.load(weights, spec, given, dtype) if given is not None else None,
+            altup=AltUpStates.load(weights, spec, spec.altup) if spec.altup is not None else None,
         )
 
     def with_layers(self, layers: tuple[DecoderLayer, ...]) -> Model:
@@ -151,28 +181,42 @@ class Model:
         attend: Attend,
         through: Through | None = None,
         states: StateBatch | None = None,
+        rest: Rest | None = None,
     ) -> Tensor:
         """Hidden states [T, hidden_size] after the last norm, for tokens, positions int64 [T] of any mix of sequences.
 
         attend is called once per layer with attention, in order, but for ranges of layers that `through` takes. states:
-        of the step's sequences, for layers that have some.
+        of the step's sequences, for layers that have some. rest: only these rows are asked about, and the result has
+        no others; for a model that `ends_early`.
         """
         x = self.embedding(tokens)
         if self.embed_scale != 1.0:
             x = x * self.embed_scale
         inputs = self.per_layer(tokens, x) if self.per_layer is not None else None
-        rotations = {rope: table.at(positions, x.dtype) for rope, table in self.ropes.items()}
+        rotations = self._rotations(positions, x.dtype)
+        if self.altup is not None and inputs is not None:
+            return self._in_states(self.altup, x, inputs, positions, attend, rest)
         y, index, projected = self.layers[0].attention_norm(x), 0, False  # projected: by the qkv of layer `index`
         while index < len(self.layers):
             layer, qkv = self.layers[index], self.layers[index].attention.qkv
             if not projected and qkv.product is not None:
                 y, projected = qkv.product(y), True
-            taken = through(index, x, y, [*rotations.values()]) if through is not None and projected else None
+            ends = rest if index == self.last_storing else None
+            go = through is not None and projected and ends is None
+            taken = through(index, x, y, [*rotations.values()]) if through is not None and go else None
             if taken is not None:
                 index, y = taken
             else:
                 rotate, call = rotations[self.spec.layers[index].rope], self.calls[index]
-                if isinstance(layer.attention, Attention | LatentAttention | TiedAttention):
+                if ends is not None and isinstance(layer.attention, Attention | TiedAttention):
+                    rotations = self._rotations(positions[ends.rows], x.dtype)
+                    turn = ends.storing(rotations[self.spec.layers[index].rope])
+                    y = layer.attention.mix(index, qkv.split(y) if projected else qkv(y), rotate, turn)
+                    x, attend, through = x[ends.rows], ends.attend, ends.through
+                    inputs = inputs if inputs is None else inputs[ends.rows]
+                    if not len(x):
+                        return x
+                elif isinstance(layer.attention, Attention | LatentAttention | TiedAttention):
                     y = layer.attention.mix(index, qkv.split(y) if projected else qkv(y), rotate, attend)
                 else:
                     assert states is not None, "layers with a running state need the states of the step"
@@ -194,6 +238,41 @@ class Model:
                     y = norm(done.tail(x, y, None if inputs is None else inputs[:, index - 1]))
         return y
 
+    def _in_states(
+        self,
+        altup: AltUpStates,
+        x: Tensor,
+        inputs: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        rest: Rest | None,
+    ) -> Tensor:
+        """All layers, where a token has several hidden states. x: scaled embeddings. inputs: [T, layers, size]."""
+        states, rotations = altup.begin(x), self._rotations(positions, x.dtype)
+        for index, layer in enumerate(self.layers):
+            own, tail, mixer = layer.altup, layer.tail, layer.attention
+            assert isinstance(mixer, Attention)
+            assert own is not None
+            assert tail is not None
+            predicted = own.predict(states)
+            x = predicted[own.spec.active]
+            normed = layer.attention_norm(x)
+            rope = self.spec.layers[index].rope
+            rotate, ends = rotations[rope], rest if index == self.last_storing else None
+            if ends is not None:
+                rotations = self._rotations(positions[ends.rows], x.dtype)
+                attend = ends.storing(rotations[rope])
+            mixed = mixer.mix(index, mixer.qkv(normed), rotate, attend)
+            if ends is not None:
+                x, normed, inputs, attend = x[ends.rows], normed[ends.rows], inputs[ends.rows], ends.attend
+                predicted = predicted[:, ends.rows]
+                if not len(x):
+                    return x
+            x = (x + layer.of_attention(mixed) + own.beside(normed)) * 2.0**-0.5
+            x = x + layer.of_mlp(layer.mlp_norm(x), x)
+            states = own.correct(predicted, x, tail, inputs[:, index])
+        return self.norm(altup.end(states))
+
     @cached_property
     def calls(self) -> tuple[LayerCall | None, ...]:
         """What each layer does beside attention, as far as it is one call; None for a layer without such a part."""
@@ -203,7 +282,8 @@ class Model:
             own, behind = layer.attention, self.layers[index + 1 : index + 2]
             between = (
                 None
-                if self.spec.residual_scale != 1.0
+                if self.altup is not None
+                or self.spec.residual_scale != 1.0
                 or own.qk_norm not in (None, "head")
                 or own.v_norm is not None
                 or spec.rope.temperature is not None
@@ -224,6 +304,22 @@ class Model:
                 call = LayerCall(between, ropes.index(spec.rope), stores, own.q_norm, own.k_norm)
             calls.append(call)
         return tuple(calls)
+
+    @cached_property
+    def last_storing(self) -> int:
+        """The last layer that keeps anything of a token: those behind it read what others have stored."""
+        layers = enumerate(self.spec.layers)
+        return max(index for index, layer in layers if layer.state is not None or layer.kv.source is None)
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether tokens that nobody asks about need not pass all layers (YOCO, arXiv 2405.05254; Gemma 3n and 4)."""
+        last = self.layers[self.last_storing].attention
+        stores = isinstance(last, TiedAttention) or (isinstance(last, Attention) and not last.output_gate)
+        return stores and self.last_storing + 1 < len(self.layers)
+
+    def _rotations(self, positions: Tensor, dtype: torch.dtype) -> dict[RopeSpec, Rotation]:
+        return {rope: table.at(positions, dtype) for rope, table in self.ropes.items()}
 
     def fits_range(self, index: int) -> bool:
         """Whether the layer's attention is what ranges of layers compute: no state, nothing behind what heads read."""
@@ -266,7 +362,7 @@ def load_mlp(weights: Weights, name: str, spec: ModelSpec, layer: LayerSpec) -> 
     """name: of the layer."""
     inner, moe = layer.intermediate_size or spec.intermediate_size, layer.moe
     if moe is None:
-        return MLP.load(weights, f"{name}.mlp", spec, inner, spec.mlp_bias)
+        return MLP.load(weights, f"{name}.mlp", spec, inner, spec.mlp_bias, sparsity=layer.sparsity)
     if moe.beside:
         return ExpertsBeside.load(weights, name, spec, moe, inner)
     return MixtureOfExperts.load(weights, f"{name}.mlp", spec, moe)

@@ -121,10 +121,25 @@ class PerLayerSpec:
 
 
 @dataclass(frozen=True)
+class AltUpSpec:
+    """Several hidden states a token, of which each layer computes one and corrects the others (arXiv 2301.13310).
+
+    states: how many. active: the one that is computed. scaled: it is multiplied before per-layer inputs meet it.
+    rank: of the low-rank map beside attention (LAuReL, arXiv 2411.07501).
+    """
+
+    states: int
+    active: int
+    scaled: bool
+    rank: int
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """One decoder layer: attention, or a mixer with a running state.
 
-    intermediate_size: of its dense network, None as in the other layers. tied: values are keys without norm weights
+    intermediate_size: of its dense network, None as in the other layers. sparsity: share of that network's gates that
+    become zero, the smallest ones as if they were normally distributed. tied: values are keys without norm weights
     and rotation; of `cache.k_dim`, the first `v_dim` elements are both, the others rotated (layers/tied.py).
 
     cache: what it keeps of every token, in the checkpoint's dtype, and which tokens it reads; None without attention.
@@ -136,6 +151,7 @@ class LayerSpec:
     moe: MoESpec | None = None
     intermediate_size: int | None = None
     tied: bool = False
+    sparsity: float = 0.0
     state: StateSpec | None = None
 
     @property
@@ -159,6 +175,7 @@ class ModelSpec:
     query_scale: multiplies q.k (usually head_dim ** -0.5). *_softcap: tanh soft-capping.
     output_gate: queries come with a gate of each element of what heads read (Qwen3-Next).
     attention_sinks: a learned score a head, of value zero, beside those of the keys (gpt-oss).
+    altup: a token has several hidden states (Gemma 3n).
     embed_scale: multiplies token embeddings. residual_scale: what attention and MLP add. logit_scale: logits.
     """
 
@@ -186,6 +203,7 @@ class ModelSpec:
     value_norm: bool = False
     layer_scalars: bool = False
     per_layer: PerLayerSpec | None = None
+    altup: AltUpSpec | None = None
     attention_softcap: float | None = None
     attention_sinks: bool = False
     logit_softcap: float | None = None

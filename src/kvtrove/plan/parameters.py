@@ -54,7 +54,8 @@ def count_parameters(spec: ModelSpec) -> Parameters:
     routers = sum(_router(spec, moe) for moe in mixtures)
     experts = [(moe, _mlp(spec, moe.intermediate_size, moe.bias)) for moe in mixtures]
     lookup, projected = _per_layer(spec)
-    shared = attention + norms + routers + dense + projected
+    routers += _altup(spec)
+    shared = attention + norms + routers + dense + projected + sum(o * i for o, i in _altup_matrices(spec))
     matrices = [(1, spec.vocab_size, spec.hidden_size), *_matrices(spec)]
     routed = sum(moe.num_experts * size for moe, size in experts)
     return Parameters(
@@ -80,6 +81,7 @@ def _matrices(spec: ModelSpec) -> Iterator[tuple[int, int, int]]:
         for count, inner in networks:
             yield count, 2 * inner, spec.hidden_size
             yield count, spec.hidden_size, inner
+    yield from ((1, *shape) for shape in _altup_matrices(spec))
     if spec.per_layer is not None:
         size, hidden = spec.per_layer.size, spec.hidden_size
         yield from [
@@ -134,6 +136,25 @@ def _per_layer(spec: ModelSpec) -> tuple[int, int]:
     return spec.per_layer.vocab_size * layers * size, 3 * layers * size * spec.hidden_size
 
 
+def _altup(spec: ModelSpec) -> int:
+    """Routers, factors and scales of layers with several hidden states, all of them small."""
+    if spec.altup is None:
+        return 0
+    n, hidden = spec.altup.states, spec.hidden_size
+    return spec.num_layers * (n * hidden + n**3 + n**2 + (hidden if spec.altup.scaled else 0))
+
+
+def _altup_matrices(spec: ModelSpec) -> list[tuple[int, int]]:
+    """(outputs, inputs) of what makes the hidden states and leads back, and of the low-rank maps of layers."""
+    if spec.altup is None:
+        return []
+    hidden, rank = spec.hidden_size, spec.altup.rank
+    return [(hidden, hidden)] * (2 * (spec.altup.states - 1)) + [
+        *[(rank, hidden)] * spec.num_layers,
+        *[(hidden, rank)] * spec.num_layers,
+    ]
+
+
 def _dense_size(spec: ModelSpec, layer: LayerSpec) -> int:
     """Width of the network that every token visits; 0 where experts alone do."""
     if layer.moe and not layer.moe.beside:
@@ -150,6 +171,7 @@ def _norms(spec: ModelSpec, layer: LayerSpec) -> int:
     weighted = spec.qk_norm not in (None, "unweighted")
     normed = sum(heads if layer.kv.source is None else heads[:1]) if weighted else 0
     whole = (4 if spec.norms == "sandwich" else 2) + (3 if layer.moe and layer.moe.beside else 0)
+    whole += 2 if spec.altup else 0
     return spec.hidden_size * (whole + (spec.per_layer is not None)) + normed * layer.kv.v_dim
 
 

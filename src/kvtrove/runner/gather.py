@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,29 +12,36 @@ from kvtrove.kv.arena import Arena
 from kvtrove.kv.compaction.scores import Seen
 from kvtrove.kv.formats.layout import block_slots
 from kvtrove.kv.rows import Gather
+from kvtrove.kv.spec import LayerKV
+from kvtrove.runner.pack import pack
 
 Turn = Callable[[int, Tensor, Tensor], Tensor]
 """Layer, keys [n, heads, k_dim], by how many positions each moves, int64 [n, heads] -> keys at their new positions."""
 Attention = Callable[[int, Tensor, Tensor], Tensor]
-"""Layer, queries [w, num_heads, k_dim], keys [n, heads, k_dim] -> probabilities as `Seen` has them."""
+"""Layer, queries [w, num_heads, k_dim], keys [n, heads, k_dim] -> what `Seen.attend` gives."""
 
 
 class Gatherer:
-    """Of one arena. turn, attention: of a model; without one, keys are moved as they are and no queries are seen."""
+    """Of one arena. turn, attention, scale: of a model; without, keys are moved as they are and no queries are seen."""
 
-    def __init__(self, arena: Arena, turn: Turn | None = None, attention: Attention | None = None) -> None:
-        self.arena, self.turn, self.attention = arena, turn, attention
+    def __init__(
+        self, arena: Arena, turn: Turn | None = None, attention: Attention | None = None, scale: float = 1.0
+    ) -> None:
+        self.arena, self.turn, self.attention, self.scale = arena, turn, attention, scale
 
     def __call__(self, op: Gather) -> None:
         """Layer by layer, since their planes lie apart: a layer's tokens are all read before any is written."""
         spec = self.arena.spec
+        if op.compactor.unequal:
+            pack(self.arena, op, lambda layer, k, v: self._seen(layer, k, v, op.observed))
+            return
         for layer in spec.layers:
             if layer.source is not None:
                 continue
             group, view = spec.group_of[layer.layer], self.arena.views(layer.layer)
             rows, targets = (self._ids(ids[group]) for ids in (op.sources, op.targets))
             k, v = (side[: op.num_tokens] for side in layer.format.decode(view, rows))
-            keep = op.compactor.keep(Seen(k, self._probabilities(layer.layer, k, op.observed)))
+            keep = op.compactor.keep(self._seen(layer, k, v, op.observed))
             kept_k, kept_v = _take(k, keep), _take(v, keep)
             if op.compactor.contiguous and self.turn is not None and layer.format.rope == "post":
                 places = torch.arange(keep.shape[1], device=keep.device)[:, None]
@@ -44,11 +52,14 @@ class Gatherer:
     def _ids(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor(ids, dtype=torch.int64, device=self.arena.device)
 
-    def _probabilities(self, layer: int, k: Tensor, observed: Sequence[Sequence[Tensor]]) -> Tensor | None:
+    def _seen(self, layer: LayerKV, k: Tensor, v: Tensor, observed: Sequence[Sequence[Tensor]]) -> Seen:
         """observed: a part of the window each step, of every layer [tokens, num_heads, k_dim]."""
+        index = layer.layer
+        turn = None if self.turn is None else partial(self.turn, index)
         if not observed or self.attention is None:
-            return None
-        return self.attention(layer, torch.cat([part[layer] for part in observed]), k)
+            return Seen(k, v=v, turn=turn)
+        q = torch.cat([part[index] for part in observed])
+        return Seen(k, partial(self.attention, index, q, k), v, q, turn, self.scale)
 
 
 def _take(x: Tensor, keep: Tensor) -> Tensor:

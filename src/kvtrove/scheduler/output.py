@@ -62,7 +62,8 @@ class PoolSpec:
 class ScheduledSequence:
     """Compute K/V of `tokens` at places start, start + 1, ... of the block tables.
 
-    shift: what their positions are beyond these places. observe: report the queries of the last so many of them.
+    shift: what their positions are beyond these places. packed: rows with which the tables begin that are packed.
+    observe: report the queries of the last so many of them.
 
     block_ids: per group the block table, -1 where no block is held.
     seat: what it has beside its blocks (`kvtrove.kv.seats`). pool: it draws nothing but becomes a vector.
@@ -83,6 +84,7 @@ class ScheduledSequence:
     """With prompt_logprobs: the token that follows each of `tokens`, as far as it is a prompt token."""
     pool: PoolSpec | None = None
     shift: int = 0
+    packed: int = 0
     observe: int = 0
     adapter: str = ""
 

@@ -19,7 +19,7 @@ def scheduled_sequence(seq: Sequence, num: int, drafts: array[int] = NO_TOKENS) 
     kv = seq.kv
     work = ScheduledSequence(seq.id, seq.tokens[start:stop], kv.num_held, kv.block_ids(), sample, seat=kv.seat)
     if seq.request.compactor is not None:
-        work.shift = kv.shift
+        work.shift, work.packed = kv.shift, kv.packed
         window = kv.compacts_at - seq.request.compactor.window  # the first token whose queries it looks at
         work.observe = max(0, stop - max(start, window))
     if drafts and sample is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from kvtrove.attention.backend import AttentionBatch, AttentionLayer, GroupTables
+from kvtrove import kernels
+from kvtrove.attention.backend import AttentionBackend, AttentionBatch, AttentionLayer, GroupTables
+from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.attention.select import chosen
 from kvtrove.kv.arena import Arena
@@ -13,8 +16,12 @@ from kvtrove.kv.recipe import recipe
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from tests.steps import attention_layer
 
-BLOCK, HEADS, KV_HEADS, DIM, LENGTH = 16, 4, 2, 8, 150
+BLOCK, HEADS, KV_HEADS, DIM, LENGTH = 16, 4, 2, 32, 150
 SHARED = HEADS // KV_HEADS
+REFERENCE = ReferenceBackend(max_scores=4000)
+BACKENDS: list[AttentionBackend] = [REFERENCE]
+if kernels.available():  # the portable level, and the widest that this machine has
+    BACKENDS += [CpuBackend("portable"), CpuBackend()]
 
 
 def layer_of(words: str) -> AttentionLayer:
@@ -22,27 +29,36 @@ def layer_of(words: str) -> AttentionLayer:
     return attention_layer(cache, Arena(cache, 12), cache.layers[0], HEADS)
 
 
-def attend(layer: AttentionLayer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def attend(
+    layer: AttentionLayer,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    backend: AttentionBackend = REFERENCE,
+) -> torch.Tensor:
     """All tokens in one step; blocks lie in rows 11, 10, ..."""
     table = torch.arange(11, 11 - -(-LENGTH // BLOCK), -1, dtype=torch.int32)
     positions = torch.arange(LENGTH)
     slots = table[positions // BLOCK].long() * BLOCK + positions % BLOCK
     completed = [(0, block) for block in range(LENGTH // BLOCK)]
     batch = AttentionBatch([0, LENGTH], [0], (GroupTables(slots, table[None]),), [0], completed)
-    backend = ReferenceBackend(max_scores=4000)
     return backend.run(q, k, v, layer, backend.plan(batch))
 
 
 def random() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, and keys and values that bfloat16 holds, as bounds are then exact."""
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(LENGTH, heads, DIM, generator=generator) for heads in (HEADS, KV_HEADS, KV_HEADS))  # type: ignore[return-value]
+    q, k, v = (torch.randn(LENGTH, heads, DIM, generator=generator) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    return q, k.bfloat16().float(), v.bfloat16().float()
 
 
-def test_each_query_reads_its_own_block_and_those_that_promise_most() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_query_reads_its_own_block_and_those_that_promise_most(backend: AttentionBackend) -> None:
     q, k, v = random()
     layer = layer_of("layers=0:quest=48")
-    found = attend(layer, q, k, v)
-    for p in range(LENGTH):
+    assert backend.reasons_against(layer, "cpu") == []
+    found = attend(layer, q, k, v, backend)
+    for p in range(5, LENGTH, 12):
         own = p // BLOCK
         for head in range(HEADS):
             kv_head = head // SHARED
@@ -59,19 +75,31 @@ def test_each_query_reads_its_own_block_and_those_that_promise_most() -> None:
             torch.testing.assert_close(found[p, head].double(), weights @ v[read, kv_head].double(), atol=1e-5, rtol=0)
 
 
-def test_a_budget_of_everything_is_dense_attention_bit_for_bit() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_budget_of_everything_is_dense_attention_bit_for_bit(backend: AttentionBackend) -> None:
     q, k, v = random()
-    assert torch.equal(attend(layer_of("layers=0:quest=160"), q, k, v), attend(layer_of("auto"), q, k, v))
+    every, dense = (attend(layer_of(words), q, k, v, backend) for words in ("layers=0:quest=160", "auto"))
+    assert torch.equal(every, dense)
 
 
-def test_bounds_are_those_of_keys_as_they_are_read() -> None:
+@pytest.mark.parametrize("words", ["auto", "fp16", "fp8", "int8", "int4", "int4r"])
+def test_bounds_are_those_of_keys_as_they_are_read(words: str) -> None:
+    """By each backend the same bits."""
     q, k, v = random()
-    layer = layer_of("layers=0:quest=48+int8")
-    attend(layer, q, k, v)
+    bounds = []
+    for backend in BACKENDS:
+        layer = layer_of(f"layers=0:quest=48+{words}" if words != "auto" else "layers=0:quest=48")
+        attend(layer, q, k, v, backend)
+        rows = torch.arange(11, 11 - LENGTH // BLOCK, -1)
+        bounds.append([layer.view[name][rows] for name in ("k_low", "k_high")])
+    assert all(torch.equal(mine, one) for both in bounds for mine, one in zip(both, bounds[0], strict=True))
     stored, _ = layer.format.decode(layer.view, torch.tensor([11, 10]), DIM)
-    blocks = stored.view(2, BLOCK, KV_HEADS, DIM)
-    assert torch.equal(layer.view["k_min"][[11, 10]], blocks.amin(1))
-    assert torch.equal(layer.view["k_max"][[11, 10]], blocks.amax(1))
+    blocks = stored.float().view(2, BLOCK, KV_HEADS, DIM)
+    low, high = (layer.view[name][[11, 10]].float() for name in ("k_low", "k_high"))
+    assert (low <= blocks.amin(1)).all()
+    assert (high >= blocks.amax(1)).all()
+    torch.testing.assert_close(low, blocks.amin(1), rtol=2**-7, atol=0)  # bfloat16 has 8 bits
+    torch.testing.assert_close(high, blocks.amax(1), rtol=2**-7, atol=0)
     rows, places = torch.tensor([[11, 10, 0]]), torch.tensor([[0, 1, 1 << 30]])
     read = chosen(q[None, :1], rows, places, torch.tensor([[1]]), layer)
     assert read[..., 1].all(), "its own"

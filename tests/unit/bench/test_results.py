@@ -12,13 +12,14 @@ import pytest
 from rich.console import Console, RenderableType
 
 from kvtrove.bench.benchmark import Result, Run, Settings
-from kvtrove.bench.compare import Change, compare, critical, differences, names, pairs
+from kvtrove.bench.chance import ENOUGH
+from kvtrove.bench.compare import compare, differences, names, pairs
 from kvtrove.bench.html import page
 from kvtrove.bench.probe import Probe
 from kvtrove.bench.record import TIMEOUT, UNFINISHED, Record
-from kvtrove.bench.results_file import FORMAT, as_json, read
+from kvtrove.bench.results_file import FORMAT, Side, as_json, read
 from kvtrove.bench.settings import Load, Slo, Target, Workload
-from kvtrove.bench.summary import Figure, summarise
+from kvtrove.bench.summary import summarise
 from kvtrove.bench.tables import comparison_table, label, result_table, shown
 from kvtrove.config import ConfigError
 from tests.unit.bench.records import record, steady
@@ -117,60 +118,64 @@ def test_what_is_no_result_is_refused(text: str, message: str, tmp_path: Path) -
 # ---- comparison ----
 
 
-@pytest.mark.parametrize(
-    ("name", "before", "after", "verdict"),
-    [
-        ("ttft_p50", Figure(1.0, 0.01), Figure(0.5, 0.01), "better"),
-        ("ttft_p50", Figure(0.5, 0.01), Figure(1.0, 0.01), "worse"),
-        ("goodput", Figure(1.0, 0.01), Figure(2.0, 0.01), "better"),
-        ("cached_share", Figure(0.9, 0.01), Figure(0.1, 0.01), "worse"),
-        ("itl_p99", Figure(1.0, 0.3), Figure(1.5, 0.4), "within the spread"),
-        ("itl_max", Figure(1.0), Figure(1.5), ""),
-        ("itl_p99", Figure(1.0), Figure(1.0), "same"),
-        ("itl_p99", Figure(None), Figure(1.0), ""),
-    ],
-)
-def test_a_change_is_judged_by_its_spread(name: str, before: Figure, after: Figure, verdict: str) -> None:
-    assert Change(name, before, after).verdict == verdict
-
-
-def test_the_spread_of_a_change_adds_both_errors() -> None:
-    change = Change("ttft_p50", Figure(1.0, 0.03), Figure(1.5, 0.04))
-    assert change.change == 0.5
-    assert change.spread == pytest.approx(critical(1) * 0.05)
+def side(found: Result, path: Path) -> Side:
+    return Side.of(store(found, path))
 
 
 def test_a_faster_run_is_better_and_an_equal_one_the_same(tmp_path: Path) -> None:
-    slow, fast = (read(store(result(some_records(t)), tmp_path / f"{t}.json")) for t in (0.6, 0.5))
-    verdicts = {change.name: change.verdict for change in compare(slow.runs[0], fast.runs[0])}
+    slow, fast = (side(result(some_records(t)), tmp_path / f"{t}.json") for t in (0.6, 0.1))
+    [both], [equal] = pairs(slow, fast), pairs(slow, slow)
+    verdicts = {change.name: change.verdict for change in compare(both)}
     assert verdicts["ttft_p50"] == "better"
     assert verdicts["tpot_p50"] == "same"
-    assert {change.verdict for change in compare(slow.runs[0], slow.runs[0])} == {"same"}
+    assert {change.verdict for change in compare(equal)} == {"same"}
 
 
 def test_runs_of_a_sweep_are_compared_by_rate(tmp_path: Path) -> None:
-    one = read(store(result(rates=(1, 2)), tmp_path / "a.json"))
-    other = read(store(result(rates=(2, 4)), tmp_path / "b.json"))
-    assert [(old.rate, new.rate) for old, new in pairs(one, other)] == [(2, 2)]
-    third = read(store(result(rates=(8, 9)), tmp_path / "c.json"))
+    one = side(result(rates=(1, 2)), tmp_path / "a.json")
+    other = side(result(rates=(2, 4)), tmp_path / "b.json")
+    assert [(both.before[0].rate, both.after[0].rate) for both in pairs(one, other)] == [(2, 2)]
+    third = side(result(rates=(8, 9)), tmp_path / "c.json")
     with pytest.raises(ConfigError, match=r"nothing in common: 1 arrivals/s .* and 8 arrivals/s"):
         comparison_table(one, third)
 
 
 def test_settings_that_differ_are_shown_first(tmp_path: Path) -> None:
-    one, other = (read(store(result(rate=rate, seed=int(rate)), tmp_path / f"{rate}.json")) for rate in (2.0, 4.0))
+    one, other = (side(result(rate=rate, seed=int(rate)), tmp_path / f"{rate}.json") for rate in (2.0, 4.0))
     assert differences(one, other) == [("load.rate", 2.0, 4.0)]  # another seed is no other test
     text = printed(comparison_table(one, other))
     assert text.startswith("not the same: load.rate was 2.0, is 4.0\n")
 
 
 def test_the_comparison_names_measure_change_and_spread(tmp_path: Path) -> None:
-    slow, fast = (read(store(result(some_records(t)), tmp_path / f"{t}.json")) for t in (0.6, 0.5))
+    slow, fast = (side(result(some_records(t)), tmp_path / f"{t}.json") for t in (0.6, 0.5))
     lines = printed(comparison_table(slow, fast), 200).splitlines()
     [line] = [line.split() for line in lines if line.startswith("TTFT p50")]
-    assert line[2:] == ["603", "ms", "503", "ms", "-16.6", "%", "±", line[9], "%", "better"]
+    assert line[2:] == ["603", "ms", "503", "ms", "-16.6", "%", "±", line[9], "%", "unsure"]
     [share] = [line for line in lines if line.startswith("prompt tokens from the cache")]
     assert "+0.0 points" in share
+    assert lines[-2].startswith("spread: what chance may do within a run. One run of each side cannot show")
+
+
+def test_folders_are_sides_of_runs_in_turn(tmp_path: Path) -> None:
+    found = as_json(result(), "1.2.3")
+    for name, ttft in (("a", 0.6), ("b", 0.5)):
+        (tmp_path / name).mkdir()
+        for number in range(ENOUGH):
+            found["started"] = datetime(2026, 1, 2, 3, 4, 2 * number + (name == "b"), tzinfo=UTC).isoformat()
+            found["settings"]["load"]["requests"] = 62 + (number == 3)
+            found["runs"][0]["figures"]["ttft_p50"] = {"value": ttft + number / 1e4, "error": 0.1}
+            (tmp_path / name / f"{9 - number}.json").write_text(json.dumps(found))
+    table = comparison_table(Side.of(str(tmp_path / "a")), Side.of(str(tmp_path / "b")))
+    lines = printed(table, 200).splitlines()
+    assert lines[0] == "not the same: load.requests was 62 and 63, is 62 and 63"
+    assert [line.split()[-1] for line in lines if line.startswith("TTFT p50")] == ["better"]
+    assert "spread: what chance may do, by 6 pairs of runs in turn" in lines[-1]
+    with pytest.raises(ConfigError, match="hold 6 and 1 results"):
+        comparison_table(Side.of(str(tmp_path / "a")), Side.of(str(tmp_path / "b/9.json")))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match=r"none holds no \.json"):
+        Side.of(str(tmp_path / "none"))
 
 
 def test_every_figure_has_a_name_and_a_unit() -> None:

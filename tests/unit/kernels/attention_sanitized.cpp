@@ -78,7 +78,7 @@ bool measure(const Form& of_keys, const Form& of_values, Distances& distances) {
         plane = {planes.back().data(), static_cast<std::ptrdiff_t>(bytes)};
     };
     Layer writable = layer;  // sides that are sealed take what is stored elsewhere
-    planes.reserve(8);
+    planes.reserve(10);
     for (Side* side : {&layer.k, &layer.v}) {
         const bool keys = side == &layer.k, sealed = (keys ? of_keys : of_values).is_sealed();
         const std::size_t shared = side->channels ? static_cast<std::size_t>(layer.kv_heads) * side->dim : vectors;
@@ -96,6 +96,11 @@ bool measure(const Form& of_keys, const Form& of_values, Distances& distances) {
         add_plane(written.data, vectors * written.vector_bytes());
     }
     writable.num_blocks = layer.num_blocks;
+    const bool selects = !layer.reach.window && layer.block_size % kTile == 0 && !of_keys.is_sealed() && draw(0, 1);
+    if (selects) {
+        for (Plane* plane : {&layer.select.low, &layer.select.high}) add_plane(*plane, std::size_t{2} * layer.kv_heads * layer.k.dim);
+        layer.select.least = draw(0, 9), layer.select.part = draw(0, 3);
+    }
 
     const auto batch_of = [&](std::int64_t start, std::int64_t count, std::vector<std::int64_t>& slots) {
         Batch batch;
@@ -118,6 +123,7 @@ bool measure(const Form& of_keys, const Form& of_values, Distances& distances) {
     auto k = numbers(2 * total * keys), v = numbers(2 * total * values);
     check(layer, everything);
     store(writable, everything, rows(k, keys), rows(v, values), 2);
+    if (selects) summarise(layer, everything, 2);
 
     auto q = numbers(2 * fresh * queries);
     std::vector<float> first, lse(2 * fresh * layer.num_heads);

@@ -15,7 +15,10 @@ from tests.unit.attention.tolerances import SPLIT_QUERY, SUMS, tolerance
 from tests.unit.kernels.sanitized import FLAGS, SOURCES, Kernels, build
 
 LEVELS = ("attention/levels/amx", "attention/levels/portable")
-OTHERS = ("attention/store", "attention/work", "common/isa", "common/threads")
+OTHERS = (
+    *("attention/store", "attention/stored", "attention/summarise", "attention/work"),
+    *("common/isa", "common/threads"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kvtrove.kernels import states as kernels
 from kvtrove.models.layers import state as states
-from kvtrove.models.layers.delta import UNIT_EPS, _unit, delta_rule
+from kvtrove.models.layers.delta import GatedDelta
+from kvtrove.models.layers.linear import Joint, Linear
+from kvtrove.models.layers.mamba import Mamba2
 from kvtrove.models.layers.state import StateBatch, causal_conv
+from kvtrove.models.state_spec import DeltaSpec, MambaSpec
 
 pytest.importorskip("kvtrove.kernels._cpu", reason="the extension is not built")
 STARTS, SEATS = [0, 7, 8, 30], [3, 0, 2]
@@ -33,32 +35,45 @@ def test_convolution(width: int, kernel: int, dtype: torch.dtype, monkeypatch: p
     assert torch.equal(mine, theirs)
 
 
+def delta(key_heads: int, heads: int, k_dim: int, v_dim: int) -> GatedDelta:
+    spec = DeltaSpec(key_heads, heads, k_dim, v_dim, kernel=4)
+    numbers = draw(4, spec.width), draw(heads).exp(), draw(heads), draw(v_dim)
+    return GatedDelta(spec, Joint([], ()), *numbers, 1e-6, Linear(draw(1)))
+
+
+def mamba(heads: int, head_dim: int, state: int, groups: int) -> Mamba2:
+    spec = MambaSpec(heads, head_dim, state, groups, kernel=4, limits=(0.001, 0.5))
+    numbers = draw(4, spec.width), draw(spec.width), draw(heads).exp(), draw(heads), draw(heads), draw(spec.inner)
+    return Mamba2(spec, Joint([], ()), *numbers, 1e-6, Linear(draw(1)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("key_heads", "heads", "k_dim", "v_dim"), [(2, 4, 16, 12), (1, 3, 24, 64), (2, 2, 128, 128)])
-def test_gated_delta(key_heads: int, heads: int, k_dim: int, v_dim: int, dtype: torch.dtype) -> None:
-    keys, values = key_heads * k_dim, heads * v_dim
-    mixed, gates = draw(30, 2 * keys + values), draw(30, values + 2 * heads).to(dtype)
-    z, b, a = gates.split([values, heads, heads], -1)
-    decay, dt, norm = draw(heads).exp(), draw(heads), draw(v_dim)
-    mine = draw(4, heads, k_dim, v_dim)
-    theirs, apart = mine.clone(), mine.clone()
+@pytest.mark.parametrize(
+    "mixer",
+    [delta(2, 4, 16, 12), delta(1, 3, 24, 64), delta(2, 2, 128, 128), mamba(8, 16, 12, 2), mamba(4, 8, 128, 1)],
+    ids=["delta narrow", "delta tile", "delta wide", "mamba narrow", "mamba wide"],
+)
+def test_mixers(mixer: GatedDelta | Mamba2, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against plain torch on the same numbers; then token by token, for the same bits."""
+    spec, projected = mixer.spec, draw(30, mixer.spec.projected).to(dtype)
+    shapes = {plane.name: plane.shape for plane in spec.planes("float32")}
+    mine = {"conv": draw(4, *shapes["conv"]).to(dtype), "matrix": draw(4, *shapes["matrix"])}
+    theirs, apart = ({name: x.clone() for name, x in mine.items()} for _ in range(2))
+
+    def run(rows: slice, states: dict[str, Tensor], batch: StateBatch) -> Tensor:
+        parts = (projected[rows],)
+        if isinstance(spec, DeltaSpec):
+            heads = spec.value_heads
+            parts = parts[0].split([spec.keys, spec.keys, spec.values, spec.values, heads, heads], -1)
+        return mixer.mix(parts, states, batch)
+
     batch = StateBatch(STARTS, SEATS, {})
-
-    def run(rows: slice, matrix: Tensor, batch: StateBatch) -> Tensor:
-        return kernels.gated_delta(
-            *(mixed[rows], z[rows], b[rows], a[rows], matrix, batch.starts, batch.seat_rows),
-            **{"key_heads": key_heads, "decay": decay, "dt": dt, "norm": norm, "eps": 1e-6, "unit_eps": UNIT_EPS},
-        )
-
     found = run(slice(0, 30), mine, batch)
-    q, k, v = mixed.split([keys, keys, values], -1)
-    q, k = (_unit(x.unflatten(-1, (-1, k_dim))).repeat_interleave(heads // key_heads, 1) for x in (q, k))
-    fade = (-decay * F.softplus(a.float() + dt)).exp()
-    out = delta_rule(q * k_dim**-0.5, k, v.unflatten(-1, (-1, v_dim)), fade, b.float().sigmoid(), theirs, batch)
-    normed = out * torch.rsqrt(out.square().mean(-1, keepdim=True) + 1e-6) * norm
-    expected = (normed * F.silu(z.float().view_as(out))).flatten(1)
-    torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-4)  # sums of 128 products in another order
-    torch.testing.assert_close(found.float(), expected, atol=2e-3 if dtype == torch.float32 else 3e-2, rtol=1e-2)
     cut = [run(slice(i, i + 1), apart, StateBatch([0, 1], [2], {})) for i in range(8, 30)]
     assert torch.equal(torch.cat(cut), found[8:])
-    assert torch.equal(apart[2], mine[2])
+    assert all(torch.equal(apart[name][2], mine[name][2]) for name in mine)
+    monkeypatch.setattr(kernels, "available", lambda x: False)
+    expected = run(slice(0, 30), theirs, batch)
+    assert torch.equal(mine["conv"], theirs["conv"])
+    torch.testing.assert_close(mine["matrix"], theirs["matrix"], atol=2e-5, rtol=1e-4)  # sums in another order
+    torch.testing.assert_close(found, expected, atol=2e-3 if dtype == torch.float32 else 3e-2, rtol=1e-2)

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from array import array
+from functools import partial
 from itertools import pairwise
+from random import Random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from kvtrove.attention.backend import AttentionLayer
 from kvtrove.attention.reference import window_probabilities
 from kvtrove.kv.arena import Arena
+from kvtrove.kv.cells import head_tables, read_counts
 from kvtrove.kv.chain import KeyChain
+from kvtrove.kv.compaction.budgets import AdaKV, Everywhere, Pyramid, in_blocks
 from kvtrove.kv.compaction.compactor import NEVER, AfterPrompt, Compactor, Rolling, context_shift, streaming
-from kvtrove.kv.compaction.scores import Seen, finch, keydiff, snapkv, tova
+from kvtrove.kv.compaction.scores import Seen, expected, finch, keydiff, snapkv, tova
 from kvtrove.kv.compaction.words import COMPACTORS
 from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.formats.int8 import int8
 from kvtrove.kv.recipe import recipe
 from kvtrove.kv.rows import Gather
 from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV
+from kvtrove.kv.values import read_values, write_values
 from kvtrove.models.layers.rope import RotaryEmbedding
 from kvtrove.runner.gather import Gatherer
 from tests.steps import attention_layer
@@ -69,14 +77,14 @@ def test_keydiff_is_minus_the_cosine_to_the_mean_direction(k: Tensor) -> None:
 
 
 def test_snapkv_pools_the_mean_attention_of_the_window(k: Tensor, q: Tensor, layer: AttentionLayer) -> None:
-    found = snapkv(Seen(k, window_probabilities(q, k, layer)))
+    found = snapkv(Seen(k, partial(window_probabilities, q, k, layer)))
     before = attention(q, k)[..., : HELD - WINDOW].mean(1)
     pooled = F.avg_pool1d(before, kernel_size=5, stride=1, padding=2)
     expected = pooled.view(KV_HEADS, SHARED, -1).mean(1)
     torch.testing.assert_close(found[:, : HELD - WINDOW].double(), expected, atol=1e-6, rtol=1e-5)
     keep = recipe("snapkv=33")(spec(dense("float32")))
     assert keep.compactor is not None
-    places = keep.compactor.keep(Seen(torch.cat([k, k, k]), torch.rand(KV_HEADS, SHARED, 32, 3 * HELD)))
+    places = keep.compactor.keep(Seen(torch.cat([k, k, k]), lambda: torch.rand(KV_HEADS, SHARED, 32, 3 * HELD)))
     assert places.shape == (KV_HEADS, 33)
     assert places[:, -32:].tolist() == [list(range(3 * HELD - 32, 3 * HELD))] * KV_HEADS, "its window stays"
 
@@ -87,12 +95,12 @@ def test_finch_weighs_each_query_by_what_it_sees(k: Tensor, q: Tensor, layer: At
         rows[:, i] *= HELD - WINDOW + i + 1
     expected = rows.mean(1).view(KV_HEADS, SHARED, -1).mean(1)
     torch.testing.assert_close(
-        finch(Seen(k, window_probabilities(q, k, layer))).double(), expected, atol=1e-5, rtol=1e-5
+        finch(Seen(k, partial(window_probabilities, q, k, layer))).double(), expected, atol=1e-5, rtol=1e-5
     )
 
 
 def test_tova_is_the_last_query_over_all_heads(k: Tensor, q: Tensor, layer: AttentionLayer) -> None:
-    found = tova(Seen(k, window_probabilities(q, k, layer)))
+    found = tova(Seen(k, partial(window_probabilities, q, k, layer)))
     expected = attention(q, k)[:, -1].mean(0)
     torch.testing.assert_close(found.double(), expected.expand(KV_HEADS, -1), atol=1e-6, rtol=1e-5)
 
@@ -138,6 +146,106 @@ def test_every_head_of_every_layer_keeps_its_own_tokens(stored: KVFormat) -> Non
                 # int8 is encoded again from what it decodes to: its scale may move by its rounding, 2^-10 of it.
                 torch.testing.assert_close(now[:25, head], was[places[head], head], atol=4 * 2**-10, rtol=0)
     assert len(chosen) == 2 * KV_HEADS
+
+
+def test_expected_attention_is_the_mean_over_queries_drawn_from_their_distribution(k: Tensor, q: Tensor) -> None:
+    """Against the formula of the paper in float64, and against what it approximates: 20,000 queries and a softmax."""
+    rope = RotaryEmbedding(10_000.0 ** -(torch.arange(0, DIM, 2) / DIM))
+    positions, v = torch.arange(HELD - WINDOW, HELD), torch.randn(HELD, KV_HEADS, DIM)
+    seen = Seen(k, v=v, queries=rope.at(positions, torch.float32)(q), turn=rope.turned, scale=DIM**-0.5)
+    found = expected(seen)
+    angles = torch.outer(torch.arange(HELD, HELD + 512).double(), 10_000.0 ** -(torch.arange(0, DIM, 2) / DIM).double())
+    half = DIM // 2
+    rotation = torch.zeros(DIM, DIM, dtype=torch.float64)
+    for i in range(half):
+        cos, sin = angles[:, i].cos().mean(), angles[:, i].sin().mean()
+        rotation[i, i] = rotation[i + half, i + half] = cos
+        rotation[i, i + half], rotation[i + half, i] = -sin, sin
+    formula = torch.empty(HEADS, HELD - 4, dtype=torch.float64)
+    for head in range(HEADS):
+        x, keys = q[:, head].double(), k[4:, head // SHARED].double()
+        mean, covariance = rotation @ x.mean(0), rotation @ torch.cov(x.T, correction=0) @ rotation.T
+        logits = keys @ mean / DIM**0.5 + torch.einsum("ni,ij,nj->n", keys, covariance, keys) / (2 * DIM)
+        formula[head] = logits.softmax(-1)
+    wanted = formula.view(KV_HEADS, SHARED, -1).mean(1) + 1e-2
+    wanted = wanted * v[4:].double().norm(dim=-1).T
+    torch.testing.assert_close(found[:, 4:].double(), wanted, atol=1e-5, rtol=1e-4)
+    assert (found[:, :4] == found[:, 4:].max()).all(), "sinks stay"
+
+
+def test_budgets_are_those_of_the_papers() -> None:
+    scores = [torch.rand(3, 400, generator=torch.Generator().manual_seed(layer)) ** (1 + layer) for layer in range(4)]
+    pyramid = [heads[0] for heads in Pyramid().wanted(scores, 120, 32)]
+    low, high = 88 / 20, 2 * 88 - 88 / 20
+    assert pyramid == pytest.approx([32 + high - i * (high - low) / 3 for i in range(4)])
+    assert Pyramid().wanted(scores, 300, 32)[0][0] == pytest.approx(400), "no layer keeps more than there is"
+    assert sum(heads[0] for heads in Pyramid().wanted(scores, 300, 32)) == pytest.approx(4 * 300)
+    for layer, found in zip(scores, AdaKV(0.5).wanted(scores, 120, 0), strict=True):
+        boosted = layer.clone()
+        for head in range(3):
+            boosted[head, layer[head].topk(60).indices] += 10
+        chosen = torch.zeros(3 * 400).index_fill(0, boosted.flatten().topk(360).indices, 1).view(3, 400)
+        assert found == chosen.sum(1).tolist()
+    together = torch.cat(scores)
+    best = torch.zeros(12 * 400).index_fill(0, together.flatten().topk(12 * 120).indices, 1).view(12, 400)
+    assert [n for heads in Everywhere().wanted(scores, 120, 0) for n in heads] == best.sum(1).tolist()
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.floats(0, 100), min_size=1, max_size=9).filter(any),
+    st.integers(1, 2),
+    st.integers(2, 30),
+    st.randoms(use_true_random=False),
+)
+def test_blocks_add_up_within_their_bounds(wanted: list[float], least: int, most: int, draw: Random) -> None:
+    total = draw.randint(least * len(wanted), most * len(wanted))
+    parts = in_blocks(wanted, total, least, most)
+    assert sum(parts) == total
+    assert all(least <= part <= most for part in parts)
+    ideal = [part * total / sum(wanted) for part in wanted]
+    if all(least <= part <= most for part in ideal):
+        assert all(abs(part - share) < 1 for part, share in zip(parts, ideal, strict=True))
+
+
+@pytest.mark.parametrize("stored", [dense("float32"), int8()], ids=["dense", "int8"])
+def test_unequal_heads_fill_their_rows_to_the_last_cell(stored: KVFormat) -> None:
+    """Gathered over their own sources; read through tables of heads, with tokens behind them."""
+    cache = recipe("adakv=0.1+snapkv=0.6")(spec(stored, 0, 1))
+    compactor, held = cache.compactor, 100
+    assert isinstance(compactor, AfterPrompt)
+    assert compactor.kept(held) == 5 * 16, "60 tokens are four blocks for each, and one says who has which"
+    arena, generator = Arena(cache, 12), torch.Generator().manual_seed(4)
+    content = {i: [torch.randn(7 * 16, KV_HEADS, DIM, generator=generator) for _ in "kv"] for i in (0, 1)}
+    for i, (k, v) in content.items():
+        write_values(arena, i, range(7), k, v)
+        content[i] = [x[:held].clone() for x in read_values(arena, i, range(7))]
+    chances = {i: torch.rand(KV_HEADS, 1, 32, held, generator=generator) for i in (0, 1)}
+    chances[0][0] *= 3
+    gatherer = Gatherer(arena, attention=lambda layer, q, k: chances[layer])
+    gatherer(Gather((tuple(range(7)),), ((3, 5, 1, 0, 11),), held, compactor, [[torch.zeros(32, HEADS, DIM)] * 2]))
+    counts = read_counts(arena, 3)
+    assert counts.sum() == 4 * cache.cells
+    assert counts[0] > counts[1], "a head with higher scores keeps more"
+    tables = head_tables(
+        np.array([[3, 5, 1, 0, 11, 9], [8, 2, -1, -1, -1, -1]], np.int32), [counts, None], [5, 0], cache.cells
+    )
+    scores = [compactor.scores(Seen(k, partial(chances.get, i))) for i, (k, v) in content.items()]  # type: ignore[arg-type]
+    for cell, count in enumerate(counts):
+        layer, head = divmod(cell, KV_HEADS)
+        assert tables[cell, 0, count] == 9 * cache.cells + cell, "what follows"
+        assert tables[cell, 1, :3].tolist() == [8 * cache.cells + cell, 2 * cache.cells + cell, -1]
+        cells = torch.from_numpy(tables[cell, 0, :count]).long()
+        places = scores[layer][head].topk(16 * int(count)).indices.sort().values
+        found = stored.decode(arena.views(layer), cells)
+        for was, now in zip(content[layer], found, strict=True):
+            torch.testing.assert_close(now[:, 0], was[places, head], atol=4 * 2**-10, rtol=0)
+
+
+def test_windows_keep_their_tokens_in_bf16() -> None:
+    """Places beyond 256 are no bf16 numbers."""
+    places = streaming(4, 1024).keep(Seen(torch.zeros(1028, 1, 8, dtype=torch.bfloat16)))
+    assert places.tolist() == [[*range(4), *range(132, 1028)]]
 
 
 def lengths(compactor: Compactor, num_prompt: int, num_tokens: int) -> tuple[list[int], int]:

@@ -12,7 +12,7 @@ from kvtrove.bench.engine.limits import Limits
 from kvtrove.bench.engine.result import Measurement
 from kvtrove.bench.engine.subject import Subject, greedy, random_prompts
 from kvtrove.bench.engine.timing import Clock, Samples, Watch, over, ratio, rounds, scaled, silent
-from kvtrove.bench.engine.work import kv_bytes_read, weight_bytes_read
+from kvtrove.bench.engine.work import kv_bytes_read, state_bytes_moved, weight_bytes_read
 from kvtrove.bench.summary import Figure
 from kvtrove.config import ConfigError
 from kvtrove.engine import Engine
@@ -65,6 +65,7 @@ def measure_decode(
     facts = {
         "weight_bytes": weight_bytes_read(subject.plan, batch),
         "kv_bytes": round(sum(read) / len(read)),
+        "state_bytes": state_bytes_moved(engine.runner.cache, batch),
         "cached_tokens": sum(starts) / len(starts) + 1,
         "cache": "random values",
         "reading": limits.reading,
@@ -107,7 +108,7 @@ def limit_figures(limits: Limits) -> dict[str, Figure]:
 
 def _figures(samples: Samples, limits: Limits, batch: int, facts: Mapping[str, Any]) -> dict[str, Figure]:
     step = scaled(samples.median(STEP), 1e3)
-    limit = over((facts["weight_bytes"] + facts["kv_bytes"]) * 1e-6, limits.read_gb_per_s)
+    limit = over((facts["weight_bytes"] + facts["kv_bytes"] + facts["state_bytes"]) * 1e-6, limits.read_gb_per_s)
     return {
         "step_ms": step,
         "limit_ms": limit,

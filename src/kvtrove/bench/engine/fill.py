@@ -71,6 +71,8 @@ def _randomise(engine: Engine, num_blocks: int, template: SequenceKV) -> None:
         k, v = (torch.randn(shape, generator=generator).to(device=arena.device, dtype=dtype) for shape in shapes)
         ids = torch.from_numpy(template.block_ids()[layer.group].astype("int64"))
         layer.format.seal(k, v, layer.view, ids.to(arena.device))
+        if layer.format.select:
+            layer.format.summarise(layer.view, ids.to(arena.device))
 
 
 def _fill(engine: Engine, kv: SequenceKV, prompt: array[int], num_tokens: int, template: SequenceKV) -> None:

@@ -29,6 +29,11 @@ def kv_bytes_read(cache: KVCacheSpec, positions: Iterable[int]) -> int:
     return round(nbytes)
 
 
+def state_bytes_moved(cache: KVCacheSpec, sequences: int) -> int:
+    """Bytes of running states that a step of so many sequences reads and writes back."""
+    return 2 * cache.mark_bytes * sequences
+
+
 def weight_bytes_read(model: PlanModel, num_tokens: int) -> int:
     """Bytes of weights that a step of `num_tokens` tokens reads once: of experts, those that some token visits."""
     return round(model.active_weight_bytes(num_tokens))

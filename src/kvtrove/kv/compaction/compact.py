@@ -49,6 +49,7 @@ def compact(
     kv.chain = chain.derive(compactor.id.encode(), tokens, held, kept)
     kv.dropped += held - kept
     kv.shift += 0 if compactor.contiguous else held - kept
+    kv.packed = kept // size if compactor.unequal else 0
     kv.next_event = 0
     full = kept // size
     if books.index.enabled:

@@ -5,17 +5,19 @@
              positions 3, 8, 9, ... each (layer, head) its own    the next token still is at position 1,000
 
 Keys are stored rotated and attention does not ask in which order they lie, so every head of every layer may keep tokens
-of its own, as long as all keep equally many: tables, kernels and planning see a shorter sequence and nothing else. A
-compactor that moves tokens (`contiguous`) turns their keys to the positions that they have now, as if the others had
-never been there.
+of its own. As long as all keep equally many, tables, kernels and planning see a shorter sequence and nothing else;
+unequal heads keep whole blocks, in rows that are cut into cells (`kv.cells`). A compactor that moves tokens
+(`contiguous`) turns their keys to the positions that they have now, as if the others had never been there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import TYPE_CHECKING, Protocol
+
+from kvtrove.kv.compaction.budgets import Budgets, in_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,8 +46,13 @@ class Compactor(Protocol):
         """Number of computed tokens at which a sequence that has `dropped` some is compacted next; NEVER."""
         ...
 
+    @property
+    def unequal(self) -> bool:
+        """Whether heads keep different numbers of tokens (`AfterPrompt.blocks`)."""
+        ...
+
     def kept(self, held: int) -> int:
-        """How many of `held` tokens stay, for every layer and head."""
+        """How many of `held` tokens stay for every layer and head; where they are unequal, places that these take."""
         ...
 
     def most(self, num_tokens: int) -> int:
@@ -54,6 +61,10 @@ class Compactor(Protocol):
 
     def keep(self, seen: Seen) -> Tensor:
         """int64 [heads, kept], places in the table in ascending order, of one layer."""
+        ...
+
+    def in_blocks_of(self, block_size: int) -> Compactor:
+        """The same for a cache of such blocks."""
         ...
 
     def problems(self, block_size: int) -> list[str]:
@@ -67,7 +78,7 @@ class AfterPrompt:
 
     method: its word. budget: a share of the prompt (a float up to 1), or a number of tokens. score: float32
     [heads, held] of what was seen of a layer. window: queries that it needs. recent: last tokens that always stay, most
-    often a question; the window's are among them.
+    often a question; the window's are among them. budgets: None is the same for all heads. block_size: of the cache.
     """
 
     method: str
@@ -76,27 +87,55 @@ class AfterPrompt:
     window: int = 0
     recent: int = 0
     contiguous: bool = False
+    budgets: Budgets | None = None
+    block_size: int = 1
 
     @property
     def id(self) -> str:
-        return f"{self.method}={self.budget}/1"
+        budgets = f"{self.budgets.id}+" if self.budgets else ""
+        return f"{budgets}{self.method}={self.budget}/1"
+
+    @property
+    def unequal(self) -> bool:
+        return self.budgets is not None
 
     def due(self, num_prompt: int, dropped: int) -> int:
         return num_prompt if not dropped and self.kept(num_prompt) < num_prompt else NEVER
 
     def kept(self, held: int) -> int:
         wanted = ceil(self.budget * held) if isinstance(self.budget, float) else self.budget
-        return min(held, max(wanted, 1, self.recent))
+        wanted = min(held, max(wanted, 1, self.recent))
+        if self.budgets is None or wanted == held:
+            return wanted
+        return min(held, (1 - -wanted // self.block_size) * self.block_size)  # a block says how many each head keeps
 
     def most(self, num_tokens: int) -> int:
         return num_tokens
 
     def keep(self, seen: Seen) -> Tensor:
+        scores = self.scores(seen)
+        best = scores.sort(dim=-1, descending=True, stable=True).indices  # of equal ones, the first
+        return best[:, : self.kept(scores.shape[1])].sort(-1).values
+
+    def scores(self, seen: Seen) -> Tensor:
+        """float32 [heads, held] of one layer, the highest of what stays whatever it is."""
         scores = self.score(seen)
         if self.recent:
             scores[:, -self.recent :] = float("inf")
-        best = scores.sort(dim=-1, descending=True, stable=True).indices  # of equal ones, the first
-        return best[:, : self.kept(scores.shape[1])].sort(-1).values
+        return scores
+
+    def blocks(self, scores: Sequence[Tensor]) -> list[list[int]]:
+        """Whole blocks that each head of each layer keeps of what has these scores."""
+        assert self.budgets is not None, "they are equal"
+        held, size = scores[0].shape[1], self.block_size
+        each = self.kept(held) // size - 1
+        wanted = self.budgets.wanted(scores, each * size, self.recent)
+        flat = [part for layer in wanted for part in layer]
+        parts = in_blocks(flat, each * len(flat), -(-self.recent // size), held // size)
+        return [[parts.pop(0) for _ in layer] for layer in wanted]
+
+    def in_blocks_of(self, block_size: int) -> Compactor:
+        return replace(self, block_size=block_size)
 
     def problems(self, block_size: int) -> list[str]:
         word, budget = self.method, self.budget
@@ -118,6 +157,7 @@ class Rolling:
     evict: int
     contiguous: bool = True
     window: int = 0
+    unequal: bool = False
 
     @property
     def id(self) -> str:
@@ -134,8 +174,11 @@ class Rolling:
 
     def keep(self, seen: Seen) -> Tensor:
         heads, held = seen.k.shape[1], seen.k.shape[0]
-        places = seen.k.new_ones(held).cumsum(0).long() - 1
+        places = seen.k.new_ones(held).int().cumsum(0) - 1
         return places[(places < self.sinks) | (places >= self.sinks + self.evict)].expand(heads, -1)
+
+    def in_blocks_of(self, block_size: int) -> Compactor:
+        return self
 
     def problems(self, block_size: int) -> list[str]:
         window = self.capacity - self.sinks

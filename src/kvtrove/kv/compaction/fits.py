@@ -16,6 +16,8 @@ def reasons_against(compactor: Compactor, cache: KVCacheSpec) -> list[str]:
     reasons = compactor.problems(cache.block_size)
     if cache.states:
         reasons.append(f"layer {cache.states[0].layer} keeps a state of all tokens together, which cannot drop some")
+    if compactor.unequal:
+        reasons += _unequal_heads(cache)
     for layer in cache.layers:
         where, stored = f"layer {layer.layer}", cache.storage(layer.layer).format
         if layer.retention != Full():
@@ -33,3 +35,19 @@ def reasons_against(compactor: Compactor, cache: KVCacheSpec) -> list[str]:
                 f"{where} stores keys before their rotation, which must keep their order: take int8 or streaming"
             )
     return reasons
+
+
+def _unequal_heads(cache: KVCacheSpec) -> list[str]:
+    """Why the heads of its layers cannot keep different numbers of tokens, which lie in cells of one shape."""
+    first, reasons = cache.layers[0], []
+    for layer in cache.layers:
+        stored = layer.format
+        if layer.source is not None:
+            reasons.append(f"layer {layer.layer} reads the keys and values of layer {layer.source}")
+        elif (layer.k_dim, layer.v_dim, stored.id) != (first.k_dim, first.v_dim, first.format.id):
+            reasons.append(f"layer {layer.layer} stores other keys and values than layer {first.layer}")
+        elif stored.rope == "pre":
+            reasons.append(f"layer {layer.layer} stores keys before their rotation")
+    return [
+        f"{reason}: its heads cannot keep different numbers of tokens; take snapkv or keydiff" for reason in reasons
+    ]

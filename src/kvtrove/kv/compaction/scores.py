@@ -9,11 +9,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvtrove.kv.compaction.budgets import Budgets, Pyramid
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 POOL = 5
 """Neighbours whose scores SnapKV averages, so that what is kept are runs of tokens and not single ones."""
+STATISTICS = 256
+"""Last queries of a prompt that Expected Attention takes for typical; the paper takes all."""
+AHEAD = 512
+"""Positions behind the prompt over which it averages the rotation."""
+SINKS = 4
+"""First tokens that it always keeps."""
+FLOOR = 1e-2
+"""What it adds to every probability, so that long values stay that nobody is expected to read."""
 TINY = 1e-12
 """Least length of a vector that is normalised, as in torch."""
 
@@ -22,12 +32,25 @@ TINY = 1e-12
 class Seen:
     """What one layer shows of a sequence.
 
-    k: [held, heads, k_dim], as attention reads them. probabilities: float32 [heads, shared, w, held], of the last w
-    queries of each of the `shared` query heads that a key head serves; None when no queries were asked for.
+    k: [held, heads, k_dim], as attention reads them. attend: computes `probabilities`; None when no queries were asked
+    for. v: [held, heads, v_dim]. queries: these, [w, num_heads, k_dim], at their positions. turn: keys or queries
+    [n, heads, k_dim] and int64 [n, heads] -> the same, moved by so many positions. scale: of attention.
     """
 
     k: Tensor
-    probabilities: Tensor | None = None
+    attend: Callable[[], Tensor] | None = None
+    v: Tensor | None = None
+    queries: Tensor | None = None
+    turn: Callable[[Tensor, Tensor], Tensor] | None = None
+    scale: float = 1.0
+
+    @property
+    def probabilities(self) -> Tensor:
+        """float32 [heads, shared, w, held], of the last w queries of each of the `shared` query heads that a key head
+        serves.
+        """
+        assert self.attend is not None, "compactors that look at them have a window"
+        return self.attend()
 
 
 def keydiff(seen: Seen) -> Tensor:
@@ -49,9 +72,9 @@ def snapkv(seen: Seen) -> Tensor:
 
     The window's own tokens score 0; compactors keep them whatever the score.
     """
-    assert seen.probabilities is not None, "its window is not 0"
-    heads, _, w, held = seen.probabilities.shape
-    mean, half = seen.probabilities.mean((1, 2)), POOL // 2
+    probabilities, half = seen.probabilities, POOL // 2
+    heads, _, w, held = probabilities.shape
+    mean = probabilities.mean((1, 2))
     padded = mean.new_zeros(heads, held - w + 2 * half)
     padded[:, half : half + held - w] = mean[:, : held - w]
     scores = mean.new_zeros(heads, held)
@@ -66,10 +89,10 @@ def finch(seen: Seen) -> Tensor:
     float32 [heads, held], over the whole prompt at once, where the paper cuts it into chunks. Kept keys are turned
     to positions 0, 1, 2, ...: what is left is a shorter dense cache.
     """
-    assert seen.probabilities is not None, "its window is not 0"
-    w, held = seen.probabilities.shape[-2:]
-    visible = seen.probabilities.new_ones(w).cumsum(0) + (held - w)
-    scores: Tensor = (seen.probabilities * visible[:, None]).mean((1, 2))
+    probabilities = seen.probabilities
+    w, held = probabilities.shape[-2:]
+    visible = probabilities.new_ones(w).cumsum(0) + (held - w)
+    scores: Tensor = (probabilities * visible[:, None]).mean((1, 2))
     return scores
 
 
@@ -78,20 +101,50 @@ def tova(seen: Seen) -> Tensor:
 
     float32 [heads, held], of equal rows.
     """
-    assert seen.probabilities is not None, "its window is 1"
     return seen.probabilities[:, :, -1].mean((0, 1)).expand(seen.k.shape[1], -1).contiguous()
+
+
+def expected(seen: Seen) -> Tensor:
+    """The attention that queries still to come will pay on average, times the length of the value (Expected Attention,
+    arXiv 2510.00636). Knows no question.
+
+    Queries before their rotation are taken for normal, with mean and covariance as the last `STATISTICS` of the prompt
+    have them, and turned by the mean rotation of the next `AHEAD` positions: exp(q.k) then has a mean in closed form.
+    float32 [heads, held]; the first `SINKS` tokens score as the best of the others.
+    """
+    q, k, v, turn = seen.queries, seen.k.float(), seen.v, seen.turn
+    assert q is not None, "its window is not 0"
+    assert v is not None
+    assert turn is not None
+    (w, num_heads, dim), (held, heads, _) = q.shape, k.shape
+    back = k.new_ones((w, num_heads)).int().cumsum(0) + (held - w - 1)
+    before = turn(q, -back).float().transpose(0, 1)  # [num_heads, w, dim]
+    mean = before.mean(1, keepdim=True)
+    spread = before - mean
+    covariance = spread.mT @ spread / w
+    steps = k.new_ones((AHEAD, dim)).int().cumsum(0) + (held - 1)
+    rotation = turn(k.new_ones(dim).diag().expand(AHEAD, dim, dim), steps).float().mean(0)  # row i: where e_i goes
+    mean, covariance = mean @ rotation, rotation.mT @ covariance @ rotation
+    keys = k[SINKS:].transpose(0, 1).repeat_interleave(num_heads // heads, 0)  # [num_heads, n, dim]
+    logits = (keys @ mean.mT)[..., 0] * seen.scale + ((keys @ covariance) * keys).sum(-1) * (seen.scale**2 / 2)
+    attention = logits.softmax(-1).view(heads, -1, held - SINKS).mean(1)
+    scores = k.new_empty((heads, held))
+    scores[:, SINKS:] = (attention + FLOOR) * v[SINKS:].float().norm(dim=-1).T
+    scores[:, :SINKS] = scores[:, SINKS:].max()
+    return scores
 
 
 @dataclass(frozen=True)
 class Method:
     """score: float32 [heads, held]. window: last queries of a prompt that it reads. recent: last tokens that stay.
-    contiguous: those that stay move together.
+    contiguous: those that stay move together. budgets: None is the same for all heads.
     """
 
     score: Callable[[Seen], Tensor]
     window: int
     recent: int
     contiguous: bool = False
+    budgets: Budgets | None = None
 
 
 SCORES: Mapping[str, Method] = {
@@ -99,4 +152,6 @@ SCORES: Mapping[str, Method] = {
     "snapkv": Method(snapkv, 32, 32),  # the window of SnapKV's authors
     "finch": Method(finch, 32, 32, contiguous=True),
     "tova": Method(tova, 1, 1),
+    "pyramid": Method(snapkv, 32, 32, budgets=Pyramid()),
+    "expected": Method(expected, STATISTICS, 32),
 }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from kvtrove.config import ConfigError
+from kvtrove.kv.compaction.budgets import AdaKV
 from kvtrove.kv.compaction.compactor import AfterPrompt, Compactor, streaming
 from kvtrove.kv.compaction.scores import SCORES
 
@@ -35,7 +36,8 @@ def _budget(word: str, text: str) -> float | int:
 
 def _after_prompt(word: str, text: str) -> Compactor:
     method = SCORES[word]
-    return AfterPrompt(word, _budget(word, text), method.score, method.window, method.recent, method.contiguous)
+    budget = _budget(word, text)
+    return AfterPrompt(word, budget, method.score, method.window, method.recent, method.contiguous, method.budgets)
 
 
 def _streaming(text: str) -> Compactor:
@@ -48,10 +50,36 @@ def _streaming(text: str) -> Compactor:
     return streaming(*map(int, found.groups()))
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A change of a way to drop tokens, such as adakv+snapkv=0.2. change: that way and the text behind "=" -> another.
+
+    argument: an example of the text, which may be left out.
+    """
+
+    help: str
+    change: Callable[[Compactor, str], Compactor]
+    argument: str
+
+
+def _adakv(compactor: Compactor, text: str) -> Compactor:
+    if text and not re.fullmatch(r"0?\.\d+|[01](\.0*)?", text):
+        raise ConfigError(f"cache: adakv={text}: give the share of a head's budget that is safe, such as adakv=0.2")
+    if not isinstance(compactor, AfterPrompt) or compactor.contiguous or compactor.budgets:
+        apart = ", ".join(word for word, method in SCORES.items() if not (method.contiguous or method.budgets))
+        raise ConfigError(f"cache: adakv shares out what all heads of a layer keep: it goes with one of {apart}")
+    return replace(compactor, budgets=AdaKV(float(text)) if text else AdaKV())
+
+
 COMPACTORS: Mapping[str, Dropping] = {
     "keydiff": Dropping("of a prompt, the keys that differ most", partial(_after_prompt, "keydiff"), "0.5"),
     "snapkv": Dropping("of a prompt, what its last tokens read", partial(_after_prompt, "snapkv"), "0.2"),
     "finch": Dropping("as snapkv, at positions that follow each other", partial(_after_prompt, "finch"), "0.2"),
     "tova": Dropping("of a prompt, what its last token reads", partial(_after_prompt, "tova"), "0.2"),
+    "pyramid": Dropping("as snapkv, more in early layers", partial(_after_prompt, "pyramid"), "0.2"),
+    "expected": Dropping("of a prompt, what later queries will read", partial(_after_prompt, "expected"), "0.5"),
     "streaming": Dropping("the first tokens and a window, at positions of their own", _streaming, "4+1024"),
+}
+VARIANTS: Mapping[str, Variant] = {
+    "adakv": Variant("with another word: heads of a layer share what they keep", _adakv, "0.2"),
 }

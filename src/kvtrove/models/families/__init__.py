@@ -10,6 +10,7 @@ from kvtrove.models.families import (
     deepseek,
     exaone,
     gemma,
+    gemma3n,
     gemma4,
     glm,
     gpt_oss,
@@ -25,6 +26,7 @@ from kvtrove.models.families import (
     qwen,
     qwen_next,
     smollm,
+    yoco,
 )
 from kvtrove.models.families.common import Family
 from kvtrove.models.spec import ModelError
@@ -35,6 +37,7 @@ REGISTRY: dict[str, Family] = {
     **mistral.FAMILIES,
     **qwen.FAMILIES,
     **gemma.FAMILIES,
+    **gemma3n.FAMILIES,
     **gemma4.FAMILIES,
     **glm.FAMILIES,
     **phi.FAMILIES,
@@ -48,6 +51,7 @@ REGISTRY: dict[str, Family] = {
     **qwen_next.FAMILIES,
     **granite_hybrid.FAMILIES,
     **gpt_oss.FAMILIES,
+    **yoco.FAMILIES,
 }
 
 
@@ -63,6 +67,8 @@ MODEL_TYPES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForConditionalGeneration",
     "gemma3_text": "Gemma3ForCausalLM",
+    "gemma3n": "Gemma3nForConditionalGeneration",
+    "gemma3n_text": "Gemma3nForCausalLM",
     "gemma4": "Gemma4ForConditionalGeneration",
     "gemma4_text": "Gemma4ForCausalLM",
     "phi3": "Phi3ForCausalLM",
@@ -90,6 +96,7 @@ MODEL_TYPES = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
     "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
+    "yoco": "YocoForCausalLM",
     "gpt_oss": "GptOssForCausalLM",
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
     "lfm2": "Lfm2ForCausalLM",

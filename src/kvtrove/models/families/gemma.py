@@ -38,8 +38,8 @@ _GEMMA3_DEFAULTS = {
     "bos_token_id": 2,
     "eos_token_id": 1,
 }
-_GLOBAL = RopeDefaults(theta=1_000_000.0)
-_LOCAL = RopeDefaults(theta=10_000.0, theta_key="rope_local_base_freq", scaling_key="")
+GLOBAL = RopeDefaults(theta=1_000_000.0)
+LOCAL = RopeDefaults(theta=10_000.0, theta_key="rope_local_base_freq", scaling_key="")
 
 
 def read_gemma2(view: ConfigView) -> ModelSpec:
@@ -56,7 +56,7 @@ def read_gemma3(view: ConfigView) -> ModelSpec:
     heads = read_heads(view, head_dim=256)
     pattern = view.size("sliding_window_pattern", 6)
     types = layer_types(view, lambda i: SLIDING if (i + 1) % pattern else FULL)
-    ropes = {FULL: read_rope(view, heads.dim, FULL, _GLOBAL), SLIDING: read_rope(view, heads.dim, SLIDING, _LOCAL)}
+    ropes = {FULL: read_rope(view, heads.dim, FULL, GLOBAL), SLIDING: read_rope(view, heads.dim, SLIDING, LOCAL)}
     layers = build_layers(view, heads, types, ropes, sliding_window(view, 4096))
     limit = view.size("max_position_embeddings")
     return build_spec(

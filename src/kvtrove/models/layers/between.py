@@ -47,7 +47,7 @@ def joined(
 
 def _packed(mlp: Network | None) -> tuple[PackedLinear, PackedLinear, Gate] | None:
     """gate_up, down and the activation; None when one of them is not ours."""
-    if not isinstance(mlp, MLP) or mlp.activation == "gelu" or mlp.clamped is not None:
+    if not isinstance(mlp, MLP) or mlp.activation == "gelu" or not mlp.plain:
         return None
     gate_up, down = mlp.gate_up.product, mlp.down
     if isinstance(gate_up, PackedLinear) and isinstance(down, PackedLinear):

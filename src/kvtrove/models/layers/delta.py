@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,9 +61,9 @@ class GatedDelta(StateMixer):
         """[T, values] of what the projections gave. states: of this layer, updated in place."""
         spec = self.spec
         *qkv, z, b, a = projected
-        mixed = causal_conv(kernels.beside(qkv), self.conv, None, states["conv"], batch, silu=True)
-        if kernels.available(z):
-            return self._in_one_call(mixed, kernels.beside((z, b, a)), states["matrix"], batch)
+        if kernels.available(z) and states["conv"].dtype == z.dtype:
+            return self.kernel(kernels.beside(projected), states, batch.starts, batch.seat_rows)
+        mixed = causal_conv(torch.cat(qkv, -1), self.conv, None, states["conv"], batch, silu=True)
         q, k, v = mixed.split([spec.keys, spec.keys, spec.values], dim=-1)
         each = spec.value_heads // spec.key_heads
         q = (_unit(q.unflatten(-1, (-1, spec.k_dim))) * spec.k_dim**-0.5).repeat_interleave(each, 1)
@@ -72,18 +73,11 @@ class GatedDelta(StateMixer):
         normed = out * torch.rsqrt(out.square().mean(-1, keepdim=True) + self.eps) * self.norm
         return (normed * F.silu(z.float().view_as(out))).to(z.dtype).flatten(1)
 
-    def _in_one_call(self, mixed: Tensor, gates: Tensor, matrix: Tensor, batch: StateBatch) -> Tensor:
-        spec = self.spec
-        z, b, a = gates.split([spec.values, spec.value_heads, spec.value_heads], dim=-1)
-        return kernels.gated_delta(
-            *(mixed, z, b, a, matrix, batch.starts, batch.seat_rows),
-            key_heads=spec.key_heads,
-            decay=self.decay,
-            dt=self.dt,
-            norm=self.norm,
-            eps=self.eps,
-            unit_eps=UNIT_EPS,
-        )
+    @cached_property
+    def kernel(self) -> kernels.DeltaKernel:
+        """All of `mix` in one call."""
+        sizes = {"key_heads": self.spec.key_heads, "k_dim": self.spec.k_dim}
+        return kernels.DeltaKernel(self.conv, self.decay, self.dt, self.norm, **sizes, eps=self.eps, unit_eps=UNIT_EPS)
 
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, matrix: Tensor, batch: StateBatch) -> Tensor:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kvtrove.kernels import states as kernels
 from kvtrove.models.layers.linear import Joint, Product, Weights
 from kvtrove.models.layers.state import StateBatch, StateMixer, States, causal_conv, taps
 from kvtrove.models.spec import ModelSpec
@@ -60,6 +62,8 @@ class Mamba2(StateMixer):
     def mix(self, projected: Sequence[Tensor], states: States, batch: StateBatch) -> Tensor:
         """[T, inner] of what the projections gave. states: of this layer, updated in place."""
         spec = self.spec
+        if kernels.available(projected[0]) and states["conv"].dtype == projected[0].dtype:
+            return self.kernel(projected[0], states, batch.starts, batch.seat_rows)
         z, xbc, dt = projected[0].split([spec.inner, spec.width, spec.heads], dim=-1)
         mixed = causal_conv(xbc, self.conv, self.conv_bias, states["conv"], batch, silu=True)
         x, b, c = mixed.split([spec.inner, spec.groups * spec.state, spec.groups * spec.state], dim=-1)
@@ -72,6 +76,17 @@ class Mamba2(StateMixer):
         grouped = gated.unflatten(-1, (spec.groups, -1))
         normed = grouped * torch.rsqrt(grouped.square().mean(-1, keepdim=True) + self.eps)
         return (normed.flatten(1) * self.norm).to(z.dtype)
+
+    @cached_property
+    def kernel(self) -> kernels.MambaKernel:
+        """All of `mix` in one call."""
+        return kernels.MambaKernel(
+            *(self.conv, self.conv_bias, self.decay, self.skip, self.dt, self.norm),
+            state=self.spec.state,
+            groups=self.spec.groups,
+            eps=self.eps,
+            limits=self.spec.limits,
+        )
 
 
 def scan(x: Tensor, b: Tensor, c: Tensor, fade: Tensor, matrix: Tensor, batch: StateBatch) -> Tensor:

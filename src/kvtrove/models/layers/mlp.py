@@ -24,12 +24,17 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class MLP:
-    """down(activation(gate(x)) * up(x)), or what `clamped` says instead."""
+    """down(activation(gate(x)) * up(x)), or what `clamped` says instead.
+
+    cutoff: standard deviations above the mean of a token's gates that are subtracted first; what is negative then
+    becomes zero (Gemma 3n).
+    """
 
     gate_up: Joint
     down: Product
     activation: Activation
     clamped: ClampedGate | None = None
+    cutoff: float | None = None
 
     @classmethod
     def load(
@@ -40,15 +45,23 @@ class MLP:
         inner: int,
         bias: bool = False,
         clamped: ClampedGate | None = None,
+        sparsity: float = 0.0,
     ) -> MLP:
-        """inner: width between the projections."""
+        """inner: width between the projections. sparsity: share of gates that become zero."""
         outer = spec.hidden_size
+        deviations = float(torch.special.ndtri(torch.tensor(sparsity)))
         return cls(
             gate_up=weights.joint({f"{name}.gate_proj": inner, f"{name}.up_proj": inner}, outer, bias),
             down=weights.linear(f"{name}.down_proj", (outer, inner), bias),
             activation=spec.activation,
             clamped=clamped,
+            cutoff=deviations if sparsity else None,
         )
+
+    @property
+    def plain(self) -> bool:
+        """Whether gates go through the activation alone."""
+        return self.clamped is None and self.cutoff is None
 
     def __call__(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x)
@@ -56,6 +69,8 @@ class MLP:
             limit, alpha = self.clamped.limit, self.clamped.alpha
             gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
             return self.down((up + 1) * (gate * torch.sigmoid(gate * alpha)))
+        if self.cutoff is not None:
+            gate = F.relu(gate - (gate.mean(-1, keepdim=True) + gate.std(-1, keepdim=True, correction=0) * self.cutoff))
         gated = rows.GATES.get(self.activation)
         if gated and rows.serves(gate) and gate.stride() == up.stride():
             return self.down(gated(gate, up))

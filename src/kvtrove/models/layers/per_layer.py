@@ -45,7 +45,8 @@ class PerLayerInputs:
 
     def __call__(self, tokens: Tensor, embedded: Tensor) -> Tensor:
         """[T, layers, size] of tokens int64 [T] and their scaled embeddings [T, hidden_size]."""
-        looked_up = (self.table(tokens) * self.embed_scale).unflatten(-1, (-1, self.spec.size))
+        known = torch.where(tokens < self.spec.vocab_size, tokens, 0)
+        looked_up = (self.table(known) * self.embed_scale).unflatten(-1, (-1, self.spec.size))
         projected = (self.project(embedded) * self.project_scale).unflatten(-1, (-1, self.spec.size))
         return (self.norm(projected) + looked_up) * 2.0**-0.5
 
@@ -80,6 +81,13 @@ class LayerTail:
     def __call__(self, x: Tensor, added: Tensor, inputs: Tensor | None) -> Tensor:
         """x + added and what follows from the layer's inputs [T, size], in place of x [T, hidden_size]."""
         x.add_(added)
-        if self.gate is not None and self.project is not None and self.norm is not None and inputs is not None:
-            x.add_(self.norm(self.project(ACTIVATIONS[self.activation](self.gate(x)) * inputs)))
+        if self.gate is not None and inputs is not None:
+            x.add_(self.added(x, inputs))
         return x if self.scalar == 1.0 else x.mul_(self.scalar)
+
+    def added(self, x: Tensor, inputs: Tensor) -> Tensor:
+        """What the layer's inputs [T, size] make of x [T, hidden_size]."""
+        assert self.gate is not None
+        assert self.project is not None
+        assert self.norm is not None
+        return self.norm(self.project(ACTIVATIONS[self.activation](self.gate(x)) * inputs))

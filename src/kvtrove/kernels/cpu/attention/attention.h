@@ -83,6 +83,18 @@ struct Side {
     std::int64_t vector_bytes() const { return static_cast<std::int64_t>(dim * bytes_of(stored)) / codes_of(stored); }
 };
 
+// Which blocks the query at position p reads, in place of all before its own (kv/selection): its own, and those that promise
+// most by their summaries. Planes of blocks: bounds of their keys, bfloat16 [kv_heads][k.dim]. room: blocks beside the own one.
+struct Selection {
+    Plane low, high;
+    std::int64_t least = 0, part = 0;  // room: `least`, or one of `part` blocks before it where that is more; part 0: never
+
+    explicit operator bool() const { return low.data != nullptr; }
+    std::int64_t room(std::int64_t older) const {
+        return std::min(older, std::max(least, part ? (older + part - 1) / part : 0));
+    }
+};
+
 // What never changes about a layer. Queries have the size of keys, results that of values.
 struct Layer {
     Side k, v;
@@ -91,6 +103,7 @@ struct Layer {
     float scale = 1, softcap = 0;          // softcap 0: none
     const float* sink_logits = nullptr;    // [num_heads], or none: a score each query has beside those of its keys, of value zero
     Reach reach;
+    Selection select;                      // of a layer whose reach has no bounds; block_size is a multiple of kTile
 
     int group() const { return num_heads / kv_heads; }
 };
@@ -127,6 +140,7 @@ struct Scratch {
     std::vector<struct Tile> tiles;
     std::vector<struct Item> items;
     std::vector<float> memory;
+    std::vector<std::uint64_t> kept;  // see Kept
 
     Scratch();
     Scratch(const Scratch&) = delete;
@@ -142,6 +156,9 @@ void check(const Layer& layer, const Batch& batch);
 // round(x / s), s = float16(max|x| / 127, rounded up). rope: turns k on the way.
 void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v, int num_threads,
            const Rope* rope = nullptr);
+
+// Writes the summaries (Selection) of every block that the batch has filled, of keys as they are stored.
+void summarise(const Layer& layer, const Batch& batch, int num_threads);
 
 // Turns x [tokens][heads][dim] in place.
 void rotate(const Rows& x, std::int64_t tokens, int heads, int dim, const Rope& rope, int num_threads);
@@ -164,7 +181,7 @@ struct Inputs {
     const Rope* rope = nullptr;
 };
 
-// `store`, `rotate` and `attend`, as far as they are asked for.
+// `store`, `summarise`, `rotate` and `attend`, as far as they are asked for.
 void run(const Layer& layer, const Batch& batch, const Inputs& inputs, const Rows& out, Scratch& scratch, int num_threads,
          Isa isa);
 

@@ -6,6 +6,7 @@
 
 #include "attention/codecs/convert.h"
 #include "attention/codecs/turn.h"
+#include "attention/place.h"
 #include "common/threads.h"
 
 namespace kvtrove::attention {
@@ -13,23 +14,6 @@ namespace kvtrove::attention {
 namespace {
 
 constexpr std::int64_t kWorthAThread = 16;  // tokens to store before another thread is woken
-
-// Where one (slot, kv head) vector lies: element d at data[d / pack * stride + d % pack].
-struct Place {
-    std::uint8_t* data;
-    std::ptrdiff_t stride;
-    int pack;
-};
-
-Place place(const Layer& layer, const Side& side, std::int64_t slot, int head, bool keys) {
-    const std::int64_t block = slot / layer.block_size, at = slot % layer.block_size;
-    const int bytes = static_cast<int>(bytes_of(side.stored)), pack = side.tiled ? 4 / bytes : 1;
-    const std::int64_t dim = side.vector_bytes() / bytes, of_head = static_cast<std::int64_t>(head) * layer.block_size * dim;
-    std::uint8_t* data = side.data.data + block * side.data.block_stride;
-    if (!side.tiled) return {data + (of_head + at * dim) * bytes, 1, 1};
-    if (keys) return {data + (of_head + at / kTile * kTile * dim + at % kTile * pack) * bytes, kTile * pack, pack};
-    return {data + (of_head + at / pack * pack * dim + at % pack) * bytes, pack, 1};
-}
 
 template <class T>
 void scatter(const T* from, int dim, const Place& to) {
@@ -135,12 +119,6 @@ struct Vector {
     std::int64_t token;
     const Rope* rope;
 };
-
-// The first scale or zero of a vector in a plane of them; those of its other groups lie block_size apart.
-std::uint16_t* numbers_of(const Layer& layer, const Side& side, const Plane& plane, std::int64_t slot, int head) {
-    auto* block = plane.data + slot / layer.block_size * plane.block_stride;
-    return reinterpret_cast<std::uint16_t*>(block) + head * side.groups() * layer.block_size + slot % layer.block_size;
-}
 
 void store_codes(const Layer& layer, const Side& side, const float* from, std::int64_t slot, int head, std::uint8_t* to) {
     std::uint16_t* scale = numbers_of(layer, side, side.scale, slot, head);

@@ -90,6 +90,30 @@ void require_held(const Layer& layer, const Batch& batch, std::int64_t sequence,
     }
 }
 
+// Has every tile choose its blocks. bits: memory that is kept.
+Kept choose(const Level& level, const Step& step, std::size_t tiles, std::vector<std::uint64_t>& bits, float* workspaces,
+            std::size_t own, int threads) {
+    Kept kept = step.kept;
+    const std::size_t needed = static_cast<std::size_t>(kept.rows + 2 * tiles) * kept.words;
+    if (bits.size() < needed) bits.resize(needed);
+    kept.bits = bits.data();
+    Step choosing = step;
+    choosing.kept = kept;
+    parallel(tiles, threads, [&](std::size_t i, std::size_t worker) { level.choose(choosing, i, workspaces + own * worker); });
+    return kept;
+}
+
+// The room that choices of a batch take, without memory.
+Kept room_for_choices(const Layer& layer, const Batch& batch) {
+    Kept kept;
+    for (std::int64_t s = 0; s < batch.sequences(); ++s) {
+        const std::int64_t end = batch.start[s] + batch.query_start[s + 1] - batch.query_start[s];
+        kept.blocks = std::max(kept.blocks, (end + layer.block_size - 1) / layer.block_size);
+    }
+    kept.words = (kept.blocks + 63) / 64, kept.heads = layer.kv_heads, kept.rows = batch.tokens() * layer.kv_heads;
+    return kept;
+}
+
 }  // namespace
 
 void check(const Layer& layer, const Batch& batch) {
@@ -119,9 +143,11 @@ void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& o
     if (scratch.tiles.empty()) return;
 
     const int threads = num_threads > 0 ? num_threads : static_cast<int>(max_threads());
-    Step step{layer, batch, q, out, scratch.tiles.data(), nullptr, lse, earlier, nullptr, 0};
+    Step step{layer, batch, q, out, scratch.tiles.data(), nullptr, lse, earlier, nullptr, 0, {}};
     for (const Tile& tile : scratch.tiles) step.max_rows = std::max(step.max_rows, step.rows(tile));
-    const std::size_t each = step.partial_floats(), own = level.workspace_floats(layer, step.max_rows);
+    if (layer.select) step.kept = room_for_choices(layer, batch);
+    const std::size_t choices = layer.select ? level.choice_floats(layer, step.max_rows, step.kept.blocks) : 0;
+    const std::size_t each = step.partial_floats(), own = std::max(level.workspace_floats(layer, step.max_rows), choices);
     const std::size_t partials = list_items(scratch, each, threads) * each, needed = own * threads + partials + 2 * kLineFloats;
     if (scratch.memory.size() < needed) scratch.memory.resize(needed);
     // whole cache lines: a row of a tile that lies in two of them costs twice
@@ -129,6 +155,7 @@ void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& o
     float* const workspaces = scratch.memory.data() + (-address % kLineBytes) / sizeof(float);
     step.items = scratch.items.data(), step.partials = workspaces + own * threads;
 
+    if (layer.select) step.kept = choose(level, step, scratch.tiles.size(), scratch.kept, workspaces, own, threads);
     // Runs start in their order: while all threads keep pace, each gets every `threads`-th.
     const std::size_t items = scratch.items.size(), runs = std::min<std::size_t>(items, std::size_t{kRunsPerThread} * threads);
     const auto begin = [&](std::size_t run) { return static_cast<std::int32_t>(items * run / runs); };
@@ -145,6 +172,7 @@ void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& o
 void run(const Layer& layer, const Batch& batch, const Inputs& inputs, const Rows& out, Scratch& scratch, int num_threads,
          Isa isa) {
     if (inputs.keys.data) store(layer, batch, inputs.keys, inputs.values, num_threads, inputs.rope);
+    if (inputs.keys.data && layer.select) summarise(layer, batch, num_threads);
     if (inputs.rope) rotate(inputs.queries, batch.tokens(), layer.num_heads, layer.k.dim, *inputs.rope, num_threads);
     attend(layer, batch, inputs.queries, out, nullptr, scratch, num_threads, isa);
 }

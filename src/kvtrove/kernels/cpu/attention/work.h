@@ -24,6 +24,20 @@ struct Run {
     std::int32_t begin, end, after;
 };
 
+// Blocks that queries have chosen (Selection): a bit for each block of a sequence. words: in which they lie.
+struct Kept {
+    std::uint64_t* bits = nullptr;
+    std::int64_t blocks = 0, words = 0, rows = 0;
+    int heads = 0;
+
+    explicit operator bool() const { return bits != nullptr; }
+    std::uint64_t* row(std::int64_t token, int kv_head) const { return bits + (token * heads + kv_head) * words; }
+    // Of a tile: what some of its tokens read, and what all of them do.
+    std::uint64_t* any(std::int64_t tile) const { return bits + (rows + 2 * tile) * words; }
+    std::uint64_t* every(std::int64_t tile) const { return any(tile) + words; }
+    static bool has(const std::uint64_t* bits, std::int64_t block) { return bits[block / 64] >> block % 64 & 1; }
+};
+
 struct Step {
     const Layer& layer;
     const Batch& batch;
@@ -35,6 +49,7 @@ struct Step {
     const Earlier* earlier;
     float* partials;
     int max_rows;
+    Kept kept;
 
     int rows(const Tile& tile) const { return tile.tokens * layer.group(); }
     // Partial result of a tile: per row the maximum, the sum and the weighted values.
@@ -44,6 +59,8 @@ struct Step {
 struct Level {
     int target_rows;  // (token, head) pairs that share a pass over K/V in prefill
     std::size_t (*workspace_floats)(const Layer& layer, int max_rows);
+    std::size_t (*choice_floats)(const Layer& layer, int max_rows, std::int64_t blocks);
+    void (*choose)(const Step& step, std::int64_t tile, float* workspace);  // writes rows of kept
     void (*attend)(const Step& step, const Run& run, float* workspace);   // writes out or partials
     void (*merge)(const Step& step, const Tile& tile, float* workspace);  // partials -> out
 };

@@ -52,7 +52,7 @@ attention::Rope rope_of(const Angles& angles) {
     return {at(0), at(1), nb::cast<int>(angles[2]), element_named(nb::cast<std::string_view>(angles[3]))};
 }
 
-BoundLayer::BoundLayer(const nb::dict& k, const nb::dict& v, const nb::dict& shape) {
+BoundLayer::BoundLayer(const nb::dict& k, const nb::dict& v, const nb::dict& shape, const std::optional<nb::dict>& select) {
     const auto number = [&](const char* name) { return nb::cast<std::int64_t>(shape[name]); };
     layer.num_heads = static_cast<int>(number("num_heads")), layer.kv_heads = static_cast<int>(number("kv_heads"));
     layer.block_size = static_cast<int>(number("block_size"));
@@ -65,6 +65,7 @@ BoundLayer::BoundLayer(const nb::dict& k, const nb::dict& v, const nb::dict& sha
     layer.k = side_of(k), layer.v = side_of(v);
     if (layer.v.channels) throw std::invalid_argument("values have scales by token, not by channel");
     layer.num_blocks = static_cast<std::int64_t>(kept.front().shape(0));
+    if (select) layer.select = selection_of(*select);
     if (shape["sink_logits"].is_none()) return;
     const Bytes logits = array(shape, "sink_logits");
     if (logits.dtype() != nb::dtype<float>() || logits.ndim() != 1 || logits.shape(0) != std::size_t(layer.num_heads) ||
@@ -72,6 +73,21 @@ BoundLayer::BoundLayer(const nb::dict& k, const nb::dict& v, const nb::dict& sha
         throw std::invalid_argument("sink_logits: float32 [" + std::to_string(layer.num_heads) + "] is needed");
     }
     layer.sink_logits = static_cast<const float*>(logits.data());
+}
+
+attention::Selection BoundLayer::selection_of(const nb::dict& fields) {
+    const attention::Reach& reach = layer.reach;
+    if (layer.block_size % attention::kTile || reach.window || reach.chunk || reach.sealed) {
+        throw std::invalid_argument("blocks are selected in layers that read everything, in blocks of a multiple of 16 tokens");
+    }
+    attention::Selection select;
+    select.least = nb::cast<std::int64_t>(fields["least"]), select.part = nb::cast<std::int64_t>(fields["part"]);
+    if (select.least < 0 || select.part < 0) throw std::invalid_argument("least and part must not be negative");
+    const auto bounds = [&](const char* name) {
+        return plane_of(name, array(fields, name), std::int64_t{layer.kv_heads} * layer.k.dim, 2);
+    };
+    select.low = bounds("low"), select.high = bounds("high");
+    return select;
 }
 
 Bytes BoundLayer::array(const nb::dict& side, const char* name) {
@@ -198,7 +214,8 @@ void BoundKernel::run(const BoundLayer& layer, const BoundBatch& batch, const Ad
 
 void bind_attention(nb::module_& m) {
     nb::class_<BoundLayer>(m, "AttentionLayer")
-        .def(nb::init<const nb::dict&, const nb::dict&, const nb::dict&>(), nb::arg("k"), nb::arg("v"), nb::arg("shape"));
+        .def(nb::init<const nb::dict&, const nb::dict&, const nb::dict&, const std::optional<nb::dict>&>(), nb::arg("k"),
+             nb::arg("v"), nb::arg("shape"), nb::arg("select").none());
     nb::class_<BoundBatch>(m, "AttentionBatch")
         .def(nb::init<const Numbers&, const Numbers&, const Table&, const Numbers&>(),
              nb::arg("query_start").noconvert(), nb::arg("start").noconvert(), nb::arg("block_table").noconvert(),

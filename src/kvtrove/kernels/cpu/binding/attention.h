@@ -35,14 +35,16 @@ struct BoundLayer {
     attention::Layer layer;
     std::vector<Bytes> kept;
 
-    // k, v, shape: fields of PagedSide and PagedShape.
-    BoundLayer(const nanobind::dict& k, const nanobind::dict& v, const nanobind::dict& shape);
+    // k, v, shape, select: fields of PagedSide, PagedShape and PagedSelection.
+    BoundLayer(const nanobind::dict& k, const nanobind::dict& v, const nanobind::dict& shape,
+               const std::optional<nanobind::dict>& select);
 
 private:
     Bytes array(const nanobind::dict& side, const char* name);
     attention::Side side_of(const nanobind::dict& side);
     void check_shape() const;
     void check_side(const attention::Side& side) const;
+    attention::Selection selection_of(const nanobind::dict& select);
 };
 
 // What a check of a step depends on.
@@ -78,7 +80,9 @@ struct BoundKernel {
     // All that a layer does: k and v are none when another layer stores for it.
     void run(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const std::optional<Address>& k,
              const std::optional<Address>& v, const Address& out, const std::optional<Angles>& angles);
-    std::size_t scratch_bytes() const { return scratch.memory.capacity() * sizeof(float); }
+    std::size_t scratch_bytes() const {
+        return scratch.memory.capacity() * sizeof(float) + scratch.kept.capacity() * sizeof(std::uint64_t);
+    }
 };
 
 }  // namespace kvtrove

@@ -8,5 +8,6 @@
 #include "attention/codecs/unpack.h"
 #include "attention/kernels/chunk.h"
 #include "attention/kernels/pass.h"
+#include "attention/kernels/select.h"
 #include "attention/kernels/vector_stages.h"
 #include "attention/kernels/run.h"

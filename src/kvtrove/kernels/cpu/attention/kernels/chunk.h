@@ -82,14 +82,18 @@ private:
         const Layer& layer = step_.layer;
         const Span span(layer, *tile_);
         const Blocks blocks{layer, step_.batch.table + tile_->sequence * step_.batch.table_width, tile_->kv_head};
+        const Kept& kept = step_.kept;
+        const std::int64_t number = tile_ - step_.tiles;
         chunk.count = 0, chunk.masked = false;
         for (std::int64_t begin = at_; begin < std::min(at_ + kChunk, end_); begin += piece_) {
+            const std::int64_t block = begin / layer.block_size;
+            if (kept && !Kept::has(kept.any(number), block)) continue;
             std::uint32_t live = 0;
-            bool masked = false;
+            bool masked = kept && !Kept::has(kept.every(number), block);
             for (int j = 0; j < piece_; j += kTile) {
                 const Slot slot = span.slot(begin + j);
                 live |= slot.live, masked |= slot.masked;
-                chunk.slots[chunk.count + j / kTile] = slot;
+                chunk.slots[chunk.count + j / kTile] = {slot.begin, slot.live, masked};
             }
             if (!live) continue;
             const Spot spot = blocks.spot(begin);

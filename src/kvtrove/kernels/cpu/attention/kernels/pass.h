@@ -179,9 +179,15 @@ inline void mask_row(const Pass& pass, const Chunk& chunk, int r) {
     float* scores = pass.scores(r);
     if (pass.layer.softcap > 0) cap_row(scores, chunk.count * kTile, pass.layer.softcap);
     const std::int64_t position = pass.position(r), first = reach.first(position);
+    const Kept& kept = pass.step.kept;
+    const std::uint64_t* reads = kept ? kept.row(pass.tile.first_token + pass.token(r), pass.tile.kv_head) : nullptr;
     for (int i = 0; i < chunk.count; ++i) {
         const Slot& slot = chunk.slots[i];
         if (!slot.masked) continue;
+        if (reads && !Kept::has(reads, slot.begin / pass.layer.block_size)) {
+            std::fill(scores + i * kTile, scores + (i + 1) * kTile, -std::numeric_limits<float>::infinity());
+            continue;
+        }
         const auto inside = [&](std::int64_t at) {
             return static_cast<float>(std::clamp<std::int64_t>(at - slot.begin, -1, kTile + 1));
         };

@@ -55,4 +55,4 @@ inline void merge(const Step& step, const Tile& tile, float* workspace) {
 
 inline std::size_t workspace_floats(const Layer& layer, int max_rows) { return Workspace().carve(layer, max_rows, nullptr); }
 
-constexpr Level level() { return {kBand, workspace_floats, attend, merge}; }
+constexpr Level level() { return {kBand, workspace_floats, choice_floats, choose, attend, merge}; }

@@ -78,7 +78,7 @@ namespace kvtrove::attention {
 
 constexpr int kPromptRows = 4 * amx::kBand;  // so many share what is fetched of K and V
 
-const Level kAmx = {kPromptRows, amx::workspace_floats, amx::attend_best, amx::merge};
+const Level kAmx = {kPromptRows, amx::workspace_floats, amx::choice_floats, amx::choose, amx::attend_best, amx::merge};
 
 }  // namespace kvtrove::attention
 

@@ -1,4 +1,4 @@
-"""`python -m kvtrove.cli` is `kvtrove`."""
+"""`python -m kvtrove` is `kvtrove`."""
 
 from kvtrove.cli.main import app
 
