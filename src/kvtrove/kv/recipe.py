@@ -279,7 +279,7 @@ def known_words() -> Iterator[str]:
 def in_layers(words: str, layers: Sequence[int]) -> str:
     """The recipe of a format in some layers alone. ConfigError for words that say more than a format."""
     parts = recipe(words).parts
-    if not parts or any(part.scope or part.first or part.word in RETENTIONS for part in parts):
+    if not parts or any(part.scope or part.word in RETENTIONS for part in parts):
         raise ConfigError(f"cache: {words!r} is more than a format, and cannot be tried in one layer after the other")
     place = f"layers={','.join(map(str, layers))}"
     return "+".join(f"{place}:{_spelled(part)}" for part in parts)
@@ -294,8 +294,9 @@ def names_elsewhere(codec: Codec | None) -> tuple[str, str]:
 
 def _part(part: str, text: str) -> _Part:
     place, colon, rest = part.rpartition(":")
-    first = _number(_split(place)[1], "first", text) if _split(place)[0] == "first" else 0
-    scope = _scope(place, text) if colon and not first else None
+    outer, _, last = place.rpartition(":") if _split(place.rpartition(":")[2])[0] == "first" else (place, "", "")
+    first = _number(_split(last)[1], "first", text) if last else 0
+    scope = _scope(outer, text) if colon and (outer or not first) else None
     side, word, value = "", *_split(rest)
     if word in ("k", "v"):
         side, (word, value) = word, _split(value)
