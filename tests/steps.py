@@ -141,7 +141,8 @@ def attention_layer(spec: KVCacheSpec, arena: Arena, layer: LayerKV, num_heads: 
     plain = AttentionLayer(
         index=layer.layer,
         num_heads=num_heads,
-        kv_heads=storage.heads,
+        kv_heads=layer.heads,
+        source_heads=layer.source_heads,
         k_dim=storage.k_dim,
         v_dim=storage.v_dim,
         scale=storage.k_dim**-0.5,

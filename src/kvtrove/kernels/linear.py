@@ -118,6 +118,18 @@ class PackedWeights:
         self.packed.multiply(x.data_ptr(), y.data_ptr(), _is_bf16(x), len(x), address)
         return y
 
+    def multiply_heads(self, x: Tensor, heads: int, each: int) -> Tensor:
+        """x [heads, rows, inputs] -> [heads, rows, each], where W is [heads, outputs / heads, inputs] in bf16.
+
+        Heads are whole panels (`packed.width` outputs), of which the first `each` outputs count. TypeError or
+        ValueError for other arrays.
+        """
+        x = x.contiguous()
+        rows = _rows(x.flatten(0, 1), self.inputs) // heads
+        y = x.new_empty((heads, rows, each))
+        self.packed.multiply_heads(x.data_ptr(), y.data_ptr(), _is_bf16(x), rows, heads, each)
+        return y
+
     def gather(self, ids: Tensor, out: Tensor) -> Tensor:
         """Rows `ids` (int64 [n]) of W into out [n, inputs], float32 or bfloat16: an embedding is looked up this way.
 

@@ -161,6 +161,13 @@ class Beginning:
         return _too_small(1, first=self.tokens)
 
 
+def is_within(rule: Retention, outer: Retention) -> bool:
+    """Whether tokens read by `rule` nothing that they do not read by `outer` as well."""
+    if isinstance(rule, SlidingWindow) and isinstance(outer, SlidingWindow):
+        return rule.window <= outer.window
+    return outer in (rule, Full())
+
+
 def num_stored(rule: Retention, length: int) -> int:
     """Tokens of a sequence of `length` that some token ever reads: those behind them are not stored."""
     return min(length, rule.tokens) if isinstance(rule, Beginning) else length

@@ -25,6 +25,7 @@ from kvtrove.kv.groups import KVGroup, group_layers, numbers_of
 from kvtrove.kv.plane import LayerState, Plane, align, places
 from kvtrove.kv.retention import Beginning, Full, Retention, peak_blocks
 from kvtrove.kv.selection.selector import Selector
+from kvtrove.kv.source import reasons_against_reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -207,7 +208,8 @@ class First:
 class LayerKV:
     """What one layer keeps: `heads` keys of k_dim elements and values of v_dim per token.
 
-    source: the earlier layer whose storage it reads instead of its own (CLA, YOCO), in that layer's format.
+    source: the earlier layer whose storage it reads instead of its own, in that layer's format. source_heads: which of
+    its heads, [first, stop); None is all (`kv.source`).
     first: tokens that lie in a further format, and are read there; in `format` they are stored as all others.
     """
 
@@ -218,6 +220,7 @@ class LayerKV:
     format: KVFormat
     retention: Retention = field(default_factory=Full)
     source: int | None = None
+    source_heads: tuple[int, int] | None = None
     first: First | None = None
 
     @property
@@ -271,8 +274,8 @@ class KVCacheSpec:
             source = own.get(layer.source)
             if source is None or layer.source >= layer.layer:
                 reasons.append(f"{where}: source {layer.source} is not an earlier layer with storage of its own")
-            elif _shape(source) != _shape(layer):
-                reasons.append(f"{where}: differs in heads or retention from its source {layer.source}")
+            else:
+                reasons += [f"{where}: {problem}" for problem in reasons_against_reading(layer, source)]
         return reasons if self.compactor is None else reasons + reasons_against(self.compactor, self)
 
     @cached_property
@@ -388,13 +391,9 @@ def _describe(layer: LayerKV) -> list[Any]:
     numbers = [layer.layer, layer.heads, layer.k_dim, layer.v_dim]
     retention = [] if layer.retention == Full() else [layer.retention.id]
     first = [] if layer.first is None else [f"first={layer.first.tokens}:{layer.first.format.id}"]
-    return [*numbers, layer.format.id if layer.source is None else layer.source, *retention, *first]
+    source = layer.source if layer.source_heads is None else [layer.source, *layer.source_heads]
+    return [*numbers, layer.format.id if layer.source is None else source, *retention, *first]
 
 
 def _shape_of(plane: Plane) -> list[Any]:
     return [plane.name, plane.dtype, *plane.shape]
-
-
-def _shape(layer: LayerKV) -> tuple[Any, ...]:
-    """What a layer must have in common with the one whose storage it reads."""
-    return layer.heads, layer.k_dim, layer.v_dim, layer.retention

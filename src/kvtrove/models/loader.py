@@ -59,6 +59,7 @@ def load_model(
             products.build,
             products.precision,
             products.build_router,
+            products.build_heads,
             device=products.device,
         )
         return Model.load(drawn, random.head, spec, longest, loaded)
@@ -69,6 +70,7 @@ def load_model(
         products.build,
         products.precision,
         products.build_router,
+        products.build_heads,
         reader.kind,
         products.device,
     )

@@ -14,10 +14,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from kvtrove.config import ConfigError
 from kvtrove.kernels.linear import Kind
-from kvtrove.models.layers.linear import Linear, Part, Product, alone, separate
-from kvtrove.models.layers.packed import OneDnnLinear, PackedLinear
+from kvtrove.models.layers.linear import HeadLinear, HeadProduct, Linear, Part, Product, alone, separate
+from kvtrove.models.layers.packed import OneDnnLinear, PackedHeads, PackedLinear
 from kvtrove.models.precision import Precision
 
 
@@ -105,6 +107,12 @@ class Products:
         if self.chosen == "own" and self.precision.dtype == "bfloat16":
             return PackedLinear.pack([part], inputs, "bf16", self.isa)
         return alone(part, inputs)
+
+    def build_heads(self, matrices: Tensor) -> HeadProduct:
+        """A matrix [outputs, inputs] for every head, in the checkpoint's numbers."""
+        if self.chosen == "own" and self.precision.dtype == "bfloat16":
+            return PackedHeads.pack(matrices, self.isa)
+        return HeadLinear(matrices.contiguous())
 
     def build_adapter(self, part: Part, inputs: int) -> Product:
         """A thin matrix of an adapter, which multiplies float32: in bf16 by own kernels, else in float32."""

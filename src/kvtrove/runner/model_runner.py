@@ -192,7 +192,8 @@ def attention_layers(model: Model, cache: KVCacheSpec, arena: Arena) -> Iterator
         layer = AttentionLayer(
             index=kv.layer,
             num_heads=model.spec.num_heads,
-            kv_heads=storage.heads,
+            kv_heads=kv.heads,
+            source_heads=kv.source_heads,
             k_dim=storage.k_dim,
             v_dim=storage.v_dim,
             scale=model.spec.query_scale,

@@ -142,7 +142,7 @@ def test_names_elsewhere() -> None:
         ("first=32:bf16+window=64", "no layer reads first tokens to the end"),
         ("first=32:bf16+quest=64+int8", "goes with no selection of blocks"),
         ("first=32:bf16+int8+keydiff=0.5", "stores first tokens otherwise, and kept tokens have new places"),
-        ("layers=2:window=4", r"cannot work: layer 2: differs in heads or retention from its source 0"),
+        ("layers=0:window=4", r"cannot work: layer 2: differs in heads or retention from its source 0"),
     ],
 )
 def test_a_wrong_recipe_is_told_what_works(words: str, message: str) -> None:

@@ -70,6 +70,12 @@ void multiply(const PackedWeights& weights, std::uintptr_t x, std::uintptr_t y, 
                      pointer<const float>(bias));
 }
 
+void multiply_heads(const PackedWeights& weights, std::uintptr_t x, std::uintptr_t y, bool is_bf16, std::size_t rows,
+                    std::size_t heads, std::size_t each) {
+    const kvtrove::Unlocked unlocked;
+    weights.multiply_heads(pointer<const void>(x), pointer<void>(y), is_bf16 ? Float::bf16 : Float::f32, rows, heads, each);
+}
+
 void gather(const PackedWeights& weights, std::uintptr_t ids, std::size_t count, std::uintptr_t y, bool is_bf16) {
     const kvtrove::Unlocked unlocked;
     weights.gather(pointer<const std::int64_t>(ids), count, pointer<void>(y), is_bf16 ? Float::bf16 : Float::f32);
@@ -96,6 +102,9 @@ void bind_linear(nb::module_& m) {
         .def("fill_groups", &fill_groups, nb::arg("first_output"), nb::arg("numbers").noconvert(),
              nb::arg("scales").noconvert(), nb::arg("minima").noconvert())
         .def("multiply", &multiply, nb::arg("x"), nb::arg("y"), nb::arg("is_bf16"), nb::arg("rows"), nb::arg("bias"))
+        .def("multiply_heads", &multiply_heads, nb::arg("x"), nb::arg("y"), nb::arg("is_bf16"), nb::arg("rows"),
+             nb::arg("heads"), nb::arg("each"))
+        .def_prop_ro("width", &PackedWeights::width)
         .def("gather", &gather, nb::arg("ids"), nb::arg("count"), nb::arg("y"), nb::arg("is_bf16"))
         .def_prop_ro("nbytes", &PackedWeights::nbytes);
     m.def("set_huge_pages", &set_huge_pages, nb::arg("kind"));

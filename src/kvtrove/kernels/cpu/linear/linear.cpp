@@ -193,6 +193,21 @@ void PackedWeights::multiply(const void* x, void* y, Float type, std::size_t row
     run({data_.get(), panel_bytes(), inputs_, outputs_, scales_.get(), bias, x, y, type, false, false, wide()}, rows);
 }
 
+void PackedWeights::multiply_heads(const void* x, void* y, Float type, std::size_t rows, std::size_t heads,
+                                   std::size_t each) const {
+    const std::size_t padded = heads ? outputs_ / heads : 0;
+    if (!heads || outputs_ % heads || padded % width() || each > padded || kind_ != Kind::bf16) {
+        throw std::invalid_argument("these weights do not have heads of whole panels in bf16");
+    }
+    const std::size_t bytes = bytes_of(type);
+    parallel(heads, threads_for(rows * outputs_ * inputs_), [&](std::size_t head, std::size_t) {
+        run({panel_of(head * padded), panel_bytes(), inputs_, each, nullptr, nullptr,
+             static_cast<const std::uint8_t*>(x) + head * rows * inputs_ * bytes,
+             static_cast<std::uint8_t*>(y) + head * rows * each * bytes, type},
+            rows);
+    });
+}
+
 bool PackedWeights::gates() const { return level_->gates && !four_bits() && outputs_ % (2 * width()) == 0; }
 
 void PackedWeights::multiply_gated(const void* x, void* y, Float type, std::size_t rows, const float* bias) const {

@@ -56,6 +56,11 @@ class PackedWeights {
     void multiply_gated(const void* x, void* y, Float type, std::size_t rows, const float* bias) const;
     bool gates() const;
 
+    // W is [heads, outputs / heads, inputs], whose heads are whole panels: y [heads, rows, each] = x [heads, rows, inputs] * W^T of
+    // every head. each: outputs of a head that count, those before what fills up its last panel. The bits of a row are those of
+    // multiply(). Throws std::invalid_argument for other heads.
+    void multiply_heads(const void* x, void* y, Float type, std::size_t rows, std::size_t heads, std::size_t each) const;
+
     // Rows that pass through several matrices before the next ones do, so that what lies between them stays in caches.
     std::size_t rows_at_once() const;
 
@@ -64,12 +69,12 @@ class PackedWeights {
 
     std::size_t outputs() const { return outputs_; }
     std::size_t inputs() const { return inputs_; }
+    std::size_t width() const;   // outputs of a panel
     std::size_t nbytes() const;  // weights, padding and scales
 
   private:
     bool four_bits() const { return kind_ == Kind::int4 || wide(); }
     bool wide() const { return kind_ == Kind::int4_f32; }
-    std::size_t width() const;  // outputs of a panel
     std::size_t panels() const;
     std::size_t panel_bytes() const;
     std::uint8_t* panel_of(std::size_t output) const;
