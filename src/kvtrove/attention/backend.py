@@ -43,8 +43,8 @@ class AttentionLayer:
     """What never changes about one layer. `view`: plane name -> [num_blocks, *plane.shape] of the storage it reads.
 
     kv_heads, k_dim, v_dim, format: of that storage.
-    storage: the layer that it belongs to; is_shared: whether others read it too; source_heads: its heads that `view` and
-    `tails` are of, [first, stop), None for all.
+    storage: the layer that it belongs to; is_shared: whether others read it too. source_heads: its heads that `view`
+    and `tails` are of, [first, stop); None for all.
     sink_logits: float32 [num_heads], a score that each query of a head has beside those of its keys, of value zero.
     tails: "k" and "v" -> [num_seats, block_size, kv_heads, dim] of open blocks, where the format encodes whole ones.
     first: the layer for its first tokens, where these are stored otherwise, in a format, group and view of their own.
