@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from kvtrove import prices
 from kvtrove.checkpoints import Checkpoints, Restored, continue_from
+from kvtrove.compacting import CompactedPrefix, Compactions
 from kvtrove.config import EngineConfig, Environment
 from kvtrove.intake import Intake
 from kvtrove.kv import debug
@@ -153,6 +154,9 @@ class Engine:
         self.checkpoints = Checkpoints(config, self.kv, self.runner.rows)
         self.sessions = Sessions()
         self._pinned = PinnedPrefixes(self.scheduler, self.max_model_len)
+        self._compactions = Compactions(
+            self.scheduler, self._intake, self.tokenizer, self._pinned, lambda: self.runner.rows.settle(self.kv)
+        )
         self._cache_log = Environment.read().cache_log
         self.last_step: SchedulerOutput | None = None
         """What the last step computed, for those who measure steps."""
@@ -168,7 +172,7 @@ class Engine:
             self._texts.clear()
             self.checkpoints.close()
             self.tiering.close(self.kv, self.runner.rows)
-            del self.runner, self.kv, self.scheduler, self.recovery, self._pinned, self.checkpoints
+            del self.runner, self.kv, self.scheduler, self.recovery, self._pinned, self._compactions, self.checkpoints
             gc.collect()
             return_freed_memory()
 
@@ -228,6 +232,7 @@ class Engine:
             raise error  # asked for by those who look for bugs
         self.recovery.failed(error, members, culprit)
         self._pinned.drop_lost()
+        self._compactions.advance()
 
     def add(
         self,
@@ -251,9 +256,7 @@ class Engine:
         self._refuse_closed()
         if request_id in self._texts:
             raise RequestError(f"request id {request_id!r} is already in use", "request_id")
-        request = self._intake.request(
-            request_id, prompt_token_ids, params, salt, guide, soft_pins, session, adapter=adapter
-        )
+        request = self._intake.request(request_id, prompt_token_ids, params, salt, guide, soft_pins, session, adapter)
         text = RequestText(request, prompt, self.tokenizer)
         self.scheduler.add(request)
         if (drawn := self.checkpoints.resume(request)) is not None:
@@ -272,12 +275,17 @@ class Engine:
 
     def load_adapter(self, name: str, path: str | Path) -> None:
         """Have a low-rank adapter, as PEFT saves it, for later requests. ModelError when it cannot be served."""
-        from kvtrove.models.lora import load_adapter
+        self._intake.adapters[name] = self.runner.adapters.load(Path(path).expanduser(), self._products)
+        self._forget_adapters()
 
-        adapter = load_adapter(name, Path(path).expanduser(), self.spec, self._products)
-        self.runner.adapters.add(adapter)
-        self._intake.adapters[name] = adapter.digest
-        log.info("adapter %s: rank %d, %d modules", name, adapter.rank, len(adapter.modules))
+    def unload_adapter(self, name: str) -> None:
+        """No later request has it; those that do come to their end. KeyError when there is none of that name."""
+        del self._intake.adapters[name]
+        self._forget_adapters()
+
+    def _forget_adapters(self) -> None:
+        used = {request.adapter for request in self.scheduler.requests.values()}
+        self.runner.adapters.keep(used.union(self._intake.adapters.values()))
 
     def abort(self, request_id: str) -> bool:
         """Drop a request at any moment; all that it held is free when this returns. False when it is not known."""
@@ -340,6 +348,16 @@ class Engine:
         """
         return self._pinned.pin(prompt_token_ids, salt)
 
+    def compact(self, prompt_token_ids: Sequence[int], salt: str = "", adapter: str = "") -> Future[CompactedPrefix]:
+        """Compact a prefix once and for all: later requests that begin with its full blocks read what is left of it.
+
+        The work is done by `step`, beside that of others. What is left is pinned, and found in tiers after a restart.
+        Only with a cache that compacts on demand (`cache="kvzip=0.3"`, `"prefix+keydiff=0.5"`). RequestError when the
+        prefix is too short, or fits nowhere.
+        """
+        self._refuse_closed()
+        return self._compactions.begin(prompt_token_ids, salt, adapter)
+
     def unpin(self, pin_id: str) -> PinnedPrefix | None:
         """Let go of a pinned prefix and return it; None when there is no such pin."""
         return self._pinned.unpin(pin_id)
@@ -363,8 +381,11 @@ class Engine:
             log.warning("pool\n%s", debug.grid(self.kv))
 
     def _report(self, touched: list[Request]) -> list[RequestOutput]:
+        self._compactions.advance()
         outputs = []
         for request in touched:
+            if request.id not in self._texts:
+                continue  # a probe of the engine's own
             text = self._texts[request.id]
             try:
                 output = self._news(text)
@@ -384,6 +405,8 @@ class Engine:
         """
         self.checkpoints.ended(request)
         self.sessions.ended(request)
+        if request.adapter:
+            self._forget_adapters()
         request.sequences, request.completed = [], []
         self._ended += 1
         if self._ended % TRIM_EVERY == 0:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from kvtrove.kv.arena import Arena
+from kvtrove.kv.compaction.decoding import WhileDecoding
 from kvtrove.kv.compaction.scores import Seen
 from kvtrove.kv.formats.layout import block_slots
-from kvtrove.kv.rows import Gather
+from kvtrove.kv.rows import Gather, Look
 from kvtrove.kv.spec import LayerKV
+from kvtrove.kv.values import read_values
 from kvtrove.runner.pack import pack
 
 Turn = Callable[[int, Tensor, Tensor], Tensor]
@@ -33,7 +35,7 @@ class Gatherer:
         """Layer by layer, since their planes lie apart: a layer's tokens are all read before any is written."""
         spec = self.arena.spec
         if op.compactor.unequal:
-            pack(self.arena, op, lambda layer, k, v: self._seen(layer, k, v, op.observed))
+            pack(self.arena, op, lambda layer, k, v: self._seen(layer, k, v, op))
             return
         for layer in spec.layers:
             if layer.source is not None:
@@ -41,7 +43,7 @@ class Gatherer:
             group, view = spec.group_of[layer.layer], self.arena.views(layer.layer)
             rows, targets = (self._ids(ids[group]) for ids in (op.sources, op.targets))
             k, v = (side[: op.num_tokens] for side in layer.format.decode(view, rows))
-            keep = op.compactor.keep(self._seen(layer, k, v, op.observed))
+            keep = self._kept(op, layer.layer, self._seen(layer, k, v, op))
             kept_k, kept_v = _take(k, keep), _take(v, keep)
             if op.compactor.contiguous and self.turn is not None and layer.format.rope == "post":
                 places = torch.arange(keep.shape[1], device=keep.device)[:, None]
@@ -52,14 +54,32 @@ class Gatherer:
     def _ids(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor(ids, dtype=torch.int64, device=self.arena.device)
 
-    def _seen(self, layer: LayerKV, k: Tensor, v: Tensor, observed: Sequence[Sequence[Tensor]]) -> Seen:
-        """observed: a part of the window each step, of every layer [tokens, num_heads, k_dim]."""
-        index = layer.layer
+    def _kept(self, op: Gather, layer: int, seen: Seen) -> Tensor:
+        compactor = op.compactor
+        if op.memory is None or not isinstance(compactor, WhileDecoding):
+            return compactor.keep(seen)
+        scores = compactor.scores(seen)
+        keep = compactor.best(scores, again=seen.given is not None)
+        op.memory[layer] = scores.gather(1, keep)
+        return keep
+
+    def look(self, op: Look) -> None:
+        spec = self.arena.spec
+        for layer in spec.layers:
+            if layer.source is None:
+                k, v = read_values(self.arena, layer.layer, op.sources[spec.group_of[layer.layer]])
+                op.look(layer.layer, self._seen(layer, k[: op.num_tokens], v[: op.num_tokens], op))
+
+    def _seen(self, layer: LayerKV, k: Tensor, v: Tensor, op: Gather | Look) -> Seen:
+        """op.observed: a part of the window each step, of every layer [tokens, num_heads, k_dim]."""
+        index, observed = layer.layer, op.observed
+        given = op.scores.get(index) if isinstance(op, Gather) and op.scores else None
+        shift = op.shift if isinstance(op, Gather) else 0
         turn = None if self.turn is None else partial(self.turn, index)
         if not observed or self.attention is None:
-            return Seen(k, v=v, turn=turn)
+            return Seen(k, v=v, turn=turn, given=given, layer=index, shift=shift)
         q = torch.cat([part[index] for part in observed])
-        return Seen(k, partial(self.attention, index, q, k), v, q, turn, self.scale)
+        return Seen(k, partial(self.attention, index, q, k), v, q, turn, self.scale, given, index, shift)
 
 
 def _take(x: Tensor, keep: Tensor) -> Tensor:

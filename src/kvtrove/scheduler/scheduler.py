@@ -349,9 +349,9 @@ class Scheduler:
             self.num_prompt_tokens += len(request.prompt)
 
     def _commit(self, seq: Sequence, num: int, wrong: int = 0) -> None:
-        before = seq.kv.num_computed
+        before = seq.kv.num_held
         self.kv.commit(seq.kv, seq.tokens, num, wrong)
-        self._computing.end(seq, before, seq.kv.num_computed)
+        self._computing.end(seq, before, seq.kv.num_held)
         give_up_tokens(self.kv, seq)
 
     def _extend(self, seq: Sequence, samples: list[SampledToken]) -> None:

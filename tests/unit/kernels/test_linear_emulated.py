@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.kernels.sanitized import Kernels
 
-LINEAR = ("linear/levels/amx", "linear/levels/portable", "linear/linear", "linear/int4")
+LINEAR = ("linear/levels/amx", "linear/levels/portable", "linear/linear", "linear/groups")
 SOURCES = (*LINEAR, "common/pages", "layers/norms", "common/threads")
 
 

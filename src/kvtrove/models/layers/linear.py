@@ -184,5 +184,5 @@ def _ordered(stored: Tensor | Groups, order: Tensor | None) -> Tensor | Groups:
     if order is None:
         return stored
     if isinstance(stored, Groups):
-        return Groups(stored.numbers[order], stored.scales[order], stored.minima[order])
+        return Groups(stored.numbers[order], stored.scales[order], stored.minima[order], stored.bits)
     return stored[order]

@@ -14,7 +14,7 @@
 #include "common/memory.h"
 #include "common/vector/silu.h"
 #include "common/vector/target.h"
-#include "linear/int4.h"
+#include "linear/groups.h"
 #include "linear/level.h"
 
 KVTROVE_BEGIN_AMX
@@ -32,7 +32,7 @@ constexpr int W = 16;  // lanes
 #include "linear/kernels/amx_output.h"
 #include "linear/kernels/amx_bf16.h"
 #include "linear/kernels/amx_int8.h"
-#include "linear/kernels/amx_int4.h"
+#include "linear/kernels/amx_groups.h"
 
 constexpr std::size_t kMostRows = 512;        // that are packed at a time; what they need of x and sums stays in L2
 constexpr std::size_t kLongRows = 256;        // the same where inputs are several blocks: half the sums wait half as often
@@ -117,7 +117,7 @@ KVTROVE_END_AMX
 
 namespace kvtrove {
 
-const LinearLevel kAmxLevel = {layout_of<amx::TilePlaces>(), amx::kMostRows, true, amx::multiply, amx::multiply_int4};
+const LinearLevel kAmxLevel = {layout_of<amx::TilePlaces>(), amx::kMostRows, true, amx::multiply, amx::multiply_groups};
 
 }  // namespace kvtrove
 #endif

@@ -7,7 +7,7 @@
 
 #include "common/memory.h"
 #include "common/vector/target.h"
-#include "linear/int4.h"
+#include "linear/groups.h"
 #include "linear/level.h"
 
 namespace kvtrove {
@@ -30,38 +30,42 @@ constexpr std::size_t kSums = 12;
 
 }  // namespace portable
 
-namespace int4::portable {
+namespace groups::portable {
 
 using namespace kvtrove::portable;
 
 constexpr std::size_t kAtOnce = 4;  // rows whose sums fit into the registers
 
-// Integers of 0..15 as they are, in words.
+// Integers as they are, in words.
+template <bool Bytes>
 struct Dot {
     I sum = {};
 
     INLINE static U unpack(const std::uint8_t* from) { return (U)load(reinterpret_cast<const std::int32_t*>(from)); }
     INLINE void add(const U& words, const std::int8_t* high, const std::int8_t* low) {
-        for (int i = 0; i < 8; ++i) sum += (I)(words >> (i % 4 * 8 + i / 4 * 4) & 15u) * (128 * high[i] + low[i]);
+        for (int i = 0; i < (Bytes ? 4 : 8); ++i) {
+            const U numbers = words >> (i % 4 * 8 + i / 4 * 4) & (Bytes ? 255u : 15u);
+            sum += (I)numbers * (128 * high[i] + low[i]);
+        }
     }
     INLINE I total() const { return sum; }
 };
 
-#include "linear/kernels/vector_int4.h"
+#include "linear/kernels/vector_groups.h"
 
-}  // namespace int4::portable
+}  // namespace groups::portable
 
 }  // namespace kvtrove
 
 namespace kvtrove {
 
 const LinearLevel kPortableLevel = {layout_of<portable::Places>(), portable::kRowsAtOnce, false, portable::multiply,
-                                     int4::portable::multiply};
+                                     groups::portable::multiply};
 
 #if !defined(__x86_64__) || defined(KVTROVE_EMULATE_AMX)
-namespace int4 {
+namespace groups {
 const Means& means_beside_tiles() { return portable::kMeans; }
-}  // namespace int4
+}  // namespace groups
 #endif
 
 }  // namespace kvtrove

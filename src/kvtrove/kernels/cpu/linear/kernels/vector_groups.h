@@ -1,5 +1,5 @@
-// Products of linear/int4.h on vectors. Included by each level inside a namespace of its own in int4, where the primitives
-// of its lanes are known, and
+// Products of linear/groups.h on vectors. Included by each level inside a namespace of its own in groups, where the
+// primitives of its lanes are known, and
 //   kAtOnce   rows whose sums fit into the registers
 //   Dot       sums of products of whole numbers: unpack, add, total
 
@@ -38,34 +38,36 @@ void pack_stretch(const T* x, std::size_t count, Stretch& to) {
 }
 
 // Part `part` of the scales or minima at `from`.
-template <bool Wide>
+template <Form Of>
 INLINE F floats_at(const std::uint8_t* from, std::size_t part) {
-    from += part * kLanes * scale_bytes(Wide);
-    if constexpr (Wide) return load(reinterpret_cast<const float*>(from));
+    from += part * kLanes * scale_bytes(Of);
+    if constexpr (is_wide(Of)) return load(reinterpret_cast<const float*>(from));
     else return float_of_float16s(*reinterpret_cast<const UnalignedH*>(from));
 }
 
 // totals [rows][32] += what `groups` groups of a panel give for a stretch of some rows.
-template <std::size_t Rows, bool Wide>
+template <std::size_t Rows, Form Of>
 __attribute__((noinline)) void add_stretch(const Stretch* x, const std::uint8_t* panel, std::size_t groups,
                                                           std::size_t ahead, float* totals) {
     F sums[Rows][kParts] = {};
-    for (std::size_t g = 0; g < groups; ++g, panel += group_bytes(Wide)) {
-        for (std::size_t line = 0; line < group_bytes(Wide); line += kCacheLine) {
+    for (std::size_t g = 0; g < groups; ++g, panel += group_bytes(Of)) {
+        for (std::size_t line = 0; line < group_bytes(Of); line += kCacheLine) {
             __builtin_prefetch(panel + ahead + line);
         }
 #pragma GCC unroll 8
         for (std::size_t part = 0; part < kParts; ++part) {
-            Dot dots[Rows];
-#pragma GCC unroll 4
-            for (std::size_t row = 0; row < kGroup / kWord; ++row) {
-                const auto numbers = Dot::unpack(panel + head_bytes(Wide) + row * kWordsBytes + part * 4 * kLanes);
-                const std::size_t at = g * kGroup + row * kWord;
+            Dot<has_bytes(Of)> dots[Rows];
+#pragma GCC unroll 8
+            for (std::size_t row = 0; row < kGroup / word_inputs(Of); ++row) {
+                const std::uint8_t* words = panel + head_bytes(Of) + row * kWordsBytes + part * 4 * kLanes;
+                const auto numbers = Dot<has_bytes(Of)>::unpack(words);
+                const std::size_t at = g * kGroup + row * word_inputs(Of);
 #pragma GCC unroll 8
                 for (std::size_t r = 0; r < Rows; ++r) dots[r].add(numbers, x[r].high + at, x[r].low + at);
             }
-            const F scale = floats_at<Wide>(panel, part);
-            const F minimum = floats_at<Wide>(panel + head_bytes(Wide) / 2, part);
+            const F scale = floats_at<Of>(panel, part);
+            F minimum = scale * kNoMinimum;
+            if constexpr (has_minima(Of)) minimum = floats_at<Of>(panel + scales_bytes(Of), part);
 #pragma GCC unroll 8
             for (std::size_t r = 0; r < Rows; ++r) {
                 const F dot = __builtin_convertvector(dots[r].total(), F);
@@ -86,18 +88,18 @@ __attribute__((noinline)) void add_stretch(const Stretch* x, const std::uint8_t*
     }
 }
 
-template <bool Wide, std::size_t Rows = kAtOnce>
+template <Form Of, std::size_t Rows = kAtOnce>
 inline void with_rows(std::size_t rows, const Stretch* x, const std::uint8_t* panel, std::size_t groups,
                                      std::size_t ahead, float* totals) {
     if (rows == Rows) {
-        add_stretch<Rows, Wide>(x, panel, groups, ahead, totals);
+        add_stretch<Rows, Of>(x, panel, groups, ahead, totals);
     } else if constexpr (Rows > 1) {
-        with_rows<Wide, Rows - 1>(rows, x, panel, groups, ahead, totals);
+        with_rows<Of, Rows - 1>(rows, x, panel, groups, ahead, totals);
     }
 }
 
 // Rows and panels of a part. x: [stretches][all rows]. A stretch of a panel stays in L1 while all rows meet it.
-template <bool Wide>
+template <Form Of>
 void run(const Product& job, const Stretch* x, std::size_t all_rows, const Part& part) {
     alignas(64) float totals[kMostRows * kWidth];
     const std::size_t rows = part.row_end - part.row, row_groups = ceil_div(rows, std::size_t{kAtOnce});
@@ -109,7 +111,7 @@ void run(const Product& job, const Stretch* x, std::size_t all_rows, const Part&
             const Stretch* of = x + first / kGroups * all_rows + part.row;
             for (std::size_t i = 0; i < row_groups; ++i) {
                 const std::size_t row = rows * i / row_groups, count = rows * (i + 1) / row_groups - row;
-                with_rows<Wide>(count, of + row, weights + first * group_bytes(Wide), std::min(kGroups, groups - first),
+                with_rows<Of>(count, of + row, weights + first * group_bytes(Of), std::min(kGroups, groups - first),
                                 i ? 0 : kAhead, totals + row * kWidth);
             }
         }
@@ -128,6 +130,7 @@ void pack_rows(const Product& job, std::size_t row, std::size_t row_end, std::si
     }
 }
 
-constexpr Means kMeans = {{pack_rows<float>, pack_rows<std::uint16_t>}, {run<false>, run<true>}};
+constexpr Means kMeans = {{pack_rows<float>, pack_rows<std::uint16_t>},
+                          {run<Form::nibbles>, run<Form::nibbles_f32>, run<Form::bytes>, run<Form::bytes_f32>}};
 
-inline void multiply(const Product& job, std::size_t rows) { int4::multiply(kMeans, job, rows); }
+inline void multiply(const Product& job, std::size_t rows) { groups::multiply(kMeans, job, rows); }

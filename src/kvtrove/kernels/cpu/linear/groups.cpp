@@ -1,4 +1,4 @@
-#include "linear/int4.h"
+#include "linear/groups.h"
 
 #include <algorithm>
 #include <cmath>
@@ -8,7 +8,7 @@
 #include "common/memory.h"
 #include "common/parts.h"
 
-namespace kvtrove::int4 {
+namespace kvtrove::groups {
 
 namespace {
 
@@ -57,6 +57,18 @@ bool quantise_group(const float* values, std::size_t count, std::uint8_t* number
     return true;
 }
 
+// Symmetric: 128 is zero.
+bool quantise_bytes(const float* values, std::size_t count, std::uint8_t* numbers, float& scale) {
+    float largest = 0;
+    for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
+    scale = as_half(largest / 127);
+    for (std::size_t i = 0; i < count; ++i) {
+        const float steps = scale > 0 ? std::nearbyint(values[i] / scale) : 0;
+        numbers[i] = static_cast<std::uint8_t>(128 + std::clamp(steps, -127.0f, 127.0f));
+    }
+    return std::isfinite(scale);
+}
+
 }  // namespace
 
 void write_rows(const Product& job, std::size_t row, std::size_t rows, std::size_t panel, const float* totals) {
@@ -77,7 +89,7 @@ void write_rows(const Product& job, std::size_t row, std::size_t rows, std::size
 // x is packed once, for all threads.
 void multiply(const Means& level, const Product& all, std::size_t all_rows) {
     const auto pack = level.pack[all.type == Float::bf16];
-    const auto run = level.run[all.wide];
+    const auto run = level.run[static_cast<std::size_t>(all.form)];
     in_pieces(all_rows, kPackedRows, [&](std::size_t first, std::size_t rows) {
         const Product job = all.from(first);
         const std::size_t stretches = ceil_div(job.inputs, kStretch);
@@ -95,11 +107,18 @@ void multiply(const Means& level, const Product& all, std::size_t all_rows) {
     });
 }
 
-bool quantise(const float* values, std::size_t inputs, const Row& to) {
+bool quantise(const float* values, std::size_t inputs, const Row& to, Form form) {
     for (std::size_t k = 0; k < inputs; k += kGroup) {
-        const std::size_t group = k / kGroup, count = std::min(kGroup, inputs - k);
-        std::fill_n(to.numbers + k, kGroup, std::uint8_t{0});
-        if (!quantise_group(values + k, count, to.numbers + k, to.scales[group], to.minima[group])) return false;
+        const std::size_t count = std::min(kGroup, inputs - k);
+        std::uint8_t* numbers = to.numbers + k;
+        float &scale = to.scales[k / kGroup], &minimum = to.minima[k / kGroup];
+        std::fill_n(numbers, kGroup, std::uint8_t{0});
+        if (has_bytes(form)) {
+            if (!quantise_bytes(values + k, count, numbers, scale)) return false;
+            minimum = kNoMinimum * scale;
+        } else if (!quantise_group(values + k, count, numbers, scale, minimum)) {
+            return false;
+        }
     }
     return true;
 }
@@ -111,45 +130,49 @@ struct Place {
     std::size_t byte;
     int shift;
 
-    Place(std::size_t at, std::size_t input, bool wide)
-        : byte(input / kGroup * group_bytes(wide) + head_bytes(wide) + input % kGroup / kWord * kWordsBytes + at * 4 +
-               input % 4),
-          shift(input % kWord / 4 * 4) {}
+    Place(std::size_t at, std::size_t input, Form form)
+        : byte(input / kGroup * group_bytes(form) + head_bytes(form) +
+               input % kGroup / word_inputs(form) * kWordsBytes + at * 4 + input % 4),
+          shift(input % word_inputs(form) / 4 * 4) {}
 };
 
 }  // namespace
 
-void put(std::uint8_t* panel, std::size_t at, const Row& row, std::size_t inputs, bool wide) {
+void put(std::uint8_t* panel, std::size_t at, const Row& row, std::size_t inputs, Form form) {
     for (std::size_t group = 0; group < ceil_div(inputs, kGroup); ++group) {
-        std::uint8_t* head = panel + group * group_bytes(wide) + at * scale_bytes(wide);
-        for (const float value : {row.scales[group], row.minima[group]}) {
-            const std::uint16_t half = float16_of_float(value);
-            wide ? std::memcpy(head, &value, sizeof value) : std::memcpy(head, &half, sizeof half);
-            head += head_bytes(wide) / 2;
+        std::uint8_t* head = panel + group * group_bytes(form) + at * scale_bytes(form);
+        for (const float* lines : {row.scales, row.minima}) {
+            if (lines == row.minima && !has_minima(form)) break;
+            const std::uint16_t half = float16_of_float(lines[group]);
+            is_wide(form) ? std::memcpy(head, lines + group, sizeof *lines) : std::memcpy(head, &half, sizeof half);
+            head += scales_bytes(form);
         }
     }
+    const int mask = static_cast<int>(most_number(form));
     for (std::size_t k = 0; k < ceil_div(inputs, kGroup) * kGroup; ++k) {
-        const Place place(at, k, wide);
+        const Place place(at, k, form);
         std::uint8_t& byte = panel[place.byte];
-        byte = static_cast<std::uint8_t>((byte & ~(15 << place.shift)) | row.numbers[k] << place.shift);
+        byte = static_cast<std::uint8_t>((byte & ~(mask << place.shift)) | row.numbers[k] << place.shift);
     }
 }
 
-void get(const std::uint8_t* panel, std::size_t at, const Row& row, std::size_t inputs, bool wide) {
+void get(const std::uint8_t* panel, std::size_t at, const Row& row, std::size_t inputs, Form form) {
     for (std::size_t group = 0; group < ceil_div(inputs, kGroup); ++group) {
-        const std::uint8_t* head = panel + group * group_bytes(wide) + at * scale_bytes(wide);
+        const std::uint8_t* head = panel + group * group_bytes(form) + at * scale_bytes(form);
         for (float* value : {row.scales + group, row.minima + group}) {
             std::uint16_t half;
             std::memcpy(&half, head, sizeof half);
-            if (wide) std::memcpy(value, head, sizeof *value);
+            if (is_wide(form)) std::memcpy(value, head, sizeof *value);
             else *value = float_of_float16(half);
-            head += head_bytes(wide) / 2;
+            head += scales_bytes(form);
         }
+        if (!has_minima(form)) row.minima[group] = kNoMinimum * row.scales[group];
     }
+    const int mask = static_cast<int>(most_number(form));
     for (std::size_t k = 0; k < ceil_div(inputs, kGroup) * kGroup; ++k) {
-        const Place place(at, k, wide);
-        row.numbers[k] = panel[place.byte] >> place.shift & 15;
+        const Place place(at, k, form);
+        row.numbers[k] = static_cast<std::uint8_t>(panel[place.byte] >> place.shift & mask);
     }
 }
 
-}  // namespace kvtrove::int4
+}  // namespace kvtrove::groups
