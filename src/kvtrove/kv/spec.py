@@ -194,7 +194,6 @@ class First:
     format: KVFormat
 
     def problems(self, layer: LayerKV, block_size: int) -> list[str]:
-        """Why it cannot store those of such a layer."""
         tokens, stored, reasons = self.tokens, self.format, self.format.problems(layer, block_size)
         if tokens % block_size:
             more = -(-tokens // block_size) * block_size
@@ -226,10 +225,8 @@ class LayerKV:
     @property
     def beginning(self) -> LayerKV | None:
         """What its first tokens are stored as, where that is otherwise than the rest."""
-        if self.first is None:
-            return None
-        rule = Beginning(self.retention, self.first.tokens)
-        return replace(self, format=self.first.format, retention=rule, first=None)
+        first, rule = self.first, self.retention
+        return first and replace(self, format=first.format, retention=Beginning(rule, first.tokens), first=None)
 
 
 @dataclass(frozen=True)
@@ -289,8 +286,7 @@ class KVCacheSpec:
         return tuple(one for group in self.groups for one in group.layers)
 
     @property
-    def num_growing(self) -> int:
-        """Groups that take a block for each further block of tokens."""
+    def num_growing(self) -> int:  # groups that take a block for each further block of tokens
         return sum(not group.is_beginning for group in self.groups)
 
     @cached_property
@@ -363,6 +359,11 @@ class KVCacheSpec:
     def mark_bytes(self) -> int:
         """Bytes of one checkpoint: the states of all layers."""
         return sum(state.nbytes for state in self.states)
+
+    @property
+    def mark_rows(self) -> int:
+        """Rows of blocks that a checkpoint takes."""
+        return -(-self.mark_bytes // self.block_bytes)
 
     @property
     def seat_bytes(self) -> int:
