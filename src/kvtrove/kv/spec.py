@@ -226,7 +226,9 @@ class LayerKV:
     def beginning(self) -> LayerKV | None:
         """What its first tokens are stored as, where that is otherwise than the rest."""
         first, rule = self.first, self.retention
-        return first and replace(self, format=first.format, retention=Beginning(rule, first.tokens), first=None)
+        if first is None:
+            return None
+        return replace(self, format=first.format, retention=Beginning(rule, first.tokens), first=None)
 
 
 @dataclass(frozen=True)
@@ -277,7 +279,6 @@ class KVCacheSpec:
 
     @cached_property
     def groups(self) -> tuple[KVGroup, ...]:
-        """Layers that share block tables, first tokens last (`group_layers`)."""
         return group_layers([one for one in self.layers if one.source is None], self.planes, self.layer_bytes)
 
     @property
@@ -295,8 +296,7 @@ class KVCacheSpec:
         return numbers_of(self.layers, [group for group in self.groups if not group.is_beginning])
 
     @cached_property
-    def first_group_of(self) -> dict[int, int]:
-        """The same of first tokens, for layers that store them otherwise."""
+    def first_group_of(self) -> dict[int, int]:  # the same of first tokens, where layers store them otherwise
         return numbers_of(self.layers, [group for group in self.groups if group.is_beginning])
 
     def storage(self, layer: int) -> LayerKV:
