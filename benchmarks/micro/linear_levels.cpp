@@ -2,7 +2,7 @@
 // machines where the package is not installed, and for emulators (argument "small").
 //
 //   cd src/kvtrove/kernels/cpu && g++ -std=c++17 -O2 -ffp-contract=off -static -I.
-//       ../../../../benchmarks/micro/linear_levels.cpp linear/linear.cpp linear/groups.cpp linear/levels/*.cpp common/pages.cpp
+//       ../../../../benchmarks/micro/linear_levels.cpp linear/linear.cpp linear/int4.cpp linear/levels/*.cpp common/pages.cpp
 //       common/isa.cpp common/threads.cpp -o linear_levels && ./linear_levels
 #include <algorithm>
 #include <atomic>

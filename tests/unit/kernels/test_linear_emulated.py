@@ -8,8 +8,7 @@ import pytest
 
 from tests.unit.kernels.sanitized import Kernels
 
-LINEAR = ("linear/levels/amx", "linear/levels/portable", "linear/linear", "linear/groups")
-SOURCES = (*LINEAR, "common/pages", "layers/norms", "common/threads")
+SOURCES = ("linear/linear", "linear/groups", "linear/levels/amx", "common/pages", "layers/norms", "common/threads")
 
 
 @pytest.mark.timeout(900)

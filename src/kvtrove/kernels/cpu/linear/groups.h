@@ -1,6 +1,6 @@
 // Linear layers whose weights are integers of 0..15 or 0..255: value = scale * integer + minimum, with one scale and one
 // minimum for 32 inputs of an output (in float16, or in float32 where they come from elsewhere and must stay as they are).
-// Bytes with a float16 scale have no minimum of their own: it is -128 * scale.
+// Bytes with a float16 scale have no minimum of their own: it is -128 * scale. Nor have codes, which stand for 16 numbers.
 //
 // x meets them in whole numbers, as int8 weights do on tiles: every stretch of 256 inputs of a row becomes integers of
 // 15 bits and one float32 scale, off by 2^-15 of the stretch's largest number at most. An integer is 128 * high + low,
@@ -15,7 +15,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 #include "common/parts.h"
 #include "linear/level.h"
@@ -27,15 +26,20 @@ constexpr std::size_t kGroup = 32;           // inputs that share a scale
 constexpr std::size_t kStretch = 256;        // inputs of a row of x that share a scale
 constexpr std::size_t kGroups = kStretch / kGroup;
 constexpr std::size_t kWordsBytes = kWidth * sizeof(std::uint32_t);    // a 32-bit word of every output of a panel
-constexpr std::size_t kAhead = 2560;         // bytes of a panel that are asked for before their turn
 constexpr float kMostX = 127 * 128;
-constexpr float kNoMinimum = -128;           // times the scale: bytes without a minimum of their own are symmetric
+
+// Codes E2M1 stand for these, doubled, in the place of integers (MXFP4, OCP MX 1.0): a table in a register has them.
+constexpr std::int8_t kE2M1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+constexpr std::int8_t kMostE2M1 = 12;
 
 // A panel is group after group: scales [32], minima [32], then words [4][32] of 8 inputs each, whose first four are the low
 // halves of the bytes, or [8][32] of 4 inputs. One thread reads one run of memory.
 constexpr bool is_wide(Form form) { return form == Form::nibbles_f32 || form == Form::bytes_f32; }
 constexpr bool has_bytes(Form form) { return form == Form::bytes || form == Form::bytes_f32; }
-constexpr bool has_minima(Form form) { return form != Form::bytes; }
+constexpr bool has_codes(Form form) { return form == Form::codes; }
+constexpr bool has_minima(Form form) { return form != Form::bytes && !has_codes(form); }
+// Times the scale: the minimum of forms without one of their own. Bytes are symmetric.
+constexpr float no_minimum(Form form) { return has_codes(form) ? 0.0f : -128.0f; }
 constexpr std::size_t word_inputs(Form form) { return has_bytes(form) ? 4 : 8; }
 constexpr std::size_t most_number(Form form) { return has_bytes(form) ? 255 : 15; }
 constexpr std::size_t scale_bytes(Form form) { return is_wide(form) ? sizeof(float) : sizeof(std::uint16_t); }
@@ -43,13 +47,6 @@ constexpr std::size_t scales_bytes(Form form) { return kWidth * scale_bytes(form
 constexpr std::size_t head_bytes(Form form) { return scales_bytes(form) * (has_minima(form) ? 2 : 1); }
 constexpr std::size_t group_bytes(Form form) { return head_bytes(form) + kGroup / word_inputs(form) * kWordsBytes; }
 constexpr std::size_t panel_bytes(std::size_t inputs, Form form) { return ceil_div(inputs, kGroup) * group_bytes(form); }
-
-// Four inputs at once.
-INLINE std::int32_t word_at(const std::int8_t* from) {
-    std::int32_t word;
-    std::memcpy(&word, from, sizeof word);
-    return word;
-}
 
 // One output of a matrix: integers [whole groups of inputs], scales and minima [groups].
 struct Row {
@@ -83,8 +80,13 @@ struct Means {
     void (*run[kForms])(const Product& job, const Stretch* x, std::size_t rows, const Part& part);
 };
 
-// Those of vectors at the level of tiles.
-const Means& means_beside_tiles();
+const Means& portable_means();
+void multiply_portable(const Product& job, std::size_t rows);
+#if defined(__x86_64__)
+const Means& avx512_means();
+void multiply_avx2(const Product& job, std::size_t rows);
+void multiply_avx512(const Product& job, std::size_t rows);
+#endif
 
 // All of a product, with all threads.
 void multiply(const Means& level, const Product& job, std::size_t rows);

@@ -1,5 +1,9 @@
 #include "linear/linear.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -28,16 +32,78 @@ void widen(const void* values, Float type, std::size_t from, std::size_t count, 
     for (std::size_t i = 0; i < count; ++i) out[i] = float_of_bfloat16(bits[i]);
 }
 
+[[gnu::always_inline]] inline float widened(float x) { return x; }
+[[gnu::always_inline]] inline float widened(std::uint16_t bits) { return float_of_bfloat16(bits); }
+
+namespace portable {
+#define KVTROVE_TARGET
+#define KVTROVE_LANES 4
+#if defined(__aarch64__)
+#define KVTROVE_SUMS 24
+#else
+#define KVTROVE_SUMS 12
+#endif
+#define KVTROVE_GROUPS groups::multiply_portable
+#if defined(__SSE2__)
+#define KVTROVE_ADD_PAIRS(sum, a, b) sum += (Ints)_mm_madd_epi16((__m128i)(a), (__m128i)(b))
+#else
+#define KVTROVE_ADD_PAIRS(sum, a, b) sum += ((a) << 16 >> 16) * ((b) << 16 >> 16) + ((a) >> 16) * ((b) >> 16)
+#endif
+#include "linear/kernels/vector_bf16.h"
+#undef KVTROVE_TARGET
+#undef KVTROVE_LANES
+#undef KVTROVE_SUMS
+#undef KVTROVE_GROUPS
+#undef KVTROVE_ADD_PAIRS
+}  // namespace portable
+
+#if defined(__x86_64__) && !defined(KVTROVE_EMULATE_AMX)  // a build for tests of tiles does without: they take long
+#define KVTROVE_VECTORS
+namespace avx2 {
+#define KVTROVE_TARGET __attribute__((target("avx2,fma")))
+#define KVTROVE_LANES 8
+#define KVTROVE_SUMS 12
+#define KVTROVE_GROUPS groups::multiply_avx2
+// In place and at once: left to itself, gcc makes all products first, adds them up in another order, and spills them.
+#define KVTROVE_ADD_PAIRS(sum, a, b)                                                                     \
+    do {                                                                                                 \
+        Ints product;                                                                                    \
+        asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(a), "x"(b)); \
+    } while (false)
+#include "linear/kernels/vector_bf16.h"
+#undef KVTROVE_TARGET
+#undef KVTROVE_LANES
+#undef KVTROVE_SUMS
+#undef KVTROVE_GROUPS
+#undef KVTROVE_ADD_PAIRS
+}  // namespace avx2
+
+namespace avx512 {
+#define KVTROVE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma" KVTROVE_WIDE)))
+#define KVTROVE_LANES 16
+#define KVTROVE_SUMS 24
+#define KVTROVE_GROUPS groups::multiply_avx512
+#define KVTROVE_ADD_PAIRS(sum, a, b) sum = (Ints)_mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b))
+#include "linear/kernels/vector_bf16.h"
+#undef KVTROVE_TARGET
+#undef KVTROVE_LANES
+#undef KVTROVE_SUMS
+#undef KVTROVE_GROUPS
+#undef KVTROVE_ADD_PAIRS
+}  // namespace avx512
+#endif
+
 const LinearLevel& level_of(Isa isa) {
 #if defined(__x86_64__) || defined(KVTROVE_EMULATE_AMX)
     if (isa == Isa::amx) return kAmxLevel;
 #endif
-#if defined(__x86_64__) && !defined(KVTROVE_EMULATE_AMX)  // a build for tests of tiles does without: they take long
-    if (isa >= Isa::avx512) return kAvx512Level;
-    if (isa == Isa::avx2) return kAvx2Level;
-#endif
+#if defined(KVTROVE_VECTORS)
+    if (isa >= Isa::avx512) return avx512::kLevel;
+    if (isa == Isa::avx2) return avx2::kLevel;
+#else
     (void)isa;
-    return kPortableLevel;
+#endif
+    return portable::kLevel;
 }
 
 }  // namespace
@@ -84,6 +150,7 @@ PackedWeights::PackedWeights(std::size_t outputs, std::size_t inputs, Kind kind,
 }
 
 void PackedWeights::fill(std::size_t first_output, const FloatMatrix& source) {
+    if (kind_ == Kind::fp4) throw std::invalid_argument("fp4 weights are filled with codes, not with numbers");
     check_fit(first_output, source.rows, source.cols);
     std::atomic<std::ptrdiff_t> broken{-1};
     parallel_ranges(source.rows, threads_for(source.rows * inputs_), [&](std::size_t begin, std::size_t end) {
@@ -116,9 +183,10 @@ void PackedWeights::fill_groups(std::size_t first_output, std::size_t count, con
         throw std::invalid_argument(wide ? "a scale or a minimum is not finite"
                                          : "a scale or a minimum is not a finite float16; weights of _f32 hold float32");
     }
-    const auto symmetric = [](float scale, float minimum) { return minimum == groups::kNoMinimum * scale; };
+    const float times = groups::no_minimum(form());
+    const auto symmetric = [&](float scale, float minimum) { return minimum == times * scale; };
     if (!minimal && !std::equal(scales, scales + count * groups, minima, symmetric)) {
-        throw std::invalid_argument("a minimum is not -128 times its scale; int8_groups_f32 weights hold any");
+        throw std::invalid_argument("a minimum is not -128 times its scale (fp4: 0); int8_groups_f32 weights hold any");
     }
     const std::size_t most = groups::most_number(form());
     if (std::any_of(numbers, numbers + count * inputs_, [&](std::uint8_t q) { return q > most; })) {
@@ -180,7 +248,8 @@ void PackedWeights::read_row(std::size_t output, float* values, Row& row) const 
         const groups::Row from = row.groups();
         groups::get(panel, output % width(), from, inputs_, form());
         for (std::size_t k = 0; k < inputs_; ++k) {
-            values[k] = from.scales[k / groups::kGroup] * from.numbers[k] + from.minima[k / groups::kGroup];
+            const int number = groups::has_codes(form()) ? groups::kE2M1[from.numbers[k]] : from.numbers[k];
+            values[k] = from.scales[k / groups::kGroup] * static_cast<float>(number) + from.minima[k / groups::kGroup];
         }
         return;
     }

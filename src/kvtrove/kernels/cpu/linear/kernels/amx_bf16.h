@@ -1,6 +1,11 @@
 // Products of bf16 weights on tiles. All numbers of rows take the same products in the same order, 32 inputs after 32
 // inputs into float32 sums that stay in tiles, or are stored and loaded again as they are: a row gives the same bits in
 // every batch. float32 x is split into three bf16 numbers, exactly: three products into the same sum.
+#pragma once
+
+#include "linear/kernels/amx_output.h"
+
+namespace kvtrove::amx {
 
 constexpr std::size_t kGroupRows = 2 * kTileRows;  // whose sums are in tiles at once
 constexpr std::size_t kShortSteps = 40;            // of inputs that are one block: x of 512 rows takes 1.25 MiB of L2
@@ -11,35 +16,35 @@ constexpr std::size_t kBlockPanels = 16;           // of a part, where there are
 // and tile loads alone keep too few lines under way.
 constexpr std::size_t kAhead = 2048, kAheadOfMore = 4096;  // up to 16 rows; up to 32
 
-inline void ask(const std::uint8_t* weights, std::size_t lines) {
+KVTROVE_AMX inline void ask(const std::uint8_t* weights, std::size_t lines) {
     for (std::size_t i = 0; i < lines; ++i) __builtin_prefetch(weights + i * kCacheLine, 0, 2);
 }
 
 // 16 numbers as the sum of three bf16, exactly, the smallest first: each takes 8 of the 24 bits that are left. Infinity and
 // NaN are the last part alone. (Parts below 2^-126 are lost: tiles take subnormal numbers for zero.)
-inline void split(const float* x, std::uint16_t* to, std::size_t part_stride) {
-    F rest;
+KVTROVE_AMX inline void split(const float* x, std::uint16_t* to, std::size_t part_stride) {
+    Floats rest;
     std::memcpy(&rest, x, sizeof rest);
-    const U bits = reinterpret_cast<U>(rest);
-    const U no_number = reinterpret_cast<U>((bits & 0x7fffffffu) > 0x7f800000u);
-    const U finite = reinterpret_cast<U>((bits & 0x7f800000u) != 0x7f800000u);
+    const Words bits = reinterpret_cast<Words>(rest);
+    const Words no_number = reinterpret_cast<Words>((bits & 0x7fffffffu) > 0x7f800000u);
+    const Words finite = reinterpret_cast<Words>((bits & 0x7f800000u) != 0x7f800000u);
     for (std::size_t part = 3; part-- > 0;) {
-        U top = reinterpret_cast<U>(rest) & 0xffff0000u;
-        rest = reinterpret_cast<F>(reinterpret_cast<U>(rest - reinterpret_cast<F>(top)) & finite);
+        Words top = reinterpret_cast<Words>(rest) & 0xffff0000u;
+        rest = reinterpret_cast<Floats>(reinterpret_cast<Words>(rest - reinterpret_cast<Floats>(top)) & finite);
         if (part == 2) top |= no_number & 0x400000u;
-        const H words = __builtin_convertvector(top >> 16, H);
+        const Halfwords words = __builtin_convertvector(top >> 16, Halfwords);
         std::memcpy(to + part * part_stride, &words, sizeof words);
     }
 }
 
 // 32 inputs of a row of x, of which `count` exist, become a row of its tiles: one of bf16, three of float32.
-inline void pack_row(const float* x, std::size_t count, std::uint8_t* to, std::size_t tile_bytes) {
+KVTROVE_AMX inline void pack_row(const float* x, std::size_t count, std::uint8_t* to, std::size_t tile_bytes) {
     float line[kStep] = {};
     if (count < kStep) x = static_cast<const float*>(std::memcpy(line, x, count * sizeof(float)));
     for (std::size_t i = 0; i < kStep; i += 16) split(x + i, reinterpret_cast<std::uint16_t*>(to) + i, tile_bytes / 2);
 }
 
-inline void pack_row(const std::uint16_t* x, std::size_t count, std::uint8_t* to, std::size_t) {
+KVTROVE_AMX inline void pack_row(const std::uint16_t* x, std::size_t count, std::uint8_t* to, std::size_t) {
     if (count == kStep) {  // a size that is known becomes one instruction
         std::memcpy(to, x, kStep * 2);
         return;
@@ -49,7 +54,7 @@ inline void pack_row(const std::uint16_t* x, std::size_t count, std::uint8_t* to
 }
 
 template <class T>
-void pack_tile(const T* x, std::size_t inputs, std::size_t rows, std::size_t count, std::uint8_t* to,
+KVTROVE_AMX void pack_tile(const T* x, std::size_t inputs, std::size_t rows, std::size_t count, std::uint8_t* to,
                            const PackedX& packed) {
     const std::size_t tile_rows = packed.tile / tiles::kRowBytes;
     if (rows < tile_rows) std::memset(to, 0, packed.parts * packed.tile);
@@ -82,7 +87,7 @@ inline std::size_t bytes_of_x(const Product& job, std::size_t rows) {
 }
 
 // Shapes of the tiles for up to 32 rows: 0-3 are sums, the others operands. Rows beyond those of x would cost time.
-inline void configure(std::size_t rows, int parts) {
+KVTROVE_AMX inline void configure(std::size_t rows, int parts) {
     const int first = static_cast<int>(std::min(rows, kTileRows)), second = static_cast<int>(rows) - first;
     tiles::Shapes shapes;
     for (int tile = 0; tile < tiles::kTiles; ++tile) shapes.set(tile, tiles::kRows);
@@ -101,21 +106,21 @@ struct Waiting {
     const float* sums = nullptr;
     std::size_t row = 0, line = 0, rows = 0;  // the first one's number in y; lines that are done; all of them
 
-    [[gnu::always_inline]] void some(std::size_t lines) {
+    [[gnu::always_inline]] KVTROVE_AMX void some(std::size_t lines) {
         for (const std::size_t end = std::min(rows, line + lines); line < end; ++line) {
             const float* at = sums + (line / kTileRows * kHalves) * kSums + line % kTileRows * kColumns;
-            F low, high;
+            Floats low, high;
             std::memcpy(&low, at, sizeof low), std::memcpy(&high, at + kSums, sizeof high);
             output.put(row + line, line, low, high);
         }
     }
-    void all() { some(rows); }
+    KVTROVE_AMX void all() { some(rows); }
 };
 
 // sums [16 rows, 16 outputs] of tile C += x . one tile of weights. Every column has its own sums and, as far as there are
 // registers, its own weights: a product waits 52 cycles for the one before it.
 template <int C, int Parts>
-INLINE void dot_column(const std::uint8_t* weights) {
+[[gnu::always_inline]] KVTROVE_AMX inline void dot_column(const std::uint8_t* weights) {
     constexpr int B = Parts == 1 ? 5 + C % 3 : 7;
     ask(weights + kAhead, kTile / kCacheLine);
     tiles::load<B>(weights, tiles::kRowBytes);
@@ -125,7 +130,7 @@ INLINE void dot_column(const std::uint8_t* weights) {
 
 // Up to 16 rows, one panel or two that lie `stride` bytes apart: sums are tiles [panel][half].
 template <int Parts, int Panels>
-void dot_few(const PackedX& x, const std::uint8_t* panel, std::size_t stride, float* sums) {
+KVTROVE_AMX void dot_few(const PackedX& x, const std::uint8_t* panel, std::size_t stride, float* sums) {
     const std::uint8_t* rows = x.at;
     tiles::zero<0>(), tiles::zero<1>();
     if constexpr (Panels == 2) tiles::zero<2>(), tiles::zero<3>();
@@ -157,7 +162,7 @@ struct Block {
 };
 
 template <int Parts, bool TwoRowTiles>
-void dot_block(const PackedX& packed, Block block, Waiting& waiting) {
+KVTROVE_AMX void dot_block(const PackedX& packed, Block block, Waiting& waiting) {
     const std::size_t tile = packed.tile, second = packed.row_tile_bytes();
     // sums that were just stored are slow to load: the first steps leave them alone
     const std::size_t pause = std::min(kPause, block.steps / 2), lines = ceil_div(waiting.rows, block.steps - pause);
@@ -195,7 +200,7 @@ inline const std::uint8_t* stored(const Product& job, std::size_t panel, std::si
 
 // Panels begin .. end of y, for up to 32 rows: weights pass by once.
 template <int Parts>
-void few_rows(const Product& job, const PackedX& x, std::size_t rows, std::size_t begin, std::size_t end) {
+KVTROVE_AMX void few_rows(const Product& job, const PackedX& x, std::size_t rows, std::size_t begin, std::size_t end) {
     constexpr std::size_t kFewRows = 4;  // up to so many, two panels at once take longer than one after the other
     alignas(64) float sums[4 * kSums];
     alignas(64) float gates[kGroupRows * kWidth];
@@ -241,7 +246,7 @@ class ManyRows {
         return blocks(steps) > 1 ? kBlockPanels * groups * 4 * kSums : 0;
     }
 
-    void run() {
+    KVTROVE_AMX void run() {
         configure(kGroupRows, Parts);
         for (std::size_t block = 0; block < blocks_; ++block) {
             for (std::size_t panel = part_.panel; panel < part_.panel_end; ++panel) {
@@ -256,7 +261,7 @@ class ManyRows {
   private:
     std::size_t step(std::size_t block) const { return x_.steps * block / blocks_; }
 
-    void multiply(std::size_t block, std::size_t panel, std::size_t group) {
+    KVTROVE_AMX void multiply(std::size_t block, std::size_t panel, std::size_t group) {
         const Sources from(job_, panel);
         const std::size_t groups = part_.row_end - part_.row, row = group * kGroupRows, first = step(block);
         const std::size_t lines = ceil_div(kStepBytes / kCacheLine, groups), skipped = (group - part_.row) * lines;
@@ -292,3 +297,5 @@ class ManyRows {
     alignas(64) float hot_[2][4 * kSums];
     alignas(64) float gates_[kGroupRows * kWidth];
 };
+
+}  // namespace kvtrove::amx

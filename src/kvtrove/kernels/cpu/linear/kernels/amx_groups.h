@@ -1,46 +1,86 @@
 // Products of weights in groups on tiles, with the bits of vectors (linear/groups.h). Of every panel, a stretch of 256 inputs is
 // unpacked once for all rows: integers of a group are half an operand B, and each plane of 16 rows of x half an operand A,
 // as x lies in memory. Sums of a group are whole numbers; scaling them takes longer than the products.
+#pragma once
+
+#include "linear/groups.h"
+#include "linear/kernels/amx_layout.h"
+
+namespace kvtrove::amx {
 
 // A stretch of a panel: integers as operands B [groups][halves], scales and minima [groups][halves].
 struct Unpacked {
     static constexpr std::size_t kRowsOfB = groups::kGroup / 4;
     alignas(64) std::uint8_t numbers[groups::kGroups][kHalves][kRowsOfB * tiles::kRowBytes];
-    F scales[groups::kGroups][kHalves], minima[groups::kGroups][kHalves];
+    Floats scales[groups::kGroups][kHalves], minima[groups::kGroups][kHalves];
 };
 
 // 16 of the scales or minima at `from`.
-INLINE F lines_at(const std::uint8_t* from, std::size_t half, Form form) {
+[[gnu::always_inline]] KVTROVE_AMX inline Floats lines_at(const std::uint8_t* from, std::size_t half, Form form) {
     from += half * kColumns * groups::scale_bytes(form);
-    if (groups::is_wide(form)) return load(reinterpret_cast<const float*>(from));
-    return float_of_float16s(*reinterpret_cast<const UnalignedH*>(from));
+    Floats values;
+    if (groups::is_wide(form)) {
+        std::memcpy(&values, from, sizeof values);
+    } else {
+#if defined(KVTROVE_EMULATE_AMX)
+        for (std::size_t i = 0; i < kColumns; ++i) {
+            std::uint16_t bits;
+            std::memcpy(&bits, from + i * sizeof bits, sizeof bits);
+            values[i] = float_of_float16(bits);
+        }
+#else
+        Halfwords bits;
+        std::memcpy(&bits, from, sizeof bits);
+        asm("vcvtph2ps %1, %0" : "=v"(values) : "v"(bits));
+#endif
+    }
+    return values;
 }
 
-inline void unpack(const std::uint8_t* panel, std::size_t groups, Form form, Unpacked& to) {
+// What codes in bytes stand for, from 0 on: operands B are unsigned.
+[[gnu::always_inline]] KVTROVE_AMX inline Words looked_up(Words codes) {
+    alignas(64) std::int8_t bytes[sizeof codes];
+#if defined(KVTROVE_EMULATE_AMX)
+    std::memcpy(bytes, &codes, sizeof codes);
+    for (std::int8_t& byte : bytes) byte = static_cast<std::int8_t>(groups::kE2M1[byte] + groups::kMostE2M1);
+    std::memcpy(&codes, bytes, sizeof codes);
+#else
+    for (std::size_t i = 0; i < sizeof codes; ++i) {
+        bytes[i] = static_cast<std::int8_t>(groups::kE2M1[i % 16] + groups::kMostE2M1);
+    }
+    Words table;
+    std::memcpy(&table, bytes, sizeof table);
+    asm("vpshufb %1, %2, %0" : "=v"(codes) : "v"(codes), "v"(table));
+#endif
+    return codes;
+}
+
+KVTROVE_AMX inline void unpack(const std::uint8_t* panel, std::size_t groups, Form form, Unpacked& to) {
     constexpr std::uint32_t kLowHalves = 0x0f0f0f0f;
     for (std::size_t g = 0; g < groups; ++g, panel += groups::group_bytes(form)) {
         for (std::size_t half = 0; half < kHalves; ++half) {
-            const F scale = lines_at(panel, half, form);
+            const Floats scale = lines_at(panel, half, form);
             to.scales[g][half] = scale;
             to.minima[g][half] = groups::has_minima(form) ? lines_at(panel + groups::scales_bytes(form), half, form)
-                                                          : scale * groups::kNoMinimum;
+                                                          : scale * groups::no_minimum(form);
             const std::uint8_t* from = panel + groups::head_bytes(form) + half * tiles::kRowBytes;
             std::uint8_t* rows = to.numbers[g][half];
             for (std::size_t i = 0; i < groups::kGroup / groups::word_inputs(form); ++i, from += groups::kWordsBytes) {
-                U words;
+                Words words;
                 std::memcpy(&words, from, sizeof words);
                 if (groups::has_bytes(form)) {
                     std::memcpy(rows, &words, sizeof words), rows += sizeof words;
                     continue;
                 }
-                const U both[] = {words & kLowHalves, words >> 4 & kLowHalves};
+                Words both[] = {words & kLowHalves, words >> 4 & kLowHalves};
+                if (groups::has_codes(form)) both[0] = looked_up(both[0]), both[1] = looked_up(both[1]);
                 std::memcpy(rows, both, sizeof both), rows += sizeof both;
             }
         }
     }
 }
 
-inline void configure_groups() {
+KVTROVE_AMX inline void configure_groups() {
     tiles::Shapes shapes;
     for (int tile = 0; tile < 4; ++tile) shapes.set(tile, tiles::kRows);
     for (int tile = 4; tile < 6; ++tile) shapes.set(tile, tiles::kRows, groups::kGroup);
@@ -54,7 +94,7 @@ struct GroupSums {
 };
 
 template <int High>
-INLINE void dot_group(const groups::Stretch* x, const std::uint8_t* numbers, std::size_t g,
+[[gnu::always_inline]] KVTROVE_AMX inline void dot_group(const groups::Stretch* x, const std::uint8_t* numbers, std::size_t g,
                                                          GroupSums& sums) {
     tiles::zero<High>(), tiles::zero<High + 1>();
     tiles::load<6>(numbers, tiles::kRowBytes);
@@ -65,26 +105,29 @@ INLINE void dot_group(const groups::Stretch* x, const std::uint8_t* numbers, std
 
 // totals [rows][32] += a stretch of up to 16 rows and half a panel. A group's products run while the one before it is
 // scaled. All 16 rows are, because then their sums stay in registers; behind the last row of x lies something.
-inline void add_stretch(const groups::Stretch* x, std::size_t rows, const Unpacked& weights, std::size_t half,
+template <bool Codes>
+KVTROVE_AMX inline void add_stretch(const groups::Stretch* x, std::size_t rows, const Unpacked& weights, std::size_t half,
                                     std::size_t groups, float* totals) {
     GroupSums sums[2];
-    F stretch[kTileRows] = {};
+    Floats stretch[kTileRows] = {};
     dot_group<0>(x, weights.numbers[0][half], 0, sums[0]);
     for (std::size_t g = 0; g < groups; ++g) {
         if (g + 1 < groups) dot_group<2>(x, weights.numbers[g + 1][half], g + 1, sums[(g + 1) % 2]);
-        const F scale = weights.scales[g][half], minimum = weights.minima[g][half];
+        const Floats scale = weights.scales[g][half], minimum = weights.minima[g][half];
         const GroupSums& of = sums[g % 2];
 #pragma GCC unroll 16
         for (std::size_t r = 0; r < kTileRows; ++r) {
-            I high, low;
+            Ints high, low;
             std::memcpy(&high, of.high + r * kColumns, sizeof high), std::memcpy(&low, of.low + r * kColumns, sizeof low);
-            stretch[r] += scale * __builtin_convertvector((high << 7) + low, F) + minimum * x[r].sums[g];
+            Ints whole = (high << 7) + low;
+            if constexpr (Codes) whole -= groups::kMostE2M1 * static_cast<std::int32_t>(x[r].sums[g]);
+            stretch[r] += scale * __builtin_convertvector(whole, Floats) + minimum * x[r].sums[g];
         }
     }
 #pragma GCC unroll 16
     for (std::size_t r = 0; r < kTileRows; ++r, totals += kWidth) {
         if (r >= rows) break;
-        F total;
+        Floats total;
         std::memcpy(&total, totals, sizeof total);
         total += stretch[r] * x[r].scale;
         std::memcpy(totals, &total, sizeof total);
@@ -92,7 +135,7 @@ inline void add_stretch(const groups::Stretch* x, std::size_t rows, const Unpack
 }
 
 // Rows and panels of a part. x: [stretches][all rows], and as many as a tile has behind the last one.
-inline void run_groups(const Product& job, const groups::Stretch* x, std::size_t all_rows, const Part& part) {
+KVTROVE_AMX inline void run_groups(const Product& job, const groups::Stretch* x, std::size_t all_rows, const Part& part) {
     alignas(64) float totals[groups::kMostRows * kWidth];
     Unpacked weights;
     const std::size_t rows = part.row_end - part.row, groups = ceil_div(job.inputs, groups::kGroup);
@@ -110,8 +153,9 @@ inline void run_groups(const Product& job, const groups::Stretch* x, std::size_t
             const groups::Stretch* of = x + first / groups::kGroups * all_rows + part.row;
             for (std::size_t row = 0; row < rows; row += kTileRows) {
                 for (std::size_t half = 0; half < kHalves; ++half) {
-                    add_stretch(of + row, std::min(kTileRows, rows - row), weights, half, count,
-                                totals + row * kWidth + half * kColumns);
+                    const auto add = groups::has_codes(job.form) ? add_stretch<true> : add_stretch<false>;
+                    add(of + row, std::min(kTileRows, rows - row), weights, half, count,
+                        totals + row * kWidth + half * kColumns);
                 }
             }
         }
@@ -123,7 +167,13 @@ inline void run_groups(const Product& job, const groups::Stretch* x, std::size_t
 // Few rows are sooner done by vectors.
 inline void multiply_groups(const Product& job, std::size_t rows) {
     constexpr std::size_t kFewRows = 8;
-    const groups::Means& vectors = groups::means_beside_tiles();
+#if defined(KVTROVE_EMULATE_AMX)
+    const groups::Means& vectors = groups::portable_means();
+#else
+    const groups::Means& vectors = groups::avx512_means();
+#endif
     if (rows <= kFewRows) return groups::multiply(vectors, job, rows);
-    groups::multiply({{vectors.pack[0], vectors.pack[1]}, {run_groups, run_groups, run_groups, run_groups}}, job, rows);
+    groups::multiply({{vectors.pack[0], vectors.pack[1]}, {run_groups, run_groups, run_groups, run_groups, run_groups}}, job, rows);
 }
+
+}  // namespace kvtrove::amx

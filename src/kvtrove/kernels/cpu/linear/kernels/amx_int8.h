@@ -2,6 +2,11 @@
 // bits and one float32 scale, off by 2^-15 of the stretch's largest number at most. An integer is 128 * high + low, both
 // int8: two products of bytes, added up exactly in 32 bits. Up to 8 rows, both planes are rows of one operand, and the
 // second product is free. The stretches' sums are added in float32, in their order, whatever the number of rows.
+#pragma once
+
+#include "linear/kernels/amx_bf16.h"
+
+namespace kvtrove::amx {
 
 constexpr std::size_t kStretch = 256;  // 256 * 127 * 127 * 128 < 2^31; shorter ones store sums more often
 constexpr std::size_t kStretchSteps = kStretch / kByteStep;
@@ -20,29 +25,29 @@ struct ByteX {
 // One stretch of a row into its two planes, `step_bytes` from step to step. A NaN or an infinity makes the scale NaN, and
 // so every sum of the row.
 template <class T>
-float pack_stretch(const T* x, std::size_t count, std::uint8_t* high, std::size_t tile, std::size_t step_bytes) {
+KVTROVE_AMX float pack_stretch(const T* x, std::size_t count, std::uint8_t* high, std::size_t tile, std::size_t step_bytes) {
     alignas(64) float values[kStretch];
     std::fill(values + count, values + kStretch, 0.0f);
     for (std::size_t i = 0; i < count; ++i) {
         if constexpr (sizeof(T) == 2) values[i] = float_of_bfloat16(x[i]);
         else values[i] = x[i];
     }
-    F line, most = {}, poison = {};
+    Floats line, most = {}, poison = {};
     for (std::size_t i = 0; i < kStretch; i += kColumns) {
         std::memcpy(&line, values + i, sizeof line);
-        const F size = line < 0 ? -line : line;
+        const Floats size = line < 0 ? -line : line;
         most = size > most ? size : most;
         poison += line * 0.0f;
     }
     float largest = 1e-30f, bad = 0;
     for (std::size_t i = 0; i < kColumns; ++i) largest = std::max(largest, most[i]), bad += poison[i];
     const float factor = kMostX / largest;
-    const F magic = F{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+    const Floats magic = Floats{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
     for (std::size_t i = 0; i < ceil_div(count, kByteStep) * kByteStep; i += kColumns) {
         std::memcpy(&line, values + i, sizeof line);
-        const I whole = reinterpret_cast<I>(line * factor + magic) - 0x4B400000;
-        const I top = (whole + 64) >> 7;
-        const B planes[] = {__builtin_convertvector(top, B), __builtin_convertvector(whole - (top << 7), B)};
+        const Ints whole = reinterpret_cast<Ints>(line * factor + magic) - 0x4B400000;
+        const Ints top = (whole + 64) >> 7;
+        const Bytes planes[] = {__builtin_convertvector(top, Bytes), __builtin_convertvector(whole - (top << 7), Bytes)};
         std::uint8_t* to = high + i / kByteStep * step_bytes + i % kByteStep;
         std::memcpy(to, planes, sizeof *planes), std::memcpy(to + tile, planes + 1, sizeof *planes);
     }
@@ -90,38 +95,38 @@ struct WaitingStretch {
     Output output;
     std::size_t row, line, rows;
 
-    [[gnu::always_inline]] void some(std::size_t lines) {
+    [[gnu::always_inline]] KVTROVE_AMX void some(std::size_t lines) {
         const std::size_t begin = line, end = std::min(rows, line + lines);
         line = end;
         if (last) return finish(begin, end);
         float* to = totals + begin * kWidth;
         for (std::size_t i = begin; i < end; ++i, to += kWidth) {
             for (std::size_t half = 0; half < kHalves; ++half) {
-                const F value = total(i, half);
+                const Floats value = total(i, half);
                 std::memcpy(to + half * kColumns, &value, sizeof value);
             }
         }
     }
-    void all() { some(rows); }
+    KVTROVE_AMX void all() { some(rows); }
 
   private:
-    [[gnu::always_inline]] F total(std::size_t i, std::size_t half) const {
+    [[gnu::always_inline]] KVTROVE_AMX Floats total(std::size_t i, std::size_t half) const {
         const std::size_t at = half * kPlanes * kSums + i * kColumns;
-        I top, rest;
+        Ints top, rest;
         std::memcpy(&top, high + at, sizeof top), std::memcpy(&rest, low + at, sizeof rest);
-        const F value = __builtin_convertvector((top << 7) + rest, F) * scales[i];
+        const Floats value = __builtin_convertvector((top << 7) + rest, Floats) * scales[i];
         if (first) return value;
-        F before;
+        Floats before;
         std::memcpy(&before, totals + i * kWidth + half * kColumns, sizeof before);
         return before + value;
     }
-    __attribute__((noinline)) void finish(std::size_t begin, std::size_t end) const {
+    KVTROVE_AMX __attribute__((noinline)) void finish(std::size_t begin, std::size_t end) const {
         for (std::size_t i = begin; i < end; ++i) output.put(row + i, i, total(i, 0), total(i, 1));
     }
 };
 
 // Tiles 0-3: sums [half][plane]; 4, 5: planes of x; 6, 7: weights. Up to 8 rows both planes are in 4, their sums in 0 and 2.
-inline void configure_bytes(std::size_t rows) {
+KVTROVE_AMX inline void configure_bytes(std::size_t rows) {
     const int tile_rows = static_cast<int>(std::min(rows, kTileRows)), planes = rows <= kStackedRows ? kPlanes : 1;
     tiles::Shapes shapes;
     for (int tile = 0; tile < 6; ++tile) shapes.set(tile, planes * tile_rows);
@@ -134,7 +139,7 @@ class ByteRows {
     ByteRows(const Product& job, const ByteX& x, std::size_t rows) : job_(job), x_(x), rows_(rows) {}
 
     // Panels begin .. end of y, for up to 32 rows: weights pass by once.
-    void few(std::size_t begin, std::size_t end) {
+    KVTROVE_AMX void few(std::size_t begin, std::size_t end) {
         configure_bytes(rows_);
         for (std::size_t panel = begin; panel < end; ++panel) {
             const Sources from(job_, panel);
@@ -160,7 +165,7 @@ class ByteRows {
     }
 
     // More rows, tiles and panels of a part: block after block of inputs, so that x of one stays in L2, a panel of it in L1.
-    void many(const Part& part, float* kept) {
+    KVTROVE_AMX void many(const Part& part, float* kept) {
         configure_bytes(rows_);
         const std::size_t blocks = ByteRows::blocks(x_.stretches);
         for (std::size_t block = 0; block < blocks; ++block) {
@@ -177,7 +182,7 @@ class ByteRows {
     }
 
   private:
-    void multiply_block(const Part& part, std::size_t panel, std::size_t tile, std::size_t first,
+    KVTROVE_AMX void multiply_block(const Part& part, std::size_t panel, std::size_t tile, std::size_t first,
                                     std::size_t end, float* kept) {
         const Sources from(job_, panel);
         const std::size_t tiles = part.row_end - part.row, lines = ceil_div(kStepBytes / kCacheLine, tiles);
@@ -196,7 +201,7 @@ class ByteRows {
     }
 
     // One stretch of 16 rows and a panel. What comes into L2 meanwhile: `lines` from `next` on for every step.
-    void multiply(std::size_t panel, std::size_t row_tile, std::size_t stretch, const std::uint8_t* weights,
+    KVTROVE_AMX void multiply(std::size_t panel, std::size_t row_tile, std::size_t stretch, const std::uint8_t* weights,
                               const std::uint8_t* next, std::size_t lines, float* totals) {
         const bool stacked = rows_ <= kStackedRows;
         std::int32_t* sums = sums_[turn_ ^= 1];
@@ -213,7 +218,7 @@ class ByteRows {
     }
 
     template <bool Stacked>
-    void dot(std::size_t row_tile, std::size_t step, std::size_t steps, const std::uint8_t* weights,
+    KVTROVE_AMX void dot(std::size_t row_tile, std::size_t step, std::size_t steps, const std::uint8_t* weights,
                          const std::uint8_t* next, std::size_t lines, std::int32_t* sums) {
         constexpr std::size_t kSome = Stacked ? kStackedRows / 4 : kTileRows / 4;  // lines after half a step
         const std::uint8_t* x = x_.planes.find(row_tile, step);
@@ -252,3 +257,5 @@ class ByteRows {
     alignas(64) float totals_[2][kTileRows * kWidth];
     alignas(64) float gates_[2][kTileRows * kWidth];
 };
+
+}  // namespace kvtrove::amx

@@ -1,34 +1,40 @@
 // From the sums of a panel to y: scale, bias, gate, rounding.
+#pragma once
+
+#include "common/vector/silu.h"
+#include "linear/kernels/amx_layout.h"
+
+namespace kvtrove::amx {
 
 // As in bfloat16_of_float: to nearest, ties to even; a NaN stays one.
-inline U rounded(F values) {
-    const U bits = reinterpret_cast<U>(values);
-    const U nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+KVTROVE_AMX inline Words rounded(Floats values) {
+    const Words bits = reinterpret_cast<Words>(values);
+    const Words nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     return values == values ? nearest : (bits >> 16 | 0x40);
 }
 
 // silu(gate) * up, with every number rounded to bf16 that silu_and_mul would find or leave in memory.
-inline F gated(F gate, F up, Float type) {
+KVTROVE_AMX inline Floats gated(Floats gate, Floats up, Float type) {
     if (type == Float::f32) {
-        silu<U>(gate);
+        silu<Words>(gate);
         return gate * up;
     }
-    gate = reinterpret_cast<F>(rounded(gate) << 16), up = reinterpret_cast<F>(rounded(up) << 16);
-    silu<U>(gate);
-    return reinterpret_cast<F>(rounded(gate) << 16) * up;
+    gate = reinterpret_cast<Floats>(rounded(gate) << 16), up = reinterpret_cast<Floats>(rounded(up) << 16);
+    silu<Words>(gate);
+    return reinterpret_cast<Floats>(rounded(gate) << 16) * up;
 }
 
 // The low halves of all words, those of `low` first.
-inline U halves(U low, U high) {
+KVTROVE_AMX inline Words halves(Words low, Words high) {
     typedef std::uint16_t All __attribute__((vector_size(64)));
     constexpr All kEven = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
                            32, 34, 36, 38, 40, 42, 44, 46, 48, 50, 52, 54, 56, 58, 60, 62};
-    return reinterpret_cast<U>(__builtin_shuffle(reinterpret_cast<All>(low), reinterpret_cast<All>(high), kEven));
+    return reinterpret_cast<Words>(__builtin_shuffle(reinterpret_cast<All>(low), reinterpret_cast<All>(high), kEven));
 }
 
 // A cache line to memory, past the caches: nobody fetches it first in order to write to it. See `fence`.
 template <class Line>
-INLINE void stream(const Line& line, std::uint8_t* to) {
+[[gnu::always_inline]] KVTROVE_AMX inline void stream(const Line& line, std::uint8_t* to) {
     static_assert(sizeof(Line) == kCacheLine);
 #if defined(KVTROVE_EMULATE_AMX)
     std::memcpy(to, &line, kCacheLine);
@@ -50,7 +56,7 @@ class Output {
     Output() = default;
 
     // gates: [rows of a block][32], of the thread.
-    Output(const Product& job, std::size_t panel, float* gates) : job_(&job), gates_(gates) {
+    KVTROVE_AMX Output(const Product& job, std::size_t panel, float* gates) : job_(&job), gates_(gates) {
         const std::size_t first = panel * kWidth, gate_panels = job.gated ? job.outputs / 2 / kWidth : 0;
         role_ = !job.gated ? plain : panel < gate_panels ? gate : up;
         column_ = first - (role_ == up ? gate_panels * kWidth : 0);
@@ -61,7 +67,7 @@ class Output {
     }
 
     // Row `row` of y from its sums; `line`: which one of the block it is.
-    [[gnu::always_inline]] void put(std::size_t row, std::size_t line, F low, F high) const {
+    [[gnu::always_inline]] KVTROVE_AMX void put(std::size_t row, std::size_t line, Floats low, Floats high) const {
         if (job_->scales) low *= scale_[0], high *= scale_[1];
         if (job_->bias) low += bias_[0], high += bias_[1];
         float* waiting = gates_ + line * kWidth;
@@ -71,7 +77,7 @@ class Output {
             return;
         }
         if (role_ == up) {
-            F gate_low, gate_high;
+            Floats gate_low, gate_high;
             std::memcpy(&gate_low, waiting, sizeof gate_low);
             std::memcpy(&gate_high, waiting + kColumns, sizeof gate_high);
             low = gated(gate_low, low, job_->type), high = gated(gate_high, high, job_->type);
@@ -83,19 +89,19 @@ class Output {
     enum Role { plain, gate, up };
 
     // Outputs that only fill up the last panel are left out.
-    [[gnu::always_inline]] void store(std::size_t at, F low, F high) const {
+    [[gnu::always_inline]] KVTROVE_AMX void store(std::size_t at, Floats low, Floats high) const {
         if (job_->type == Float::f32) {
             auto* to = static_cast<std::uint8_t*>(job_->y) + at * sizeof(float);
             put_line(to, low, std::min(columns_, kColumns) * sizeof(float));
             put_line(to + kCacheLine, high, columns_ < kColumns ? 0 : (columns_ - kColumns) * sizeof(float));
         } else {
-            const U line = halves(rounded(low), rounded(high));
+            const Words line = halves(rounded(low), rounded(high));
             put_line(static_cast<std::uint8_t*>(job_->y) + at * sizeof(std::uint16_t), line, columns_ * sizeof(std::uint16_t));
         }
     }
 
     template <class Line>
-    [[gnu::always_inline]] void put_line(std::uint8_t* to, const Line& line, std::size_t bytes) const {
+    [[gnu::always_inline]] KVTROVE_AMX void put_line(std::uint8_t* to, const Line& line, std::size_t bytes) const {
         if (streams_) {
             stream(line, to);
         } else if (columns_ == kWidth) {  // a size that is known becomes one instruction
@@ -110,7 +116,7 @@ class Output {
     Role role_ = plain;
     bool streams_ = false;
     std::size_t column_ = 0, columns_ = 0;
-    F scale_[kHalves] = {}, bias_[kHalves] = {};
+    Floats scale_[kHalves] = {}, bias_[kHalves] = {};
 };
 
 // The panels of weights behind panel `panel` of y: one, or that of the gate and that of what it is multiplied with.
@@ -121,3 +127,5 @@ struct Sources {
     Sources(const Product& job, std::size_t panel)
         : panels{panel, panel + job.outputs / 2 / kWidth}, count(job.gated ? 2 : 1) {}
 };
+
+}  // namespace kvtrove::amx

@@ -1,11 +1,13 @@
-// Linear layers on vectors: bf16 weights, and what int8 weights share with them. Included by each level inside its
-// namespace, after the primitives of its lanes and
-//   kSums   vectors of sums that fit into the registers beside weights and x
+// The tasks of linear.cpp for one instruction set: included there once per level, inside a namespace of its own, with
+//   KVTROVE_TARGET  attribute that allows the instructions        KVTROVE_LANES  float32 lanes of a vector
+//   KVTROVE_SUMS    vectors of sums that fit into the registers beside weights and x
+//   KVTROVE_GROUPS    the product of weights in groups
+//   KVTROVE_ADD_PAIRS(sum, a, b)  sum += the products of the 16-bit numbers in a and b, neighbours added
 
-constexpr std::size_t kLanes = W;
+constexpr std::size_t kLanes = KVTROVE_LANES;
 using Places = VectorPlaces<kLanes>;
 constexpr std::size_t kWidth = Places::kWidth;      // outputs in a panel: a low and a high vector
-constexpr std::size_t kFew = kSums / 2;      // rows that are summed at once
+constexpr std::size_t kFew = KVTROVE_SUMS / 2;      // rows that are summed at once
 constexpr std::size_t kMostGroups = 8;              // of so many rows, in a part
 constexpr std::size_t kMostPanels = 512 / kWidth;   // in a part
 constexpr std::size_t kMostRows = 6 * kMostGroups * kFew;  // of x that are packed at a time
@@ -18,39 +20,44 @@ constexpr std::size_t depth_of(std::size_t rows, std::size_t input_bytes, std::s
     return std::min(kBlock / rows, 8192 / input_bytes) / multiple * multiple;
 }
 
-// Where it stands: a loop whose registers are given out by themselves; as a part of what calls it, its sums are spilled.
-#define KVTROVE_ALONE __attribute__((noinline))
+// A loop whose registers are given out by themselves: as a part of what calls it, its sums are spilled.
+#define KVTROVE_ALONE __attribute__((noinline)) KVTROVE_TARGET
+
+typedef float Floats __attribute__((vector_size(4 * KVTROVE_LANES)));
+typedef std::int32_t Ints __attribute__((vector_size(4 * KVTROVE_LANES)));
+typedef std::uint32_t Words __attribute__((vector_size(4 * KVTROVE_LANES)));
 
 constexpr std::size_t kBytes = 2 * kWidth;  // of an input in a panel
 
 // One input: | n0 n_L | n1 n_L+1 | ...: 32-bit words with output n in the low and output n + lanes in the high half, so
 // that a shift and a mask make float32 of them.
-INLINE void load_pair(const std::uint8_t* from, F& low, F& high) {
-    U words;
+KVTROVE_TARGET inline void load(const std::uint8_t* from, Floats& low, Floats& high) {
+    Words words;
     std::memcpy(&words, from, sizeof words);
-    low = reinterpret_cast<F>(words << 16);
-    high = reinterpret_cast<F>(words & 0xffff0000u);
+    low = reinterpret_cast<Floats>(words << 16);
+    high = reinterpret_cast<Floats>(words & 0xffff0000u);
 }
 
 // One input, whose weights are at `weights`. x: [Rows].
 template <std::size_t Rows, std::size_t Panels>
-INLINE void step(const std::uint8_t* weights, std::size_t panel_bytes, const float* x, F (&sum)[Rows][Panels][2]) {
+KVTROVE_TARGET inline __attribute__((always_inline)) void step(const std::uint8_t* weights, std::size_t panel_bytes,
+                                                               const float* x, Floats (&sum)[Rows][Panels][2]) {
 #pragma GCC unroll 4
     for (std::size_t p = 0; p < Panels; ++p) {
-        F low, high;
-        load_pair(weights + p * panel_bytes, low, high);
+        Floats low, high;
+        load(weights + p * panel_bytes, low, high);
 #pragma GCC unroll 16
         for (std::size_t r = 0; r < Rows; ++r) {
-            const F value = all(x[r]);
-            sum[r][p][0] = fma(value, low, sum[r][p][0]);
-            sum[r][p][1] = fma(value, high, sum[r][p][1]);
+            const float value = x[r];
+            sum[r][p][0] += low * value;
+            sum[r][p][1] += high * value;
         }
     }
 }
 
 // Panels that are summed together, at most so many: with few rows several, because a sum waits for the one before it.
 constexpr std::size_t panels_at_once(std::size_t rows, std::size_t most) {
-    return most > 1 && 2 * most * rows > kSums ? panels_at_once(rows, most / 2) : most;
+    return most > 1 && 2 * most * rows > KVTROVE_SUMS ? panels_at_once(rows, most / 2) : most;
 }
 
 // Groups of up to kFew rows, as equal as can be: those that are summed together.
@@ -64,7 +71,7 @@ struct Groups {
 
 // Do::run<Rows>(arguments) for a number of rows that is known only now: 1 .. kFew.
 template <class Do, std::size_t Rows = kFew, class... Arguments>
-inline void with_rows(std::size_t rows, const Arguments&... arguments) {
+KVTROVE_TARGET inline void with_rows(std::size_t rows, const Arguments&... arguments) {
     if (rows == Rows) {
         Do::template run<Rows>(arguments...);
     } else if constexpr (Rows > 1) {
@@ -94,14 +101,14 @@ struct Wide {
 
     struct Pack {
         template <std::size_t Rows, class T>
-        static void run(const T* x, std::size_t inputs, float* to) {
+        KVTROVE_TARGET static void run(const T* x, std::size_t inputs, float* to) {
             for (std::size_t k = 0; k < inputs; ++k) {
 #pragma GCC unroll 16
                 for (std::size_t r = 0; r < Rows; ++r) to[k * Rows + r] = widened(x[r * inputs + k]);
             }
         }
     };
-    void pack(std::size_t row, std::size_t rows) const {
+    KVTROVE_TARGET void pack(std::size_t row, std::size_t rows) const {
         const std::size_t at = row * job.inputs;
         if (job.type == Float::f32) {
             with_rows<Pack>(rows, static_cast<const float*>(job.x) + at, job.inputs, numbers + at);
@@ -111,7 +118,7 @@ struct Wide {
     }
 
     // sums += x * panels, for rows from `row` on and inputs from `k` on.
-    void add(std::size_t row, std::size_t rows, std::size_t k, const Tiles& tiles) const {
+    KVTROVE_TARGET void add(std::size_t row, std::size_t rows, std::size_t k, const Tiles& tiles) const {
         with_rows<Add>(rows, numbers + row * job.inputs + k * rows, tiles);
     }
 
@@ -119,7 +126,7 @@ struct Wide {
     KVTROVE_ALONE static void tile(const float* x, const Tiles& of, std::size_t panel) {
         const std::uint8_t *weights = of.weights + panel * of.panel_bytes, *ask = of.ask + panel * of.panel_bytes;
         float* sums = of.sums + panel * kWidth;
-        F sum[Rows][Panels][2];
+        Floats sum[Rows][Panels][2];
 #pragma GCC unroll 16
         for (std::size_t r = 0; r < Rows; ++r) std::memcpy(sum[r], sums + r * of.stride, sizeof sum[r]);
         for (std::size_t k = 0; k < of.depth; ++k, weights += kBytes, x += Rows, ask += of.ask_step) {
@@ -135,7 +142,7 @@ struct Wide {
 
     struct Add {
         template <std::size_t Rows>
-        static void run(const float* x, const Tiles& of) {
+        KVTROVE_TARGET static void run(const float* x, const Tiles& of) {
             constexpr std::size_t kAtOnce = panels_at_once(Rows, 4);
             std::size_t p = 0;
             for (; p + kAtOnce <= of.panels; p += kAtOnce) tile<Rows, kAtOnce>(x, of, p);
@@ -145,7 +152,7 @@ struct Wide {
 };
 
 // Rows of y from their sums: scale, bias, rounding; outputs that only fill up the last panel are left out.
-inline void finish(const Product& job, std::size_t row, std::size_t row_end, const Part& part,
+KVTROVE_TARGET inline void finish(const Product& job, std::size_t row, std::size_t row_end, const Part& part,
                                   const float* sums) {
     const std::size_t first = part.panel * kWidth, last = std::min(job.outputs, part.panel_end * kWidth);
     float line[kMostPanels * kWidth];
@@ -171,7 +178,7 @@ inline void finish(const Product& job, std::size_t row, std::size_t row_end, con
 // of the hardware guesses where the next one begins, so each group asks for its share of it. One group alone passes by all
 // weights once.
 template <class X>
-void run(const Product& job, const X& x, const Groups& groups, const Part& part) {
+KVTROVE_TARGET void run(const Product& job, const X& x, const Groups& groups, const Part& part) {
     alignas(64) float sums[kMostGroups * kFew * kMostPanels * kWidth];
     const std::size_t count = part.row_end - part.row, all = part.panel_end - part.panel, stride = all * kWidth;
     const std::size_t row = groups.begin(part.row), rows = groups.begin(part.row_end) - row;
@@ -218,3 +225,14 @@ void multiply_rows(const Product& job, std::size_t rows) {
     const Cut cut{groups.count, panels, work, kMostGroups, kMostPanels, together};
     in_parts(cut, [&](const Part& part, std::size_t) { run(job, x, groups, part); });
 }
+
+#include "linear/kernels/vector_int8.h"
+
+inline void multiply(const Product& job, std::size_t rows) {
+    in_pieces(rows, kMostRows, [&](std::size_t row, std::size_t count) {
+        job.scales ? multiply_rows<Whole>(job.from(row), count) : multiply_rows<Wide>(job.from(row), count);
+    });
+}
+
+constexpr LinearLevel kLevel = {layout_of<Places>(), kRowsAtOnce, false, multiply, KVTROVE_GROUPS};
+#undef KVTROVE_ALONE

@@ -1,4 +1,4 @@
-// Products with int8 weights on vectors, in whole numbers. Included by each level inside its namespace, after vector_bf16.h.
+// Products with int8 weights for one instruction set, in whole numbers: included after vector_bf16.h, in its namespace.
 //
 // Of every row of x, each stretch of inputs becomes 16-bit integers and one float32 scale, off by 2^-16 of the stretch's
 // largest number at most (bf16 rounds a number by up to 2^-9 of itself). Products are added up exactly in 32 bits over the
@@ -8,27 +8,30 @@
 constexpr std::size_t kStretch = 128;      // 128 * 127 * 32767 < 2^31
 constexpr float kMostInt16 = 32767.0f;
 
+typedef std::int16_t Shorts __attribute__((vector_size(4 * KVTROVE_LANES)));
+typedef std::int16_t Halves __attribute__((vector_size(2 * KVTROVE_LANES)));
+
 // One stretch. A NaN or an infinity makes its scale NaN, and so every sum of the row.
 template <class T>
-inline float whole_stretch(const T* x, std::size_t count, std::int16_t* numbers) {
+KVTROVE_TARGET inline float whole_stretch(const T* x, std::size_t count, std::int16_t* numbers) {
     alignas(64) float values[kStretch] = {};
     for (std::size_t i = 0; i < count; ++i) values[i] = widened(x[i]);
-    F line, most = {}, poison = {};
+    Floats line, most = {}, poison = {};
     for (std::size_t i = 0; i < kStretch; i += kLanes) {
         std::memcpy(&line, values + i, sizeof line);
-        const F size = line < 0 ? -line : line;
+        const Floats size = line < 0 ? -line : line;
         most = size > most ? size : most;
         poison += line * 0.0f;
     }
     float largest = 1e-30f, bad = 0;
     for (std::size_t i = 0; i < kLanes; ++i) largest = std::max(largest, most[i]), bad += poison[i];
     const float factor = kMostInt16 / largest;
-    const F magic = F{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+    const Floats magic = Floats{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
     alignas(64) std::int16_t whole[kStretch];
     for (std::size_t i = 0; i < kStretch; i += kLanes) {
         std::memcpy(&line, values + i, sizeof line);
-        const I shifted = reinterpret_cast<I>(line * factor + magic) - 0x4B400000;
-        const H narrow = __builtin_convertvector(shifted, H);
+        const Ints shifted = reinterpret_cast<Ints>(line * factor + magic) - 0x4B400000;
+        const Halves narrow = __builtin_convertvector(shifted, Halves);
         std::memcpy(whole + i, &narrow, sizeof narrow);
     }
     std::memcpy(numbers, whole, ceil_div(count, Places::kByteGroup) * Places::kByteGroup * sizeof *whole);
@@ -51,13 +54,13 @@ struct Whole {
     }
 
     template <class T>
-    void pack_row(const T* x, std::size_t row) const {
+    KVTROVE_TARGET void pack_row(const T* x, std::size_t row) const {
         for (std::size_t i = 0; i < stretches; ++i) {
             const std::size_t at = row * stretches + i, count = std::min(kStretch, job.inputs - i * kStretch);
             scales[at] = whole_stretch(x + row * job.inputs + i * kStretch, count, numbers + at * kStretch);
         }
     }
-    void pack(std::size_t row, std::size_t rows) const {
+    KVTROVE_TARGET void pack(std::size_t row, std::size_t rows) const {
         for (const std::size_t end = row + rows; row < end; ++row) {
             if (job.type == Float::f32) pack_row(static_cast<const float*>(job.x), row);
             else pack_row(static_cast<const std::uint16_t*>(job.x), row);
@@ -65,13 +68,13 @@ struct Whole {
     }
 
     // sums += x * panels, for rows from `row` on and inputs from `k` on, the begin of a stretch.
-    void add(std::size_t row, std::size_t rows, std::size_t k, const Tiles& tiles) const {
+    KVTROVE_TARGET void add(std::size_t row, std::size_t rows, std::size_t k, const Tiles& tiles) const {
         with_rows<Add>(rows, *this, row * stretches + k / kStretch, tiles);
     }
 
     struct Add {
         template <std::size_t Rows>
-        static void run(const Whole& x, std::size_t stretch, const Tiles& of) {
+        KVTROVE_TARGET static void run(const Whole& x, std::size_t stretch, const Tiles& of) {
             constexpr std::size_t kAtOnce = panels_at_once(Rows, 2);
             for (std::size_t p = 0; p < of.panels; p += kAtOnce) {
                 for (std::size_t k = 0; k < of.depth; k += kStretch) {
@@ -90,7 +93,7 @@ struct Whole {
         const float* scales;
         std::size_t stride, depth;
 
-        std::int32_t pair(std::size_t row, std::size_t input) const {
+        KVTROVE_TARGET std::int32_t pair(std::size_t row, std::size_t input) const {
             std::int32_t two;
             std::memcpy(&two, numbers + row * stride * kStretch + input, sizeof two);
             return two;
@@ -104,11 +107,11 @@ struct Whole {
         const std::uint8_t* weights = of.weights + panel * of.panel_bytes + input * kInputBytes;
         const std::uint8_t* ask = of.ask + panel * of.panel_bytes + input * of.ask_step;
         float* sums = of.sums + panel * kWidth;
-        I sum[Rows][Panels][2] = {};
+        Ints sum[Rows][Panels][2] = {};
         for (std::size_t k = 0; k < x.depth; k += Places::kByteGroup) {
 #pragma GCC unroll 2
             for (std::size_t odd = 0; odd < 2; ++odd) {
-                S pairs[Panels][2];
+                Shorts pairs[Panels][2];
 #pragma GCC unroll 8
                 for (std::size_t p = 0; p < Panels; ++p) {
                     // every line of four inputs: one where vectors have 8 lanes, two where they have 16
@@ -116,17 +119,17 @@ struct Whole {
                         __builtin_prefetch(ask + p * of.panel_bytes + (1 - odd) * kCacheLine);
                     }
                     for (std::size_t half = 0; half < 2; ++half) {
-                        std::memcpy(&pairs[p][half], weights + p * of.panel_bytes + half * sizeof(S), sizeof(S));
+                        std::memcpy(&pairs[p][half], weights + p * of.panel_bytes + half * sizeof(Shorts), sizeof(Shorts));
                         pairs[p][half] = (odd ? pairs[p][half] : pairs[p][half] << 8) >> 8;
                     }
                 }
 #pragma GCC unroll 16
                 for (std::size_t r = 0; r < Rows; ++r) {
-                    const I two = all(x.pair(r, k + 2 * odd));
+                    const Ints two = Ints{} + x.pair(r, k + 2 * odd);
 #pragma GCC unroll 8
                     for (std::size_t p = 0; p < Panels; ++p) {
-                        sum[r][p][0] = add_pairs(sum[r][p][0], two, reinterpret_cast<I>(pairs[p][0]));
-                        sum[r][p][1] = add_pairs(sum[r][p][1], two, reinterpret_cast<I>(pairs[p][1]));
+                        KVTROVE_ADD_PAIRS(sum[r][p][0], two, reinterpret_cast<Ints>(pairs[p][0]));
+                        KVTROVE_ADD_PAIRS(sum[r][p][1], two, reinterpret_cast<Ints>(pairs[p][1]));
                     }
                 }
             }
@@ -138,19 +141,11 @@ struct Whole {
 #pragma GCC unroll 16
             for (std::size_t i = 0; i < 2 * Panels; ++i) {
                 float* at = sums + r * of.stride + i * kLanes;
-                F total;
+                Floats total;
                 std::memcpy(&total, at, sizeof total);
-                total = fma(__builtin_convertvector(sum[r][i / 2][i % 2], F), all(scale), total);
+                total += __builtin_convertvector(sum[r][i / 2][i % 2], Floats) * scale;
                 std::memcpy(at, &total, sizeof total);
             }
         }
     }
 };
-
-// All of a product, with all threads.
-inline void multiply(const Product& job, std::size_t rows) {
-    in_pieces(rows, kMostRows, [&](std::size_t row, std::size_t count) {
-        job.scales ? multiply_rows<Whole>(job.from(row), count) : multiply_rows<Wide>(job.from(row), count);
-    });
-}
-#undef KVTROVE_ALONE

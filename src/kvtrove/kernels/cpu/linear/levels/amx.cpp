@@ -4,35 +4,12 @@
 // at most, memory gives a core about 4 bytes in a cycle, so there is no reason for another kernel when there is one row.
 #if defined(__x86_64__) || defined(KVTROVE_EMULATE_AMX)
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
-#include "common/amx_tiles.h"
-#include "common/memory.h"
-#include "common/vector/silu.h"
-#include "common/vector/target.h"
-#include "linear/groups.h"
-#include "linear/level.h"
-
-KVTROVE_BEGIN_AMX
+#include "linear/kernels/amx_groups.h"
+#include "linear/kernels/amx_int8.h"
 
 namespace kvtrove {
 
 namespace amx {
-
-constexpr int W = 16;  // lanes
-
-#include "common/vector/types.h"
-#include KVTROVE_AMX_LANES
-#include "common/vector/vector.h"
-#include "linear/kernels/amx_layout.h"
-#include "linear/kernels/amx_output.h"
-#include "linear/kernels/amx_bf16.h"
-#include "linear/kernels/amx_int8.h"
-#include "linear/kernels/amx_groups.h"
 
 constexpr std::size_t kMostRows = 512;        // that are packed at a time; what they need of x and sums stays in L2
 constexpr std::size_t kLongRows = 256;        // the same where inputs are several blocks: half the sums wait half as often
@@ -110,12 +87,6 @@ void multiply(const Product& job, std::size_t rows) {
 }
 
 }  // namespace amx
-
-}  // namespace kvtrove
-
-KVTROVE_END_AMX
-
-namespace kvtrove {
 
 const LinearLevel kAmxLevel = {layout_of<amx::TilePlaces>(), amx::kMostRows, true, amx::multiply, amx::multiply_groups};
 
