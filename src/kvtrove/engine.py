@@ -6,10 +6,9 @@ import copy
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,21 +21,20 @@ from kvtrove.kv import debug
 from kvtrove.kv.invariants import InvariantError
 from kvtrove.kv.manager import CHECK_EVERY_CALL, KVCacheManager
 from kvtrove.kv.repair import forget
-from kvtrove.kv.stats import KVStats
-from kvtrove.kv.tiers.store import TierFigures
 from kvtrove.models.config_reader import read_config, read_spec
 from kvtrove.models.fingerprint import model_fingerprint
 from kvtrove.output_processor import RequestText
 from kvtrove.pinning import PinnedPrefix, PinnedPrefixes
 from kvtrove.plan.process import return_freed_memory
-from kvtrove.recovery import NO_FAULTS, FaultStats, NoProgressError, Recovery
+from kvtrove.recovery import NoProgressError, Recovery
 from kvtrove.request import EngineError, Guide, PoolingParams, RequestError, RequestOutput, SamplingParams, SoftPin
-from kvtrove.scheduler.drafts import Drafter, DraftRules, DraftStats
+from kvtrove.scheduler.drafts import Drafter
 from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
 from kvtrove.sessions import Sessions
+from kvtrove.stats import EngineStats
 from kvtrove.text.chat_template import given_template
 from kvtrove.text.tokenizer import Tokenizer
 from kvtrove.tiering import Tiering, wanted_tiers
@@ -51,34 +49,6 @@ TRIM_EVERY = 1000
 """Requests after which the C library hands back what it holds of freed memory, some ten milliseconds' work: its heaps
 have holes between what lives long, and would grow by half of themselves over thousands of requests.
 """
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """A moment of the engine. `kv` counts blocks and, since the start, prefix-cache queries and hits in tokens.
-
-    num_prompt_tokens: of the prompts that have got their first token. num_generation_tokens: drawn since the start.
-    checkpoints: `Checkpoints.counts`.
-    """
-
-    num_running: int
-    num_waiting: int
-    num_preemptions: int
-    kv: KVStats
-    num_prompt_tokens: int = 0
-    num_generation_tokens: int = 0
-    faults: FaultStats = NO_FAULTS
-    drafts: DraftStats | None = None
-    tiers: Sequence[TierFigures] = ()
-    checkpoints: Mapping[str, int] = field(default_factory=dict)
-
-
-def drafter(config: EngineConfig) -> Drafter | None:
-    """What proposes drafts under these settings."""
-    if config.speculation == "off":
-        return None
-    longest, least = config.prompt_lookup_max, config.prompt_lookup_min
-    return Drafter(DraftRules(config.num_speculative_tokens, longest, least, answers=config.speculation == "suffix"))
 
 
 class Engine:
@@ -134,7 +104,7 @@ class Engine:
         if exact is None and config.cache != EngineConfig.cache:
             prices.tell(config.cache, self.kv.chain_root(b"").hex())
         limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
-        self.scheduler = Scheduler(self.kv, limits, clock, drafter(config))
+        self.scheduler = Scheduler(self.kv, limits, clock, Drafter.wanted(config))
         self._pace = Pace(config.max_prompt_seconds, config.max_num_batched_tokens, config.block_size)
         self.recovery = Recovery(self.scheduler, self.kv, self.runner.execute, clock)
         self.guard: Callable[[], AbstractContextManager[object]] = nullcontext
