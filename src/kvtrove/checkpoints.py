@@ -185,7 +185,8 @@ class Checkpoints:
         chain = KeyChain(checkpoint.chain_root, size)
         chain.extend(checkpoint.tokens, checkpoint.num_computed // size)
         places = {key: i for i, key in enumerate(chain.keys)}
-        if any(key not in places or group >= self.kv.num_groups for group, key in checkpoint.keys):
+        num_groups = self.kv.num_groups + self.kv.marks.num_rows
+        if any(key not in places or group >= num_groups for group, key in checkpoint.keys):
             raise CheckpointError(f"{path} cannot be restored: its rows are not those of its tokens")
         rows = [
             (group, places[key], memoryview(row))
@@ -244,9 +245,7 @@ class Checkpoints:
         if backup.writing is not None and not backup.writing.done():
             return  # a slow disk must not pile up memory: the next token asks again
         backup.at = seq.num_output
-        made = self._made(
-            seq.tokens, seq.kv.chain.origin, snapshot(seq.kv, self.kv.block_size), (), self._state(request)
-        )
+        made = self._made(seq.tokens, seq.kv.chain.origin, snapshot(self.kv, seq.kv), (), self._state(request))
         backup.writing = self._write(backup.path, made)
 
     def _state(self, request: Request) -> Unfinished | None:
@@ -261,7 +260,7 @@ class Checkpoints:
         seq = next((seq for seq in request.unfinished if seq.kv.num_computed), None)
         if seq is None:
             raise RequestError("request_id: nothing of this request is computed yet", "request_id")
-        held = snapshot(seq.kv, self.kv.block_size)
+        held = snapshot(self.kv, seq.kv)
         return self._made(seq.tokens, seq.kv.chain.origin, held, seq.kv.chain.keys, self._state(request))
 
     def _of_prompt(self, tokens: Sequence[int], salt: bytes) -> Checkpoint:

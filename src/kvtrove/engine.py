@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import logging
 import time
@@ -16,6 +15,7 @@ from kvtrove import prices
 from kvtrove.checkpoints import Checkpoints, Restored, Written, continue_from
 from kvtrove.compacting import CompactedPrefix, Compactions
 from kvtrove.config import EngineConfig, Environment
+from kvtrove.engine_stats import EngineStats, engine_stats
 from kvtrove.intake import Intake
 from kvtrove.kv import debug
 from kvtrove.kv.invariants import InvariantError
@@ -28,13 +28,12 @@ from kvtrove.pinning import PinnedPrefix, PinnedPrefixes
 from kvtrove.plan.process import return_freed_memory
 from kvtrove.recovery import NoProgressError, Recovery
 from kvtrove.request import EngineError, Guide, PoolingParams, RequestError, RequestOutput, SamplingParams, SoftPin
-from kvtrove.scheduler.drafts import Drafter
+from kvtrove.scheduler.drafts import Drafter, DraftRules
 from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
 from kvtrove.scheduler.sequence import Request
 from kvtrove.sessions import Sessions
-from kvtrove.stats import EngineStats
 from kvtrove.text.chat_template import given_template
 from kvtrove.text.tokenizer import Tokenizer
 from kvtrove.tiering import Tiering, wanted_tiers
@@ -49,6 +48,14 @@ TRIM_EVERY = 1000
 """Requests after which the C library hands back what it holds of freed memory, some ten milliseconds' work: its heaps
 have holes between what lives long, and would grow by half of themselves over thousands of requests.
 """
+
+
+def drafter(config: EngineConfig) -> Drafter | None:
+    """What proposes drafts under these settings."""
+    if config.speculation == "off":
+        return None
+    longest, least = config.prompt_lookup_max, config.prompt_lookup_min
+    return Drafter(DraftRules(config.num_speculative_tokens, longest, least, answers=config.speculation == "suffix"))
 
 
 class Engine:
@@ -92,7 +99,6 @@ class Engine:
                 directory, self.spec, str(self.runner.model.precision), self.max_model_len, config.load_format
             ),
             num_seats=config.max_num_seats,
-            num_marks=capacity.num_marks,
             mark_rules=loaded.mark_rules,
             enable_prefix_caching=config.enable_prefix_caching,
             check=config.check or 0,
@@ -104,7 +110,7 @@ class Engine:
         if exact is None and config.cache != EngineConfig.cache:
             prices.tell(config.cache, self.kv.chain_root(b"").hex())
         limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
-        self.scheduler = Scheduler(self.kv, limits, clock, Drafter.wanted(config))
+        self.scheduler = Scheduler(self.kv, limits, clock, drafter(config))
         self._pace = Pace(config.max_prompt_seconds, config.max_num_batched_tokens, config.block_size)
         self.recovery = Recovery(self.scheduler, self.kv, self.runner.execute, clock)
         self.guard: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -338,13 +344,7 @@ class Engine:
         return self._pinned.all()
 
     def stats(self) -> EngineStats:
-        now = self.scheduler.stats()
-        tokens = now.num_prompt_tokens, now.num_generation_tokens
-        waiting, drafter = now.num_waiting + self.recovery.num_held, self.scheduler.drafter
-        drafts = None if drafter is None else copy.deepcopy(drafter.stats)
-        faults, tiers, kv = self.recovery.stats, self.tiering.figures(), self.kv.stats()
-        kept = dict(self.checkpoints.counts)
-        return EngineStats(now.num_running, waiting, now.num_preemptions, kv, *tokens, faults, drafts, tiers, kept)
+        return engine_stats(self.scheduler, self.kv, self.recovery, self.tiering, self.checkpoints)
 
     def _log_cache(self, num_tokens: int) -> None:
         """Asked for by KVTROVE_CACHE_LOG, so it is not a debug message that a log level hides."""

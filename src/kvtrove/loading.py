@@ -19,13 +19,13 @@ from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.config import ConfigError, EngineConfig, Environment, parse_size, parse_tokens
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.compaction.compactor import Rolling, context_shift
-from kvtrove.kv.marks import MarkRules
+from kvtrove.kv.mark_rules import MarkRules
 from kvtrove.kv.recipe import recipe
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
 from kvtrove.models.gguf.stored import kept_weights
-from kvtrove.models.integers_config import integers_of
+from kvtrove.models.integers_config import keeps_bits
 from kvtrove.models.loader import Progress, load_model
 from kvtrove.models.lora import adapter_bytes
 from kvtrove.models.precision import Precision
@@ -89,7 +89,6 @@ def load_runner(
         config.num_blocks,
         None if config.max_model_len is None else parse_tokens(config.max_model_len),
         2 * config.max_num_seqs if cache.states and config.speculation != "off" else config.max_num_seqs,
-        None if config.marks_memory is None else parse_size(config.marks_memory, "marks_memory"),
     )
     planned = read_model(directory, precision.dtype, weights=precision.weights, activations=precision.activations)
     adapters = sum(adapter_bytes(Path(path)) for _, path in config.adapters)
@@ -108,9 +107,7 @@ def load_runner(
             log.info(
                 "last bits may depend on the batch: only bf16, int8 and int4 weights are multiplied by own kernels"
             )
-    arena = Arena(
-        *(cache, capacity.num_blocks, device, config.huge_pages, config.max_num_seats), num_marks=capacity.num_marks
-    )
+    arena = Arena(cache, capacity.num_blocks, device, config.huge_pages, config.max_num_seats)
     layers = tuple(attention_layers(model, cache, arena))
     backends = _in_cells(choose_backends(config.attention_backend, layers, device), layers)
     runner = ModelRunner(model, cache, arena, backends, token_text)
@@ -227,8 +224,7 @@ def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
     if settled != capacity:
         log.warning("a step takes more than planned, so the cache gets %d blocks", settled.num_blocks)
         old = runner.arena
-        beside = len(old.seats), settled.num_marks
-        arena = Arena(runner.cache, settled.num_blocks, old.device, old.huge_pages, *beside)
+        arena = Arena(runner.cache, settled.num_blocks, old.device, old.huge_pages, len(old.seats))
         model = runner.model.serving(settled.max_model_len)
         runner = ModelRunner(model, runner.cache, arena, runner.backends, runner.token_text)
     return Loaded(runner, settled, ledger, loaded.mark_rules, loaded.products)
@@ -245,7 +241,7 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
     stored = _stored(Path(config.model)) if weights in ("auto", "gguf") and config.load_format != "dummy" else "auto"
     if weights == "gguf" and stored == "auto":
         raise ConfigError(
-            f"weights: gguf keeps the bits of a quantised GGUF file, or of GPTQ, AWQ and compressed-tensors; "
+            f"weights: gguf keeps the bits of a quantised GGUF file, of GPTQ, AWQ, compressed-tensors and MXFP4; "
             f"{config.model} is none of them: take int4"
         )
     own = config.linear in ("auto", "own")
@@ -272,7 +268,7 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
 
 def _stored(path: Path) -> str:
     """The setting `weights` that keeps the bits of a checkpoint: "gguf" where it is quantised, else "auto"."""
-    return "gguf" if integers_of(path) is not None else kept_weights(path)
+    return "gguf" if keeps_bits(path) else kept_weights(path)
 
 
 def has_bf16_instructions(isa: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 from kvtrove.config import EngineConfig
 from kvtrove.demo import demo_model_dir
+from kvtrove.engine_stats import EngineStats
 from kvtrove.kv.stats import KVStats
 from kvtrove.models.config_reader import read_spec
 from kvtrove.request import (
@@ -27,7 +28,6 @@ from kvtrove.request import (
     SamplingParams,
     SoftPin,
 )
-from kvtrove.stats import EngineStats
 from kvtrove.text.tokenizer import Tokenizer
 
 FATAL, ENDLESS = 3333, 2222

@@ -18,6 +18,7 @@ from opentelemetry.trace import NonRecordingSpan, NoOpTracer, SpanContext, Statu
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvtrove.engine_stats import EngineStats
 from kvtrove.kv.stats import KVStats
 from kvtrove.kv.tiers.store import TierFigures
 from kvtrove.request import RequestMetrics, SamplingParams
@@ -30,7 +31,6 @@ from kvtrove.server.metrics_tiers import TierMetrics
 from kvtrove.server.metrics_traces import Traces
 from kvtrove.server.metrics_vllm import one_two_five
 from kvtrove.server.observer import Arrival, Departure, PromptResult
-from kvtrove.stats import EngineStats
 from tests.server.conftest import ADMIN, ALICE, NUM_BLOCKS
 from tests.server.live import LiveServer
 

@@ -28,6 +28,7 @@ class Block:
     saved: it was handed to the tiers, or came from there. index: its place in the sequence. use: what is known of the
     sequence that held it last. uses: hits since it was sealed; eviction orders may lower it. place: the list of an
     eviction order that it is in. priority: blocks of a lower one leave first, until `keep_until`, clock seconds.
+    spare: it leaves before all others once nobody holds it.
     """
 
     __slots__ = (
@@ -47,6 +48,7 @@ class Block:
         "ref_count",
         "saved",
         "sealed",
+        "spare",
         "tokens",
         "use",
         "uses",
@@ -70,7 +72,7 @@ class Block:
         self.parent = b""
         self.tokens = b""
         self.crc: int | None = None
-        self.saved = False
+        self.saved = self.spare = False
         self.index = 0
         self.use: Use | None = None
         self.uses = 0

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrove.config import EngineConfig
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.scheduler.output import NO_TOKENS, SampledToken, ScheduledSequence, SequenceResult
 from kvtrove.scheduler.sequence import Sequence
@@ -82,14 +81,6 @@ class Drafter:
         self.rules = rules
         self.answers = Answers()
         self.stats = DraftStats(accepted_per_pos=[0] * rules.most)
-
-    @classmethod
-    def wanted(cls, config: EngineConfig) -> Drafter | None:
-        """What proposes drafts under these settings."""
-        if config.speculation == "off":
-            return None
-        longest, least = config.prompt_lookup_max, config.prompt_lookup_min
-        return cls(DraftRules(config.num_speculative_tokens, longest, least, answers=config.speculation == "suffix"))
 
     def plan(self, decodes: Seq[Sequence], num_tokens: int, room: int, kv: KVCacheManager) -> dict[int, array[int]]:
         """Drafts by sequence id, their blocks allocated. num_tokens: of the step without them; room: how many fit.

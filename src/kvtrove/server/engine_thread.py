@@ -25,7 +25,7 @@ from kvtrove.tiering import LONGEST_REST
 
 if TYPE_CHECKING:
     from kvtrove.engine import Engine
-    from kvtrove.stats import EngineStats
+    from kvtrove.engine_stats import EngineStats
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

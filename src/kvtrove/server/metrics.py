@@ -13,6 +13,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from kvtrove.engine_stats import EngineStats
 from kvtrove.kv.reasons import Reason
 from kvtrove.server.engine_thread import Step
 from kvtrove.server.metrics_facts import Facts, Growth, Timing
@@ -21,7 +22,6 @@ from kvtrove.server.metrics_vllm import LATENCY_BUCKETS, TOKEN_BUCKETS, TTFT_BUC
 from kvtrove.server.observer import Departure, Observer
 from kvtrove.server.reports import CacheReport
 from kvtrove.server.routes.common import ServiceOf, errors
-from kvtrove.stats import EngineStats
 
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 NEVER_HERE = (Reason.OTHER_TENANT, Reason.OTHER_MODEL_OR_CACHE_SPEC)  # reasons that the server never gives

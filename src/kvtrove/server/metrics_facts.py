@@ -14,7 +14,7 @@ from kvtrove.server.observer import PromptResult
 
 if TYPE_CHECKING:
     from kvtrove.engine import Engine
-    from kvtrove.stats import EngineStats
+    from kvtrove.engine_stats import EngineStats
 
 
 @dataclass(frozen=True)

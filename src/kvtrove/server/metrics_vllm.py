@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from kvtrove.engine_stats import EngineStats
 from kvtrove.server.metrics_facts import Facts, Growth, Timing
-from kvtrove.stats import EngineStats
 
 ENGINE = "0"  # one engine, the first
 _TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)

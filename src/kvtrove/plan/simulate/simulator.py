@@ -90,9 +90,10 @@ class _Run:
     def _admit(self, at: float, index: int) -> None:
         wanted = self.trace.requests[index]
         number = self.router.choose(wanted, self.replicas) if len(self.replicas) > 1 else 0
-        request_id, tokens = str(index), self.prompts.tokens(index, wanted)
+        request_id, tokens, new = str(index), self.prompts.tokens(index, wanted), max(1, wanted.output_tokens)
+        whole = [wanted.prompt_tokens // self.trace.block_size * self.trace.block_size]  # what another may repeat
         try:
-            self.replicas[number].add(request_id, tokens, max(1, wanted.output_tokens), at, self.prompts.answer(index))
+            self.replicas[number].add(request_id, tokens, new, at, self.prompts.answer(index), whole)
         except RequestError:
             self.rejected.append(index)
             self._continue_session(index, at)
