@@ -36,7 +36,7 @@ from kvtrove.kv.formats.kivi import Kivi
 from kvtrove.kv.formats.layout import TILE
 from kvtrove.kv.formats.oscar import Oscar
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
-from kvtrove.kv.selection.quest import HIGH, LOW, Quest
+from kvtrove.kv.selection.quest import BOUNDS, Quest
 from kvtrove.kv.spec import Codec, Planes, side_view
 
 DENSE = ("float32", "float16", "bfloat16")
@@ -241,7 +241,7 @@ def paged_selection(layer: AttentionLayer) -> PagedSelection | None:
     """What kernels are told of how a layer's queries choose blocks; None where they read all."""
     match layer.format.select:
         case Quest(tokens):
-            return PagedSelection(layer.view[LOW], layer.view[HIGH], tokens // layer.block_size - 1)
+            return PagedSelection(layer.view[BOUNDS], tokens // layer.block_size - 1)
     return None
 
 

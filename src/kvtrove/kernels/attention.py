@@ -80,13 +80,12 @@ class PagedShape:
 class PagedSelection:
     """Which blocks queries read in place of all before their own: those that promise most by the bounds of their keys.
 
-    low, high: bfloat16 [num_blocks, kv_heads, k_dim], written when a block is full. least, part: a query reads its own
-    block and as many others, or one of `part` blocks before it where that is more; part 0: never. Blocks are a multiple
-    of 16 tokens, and the layer reads everything.
+    bounds: bfloat16 [num_blocks, kv_heads, 2, k_dim], smallest and largest elements, written when a block is full.
+    least, part: a query reads its own block and as many others, or one of `part` blocks before it where that is more;
+    part 0: never. Blocks are a multiple of 16 tokens, and the layer reads everything.
     """
 
-    low: Tensor
-    high: Tensor
+    bounds: Tensor
     least: int
     part: int = 0
 

@@ -13,6 +13,7 @@ from kvtrove.attention.select import chosen
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.recipe import recipe
+from kvtrove.kv.selection.quest import BOUNDS
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from tests.steps import attention_layer
 
@@ -91,11 +92,11 @@ def test_bounds_are_those_of_keys_as_they_are_read(words: str) -> None:
         layer = layer_of(f"layers=0:quest=48+{words}" if words != "auto" else "layers=0:quest=48")
         attend(layer, q, k, v, backend)
         rows = torch.arange(11, 11 - LENGTH // BLOCK, -1)
-        bounds.append([layer.view[name][rows] for name in ("k_low", "k_high")])
-    assert all(torch.equal(mine, one) for both in bounds for mine, one in zip(both, bounds[0], strict=True))
+        bounds.append(layer.view[BOUNDS][rows])
+    assert all(torch.equal(one, bounds[0]) for one in bounds)
     stored, _ = layer.format.decode(layer.view, torch.tensor([11, 10]), DIM)
     blocks = stored.float().view(2, BLOCK, KV_HEADS, DIM)
-    low, high = (layer.view[name][[11, 10]].float() for name in ("k_low", "k_high"))
+    low, high = layer.view[BOUNDS][[11, 10]].float().unbind(2)
     assert (low <= blocks.amin(1)).all()
     assert (high >= blocks.amax(1)).all()
     torch.testing.assert_close(low, blocks.amin(1), rtol=2**-7, atol=0)  # bfloat16 has 8 bits

@@ -75,12 +75,13 @@ struct Side {
 };
 
 // Which blocks the query at position p reads, in place of all before its own (kv/selection): its own, and those that promise
-// most by their summaries. Planes of blocks: bounds of their keys, bfloat16 [kv_heads][k.dim]. room: blocks beside the own one.
+// most by the bounds of their keys: bfloat16 [kv_heads][2][k.dim], smallest and largest elements. room: blocks beside the
+// own one.
 struct Selection {
-    Plane low, high;
+    Plane bounds;
     std::int64_t least = 0, part = 0;  // room: `least`, or one of `part` blocks before it where that is more; part 0: never
 
-    explicit operator bool() const { return low.data != nullptr; }
+    explicit operator bool() const { return bounds.data != nullptr; }
     std::int64_t room(std::int64_t older) const {
         return std::min(older, std::max(least, part ? (older + part - 1) / part : 0));
     }

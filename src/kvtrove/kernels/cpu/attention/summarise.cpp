@@ -27,11 +27,9 @@ void bound(const Layer& layer, std::int64_t block, int head) {
             high[d] = i ? std::max(high[d], key[d]) : key[d];
         }
     }
-    const auto in = [&](const Plane& plane) {
-        return reinterpret_cast<std::uint16_t*>(plane.data + block * plane.block_stride) + head * dim;
-    };
-    std::uint16_t *lows = in(layer.select.low), *highs = in(layer.select.high);
-    for (int d = 0; d < dim; ++d) lows[d] = rounded_up(-low[d]) ^ 0x8000, highs[d] = rounded_up(high[d]);
+    const Plane& plane = layer.select.bounds;
+    auto* to = reinterpret_cast<std::uint16_t*>(plane.data + block * plane.block_stride) + head * 2 * dim;
+    for (int d = 0; d < dim; ++d) to[d] = rounded_up(-low[d]) ^ 0x8000, to[dim + d] = rounded_up(high[d]);
 }
 
 }  // namespace

@@ -81,10 +81,7 @@ attention::Selection BoundLayer::selection_of(const nb::dict& fields) {
     attention::Selection select;
     select.least = nb::cast<std::int64_t>(fields["least"]), select.part = nb::cast<std::int64_t>(fields["part"]);
     if (select.least < 0 || select.part < 0) throw std::invalid_argument("least and part must not be negative");
-    const auto bounds = [&](const char* name) {
-        return plane_of(name, array(fields, name), std::int64_t{layer.kv_heads} * layer.k.dim, 2);
-    };
-    select.low = bounds("low"), select.high = bounds("high");
+    select.bounds = plane_of("bounds", array(fields, "bounds"), std::int64_t{layer.kv_heads} * 2 * layer.k.dim, 2);
     return select;
 }
 

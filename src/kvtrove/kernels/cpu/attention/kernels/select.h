@@ -1,15 +1,16 @@
 // Which blocks the queries of a tile read (Selection): promises of all blocks before their own, then the best of them. Included
 // by each level inside its namespace, after pass.h.
 
-constexpr int kBoundsAhead = 8;  // blocks whose bounds are asked for before they are read
+constexpr int kBoundsAhead = 16;  // blocks whose bounds are asked for before they are read
+constexpr int kBlocksAtOnce = 8;   // whose sums are joined together
+constexpr int kRowsAtOnce = 8;     // whose sums stay in registers
 
 // Memory of one thread. The rows of a tile choose together, so that bounds are read once for them.
 struct Choice {
     float *up, *down;  // [rows][k.dim], what is positive of a query, and what is negative
-    float *low, *high;  // [k.dim], bounds of a block
-    float* sums;        // [rows], and a vector behind them
-    float* promises;    // [tokens][blocks]
-    float* sorted;      // [blocks]
+    float* sums;       // [kBlocksAtOnce][rows], and a vector behind them
+    float* promises;   // [tokens][blocks]
+    float* sorted;     // [blocks]
 
     // Returns the floats needed. base: nullptr to ask only.
     std::size_t carve(const Layer& layer, int max_rows, std::int64_t blocks, float* base) {
@@ -19,7 +20,7 @@ struct Choice {
             part = base == nullptr ? nullptr : base + at;
             at += (count + 15) / 16 * 16;
         };
-        take(up, rows * dim), take(down, rows * dim), take(low, dim), take(high, dim), take(sums, rows + 16);
+        take(up, rows * dim), take(down, rows * dim), take(sums, kBlocksAtOnce * rows + 16);
         take(promises, tokens * blocks), take(sorted, blocks);
         return at;
     }
@@ -29,34 +30,52 @@ inline std::size_t choice_floats(const Layer& layer, int max_rows, std::int64_t 
     return Choice().carve(layer, max_rows, blocks, nullptr);
 }
 
-inline void widen_bfloat16(const std::uint16_t* from, int dim, float* to) {
-    for (int d = 0; d < dim; d += W) {
-        const H halves = *reinterpret_cast<const UnalignedH*>(from + d);
-        store(to + d, (F)((__builtin_convertvector(halves, I)) << 16));
-    }
+INLINE F widened(const std::uint16_t* bfloat16) {
+    const H halves = *reinterpret_cast<const UnalignedH*>(bfloat16);
+    return (F)(__builtin_convertvector(halves, I) << 16);
 }
 
 inline void ask_for(const std::uint8_t* from, std::int64_t bytes) {
     for (std::int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at, 0, 2);
 }
 
-// What a key within the bounds scores at most with each row: one order of sums, whatever the rows.
-inline void bound_products(const Choice& choice, int rows, int dim) {
+// Vectors whose sums are numbers one after the other.
+struct Joining {
     F lanes[W];
-    for (int row = 0; row < rows; row += W) {
-        const int some = std::min(W, rows - row);
-        for (int i = 0; i < W; ++i) lanes[i] = F{};
-        for (int i = 0; i < some; ++i) {
-            const float *up = choice.up + (row + i) * dim, *down = choice.down + (row + i) * dim;
-            F above = F{}, below = F{};
-            for (int d = 0; d < dim; d += W) {
-                above = fma(load(up + d), load(choice.high + d), above);
-                below = fma(load(down + d), load(choice.low + d), below);
-            }
-            lanes[i] = above + below;
-        }
-        store(choice.sums + row, joined_each<Sum>(lanes, some));
+    int count = 0;
+    float* to;
+
+    INLINE void add(F lane) {
+        lanes[count++] = lane;
+        if (count == W) end();
     }
+    void end() {
+        for (int i = count; i < W; ++i) lanes[i] = F{};
+        if (count > 0) store(to, joined_each<Sum>(lanes, count));
+        to += count, count = 0;
+    }
+};
+
+// What a key within the bounds [2][dim] scores at most with each of R rows: one order of sums, whatever the rows.
+template <int R>
+INLINE void bound_rows(const float* up, const float* down, const std::uint16_t* bounds, int dim, Joining& sums) {
+    F total[R];
+    for (int r = 0; r < R; ++r) total[r] = F{};
+    for (int d = 0; d < dim; d += W) {
+        const F low = widened(bounds + d), high = widened(bounds + dim + d);
+        each<R>([&](auto r) __attribute__((always_inline)) {
+            constexpr int row = decltype(r)::value;
+            total[row] = fma(load(up + row * dim + d), high, total[row]);
+            total[row] = fma(load(down + row * dim + d), low, total[row]);
+        });
+    }
+    for (int r = 0; r < R; ++r) sums.add(total[r]);
+}
+
+template <int R = kRowsAtOnce>
+INLINE void bound_rows(int rows, const float* up, const float* down, const std::uint16_t* bounds, int dim, Joining& sums) {
+    if (rows == R) return bound_rows<R>(up, down, bounds, dim, sums);
+    if constexpr (R > 1) bound_rows<R - 1>(rows, up, down, bounds, dim, sums);
 }
 
 // Sets the bits of the `room` largest promises, of equal ones the first.
@@ -95,21 +114,30 @@ inline void choose(const Step& step, std::int64_t number, float* workspace) {
         for (int d = 0; d < dim; d += W) store(down + d, smaller(load(up + d), F{})), store(up + d, larger(load(up + d), F{}));
     }
     const std::int32_t* table = step.batch.table + tile.sequence * step.batch.table_width;
-    const auto bounds = [&](const Plane& plane, std::int64_t block) {
-        return plane.data + table[block] * plane.block_stride + tile.kv_head * dim * 2;
+    const auto bounds = [&](std::int64_t block) {
+        return select.bounds.data + table[block] * select.bounds.block_stride + tile.kv_head * dim * 4;
     };
     const bool all_read = select.room(last) >= last;
-    for (std::int64_t block = 0; block < last && !all_read; ++block) {
-        if (block + kBoundsAhead < last) {
-            for (const Plane* plane : {&select.low, &select.high}) ask_for(bounds(*plane, block + kBoundsAhead), 2 * dim);
+    for (std::int64_t first = 0; first < last && !all_read; first += kBlocksAtOnce) {
+        const std::int64_t stop = std::min(first + kBlocksAtOnce, last);
+        Joining sums;
+        sums.to = choice.sums;
+        for (std::int64_t block = first; block < stop; ++block) {
+            if (block + kBoundsAhead < last) ask_for(bounds(block + kBoundsAhead), 4 * dim);
+            const auto* here = reinterpret_cast<const std::uint16_t*>(bounds(block));
+            for (int row = 0; row < rows; row += kRowsAtOnce) {
+                const int some = std::min(kRowsAtOnce, rows - row);
+                bound_rows(some, choice.up + row * dim, choice.down + row * dim, here, dim, sums);
+            }
         }
-        widen_bfloat16(reinterpret_cast<const std::uint16_t*>(bounds(select.low, block)), dim, choice.low);
-        widen_bfloat16(reinterpret_cast<const std::uint16_t*>(bounds(select.high, block)), dim, choice.high);
-        bound_products(choice, rows, dim);
-        for (int token = 0; token < tile.tokens; ++token) {
-            float best = kNothing;  // of a query that is no number, too
-            for (int r = token * group; r < (token + 1) * group; ++r) best = choice.sums[r] > best ? choice.sums[r] : best;
-            choice.promises[token * step.kept.blocks + block] = best;
+        sums.end();
+        const float* sum = choice.sums;
+        for (std::int64_t block = first; block < stop; ++block) {
+            for (int token = 0; token < tile.tokens; ++token) {
+                float best = kNothing;  // of a query that is no number, too
+                for (int r = 0; r < group; ++r, ++sum) best = *sum > best ? *sum : best;
+                choice.promises[token * step.kept.blocks + block] = best;
+            }
         }
     }
     std::uint64_t *any = step.kept.any(number), *every = step.kept.every(number);
