@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,4 +128,13 @@ class AttentionBackend(Protocol):
         q: [T, num_heads, k_dim]; the result is [T, num_heads, v_dim] of its dtype. rotate: turns q and k first, and q
         may be turned in place; None: they come rotated. Unused slots may hold anything, NaN included: it never leaks.
         """
+        ...
+
+
+@runtime_checkable
+class StoringBackend(AttentionBackend, Protocol):
+    """One that can store without attending: for layers that only some of a step's tokens go on through."""
+
+    def store(self, k: Tensor, v: Tensor, layer: AttentionLayer, plan: Any, rotate: Rotation | None = None) -> None:
+        """Store k, v as `run` does. Not for formats that encode whole blocks or keep keys before their rotation."""
         ...

@@ -146,6 +146,10 @@ class CpuBackend:
     def plan(self, batch: AttentionBatch) -> CpuPlan:
         return CpuPlan(batch)
 
+    def store(self, k: Tensor, v: Tensor, layer: AttentionLayer, plan: CpuPlan, rotate: Rotation | None = None) -> None:
+        angles = None if rotate is None else (rotate.cos, rotate.sin)
+        self.kernel.store(self.paged(layer), plan.group(layer.group), _rows(k), _rows(v), angles)
+
     def run(
         self,
         q: Tensor,

@@ -72,6 +72,14 @@ class ReferenceBackend:
         return ReferencePlan(batch)
 
     @torch.inference_mode()
+    def store(
+        self, k: Tensor, v: Tensor, layer: AttentionLayer, plan: ReferencePlan, rotate: Rotation | None = None
+    ) -> None:
+        k = k if rotate is None else rotate(k)
+        layer.format.encode(k, v, layer.view, plan.batch.groups[layer.group].slots)
+        self._summarise(layer, plan)
+
+    @torch.inference_mode()
     def run(
         self,
         q: Tensor,
@@ -93,8 +101,7 @@ class ReferenceBackend:
             own_k = _turned(own_k.flatten(0, 1), own.positions, layer, plan).view(own_k.shape)
             return merge(self._older(q, layer, plan), _own(q, own_k, own_v, own, layer)).to(q.dtype)
         if k is not None and v is not None:
-            layer.format.encode(k, v, layer.view, plan.batch.groups[layer.group].slots)
-            self._summarise(layer, plan)
+            self.store(k, v, layer, plan)
         out = q.new_empty((*q.shape[:-1], layer.v_dim))
         for rows, keys, values, mask in self._pieces(layer, plan, q):
             out[rows] = _attend(q[rows], keys, values, mask, layer).to(q.dtype)

@@ -47,6 +47,31 @@ begins here, and what the range's last `Between` gives; None where none begins. 
 
 
 @dataclass(frozen=True, eq=False)
+class Rest:
+    """How a step goes on behind the last layer that stores anything: with the tokens that somebody asks about.
+
+    rows: int64 [K] of the step's. store: keeps keys and values of that layer for all tokens. attend, through: as of
+    the whole step, of these tokens.
+    """
+
+    rows: Tensor
+    store: Callable[[int, Tensor, Tensor, Rotation | None], None]
+    attend: Attend
+    through: Through | None = None
+
+    def storing(self, rotate: Rotation) -> Attend:
+        """Attention of the last layer that stores: K and V of all tokens, queries of these, which `rotate` turns."""
+
+        def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, turn: Rotation | None) -> Tensor:
+            if k is not None and v is not None:
+                self.store(layer, k, v, turn)
+            q = q[self.rows]
+            return self.attend(layer, q, None, None, None if turn is None else rotate) if len(q) else q
+
+        return attend
+
+
+@dataclass(frozen=True, eq=False)
 class DecoderLayer:
     attention_norm: RMSNorm | NoNorm
     attention: Mixer
@@ -156,30 +181,42 @@ class Model:
         attend: Attend,
         through: Through | None = None,
         states: StateBatch | None = None,
+        rest: Rest | None = None,
     ) -> Tensor:
         """Hidden states [T, hidden_size] after the last norm, for tokens, positions int64 [T] of any mix of sequences.
 
         attend is called once per layer with attention, in order, but for ranges of layers that `through` takes. states:
-        of the step's sequences, for layers that have some.
+        of the step's sequences, for layers that have some. rest: only these rows are asked about, and the result has
+        no others; for a model that `ends_early`.
         """
         x = self.embedding(tokens)
         if self.embed_scale != 1.0:
             x = x * self.embed_scale
         inputs = self.per_layer(tokens, x) if self.per_layer is not None else None
-        rotations = {rope: table.at(positions, x.dtype) for rope, table in self.ropes.items()}
+        rotations = self._rotations(positions, x.dtype)
         if self.altup is not None and inputs is not None:
-            return self._in_states(self.altup, x, inputs, rotations, attend)
+            return self._in_states(self.altup, x, inputs, positions, attend, rest)
         y, index, projected = self.layers[0].attention_norm(x), 0, False  # projected: by the qkv of layer `index`
         while index < len(self.layers):
             layer, qkv = self.layers[index], self.layers[index].attention.qkv
             if not projected and qkv.product is not None:
                 y, projected = qkv.product(y), True
-            taken = through(index, x, y, [*rotations.values()]) if through is not None and projected else None
+            ends = rest if index == self.last_storing else None
+            go = through is not None and projected and ends is None
+            taken = through(index, x, y, [*rotations.values()]) if through is not None and go else None
             if taken is not None:
                 index, y = taken
             else:
                 rotate, call = rotations[self.spec.layers[index].rope], self.calls[index]
-                if isinstance(layer.attention, Attention | LatentAttention | TiedAttention):
+                if ends is not None and isinstance(layer.attention, Attention | TiedAttention):
+                    rotations = self._rotations(positions[ends.rows], x.dtype)
+                    turn = ends.storing(rotations[self.spec.layers[index].rope])
+                    y = layer.attention.mix(index, qkv.split(y) if projected else qkv(y), rotate, turn)
+                    x, attend, through = x[ends.rows], ends.attend, ends.through
+                    inputs = inputs if inputs is None else inputs[ends.rows]
+                    if not len(x):
+                        return x
+                elif isinstance(layer.attention, Attention | LatentAttention | TiedAttention):
                     y = layer.attention.mix(index, qkv.split(y) if projected else qkv(y), rotate, attend)
                 else:
                     assert states is not None, "layers with a running state need the states of the step"
@@ -206,11 +243,12 @@ class Model:
         altup: AltUpStates,
         x: Tensor,
         inputs: Tensor,
-        rotations: Mapping[RopeSpec, Rotation],
+        positions: Tensor,
         attend: Attend,
+        rest: Rest | None,
     ) -> Tensor:
         """All layers, where a token has several hidden states. x: scaled embeddings. inputs: [T, layers, size]."""
-        states = altup.begin(x)
+        states, rotations = altup.begin(x), self._rotations(positions, x.dtype)
         for index, layer in enumerate(self.layers):
             own, tail, mixer = layer.altup, layer.tail, layer.attention
             assert isinstance(mixer, Attention)
@@ -219,7 +257,17 @@ class Model:
             predicted = own.predict(states)
             x = predicted[own.spec.active]
             normed = layer.attention_norm(x)
-            mixed = mixer.mix(index, mixer.qkv(normed), rotations[self.spec.layers[index].rope], attend)
+            rope = self.spec.layers[index].rope
+            rotate, ends = rotations[rope], rest if index == self.last_storing else None
+            if ends is not None:
+                rotations = self._rotations(positions[ends.rows], x.dtype)
+                attend = ends.storing(rotations[rope])
+            mixed = mixer.mix(index, mixer.qkv(normed), rotate, attend)
+            if ends is not None:
+                x, normed, inputs, attend = x[ends.rows], normed[ends.rows], inputs[ends.rows], ends.attend
+                predicted = predicted[:, ends.rows]
+                if not len(x):
+                    return x
             x = (x + layer.of_attention(mixed) + own.beside(normed)) * 2.0**-0.5
             x = x + layer.of_mlp(layer.mlp_norm(x), x)
             states = own.correct(predicted, x, tail, inputs[:, index])
@@ -256,6 +304,22 @@ class Model:
                 call = LayerCall(between, ropes.index(spec.rope), stores, own.q_norm, own.k_norm)
             calls.append(call)
         return tuple(calls)
+
+    @cached_property
+    def last_storing(self) -> int:
+        """The last layer that keeps anything of a token: those behind it read what others have stored."""
+        layers = enumerate(self.spec.layers)
+        return max(index for index, layer in layers if layer.state is not None or layer.kv.source is None)
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether tokens that nobody asks about need not pass all layers (YOCO, arXiv 2405.05254; Gemma 3n and 4)."""
+        last = self.layers[self.last_storing].attention
+        stores = isinstance(last, TiedAttention) or (isinstance(last, Attention) and not last.output_gate)
+        return stores and self.last_storing + 1 < len(self.layers)
+
+    def _rotations(self, positions: Tensor, dtype: torch.dtype) -> dict[RopeSpec, Rotation]:
+        return {rope: table.at(positions, dtype) for rope, table in self.ropes.items()}
 
     def fits_range(self, index: int) -> bool:
         """Whether the layer's attention is what ranges of layers compute: no state, nothing behind what heads read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -58,6 +59,42 @@ def build_batch(
     )
     positions, logit_rows = places + shift[owner], _logit_rows(sequences, query_start)
     return Batch(_to(tokens, device), _to(positions, device), _to(logit_rows, device), attention)
+
+
+def asked_about(sequences: Sequence[ScheduledSequence], batch: Batch) -> tuple[Tensor, Batch] | None:
+    """The rows int64 [K] of a step that somebody asks about, and a batch of them alone; None where that is all of them.
+
+    Layers that store nothing need no others: of a prompt, the last token of its last chunk. Each sequence keeps the
+    rows from the first one that is asked about on, so that they still follow each other.
+    """
+    if any(s.pool is not None for s in sequences):
+        return None
+    starts = batch.attention.query_start
+    counts = [stop - start for start, stop in pairwise(starts)]
+    kept = [_asked(s, count) for s, count in zip(sequences, counts, strict=True)]
+    if kept == counts:
+        return None
+    there = [i for i, n in enumerate(kept) if n]
+    rows = np.concatenate([np.arange(starts[i + 1] - kept[i], starts[i + 1]) for i in there] or [np.empty(0, np.int64)])
+    at = np.full(starts[-1], -1)
+    at[rows] = np.arange(len(rows))
+    ids, chosen = (_to(np.asarray(x, dtype=np.int64), str(batch.tokens.device)) for x in (rows, there))
+    first = batch.attention
+    attention = AttentionBatch(
+        [0, *np.cumsum([kept[i] for i in there]).tolist()],
+        [first.start[i] + counts[i] - kept[i] for i in there],
+        tuple(GroupTables(group.slots[ids], group.block_table[chosen]) for group in first.groups),
+        [first.seats[i] for i in there],
+    )
+    logit_rows = _to(at[batch.logit_rows.cpu().numpy()], str(batch.tokens.device))
+    return ids, Batch(batch.tokens[ids], batch.positions[ids], logit_rows, attention)
+
+
+def _asked(s: ScheduledSequence, count: int) -> int:
+    """Tokens of a sequence, from its last one back to the first that is asked about."""
+    if len(s.prompt_targets):
+        return count
+    return 0 if s.sample is None else 1 + len(s.verify)
 
 
 def _logit_rows(sequences: Sequence[ScheduledSequence], query_start: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -9,7 +9,8 @@ A run must follow from layer to layer: each but the last makes the projections o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -35,15 +36,16 @@ class FusedLayers:
             for i, call in enumerate(model.calls)
         ]
         self._num_layers = len(model.layers)
+        borders = {model.last_storing, model.last_storing + 1} if model.ends_early else set()
         self._runs: Mapping[int, tuple[int, DecoderKernel]] = {
             first: (stop, _kernel(served[first:stop], [own[i] for i in range(first, stop)], chosen[first]))
-            for first, stop in ranges(served)
+            for first, stop in _cut(ranges(served), borders)
         }
 
     @property
     def whole(self) -> bool:
-        """Whether one run has all layers, so that torch does no large work in a step."""
-        return self.runs == [(0, self._num_layers)]
+        """Whether runs have all layers, so that torch does no large work in a step."""
+        return sum(stop - first for first, stop in self.runs) == self._num_layers
 
     @property
     def runs(self) -> list[tuple[int, int]]:
@@ -63,6 +65,12 @@ class FusedLayers:
         stop, kernel = self._runs[first]
         batches = [plan.group(index) for index in range(len(plan.batch.groups))]
         return stop, kernel(x, projected, batches, [(rotate.cos, rotate.sin) for rotate in rotations])
+
+
+def _cut(found: Iterable[tuple[int, int]], borders: Collection[int]) -> Iterator[tuple[int, int]]:
+    """Ranges in pieces that no border lies inside of."""
+    for first, stop in found:
+        yield from pairwise([first, *sorted(one for one in borders if first < one < stop), stop])
 
 
 def _kernel(

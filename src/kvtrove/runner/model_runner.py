@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation
+from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation, StoringBackend
 from kvtrove.attention.reference import window_probabilities
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
-from kvtrove.models.decoder import Model
+from kvtrove.models.decoder import Model, Rest
 from kvtrove.models.layers.packed import PackedLinear
 from kvtrove.models.layers.state import StateBatch
 from kvtrove.request import EngineError
 from kvtrove.runner.adapters import Adapters
-from kvtrove.runner.batch import Batch, build_batch
+from kvtrove.runner.batch import Batch, asked_about, build_batch
 from kvtrove.runner.fused import FusedLayers
 from kvtrove.runner.gather import Gatherer
 from kvtrove.runner.logprobs import undrawable
@@ -74,7 +75,7 @@ class ModelRunner:
         observing = any(s.observe for s in step.sequences)
         few = self.fused.whole or (self.packed and sum(len(s.tokens) for s in step.sequences) <= FEW_TOKENS)
         with few_threads() if few and not observing else contextlib.nullcontext():
-            batch, hidden = self.forward(step, observed) if observing else self.forward(step)
+            batch, hidden = self.forward(step, observed) if observing else self.forward(step, all_rows=False)
             output, start = self._results(step.sequences, hidden[batch.logit_rows]), batch.attention.query_start
             for index, s in enumerate(step.sequences):
                 if s.pool is not None:
@@ -82,11 +83,14 @@ class ModelRunner:
             return replace(output, observed=observed)
 
     @torch.inference_mode()
-    def forward(self, step: SchedulerOutput, observed: dict[int, list[Tensor]] | None = None) -> tuple[Batch, Tensor]:
+    def forward(
+        self, step: SchedulerOutput, observed: dict[int, list[Tensor]] | None = None, *, all_rows: bool = True
+    ) -> tuple[Batch, Tensor]:
         """Work on rows and compute a step of at least one sequence: its K/V are in the cache when this returns.
 
         The hidden states [T, hidden_size] are those of all its tokens, in the order of the batch. observed: gets what
-        `ScheduledSequence.observe` asks for; layers are then computed one by one.
+        `ScheduledSequence.observe` asks for; layers are then computed one by one. all_rows: False leaves out those
+        that nobody asks about, where the model can do without them; the batch then says what the rows are.
         """
         self.rows.execute(step.ops)
         self.arena.forget_states([s.seat for s in step.sequences if s.start == 0])
@@ -109,10 +113,37 @@ class ModelRunner:
             at = self._at.get(first)
             return None if at is None else fused(first, plans[self.backends[at]], x, projected, rotations)
 
-        hidden = model(batch.tokens, batch.positions, attend, None if observer.seen else through, states)
+        rest, whole = None, batch
+        if not all_rows and self.ends_early and model is self.model and (asked := asked_about(step.sequences, batch)):
+            rest, batch = self._rest(*asked, plans), asked[1]
+        hidden = model(whole.tokens, whole.positions, attend, None if observer.seen else through, states, rest)
         if observed is not None:
             observed |= observer.seen
         return batch, hidden
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether rows that nobody asks about need not pass all layers."""
+        plain = all(not layer.format.whole_block and layer.format.rope == "post" for layer in self.layers)
+        return plain and self.model.ends_early and all(isinstance(one, StoringBackend) for one in self.backends)
+
+    def _rest(self, rows: Tensor, batch: Batch, plans: Mapping[AttentionBackend, Any]) -> Rest:
+        """How layers go on with these rows. batch: of them alone. plans: of the whole step."""
+        own = {backend: backend.plan(batch.attention) for backend in plans} if len(rows) else {}
+
+        def store(layer: int, k: Tensor, v: Tensor, rotate: Rotation | None) -> None:
+            backend = self.backends[self._at[layer]]
+            assert isinstance(backend, StoringBackend)
+            backend.store(k, v, self.layers[self._at[layer]], plans[backend], rotate)
+
+        def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None, rotate: Rotation | None) -> Tensor:
+            backend = self.backends[self._at[layer]]
+            return backend.run(q, k, v, self.layers[self._at[layer]], own[backend], rotate)
+
+        def fused(first: int, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]) -> tuple[int, Tensor] | None:
+            return self.fused(first, own[self.backends[self._at[first]]], x, projected, rotations)
+
+        return Rest(rows, store, attend, fused)
 
     def _turned(self, layer: int, k: Tensor, by: Tensor) -> Tensor:
         """Keys [n, heads, k_dim] of a layer, moved by so many positions int64 [n, heads]: `kv.compaction`."""

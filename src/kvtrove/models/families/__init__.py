@@ -26,6 +26,7 @@ from kvtrove.models.families import (
     qwen,
     qwen_next,
     smollm,
+    yoco,
 )
 from kvtrove.models.families.common import Family
 from kvtrove.models.spec import ModelError
@@ -50,6 +51,7 @@ REGISTRY: dict[str, Family] = {
     **qwen_next.FAMILIES,
     **granite_hybrid.FAMILIES,
     **gpt_oss.FAMILIES,
+    **yoco.FAMILIES,
 }
 
 
@@ -94,6 +96,7 @@ MODEL_TYPES = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
     "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
+    "yoco": "YocoForCausalLM",
     "gpt_oss": "GptOssForCausalLM",
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
     "lfm2": "Lfm2ForCausalLM",

@@ -101,7 +101,7 @@ class Attention:
         q, k, v = heads if len(heads) == 3 else (heads[0], None, None)
         if rotate.temperature is not None:
             q = q * rotate.temperature
-        mixed = attend(index, q, k, v, None if self.qk_norm in ROTATED else rotate).reshape(q.shape[0], -1)
+        mixed = attend(index, q, k, v, None if self.qk_norm in ROTATED else rotate).flatten(1)
         return mixed if gate is None else mixed * gate.flatten(1).sigmoid()
 
     def _normed(self, qkv: Sequence[Tensor]) -> list[Tensor]:

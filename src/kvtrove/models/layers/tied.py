@@ -75,7 +75,7 @@ class TiedAttention:
         if raw:
             v = value_norm(self.key_norm)(raw[0])
             k = torch.cat((v, turn(self.key_norm(raw[0])[..., turning])), dim=-1)
-        return attend(index, q, k, v, None).reshape(q.shape[0], -1)
+        return attend(index, q, k, v, None).flatten(1)
 
 
 def _turning(dim: int, rotated: int) -> list[int]:
