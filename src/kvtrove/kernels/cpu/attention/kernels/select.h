@@ -1,14 +1,14 @@
 // Which blocks the queries of a tile read (Selection): promises of all blocks before their own, then the best of them. Included
 // by each level inside its namespace, after pass.h.
 
-constexpr int kBoundsAhead = 16;  // blocks whose bounds are asked for before they are read
-constexpr int kBlocksAtOnce = 8;   // whose sums are joined together
-constexpr int kRowsAtOnce = 8;     // whose sums stay in registers
+constexpr int kBlocksAhead = 16;  // blocks whose summaries are asked for before they are read
+constexpr int kBlocksAtOnce = 8;  // whose lanes are joined together
+constexpr int kRowsAtOnce = 8;    // whose sums stay in registers
 
-// Memory of one thread. The rows of a tile choose together, so that bounds are read once for them.
+// Memory of one thread. The rows of a tile choose together, so that summaries are read once for them.
 struct Choice {
-    float *up, *down;  // [rows][k.dim], what is positive of a query, and what is negative
-    float* sums;       // [kBlocksAtOnce][rows], and a vector behind them
+    float *up, *down;  // [rows][k.dim], of queries: what is positive and what is negative, or their channels
+    float* scores;     // [kBlocksAtOnce][rows], and a vector behind them
     float* promises;   // [tokens][blocks]
     float* sorted;     // [blocks]
 
@@ -20,7 +20,7 @@ struct Choice {
             part = base == nullptr ? nullptr : base + at;
             at += (count + 15) / 16 * 16;
         };
-        take(up, rows * dim), take(down, rows * dim), take(sums, kBlocksAtOnce * rows + 16);
+        take(up, rows * dim), take(down, rows * dim), take(scores, kBlocksAtOnce * rows + 16);
         take(promises, tokens * blocks), take(sorted, blocks);
         return at;
     }
@@ -39,7 +39,8 @@ inline void ask_for(const std::uint8_t* from, std::int64_t bytes) {
     for (std::int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at, 0, 2);
 }
 
-// Vectors whose sums are numbers one after the other.
+// Vectors whose joined lanes are numbers one after the other.
+template <class Joined>
 struct Joining {
     F lanes[W];
     int count = 0;
@@ -51,31 +52,121 @@ struct Joining {
     }
     void end() {
         for (int i = count; i < W; ++i) lanes[i] = F{};
-        if (count > 0) store(to, joined_each<Sum>(lanes, count));
+        if (count > 0) store(to, joined_each<Joined>(lanes, count));
         to += count, count = 0;
     }
 };
 
-// What a key within the bounds [2][dim] scores at most with each of R rows: one order of sums, whatever the rows.
-template <int R>
-INLINE void bound_rows(const float* up, const float* down, const std::uint16_t* bounds, int dim, Joining& sums) {
-    F total[R];
-    for (int r = 0; r < R; ++r) total[r] = F{};
-    for (int d = 0; d < dim; d += W) {
-        const F low = widened(bounds + d), high = widened(bounds + dim + d);
-        each<R>([&](auto r) __attribute__((always_inline)) {
-            constexpr int row = decltype(r)::value;
-            total[row] = fma(load(up + row * dim + d), high, total[row]);
-            total[row] = fma(load(down + row * dim + d), low, total[row]);
-        });
+// What a key within its bounds [2][dim] scores at most with each row.
+struct ByBounds {
+    using Joined = Sum;
+    int dim;
+
+    explicit ByBounds(const Layer& layer) : dim(layer.k.dim) {}
+    static const Plane& plane(const Selection& select) { return select.bounds; }
+    std::int64_t bytes() const { return 4 * dim; }
+
+    void take(const Layer&, int, const float* query, float* up, float* down) const {
+        for (int d = 0; d < dim; d += W) {
+            store(up + d, larger(load(query + d), F{})), store(down + d, smaller(load(query + d), F{}));
+        }
     }
-    for (int r = 0; r < R; ++r) sums.add(total[r]);
+
+    template <int R>
+    INLINE void rows(const float* up, const float* down, const std::uint16_t* bounds, Joining<Sum>& sums) const {
+        F total[R];
+        for (int r = 0; r < R; ++r) total[r] = F{};
+        for (int d = 0; d < dim; d += W) {
+            const F low = widened(bounds + d), high = widened(bounds + dim + d);
+            each<R>([&](auto r) __attribute__((always_inline)) {
+                constexpr int row = decltype(r)::value;
+                total[row] = fma(load(up + row * dim + d), high, total[row]);
+                total[row] = fma(load(down + row * dim + d), low, total[row]);
+            });
+        }
+        for (int r = 0; r < R; ++r) sums.add(total[r]);
+    }
+};
+
+// What the block's best key scores with each row, in the channels of its labels [channels][size].
+struct ByLabels {
+    using Joined = Largest;
+    int dim, channels, size;
+
+    explicit ByLabels(const Layer& layer)
+        : dim(layer.k.dim), channels(layer.select.num_channels), size(layer.block_size) {}
+    static const Plane& plane(const Selection& select) { return select.labels; }
+    std::int64_t bytes() const { return std::int64_t{2} * channels * size; }
+
+    void take(const Layer& layer, int kv_head, const float* query, float* up, float*) const {
+        for (int c = 0; c < channels; ++c) up[c] = query[layer.select.channels[kv_head * channels + c]];
+    }
+
+    template <int R>
+    INLINE void rows(const float* up, const float*, const std::uint16_t* labels, Joining<Largest>& most) const {
+        F best[R];
+        for (int r = 0; r < R; ++r) best[r] = all(kNothing);
+        for (int j = 0; j < size; j += W) {
+            F total[R];
+            for (int r = 0; r < R; ++r) total[r] = F{};
+            for (int c = 0; c < channels; ++c) {
+                const F label = widened(labels + c * size + j);
+                each<R>([&](auto r) __attribute__((always_inline)) {
+                    constexpr int row = decltype(r)::value;
+                    total[row] = fma(all(up[row * dim + c]), label, total[row]);
+                });
+            }
+            for (int r = 0; r < R; ++r) best[r] = larger(total[r], best[r]);
+        }
+        for (int r = 0; r < R; ++r) most.add(best[r]);
+    }
+};
+
+template <int R = kRowsAtOnce, class By>
+INLINE void some_rows(const By& by, int rows, const float* up, const float* down, const std::uint16_t* from,
+                      Joining<typename By::Joined>& joining) {
+    if (rows == R) return by.template rows<R>(up, down, from, joining);
+    if constexpr (R > 1) some_rows<R - 1>(by, rows, up, down, from, joining);
 }
 
-template <int R = kRowsAtOnce>
-INLINE void bound_rows(int rows, const float* up, const float* down, const std::uint16_t* bounds, int dim, Joining& sums) {
-    if (rows == R) return bound_rows<R>(up, down, bounds, dim, sums);
-    if constexpr (R > 1) bound_rows<R - 1>(rows, up, down, bounds, dim, sums);
+// Promises of the blocks before `last`, for all tokens of a tile.
+template <class By>
+void promise(const Step& step, const Tile& tile, const Choice& choice, std::int64_t last, const By& by) {
+    const Layer& layer = step.layer;
+    const int rows = step.rows(tile), group = layer.group(), dim = layer.k.dim;
+    const Plane& plane = By::plane(layer.select);
+    for (int r = 0; r < rows; ++r) {
+        const Rows& q = step.q;
+        const int head = tile.kv_head * group + r % group;
+        float query[kMaxDim];
+        floats_of(q.data + (tile.first_token + r / group) * q.stride + head * dim * bytes_of(q.element), q.element, dim, query);
+        by.take(layer, tile.kv_head, query, choice.up + r * dim, choice.down + r * dim);
+    }
+    const std::int32_t* table = step.batch.table + tile.sequence * step.batch.table_width;
+    const auto summary = [&](std::int64_t block) {
+        return plane.data + table[block] * plane.block_stride + tile.kv_head * by.bytes();
+    };
+    for (std::int64_t first = 0; first < last; first += kBlocksAtOnce) {
+        const std::int64_t stop = std::min(first + kBlocksAtOnce, last);
+        Joining<typename By::Joined> joining;
+        joining.to = choice.scores;
+        for (std::int64_t block = first; block < stop; ++block) {
+            if (block + kBlocksAhead < last) ask_for(summary(block + kBlocksAhead), by.bytes());
+            const auto* from = reinterpret_cast<const std::uint16_t*>(summary(block));
+            for (int row = 0; row < rows; row += kRowsAtOnce) {
+                some_rows(by, std::min(kRowsAtOnce, rows - row), choice.up + row * dim, choice.down + row * dim, from, joining);
+            }
+        }
+        joining.end();
+        const float* score = choice.scores;
+        for (std::int64_t block = first; block < stop; ++block) {
+            for (int token = 0; token < tile.tokens; ++token) {
+                float best = kNothing;  // of a query that is no number, too
+                for (int r = 0; r < group; ++r, ++score) best = *score > best ? *score : best;
+                choice.promises[token * step.kept.blocks + block] = best;
+            }
+        }
+    }
 }
 
 // Sets the bits of the `room` largest promises, of equal ones the first.
@@ -102,43 +193,11 @@ inline void choose(const Step& step, std::int64_t number, float* workspace) {
     const Tile& tile = step.tiles[number];
     const Selection& select = layer.select;
     const std::int64_t size = layer.block_size, words = step.kept.words, last = (tile.position + tile.tokens - 1) / size;
-    const int rows = step.rows(tile), group = layer.group(), dim = layer.k.dim;
     Choice choice;
     choice.carve(layer, step.max_rows, step.kept.blocks, workspace);
-    for (int r = 0; r < rows; ++r) {
-        const Rows& q = step.q;
-        const int head = tile.kv_head * group + r % group;
-        const auto* from = q.data + (tile.first_token + r / group) * q.stride + head * dim * bytes_of(q.element);
-        float *up = choice.up + r * dim, *down = choice.down + r * dim;
-        floats_of(from, q.element, dim, up);
-        for (int d = 0; d < dim; d += W) store(down + d, smaller(load(up + d), F{})), store(up + d, larger(load(up + d), F{}));
-    }
-    const std::int32_t* table = step.batch.table + tile.sequence * step.batch.table_width;
-    const auto bounds = [&](std::int64_t block) {
-        return select.bounds.data + table[block] * select.bounds.block_stride + tile.kv_head * dim * 4;
-    };
-    const bool all_read = select.room(last) >= last;
-    for (std::int64_t first = 0; first < last && !all_read; first += kBlocksAtOnce) {
-        const std::int64_t stop = std::min(first + kBlocksAtOnce, last);
-        Joining sums;
-        sums.to = choice.sums;
-        for (std::int64_t block = first; block < stop; ++block) {
-            if (block + kBoundsAhead < last) ask_for(bounds(block + kBoundsAhead), 4 * dim);
-            const auto* here = reinterpret_cast<const std::uint16_t*>(bounds(block));
-            for (int row = 0; row < rows; row += kRowsAtOnce) {
-                const int some = std::min(kRowsAtOnce, rows - row);
-                bound_rows(some, choice.up + row * dim, choice.down + row * dim, here, dim, sums);
-            }
-        }
-        sums.end();
-        const float* sum = choice.sums;
-        for (std::int64_t block = first; block < stop; ++block) {
-            for (int token = 0; token < tile.tokens; ++token) {
-                float best = kNothing;  // of a query that is no number, too
-                for (int r = 0; r < group; ++r, ++sum) best = *sum > best ? *sum : best;
-                choice.promises[token * step.kept.blocks + block] = best;
-            }
-        }
+    if (select.room(last) < last) {
+        if (select.labels.data) promise(step, tile, choice, last, ByLabels(layer));
+        else promise(step, tile, choice, last, ByBounds(layer));
     }
     std::uint64_t *any = step.kept.any(number), *every = step.kept.every(number);
     std::fill(any, any + words, 0), std::fill(every, every + words, ~std::uint64_t{0});
