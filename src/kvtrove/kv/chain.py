@@ -50,10 +50,10 @@ class KeyChain:
 
     keys[i]: 32 bytes. tokens[i]: the int32 little-endian token ids of block i, 4 * block_size bytes.
     origin: the root of the chain that this one was derived from, its own root if it was not. dropped, kept: tokens that
-    were given up, and that were left when this was done last.
+    were given up, and that were left when this was done last. bends: what else blocks stand for (`bend`).
     """
 
-    __slots__ = ("block_size", "dropped", "kept", "keys", "origin", "root", "tokens")
+    __slots__ = ("bends", "block_size", "dropped", "kept", "keys", "origin", "root", "tokens")
 
     def __init__(self, root: bytes, block_size: int, origin: bytes = b"", dropped: int = 0, kept: int = 0) -> None:
         self.root, self.origin = root, origin or root
@@ -61,6 +61,7 @@ class KeyChain:
         self.dropped, self.kept = dropped, kept
         self.keys: list[bytes] = []
         self.tokens: list[bytes] = []
+        self.bends: dict[int, bytes] = {}
 
     def extend(self, tokens: array[int], num_blocks: int) -> None:
         """Hash up to block `num_blocks`; `tokens` are the sequence's from position 0, an array of 4-byte integers."""
@@ -75,7 +76,7 @@ class KeyChain:
             if sys.byteorder == "big":
                 part.byteswap()
             content = part.tobytes()
-            key = sha256(key + content).digest()
+            key = sha256(key + self.bends.get(i, b"") + content).digest()
             self.keys.append(key)
             self.tokens.append(content)
 
@@ -84,13 +85,19 @@ class KeyChain:
         return self.keys[i], self.keys[i - 1] if i else b"", self.tokens[i]
 
     def cut(self, num_blocks: int) -> None:
-        """Forget all keys from block `num_blocks` on."""
+        """Forget all keys from block `num_blocks` on. That block may still hold what bent the chain there."""
         del self.keys[num_blocks:], self.tokens[num_blocks:]
+        self.bends = {i: what for i, what in self.bends.items() if i <= num_blocks}
+
+    def bend(self, i: int, what: bytes) -> None:
+        """Part of block i was not computed behind what is before it: from there on, keys stand for `what` as well."""
+        del self.keys[i:], self.tokens[i:]
+        self.bends[i] = self.bends.get(i, b"") + len(what).to_bytes(4, "little") + what
 
     def copy(self, num_blocks: int) -> KeyChain:
         """The first `num_blocks` keys; what was hashed ahead may not become true for the copy."""
         twin = KeyChain(self.root, self.block_size, self.origin, self.dropped, self.kept)
-        twin.keys, twin.tokens = self.keys[:num_blocks], self.tokens[:num_blocks]
+        twin.keys, twin.tokens, twin.bends = self.keys[:num_blocks], self.tokens[:num_blocks], {**self.bends}
         return twin
 
     def derive(self, what: bytes, tokens: array[int], held: int, kept: int) -> KeyChain:

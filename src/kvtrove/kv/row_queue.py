@@ -8,7 +8,7 @@ from typing import Any
 from kvtrove.kv.block import Block
 from kvtrove.kv.compaction.compactor import Compactor
 from kvtrove.kv.marks import Mark
-from kvtrove.kv.rows import Copy, Fill, Gather, RowOp, SaveMark
+from kvtrove.kv.rows import Copy, Fill, Gather, RowOp, SaveMark, Shift
 
 
 class RowQueue:
@@ -49,6 +49,19 @@ class RowQueue:
         ids = tuple(tuple(block.id for block in row) for row in blocks)
         self._ops.append(Gather(sources, ids, num_tokens, compactor, observed))
         self._unfilled += [block for row in blocks for block in row]
+
+    def shift(
+        self,
+        sources: tuple[tuple[int, ...], ...],
+        targets: Sequence[Sequence[Block]],
+        start: tuple[int, int],
+        num_tokens: int,
+        by: int,
+    ) -> None:
+        """As `Shift`; targets: blocks of one sequence alone."""
+        ids = tuple(tuple(block.id for block in row) for row in targets)
+        self._ops.append(Shift(sources, ids, start, num_tokens, by))
+        self._unfilled += [block for row in targets for block in row]
 
     def waiting(self) -> list[RowOp]:
         """What `take` would hand out."""

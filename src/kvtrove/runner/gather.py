@@ -12,8 +12,8 @@ from torch import Tensor
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.compaction.scores import Seen
 from kvtrove.kv.formats.layout import block_slots
-from kvtrove.kv.rows import Gather
-from kvtrove.kv.spec import LayerKV
+from kvtrove.kv.rows import Gather, Shift
+from kvtrove.kv.spec import LayerKV, side_view
 from kvtrove.runner.pack import pack
 
 Turn = Callable[[int, Tensor, Tensor], Tensor]
@@ -69,6 +69,32 @@ class Gatherer:
             if moves and self.turn is not None:
                 kept_k = self.turn(layer.layer, kept_k, torch.arange(len(to), device=keep.device)[:, None] - keep.T)
             layer.format.encode(kept_k, kept_v, view, to)
+
+    def shift(self, op: Shift) -> None:
+        """Values as they are stored; keys decoded, turned and encoded again."""
+        spec = self.arena.spec
+        for layer in spec.layers:
+            if layer.source is not None:
+                continue
+            group, view, tokens = spec.group_of[layer.layer], self.arena.views(layer.layer), self.tokens(layer.layer)
+            rows, targets = (self._ids(ids[group]) for ids in (op.sources, op.targets))
+            source, target = (
+                block_slots(ids, spec.block_size)[start : start + op.num_tokens]
+                for ids, start in zip((rows, targets), op.start, strict=True)
+            )
+            taken = slice(op.start[0], op.start[0] + op.num_tokens)
+            k, v = tokens.read(source) if tokens else (side[taken] for side in layer.format.decode(view, rows))
+            turns = op.by != 0 and layer.format.rope == "post" and self.turn is not None
+            if turns and self.turn is not None:
+                k = self.turn(layer.layer, k, target.new_full(k.shape[:2], op.by))
+            if tokens:
+                tokens.move(source.expand(layer.heads, -1), target)
+            if not tokens:
+                layer.format.encode(k, v, view, target)
+            elif turns and layer.format.k is not None:
+                layer.format.k.encode(k, side_view(view, "k"), target)
+            if layer.format.select:
+                layer.format.summarise(view, targets[: (op.start[1] + op.num_tokens) // spec.block_size])
 
     def _ids(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor(ids, dtype=torch.int64, device=self.arena.device)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.rows import Copy, CopySeat, Fill, FillSeat, Gather, LoadMark, Park, RowOp, SaveMark, Spill
+from kvtrove.kv.rows import Copy, CopySeat, Fill, FillSeat, Gather, LoadMark, Park, RowOp, SaveMark, Shift, Spill
 from kvtrove.kv.tiers.store import BlockStore
 from kvtrove.runner.gather import Gatherer
 
@@ -29,6 +29,7 @@ class Rows:
         self._how: Mapping[type[RowOp], Callable[[list[Any]], None]] = {
             Copy: self._copy,
             Gather: self._gather,
+            Shift: self._shift,
             CopySeat: self._copy_seat,
             SaveMark: self._save_mark,
             LoadMark: self._load_mark,
@@ -68,6 +69,10 @@ class Rows:
     def _gather(self, ops: list[Gather]) -> None:
         for op in ops:
             self.gather(op)
+
+    def _shift(self, ops: list[Shift]) -> None:
+        for op in ops:
+            self.gather.shift(op)
 
     def _copy_seat(self, ops: list[CopySeat]) -> None:
         self.arena.copy_seats([(op.source, op.target) for op in ops])
