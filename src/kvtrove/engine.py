@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from kvtrove import prices
 from kvtrove.checkpoints import Checkpoints, Restored, continue_from
+from kvtrove.compacting import CompactedPrefix, Compactions
 from kvtrove.config import EngineConfig, Environment
 from kvtrove.intake import Intake
 from kvtrove.kv import debug
@@ -38,7 +39,7 @@ from kvtrove.scheduler.sequence import Request
 from kvtrove.sessions import Sessions
 from kvtrove.text.chat_template import given_template
 from kvtrove.text.tokenizer import Tokenizer
-from kvtrove.tiering import Tiering
+from kvtrove.tiering import Tiering, wanted_tiers
 
 if TYPE_CHECKING:
     from kvtrove.kv.spec import KVCacheSpec
@@ -108,10 +109,11 @@ class Engine:
         self.tokenizer = Tokenizer.without_tokens() if without else Tokenizer.load(text)
         if config.chat_template is not None:
             self.tokenizer.chat_template = given_template(config.chat_template, self.tokenizer.named_tokens)
+        tiers = wanted_tiers(config)  # a mistake in one is found before a minute of loading
         loaded = load_runner(config, self.spec, self.tokenizer.token_text, progress, exact, model)
         self.runner, self.ledger, capacity = loaded.runner, loaded.ledger, loaded.capacity
         self.max_model_len = capacity.max_model_len
-        self.tiering = Tiering(config, self.runner.cache)
+        self.tiering = Tiering(tiers, self.runner.cache)
         self.runner.rows.store = self.tiering.store
         self.kv = KVCacheManager(
             self.runner.cache,
@@ -157,6 +159,9 @@ class Engine:
         self.checkpoints = Checkpoints(config, self.kv, self.runner.rows)
         self.sessions = Sessions()
         self._pinned = PinnedPrefixes(self.scheduler, self.max_model_len)
+        self._compactions = Compactions(
+            self.scheduler, self._intake, self.tokenizer, self._pinned, lambda: self.runner.rows.settle(self.kv)
+        )
         self._cache_log = Environment.read().cache_log
         self.last_step: SchedulerOutput | None = None
         """What the last step computed, for those who measure steps."""
@@ -172,7 +177,7 @@ class Engine:
             self._texts.clear()
             self.checkpoints.close()
             self.tiering.close(self.kv, self.runner.rows)
-            del self.runner, self.kv, self.scheduler, self.recovery, self._pinned, self.checkpoints
+            del self.runner, self.kv, self.scheduler, self.recovery, self._pinned, self._compactions, self.checkpoints
             gc.collect()
             return_freed_memory()
 
@@ -232,6 +237,7 @@ class Engine:
             raise error  # asked for by those who look for bugs
         self.recovery.failed(error, members, culprit)
         self._pinned.drop_lost()
+        self._compactions.advance()
 
     def add(
         self,
@@ -255,9 +261,7 @@ class Engine:
         self._refuse_closed()
         if request_id in self._texts:
             raise RequestError(f"request id {request_id!r} is already in use", "request_id")
-        request = self._intake.request(
-            request_id, prompt_token_ids, params, salt, guide, soft_pins, session, adapter=adapter
-        )
+        request = self._intake.request(request_id, prompt_token_ids, params, salt, guide, soft_pins, session, adapter)
         text = RequestText(request, prompt, self.tokenizer)
         self.scheduler.add(request)
         if (drawn := self.checkpoints.resume(request)) is not None:
@@ -276,12 +280,17 @@ class Engine:
 
     def load_adapter(self, name: str, path: str | Path) -> None:
         """Have a low-rank adapter, as PEFT saves it, for later requests. ModelError when it cannot be served."""
-        from kvtrove.models.lora import load_adapter
+        self._intake.adapters[name] = self.runner.adapters.load(Path(path).expanduser(), self._products)
+        self._forget_adapters()
 
-        adapter = load_adapter(name, Path(path).expanduser(), self.spec, self._products)
-        self.runner.adapters.add(adapter)
-        self._intake.adapters[name] = adapter.digest
-        log.info("adapter %s: rank %d, %d modules", name, adapter.rank, len(adapter.modules))
+    def unload_adapter(self, name: str) -> None:
+        """No later request has it; those that do come to their end. KeyError when there is none of that name."""
+        del self._intake.adapters[name]
+        self._forget_adapters()
+
+    def _forget_adapters(self) -> None:
+        used = {request.adapter for request in self.scheduler.requests.values()}
+        self.runner.adapters.keep(used.union(self._intake.adapters.values()))
 
     def abort(self, request_id: str) -> bool:
         """Drop a request at any moment; all that it held is free when this returns. False when it is not known."""
@@ -344,6 +353,16 @@ class Engine:
         """
         return self._pinned.pin(prompt_token_ids, salt)
 
+    def compact(self, prompt_token_ids: Sequence[int], salt: str = "", adapter: str = "") -> Future[CompactedPrefix]:
+        """Compact a prefix once and for all: later requests that begin with its full blocks read what is left of it.
+
+        The work is done by `step`, beside that of others. What is left is pinned, and found in tiers after a restart.
+        Only with a cache that compacts on demand (`cache="kvzip=0.3"`, `"prefix+keydiff=0.5"`). RequestError when the
+        prefix is too short, or fits nowhere.
+        """
+        self._refuse_closed()
+        return self._compactions.begin(prompt_token_ids, salt, adapter)
+
     def unpin(self, pin_id: str) -> PinnedPrefix | None:
         """Let go of a pinned prefix and return it; None when there is no such pin."""
         return self._pinned.unpin(pin_id)
@@ -367,8 +386,11 @@ class Engine:
             log.warning("pool\n%s", debug.grid(self.kv))
 
     def _report(self, touched: list[Request]) -> list[RequestOutput]:
+        self._compactions.advance()
         outputs = []
         for request in touched:
+            if request.id not in self._texts:
+                continue  # a probe of the engine's own
             text = self._texts[request.id]
             try:
                 output = self._news(text)
@@ -388,6 +410,8 @@ class Engine:
         """
         self.checkpoints.ended(request)
         self.sessions.ended(request)
+        if request.adapter:
+            self._forget_adapters()
         request.sequences, request.completed = [], []
         self._ended += 1
         if self._ended % TRIM_EVERY == 0:

@@ -70,7 +70,6 @@ class Intake:
         guide: Guide | None,
         soft_pins: Sequence[SoftPin] = (),
         session: str = "",
-        *,
         adapter: str = "",
     ) -> Request:
         """The request, with its place in the order of arrival. RequestError when it can never be served."""
@@ -103,7 +102,7 @@ class Intake:
             session=session,
             pooling=pooling,
             compactor=self._compactor(prompt, params),
-            adapter=adapter,
+            adapter=self.adapters[adapter] if adapter else b"",
         )
 
     def _compactor(self, prompt: Sequence[int], params: SamplingParams) -> Compactor | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from kvtrove.kv.block import Block
 from kvtrove.kv.pins import Pin
+from kvtrove.kv.table import SequenceKV
 from kvtrove.request import RequestError
 from kvtrove.scheduler.scheduler import Scheduler
 
@@ -47,6 +49,19 @@ class PinnedPrefixes:
         pinned = PinnedPrefix(f"pin-{self._count}", match.num_tokens, len(held))
         self._pins[pinned.id] = self._kv.pin_blocks(held), pinned
         return pinned
+
+    def keep(self, kv: SequenceKV, num_tokens: int) -> PinnedPrefix:
+        """Keep all that an open sequence holds: the first `num_tokens` of a prompt."""
+        self._count += 1
+        pinned = PinnedPrefix(f"pin-{self._count}", num_tokens, kv.num_blocks)
+        self._pins[pinned.id] = self._kv.pin(kv), pinned
+        return pinned
+
+    def let_go_of(self, blocks: Collection[Block]) -> None:
+        """Unpin every prefix that has none but these blocks: others serve in their place."""
+        ids = {block.id for block in blocks}
+        for name in [name for name, (pin, _) in self._pins.items() if ids.issuperset(b.id for b in pin.blocks)]:
+            self.unpin(name)
 
     def unpin(self, pin_id: str) -> PinnedPrefix | None:
         pin, pinned = self._pins.pop(pin_id, (None, None))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from kvtrove.config import EngineConfig
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.spec import KVCacheSpec
+from kvtrove.kv.tiers.spec import Settings, parse_tier
 from kvtrove.kv.tiers.stack import Tiers, open_tiers
 from kvtrove.kv.tiers.store import ROW_FORMAT, TierFigures
 
@@ -22,11 +23,15 @@ FLUSH_SECONDS = 10.0
 FIGURES_AGE = 1.0
 
 
-class Tiering:
-    """Of one engine; called on its thread. Without tiers in the settings it does nothing."""
+def wanted_tiers(config: EngineConfig) -> list[Settings]:
+    """Of the settings `tier` and `kv_dir`. ConfigError names what is wrong with one."""
+    return [parse_tier(text) for text in (*config.tier, *([f"disk:{config.kv_dir}"] if config.kv_dir else []))]
 
-    def __init__(self, config: EngineConfig, spec: KVCacheSpec) -> None:
-        wanted = [*config.tier, *([f"disk:{config.kv_dir}"] if config.kv_dir else [])]
+
+class Tiering:
+    """Of one engine; called on its thread. Without tiers it does nothing."""
+
+    def __init__(self, wanted: Sequence[Settings], spec: KVCacheSpec) -> None:
         self.store: Tiers | None = open_tiers(wanted, ROW_FORMAT, spec.fingerprint) if wanted else None
         self._figures: Sequence[TierFigures] = ()
         self._asked = float("-inf")

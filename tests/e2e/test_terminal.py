@@ -104,7 +104,7 @@ def test_a_conversation_at_the_keyboard(terminal: Callable[..., Terminal]) -> No
     chat.type(UP + b"\n")  # the line before, from the history
     assert int(chat.expect(TURN)[3]) > 0
     chat.prompt()
-    chat.type(b"/stats\n")
+    chat.type(b"/sta\t\n")  # Tab completes a command
     chat.expect(r"2 turns: .*\ncache: [\d,]+ blocks, 0 used, [1-9][\d,]* cached, [\d,]+ free")
     chat.type(b"/rest\n")
     chat.expect(r"/rest is no command; /help lists them")

@@ -9,13 +9,17 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from kvtrove.fleet.app import create_app
 from kvtrove.fleet.budget import Need
 from kvtrove.fleet.child import Child, State
 from kvtrove.fleet.fleet import Fleet
 from kvtrove.fleet.models_file import ModelEntry
+from kvtrove.server.auth import Keyring
 from kvtrove.server.errors import ApiError
+from kvtrove.server.settings import ServerSettings
 
 
 class FakeChild(Child):
@@ -181,5 +185,30 @@ def test_idle_models_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
             while a.state != "asleep":
                 await asyncio.sleep(0.002)
         house.cancel()
+
+    run(scenario)
+
+
+def test_to_look_neither_wakes_a_model_nor_keeps_it_awake() -> None:
+    async def scenario() -> None:
+        fleet = fleet_of({"a": 1, "b": 1}, 2)
+        app = create_app(fleet, Keyring([], None), ServerSettings())
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            page = await client.get("/")
+            assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+            for path in ("/v1/status", "/v1/status?model=b", "/v1/cache/reports?limit=1"):
+                answer = await client.get(path)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_loaded")
+            listed = (await client.get("/v1/models")).json()["data"]
+        assert {one["id"]: one["root"] for one in listed} == {"a": "a", "a-alias": "a", "b": "b", "b-alias": "b"}
+        child: Any = fleet.find("a")
+        assert child.starts == 0
+        async with fleet.using(child):
+            pass
+        before = child.last_used
+        async with fleet.using(child, looks=True):
+            await asyncio.sleep(0.002)
+        assert child.last_used == before
 
     run(scenario)

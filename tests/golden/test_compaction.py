@@ -24,15 +24,15 @@ def tokens(llm: LLM, *prompts: list[int], params: SamplingParams = GREEDY) -> li
     return [[*o.outputs[0].token_ids] for o in outputs]
 
 
-def interrupted(llm: LLM, *prompts: list[int]) -> list[list[int]]:
+def interrupted(llm: LLM, *prompts: list[int], at: int = 20, params: SamplingParams = GREEDY) -> list[list[int]]:
     """Every sequence is preempted in the midst of its answer."""
     llm_engine, found = llm.llm_engine, {}
     for name, prompt in enumerate(prompts):
-        llm_engine.add(str(name), prompt, GREEDY)
+        llm_engine.add(str(name), prompt, params)
     for step in range(200):
         for output in llm_engine.step() if llm_engine.has_unfinished_requests() else ():
             found[output.request_id] = output.outputs[0].token_ids
-        if step == 20:
+        if step == at:
             for seq in list(llm_engine.scheduler.running.values()):
                 assert seq.num_output
                 llm_engine.scheduler.preempt(seq)
@@ -51,6 +51,15 @@ def test_no_history_shows(cache):
     )
     assert interrupted(engine(cache), PROMPT, OTHER) == [alone, other], "preempted"
     assert tokens(engine(cache, speculation="ngram"), PROMPT) == [alone], "with drafts"
+
+
+def test_nor_while_answers_give_up_tokens_again_and_again():
+    params = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True, detokenize=False, output_kind="final_only")
+    [alone] = engine("h2o=0.3").generate([PROMPT], params, use_tqdm=False)
+    assert alone.metrics.num_dropped_tokens == 110 - 33 + 2 * 64
+    assert interrupted(engine("h2o=0.3", max_num_batched_tokens=40, max_num_seqs=4), PROMPT, at=120, params=params) == [
+        alone.outputs[0].token_ids
+    ]
 
 
 def test_selection_shows_no_history_either():
@@ -135,6 +144,9 @@ def test_contexts_shift_as_in_llama_cpp():
         ({"cache": "streaming=4+8"}, "a window of 8 tokens is smaller than a block"),
         ({"cache": "streaming=1024"}, r"such as streaming=4\+1024"),
         ({"cache": "streaming=4+1024"}, r"take streaming=4\+252"),
+        ({"cache": "h2o=16"}, "h2o=16 tokens are less than 64"),
+        ({"cache": "triattention=2048"}, "such as triattention=2048@FILE"),
+        ({"cache": "prefix+finch=0.5"}, r"prefix takes no value.*prefix\+keydiff=0.5"),
         ({"cache": "adakv=2+snapkv=0.5"}, "adakv=2: give the share of a head's budget that is safe, such as adakv=0.2"),
         ({"cache": "adakv=0.2"}, r"adakv goes with a way to drop tokens: adakv\+snapkv=0.2"),
         ({"cache": "adakv+finch=0.5"}, "goes with one of keydiff, snapkv, tova, expected"),

@@ -40,22 +40,22 @@ def prompts() -> list[list[int]]:
 
 
 class Answers:
-    """All answers of one engine. `one_by_one`: each request has the engine to itself."""
+    """All answers of one engine to `count` prompts. `one_by_one`: each request has the engine to itself."""
 
-    def __init__(self, directory: Path, **settings: object) -> None:
+    def __init__(self, directory: Path, count: int = PROMPTS, **settings: object) -> None:
         self.engine = Engine(EngineConfig(str(directory), device="cpu", block_size=16, **settings))  # type: ignore[arg-type]
-        self.rounds = 0
+        self.rounds, self.count = 0, count
 
     def __call__(self, params: dict[str, float], one_by_one: bool = False) -> list[Answer]:
         self.rounds += 1
         found: dict[int, Answer] = {}
-        for i, prompt in enumerate(prompts()):
+        for i, prompt in enumerate(prompts()[: self.count]):
             asked = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True, seed=i, logprobs=3, **params)  # type: ignore[arg-type]
             self.engine.add(f"{self.rounds}.{i}", prompt, asked)
             if one_by_one:
                 self.finish(found)
         self.finish(found)
-        return [found[i] for i in range(PROMPTS)]
+        return [found[i] for i in range(self.count)]
 
     def finish(self, found: dict[int, Answer]) -> None:
         while self.engine.has_unfinished_requests():
@@ -80,3 +80,14 @@ def test_fifty_answers_do_not_depend_on_how_they_were_computed(
     assert together.engine.stats().kv.hits > 0
     assert Answers(directory, max_num_batched_tokens=24, max_num_seqs=16)(params) == alone
     assert Answers(directory, num_blocks=9, max_model_len=112, max_num_seqs=16)(params) == alone
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "gemma4_moe"])
+def test_layers_that_store_once_do_not_depend_on_the_batch(family: str, checkpoints: Checkpoints) -> None:
+    """Latents, whose queries and results meet a matrix for every head, and keys that are values, in the kernels."""
+    directory = checkpoints.get(family, dtype="bfloat16")
+    alone = Answers(directory, 3, enable_prefix_caching=False)(GREEDY, one_by_one=True)
+    chunked = Answers(directory, 3, max_num_batched_tokens=7, max_num_seqs=4)
+    assert {backend.name for backend in chunked.engine.runner.backends} == {"cpu"}
+    assert chunked(GREEDY) == alone
+    assert chunked(GREEDY) == alone, "on a warm cache"

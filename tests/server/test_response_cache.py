@@ -52,7 +52,7 @@ def test_memory_keeps_what_fits_and_what_was_used_last() -> None:
 async def caching_app(keyring: Keyring | None = None) -> AsyncIterator[App]:
     async with running_app(FakeEngine(), keyring=keyring) as app:
         found: list[bool] = []
-        app.service.response_cache = ResponseCache(MemoryStore(2**20, 60), b"x", {}, found.append)
+        app.service.response_cache = ResponseCache(MemoryStore(2**20, 60), lambda model: b"x", {}, found.append)
         app.found = found  # type: ignore[attr-defined]
         yield app
 

@@ -25,6 +25,8 @@ from kvtrove.cli.main import app
         (["--drain-timeout", "-1"], "drain_timeout"),
         (["/no/such/model", "--port", "0"], "/no/such/model"),
         (["--api-key", "short"], "a key needs at least 16"),
+        (["--api-key", ""], "a key needs at least 16"),
+        (["--ssl-certfile", __file__], "its key in the same file cannot be used ([SSL] PEM lib"),
         (["--ssl-certfile", "/no/such/cert"], "ssl_certfile: there is no file /no/such/cert"),
         (["--ssl-keyfile", __file__], "ssl_keyfile: a key needs its certificate"),
         (["--root-path", "llm"], "root_path: 'llm' must begin with a slash"),

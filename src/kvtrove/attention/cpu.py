@@ -38,7 +38,7 @@ from kvtrove.kv.formats.oscar import Oscar
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
 from kvtrove.kv.selection.double_sparsity import LABELS, DoubleSparsity
 from kvtrove.kv.selection.quest import BOUNDS, Quest
-from kvtrove.kv.spec import Codec, Planes, side_view
+from kvtrove.kv.spec import Codec, KVFormat, Planes, side_view
 
 DENSE = ("float32", "float16", "bfloat16")
 TILED_ALONE = (Fp8, Int4, Int4Rotated, Kivi, Oscar)
@@ -133,7 +133,7 @@ class CpuBackend:
             reasons.append(f"{where}: its cache is on {device}")
         if layer.num_heads % layer.kv_heads:
             reasons.append(f"{where}: {layer.num_heads} heads cannot share {layer.kv_heads} kv_heads evenly")
-        sides = (layer.format.k, layer.k_dim), (layer.format.v, layer.v_dim)
+        sides = (layer.format.k, layer.k_dim), (_of_values(layer.format), layer.v_dim)
         against = [reason for codec, dim in sides for reason in _reasons_against(codec, dim, layer.block_size)]
         reasons.extend(f"{where}: {reason}" for reason in dict.fromkeys(against))
         if layer.format.select:
@@ -208,8 +208,10 @@ class CpuBackend:
         if known is None or known[0] is not layer:
             if reasons := self.reasons_against(layer, "cpu"):
                 raise ValueError("; ".join(reasons))
-            sides = (layer.format.k, layer.k_dim), (layer.format.v, layer.v_dim)
+            sides = (layer.format.k, layer.k_dim), (_of_values(layer.format), layer.v_dim)
             k, v = (paged_side(codec, dim, side_view(layer.view, codec.side)) for codec, dim in sides if codec)
+            if layer.format.v is None:
+                v = replace(v, tiled=False, row=layer.k_dim, in_tiles=k.tiled)
             shape = PagedShape(
                 num_heads=layer.num_heads,
                 kv_heads=layer.kv_heads,
@@ -222,6 +224,11 @@ class CpuBackend:
             )
             known = self._layers[layer.index] = layer, paged_layer(k, v, shape, paged_selection(layer))
         return known[1]
+
+
+def _of_values(stored: KVFormat) -> Codec | None:
+    """What values are read from: the codec of keys where they are a part of them, as they were computed."""
+    return stored.k if stored.v is None and isinstance(stored.k, Dense) else stored.v
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvtrove.bench.benchmark import Result, Run, meets
-from kvtrove.bench.compare import BETWEEN_RUNS, Change, Pairs, compare, differences, pairs
+from kvtrove.bench.compare import Change, Pairs, compare, differences, pairs
 from kvtrove.bench.measures import LATENCIES, RATES, SHARES, STATISTICS
 from kvtrove.bench.results_file import Side
 from kvtrove.bench.settings import Slo, number, seconds
@@ -196,8 +196,7 @@ def _reliance(both: Pairs) -> str:
     told = f"{many} of each side that did not take turns" if not both.took_turns else f"{many} of each side"
     return (
         f"spread: what chance may do within a run. {told[0].upper()}{told[1:]} cannot show what differs between runs: "
-        f"unsure is what is beyond the spread and less than {BETWEEN_RUNS:g} times as much. `kvtrove bench alternate` "
-        "runs both in turn, and then tells"
+        "what is beyond the spread is unsure. `kvtrove bench alternate` runs both in turn, and then tells"
     )
 
 

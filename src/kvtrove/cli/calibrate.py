@@ -16,7 +16,10 @@ from kvtrove.names import find_model
 def calibrate(
     model: ModelArgument,
     out: Annotated[
-        str, typer.Option(metavar="FILE", help="The calibration, for --cache oscar=FILE or lowrank=0.5@FILE.")
+        str,
+        typer.Option(
+            metavar="FILE", help="The calibration, for --cache oscar=FILE, lowrank=0.5@FILE, triattention=2048@FILE."
+        ),
     ],
     text: Annotated[
         str | None, typer.Option(metavar="FILE", help="UTF-8. Default: docstrings of Python's standard library.")
@@ -41,4 +44,5 @@ def calibrate(
         matrices = measure(str(find_model(model)), text, parse_tokens(tokens, "tokens"), report, per_head)
     digest = write(matrices, out)
     if not quiet:
-        say(f"{len(matrices)} matrices, digest {digest[:16]}: serve with --cache oscar={out} or lowrank=0.5@{out}")
+        words = f"oscar={out}, lowrank=0.5@{out} or triattention=2048@{out}"
+        say(f"{len(matrices)} matrices, digest {digest[:16]}: serve with --cache {words}")

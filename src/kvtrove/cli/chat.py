@@ -14,6 +14,7 @@ from kvtrove.cli.chat_view import JsonView, TextView, Totals, TurnStats, View, c
 from kvtrove.cli.conversation import Conversation
 from kvtrove.cli.flags import spread
 from kvtrove.cli.options import CHAT, EngineOptions, JsonFlag, OptionalModel, QuietFlag, SamplingOptions
+from kvtrove.cli.terminal import typed_lines, unechoed
 from kvtrove.request import RequestError, RequestOutput, SamplingParams
 
 if TYPE_CHECKING:
@@ -46,11 +47,11 @@ def chat(
     params = sampling.params(model, CHAT)
     llm = engine.load(model, quiet)
     typed = not demo and sys.stdin.isatty()
-    view = JsonView() if json else TextView(echo_questions=not typed)
+    view = JsonView() if json else TextView(echo_questions=not typed, quiet=quiet)
     session = Session(llm, params, view, Conversation(llm, system), interactive=typed)
     if not quiet:
         view.note(_introduction(model))
-    session.run(_keyboard() if typed else DEMO_QUESTIONS if demo else _lines_of_stdin())
+    session.run(typed_lines(session.commands) if typed else DEMO_QUESTIONS if demo else _lines_of_stdin())
     if not quiet:
         session.summary()
 
@@ -67,18 +68,6 @@ def _introduction(model: str) -> str:
 def _lines_of_stdin() -> Iterator[str]:
     for line in sys.stdin:
         yield line.rstrip("\n")
-
-
-def _keyboard() -> Iterator[str]:
-    """Lines with editing and history, until Ctrl-D or Ctrl-C at the prompt."""
-    import readline  # noqa: F401  (importing it is what gives input() its editing keys)
-
-    while True:
-        try:
-            yield input("\n> ")
-        except (EOFError, KeyboardInterrupt):
-            typer.echo()
-            return
 
 
 class Session:
@@ -149,7 +138,7 @@ class Session:
         """The last state of the answer (None: no token came) and the time of its first token."""
         output, first, num_shown = None, None, 0
         try:
-            with closing(self.llm.stream(prompt, self.params)) as states:
+            with unechoed(), closing(self.llm.stream(prompt, self.params)) as states:
                 for state in states:
                     if not state.outputs or not state.outputs[0].token_ids:
                         continue

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import typer
 
+from kvtrove.cli.terminal import Wrapped
 from kvtrove.cli.text import counted, reuse, say, shown
 
 if TYPE_CHECKING:
@@ -63,26 +65,37 @@ class View(Protocol):
 
 
 class TextView:
-    """Answers as they come, the cache's part below each. `echo_questions`: nobody typed them here, so print them."""
+    """Answers as they come, the cache's part below each unless `quiet`; words stay whole on a terminal.
 
-    def __init__(self, echo_questions: bool) -> None:
-        self.echo_questions = echo_questions
+    echo_questions: nobody typed them here, so print them.
+    """
+
+    def __init__(self, echo_questions: bool, quiet: bool = False) -> None:
+        self.echo_questions, self.quiet = echo_questions, quiet
+        self._wrapped = Wrapped(lambda text: typer.echo(text, nl=False)) if sys.stdout.isatty() else None
 
     def note(self, text: str) -> None:
-        say(text, "cyan")
+        say(text, "cyan", wrap=True)
 
     def question(self, text: str) -> None:
         if self.echo_questions:
-            say(f"\n> {shown(text)}", "bold")
+            say(f"\n> {shown(text)}", "bold", wrap=True)
 
     def piece(self, text: str) -> None:
-        typer.echo(shown(text), nl=False)
+        if self._wrapped is None:
+            typer.echo(text, nl=False)
+        else:
+            self._wrapped.piece(shown(text))
 
     def turn(self, number: int, user: str, answer: str, stats: TurnStats) -> None:
-        say(f"\nturn {number}: {stats.line()}", "dim")
+        if self._wrapped is not None:
+            self._wrapped.close()
+        typer.echo()
+        if not self.quiet:
+            say(f"turn {number}: {stats.line()}", "dim", wrap=True)
 
     def summary(self, totals: Totals, cache: KVStats) -> None:
-        say(f"\n{totals.line()}\n{cache_line(cache)}")
+        say(f"\n{totals.line()}\n{cache_line(cache)}", wrap=True)
 
 
 class JsonView:

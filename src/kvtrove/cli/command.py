@@ -68,7 +68,7 @@ class Command(TyperCommand):
 
     def _read(self, path: Path) -> dict[str, Any]:
         """Values by parameter. Names are the flags' without dashes in front, or the settings'; a table [serve] holds
-        what only `kvtrove serve` takes, so that one file serves several commands.
+        what only `kvtrove serve` takes. So one file serves several commands: what is a flag of another one is noted.
         """
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -79,12 +79,14 @@ class Command(TyperCommand):
         own = values.get(self.name or "", {})
         plain = {name: value for name, value in values.items() if not isinstance(value, dict)}
         known = {spelling: p.name for p in self._settable() for spelling in _spellings(p)}
-        found = {}
-        for name, value in (plain | own).items():
-            if name.replace("_", "-") not in known:
+        unknown = [name for name in plain | own if name.replace("_", "-") not in known]
+        elsewhere = _flags_of_all_commands() if unknown else set()
+        for name in unknown:
+            if name in own or name.replace("_", "-") not in elsewhere:
                 raise ConfigError(f"--config: {path}: unknown flag {name!r}{nearest(name, known)}")
-            found[known[name.replace("_", "-")]] = value
-        return found
+        if unknown:
+            typer.echo(f"note: {path}: {self.name} has no {', '.join(unknown)}; flags of other commands", err=True)
+        return {known[key]: value for name, value in (plain | own).items() if (key := name.replace("_", "-")) in known}
 
     def _as_toml(self, values: dict[str, Any]) -> Iterator[str]:
         for parameter in self._settable():
@@ -101,6 +103,16 @@ class Command(TyperCommand):
     def _settable(self) -> list[Any]:
         """Parameters that a file may set."""
         return [p for p in self.params if p.expose_value and p.name != "help"]
+
+
+def _flags_of_all_commands() -> set[str]:
+    """As files write them. Imports every command."""
+    from kvtrove.cli.main import COMMANDS, app
+
+    root: Any = typer.main.get_command(app)
+    found = [root.get_command(None, name) for name in COMMANDS]
+    found += [nested for group in found for nested in getattr(group, "commands", {}).values()]
+    return {spelling for command in found for parameter in command.params for spelling in _spellings(parameter)}
 
 
 def _key(parameter: Any) -> str:

@@ -97,7 +97,7 @@ class Commands(TyperGroup):
             usage = getattr(error, "format_message", None)  # a wrong flag, as typer or the click below it reports it
             if usage is None:
                 raise
-            code = _refuse(usage() + _number_that_works(error))
+            code = _refuse(usage() + _number_that_works(error) + _example(error))
         sys.exit(code or 0)
 
 
@@ -121,6 +121,15 @@ def _number_that_works(error: Exception) -> str:
     known = isinstance(default, int | float) and not isinstance(default, bool)
     number = default if known else {"int": 4, "integer": 4, "float": 0.5}.get(kind.removesuffix(" range"))
     return "" if number is None else f" Give a number, such as {number}."
+
+
+def _example(error: Exception) -> str:
+    """For a command without something it needs: the example of its help."""
+    if type(error).__name__ != "MissingParameter":  # typer's, or that of the click below it
+        return ""
+    text = getattr(getattr(getattr(error, "ctx", None), "command", None), "help", None) or ""
+    example = text.partition("Example: ")[2].partition("\n")[0].strip()
+    return f" Example: {example}" if example else ""
 
 
 def _refuse(message: str, error: BaseException | None = None) -> int:

@@ -88,7 +88,10 @@ class LoadOptions:
 
 @spread
 def plan(model: PlanArgument, memory: MemoryOptions, use: UseOptions, load: LoadOptions, json: JsonFile = None) -> None:
-    """Show what fits: weights, KV cache, activations, users, contexts, and the command that starts it."""
+    """Show what fits: weights, KV cache, activations, users, contexts, and the command that starts it.
+
+    Example: kvtrove plan demo --memory 8GiB
+    """
     from kvtrove.cli.plan_view import show_plan
 
     _check(memory)

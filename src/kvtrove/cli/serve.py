@@ -146,7 +146,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise ConfigError(f"serve needs {error.name}, which is not installed: {extra('server')}") from error
     environment = Environment.read()
-    keyring = load_keyring(api_key or environment.api_key, environment.admin_key, api_keys)
+    keyring = load_keyring(environment.api_key if api_key is None else api_key, environment.admin_key, api_keys)
     settings = ServerSettings(
         host=host,
         port=port,

@@ -91,7 +91,10 @@ def simulate(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Curves as a page.")] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Curves as a picture (needs matplotlib).")] = None,
 ) -> None:
-    """Replay a recorded load: hit ratio, latencies, goodput and preemptions for each size of the cache."""
+    """Replay a recorded load: hit ratio, latencies, goodput and preemptions for each size of the cache.
+
+    Example: kvtrove simulate --trace requests.jsonl --kv-tokens 1M,4M
+    """
     from dataclasses import replace
 
     from kvtrove.plan.simulate.report import simulation_report

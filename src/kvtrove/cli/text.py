@@ -17,9 +17,10 @@ def shown(text: str) -> str:
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text) if sys.stdout.isatty() else text
 
 
-def say(text: str, style: str = "", err: bool = False) -> None:
-    """Print a line of our own words, styled on a terminal (not with NO_COLOR), never wrapped."""
-    Console(stderr=err, soft_wrap=True).print(Text(text, style))
+def say(text: str, style: str = "", err: bool = False, wrap: bool = False) -> None:
+    """Print a line of our own words, styled on a terminal (not with NO_COLOR). wrap: between words, on a terminal."""
+    console = Console(stderr=err, highlight=False)
+    console.print(Text(text, style), soft_wrap=not (wrap and console.file.isatty()))
 
 
 def percent(part: int, whole: int) -> str:

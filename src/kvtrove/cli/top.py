@@ -6,6 +6,7 @@ import json as json_format
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -27,6 +28,7 @@ def top(
     api_key: Annotated[
         str | None, flag(None, "KEY", "Of the server.", envvar="KVTROVE_API_KEY", show_envvar=True)
     ] = None,
+    model: Annotated[str | None, flag(None, "NAME", "Of several. Default: the first that is loaded.")] = None,
     interval: Annotated[float, flag(None, "SECONDS", "Between two looks.", min=0.2)] = 2.0,
     once: Annotated[bool, flag(None, None, "Look once, as is done in a pipe.", "--once")] = False,
     json: Annotated[bool, flag(None, None, "The answer of /v1/status, once.", "--json")] = False,
@@ -35,7 +37,8 @@ def top(
 
     Example: kvtrove top http://127.0.0.1:8000
     """
-    status = ask(url, "/v1/status", api_key)
+    path = "/v1/status" if model is None else f"/v1/status?model={quote(model)}"
+    status = ask(url, path, api_key)
     if json:
         typer.echo(json_format.dumps(status))
         return
@@ -47,7 +50,7 @@ def top(
     with Live(picture(status), console=console(), screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(interval)
-            live.update(picture(ask(url, "/v1/status", api_key)), refresh=True)
+            live.update(picture(ask(url, path, api_key)), refresh=True)
 
 
 def picture(status: dict[str, Any]) -> Group:

@@ -48,6 +48,7 @@ class Recorder:
     bases: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     channels: dict[str, Tensor] = field(default_factory=dict)
+    queries: dict[str, Tensor] = field(default_factory=dict)
     name = "recorder"
 
     def reasons_against(self, layer: AttentionLayer, device: str) -> list[str]:
@@ -70,8 +71,16 @@ class Recorder:
             self._add_rotations(layer, *(x.double() for x in (*turned, v)))
             asked = turned[0].double().abs().unflatten(1, (layer.kv_heads, -1)).mean(2)
             self._sum(self.channels, f"k.{layer.index}.channels", (asked * turned[1].double().abs()).mean(0))
+            self._add_queries(layer, q.double(), 0 if rotate is None else rotate.cos.shape[-1])
             self._add_bases(layer, q.double(), k.double(), v.double(), 0 if rotate is None else rotate.cos.shape[-1])
         return self.inner.run(q, k, v, layer, plan, rotate)
+
+    def _add_queries(self, layer: AttentionLayer, q: Tensor, half: int) -> None:
+        """Of layers that rotate all elements of a head."""
+        if 2 * half == q.shape[2]:
+            lengths = (q[..., :half].square() + q[..., half:].square()).sqrt()
+            for name, x in (("mean", q), ("length", lengths), ("count", torch.ones_like(q[..., :1]))):
+                self._sum(self.queries, f"q.{layer.index}.{name}", x.sum(0))
 
     def _add_rotations(self, layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor) -> None:
         grouped = q.unflatten(1, (layer.kv_heads, -1)).transpose(0, 1).flatten(1, 2)  # [kv_heads, T * shared, dim]
@@ -108,6 +117,12 @@ class Recorder:
             sides = weights.view(moment.shape[0], -1)
             vectors = torch.linalg.eigh(sides[:, :, None] * moment * sides[:, None, :]).eigenvectors
             found[name], found[name.replace("basis", "weights")] = vectors.flip(2).float(), weights.float()
+        for name in [name for name in self.queries if name.endswith("mean")]:
+            sums = [self.queries[name.replace("mean", what)] for what in ("mean", "length", "count")]
+            mean, lengths = sums[0] / sums[2], sums[1] / sums[2]
+            half = lengths.shape[1]
+            of_mean = (mean[:, :half].square() + mean[:, half:].square()).sqrt()
+            found[name], found[name.replace("mean", "length")] = mean.float(), (lengths - of_mean).float()
         return found | {name: moment.float() for name, moment in self.channels.items()}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kvtrove.config import ConfigError
 from kvtrove.engine import Engine
+from kvtrove.evaluate.prefix import PROBES, on_demand
 from kvtrove.evaluate.settings import EXACT, Settings
 from kvtrove.kv.recipe import recipe
 from kvtrove.kv.spec import KVCacheSpec
@@ -76,5 +77,9 @@ def _start(
     config = settings.engine(longest, spec.dtype, weights)
     # The exact cache stores K and V as they were computed.
     exact = cache_spec(spec, choose_precision(config, spec).activations, config.block_size)
+    if on_demand(recipe(cache).compactor):
+        most = min(spec.max_position, longest + PROBES)
+        config = replace(config, enable_prefix_caching=True, max_model_len=most)
+        longest = most
     blocks = SEQUENCES * recipe(cache)(exact).blocks_for(longest, settings.chunk)
     return Engine(replace(config, cache=cache, num_blocks=blocks), progress=progress, exact=exact, model=model)

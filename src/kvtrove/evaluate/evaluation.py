@@ -5,6 +5,7 @@ Every configuration of the cache, or of the weights, and every other model goes 
     layers   with a budget (`fit_bits`, `max_kl`): single layers first, which choose the cache to compare   (fit.py)
     text     segments of ordinary text: KL, top-1 agreement and perplexity against the exact cache   (fidelity.py)
     recall   a grid depth x length of dialogues: is a stated fact found again?                       (recall.py)
+    turns    several facts in one dialogue, asked one after the other in another order               (turns.py)
     speed    rounds of one prompt: tokens per second of prefill and decode                           (speed.py)
 
 A cell's result is a pure function of model, settings and cell but for the speed, so it is computed once and kept
@@ -33,6 +34,7 @@ from kvtrove.evaluate.sources import source
 from kvtrove.evaluate.speed import speed_rounds
 from kvtrove.evaluate.store import Store, Value, cell_key
 from kvtrove.evaluate.text import read_text, segments
+from kvtrove.evaluate.turns import turns_cells
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.llm import LLM
 from kvtrove.models.fingerprint import model_fingerprint
@@ -136,6 +138,11 @@ def plan_cells(engines: Engines) -> tuple[list[Cell], list[str]]:
         llm = LLM.from_engine(engines.reference)
         cells += recall_cells(
             settings, source(settings.needle), lambda messages: llm.chat_prompt(messages)["prompt_token_ids"]
+        )
+    if "turns" in settings.parts and tokenizer.chat_template is not None:
+        talker = LLM.from_engine(engines.reference)
+        cells += turns_cells(
+            settings, source(settings.needle), lambda messages: talker.chat_prompt(messages)["prompt_token_ids"]
         )
     if "speed" in settings.parts:
         cells += speed_rounds(settings.rounds, texts[0], context)

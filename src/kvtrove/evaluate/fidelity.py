@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from kvtrove.engine import Engine
+from kvtrove.evaluate.prefix import compacted, on_demand
 from kvtrove.kv.compaction.compact import compact
+from kvtrove.kv.compaction.compactor import NEVER
 from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
 
 ROWS = 32  # predictions compared at once, in float64
@@ -58,7 +60,9 @@ class TeacherForced:
         _, hidden = runner.forward(SchedulerOutput([work], kv.take_ops()), observed)
         self.observed += observed.values()
         kv.commit(seq, self.tokens, count)
-        if compactor is not None and seq.num_computed == seq.compacts_at:
+        if on_demand(compactor) and seq.num_computed == seq.compacts_at:
+            self._go_on_behind(self.tokens[: seq.num_computed])
+        elif compactor is not None and seq.num_computed == seq.compacts_at:
             if not compact(kv, seq, self.tokens, compactor, self.observed):
                 raise RuntimeError(f"{kv.num_free_blocks} free blocks do not hold what stays of {seq.num_held} tokens")
             self._plan()
@@ -66,8 +70,22 @@ class TeacherForced:
 
     def _plan(self) -> None:
         compactor, self.observed = self.engine.runner.cache.compactor, []
-        if compactor is not None:
+        if on_demand(compactor):
+            half = len(self.tokens) // 2 // self.engine.kv.block_size * self.engine.kv.block_size
+            self.sequence.compacts_at = NEVER if self.sequence.num_computed >= half else half
+        elif compactor is not None:
             self.sequence.compacts_at = compactor.due(len(self.tokens) // 2, self.sequence.dropped)
+
+    def _go_on_behind(self, prefix: array[int]) -> None:
+        """Replace what was computed by what compaction leaves of it."""
+        kv = self.engine.kv
+        kv.free(self.sequence)
+        with compacted(self.engine, prefix):
+            self.sequence = kv.open()
+            match = kv.match(self.sequence, prefix, len(prefix))
+            if not kv.allocate(self.sequence, 0, match) or self.sequence.num_computed < len(prefix):
+                raise RuntimeError(f"{kv.num_free_blocks} free blocks do not hold a prefix of {len(prefix)} tokens")
+        self._plan()
 
     def __enter__(self) -> TeacherForced:
         return self

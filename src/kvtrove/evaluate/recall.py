@@ -16,6 +16,7 @@ from typing import Any
 
 from kvtrove.config import ConfigError
 from kvtrove.engine import Engine
+from kvtrove.evaluate.prefix import common, compacted, on_demand
 from kvtrove.evaluate.settings import Settings
 from kvtrove.evaluate.sources import Fact, Source
 from kvtrove.llm import LLM
@@ -28,10 +29,11 @@ Render = Callable[[Sequence[Mapping[str, str]]], list[int]]
 
 @dataclass(frozen=True)
 class Question:
-    """prompt: tokens. An answer that contains `value` is right."""
+    """prompt: tokens. An answer that contains `value` is right. before: tokens that stand before what is asked."""
 
     prompt: list[int]
     value: str
+    before: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,12 @@ class RecallCell:
         params = SamplingParams(temperature=0, max_tokens=self.answer_tokens)
         prompts = [question.prompt for question in self.questions]
         for name, engine in engines.items():
-            outputs = LLM.from_engine(engine).generate(prompts, params, use_tqdm=False)
-            answers = [output.outputs[0].text for output in outputs]
+            llm, answers = LLM.from_engine(engine), []
+            alone = on_demand(engine.runner.cache.compactor)
+            for some in self.questions if alone else [None]:
+                with compacted(engine, some.prompt[: some.before] if some else ()):
+                    outputs = llm.generate([some.prompt] if some else prompts, params, use_tqdm=False)
+                    answers += [output.outputs[0].text for output in outputs]
             hits = sum(question.value in text for question, text in zip(self.questions, answers, strict=True))
             yield name, {"length": self.length, "depth": self.depth, "hits": hits, "answers": answers}
 
@@ -77,7 +83,9 @@ def recall_cells(settings: Settings, source: Source, render: Render) -> list[Rec
                 while len(prompt) > room:  # tokens at the seams depend on what stands beside them
                     count -= 1
                     prompt = render(messages(fact, fillers[:count], depth))
-                grid.setdefault((length, depth), []).append(Question(prompt, fact.value))
+                other = render([*messages(fact, fillers[:count], depth)[:-1], {"role": "user", "content": "?"}])
+                question = Question(prompt, fact.value, common(prompt, other))
+                grid.setdefault((length, depth), []).append(question)
     return [RecallCell(*place, questions, settings.answer_tokens) for place, questions in grid.items()]
 
 

@@ -37,7 +37,8 @@ class Fidelity:
 class Row:
     """One configuration; None and missing places were not measured. recall: share of right answers.
 
-    prefill, decode: tokens per second, medians. weight_bytes: of all weights.
+    prefill, decode: tokens per second, medians. weight_bytes: of all weights. turns: share of facts that are found
+    one turn after the other.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Row:
     prefill: float | None
     decode: float | None
     weight_bytes: int | None = None
+    turns: float | None = None
 
     @property
     def mean_recall(self) -> float | None:
@@ -77,7 +79,12 @@ def _row(name: str, bytes_per_token: float, weight_bytes: int | None, kinds: Map
         _median(round["prefill"] for round in speed),
         _median(round["decode"] for round in speed),
         weight_bytes,
+        _share(kinds.get("turns", [])),
     )
+
+
+def _share(cells: list[Value]) -> float | None:
+    return sum(cell["hits"] for cell in cells) / sum(cell["asked"] for cell in cells) if cells else None
 
 
 def _fidelity(segments: list[Value]) -> Fidelity:
@@ -153,6 +160,7 @@ def _configuration(row: Row) -> dict[str, Any]:
         "weight_bytes": row.weight_bytes,
         "fidelity": None if row.fidelity is None else asdict(row.fidelity),
         "mean_recall": row.mean_recall,
+        "turns": row.turns,
         "recall": [
             {"length": length, "depth": depth, "share": share, "answers": row.answers[length, depth]}
             for (length, depth), share in sorted(row.recall.items())

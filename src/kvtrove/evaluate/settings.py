@@ -10,7 +10,8 @@ from kvtrove.kv.recipe import in_layers, recipe
 EXACT = "exact"
 """The cache that all are compared with: K and V in the dtype of activations, and all that the model reads."""
 DEFAULT = ("fp32", "bf16", "fp16", "int8", "window=256", "window=1024")
-PARTS = ("text", "recall", "speed")
+USUAL_PARTS = ("text", "recall", "speed")
+PARTS = (*USUAL_PARTS, "turns")
 LENGTHS = (512, 1024, 2048, 4096)
 CONTEXT = 2048
 LEAST_TOP1 = 0.9
@@ -38,7 +39,7 @@ class Settings:
 
     model: str
     caches: tuple[str, ...] = DEFAULT
-    parts: tuple[str, ...] = PARTS
+    parts: tuple[str, ...] = USUAL_PARTS
     text: str | None = None
     text_tokens: int = 8192
     context: int | None = None

@@ -31,10 +31,14 @@ def result_table(evaluation: Evaluation) -> RenderableType:
 def columns(found: list[Row]) -> tuple[tuple[str, ...], list[list[str]]]:
     """Titles and lines. What weights take is told where they are not the same for all."""
     lines = [_cells(row) for row in found]
+    titles: tuple[str, ...] = TITLES
+    if any(row.turns is not None for row in found):
+        titles = (*TITLES[:8], "turns", *TITLES[8:])
+        lines = [[*line[:8], share(row.turns), *line[8:]] for row, line in zip(found, lines, strict=True)]
     if len({row.weight_bytes for row in found}) < 2:
-        return TITLES, lines
+        return titles, lines
     weights = ["-" if row.weight_bytes is None else readable(row.weight_bytes) for row in found]
-    return (*TITLES[:2], "weights", *TITLES[2:]), [
+    return (*titles[:2], "weights", *titles[2:]), [
         [*line[:2], size, *line[2:]] for line, size in zip(lines, weights, strict=True)
     ]
 

@@ -16,15 +16,18 @@ from kvtrove import __version__
 from kvtrove.fleet.child import Child
 from kvtrove.fleet.fleet import Fleet
 from kvtrove.fleet.metrics import merged
-from kvtrove.fleet.proxy import asked_model, forward, json_of
+from kvtrove.fleet.proxy import asked_model, forward, json_of, look
 from kvtrove.server.app import middleware
 from kvtrove.server.auth import Keyring
 from kvtrove.server.errors import ApiError, as_api_error
 from kvtrove.server.middleware import state_of
 from kvtrove.server.observer import Observers
+from kvtrove.server.page.router import page_files
 from kvtrove.server.routes.common import admin_only
 from kvtrove.server.settings import ServerSettings
 
+WATCHED = ("/v1/status", "/v1/cache/reports")
+"""What the page and `kvtrove top` ask all the time: neither wakes a model nor keeps it awake."""
 ALL = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -58,6 +61,7 @@ def create_app(fleet: Fleet, keyring: Keyring, settings: ServerSettings) -> Fast
     app.add_api_route("/v1/models/{name:path}/{verb}", switch, methods=["POST"], dependencies=[Depends(admin_only)])
     app.add_api_route("/v1/models/{name:path}", model, methods=["GET"])
     app.add_api_route("/metrics", metrics, methods=["GET"])
+    app.include_router(page_files())
     app.add_api_route("/{path:path}", anything, methods=ALL, include_in_schema=False)
     for kind in (ApiError, ValueError):
         app.add_exception_handler(kind, _failed)
@@ -85,6 +89,7 @@ async def health(request: Request, response: Response) -> dict[str, Any]:
 def _card(request: Request, name: str, child: Child) -> dict[str, Any]:
     need = _fleet(request).needs[child.entry.name]
     card = {"id": name, "object": "model", "created": request.app.state.created, "owned_by": "kvtrove"}
+    card["root"] = child.entry.name
     return card | {
         "state": child.state,
         "memory_bytes": need.total,
@@ -149,9 +154,12 @@ async def metrics(request: Request) -> Response:
 
 
 async def anything(path: str, request: Request) -> Response:
-    """To the model that the request names, or to the first one."""
+    """To the model that the request names, or to the first one; who only looks is told of the first that is loaded."""
     fleet, body = _fleet(request), await request.body()
     name, stream = await asked_model(request, body)
+    if request.method == "GET" and request.url.path.removeprefix(request.scope["root_path"]).startswith(WATCHED):
+        ready = (child.entry.name for child in fleet.children.values() if child.state == "ready")
+        return await look(request, fleet, fleet.find(name or next(ready, None)))
     return await forward(request, body, fleet, fleet.find(name), stream)
 
 

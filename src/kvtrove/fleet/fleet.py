@@ -55,8 +55,8 @@ class Fleet:
         return sum(self.needs[name].total for name, child in self.children.items() if child.resident)
 
     @asynccontextmanager
-    async def using(self, child: Child) -> AsyncIterator[None]:
-        """The model is ready and stays so. Loads it first if need be; ApiError as `load`."""
+    async def using(self, child: Child, *, looks: bool = False) -> AsyncIterator[None]:
+        """The model is ready and stays so. Loads it first if need be; ApiError as `load`. looks: is no use of it."""
         child.in_flight += 1
         try:
             while child.state != "ready" or child.leaving:
@@ -70,7 +70,7 @@ class Fleet:
                 yield
             finally:
                 child.active -= 1
-                child.last_used = time.monotonic()
+                child.last_used = child.last_used if looks else time.monotonic()
         finally:
             child.in_flight -= 1
             await self._tell()
@@ -111,7 +111,8 @@ class Fleet:
                 return
             await self._make_room(child)
             name = child.entry.name
-            log.info("loading %s: %s of %s are taken", name, readable(max(1, self.used)), readable(self.budget))
+            taken = readable(self.used) if self.used else "nothing"
+            log.info("loading %s: %s of %s is taken", name, taken, readable(self.budget))
             child.begun = 0
             try:
                 await child.start(self.needs[name].kv)

@@ -57,12 +57,23 @@ async def forward(request: Request, body: bytes, fleet: Fleet, child: Child, str
     return await _passed_on(request, body, fleet, child)
 
 
-async def _passed_on(request: Request, body: bytes, fleet: Fleet, child: Child) -> StreamingResponse:
+async def look(request: Request, fleet: Fleet, child: Child) -> Response:
+    """The answer of a model that is loaded, which is no use of it. ApiError 503 otherwise."""
+    if child.state != "ready":
+        name = child.entry.name
+        text = f"{name} is {child.state}: a request to it, or POST /v1/models/{name}/load, loads it"
+        raise ApiError(503, text, code="model_not_loaded")
+    return await _passed_on(request, b"", fleet, child, looks=True)
+
+
+async def _passed_on(
+    request: Request, body: bytes, fleet: Fleet, child: Child, looks: bool = False
+) -> StreamingResponse:
     headers = _without_hop(request.headers)
     headers["x-request-id"] = request.state.request_id
     url = httpx.URL(path=request.url.path, query=request.url.query.encode())
     async with AsyncExitStack() as held:
-        await held.enter_async_context(fleet.using(child))
+        await held.enter_async_context(fleet.using(child, looks=looks))
         outgoing = child.client.build_request(request.method, url, headers=headers, content=body)
         try:
             answer = await child.client.send(outgoing, stream=True)

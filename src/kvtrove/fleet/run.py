@@ -58,10 +58,12 @@ def serve_models(
     with tempfile.TemporaryDirectory(prefix="kvtrove-") as folder:
         children = [Child(entry, Path(folder), settings.flags) for entry in entries]
         fleet = Fleet(children, needs, budget, idle=settings.idle, wait=settings.wait)
-        say(f"{address_of(listener, server)}/v1 serves {len(entries)} models with {readable(budget)} of memory")
+        address = address_of(listener, server)
+        say(f"{address}/v1 serves {len(entries)} models with {readable(budget)} of memory")
         for entry in entries:
             need, names = needs[entry.name], ", ".join((entry.name, *entry.aliases))
             say(f"  {names}: {readable(need.total)}, of it {readable(need.kv)} KV cache")
+        say(f"page: {address}/  metrics: {address}/metrics  stop: Ctrl-C")
         app = create_app(fleet, keyring, server)
         config = configured(app, server, timeout_graceful_shutdown=int(server.drain_timeout) + 1)
         _Server(config, keyring).run([listener])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-MAX_HEAD_DIM, HEAD_DIM_STEP = 512, 8
+MAX_HEAD_DIM, HEAD_DIM_STEP = 1024, 8
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class PagedSide:
     elements of it: float16 [num_blocks, kv_heads, dim / group, block_size]; with `channels` (keys in int4 or int2) for
     each element of all tokens of a block: [num_blocks, kv_heads, dim]. Each block of a plane is contiguous. turned:
     vectors were turned before they became codes (kvtrove.kv.formats.codes). Sides with channels and int2 are read, and
-    stored by their codec.
+    stored by their codec. row: of values that are the first elements of keys, elements of a key, and then `in_tiles` is
+    `tiled` of the keys; they are read where keys lie, and not stored again.
     """
 
     stored: str
@@ -49,6 +50,8 @@ class PagedSide:
     turned: bool = False
     group: int = 0
     channels: bool = False
+    row: int = 0
+    in_tiles: bool = False
 
 
 @dataclass(frozen=True)

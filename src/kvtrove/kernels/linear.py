@@ -1,8 +1,8 @@
-"""Linear layers whose weights stay bf16, int8 or 4-bit in memory: y = x W^T + bias.
+"""Linear layers whose weights stay bf16, int8, or in groups of 4 or 8 bits in memory: y = x W^T + bias.
 
 bf16 becomes float32 in registers. Rows of x meet int8 weights as 16-bit integers, with a scale per 128 inputs: off
-by 2^-16 of the largest of them at most, and added up exactly (on AMX 15 bits, per 256 inputs: 2^-15; beside 4-bit
-weights everywhere, with the same bits at every level). Sums are taken in the order of the inputs, whatever the batch,
+by 2^-16 of the largest of them at most, and added up exactly (on AMX 15 bits, per 256 inputs: 2^-15; beside
+groups everywhere, with the same bits at every level). Sums are taken in the order of the inputs, whatever the batch,
 the blocking or the number of threads, so a row gives the same bits in every batch.
 """
 
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from kvtrove.kernels import _extension
 
-Kind = Literal["bf16", "int8", "int4", "int4_f32"]
+Kind = Literal["bf16", "int8", "int4", "int4_f32", "int8_groups", "int8_groups_f32"]
 GROUP = 32
-"""Inputs of an output that share a scale and a minimum in 4-bit weights."""
+"""Inputs of an output that share a scale and a minimum in weights that lie in groups."""
 _FLOATS = (torch.float32, torch.bfloat16)
 FILLED_AT_ONCE = 1 << 22
 """Elements of a source in another dtype that are converted at a time."""
@@ -26,15 +26,17 @@ FILLED_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Weights [outputs, inputs] in 4 bits: value = scale * number + minimum.
+    """Weights [outputs, inputs] in 4 or 8 bits: value = scale * number + minimum.
 
-    numbers: uint8 [outputs, inputs], 0..15. scales, minima: float32 [outputs, ceil(inputs / 32)], of 32 inputs each.
-    Holds exactly what GGUF calls Q4_0 (minimum = -8 d), Q4_1 and Q4_K (scale = d * 6 bits, minimum = -dmin * 6 bits).
+    numbers: uint8 [outputs, inputs], 0..15 or 0..255. scales, minima: float32 [outputs, ceil(inputs / 32)], of 32
+    inputs each. Holds exactly what GGUF calls Q4_0 (minimum = -8 d), Q4_1 and Q4_K (scale = d * 6 bits, minimum =
+    -dmin * 6 bits), and in 8 bits Q8_0 (minimum = -128 d), Q5_0 and Q5_1, Q5_K, IQ4_NL and IQ4_XS.
     """
 
     numbers: Tensor
     scales: Tensor
     minima: Tensor
+    bits: int = 4
 
     def __post_init__(self) -> None:
         outputs, inputs = self.numbers.shape
@@ -47,9 +49,19 @@ class Groups:
 
     @property
     def kind(self) -> Kind:
-        """The narrowest that keeps every scale and minimum as it is: 5 bits a weight, or 6."""
-        narrow = all(bool((lines.half().float() == lines.float()).all()) for lines in (self.scales, self.minima))
+        """The narrowest that keeps every scale and minimum as it is: 5 bits a weight or 6; in 8 bits 8.5 or 10."""
+        if self.bits == 8 and not self.symmetric:
+            return "int8_groups_f32"
+        lines = (self.scales,) if self.bits == 8 else (self.scales, self.minima)
+        narrow = all(bool((line.half().float() == line.float()).all()) for line in lines)
+        if self.bits == 8:
+            return "int8_groups" if narrow else "int8_groups_f32"
         return "int4" if narrow else "int4_f32"
+
+    @property
+    def symmetric(self) -> bool:
+        """Numbers of 8 bits around 128."""
+        return self.bits == 8 and torch.equal(self.minima, -128 * self.scales)
 
     def values(self) -> Tensor:
         """What they stand for, in float32 [outputs, inputs]: the product and the sum are rounded once each."""
@@ -57,15 +69,16 @@ class Groups:
             lines.float().repeat_interleave(GROUP, 1)[:, : self.numbers.shape[1]]
             for lines in (self.scales, self.minima)
         )
-        return scales * self.numbers + minima
+        return scales * (self.numbers.float() - 128) if self.symmetric else scales * self.numbers + minima
 
 
 class PackedWeights:
     """W [outputs, inputs] in memory of its own (huge pages), repacked so that a product reads one run of bytes.
 
     kind: "bf16"; "int8": symmetric, one float32 scale per output, |error| <= scale / 2; "int4": integers of 0..15 with
-    a float16 scale and minimum for 32 inputs (5 bits a weight); "int4_f32": with float32 ones (6 bits). isa: as for
-    `kernels.isa`. All weights are zero until they are filled.
+    a float16 scale and minimum for 32 inputs (5 bits a weight); "int4_f32": with float32 ones (6 bits); "int8_groups":
+    symmetric with a float16 scale for 32 inputs (8.5 bits); "int8_groups_f32": integers of 0..255 with a float32 scale
+    and minimum (10 bits). isa: as for `kernels.isa`. All weights are zero until they are filled.
     """
 
     def __init__(self, outputs: int, inputs: int, kind: Kind = "bf16", isa: str = "auto") -> None:
@@ -82,7 +95,7 @@ class PackedWeights:
     def fill(self, first_output: int, source: Tensor) -> None:
         """Overwrites outputs first_output .. first_output + n with source [n, inputs], any floating-point dtype.
 
-        ValueError when they do not exist, when the width is another, or (int8, int4) when a value is not finite.
+        ValueError when they do not exist, when the width is another, or (all but bf16) when a value is not finite.
         """
         if source.ndim != 2:
             raise ValueError(f"source has {source.ndim} dimensions, expected [outputs, {self.inputs}]")
@@ -94,7 +107,7 @@ class PackedWeights:
             self.packed.fill(first_output + start, source[start : start + rows].float())
 
     def fill_groups(self, first_output: int, source: Groups) -> None:
-        """The same for int4 weights that have this form already: they are kept as they are.
+        """The same for weights in groups that have this form already: they are kept as they are.
 
         ValueError where that cannot be: a number beyond 15, a scale that is no float16 in weights of kind "int4".
         """
@@ -116,6 +129,18 @@ class PackedWeights:
                 raise ValueError(f"bias is {bias.dtype} {list(bias.shape)}, expected float32 [{self.outputs}]")
             address = bias.data_ptr()
         self.packed.multiply(x.data_ptr(), y.data_ptr(), _is_bf16(x), len(x), address)
+        return y
+
+    def multiply_heads(self, x: Tensor, heads: int, each: int) -> Tensor:
+        """x [heads, rows, inputs] -> [heads, rows, each], where W is [heads, outputs / heads, inputs] in bf16.
+
+        Heads are whole panels (`packed.width` outputs), of which the first `each` outputs count. TypeError or
+        ValueError for other arrays.
+        """
+        x = x.contiguous()
+        rows = _rows(x.flatten(0, 1), self.inputs) // heads
+        y = x.new_empty((heads, rows, each))
+        self.packed.multiply_heads(x.data_ptr(), y.data_ptr(), _is_bf16(x), rows, heads, each)
         return y
 
     def gather(self, ids: Tensor, out: Tensor) -> Tensor:

@@ -50,15 +50,18 @@ class KeyChain:
 
     keys[i]: 32 bytes. tokens[i]: the int32 little-endian token ids of block i, 4 * block_size bytes.
     origin: the root of the chain that this one was derived from, its own root if it was not. dropped, kept: tokens that
-    were given up, and that were left when this was done last. bends: what else blocks stand for (`bend`).
+    were given up, and that were left when this was done last. shared: it is that of a prefix compacted for all.
+    bends: what else blocks stand for (`bend`).
     """
 
-    __slots__ = ("bends", "block_size", "dropped", "kept", "keys", "origin", "root", "tokens")
+    __slots__ = ("bends", "block_size", "dropped", "kept", "keys", "origin", "root", "shared", "tokens")
 
-    def __init__(self, root: bytes, block_size: int, origin: bytes = b"", dropped: int = 0, kept: int = 0) -> None:
+    def __init__(
+        self, root: bytes, block_size: int, origin: bytes = b"", dropped: int = 0, kept: int = 0, shared: bool = False
+    ) -> None:
         self.root, self.origin = root, origin or root
         self.block_size = block_size
-        self.dropped, self.kept = dropped, kept
+        self.dropped, self.kept, self.shared = dropped, kept, shared
         self.keys: list[bytes] = []
         self.tokens: list[bytes] = []
         self.bends: dict[int, bytes] = {}
@@ -96,20 +99,21 @@ class KeyChain:
 
     def copy(self, num_blocks: int) -> KeyChain:
         """The first `num_blocks` keys; what was hashed ahead may not become true for the copy."""
-        twin = KeyChain(self.root, self.block_size, self.origin, self.dropped, self.kept)
+        twin = KeyChain(self.root, self.block_size, self.origin, self.dropped, self.kept, self.shared)
         twin.keys, twin.tokens, twin.bends = self.keys[:num_blocks], self.tokens[:num_blocks], {**self.bends}
         return twin
 
-    def derive(self, what: bytes, tokens: array[int], held: int, kept: int) -> KeyChain:
+    def derive(self, what: bytes, tokens: array[int], held: int, kept: int, shared: bool = False) -> KeyChain:
         """The chain of a sequence of which `what` left `kept` of the `held` tokens that it had in its tables.
 
-        tokens: the sequence's from position 0. The keys of full blocks that were hashed enter the new root.
+        tokens: the sequence's from position 0. The keys of full blocks that were hashed enter the new root. shared:
+        others find its blocks.
         """
         full = min(len(self.keys), held // self.block_size)
         rest = self._held(tokens, full * self.block_size, held).tobytes()
         key = self.keys[full - 1] if full else self.root
         root = root_key(b"derived", key, what + b" %d" % kept, rest)
-        return KeyChain(root, self.block_size, self.origin, self.dropped + held - kept, kept)
+        return KeyChain(root, self.block_size, self.origin, self.dropped + held - kept, kept, shared)
 
     def _held(self, tokens: array[int], start: int, stop: int) -> array[int]:
         """Tokens at places start .. stop - 1 of the tables."""

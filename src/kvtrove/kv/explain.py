@@ -5,24 +5,24 @@ Looks at one sequence's own key chain only, so it says nothing about other salts
 
 from __future__ import annotations
 
-from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.marks import Marks
 from kvtrove.kv.prefix_cache import PrefixCache
 from kvtrove.kv.reasons import Explanation, Reason
+from kvtrove.kv.table import SequenceKV
 
 
 def explain(
-    index: PrefixCache, chain: KeyChain, num_tokens: int, num_reused: int, limit: int, found: int, marks: Marks
+    index: PrefixCache, kv: SequenceKV, num_tokens: int, num_reused: int, limit: int, found: int, marks: Marks
 ) -> Explanation:
     """Why `num_reused` of a prompt's `num_tokens` were reused and no more, right after a match within `limit`.
 
     found: tokens whose blocks the match had. O(groups). COLD and DIVERGED stand for "nothing is known of the next
     block": whoever remembers earlier prompts can say more.
     """
-    age = None
-    size = chain.block_size
-    next_block = num_reused // size
-    full_blocks = num_tokens // size
+    age, chain = None, kv.chain
+    size, dropped = chain.block_size, kv.dropped  # blocks count the places of tokens
+    next_block = (num_reused - dropped) // size
+    full_blocks = (num_tokens - dropped) // size
     if not index.enabled:
         reason = Reason.DISABLED
     elif limit < 1 < num_tokens:
@@ -33,11 +33,11 @@ def explain(
         reason = Reason.LAST_TOKEN_RECOMPUTED
     elif next_block == full_blocks:
         reason = Reason.FULL
-    elif found > num_reused:
+    elif found + dropped > num_reused:
         age = marks.age(chain, num_reused // size, found // size)
         reason = Reason.NO_STATE_CHECKPOINT if age is None else Reason.STATE_CHECKPOINT_EVICTED
     elif index.holds_any(chain.keys[next_block], chain.tokens[next_block]):
-        reason = Reason.LAST_TOKEN_RECOMPUTED if (next_block + 1) * size > limit else Reason.WINDOW_LOST
+        reason = Reason.LAST_TOKEN_RECOMPUTED if (next_block + 1) * size > limit - dropped else Reason.WINDOW_LOST
     elif (age := index.evicted.age(chain.keys[next_block])) is not None:
         reason = Reason.EVICTED
     else:

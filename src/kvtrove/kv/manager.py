@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 
 from kvtrove.kv.block import Block
 from kvtrove.kv.chain import KeyChain, root_key, unscoped
+from kvtrove.kv.compaction.shared import compacted_chains
 from kvtrove.kv.events import EventKind, KVEvent
 from kvtrove.kv.eviction.orders import Eviction
 from kvtrove.kv.explain import explain
@@ -104,29 +105,40 @@ class KVCacheManager:
         """32 bytes that every key of a sequence with this salt, perhaps `scoped`, descends from."""
         return root_key(self._root, self.spec.fingerprint, *unscoped(salt))
 
-    def match(self, kv: SequenceKV, tokens: array[int], limit: int) -> Match:
-        """What the empty `kv` could reuse for `tokens`, at most `limit` of them; 0 does not look. Changes nothing.
+    def match(self, kv: SequenceKV, tokens: array[int], limit: int, exact: bool = False) -> Match:
+        """What the empty `kv` could reuse for `tokens`, at most `limit` of them; 0 does not look. Changes no block.
 
         Only `kv.chain` grows, over the full blocks of `tokens`; later calls may append to `tokens` but not change it.
+        Behind a prefix that was compacted for all, it goes on as the chain of that; exact: never.
         """
         self._require_empty(kv)
+        kv.begin(KeyChain(kv.chain.origin, self.block_size) if kv.dropped else kv.chain)
         if not self.index.enabled or limit < 1:
             return Match(num_queried=len(tokens))
         kv.chain.extend(tokens, len(tokens) // self.block_size)
         most = min(limit, len(tokens)) // self.block_size
+        for chain in () if exact else compacted_chains(self, kv.chain, tokens, most):
+            chain.extend(tokens, (len(tokens) - chain.dropped) // self.block_size)
+            match = self._matched(kv, chain, tokens, most - -(-chain.dropped // self.block_size))
+            if max(match.num_tokens, match.elsewhere) >= chain.kept:
+                kv.begin(chain, self.spec.compactor)
+                return match
+        return self._matched(kv, kv.chain, tokens, most)
+
+    def _matched(self, kv: SequenceKV, chain: KeyChain, tokens: array[int], most: int) -> Match:
+        """Of the first `most` blocks of the chain."""
         size, groups = self.block_size, self.spec.groups
-        n, blocks = longest_prefix(self.index, groups, kv.chain, most)
+        n, blocks = longest_prefix(self.index, groups, chain, most)
         found = n
         if self.states.there and found:
-            n, blocks = longest_prefix(self.index, groups, kv.chain, found, StateSearch(self.marks, kv.chain))
+            n, blocks = longest_prefix(self.index, groups, chain, found, StateSearch(self.marks, chain))
         mark = self.states.at(kv, n * size)
         match = Match(n * size, blocks, len(tokens), found=found * size, mark=mark)
-        return match if n == most or self.transfers is None else self.transfers.extended(kv.chain, match, most)
+        return match if n == most or self.transfers is None else self.transfers.extended(chain, match, most)
 
     def explain(self, kv: SequenceKV, num_tokens: int, limit: int) -> Explanation:
         """Why no more of a prompt of `num_tokens` was reused, right after `kv` took over its match within `limit`."""
-        computed = min(kv.num_computed, num_tokens)
-        return explain(self.index, kv.chain, num_tokens, computed, limit, kv.found, self.marks)
+        return explain(self.index, kv, num_tokens, min(kv.num_computed, num_tokens), limit, kv.found, self.marks)
 
     def peek(self, tokens: array[int], salt: bytes) -> Explanation:
         """What would happen to a prompt that came now. Nothing is taken over, and no statistics change."""
@@ -134,7 +146,8 @@ class KVCacheManager:
         try:
             limit = len(tokens) - 1
             match = self.match(kv, tokens, limit)
-            return explain(self.index, kv.chain, len(tokens), match.num_tokens, limit, match.found, self.marks)
+            found = match.num_tokens + kv.dropped if match.num_tokens else 0
+            return explain(self.index, kv, len(tokens), found, limit, match.found, self.marks)
         finally:
             self.free(kv)
 
@@ -358,6 +371,13 @@ class KVCacheManager:
         self.index.evict(block)
         self.tell("evicted", block)
 
+    def publish(self, block: Block) -> None:
+        """Let others find a sealed block, here and in the tiers."""
+        self.index.publish(block)
+        if self.transfers is not None and block.published:
+            self.transfers.sealed(block)
+        self.tell("sealed", block)
+
     def tell(self, kind: EventKind, block: Block) -> None:
         if self.on_event is not None:
             self.on_event(KVEvent(kind, block.key, block.group, block.parent, block.tokens))
@@ -378,10 +398,12 @@ class KVCacheManager:
             self.eviction.model.begin(kv.chain.keys, kv.use)
         if match.num_tokens:
             kv.extend(match.blocks)
+        elif kv.dropped:  # tiers had a compacted prefix, and it was not worth loading
+            kv.begin(KeyChain(kv.chain.origin, self.block_size))
         self.states.load(kv, match.mark)
-        kv.num_computed, kv.found = match.num_tokens, match.found
+        kv.num_computed, kv.found = match.num_tokens + kv.dropped, match.found
         self._queries += match.num_queried
-        self._hits += match.num_tokens
+        self._hits += kv.num_computed
 
     def _require_open(self, kv: SequenceKV) -> None:
         if kv.is_freed:

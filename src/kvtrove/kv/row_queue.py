@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from kvtrove.kv.block import Block
-from kvtrove.kv.compaction.compactor import Compactor
 from kvtrove.kv.marks import Mark
 from kvtrove.kv.rows import Copy, Fill, Gather, RowOp, SaveMark, Shift
 
@@ -36,19 +34,10 @@ class RowQueue:
         self._ops.append(SaveMark(seat, mark.row))
         self._unfilled.append(mark)
 
-    def gather(
-        self,
-        sources: tuple[tuple[int, ...], ...],
-        targets: Sequence[Sequence[Block | None]],
-        num_tokens: int,
-        compactor: Compactor,
-        observed: Sequence[Any],
-    ) -> None:
-        """sources: rows, one tuple a group. targets: private blocks, one row of them a group."""
-        blocks = [[block for block in row if block is not None] for row in targets]
-        ids = tuple(tuple(block.id for block in row) for row in blocks)
-        self._ops.append(Gather(sources, ids, num_tokens, compactor, observed))
-        self._unfilled += [block for row in blocks for block in row]
+    def gather(self, op: Gather, targets: Iterable[Block]) -> None:
+        """targets: the private blocks that it fills."""
+        self._ops.append(op)
+        self._unfilled += targets
 
     def shift(
         self,

@@ -7,7 +7,7 @@ reuses it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,13 +27,27 @@ class Gather:
     """What `compactor` keeps of the first `num_tokens` tokens in the rows `sources` into the rows `targets`, one tuple
     of each a group. Everything is read before anything is written: a target may be a source.
 
-    observed: queries of the last tokens, as the runner reported them.
+    observed: queries of the last tokens, as the runner reported them. scores: of each layer, found beforehand, or
+    what the last compaction remembered. memory: gets what this one remembers. shift: of the sequence, until now.
     """
 
     sources: tuple[tuple[int, ...], ...]
     targets: tuple[tuple[int, ...], ...]
     num_tokens: int
     compactor: Compactor
+    observed: Sequence[Any] = ()
+    scores: Mapping[int, Any] | None = None
+    memory: dict[int, Any] | None = None
+    shift: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Show `look` what each layer has of the first `num_tokens` tokens in the rows `sources`, one tuple a group."""
+
+    sources: tuple[tuple[int, ...], ...]
+    num_tokens: int
+    look: Callable[[int, Any], None]
     observed: Sequence[Any] = ()
 
 
@@ -107,4 +121,4 @@ class Park:
     seat: bool = False
 
 
-RowOp = Copy | Gather | Shift | CopySeat | SaveMark | LoadMark | Spill | Fill | FillSeat | Park
+RowOp = Copy | Gather | Look | Shift | CopySeat | SaveMark | LoadMark | Spill | Fill | FillSeat | Park

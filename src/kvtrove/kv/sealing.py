@@ -1,6 +1,7 @@
 """What a commit does to blocks: those that became full are sealed and published, those behind a window are released.
 
-Blocks of a sequence that has given up tokens are sealed for itself and its forks alone: nobody finds them.
+Blocks of a sequence that has given up tokens are sealed for itself and its forks alone: nobody finds them, unless it
+goes on behind a prefix that was compacted for all.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kvtrove.kv.block import Block
-from kvtrove.kv.events import EventKind
-from kvtrove.kv.loads import Transfers
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import PrefixCache
 from kvtrove.kv.retention import Full
@@ -29,10 +28,8 @@ class Books(Protocol):
     @property
     def index(self) -> PrefixCache: ...
     @property
-    def transfers(self) -> Transfers | None: ...
-    @property
     def crc(self) -> Callable[[int], int] | None: ...
-    def tell(self, kind: EventKind, block: Block) -> None: ...
+    def publish(self, block: Block) -> None: ...
 
 
 class Sealing:
@@ -65,8 +62,5 @@ class Sealing:
             block.crc = books.crc(block.id)
         if books.index.enabled:
             block.key, block.parent, block.tokens = kv.chain.place(i)
-        if books.index.enabled and not kv.dropped:
-            books.index.publish(block)
-            if books.transfers is not None and block.published:
-                books.transfers.sealed(block)
-            books.tell("sealed", block)
+        if books.index.enabled and (not kv.dropped or kv.chain.shared):
+            books.publish(block)

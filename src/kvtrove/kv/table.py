@@ -6,12 +6,14 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrove.kv.block import Block, Use
 from kvtrove.kv.chain import KeyChain
+from kvtrove.kv.compaction.compactor import Compactor
 from kvtrove.kv.marks import Mark
 from kvtrove.kv.retention import Retention, live_blocks
 from kvtrove.kv.seats import NONE
@@ -87,7 +89,8 @@ class SequenceKV:
     dropped: tokens that were computed and given up since (`kv.compaction`): token n lies at place n - dropped of the
     tables from then on, and its position is its place + shift. packed: rows with which they begin then, where heads
     keep different numbers of tokens (`kv.cells`). compacts_at: number of computed tokens at which some are
-    to be given up next. moves_at: the number at which tokens are taken over that moved (`kv.moved`).
+    to be given up next. memory: of its compactor, about the tokens that it has kept. moves_at: the number at which
+    tokens are taken over that moved (`kv.moved`).
     seat, spare: what it has beside its blocks (`kv.seats`); none is taken where neither formats nor states need one.
     found: tokens whose blocks its match found, states or not. due: lengths at which its states are to be kept,
     ascending; from `follows` tokens on, that is every border of a block. mark: its last one there (`kv.marks`).
@@ -96,8 +99,20 @@ class SequenceKV:
     """
 
     __slots__ = (
-        *("_ids", "capacity", "chain", "compacts_at", "dropped", "due", "follows", "found", "mark", "moves_at"),
-        "next_event",
+        *(
+            "_ids",
+            "capacity",
+            "chain",
+            "compacts_at",
+            "dropped",
+            "due",
+            "follows",
+            "found",
+            "mark",
+            "memory",
+            "moves_at",
+            "next_event",
+        ),
         *("num_computed", "packed", "salt", "seat", "shift", "spare", "tables", "use"),
     )
 
@@ -105,6 +120,7 @@ class SequenceKV:
         self.num_computed = 0
         self.dropped = self.shift = self.packed = 0
         self.compacts_at = self.moves_at = NEVER
+        self.memory: dict[int, Any] | None = None
         self.capacity = 0
         self.next_event = 0
         self.salt = salt
@@ -122,7 +138,13 @@ class SequenceKV:
         """The place of a fork in its sequence."""
         self.num_computed, self.dropped, self.shift = parent.num_computed, parent.dropped, parent.shift
         self.compacts_at, self.use, self.follows = parent.compacts_at, parent.use, parent.follows
-        self.packed = parent.packed
+        self.packed, self.memory = parent.packed, parent.memory
+
+    def begin(self, chain: KeyChain, compactor: Compactor | None = None) -> None:
+        """Be the beginning of a sequence with this chain; compactor: what has left the tokens that stand before it."""
+        self.chain, self.dropped, self.num_computed = chain, chain.dropped, chain.dropped
+        self.shift = 0 if compactor is None or compactor.contiguous else chain.dropped
+        self.packed = chain.kept // chain.block_size if compactor is not None and compactor.unequal else 0
 
     @property
     def is_freed(self) -> bool:

@@ -5,7 +5,7 @@
     packed  weight_packed [outputs, inputs / n], weight_scale [outputs, groups], weight_zero_point [outputs / n, groups]
     bytes   weight int8 [outputs, inputs], weight_scale [outputs, groups]      n: numbers in 32 bits, the first lowest
 
-Numbers of 4 bits in groups of a multiple of 32 inputs are kept as they are. All others stand for floats.
+Numbers in groups of a multiple of 32 inputs are kept as they are. All others stand for floats.
 """
 
 from __future__ import annotations
@@ -78,9 +78,12 @@ class IntegerCheckpoint(SafetensorsCheckpoint):
             self._kinds[name] = self._kind(name)
         return self._kinds[name]
 
-    def groups(self, name: str, shape: tuple[int, ...]) -> Groups:
+    def groups(self, name: str, shape: tuple[int, ...]) -> Groups | None:
         matrix = self._matrix(name, shape)
-        return Groups(matrix.numbers, *matrix.lines())
+        return self._groups(matrix) if matrix.fits else None
+
+    def _groups(self, matrix: _Matrix) -> Groups:
+        return Groups(matrix.numbers, *matrix.lines(), self._integers.bits)
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """The tensor as it is stored as floats, without copying it, or the floats of integers in `dtype`."""
@@ -93,13 +96,9 @@ class IntegerCheckpoint(SafetensorsCheckpoint):
         return part == "weight" and f"{module}.{_SCALES[self._integers.layout]}" in self._files
 
     def _kind(self, name: str) -> Kind:
-        """Of 4 bits where groups of 32 hold them; all others are rounded once more, to 8 bits an output."""
-        if self._integers.bits != 4:
-            return "int8"
+        """Groups of 32 where they hold it; all others are rounded once more, to 8 bits with a scale for 32 inputs."""
         matrix = self._matrix(name, None)
-        if not matrix.fits:
-            return "int8"
-        return Groups(matrix.numbers, *matrix.lines()).kind
+        return self._groups(matrix).kind if matrix.fits else "int8_groups"
 
     def _matrix(self, name: str, shape: tuple[int, ...] | None) -> _Matrix:
         """ModelError when parts of it are missing, or it is not of the `shape` that is expected."""

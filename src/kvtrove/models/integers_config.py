@@ -26,13 +26,14 @@ SECTION = "quantization_config"
 class Integers:
     """layout: how numbers are packed; "bytes" are not. group: inputs that share a scale, 0 for all of them.
 
-    zero_offset: added to zeros as they are stored.
+    zero_offset: added to zeros as they are stored. symmetric: all zeros are in the middle, as far as the config says.
     """
 
     layout: Literal["gptq", "awq", "packed", "bytes"]
     bits: int
     group: int
     zero_offset: int = 0
+    symmetric: bool = True
 
 
 def read_integers(values: Mapping[str, Any], where: str) -> Integers | None:
@@ -56,7 +57,7 @@ def read_integers(values: Mapping[str, Any], where: str) -> Integers | None:
     form = view.get("checkpoint_format", "gptq")
     if form not in ("gptq", "gptq_v2"):
         raise view.error(f"'checkpoint_format' {form!r} is not read; gptq and gptq_v2 are")
-    return Integers("gptq", bits, max(group, 0), zero_offset=int(form == "gptq"))
+    return Integers("gptq", bits, max(group, 0), int(form == "gptq"), view.flag("sym", True))
 
 
 def integers_of(path: Path) -> Integers | None:
@@ -94,7 +95,8 @@ def _group(group: ConfigView, view: ConfigView) -> Integers:
     _check(view, bits, (4, 8) if layouts[form] == "packed" else (8,))
     if strategy not in ("group", "channel"):
         raise view.error(f"strategy {strategy!r} is not read; group and channel are")
-    return Integers(layouts[form], bits, weights.size("group_size") if strategy == "group" else 0)
+    group_size = weights.size("group_size") if strategy == "group" else 0
+    return Integers(layouts[form], bits, group_size, symmetric=weights.flag("symmetric", True))
 
 
 def _check(view: ConfigView, bits: int, known: tuple[int, ...]) -> None:

@@ -59,6 +59,7 @@ def load_model(
             products.build,
             products.precision,
             products.build_router,
+            products.build_heads,
             device=products.device,
         )
         return Model.load(drawn, random.head, spec, longest, loaded)
@@ -69,6 +70,7 @@ def load_model(
         products.build,
         products.precision,
         products.build_router,
+        products.build_heads,
         reader.kind,
         products.device,
     )
@@ -97,17 +99,18 @@ class _Reader:
         return self._located(name, shape).to(device=self.device, dtype=self.activations)
 
     def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor | Groups:
-        """In the dtype of weights, or in 4 bits where it is stored and kept so.
+        """In the dtype of weights, or in groups where it is stored and kept so.
 
-        What becomes 8 bits comes in float32: it is not rounded twice.
+        What is rounded to groups comes in float32: it is not rounded twice.
         """
         source, kind = self._source(name), self.kind(name)
-        if kind == "int8":
-            return self._located(name, shape, torch.float32)
-        if kind is None or not kind.startswith("int4"):
+        if kind in (None, "bf16"):
             return self._convert(self._located(name, shape))
         stored = self.checkpoint.groups(self._used(self.prefix + source.name), source.whole_shape(shape))
-        return Groups(*(source.rows(part) for part in (stored.numbers, stored.scales, stored.minima)))
+        if stored is None:
+            return self._located(name, shape, torch.float32)
+        numbers, scales, minima = (source.rows(part) for part in (stored.numbers, stored.scales, stored.minima))
+        return Groups(numbers, scales, minima, stored.bits)
 
     def kind(self, name: str) -> Kind | None:
         """That keeps the bits of this matrix, where the precision asks for it."""
@@ -134,8 +137,8 @@ class _Reader:
                 f"{self.checkpoint.listing}: tensor {HEAD!r} is missing, expected shape {list(shape)}; a model whose "
                 f"output matrix is its embedding says so with 'tie_word_embeddings': true in config.json"
             )
-        if (self.kind(HEAD) or "").startswith("int4"):
-            return self.checkpoint.groups(self._used(name), shape)
+        if self.kind(HEAD) not in (None, "bf16") and (stored := self.checkpoint.groups(self._used(name), shape)):
+            return stored
         head = self._read(name, shape)
         if self.spec.tie_embeddings:
             if torch.equal(head, self._read(self.prefix + EMBEDDING, shape)):

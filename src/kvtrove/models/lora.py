@@ -44,11 +44,10 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """name: what requests call it. digest: 32 bytes over its files, the root of its cache keys. modules: by the
-    decoder's names, such as layers.0.self_attn.q_proj. rank: the largest.
+    """digest: 32 bytes over its files, the root of its cache keys. modules: by the decoder's names, such as
+    layers.0.self_attn.q_proj. rank: the largest.
     """
 
-    name: str
     digest: bytes
     modules: Mapping[str, LowRank]
     rank: int
@@ -69,7 +68,7 @@ def adapter_digest(path: Path) -> bytes:
     return digest.digest()
 
 
-def load_adapter(name: str, path: Path, spec: ModelSpec, products: Products) -> Adapter:
+def load_adapter(path: Path, spec: ModelSpec, products: Products) -> Adapter:
     """An adapter of a model. ModelError names the file, and the setting or tensor, for all that cannot be served."""
     digest = adapter_digest(path)
     config = _config(path / CONFIG)
@@ -102,14 +101,14 @@ def load_adapter(name: str, path: Path, spec: ModelSpec, products: Products) -> 
             + (f" and {len(unknown) - 1} more modules" if len(unknown) > 1 else "")
             + f", which cannot be adapted in {spec.architecture}; projections of attention and of dense MLPs can"
         )
-    return Adapter(name, digest, modules, max(pair[0].shape[0] for pair in pairs.values()))
+    return Adapter(digest, modules, max(pair[0].shape[0] for pair in pairs.values()))
 
 
 def with_adapters(model: Model, adapters: Sequence[Adapter], selection: Selection) -> Model:
     """The same model, whose layers add what the adapters say for the rows of `selection`."""
     layers: list[DecoderLayer] = []
     for index, layer in enumerate(model.layers):
-        parts = {one.name: one.modules for one in adapters}
+        parts = {one.digest: one.modules for one in adapters}
         layers.append(adapted_layer(layer, f"layers.{index}", model.spec, parts, selection))
     return model.with_layers(tuple(layers))
 

@@ -14,10 +14,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from kvtrove.config import ConfigError
 from kvtrove.kernels.linear import Kind
-from kvtrove.models.layers.linear import Linear, Part, Product, alone, separate
-from kvtrove.models.layers.packed import OneDnnLinear, PackedLinear
+from kvtrove.models.layers.linear import HeadLinear, HeadProduct, Linear, Part, Product, alone, separate
+from kvtrove.models.layers.packed import OneDnnLinear, PackedHeads, PackedLinear
 from kvtrove.models.precision import Precision
 
 
@@ -46,8 +48,11 @@ def _able(precision: Precision, device: str) -> tuple[str, ...]:
     return {"bfloat16": ("own", "torch", "onednn"), "float32": ("torch", "onednn")}.get(precision.dtype, ("torch",))
 
 
-FOUR_BITS: frozenset[Kind] = frozenset({"int4", "int4_f32"})
-"""The wider of the two holds the narrower exactly."""
+WIDER: dict[frozenset[Kind], Kind] = {
+    frozenset({"int4", "int4_f32"}): "int4_f32",
+    frozenset({"int8_groups", "int8_groups_f32"}): "int8_groups_f32",
+}
+"""Of these two, the wider holds the narrower exactly."""
 
 
 @dataclass
@@ -96,15 +101,19 @@ class Products:
         wanted = self.precision.weights
         named: dict[str, Kind] = {"auto": "bf16", "int8": "int8", "int4": "int4"}
         kinds: set[Kind] = {named[wanted]} if wanted in named else {part.kind or "bf16" for part in parts}
-        if kinds == FOUR_BITS:
-            return "int4_f32"
-        return kinds.pop() if len(kinds) == 1 else None
+        return kinds.pop() if len(kinds) == 1 else WIDER.get(frozenset(kinds))
 
     def build_router(self, part: Part, inputs: int) -> Product:
         """A small matrix that stays in the checkpoint's numbers, also where linear layers have fewer bits."""
         if self.chosen == "own" and self.precision.dtype == "bfloat16":
             return PackedLinear.pack([part], inputs, "bf16", self.isa)
         return alone(part, inputs)
+
+    def build_heads(self, matrices: Tensor) -> HeadProduct:
+        """A matrix [outputs, inputs] for every head, in the checkpoint's numbers."""
+        if self.chosen == "own" and self.precision.dtype == "bfloat16":
+            return PackedHeads.pack(matrices, self.isa)
+        return HeadLinear(matrices.contiguous())
 
     def build_adapter(self, part: Part, inputs: int) -> Product:
         """A thin matrix of an adapter, which multiplies float32: in bf16 by own kernels, else in float32."""

@@ -43,8 +43,8 @@ class Checkpoint(Protocol):
         """In which a product keeps the bits of a matrix that is quantised already; None where nothing is."""
         ...
 
-    def groups(self, name: str, shape: tuple[int, ...]) -> Groups:
-        """A matrix whose kind is 4-bit, as it is stored."""
+    def groups(self, name: str, shape: tuple[int, ...]) -> Groups | None:
+        """A quantised matrix as it is stored; None where groups of 32 do not hold it exactly."""
         ...
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -15,8 +15,8 @@ from kvtrove.models.families import REGISTRY, architecture_of, find_family
 from kvtrove.models.gguf.architectures import ARCHITECTURES
 from kvtrove.models.gguf.header import gguf_file, read_header
 from kvtrove.models.gguf.spec import spec_of
-from kvtrove.models.gguf.stored import is_quantised, kept_bytes
-from kvtrove.models.integers_config import BESIDE_PACKED, PACKED, integers_of, is_read
+from kvtrove.models.gguf.stored import GROUP_BYTES, is_quantised, kept_bytes
+from kvtrove.models.integers_config import BESIDE_PACKED, PACKED, Integers, integers_of, is_read
 from kvtrove.models.precision import Precision
 from kvtrove.models.shards import find_shards, safetensors_header
 from kvtrove.models.spec import ModelError, ModelSpec
@@ -92,19 +92,27 @@ def _with_real_weights(model: PlanModel, directory: Path) -> PlanModel:
         return model
     plain = model.parameters.nbytes(Precision.plain(model.dtype))
     saved = plain - model.parameters.nbytes(model.precision) if model.precision else 0
-    nbytes = model.parameters.wide * (DTYPE_BYTES["float32"] - DTYPE_BYTES[model.dtype]) - saved
+    nbytes: float = model.parameters.wide * (DTYPE_BYTES["float32"] - DTYPE_BYTES[model.dtype]) - saved
     integers = integers_of(directory)
     for name, stored, shape in entries:
-        size = DTYPE_BYTES[model.dtype] if stored in _FLOATS else _STORED_BYTES.get(stored, 1)
+        size: float = DTYPE_BYTES[model.dtype] if stored in _FLOATS else _STORED_BYTES.get(stored, 1)
         if model.spec and name.endswith(_MXFP4):  # two numbers a byte, which the engine keeps in the wider dtype
             size = 2 * DTYPE_BYTES[model.dtype] if name.endswith(_MXFP4[0]) else 0
         if model.spec and name.endswith(PACKED):
-            wide = integers is not None and integers.bits == 4
-            size = 6 if wide else _STORED_BYTES["I32"]  # of 8 numbers, with two float32 for 32
+            size = _bytes_of_word(integers)
+        elif model.spec and integers is not None and integers.layout == "bytes" and stored == "I8":
+            size = _bytes_of_word(integers) / 4
         elif model.spec and name.endswith(BESIDE_PACKED):
             size = 0
         nbytes += prod(shape) * size
-    return replace(model, weight_bytes=nbytes, exact_weights=True)
+    return replace(model, weight_bytes=round(nbytes), exact_weights=True)
+
+
+def _bytes_of_word(integers: Integers | None) -> float:
+    """Of what the engine keeps of 32 bits of a file: 8 or 4 numbers, whose scales and minima are of 32 inputs."""
+    if integers is None or integers.bits == 4:
+        return 6.0
+    return 4 * GROUP_BYTES["int8_groups" if integers.symmetric else "int8_groups_f32"] / 32
 
 
 def _weight_files(directory: Path) -> Sequence[Path]:

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from kvtrove.kv.arena import Arena
+from kvtrove.kv.compaction.decoding import WhileDecoding
 from kvtrove.kv.compaction.scores import Seen
 from kvtrove.kv.formats.layout import block_slots
-from kvtrove.kv.rows import Gather, Shift
+from kvtrove.kv.rows import Gather, Look, Shift
 from kvtrove.kv.spec import LayerKV, side_view
+from kvtrove.kv.values import read_values
 from kvtrove.runner.pack import pack
 
 Turn = Callable[[int, Tensor, Tensor], Tensor]
@@ -48,7 +50,7 @@ class Gatherer:
         """Layer by layer, since their planes lie apart: a layer's tokens are all read before any is written."""
         spec = self.arena.spec
         if op.compactor.unequal:
-            pack(self.arena, op, lambda layer, k, v: self._seen(layer, k, v, op.observed))
+            pack(self.arena, op, lambda layer, k, v: self._seen(layer, k, v, op))
             return
         for layer in spec.layers:
             if layer.source is not None:
@@ -59,7 +61,7 @@ class Gatherer:
             places = places[: op.num_tokens]
             k, v = tokens.read(places) if tokens else layer.format.decode(view, rows)
             k, v = k[: op.num_tokens], v[: op.num_tokens]
-            keep = op.compactor.keep(self._seen(layer, k, v, op.observed))
+            keep = self._kept(op, layer.layer, self._seen(layer, k, v, op))
             to = to[: keep.shape[1]]
             moves = op.compactor.contiguous and layer.format.rope == "post"
             if tokens and not moves:
@@ -99,14 +101,32 @@ class Gatherer:
     def _ids(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor(ids, dtype=torch.int64, device=self.arena.device)
 
-    def _seen(self, layer: LayerKV, k: Tensor, v: Tensor, observed: Sequence[Sequence[Tensor]]) -> Seen:
-        """observed: a part of the window each step, of every layer [tokens, num_heads, k_dim]."""
-        index = layer.layer
+    def _kept(self, op: Gather, layer: int, seen: Seen) -> Tensor:
+        compactor = op.compactor
+        if op.memory is None or not isinstance(compactor, WhileDecoding):
+            return compactor.keep(seen)
+        scores = compactor.scores(seen)
+        keep = compactor.best(scores, again=seen.given is not None)
+        op.memory[layer] = scores.gather(1, keep)
+        return keep
+
+    def look(self, op: Look) -> None:
+        spec = self.arena.spec
+        for layer in spec.layers:
+            if layer.source is None:
+                k, v = read_values(self.arena, layer.layer, op.sources[spec.group_of[layer.layer]])
+                op.look(layer.layer, self._seen(layer, k[: op.num_tokens], v[: op.num_tokens], op))
+
+    def _seen(self, layer: LayerKV, k: Tensor, v: Tensor, op: Gather | Look) -> Seen:
+        """op.observed: a part of the window each step, of every layer [tokens, num_heads, k_dim]."""
+        index, observed = layer.layer, op.observed
+        given = op.scores.get(index) if isinstance(op, Gather) and op.scores else None
+        shift = op.shift if isinstance(op, Gather) else 0
         turn = None if self.turn is None else partial(self.turn, index)
         if not observed or self.attention is None:
-            return Seen(k, v=v, turn=turn)
+            return Seen(k, v=v, turn=turn, given=given, layer=index, shift=shift)
         q = torch.cat([part[index] for part in observed])
-        return Seen(k, partial(self.attention, index, q, k), v, q, turn, self.scale)
+        return Seen(k, partial(self.attention, index, q, k), v, q, turn, self.scale, given, index, shift)
 
 
 def _take(x: Tensor, keep: Tensor) -> Tensor:

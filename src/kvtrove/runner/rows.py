@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.rows import Copy, CopySeat, Fill, FillSeat, Gather, LoadMark, Park, RowOp, SaveMark, Shift, Spill
+from kvtrove.kv.rows import Copy, CopySeat, Fill, FillSeat, Gather, LoadMark, Look, Park, RowOp, SaveMark, Shift, Spill
 from kvtrove.kv.tiers.store import BlockStore
 from kvtrove.runner.gather import Gatherer
 
@@ -30,6 +30,7 @@ class Rows:
             Copy: self._copy,
             Gather: self._gather,
             Shift: self._shift,
+            Look: self._look,
             CopySeat: self._copy_seat,
             SaveMark: self._save_mark,
             LoadMark: self._load_mark,
@@ -39,6 +40,7 @@ class Rows:
             Park: self._park,
         }
 
+    @torch.inference_mode()
     def execute(self, ops: Sequence[RowOp]) -> None:
         """Everything is done when this returns; what is spilled has been copied."""
         for kind, run in groupby(ops, type):
@@ -73,6 +75,10 @@ class Rows:
     def _shift(self, ops: list[Shift]) -> None:
         for op in ops:
             self.gather.shift(op)
+
+    def _look(self, ops: list[Look]) -> None:
+        for op in ops:
+            self.gather.look(op)
 
     def _copy_seat(self, ops: list[CopySeat]) -> None:
         self.arena.copy_seats([(op.source, op.target) for op in ops])

@@ -55,7 +55,9 @@ class Admission:
                 passed_over.append(waiting.popleft())
                 continue
             limit = seq.reusable
-            match = self.kv.match(seq.kv, seq.tokens, limit)
+            match = self.kv.match(seq.kv, seq.tokens, limit, seq.request.exact)
+            if seq.kv.dropped:
+                seq.tail = None
             if seq.tail is not None and seq.tail.num_computed <= limit:
                 match = match_to_tail(self.kv, seq.kv, seq.tail, len(seq.tokens)) or match
             key = self.computing.run_after(seq, match.num_tokens, limit)
@@ -64,7 +66,7 @@ class Admission:
                 seq.waits_for = Computing(key)
                 passed_over.append(waiting.popleft())
                 continue
-            needed = self.blocks(len(seq.tokens)) - match.num_shared_blocks
+            needed = self.blocks(len(seq.tokens) - seq.kv.dropped) - match.num_shared_blocks
             reserve = self.kv.num_groups * sum(s.request is not seq.request for s in running.values())
             if needed + promised + reserve > self.kv.num_free_blocks:
                 break
@@ -94,7 +96,7 @@ class Admission:
         Loads take blocks before their turn, so they may have half of those that nobody needs; the others begin when it
         is their turn.
         """
-        match = self.kv.match(seq.kv, seq.tokens, seq.reusable)
+        match = self.kv.match(seq.kv, seq.tokens, seq.reusable, seq.request.exact)
         freshen(self.kv, match)
         if seq.load is not None or not self.kv.is_worth_loading(match, self.prefill_rate):
             return
@@ -128,6 +130,7 @@ class Admission:
             request.metrics.reused_from, request.metrics.load = sources(seq, self.prefill_rate)
             request.metrics.tier_reason = tier_reason(self.kv, seq, match)
             prompt = min(len(seq.tokens), len(request.prompt))
+            request.metrics.num_dropped_tokens = seq.kv.dropped
             request.metrics.explanation = self.kv.explain(seq.kv, prompt, limit)
         self.kv.states.plan(seq.kv, len(seq.tokens), request.borders)
         plan_compaction(seq)
@@ -143,4 +146,4 @@ class Admission:
             self.kv.states.keep_at(owner.kv, length)
 
     def _still_needed(self, seq: Sequence) -> int:
-        return self.blocks(len(seq.tokens)) - seq.kv.num_blocks
+        return self.blocks(len(seq.tokens) - seq.kv.dropped) - seq.kv.num_blocks

@@ -21,11 +21,11 @@ class BlocksInWork:
 
     def begin(self, seq: Sequence, limit: int) -> None:
         """`seq` computes what its match did not have, as far as a hit within `limit` tokens could have served it."""
-        for key in self._missing(seq, seq.kv.num_computed, limit):
+        for key in self._missing(seq, seq.kv.num_held, limit):
             self._owner.setdefault(key, seq.id)
 
     def end(self, seq: Sequence, before: int, after: int) -> None:
-        """Tokens before .. after - 1 of `seq` are computed."""
+        """What lies at places before .. after - 1 of the tables of `seq` is computed."""
         if self._owner:
             for key in seq.kv.chain.keys[before // self.block_size : after // self.block_size]:
                 if self._owner.get(key) == seq.id:
@@ -48,4 +48,4 @@ class BlocksInWork:
         return last
 
     def _missing(self, seq: Sequence, num_matched: int, limit: int) -> list[bytes]:
-        return seq.kv.chain.keys[num_matched // self.block_size : limit // self.block_size]
+        return seq.kv.chain.keys[num_matched // self.block_size : max(0, limit - seq.kv.dropped) // self.block_size]

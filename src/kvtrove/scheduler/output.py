@@ -67,7 +67,7 @@ class ScheduledSequence:
 
     block_ids: per group the block table, -1 where no block is held.
     seat: what it has beside its blocks (`kvtrove.kv.seats`). pool: it draws nothing but becomes a vector.
-    adapter: name of the adapter that computes it, empty for the model alone.
+    adapter: digest of the adapter that computes it, empty for the model alone.
     sample: draw after the last token that is not a draft. verify: the last len(verify) tokens are drafts; draw after
         each of them as if all up to it had been drawn.
     """
@@ -86,7 +86,7 @@ class ScheduledSequence:
     shift: int = 0
     packed: int = 0
     observe: int = 0
-    adapter: str = ""
+    adapter: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

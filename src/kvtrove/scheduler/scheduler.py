@@ -348,9 +348,9 @@ class Scheduler:
             self.num_prompt_tokens += len(request.prompt)
 
     def _commit(self, seq: Sequence, num: int, wrong: int = 0) -> None:
-        before = seq.kv.num_computed
+        before = seq.kv.num_held
         self.kv.commit(seq.kv, seq.tokens, num, wrong)
-        self._computing.end(seq, before, seq.kv.num_computed)
+        self._computing.end(seq, before, seq.kv.num_held)
         give_up_tokens(self.kv, seq)
         take_moved(self.kv, seq, self.limits.cache_reuse, self._computing)
 

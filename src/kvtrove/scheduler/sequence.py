@@ -168,12 +168,15 @@ class Request:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     compactor: Compactor | None = None
     """What its sequences give up of their tokens; None keeps all."""
+    exact: bool = False
+    """It goes on behind no prefix that was compacted for all."""
     pooling: PoolingParams | None = None
     """The prompt becomes a vector, and nothing is drawn."""
     pooled: NDArray[np.float32] | None = None
     pool_carry: NDArray[np.float64] | None = None
     """What the last step made of the prompt so far (`SequenceResult.pool_carry`)."""
-    adapter: str = ""
+    adapter: bytes = b""
+    """Its digest."""
     error: RequestError | EngineError | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     """The runner's (`SampleSpec.notes`)."""

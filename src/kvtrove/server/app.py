@@ -20,6 +20,7 @@ from kvtrove.server.errors import ApiError, as_api_error, refused
 from kvtrove.server.middleware import Bound, Guard, Heads, Identify, state_of
 from kvtrove.server.observer import Observers
 from kvtrove.server.routes import (
+    adapters,
     admin,
     cache,
     chat,
@@ -36,7 +37,7 @@ from kvtrove.server.service import Service
 from kvtrove.server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
-INNER = (cache, checkpoints, admin, health)
+INNER = (cache, checkpoints, admin, adapters, health)
 """Of the server itself; the others are the APIs that clients know."""
 ROUTERS = tuple(module.router for module in (models, chat, completions, responses, messages, vectors, tokenize, *INNER))
 

@@ -33,7 +33,7 @@ PASSING_SECONDS = 5.0  # for that
 PAGE_FILES = ("index.html", "app.js", "style.css", "icon.svg")
 OPEN_PATHS = ("/health", "/health/live", "/", *(f"/page/{name}" for name in PAGE_FILES))
 """Need no key. The page's files hold nothing of anybody's; what it shows comes by guarded routes."""
-QUIET_PATHS = (*OPEN_PATHS, "/metrics", "/v1/status", "/v1/cache/reports")
+QUIET_PATHS = (*OPEN_PATHS, "/metrics", "/v1/status", "/v1/cache/reports", "/v1/models")
 """What programs ask again and again: logged for debugging only."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")

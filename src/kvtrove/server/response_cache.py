@@ -149,7 +149,8 @@ class KeptAnswer:
 
 
 class ResponseCache:
-    """identity: of model, weights and cache. sampling_defaults: of the checkpoint, which may say a temperature.
+    """identity: of weights, adapter and cache, given the model that a request names. sampling_defaults: of the
+    checkpoint, which may say a temperature.
 
     on_lookup: told whether an answer was found.
     """
@@ -157,7 +158,7 @@ class ResponseCache:
     def __init__(
         self,
         store: Store | None,
-        identity: bytes,
+        identity: Callable[[str | None], bytes],
         sampling_defaults: Mapping[str, Any],
         on_lookup: Callable[[bool], None],
     ) -> None:
@@ -176,7 +177,8 @@ class ResponseCache:
         asked = body.model_dump(mode="json", exclude_none=True, exclude=set(SAME_ANSWER))
         parts = (job.caller.route, job.caller.tenant.salt, stream, asked)
         text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-        return hashlib.sha256(self._identity + text.encode()).hexdigest()
+        identity = self._identity(getattr(body, "model", None))
+        return hashlib.sha256(identity + text.encode()).hexdigest()
 
     async def get(self, request: Request, key: str) -> KeptAnswer | None:
         """`Cache-Control: no-cache` asks for an answer that is computed now; it replaces the one that is kept."""

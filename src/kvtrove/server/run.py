@@ -83,10 +83,7 @@ def configured(app: FastAPI, settings: ServerSettings, **more: Any) -> uvicorn.C
         ssl_keyfile=settings.ssl_keyfile,
         **more,
     )
-    try:
-        config.load()
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigError(f"ssl_certfile, ssl_keyfile: cannot be used: {error}") from error
+    config.load()
     return config
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 from kvtrove.engine import Engine
@@ -35,6 +36,11 @@ from kvtrove.vectors import Vectors
 T = TypeVar("T")
 
 
+def _identity(engine: Engine, adapter: str) -> bytes:
+    """Of a model with an adapter, or with none: its weights, and how they are cached."""
+    return engine.kv.chain_root(engine.scope("", adapter))
+
+
 class Service:
     """One engine behind one server. Made before the event loop runs; `start` and `stop` are called on it."""
 
@@ -44,14 +50,15 @@ class Service:
         self.config, self.spec, self.tokenizer = engine.config, engine.spec, engine.tokenizer
         self.sampling_defaults = sampling_defaults(engine.config.model)
         self.longest_prompt, self.is_endless = engine.longest_prompt, engine.is_endless
-        self.max_model_len, self.adapters = engine.max_model_len, tuple(engine.adapters)
+        self.max_model_len = engine.max_model_len
+        self._identities = {name: _identity(engine, name) for name in ("", *engine.adapters)}
         self.engine = EngineThread(engine, self.observers.on_step, settings.limits.step_timeout)
         self.admission = Admission(settings.limits, lambda: self.engine.num_waiting, self._num_seats)
         self.kv_events = EventFeed(self.engine)
         self.quotas = Quotas()
         self.response_cache = ResponseCache(
             store_of(settings.response_cache, settings.response_cache_ttl),
-            b"".join(engine.kv.chain_root(engine.scope("", name)) for name in ("", *engine.adapters)),
+            lambda model: self._identities[self.adapter_of(model)],
             self.sampling_defaults,
             self.observers.on_response_cache,
         )
@@ -92,6 +99,24 @@ class Service:
             raise ApiError(
                 404, f"the model {name!r:.100} is not here; there is {here}", param="model", code="model_not_found"
             )
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(name for name in self._identities if name)
+
+    async def load_adapter(self, name: str, path: Path) -> None:
+        """ModelError when it cannot be served."""
+
+        def load(engine: Engine) -> bytes:
+            engine.load_adapter(name, path)
+            return _identity(engine, name)
+
+        self._identities[name] = await self.engine.call(load)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Of a name that is loaded. Requests that have it come to their end."""
+        if self._identities.pop(name, None) is not None:
+            await self.engine.call(lambda engine: engine.unload_adapter(name))
 
     def adapter_of(self, name: str | None) -> str:
         """The adapter that a request's `model` names, as MODEL:ADAPTER or by its own name; empty for none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,12 +95,26 @@ class ServerSettings:
                 raise ConfigError(f"{name}: there is no file {path}")
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ConfigError("ssl_keyfile: a key needs its certificate, too; give --ssl-certfile FILE")
+        if self.ssl_certfile is not None:
+            _check_certificate(self.ssl_certfile, self.ssl_keyfile)
         if self.root_path and not self.root_path.startswith("/"):
             raise ConfigError(f"root_path: {self.root_path!r} must begin with a slash, such as /llm")
         format_named(self.tool_format)
         thoughts_named(self.reasoning_parser)
         if not self.served_model_names or not all(self.served_model_names):
             raise ConfigError("served_model_names: give at least one name, and none that is empty")
+
+
+def _check_certificate(certificate: Path, key: Path | None) -> None:
+    """ConfigError unless a server can start with them. A key with a passphrase is asked for no passphrase."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except OSError as error:  # ssl.SSLError is one
+        where = f"ssl_certfile: {certificate} with " + (f"ssl_keyfile {key}" if key else "its key in the same file")
+        raise ConfigError(
+            f"{where} cannot be used ({error}); both are PEM and belong together, such as of `openssl req -x509 "
+            "-nodes -newkey rsa:2048 -subj /CN=localhost -keyout key.pem -out cert.pem`"
+        ) from error
 
 
 def is_loopback(host: str) -> bool:

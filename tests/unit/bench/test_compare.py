@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kvtrove.bench.chance import ENOUGH, in_turn, of_requests, of_turns
-from kvtrove.bench.compare import BETWEEN_RUNS, Change, Pairs, compare
+from kvtrove.bench.compare import Change, Pairs, compare
 from kvtrove.bench.results_file import StoredRun
 from kvtrove.bench.settings import Slo
 from kvtrove.bench.summary import Figure, summarise
@@ -105,14 +105,9 @@ def test_requests_of_equal_servers_stay_within_the_spread() -> None:
     assert wrong <= 1, "95 of 100 comparisons of equal servers find nothing"
 
 
-@pytest.mark.parametrize(
-    ("times", "verdict"), [(1.5, "unsure"), (1.1 * BETWEEN_RUNS, "worse"), (1 / 1.1 / BETWEEN_RUNS, "better")]
-)
-def test_one_run_tells_what_is_more_than_machines_do(times: float, verdict: str) -> None:
-    assert verdicts([run_of(tpot_p50=1.0)], [run_of(tpot_p50=times)]) == {"tpot_p50": verdict}
-    if verdict != "unsure":
-        other = [run_of(tpot_p50=1.0), run_of(tpot_p50=times)]
-        assert verdicts([run_of(tpot_p50=1.0)] * 2, other) == {"tpot_p50": "unsure"}, "in every pair"
+def test_one_run_of_each_is_no_verdict() -> None:
+    """However large the change: equal runs beside compilers have been 19 times apart."""
+    assert verdicts([run_of(tpot_p50=1.0)], [run_of(tpot_p50=20.0)]) == {"tpot_p50": "unsure"}
 
 
 @pytest.mark.parametrize(

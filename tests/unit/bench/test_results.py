@@ -122,11 +122,11 @@ def side(found: Result, path: Path) -> Side:
     return Side.of(store(found, path))
 
 
-def test_a_faster_run_is_better_and_an_equal_one_the_same(tmp_path: Path) -> None:
-    slow, fast = (side(result(some_records(t)), tmp_path / f"{t}.json") for t in (0.6, 0.1))
+def test_a_faster_run_is_seen_and_an_equal_one_the_same(tmp_path: Path) -> None:
+    slow, fast = (side(result(some_records(t)), tmp_path / f"{t}.json") for t in (0.6, 0.5))
     [both], [equal] = pairs(slow, fast), pairs(slow, slow)
     verdicts = {change.name: change.verdict for change in compare(both)}
-    assert verdicts["ttft_p50"] == "better"
+    assert verdicts["ttft_p50"] == "unsure", "one run of each"
     assert verdicts["tpot_p50"] == "same"
     assert {change.verdict for change in compare(equal)} == {"same"}
 

@@ -54,6 +54,16 @@ def test_the_command_line_wins_and_tables_are_for_one_command(file: Callable[[st
     assert printed("chat", f"--config={path}")["system"] == "Hi"
 
 
+def test_a_file_of_another_command_sets_what_both_have(file: Callable[[str], str]) -> None:
+    text = run("serve", "demo", "--kv", "1GiB", "--threads", "2", "--print-config").stdout
+    result = run("chat", "--config", file(text), "--print-config")
+    chat = tomllib.loads(result.stdout)
+    assert (result.exit_code, chat["kv"], chat["threads"]) == (0, "1GiB", 2)
+    assert " chat has no max-queue," in result.stderr
+    own = run("chat", "--config", file("[chat]\nport = 1\n"))
+    assert "unknown flag 'port'" in own.stderr, "what stands in the command's own table is meant for it"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -175,14 +175,19 @@ def test_int4_weights_are_off_by_half_a_step_at_most(isa: str, inputs: int, outp
 
 
 def groups(outputs: int, inputs: int, kind: Kind) -> Groups:
-    numbers = torch.randint(0, 16, (outputs, inputs), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    lines = [random(outputs, -(-inputs // GROUP), seed=seed) for seed in (2, 3)]
-    return Groups(numbers, *(line.half().float() if kind == "int4" else line for line in lines))
+    bits = 4 if kind.startswith("int4") else 8
+    numbers = torch.randint(
+        0, 1 << bits, (outputs, inputs), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
+    scales, minima = (random(outputs, -(-inputs // GROUP), seed=seed) for seed in (2, 3))
+    if not kind.endswith("_f32"):
+        scales, minima = scales.half().float(), minima.half().float()
+    return Groups(numbers, scales, -128 * scales if kind == "int8_groups" else minima, bits)
 
 
 @each_isa
-@pytest.mark.parametrize("kind", ["int4", "int4_f32"])
-@pytest.mark.parametrize("inputs", [32, 64, 300, 896])
+@pytest.mark.parametrize("kind", ["int4", "int4_f32", "int8_groups", "int8_groups_f32"])
+@pytest.mark.parametrize("inputs", [32, 300, 896])
 def test_groups_are_kept_as_they_are_and_multiplied_with_the_same_bits_at_every_level(
     isa: str, kind: Kind, inputs: int
 ) -> None:
@@ -190,8 +195,8 @@ def test_groups_are_kept_as_they_are_and_multiplied_with_the_same_bits_at_every_
     assert source.kind == kind
     weights, portable = PackedWeights(70, inputs, kind, isa), PackedWeights(70, inputs, kind, "portable")
     for one in (weights, portable):
-        one.fill_groups(30, Groups(source.numbers[30:], source.scales[30:], source.minima[30:]))
-        one.fill_groups(0, Groups(source.numbers[:30], source.scales[:30], source.minima[:30]))
+        one.fill_groups(30, Groups(source.numbers[30:], source.scales[30:], source.minima[30:], source.bits))
+        one.fill_groups(0, Groups(source.numbers[:30], source.scales[:30], source.minima[:30], source.bits))
     assert torch.equal(stored(weights), source.values())
     for rows in (1, 2, 5, 9, 40, 200):
         x = random(rows, inputs, seed=rows)
@@ -199,14 +204,24 @@ def test_groups_are_kept_as_they_are_and_multiplied_with_the_same_bits_at_every_
     exact = source.scales.double().repeat_interleave(GROUP, 1)[:, :inputs] * source.numbers
     exact += source.minima.double().repeat_interleave(GROUP, 1)[:, :inputs]
     off = (weights.multiply(x).double() - x.double() @ exact.T).abs()
-    assert bool((off <= bound(x, exact, None, "int4", isa)).all())
+    terms = torch.maximum(exact.abs(), source.minima.abs().repeat_interleave(GROUP, 1)[:, :inputs])  # they cancel
+    assert bool((off <= bound(x, terms, None, "int4", isa)).all())
+
+
+@each_isa
+def test_bytes_in_groups_are_off_by_half_a_step_at_most(isa: str) -> None:
+    weight = random(40, 100)
+    weight[0] = 0
+    error = (stored(packed(weight, "int8_groups", isa)).double() - weight.double()).abs()
+    steps = torch.cat([part.abs().amax(1, keepdim=True).expand_as(part) / 127 for part in weight.split(GROUP, 1)], 1)
+    assert bool((error <= steps * (0.5 + 127 * 2.0**-11) + 2.0**-24).all()), "the scale is rounded to float16"
 
 
 def test_groups_that_the_format_cannot_hold_are_refused() -> None:
     weights, good = PackedWeights(4, 40, "int4"), groups(4, 40, "int4")
     with pytest.raises(ValueError, match="a number is beyond 15"):
         weights.fill_groups(0, Groups(good.numbers + 16, good.scales, good.minima))
-    with pytest.raises(ValueError, match="is not a finite float16; int4_f32 weights hold float32"):
+    with pytest.raises(ValueError, match="is not a finite float16; weights of _f32 hold float32"):
         weights.fill_groups(0, Groups(good.numbers, good.scales + 1e-5, good.minima))
     with pytest.raises(ValueError, match="a scale or a minimum is not finite"):
         PackedWeights(4, 40, "int4_f32").fill_groups(0, Groups(good.numbers, good.scales, good.minima / 0))
@@ -214,14 +229,18 @@ def test_groups_that_the_format_cannot_hold_are_refused() -> None:
         weights.fill_groups(1, good)
     with pytest.raises(ValueError, match="groups have 40 inputs, expected 41"):
         PackedWeights(4, 41, "int4").fill_groups(0, good)
-    with pytest.raises(ValueError, match="groups of 4-bit numbers fill int4 weights only"):
+    with pytest.raises(ValueError, match="groups of numbers fill weights in groups only: int4 or int8_groups"):
         PackedWeights(4, 40, "int8").fill_groups(0, good)
     with pytest.raises(ValueError, match=r"scales are torch.float32 \[4, 1\], expected floats \[4, 2\]"):
         Groups(good.numbers, good.scales[:, :1], good.minima)
     with pytest.raises(TypeError, match=r"numbers are torch\.int8, expected uint8"):
         Groups(good.numbers.to(torch.int8), good.scales, good.minima)
-    with pytest.raises(ValueError, match=r"row 0 of the source holds .* more than 65,504, which int4 cannot; use bf16"):
+    with pytest.raises(
+        ValueError, match=r"row 0 of the source holds .* more than 65,504, which groups cannot; use bf16"
+    ):
         weights.fill(0, torch.full((1, 40), 1e5))
+    with pytest.raises(ValueError, match="a minimum is not -128 times its scale; int8_groups_f32 weights hold any"):
+        PackedWeights(4, 40, "int8_groups").fill_groups(0, good)
 
 
 def test_parts_are_filled_one_after_the_other_from_any_dtype() -> None:
@@ -245,6 +264,8 @@ def test_memory_is_that_of_the_weights() -> None:
     assert PackedWeights(4864, 896, "int8").nbytes == 4864 * (896 + 4)
     assert PackedWeights(4864, 896, "int4").nbytes == 4864 * 896 * 5 / 8
     assert PackedWeights(4864, 896, "int4_f32").nbytes == 4864 * 896 * 6 / 8
+    assert PackedWeights(4864, 896, "int8_groups").nbytes == 4864 * 896 * 8.5 / 8
+    assert PackedWeights(4864, 896, "int8_groups_f32").nbytes == 4864 * 896 * 10 / 8
 
 
 def test_no_rows_give_no_rows() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.kernels.sanitized import Kernels
 
-SOURCES = ("linear/linear", "linear/int4", "linear/levels/amx", "common/pages", "layers/norms", "common/threads")
+SOURCES = ("linear/linear", "linear/groups", "linear/levels/amx", "common/pages", "layers/norms", "common/threads")
 
 
 @pytest.mark.timeout(900)

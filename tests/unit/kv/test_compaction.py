@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -19,13 +20,17 @@ from kvtrove import kernels
 from kvtrove.attention.backend import AttentionLayer
 from kvtrove.attention.cpu import CpuBackend, CpuTokens
 from kvtrove.attention.reference import window_probabilities
+from kvtrove.evaluate.calibrate import write
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.cells import head_tables, read_counts
 from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.compaction.budgets import AdaKV, Everywhere, Pyramid, in_blocks
 from kvtrove.kv.compaction.compactor import NEVER, AfterPrompt, Compactor, Rolling, context_shift, streaming
+from kvtrove.kv.compaction.decoding import WhileDecoding, triattention
+from kvtrove.kv.compaction.reconstruct import reconstruction
 from kvtrove.kv.compaction.scores import Seen, expected, finch, keydiff, snapkv, tova
 from kvtrove.kv.compaction.words import COMPACTORS
+from kvtrove.kv.formats.calibration import read_calibration
 from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.formats.int8 import int8
 from kvtrove.kv.recipe import recipe
@@ -181,6 +186,51 @@ def test_expected_attention_is_the_mean_over_queries_drawn_from_their_distributi
     assert (found[:, :4] == found[:, 4:].max()).all(), "sinks stay"
 
 
+def test_h2o_adds_up_what_every_query_has_read(k: Tensor, q: Tensor, layer: AttentionLayer) -> None:
+    """Also what was read before the last compaction, of what that kept."""
+    made = COMPACTORS["h2o"].make("0.5")
+    assert isinstance(made, WhileDecoding)
+    expected = attention(q, k).view(KV_HEADS, SHARED, WINDOW, HELD).sum((1, 2))
+    before = torch.rand(KV_HEADS, 40)
+    found = made.scores(Seen(k, partial(window_probabilities, q, k, layer), given=before))
+    torch.testing.assert_close(found[:, 40:].double(), expected[:, 40:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[:, :40].double(), expected[:, :40] + before, atol=1e-5, rtol=1e-5)
+    places = made.best(torch.arange(100.0).flip(0).expand(2, -1), again=False)
+    assert places.tolist() == [[*range(25), *range(75, 100)]] * 2, "half of them the best, half the last"
+
+
+def test_triattention_is_the_mean_query_seen_from_afar(k: Tensor, tmp_path: Path) -> None:
+    """The sums of the paper, in complex numbers: one pair, one offset at a time."""
+    half, generator = DIM // 2, torch.Generator().manual_seed(6)
+    mean = torch.randn(HEADS, DIM, generator=generator)
+    lengths = torch.complex(mean[:, :half], mean[:, half:]).abs() + torch.rand(HEADS, half, generator=generator)
+    longer = lengths - torch.complex(mean[:, :half], mean[:, half:]).abs()
+    write({"q.3.mean": mean, "q.3.length": longer}, str(tmp_path / "table"))
+    table = read_calibration(str(tmp_path / "table"))
+    rope = RotaryEmbedding(10_000.0 ** -(torch.arange(0, DIM, 2) / DIM))
+    now = 70  # the position of the last token; 20 have left before
+    positions = torch.arange(HELD) + (now - HELD + 1)
+    rotated = rope.at(positions, torch.float32)(k)
+    found = triattention(Seen(rotated, turn=rope.turned, layer=3, shift=now - HELD + 1), table)
+    frequency = (10_000.0 ** -(torch.arange(0, DIM, 2) / DIM)).double()
+    keys = torch.complex(k[..., :half].double(), k[..., half:].double())
+    asked = torch.complex(mean[:, :half].double(), mean[:, half:].double())
+    scores = torch.zeros(HEADS, HELD, dtype=torch.float64)
+    for head in range(HEADS):
+        key = keys[:, head // SHARED]
+        phase = (asked[head] * key.conj()).angle()
+        for offset in (2**i for i in range(17)):
+            angle = frequency * (now - positions[:, None] + offset) + phase
+            scores[head] += (asked[head].abs() * key.abs() * angle.cos()).sum(1) / 17
+        scores[head] += ((lengths[head].double() - asked[head].abs()) * key.abs()).sum(1)
+    normal = (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)
+    # float32 angles of up to 65,600 radians are off by 2^-8; the mean over 17 offsets makes it less.
+    torch.testing.assert_close(found.double(), normal.view(KV_HEADS, SHARED, -1).amax(1), atol=5e-3, rtol=0)
+    kept = WhileDecoding("triattention", 64, triattention, keeps_prompt=True).best(torch.rand(1, 10 + 64 + 64), False)
+    assert kept[0, :10].tolist() == [*range(10)], "the prompt stays"
+    assert kept.shape == (1, 74)
+
+
 def test_budgets_are_those_of_the_papers() -> None:
     scores = [torch.rand(3, 400, generator=torch.Generator().manual_seed(layer)) ** (1 + layer) for layer in range(4)]
     pyramid = [heads[0] for heads in Pyramid().wanted(scores, 120, 32)]
@@ -263,7 +313,7 @@ def lengths(compactor: Compactor, num_prompt: int, num_tokens: int) -> tuple[lis
         most = max(most, computed - dropped)
         if computed == compactor.due(num_prompt, dropped):
             at.append(computed)
-            dropped += computed - dropped - compactor.kept(computed - dropped)
+            dropped += computed - dropped - compactor.kept(computed - dropped, dropped)
     return at, most
 
 
@@ -271,6 +321,11 @@ def test_when_tokens_leave() -> None:
     assert lengths(COMPACTORS["keydiff"].make("0.5"), 100, 150) == ([100], 100)
     assert lengths(COMPACTORS["keydiff"].make("1.0"), 100, 150) == ([], 150)
     assert lengths(COMPACTORS["snapkv"].make("200"), 100, 150) == ([], 150)
+    at, most = lengths(COMPACTORS["h2o"].make("0.2"), 100, 250)
+    assert (at, most) == ([100, 164, 228], 100)
+    assert lengths(COMPACTORS["h2o"].make("64"), 30, 250)[0] == [128, 192]
+    assert lengths(COMPACTORS["h2o"].make("1.0"), 100, 250)[0] == []
+    assert lengths(WhileDecoding("t", 64, triattention, keeps_prompt=True), 10, 300) == ([138, 202, 266], 138)
     at, most = lengths(streaming(4, 64), 10, 200)
     assert at[0] == most == 68
     assert {b - a for a, b in pairwise(at)} == {8}
@@ -301,3 +356,17 @@ def test_a_derived_chain_has_no_key_of_another() -> None:
     assert array("i", twice.tokens[2]).tolist() == [-1] * 8 + list(range(130, 138))
     with pytest.raises(ValueError, match="more than the 200 tokens"):
         twice.extend(tokens, 7)
+
+
+def test_reconstruction_is_the_most_that_a_repetition_reads(k: Tensor, q: Tensor) -> None:
+    """KVzip, one query and key at a time: sinks, the piece, and the repetition up to the query."""
+    start, stop, probe = 10, 30, range(HELD - WINDOW, HELD)
+    found = reconstruction(Seen(k, queries=q, scale=DIM**-0.5), start, stop)
+    expected = torch.zeros(KV_HEADS, stop - start, dtype=torch.float64)
+    for head in range(HEADS):
+        for i, position in enumerate(probe):
+            keys = [*range(4), *range(start, stop), *range(probe.start, position + 1)]
+            scores = torch.stack([q[i, head].double() @ k[j, head // SHARED].double() / DIM**0.5 for j in keys])
+            read = scores.softmax(0)[4 : 4 + stop - start]
+            expected[head // SHARED] = expected[head // SHARED].maximum(read)
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)

@@ -47,12 +47,19 @@ class Compactor(Protocol):
         ...
 
     @property
+    def on_demand(self) -> bool:
+        """Whether it compacts prefixes that somebody names, once for all, instead of the prompts of requests."""
+        ...
+
+    @property
     def unequal(self) -> bool:
         """Whether heads keep different numbers of tokens (`AfterPrompt.blocks`)."""
         ...
 
-    def kept(self, held: int) -> int:
-        """How many of `held` tokens stay for every layer and head; where they are unequal, places that these take."""
+    def kept(self, held: int, dropped: int = 0) -> int:
+        """How many of `held` tokens stay for every layer and head, after `dropped` have left before; where heads are
+        unequal, places that these take.
+        """
         ...
 
     def most(self, num_tokens: int) -> int:
@@ -78,7 +85,9 @@ class AfterPrompt:
 
     method: its word. budget: a share of the prompt (a float up to 1), or a number of tokens. score: float32
     [heads, held] of what was seen of a layer. window: queries that it needs. recent: last tokens that always stay, most
-    often a question; the window's are among them. budgets: None is the same for all heads. block_size: of the cache.
+    often a question; the window's are among them. budgets: None is the same for all heads.
+    on_demand: prefixes that somebody names are compacted, and no prompt. reconstructs: by scores that are found
+    beforehand (`kv.compaction.reconstruct`). block_size: of the cache.
     """
 
     method: str
@@ -88,6 +97,8 @@ class AfterPrompt:
     recent: int = 0
     contiguous: bool = False
     budgets: Budgets | None = None
+    on_demand: bool = False
+    reconstructs: bool = False
     block_size: int = 1
 
     @property
@@ -100,11 +111,15 @@ class AfterPrompt:
         return self.budgets is not None
 
     def due(self, num_prompt: int, dropped: int) -> int:
+        if self.on_demand:
+            return NEVER
         return num_prompt if not dropped and self.kept(num_prompt) < num_prompt else NEVER
 
-    def kept(self, held: int) -> int:
+    def kept(self, held: int, dropped: int = 0) -> int:
         wanted = ceil(self.budget * held) if isinstance(self.budget, float) else self.budget
         wanted = min(held, max(wanted, 1, self.recent))
+        if self.on_demand:
+            wanted = min(held, -(-wanted // self.block_size) * self.block_size)  # others go on behind whole blocks
         if self.budgets is None or wanted == held:
             return wanted
         return min(held, (1 - -wanted // self.block_size) * self.block_size)  # a block says how many each head keeps
@@ -158,6 +173,7 @@ class Rolling:
     contiguous: bool = True
     window: int = 0
     unequal: bool = False
+    on_demand: bool = False
 
     @property
     def id(self) -> str:
@@ -166,7 +182,7 @@ class Rolling:
     def due(self, num_prompt: int, dropped: int) -> int:
         return dropped + self.capacity
 
-    def kept(self, held: int) -> int:
+    def kept(self, held: int, dropped: int = 0) -> int:
         return held - self.evict if held >= self.capacity else held
 
     def most(self, num_tokens: int) -> int:

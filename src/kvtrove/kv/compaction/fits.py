@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvtrove.kv.compaction.compactor import Compactor
+from kvtrove.kv.compaction.decoding import WhileDecoding
+from kvtrove.kv.formats.calibration import Calibration
 from kvtrove.kv.retention import Full
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ def reasons_against(compactor: Compactor, cache: KVCacheSpec) -> list[str]:
         reasons.append(f"layer {cache.states[0].layer} keeps a state of all tokens together, which cannot drop some")
     if compactor.unequal:
         reasons += _unequal_heads(cache)
+    if isinstance(compactor, WhileDecoding) and compactor.table is not None:
+        reasons += _untold(compactor.table, cache)
     for layer in cache.layers:
         where, stored = f"layer {layer.layer}", cache.storage(layer.layer).format
         if layer.retention != Full():
@@ -33,6 +37,18 @@ def reasons_against(compactor: Compactor, cache: KVCacheSpec) -> list[str]:
                 f"{where} stores keys before their rotation, which must keep their order: take int8 or streaming"
             )
     return reasons
+
+
+def _untold(table: Calibration, cache: KVCacheSpec) -> list[str]:
+    """Why a calibration does not tell what queries of these layers are like."""
+    again = f"make {table.path} again with `kvtrove calibrate`, from this model"
+    for layer in cache.layers:
+        shape = table.shapes.get(f"q.{layer.layer}.mean")
+        if shape is None:
+            return [f"the calibration says nothing of the queries of layer {layer.layer}; {again}"]
+        if shape[1] != layer.k_dim or shape[0] % layer.heads:
+            return [f"the calibration has queries {list(shape)} in layer {layer.layer}, of another model; {again}"]
+    return []
 
 
 def _unequal_heads(cache: KVCacheSpec) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvtrove.kv.compaction.budgets import Budgets, Pyramid
+from kvtrove.kv.compaction.budgets import Budgets, Everywhere, Pyramid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,8 @@ class Seen:
 
     k: [held, heads, k_dim], as attention reads them. attend: computes `probabilities`; None when no queries were asked
     for. v: [held, heads, v_dim]. queries: these, [w, num_heads, k_dim], at their positions. turn: keys or queries
-    [n, heads, k_dim] and int64 [n, heads] -> the same, moved by so many positions. scale: of attention.
+    [n, heads, k_dim] and int64 [n, heads] -> the same, moved by so many positions. scale: of attention. given: scores
+    that were found beforehand. layer: its number. shift: what positions are beyond places, for the last token.
     """
 
     k: Tensor
@@ -43,6 +44,9 @@ class Seen:
     queries: Tensor | None = None
     turn: Callable[[Tensor, Tensor], Tensor] | None = None
     scale: float = 1.0
+    given: Tensor | None = None
+    layer: int = 0
+    shift: int = 0
 
     @property
     def probabilities(self) -> Tensor:
@@ -134,10 +138,17 @@ def expected(seen: Seen) -> Tensor:
     return scores
 
 
+def kvzip(seen: Seen) -> Tensor:
+    """What the model read when it repeated the text (KVzip, arXiv 2505.23416; `reconstruct`): float32 [heads, held]."""
+    assert seen.given is not None, "probes come first"
+    return seen.given.clone()
+
+
 @dataclass(frozen=True)
 class Method:
     """score: float32 [heads, held]. window: last queries of a prompt that it reads. recent: last tokens that stay.
-    contiguous: those that stay move together. budgets: None is the same for all heads.
+    contiguous: those that stay move together. budgets: None is the same for all heads. reconstructs: it
+    scores prefixes on demand, beforehand.
     """
 
     score: Callable[[Seen], Tensor]
@@ -145,6 +156,7 @@ class Method:
     recent: int
     contiguous: bool = False
     budgets: Budgets | None = None
+    reconstructs: bool = False
 
 
 SCORES: Mapping[str, Method] = {
@@ -153,5 +165,6 @@ SCORES: Mapping[str, Method] = {
     "finch": Method(finch, 32, 32, contiguous=True),
     "tova": Method(tova, 1, 1),
     "pyramid": Method(snapkv, 32, 32, budgets=Pyramid()),
+    "kvzip": Method(kvzip, 0, 0, budgets=Everywhere(), reconstructs=True),
     "expected": Method(expected, STATISTICS, 32),
 }

@@ -10,7 +10,9 @@ from functools import partial
 from kvtrove.config import ConfigError
 from kvtrove.kv.compaction.budgets import AdaKV
 from kvtrove.kv.compaction.compactor import AfterPrompt, Compactor, streaming
-from kvtrove.kv.compaction.scores import SCORES
+from kvtrove.kv.compaction.decoding import WhileDecoding, h2o, triattention
+from kvtrove.kv.compaction.scores import SCORES, STATISTICS
+from kvtrove.kv.formats.calibration import read_calibration
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ def _budget(word: str, text: str) -> float | int:
 
 
 def _after_prompt(word: str, text: str) -> Compactor:
-    method = SCORES[word]
-    budget = _budget(word, text)
-    return AfterPrompt(word, budget, method.score, method.window, method.recent, method.contiguous, method.budgets)
+    method, budget = SCORES[word], _budget(word, text)
+    made = AfterPrompt(word, budget, method.score, method.window, method.recent, method.contiguous, method.budgets)
+    return replace(made, on_demand=method.reconstructs, reconstructs=method.reconstructs)
 
 
 def _streaming(text: str) -> Compactor:
@@ -71,15 +73,40 @@ def _adakv(compactor: Compactor, text: str) -> Compactor:
     return replace(compactor, budgets=AdaKV(float(text)) if text else AdaKV())
 
 
+def _prefix(compactor: Compactor, text: str) -> Compactor:
+    if text or not isinstance(compactor, AfterPrompt) or compactor.contiguous:
+        apart = ", ".join(word for word, method in SCORES.items() if not method.contiguous)
+        raise ConfigError(f"cache: prefix takes no value, and goes with one of {apart}: prefix+keydiff=0.5")
+    return replace(compactor, on_demand=True)
+
+
+def _h2o(text: str) -> Compactor:
+    return WhileDecoding("h2o", _budget("h2o", text), h2o, STATISTICS, recent=0.5, remembers=True)
+
+
+def _triattention(text: str) -> Compactor:
+    budget, at, path = text.partition("@")
+    if not at or not re.fullmatch(r"[1-9]\d*", budget):
+        raise ConfigError(
+            f"cache: triattention={text} needs the drawn tokens that stay and a calibration, such as "
+            "triattention=2048@FILE; `kvtrove calibrate` makes it"
+        )
+    return WhileDecoding("triattention", int(budget), triattention, keeps_prompt=True, table=read_calibration(path))
+
+
 COMPACTORS: Mapping[str, Dropping] = {
     "keydiff": Dropping("of a prompt, the keys that differ most", partial(_after_prompt, "keydiff"), "0.5"),
     "snapkv": Dropping("of a prompt, what its last tokens read", partial(_after_prompt, "snapkv"), "0.2"),
     "finch": Dropping("as snapkv, at positions that follow each other", partial(_after_prompt, "finch"), "0.2"),
     "tova": Dropping("of a prompt, what its last token reads", partial(_after_prompt, "tova"), "0.2"),
     "pyramid": Dropping("as snapkv, more in early layers", partial(_after_prompt, "pyramid"), "0.2"),
+    "kvzip": Dropping("of prefixes on demand, what repeating them reads", partial(_after_prompt, "kvzip"), "0.3"),
     "expected": Dropping("of a prompt, what later queries will read", partial(_after_prompt, "expected"), "0.5"),
+    "h2o": Dropping("again and again, what was read most so far", _h2o, "0.2"),
+    "triattention": Dropping("of drawn tokens, what is read from afar", _triattention, "2048@FILE"),
     "streaming": Dropping("the first tokens and a window, at positions of their own", _streaming, "4+1024"),
 }
 VARIANTS: Mapping[str, Variant] = {
     "adakv": Variant("with another word: heads of a layer share what they keep", _adakv, "0.2"),
+    "prefix": Variant("with another word: prefixes on demand instead of prompts", _prefix, ""),
 }

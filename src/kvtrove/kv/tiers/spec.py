@@ -65,10 +65,12 @@ def default_size(path: str) -> int:
 def _disk(path: str, size: int | None, options: dict[str, Any]) -> DiskSettings:
     if not path:
         raise ConfigError("tier disk: name a directory, for example disk:/var/cache/kvtrove,100GiB")
-    size = default_size(path) if size is None else size
-    if size < LEAST_DISK:
-        raise ConfigError(f"tier disk: {size} bytes are less than it needs; give 16MiB or more")
-    return DiskSettings(path, size, **options)
+    free = default_size(path) if size is None else size
+    if free < LEAST_DISK and size is None:
+        raise ConfigError(f"tier disk: half of what is free at {path} is {free} bytes; choose one with 32MiB free")
+    if free < LEAST_DISK:
+        raise ConfigError(f"tier disk: {free} bytes are less than it needs; give 16MiB or more")
+    return DiskSettings(path, free, **options)
 
 
 def parse_seconds(text: str, what: str) -> float:

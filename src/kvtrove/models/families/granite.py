@@ -15,6 +15,7 @@ from kvtrove.models.families.common import (
     fused_expert,
     fused_gate,
     read_heads,
+    rotated_where,
 )
 from kvtrove.models.rope_config import read_rope
 from kvtrove.models.spec import ModelSpec, MoESpec
@@ -40,6 +41,8 @@ def _read(view: ConfigView, family: str, moe: MoESpec | None) -> ModelSpec:
     heads = read_heads(view)
     types = [FULL] * view.size("num_hidden_layers")
     layers = build_layers(view, heads, types, {FULL: read_rope(view, heads.dim)}, None, lambda i: moe)
+    turned = view.get("position_embedding_type", "rope") == "rope"
+    layers = rotated_where(layers, [turned] * len(layers))
     bias = view.flag("attention_bias", False)
     return build_spec(
         view,

@@ -196,6 +196,7 @@ def _granite(view: ConfigView, config: Config) -> None:
         "embedding_multiplier": view.number("embedding_scale", 0.0) or 1.0,
         "residual_multiplier": view.number("residual_scale", 0.0) or 1.0,
         "logits_scaling": view.number("logit_scale", 0.0) or 1.0,
+        "position_embedding_type": "rope" if view.flag("rope.scaling.finetuned", True) else "nope",
     }
     if "n_routed_experts" in config:
         config["architecture"] = "GraniteMoeSharedForCausalLM"

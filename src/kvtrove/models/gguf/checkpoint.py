@@ -85,7 +85,7 @@ class GGUFCheckpoint:
     def kind(self, name: str) -> Kind:
         """In which a product keeps the bits of this matrix. ModelError when there is none of that name."""
         if name.endswith(LATENT) and name not in self:
-            return "int8"  # read in float32: no product is made of it
+            return "int8_groups"  # read in float32: no product is made of it
         place = self._place(name)
         info = self._tensors.get(place.name) if place else None
         if info is None:
@@ -93,18 +93,21 @@ class GGUFCheckpoint:
         kind: Kind = kind_of(info)  # type: ignore[assignment]
         return kind
 
-    def groups(self, name: str, shape: tuple[int, ...]) -> Groups:
-        """A matrix of a 4-bit type in the numbers, scales and minima that the file has."""
+    def groups(self, name: str, shape: tuple[int, ...]) -> Groups | None:
+        """The numbers, scales and minima that the file has; None of a type that does not lie in groups of 32."""
         stored = self._find(name, shape)
+        if stored.info.type.name not in GROUPS:
+            return None
         blocks = stored.data.reshape(-1, stored.info.type.nbytes)
-        parts = GROUPS[stored.info.type.name](blocks)
+        bits, take_apart = GROUPS[stored.info.type.name]
+        parts = take_apart(blocks)
         numbers, scales, minima = (torch.from_numpy(part).reshape(shape[0], -1) for part in parts)
         if not (scales.isfinite().all() and minima.isfinite().all()):
             raise stored.not_finite()
         if stored.order is not None:
             order = torch.from_numpy(stored.order)
             numbers, scales, minima = numbers[order], scales[order], minima[order]
-        return Groups(numbers, scales, minima)
+        return Groups(numbers, scales, minima, bits)
 
     def _place(self, name: str) -> Place | None:
         place = locate(name, self.architecture.post_norms)

@@ -15,7 +15,7 @@ from kvtrove.models.spec import ModelError
 
 Blocks = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-Groups4 = tuple[Blocks, Floats, Floats]
+InGroups = tuple[Blocks, Floats, Floats]
 """Numbers [blocks, elements], scales and minima [blocks, elements / 32]."""
 
 _NON_LINEAR = np.array(
@@ -77,11 +77,15 @@ def _q4_k(blocks: Blocks) -> Floats:
     return (scales * codes - minima).reshape(len(blocks), 256)
 
 
+def _q5_k_codes(blocks: Blocks) -> Blocks:
+    """[blocks, 8, 32]"""
+    fifth = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
+    return nibbles(blocks[:, 48:], 64).reshape(-1, 8, 32) | fifth.astype(np.uint8)
+
+
 def _q5_k(blocks: Blocks) -> Floats:
     scales, minima = k_scales(blocks)
-    fifth = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
-    codes = nibbles(blocks[:, 48:], 64).reshape(-1, 8, 32) | fifth
-    return (scales * codes - minima).reshape(len(blocks), 256)
+    return (scales * _q5_k_codes(blocks) - minima).reshape(len(blocks), 256)
 
 
 def _q6_k(blocks: Blocks) -> Floats:
@@ -97,12 +101,16 @@ def _iq4_nl(blocks: Blocks) -> Floats:
     return half(blocks, 0) * _NON_LINEAR[nibbles(blocks[:, 2:])]
 
 
-def _iq4_xs(blocks: Blocks) -> Floats:
+def _iq4_xs_scales(blocks: Blocks) -> Floats:
+    """[blocks, 8]"""
     low = nibbles(blocks[:, 4:8], 2)  # neighbours share a byte
     high = np.ascontiguousarray(blocks[:, 2:4]).view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & 3
-    scales = half(blocks, 0) * ((low | high.astype(np.uint8) << 4).view(np.int8) - 32)
+    return half(blocks, 0) * ((low | high.astype(np.uint8) << 4).view(np.int8) - 32)
+
+
+def _iq4_xs(blocks: Blocks) -> Floats:
     codes = _NON_LINEAR[nibbles(blocks[:, 8:])].reshape(-1, 8, 32)
-    return (scales[..., None] * codes).reshape(len(blocks), 256)
+    return (_iq4_xs_scales(blocks)[..., None] * codes).reshape(len(blocks), 256)
 
 
 def _mxfp4(blocks: Blocks) -> Floats:
@@ -112,26 +120,62 @@ def _mxfp4(blocks: Blocks) -> Floats:
     return bits.astype(np.uint32).view(np.float32) * _E2M1[nibbles(blocks[:, 1:])]
 
 
-def _groups_q4_0(blocks: Blocks) -> Groups4:
+def _groups_q4_0(blocks: Blocks) -> InGroups:
     scales = half(blocks, 0)
     return nibbles(blocks[:, 2:]), scales, scales * np.float32(-8)
 
 
-def _groups_q4_1(blocks: Blocks) -> Groups4:
+def _groups_q4_1(blocks: Blocks) -> InGroups:
     return nibbles(blocks[:, 4:]), half(blocks, 0), half(blocks, 2)
 
 
-def _groups_q4_k(blocks: Blocks) -> Groups4:
+def _groups_q4_k(blocks: Blocks) -> InGroups:
     scales, minima = k_scales(blocks)
     return nibbles(blocks[:, 16:], 64), scales[..., 0], -minima[..., 0]
 
 
-GROUPS: Mapping[str, Callable[[Blocks], Groups4]] = {
-    "Q4_0": _groups_q4_0,
-    "Q4_1": _groups_q4_1,
-    "Q4_K": _groups_q4_k,
+def _symmetric(numbers: NDArray[np.int8], scales: Floats) -> InGroups:
+    """numbers: [blocks, elements], which become 0..255 around 128."""
+    return numbers.view(np.uint8) ^ np.uint8(128), scales, scales * np.float32(-128)
+
+
+def _groups_q8_0(blocks: Blocks) -> InGroups:
+    return _symmetric(blocks[:, 2:].view(np.int8), half(blocks, 0))
+
+
+def _groups_q5_0(blocks: Blocks) -> InGroups:
+    return _symmetric((nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)).view(np.int8) - np.int8(16), half(blocks, 0))
+
+
+def _groups_q5_1(blocks: Blocks) -> InGroups:
+    return nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4), half(blocks, 0), half(blocks, 2)
+
+
+def _groups_q5_k(blocks: Blocks) -> InGroups:
+    scales, minima = k_scales(blocks)
+    return _q5_k_codes(blocks).reshape(len(blocks), 256), scales[..., 0], -minima[..., 0]
+
+
+def _groups_iq4_nl(blocks: Blocks) -> InGroups:
+    return _symmetric(_NON_LINEAR[nibbles(blocks[:, 2:])].astype(np.int8), half(blocks, 0))
+
+
+def _groups_iq4_xs(blocks: Blocks) -> InGroups:
+    return _symmetric(_NON_LINEAR[nibbles(blocks[:, 8:])].astype(np.int8), _iq4_xs_scales(blocks))
+
+
+GROUPS: Mapping[str, tuple[int, Callable[[Blocks], InGroups]]] = {
+    "Q4_0": (4, _groups_q4_0),
+    "Q4_1": (4, _groups_q4_1),
+    "Q4_K": (4, _groups_q4_k),
+    "Q8_0": (8, _groups_q8_0),
+    "Q5_0": (8, _groups_q5_0),
+    "Q5_1": (8, _groups_q5_1),
+    "Q5_K": (8, _groups_q5_k),
+    "IQ4_NL": (8, _groups_iq4_nl),
+    "IQ4_XS": (8, _groups_iq4_xs),
 }
-"""Types that are scale * number + minimum of 4-bit numbers, for 32 elements each: what takes them apart."""
+"""Types that are scale * number + minimum, for 32 elements each: bits of the numbers here, what takes them apart."""
 
 READERS: Mapping[str, Callable[[Blocks], Floats]] = {
     "Q4_0": _q4_0,

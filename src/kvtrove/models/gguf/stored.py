@@ -8,16 +8,22 @@ from pathlib import Path
 from kvtrove.models.gguf.header import GGUFHeader, TensorInfo, gguf_file, read_header
 
 FLOATS = frozenset({"F32", "F16", "BF16"})
-KINDS = {"Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4_f32", **dict.fromkeys(FLOATS, "bf16")}
-"""Type -> what products keep matrices as: exact for 4-bit types; all others are int8, rounded once more."""
-GROUP_BYTES = {"int4": 16 + 4, "int4_f32": 16 + 8}
+KINDS = {
+    **{"Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4_f32"},
+    **{"Q8_0": "int8_groups", "Q5_0": "int8_groups", "IQ4_NL": "int8_groups"},
+    **{"Q5_1": "int8_groups_f32", "Q5_K": "int8_groups_f32", "IQ4_XS": "int8_groups_f32"},
+    **dict.fromkeys(FLOATS, "bf16"),
+}
+"""Type -> what products keep its matrices as, exactly. All others (Q6_K, MXFP4) are ROUNDED."""
+ROUNDED = "int8_groups"
+GROUP_BYTES = {"int4": 16 + 4, "int4_f32": 16 + 8, "int8_groups": 32 + 2, "int8_groups_f32": 32 + 8}
 """Of 32 inputs of an output, with their scale and minimum."""
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _NO_PRODUCT = ("ffn_gate_inp", "shortconv.conv", "attn_k_b", "attn_v_b", ".bias", ".scale")
 
 
 def kind_of(tensor: TensorInfo) -> str:
-    return KINDS.get(tensor.type.name, "int8")
+    return KINDS.get(tensor.type.name, ROUNDED)
 
 
 def is_quantised(header: GGUFHeader) -> bool:
@@ -45,7 +51,5 @@ def _nbytes(header: GGUFHeader) -> Iterator[int]:
             yield tensor.num_elements * 4
         elif kind == "bf16" or (tensor.name == _EMBEDDING and not tied):
             yield tensor.num_elements * 2
-        elif kind == "int8":
-            yield tensor.num_elements + outputs * 4
         else:
             yield outputs * -(-tensor.shape[0] // 32) * GROUP_BYTES[kind]

@@ -39,13 +39,13 @@ class LowRank:
 
 @dataclass(eq=False)
 class Selection:
-    """Which rows of the step that is computed belong to which adapter: name -> int64 [n]."""
+    """Which rows of the step that is computed belong to which adapter: digest -> int64 [n]."""
 
-    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: Mapping[bytes, Tensor] = field(default_factory=dict)
 
 
-Added = Mapping[str, Sequence[tuple[int, int | None, LowRank]]]
-"""Adapter -> (first output, one past the last (None: all), what is added to these)."""
+Added = Mapping[bytes, Sequence[tuple[int, int | None, LowRank]]]
+"""Digest of an adapter -> (first output, one past the last (None: all), what is added to these)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +56,8 @@ class AdaptedProduct:
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self.base(x)
-        for name, rows in self.selection.rows.items():
-            parts = self.added.get(name)
+        for digest, rows in self.selection.rows.items():
+            parts = self.added.get(digest)
             if parts:
                 wide, sums = x[rows].float(), y[rows].float()
                 for first, stop, low_rank in parts:
@@ -97,9 +97,13 @@ def modules_of(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def adapted_layer(
-    layer: DecoderLayer, name: str, spec: ModelSpec, adapters: Mapping[str, Mapping[str, LowRank]], selection: Selection
+    layer: DecoderLayer,
+    name: str,
+    spec: ModelSpec,
+    adapters: Mapping[bytes, Mapping[str, LowRank]],
+    selection: Selection,
 ) -> DecoderLayer:
-    """The layer with all that the adapters change in it. adapters: name -> modules by the decoder's names."""
+    """The layer with all that the adapters change in it. adapters: digest -> modules by the decoder's names."""
 
     def product(base: Product, module: str) -> Product:
         return _wrapped(base, [(module, 0, None)], adapters, selection)
@@ -141,12 +145,12 @@ def adapted_layer(
 def _wrapped(
     base: Product,
     places: Sequence[tuple[str, int, int | None]],
-    adapters: Mapping[str, Mapping[str, LowRank]],
+    adapters: Mapping[bytes, Mapping[str, LowRank]],
     selection: Selection,
 ) -> Product:
     """The product itself where no adapter changes it. places: module, first output, one past the last (None: all)."""
     added = {
-        name: [(first, stop, modules[module]) for module, first, stop in places if module in modules]
-        for name, modules in adapters.items()
+        digest: [(first, stop, modules[module]) for module, first, stop in places if module in modules]
+        for digest, modules in adapters.items()
     }
     return AdaptedProduct(base, added, selection) if any(added.values()) else base

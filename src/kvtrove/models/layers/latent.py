@@ -11,24 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from kvtrove.models.layers.attention import Attend
-from kvtrove.models.layers.linear import Joint, Product, Weights
-from kvtrove.models.layers.norm import RMSNorm
+from kvtrove.models.layers.linear import HeadProduct, Joint, Product, Weights
+from kvtrove.models.layers.norm import RMSNorm, TurnsItself
 from kvtrove.models.layers.rope import Rotation
-from kvtrove.models.spec import LatentSpec, LayerSpec, ModelSpec, QKNorm
+from kvtrove.models.spec import LatentSpec, LayerSpec, ModelSpec
 
 LATENT_EPS = 1e-6
 """Of the norms of latents, whatever the model's other norms have."""
 
 
 @dataclass(frozen=True, eq=False)
-class LatentAttention:
-    """qkv: latents of query (or queries) and cache. keys [heads, nope, rank], values [heads, rank, v_dim]."""
+class LatentAttention(TurnsItself):
+    """qkv: latents of query (or queries) and cache. keys: nope -> rank, values: rank -> v_dim, of every head."""
 
     spec: LatentSpec
     rank: int
@@ -36,15 +35,9 @@ class LatentAttention:
     q_up: Product | None
     q_latent_norm: RMSNorm | None
     latent_norm: RMSNorm
-    keys: Tensor
-    values: Tensor
+    keys: HeadProduct
+    values: HeadProduct
     o: Product
-    q_norm: ClassVar[None] = None
-    k_norm: ClassVar[None] = None
-    v_norm: ClassVar[None] = None
-    qk_norm: ClassVar[QKNorm] = "rotated"
-    """It turns queries and keys for itself."""
-    sinks: ClassVar[None] = None
 
     @classmethod
     def load(
@@ -67,8 +60,8 @@ class LatentAttention:
             q_up=None if latent.q_rank is None else weights.linear(f"{name}.q_b_proj", (queries, latent.q_rank)),
             q_latent_norm=None if latent.q_rank is None else norm("q_a_layernorm", latent.q_rank),
             latent_norm=norm("kv_a_layernorm", rank),
-            keys=k.contiguous(),
-            values=v.transpose(1, 2).contiguous(),
+            keys=weights.build_heads(k.transpose(1, 2)),
+            values=weights.build_heads(v),
             o=weights.linear(f"{name}.o_proj", (hidden, heads * latent.v_dim), spec.attention_bias),
         )
 
@@ -77,15 +70,12 @@ class LatentAttention:
         q, kv = qkv
         if self.q_up is not None and self.q_latent_norm is not None:
             q = self.q_up(self.q_latent_norm(q.contiguous()))
-        tokens, heads = q.shape[0], self.keys.shape[0]
-        plain, turned = q.view(tokens, heads, -1).split([self.spec.nope, self.spec.rope], dim=-1)
+        plain, turned = q.view(len(q), -1, self.spec.nope + self.spec.rope).split([self.spec.nope, self.spec.rope], -1)
         latent, key = kv.split([self.rank, self.spec.rope], dim=-1)
         latent = self.latent_norm(latent.contiguous())
         k = torch.cat((latent, rotate(self._paired(key)[:, None])[:, 0]), dim=-1)[:, None]
-        absorbed = torch.bmm(plain.transpose(0, 1), self.keys).transpose(0, 1)  # [T, heads, rank]
-        q = torch.cat((absorbed, rotate(self._paired(turned))), dim=-1)
-        mixed = attend(index, q, k, k[..., : self.rank], None)  # [T, heads, rank]
-        return torch.bmm(mixed.transpose(0, 1), self.values).transpose(0, 1).reshape(tokens, -1)
+        q = torch.cat((self.keys(plain), rotate(self._paired(turned))), dim=-1)
+        return self.values(attend(index, q, k, k[..., : self.rank], None)).flatten(1)
 
     def _paired(self, x: Tensor) -> Tensor:
         """The order in which i rotates with i + rope / 2. Both sides of a score are reordered alike."""

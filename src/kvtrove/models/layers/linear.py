@@ -70,6 +70,26 @@ def separate(parts: Sequence[Part], inputs: int, shared: bool = False) -> tuple[
     return tuple(Linear(part.tensor(), part.bias() if part.bias else None) for part in parts)
 
 
+class HeadProduct(Protocol):
+    """y = x W^T, with a matrix for every head."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [T, heads, inputs] -> [T, heads, outputs]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class HeadLinear:
+    """weight [heads, out, in], as torch multiplies it."""
+
+    weight: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.bmm(x.transpose(0, 1), self.weight.transpose(1, 2)).transpose(0, 1)
+
+
+BuildHeads = Callable[[Tensor], HeadProduct]
+"""build(matrices [heads, outputs, inputs]) -> the product of all of them."""
 BuildOne = Callable[[Part, int], Product]
 
 
@@ -107,8 +127,8 @@ class Weights:
 
     take: norms, biases, routers, in the dtype of activations. matrix: of linear layers and embeddings, in the dtype of
     weights, or in 4 bits as the checkpoint has it; None is `take`. build: how matrices become products. build_router:
-    the same for a router. precision: None is the checkpoint's own dtype. kind: of a matrix that is quantised already.
-    device: where parameters are.
+    the same for a router. build_heads: for a matrix of every head. precision: None is the checkpoint's own dtype.
+    kind: of a matrix that is quantised already. device: where parameters are.
     """
 
     take: Take
@@ -116,6 +136,7 @@ class Weights:
     build: Build = field(default=separate)
     precision: Precision | None = None
     build_router: BuildOne = field(default=alone)
+    build_heads: BuildHeads = field(default=HeadLinear)
     kind: Callable[[str], Kind | None] = field(default=lambda name: None)
     device: str = "cpu"
 
@@ -163,5 +184,5 @@ def _ordered(stored: Tensor | Groups, order: Tensor | None) -> Tensor | Groups:
     if order is None:
         return stored
     if isinstance(stored, Groups):
-        return Groups(stored.numbers[order], stored.scales[order], stored.minima[order])
+        return Groups(stored.numbers[order], stored.scales[order], stored.minima[order], stored.bits)
     return stored[order]

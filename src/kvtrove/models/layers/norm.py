@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from kvtrove.kernels import rows
 from kvtrove.models.layers.linear import Take
-from kvtrove.models.spec import ModelSpec
+from kvtrove.models.spec import ModelSpec, QKNorm
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,22 @@ class RMSNorm:
         if rows.serves(x) and x.is_contiguous() and added.is_contiguous():
             return rows.add_rms_norm(x, added, self.weight, self.eps)
         return self(x.add_(added))
+
+
+class WithoutHeadNorms:
+    """What the decoder asks of every mixer, of those whose heads have neither norms that it applies nor sinks."""
+
+    q_norm: ClassVar[None] = None
+    k_norm: ClassVar[None] = None
+    v_norm: ClassVar[None] = None
+    sinks: ClassVar[None] = None
+    qk_norm: ClassVar[QKNorm | None] = None
+
+
+class TurnsItself(WithoutHeadNorms):
+    """Attention that norms and rotates its queries and keys before anybody else sees them."""
+
+    qk_norm: ClassVar[QKNorm | None] = "rotated"
 
 
 class NoNorm:

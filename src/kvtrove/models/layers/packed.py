@@ -36,6 +36,30 @@ class PackedLinear:
         return self.weights.multiply(x, self.bias)
 
 
+@dataclass(frozen=True, eq=False)
+class PackedHeads:
+    """A matrix [outputs, inputs] for every head, in bf16; a row of x gives the same bits in every batch."""
+
+    weights: PackedWeights
+    heads: int
+    outputs: int
+
+    @classmethod
+    def pack(cls, matrices: Tensor, isa: str) -> PackedHeads:
+        """matrices: [heads, outputs, inputs]."""
+        heads, outputs, inputs = matrices.shape
+        width = PackedWeights(1, 1, "bf16", isa).packed.width
+        padded = -(-outputs // width) * width
+        weights = PackedWeights(heads * padded, inputs, "bf16", isa)
+        for head, matrix in enumerate(matrices):
+            weights.fill(head * padded, matrix)
+        return cls(weights, heads, outputs)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [T, heads, inputs] -> [T, heads, outputs]."""
+        return self.weights.multiply_heads(x.transpose(0, 1), self.heads, self.outputs).transpose(0, 1)
+
+
 def fill(weights: PackedWeights, first_output: int, source: Tensor | Groups) -> None:
     """Overwrites outputs from `first_output` on with numbers, or with 4-bit weights as they are."""
     if isinstance(source, Groups):

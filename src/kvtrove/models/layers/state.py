@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from kvtrove.kernels import states as kernels
 from kvtrove.models.layers.linear import Weights
+from kvtrove.models.layers.norm import WithoutHeadNorms
 
 States = Mapping[str, Tensor]
 """Plane name -> [num_seats, *plane.shape] of one layer, updated in place."""
@@ -56,14 +56,8 @@ class StateBatch:
             yield self.seat_rows[there], self.starts[there] + turn
 
 
-class StateMixer:
-    """In the place of attention: what the decoder asks of both, which mixers with a state have not."""
-
-    q_norm: ClassVar[None] = None
-    k_norm: ClassVar[None] = None
-    v_norm: ClassVar[None] = None
-    qk_norm: ClassVar[None] = None
-    sinks: ClassVar[None] = None
+class StateMixer(WithoutHeadNorms):
+    """What stands in the place of attention and keeps a running state."""
 
 
 def causal_conv(

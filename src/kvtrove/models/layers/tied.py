@@ -12,20 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from kvtrove.models.layers.attention import Attend, value_norm
 from kvtrove.models.layers.linear import Joint, Product, Weights
-from kvtrove.models.layers.norm import RMSNorm
+from kvtrove.models.layers.norm import RMSNorm, TurnsItself
 from kvtrove.models.layers.rope import Rotation
-from kvtrove.models.spec import LayerSpec, ModelSpec, QKNorm
+from kvtrove.models.spec import LayerSpec, ModelSpec
 
 
 @dataclass(frozen=True, eq=False)
-class TiedAttention:
+class TiedAttention(TurnsItself):
     """qkv: queries and keys, or queries alone where the layer reads another's storage (`LayerKV.source`).
 
     rotated: elements of a head that rotate. of_key: norm weights of keys, zero where they rotate, float32 [head_dim].
@@ -38,12 +37,6 @@ class TiedAttention:
     query_norm: RMSNorm
     key_norm: RMSNorm
     of_key: Tensor
-    q_norm: ClassVar[None] = None
-    k_norm: ClassVar[None] = None
-    v_norm: ClassVar[None] = None
-    qk_norm: ClassVar[QKNorm] = "rotated"
-    """It turns queries and keys for itself."""
-    sinks: ClassVar[None] = None
 
     @classmethod
     def load(cls, weights: Weights, index: int, spec: ModelSpec, layer: LayerSpec) -> TiedAttention:

@@ -2,7 +2,8 @@
 "use strict";
 const byId = (id) => document.getElementById(id);
 let key = sessionStorage.getItem("key") || "";
-let model = "";
+let model = sessionStorage.getItem("model") || "";
+let several = null; // whether the server has several models; null: not known yet
 
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -40,6 +41,8 @@ function headers() {
   return sent;
 }
 
+const of = (path) => (several ? `${path}${path.includes("?") ? "&" : "?"}model=${encodeURIComponent(model)}` : path);
+
 async function get(path) {
   const answer = await fetch(path, { headers: headers() });
   if (answer.status === 401) throw new Error("key");
@@ -72,7 +75,7 @@ function table(element, titles, rows, nothing) {
   if (caption) element.append(caption);
   if (!rows.length) { element.append(make("tbody", {}, make("tr", {}, make("td", { class: "note" }, nothing)))); return; }
   element.append(make("thead", {}, make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title)))));
-  element.append(make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map((cell) => make("td", {}, String(cell)))))));
+  element.append(make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map((cell) => make("td", {}, cell instanceof Node ? cell : String(cell)))))));
 }
 
 function steps(high) {
@@ -131,7 +134,7 @@ function chart(element, lines, format, most) {
 // ---- the status ----
 
 function show(status) {
-  model = status.model;
+  if (!several) model = status.model;
   const recent = status.history.slice(-12);
   const sum = (name) => recent.reduce((total, sample) => total + sample[name], 0);
   const time = Math.max(1, recent.length) * status.period;
@@ -165,6 +168,39 @@ function show(status) {
   chart(byId("chart-usage"), [{ name: "blocks in use", colour: "blue", area: true, values: values("usage") }], (value) => `${Math.round(100 * value)} %`, 1);
   table(byId("flight"), ["request", "tenant", "for", "state", "prompt", "reused", "output"],
     status.in_flight.map((one) => [`${one.id.slice(0, 16)} ${one.route}`, one.tenant, seconds(one.seconds), one.state, count(one.prompt_tokens), ...[one.reused_tokens, one.output_tokens].map((tokens) => (one.state === "running" ? "-" : count(tokens)))]), "none");
+}
+
+// ---- the models of a server that has several ----
+
+function choose(name) {
+  model = name;
+  sessionStorage.setItem("model", name);
+  drawnReports = null;
+  look();
+}
+
+// True when the chosen model is loaded, so that there is something to show of it.
+function showModels(listed) {
+  const own = listed.data.filter((one) => one.id === one.root);
+  if (!own.some((one) => one.id === model)) model = (own.find((one) => one.state === "ready") || own[0]).id;
+  const loaded = own.filter((one) => !["asleep", "unloaded", "failed"].includes(one.state));
+  const colours = ["blue", "green", "amber", "pink", "grey"];
+  bar(byId("budget"), byId("budget-keys"), [
+    ...loaded.map((one, at) => ({ name: one.id, size: one.memory_bytes, colour: colours[at % colours.length] })),
+    { name: "free", size: Math.max(0, listed.budget_bytes - listed.used_bytes), colour: "none" }], listed.budget_bytes, bytes);
+  const focused = document.activeElement && document.activeElement.dataset.model;
+  table(byId("models"), ["model", "state", "memory", "of it KV cache", "in flight", "loaded in"], own.map((one) => {
+    const button = make("button", { type: "button", "data-model": one.id, "aria-pressed": String(one.id === model) }, one.id);
+    button.addEventListener("click", () => choose(one.id));
+    return [button, one.state, bytes(one.memory_bytes), bytes(one.kv_bytes), count(one.in_flight), seconds(one.load_seconds)];
+  }), "none");
+  if (focused) byId("models").querySelector(`[data-model="${CSS.escape(focused)}"]`)?.focus();
+  const chosen = own.find((one) => one.id === model), ready = chosen.state === "ready";
+  byId("asleep").textContent = ready ? "" : `${model} is ${chosen.state}${chosen.error ? `: ${chosen.error}` : ""}. A message in the chat loads it.`;
+  if (!ready) byId("headline").textContent = `${count(own.length)} models · ${model} is ${chosen.state}`;
+  for (const part of byId("main").children) part.hidden = !ready && !["several", "chatting"].includes(part.id);
+  byId("several").hidden = false;
+  return ready;
 }
 
 const open = new Set();
@@ -212,7 +248,7 @@ function showReports(reports) {
 const prompts = new Map();
 async function showPrompt(element, id) {
   try {
-    if (!prompts.has(id)) prompts.set(id, (await get(`v1/cache/reports/${encodeURIComponent(id)}`)).data);
+    if (!prompts.has(id)) prompts.set(id, (await get(of(`v1/cache/reports/${encodeURIComponent(id)}`))).data);
   } catch (error) {
     element.replaceChildren(make("p", { class: "note" }, "the prompt itself is forgotten"));
     return;
@@ -227,18 +263,25 @@ async function showPrompt(element, id) {
   }));
 }
 
-async function refresh() {
+async function look() {
   try {
-    show(await get("v1/status"));
-    const focused = byId("reports").contains(document.activeElement);
-    if (!focused) showReports((await get("v1/cache/reports?limit=12")).data);
+    const listed = several === false ? null : await get("v1/models");
+    if (listed) several = "budget_bytes" in listed;
     byId("login").hidden = true;
     byId("main").hidden = false;
+    if (several && !showModels(listed)) return;
+    show(await get(of("v1/status")));
+    const focused = byId("reports").contains(document.activeElement);
+    if (!focused) showReports((await get(of("v1/cache/reports?limit=12"))).data);
   } catch (error) {
     const wanted = error.message === "key";
-    byId("headline").textContent = wanted ? "this server wants a key" : "no answer from the server; trying again";
+    byId("headline").textContent = wanted ? (key ? "this key does not open the server" : "this server wants a key") : "no answer from the server; trying again";
     if (wanted) { byId("main").hidden = true; byId("login").hidden = false; }
   }
+}
+
+async function refresh() {
+  if (byId("login").hidden) await look();
   setTimeout(refresh, document.hidden ? 10000 : 2000);
 }
 
@@ -247,6 +290,7 @@ byId("login").addEventListener("submit", (event) => {
   key = byId("key").value;
   sessionStorage.setItem("key", key);
   byId("key").value = "";
+  look();
 });
 
 // ---- the chat ----

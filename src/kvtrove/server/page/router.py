@@ -71,17 +71,9 @@ class Status(TypedDict):
     in_flight: list[InFlight]
 
 
-def page_router(activity: Activity, engine: Engine) -> APIRouter:
+def page_files() -> APIRouter:
+    """GET / and what the page loads."""
     router = APIRouter()
-    ledger = engine.ledger
-    memory: Memory = {
-        "total": ledger.total,
-        "weights": ledger.weights,
-        "kv": ledger.kv,
-        "activations": ledger.activations,
-        "reserve": ledger.reserve,
-        "free": max(0, ledger.free),
-    }
 
     def file_route(name: str) -> None:
         path = FOLDER / name
@@ -93,6 +85,20 @@ def page_router(activity: Activity, engine: Engine) -> APIRouter:
 
     for name in PAGE_FILES:
         file_route(name)
+    return router
+
+
+def page_router(activity: Activity, engine: Engine) -> APIRouter:
+    router = page_files()
+    ledger = engine.ledger
+    memory: Memory = {
+        "total": ledger.total,
+        "weights": ledger.weights,
+        "kv": ledger.kv,
+        "activations": ledger.activations,
+        "reserve": ledger.reserve,
+        "free": max(0, ledger.free),
+    }
 
     @router.get("/v1/status", responses=errors(401, 403, 503))
     async def status(request: Request, service: ServiceOf) -> Status:

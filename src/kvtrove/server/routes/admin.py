@@ -1,7 +1,8 @@
-"""What administrators may do: /v1/cache/clear, /v1/cache/pins, /v1/cache/events, /v1/log_level."""
+"""What administrators may do: /v1/cache/clear, /v1/cache/pins, /v1/cache/compact, /v1/cache/events, /v1/log_level."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Annotated, Literal
 
@@ -10,12 +11,13 @@ from fastapi.responses import StreamingResponse
 from typing_extensions import TypedDict
 
 from kvtrove.pinning import PinnedPrefix
-from kvtrove.request import RequestError
+from kvtrove.request import EngineError, RequestError
 from kvtrove.server.auth import Tenant, tenant_salt
 from kvtrove.server.body import BodyRoute
 from kvtrove.server.errors import ApiError, refused
 from kvtrove.server.protocol.common import Body
 from kvtrove.server.routes.common import ANSWERS, ServiceOf, admin_only, errors
+from kvtrove.server.service import Service
 
 router = APIRouter(route_class=BodyRoute, dependencies=[Depends(admin_only)])
 log = logging.getLogger(__name__)
@@ -44,6 +46,15 @@ class PinAnswer(TypedDict):
     blocks: int
 
 
+class CompactAnswer(PinAnswer):
+    """What is left of the prompt is kept as a pin. blocks_before: what its exact keys and values take. computed_tokens:
+    of the probes that found out what stays.
+    """
+
+    blocks_before: int
+    computed_tokens: int
+
+
 class LogLevel(Body):
     """Of the server's own log, until it is set again or the server ends."""
 
@@ -66,17 +77,43 @@ async def clear(service: ServiceOf) -> Cleared:
 @router.post("/v1/cache/pins", responses=errors(*ANSWERS, 500))
 async def pin(body: PinRequest, service: ServiceOf) -> PinAnswer:
     """Keep what is cached of a prompt, whatever else needs memory."""
-    text = body.prompt
-    tokens = await service.in_pool(service.tokenizer.encode, text) if isinstance(text, str) else text
-    if not tokens or min(tokens) < 0 or max(tokens) >= service.spec.vocab_size:
-        raise refused(f"prompt: give text or token ids from 0 to {service.spec.vocab_size - 1}", "prompt")
-    tenant = Tenant("", "" if body.tenant is None else tenant_salt(body.tenant))
+    tokens, salt = await _prompt(body, service), _salt(body)
     try:
-        pinned = await service.engine.call(lambda engine: engine.pin(tokens, tenant.cache_salt(body.cache_salt)))
+        pinned = await service.engine.call(lambda engine: engine.pin(tokens, salt))
     except RequestError as error:
         raise refused(str(error), error.param) from error
     log.warning("pinned %d tokens in %d blocks as %s", pinned.num_tokens, pinned.num_blocks, pinned.id)
     return _answer(pinned)
+
+
+@router.post("/v1/cache/compact", responses=errors(*ANSWERS, 500))
+async def compact(body: PinRequest, service: ServiceOf) -> CompactAnswer:
+    """Let later requests that begin with the full blocks of this prompt read what matters of it, and keep that pinned.
+
+    Answers when it is done; other requests go on meanwhile. Pins of the same prompt are let go.
+    """
+    tokens, salt = await _prompt(body, service), _salt(body)
+    try:
+        done = await asyncio.wrap_future(await service.engine.call(lambda engine: engine.compact(tokens, salt)))
+    except RequestError as error:
+        raise refused(str(error), error.param) from error
+    except EngineError as error:
+        raise ApiError(500, str(error), code="compaction_failed") from error
+    pinned = done.pin
+    log.warning("compacted %d tokens into %d blocks as %s", pinned.num_tokens, pinned.num_blocks, pinned.id)
+    return {**_answer(pinned), "blocks_before": done.blocks_before, "computed_tokens": done.probed}
+
+
+async def _prompt(body: PinRequest, service: Service) -> list[int]:
+    text = body.prompt
+    tokens = await service.in_pool(service.tokenizer.encode, text) if isinstance(text, str) else text
+    if not tokens or min(tokens) < 0 or max(tokens) >= service.spec.vocab_size:
+        raise refused(f"prompt: give text or token ids from 0 to {service.spec.vocab_size - 1}", "prompt")
+    return tokens
+
+
+def _salt(body: PinRequest) -> str:
+    return Tenant("", "" if body.tenant is None else tenant_salt(body.tenant)).cache_salt(body.cache_salt)
 
 
 @router.get("/v1/cache/pins", responses=errors(401, 403, 500, 503))

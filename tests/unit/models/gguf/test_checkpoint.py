@@ -138,6 +138,17 @@ def test_layers_cannot_outnumber_the_tensors(checkpoints: Checkpoints, tmp_path:
         read_spec(path)
 
 
+def test_granite_rotates_unless_the_file_says_that_it_does_not(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """Its files say so in a key of another name (llama.cpp's models/granite.cpp)."""
+    turns = {}
+    for finetuned in (None, True, False):
+        path = write_gguf(
+            checkpoints.get("granite"), tmp_path / "m.gguf", **{"granite/rope/scaling/finetuned": finetuned}
+        )
+        turns[finetuned] = {layer.rope.rotary_dim > 0 for layer in read_spec(path).layers}
+    assert turns == {None: {True}, True: {True}, False: {False}}
+
+
 def test_per_layer_numbers_that_agree_are_one_and_others_are_refused_by_key(
     checkpoints: Checkpoints, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ constexpr int kTile = 16;        // tokens that one product takes; blocks in til
 constexpr int kChunk = 256;      // tokens whose scores are held at once
 constexpr int kSplit = 512;      // tokens of a work item
 constexpr int kMaxGroups = 16;  // of elements of a vector that have a scale of their own
-constexpr int kMaxDim = 512;     // largest vector; every one is a multiple of 8
+constexpr int kMaxDim = 1024;    // largest vector; every one is a multiple of 8
 
 enum class Element : std::uint8_t { float32, float16, bfloat16, int8, float8, int4, int2 };
 
@@ -68,6 +68,8 @@ struct Side {
     bool tiled = false, turned = false;  // turned: see turn.h
     bool channels = false;
     int dim = 0, group = 0;              // group: elements that share scale and zero; 0 for all
+    int row = 0;            // of values that are the first elements of keys: elements of a key; 0 where they lie apart
+    bool in_tiles = false;  // those keys lie in tiled layout
 
     int groups() const { return group ? dim / group : 1; }
     bool has_one_scale() const { return groups() == 1 && !channels; }  // for each vector
@@ -185,7 +187,7 @@ struct Inputs {
     const Rope* rope = nullptr;
 };
 
-// `store`, `summarise`, `rotate` and `attend`, as far as they are asked for.
+// `store`, `rotate` and `attend`, as far as they are asked for.
 void run(const Layer& layer, const Batch& batch, const Inputs& inputs, const Rows& out, Scratch& scratch, int num_threads,
          Isa isa);
 

@@ -190,9 +190,10 @@ void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v,
     parallel_ranges(tokens, threads, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t token = begin; token < end; ++token) {
             store_token(layer, batch.slots[token], token, k, true, rope);
-            store_token(layer, batch.slots[token], token, v, false, nullptr);
+            if (!layer.v.row) store_token(layer, batch.slots[token], token, v, false, nullptr);
         }
     });
+    if (layer.select) summarise(layer, batch, num_threads);
 }
 
 void rotate(const Rows& x, std::int64_t tokens, int heads, int dim, const Rope& rope, int num_threads) {

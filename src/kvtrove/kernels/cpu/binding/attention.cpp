@@ -112,10 +112,12 @@ attention::Side BoundLayer::side_of(const nb::dict& fields) {
     side.tiled = nb::cast<bool>(fields["tiled"]), side.dim = nb::cast<int>(fields["dim"]);
     side.turned = nb::cast<bool>(fields["turned"]), side.group = nb::cast<int>(fields["group"]);
     side.channels = nb::cast<bool>(fields["channels"]);
+    side.row = nb::cast<int>(fields["row"]), side.in_tiles = nb::cast<bool>(fields["in_tiles"]);
     check_side(side);
     const std::int64_t vectors = std::int64_t{layer.kv_heads} * layer.block_size;
     const std::size_t bytes = attention::bytes_of(side.stored);
-    side.data = plane_of("data", array(fields, "data"), vectors * side.vector_bytes() / bytes, bytes);
+    const std::int64_t each = side.row ? side.row : side.vector_bytes() / static_cast<std::int64_t>(bytes);
+    side.data = plane_of("data", array(fields, "data"), vectors * each, bytes);
     const auto numbers = [&](const char* name) {
         if (fields[name].is_none()) throw std::invalid_argument("such a side needs a plane " + std::string(name));
         const std::int64_t each = side.channels ? std::int64_t{layer.kv_heads} * side.dim : vectors * side.groups();
@@ -145,6 +147,10 @@ void BoundLayer::check_side(const attention::Side& side) const {
                                     " is no multiple of 16, as a tiled layout needs");
     }
     if (unpacked && !side.tiled) throw std::invalid_argument("such elements are read in tiles alone");
+    const bool in_keys = side.stored <= Element::bfloat16 && !side.tiled && side.row >= side.dim;
+    if (side.row && (!in_keys || (side.in_tiles && layer.block_size % attention::kTile))) {
+        throw std::invalid_argument("values are the first elements of keys in floating-point numbers alone");
+    }
     const int group = side.group ? side.group : side.dim;
     const bool fits = group > 0 && side.dim % group == 0 && side.groups() <= attention::kMaxGroups;
     if (!fits || (group < side.dim && (side.stored != Element::int4 || group % 16))) {

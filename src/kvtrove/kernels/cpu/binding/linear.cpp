@@ -33,11 +33,12 @@ Float float_type(const Input& array) {
 PackedWeights make(std::size_t outputs, std::size_t inputs, std::string_view kind, std::string_view isa) {
     using Kind = PackedWeights::Kind;
     constexpr std::pair<std::string_view, Kind> kKinds[] = {
-        {"bf16", Kind::bf16}, {"int8", Kind::int8}, {"int4", Kind::int4}, {"int4_f32", Kind::int4_f32}};
+        {"bf16", Kind::bf16}, {"int8", Kind::int8}, {"int4", Kind::int4}, {"int4_f32", Kind::int4_f32},
+        {"int8_groups", Kind::int8_groups}, {"int8_groups_f32", Kind::int8_groups_f32}};
     for (const auto& [name, stored] : kKinds) {
         if (kind == name) return {outputs, inputs, stored, choose_isa(isa)};
     }
-    throw std::invalid_argument("kind: '" + std::string(kind) + "' is not one of bf16, int8, int4, int4_f32");
+    throw std::invalid_argument("kind: '" + std::string(kind) + "' is not one of bf16, int8, int4, int4_f32, int8_groups, int8_groups_f32");
 }
 
 void fill(PackedWeights& weights, std::size_t first_output, const Input& source) {
@@ -70,6 +71,12 @@ void multiply(const PackedWeights& weights, std::uintptr_t x, std::uintptr_t y, 
                      pointer<const float>(bias));
 }
 
+void multiply_heads(const PackedWeights& weights, std::uintptr_t x, std::uintptr_t y, bool is_bf16, std::size_t rows,
+                    std::size_t heads, std::size_t each) {
+    const kvtrove::Unlocked unlocked;
+    weights.multiply_heads(pointer<const void>(x), pointer<void>(y), is_bf16 ? Float::bf16 : Float::f32, rows, heads, each);
+}
+
 void gather(const PackedWeights& weights, std::uintptr_t ids, std::size_t count, std::uintptr_t y, bool is_bf16) {
     const kvtrove::Unlocked unlocked;
     weights.gather(pointer<const std::int64_t>(ids), count, pointer<void>(y), is_bf16 ? Float::bf16 : Float::f32);
@@ -96,6 +103,9 @@ void bind_linear(nb::module_& m) {
         .def("fill_groups", &fill_groups, nb::arg("first_output"), nb::arg("numbers").noconvert(),
              nb::arg("scales").noconvert(), nb::arg("minima").noconvert())
         .def("multiply", &multiply, nb::arg("x"), nb::arg("y"), nb::arg("is_bf16"), nb::arg("rows"), nb::arg("bias"))
+        .def("multiply_heads", &multiply_heads, nb::arg("x"), nb::arg("y"), nb::arg("is_bf16"), nb::arg("rows"),
+             nb::arg("heads"), nb::arg("each"))
+        .def_prop_ro("width", &PackedWeights::width)
         .def("gather", &gather, nb::arg("ids"), nb::arg("count"), nb::arg("y"), nb::arg("is_bf16"))
         .def_prop_ro("nbytes", &PackedWeights::nbytes);
     m.def("set_huge_pages", &set_huge_pages, nb::arg("kind"));

@@ -112,22 +112,25 @@ void dot_bf16() {
     });
 }
 
-// Left: the type of A's bytes.
-template <class Left, int C, int A, int B>
+// Left, Right: the types of the bytes of A and B.
+template <class Left, class Right, int C, int A, int B>
 void dot_bytes() {
     each_sum<std::int32_t, C, A, B>([](std::int32_t sum, const std::uint8_t* a, int n, int steps) {
         for (int k = 0; k < steps; ++k)
             for (int i = 0; i < 4; ++i)
-                sum += static_cast<Left>(a[4 * k + i]) * static_cast<std::int8_t>(registers.bytes[B][k][4 * n + i]);
+                sum += static_cast<Left>(a[4 * k + i]) * static_cast<Right>(registers.bytes[B][k][4 * n + i]);
         return sum;
     });
 }
 
 template <int C, int A, int B>
-void dot_i8() { dot_bytes<std::int8_t, C, A, B>(); }
+void dot_i8() { dot_bytes<std::int8_t, std::int8_t, C, A, B>(); }
 
 template <int C, int A, int B>
-void dot_u8() { dot_bytes<std::uint8_t, C, A, B>(); }
+void dot_u8() { dot_bytes<std::uint8_t, std::int8_t, C, A, B>(); }
+
+template <int C, int A, int B>
+void dot_i8_u8() { dot_bytes<std::int8_t, std::uint8_t, C, A, B>(); }
 
 #else
 
@@ -167,6 +170,12 @@ KVTROVE_TILES void dot_i8() {
 template <int C, int A, int B>
 KVTROVE_TILES void dot_u8() {
     asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+}
+
+// A signed, B unsigned.
+template <int C, int A, int B>
+KVTROVE_TILES void dot_i8_u8() {
+    asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
 }
 
 #endif

@@ -19,18 +19,22 @@
 
 namespace kvtrove {
 
+// How 32 inputs of an output lie together: in 4 or 8 bits, with scales in float16 or float32 (linear/groups.h).
+enum class Form : std::uint8_t { nibbles, nibbles_f32, bytes, bytes_f32 };
+constexpr std::size_t kForms = 4;
+
 // One product, as its tasks see it.
 struct Product {
     const std::uint8_t* weights;
     std::size_t panel_bytes, inputs, outputs;
-    const float* scales;  // of int8 weights, whole panels; null: of bf16 and 4-bit weights
+    const float* scales;  // of int8 weights, whole panels; null: of bf16, and in groups
     const float* bias;    // null: none
     const void* x;
     void* y;
     Float type;  // of x and y
     bool streams = false;  // y is written past the caches: it is large, and its rows are whole cache lines
     bool gated = false;    // y [rows, outputs / 2] = silu(first half of the outputs) * second half
-    bool wide = false;     // scales and minima of 4-bit weights are float32
+    Form form = Form::nibbles;  // of weights in groups
 
     std::size_t y_width() const { return gated ? outputs / 2 : outputs; }
 
@@ -98,7 +102,7 @@ struct LinearLevel {
     std::size_t rows_at_once;                            // that pass through several matrices before the next ones do
     bool gates;                                          // takes gated products whose halves are whole panels
     void (*multiply)(const Product&, std::size_t rows);  // all of it, with all threads
-    void (*multiply_int4)(const Product&, std::size_t rows);  // the same with 4-bit weights (linear/int4.h)
+    void (*multiply_groups)(const Product&, std::size_t rows);  // the same with weights in groups (linear/groups.h)
 };
 
 #if defined(__x86_64__) || defined(KVTROVE_EMULATE_AMX)

@@ -14,7 +14,7 @@
 
 #include "common/memory.h"
 #include "common/parts.h"
-#include "linear/int4.h"
+#include "linear/groups.h"
 #include "linear/level.h"
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed weights are read as little-endian words");
@@ -43,7 +43,7 @@ namespace portable {
 #else
 #define KVTROVE_SUMS 12
 #endif
-#define KVTROVE_INT4 int4::multiply_portable
+#define KVTROVE_GROUPS groups::multiply_portable
 #if defined(__SSE2__)
 #define KVTROVE_ADD_PAIRS(sum, a, b) sum += (Ints)_mm_madd_epi16((__m128i)(a), (__m128i)(b))
 #else
@@ -53,7 +53,7 @@ namespace portable {
 #undef KVTROVE_TARGET
 #undef KVTROVE_LANES
 #undef KVTROVE_SUMS
-#undef KVTROVE_INT4
+#undef KVTROVE_GROUPS
 #undef KVTROVE_ADD_PAIRS
 }  // namespace portable
 
@@ -63,7 +63,7 @@ namespace avx2 {
 #define KVTROVE_TARGET __attribute__((target("avx2,fma")))
 #define KVTROVE_LANES 8
 #define KVTROVE_SUMS 12
-#define KVTROVE_INT4 int4::multiply_avx2
+#define KVTROVE_GROUPS groups::multiply_avx2
 // In place and at once: left to itself, gcc makes all products first, adds them up in another order, and spills them.
 #define KVTROVE_ADD_PAIRS(sum, a, b)                                                                     \
     do {                                                                                                 \
@@ -74,7 +74,7 @@ namespace avx2 {
 #undef KVTROVE_TARGET
 #undef KVTROVE_LANES
 #undef KVTROVE_SUMS
-#undef KVTROVE_INT4
+#undef KVTROVE_GROUPS
 #undef KVTROVE_ADD_PAIRS
 }  // namespace avx2
 
@@ -82,13 +82,13 @@ namespace avx512 {
 #define KVTROVE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma" KVTROVE_WIDE)))
 #define KVTROVE_LANES 16
 #define KVTROVE_SUMS 24
-#define KVTROVE_INT4 int4::multiply_avx512
+#define KVTROVE_GROUPS groups::multiply_avx512
 #define KVTROVE_ADD_PAIRS(sum, a, b) sum = (Ints)_mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b))
 #include "linear/kernels/vector_bf16.h"
 #undef KVTROVE_TARGET
 #undef KVTROVE_LANES
 #undef KVTROVE_SUMS
-#undef KVTROVE_INT4
+#undef KVTROVE_GROUPS
 #undef KVTROVE_ADD_PAIRS
 }  // namespace avx512
 #endif
@@ -111,23 +111,23 @@ const LinearLevel& level_of(Isa isa) {
 // A row of W as it is stored, in the order of its inputs.
 struct PackedWeights::Row {
     explicit Row(std::size_t inputs)
-        : bf16(inputs), int8(inputs), int4(ceil_div(inputs, int4::kGroup) * int4::kGroup),
-          lines(2 * ceil_div(inputs, int4::kGroup)) {}
+        : bf16(inputs), int8(inputs), numbers(ceil_div(inputs, groups::kGroup) * groups::kGroup),
+          lines(2 * ceil_div(inputs, groups::kGroup)) {}
 
-    int4::Row groups() { return {int4.data(), lines.data(), lines.data() + lines.size() / 2}; }
+    groups::Row groups() { return {numbers.data(), lines.data(), lines.data() + lines.size() / 2}; }
 
     std::vector<std::uint16_t> bf16;
     std::vector<std::int8_t> int8;
-    std::vector<std::uint8_t> int4;
-    std::vector<float> lines;  // scales and minima of int4
+    std::vector<std::uint8_t> numbers;
+    std::vector<float> lines;  // scales and minima
 };
 
-std::size_t PackedWeights::width() const { return four_bits() ? int4::kWidth : level_->layout.width; }
+std::size_t PackedWeights::width() const { return grouped() ? groups::kWidth : level_->layout.width; }
 
 std::size_t PackedWeights::panels() const { return ceil_div(outputs_, width()); }
 
 std::size_t PackedWeights::panel_bytes() const {
-    if (four_bits()) return int4::panel_bytes(inputs_, wide());
+    if (grouped()) return groups::panel_bytes(inputs_, form());
     const bool int8 = kind_ == Kind::int8;
     return level_->layout.elements(inputs_, int8) * (int8 ? 1 : 2);
 }
@@ -164,34 +164,39 @@ void PackedWeights::fill(std::size_t first_output, const FloatMatrix& source) {
         }
     });
     if (broken >= 0) {
-        const bool int8 = kind_ == Kind::int8;
         throw std::invalid_argument("row " + std::to_string(broken.load()) + " of the source holds a NaN or an infinity" +
-                                    (int8 ? ", which int8 cannot" : " or more than 65,504, which int4 cannot") +
+                                    (!grouped() ? ", which int8 cannot" : " or more than 65,504, which groups cannot") +
                                     "; use bf16 weights");
     }
 }
 
 void PackedWeights::fill_groups(std::size_t first_output, std::size_t count, const std::uint8_t* numbers,
                                 const float* scales, const float* minima) {
-    if (!four_bits()) throw std::invalid_argument("groups of 4-bit numbers fill int4 weights only");
+    if (!grouped()) throw std::invalid_argument("groups of numbers fill weights in groups only: int4 or int8_groups");
     check_fit(first_output, count, inputs_);
-    const std::size_t groups = ceil_div(inputs_, int4::kGroup);
-    const auto fits = [&](float v) { return std::isfinite(v) && (wide() || float_of_float16(float16_of_float(v)) == v); };
-    for (const float* lines : {scales, minima}) {
+    const std::size_t groups = ceil_div(inputs_, groups::kGroup);
+    const bool wide = groups::is_wide(form()), minimal = groups::has_minima(form());
+    const auto fits = [&](float v) { return std::isfinite(v) && (wide || float_of_float16(float16_of_float(v)) == v); };
+    for (const float* lines : {scales, minimal ? minima : scales}) {
         if (std::all_of(lines, lines + count * groups, fits)) continue;
-        throw std::invalid_argument(wide() ? "a scale or a minimum is not finite"
-                                           : "a scale or a minimum is not a finite float16; int4_f32 weights hold float32");
+        throw std::invalid_argument(wide ? "a scale or a minimum is not finite"
+                                         : "a scale or a minimum is not a finite float16; weights of _f32 hold float32");
     }
-    if (std::any_of(numbers, numbers + count * inputs_, [](std::uint8_t q) { return q > 15; })) {
-        throw std::invalid_argument("a number is beyond 15, the largest of 4 bits");
+    const auto symmetric = [](float scale, float minimum) { return minimum == groups::kNoMinimum * scale; };
+    if (!minimal && !std::equal(scales, scales + count * groups, minima, symmetric)) {
+        throw std::invalid_argument("a minimum is not -128 times its scale; int8_groups_f32 weights hold any");
+    }
+    const std::size_t most = groups::most_number(form());
+    if (std::any_of(numbers, numbers + count * inputs_, [&](std::uint8_t q) { return q > most; })) {
+        throw std::invalid_argument("a number is beyond " + std::to_string(most) + ", the largest of these bits");
     }
     parallel_ranges(count, threads_for(count * inputs_), [&](std::size_t begin, std::size_t end) {
         Row row(inputs_);
-        const int4::Row to = row.groups();
+        const groups::Row to = row.groups();
         for (std::size_t i = begin; i < end; ++i) {
             std::copy_n(numbers + i * inputs_, inputs_, to.numbers);
             std::copy_n(scales + i * groups, groups, to.scales), std::copy_n(minima + i * groups, groups, to.minima);
-            int4::put(panel_of(first_output + i), (first_output + i) % width(), to, inputs_, wide());
+            groups::put(panel_of(first_output + i), (first_output + i) % width(), to, inputs_, form());
         }
     });
 }
@@ -207,14 +212,14 @@ std::uint8_t* PackedWeights::panel_of(std::size_t output) const {
     return data_.get() + output / width() * panel_bytes();
 }
 
-// False: int4 has no numbers for these.
+// False: groups have no numbers for these.
 bool PackedWeights::fill_row(std::size_t output, const float* values, Row& row) {
     const Layout& layout = level_->layout;
     auto* panel = panel_of(output);
-    if (four_bits()) {
-        const int4::Row to = row.groups();
-        if (!int4::quantise(values, inputs_, to)) return false;
-        int4::put(panel, output % width(), to, inputs_, wide());
+    if (grouped()) {
+        const groups::Row to = row.groups();
+        if (!groups::quantise(values, inputs_, to, form())) return false;
+        groups::put(panel, output % width(), to, inputs_, form());
         return true;
     }
     if (kind_ == Kind::bf16) {
@@ -237,11 +242,11 @@ bool PackedWeights::fill_row(std::size_t output, const float* values, Row& row) 
 void PackedWeights::read_row(std::size_t output, float* values, Row& row) const {
     const Layout& layout = level_->layout;
     const auto* panel = panel_of(output);
-    if (four_bits()) {
-        const int4::Row from = row.groups();
-        int4::get(panel, output % width(), from, inputs_, wide());
+    if (grouped()) {
+        const groups::Row from = row.groups();
+        groups::get(panel, output % width(), from, inputs_, form());
         for (std::size_t k = 0; k < inputs_; ++k) {
-            values[k] = from.scales[k / int4::kGroup] * from.numbers[k] + from.minima[k / int4::kGroup];
+            values[k] = from.scales[k / groups::kGroup] * from.numbers[k] + from.minima[k / groups::kGroup];
         }
         return;
     }
@@ -256,10 +261,25 @@ void PackedWeights::read_row(std::size_t output, float* values, Row& row) const 
 }
 
 void PackedWeights::multiply(const void* x, void* y, Float type, std::size_t rows, const float* bias) const {
-    run({data_.get(), panel_bytes(), inputs_, outputs_, scales_.get(), bias, x, y, type, false, false, wide()}, rows);
+    run({data_.get(), panel_bytes(), inputs_, outputs_, scales_.get(), bias, x, y, type, false, false, form()}, rows);
 }
 
-bool PackedWeights::gates() const { return level_->gates && !four_bits() && outputs_ % (2 * width()) == 0; }
+void PackedWeights::multiply_heads(const void* x, void* y, Float type, std::size_t rows, std::size_t heads,
+                                   std::size_t each) const {
+    const std::size_t padded = heads ? outputs_ / heads : 0;
+    if (!heads || outputs_ % heads || padded % width() || each > padded || kind_ != Kind::bf16) {
+        throw std::invalid_argument("these weights do not have heads of whole panels in bf16");
+    }
+    const std::size_t bytes = bytes_of(type);
+    parallel(heads, threads_for(rows * outputs_ * inputs_), [&](std::size_t head, std::size_t) {
+        run({panel_of(head * padded), panel_bytes(), inputs_, each, nullptr, nullptr,
+             static_cast<const std::uint8_t*>(x) + head * rows * inputs_ * bytes,
+             static_cast<std::uint8_t*>(y) + head * rows * each * bytes, type},
+            rows);
+    });
+}
+
+bool PackedWeights::gates() const { return level_->gates && !grouped() && outputs_ % (2 * width()) == 0; }
 
 void PackedWeights::multiply_gated(const void* x, void* y, Float type, std::size_t rows, const float* bias) const {
     if (!gates()) throw std::invalid_argument("these weights do not serve gated products");
@@ -269,7 +289,7 @@ void PackedWeights::multiply_gated(const void* x, void* y, Float type, std::size
 std::size_t PackedWeights::rows_at_once() const { return level_->rows_at_once; }
 
 void PackedWeights::run(const Product& product, std::size_t rows) const {
-    if (rows) (four_bits() ? level_->multiply_int4 : level_->multiply)(product, rows);
+    if (rows) (grouped() ? level_->multiply_groups : level_->multiply)(product, rows);
 }
 
 void PackedWeights::gather(const std::int64_t* ids, std::size_t count, void* y, Float type) const {

@@ -1,4 +1,4 @@
-// Linear layers, y = x * W^T + bias, whose weights stay in memory as bf16, int8 or in 4 bits (linear/int4.h).
+// Linear layers, y = x * W^T + bias, whose weights stay in memory as bf16, as int8, or in groups of 4 or 8 bits (linear/groups.h).
 //
 // bf16 becomes float32 in registers; every output is one chain of float32 sums over the inputs in ascending order (one input
 // at a time; 32 on AMX). On vectors, int8 weights meet x as 16-bit integers (kernels/vector_int8.h); on AMX they become bf16.
@@ -26,6 +26,7 @@ struct FloatMatrix {
 };
 
 struct LinearLevel;  // the functions of one instruction set
+enum class Form : std::uint8_t;  // how weights in groups lie together
 struct Product;
 
 // W [outputs, inputs], repacked for streaming: panels of as many outputs as the level wants, in each of them input
@@ -34,16 +35,18 @@ class PackedWeights {
   public:
     // int8: symmetric, value = scale of the output * integer of -127..127
     // int4: value = scale * integer of 0..15 + minimum, both for 32 inputs and float16; int4_f32: both float32
-    enum class Kind { bf16, int8, int4, int4_f32 };
+    // int8_groups: value = scale * (integer of 0..255 - 128), the scale for 32 inputs and float16
+    // int8_groups_f32: value = scale * integer of 0..255 + minimum, both for 32 inputs and float32
+    enum class Kind { bf16, int8, int4, int4_f32, int8_groups, int8_groups_f32 };
 
     // Zeros. Throws std::bad_alloc, and std::invalid_argument when a dimension is 0.
     PackedWeights(std::size_t outputs, std::size_t inputs, Kind kind, Isa isa);
 
     // Overwrites outputs first_output .. first_output + source.rows, rounding to nearest or quantising.
-    // Throws std::invalid_argument when they do not exist, source.cols != inputs, or (int8, int4) a value is not finite.
+    // Throws std::invalid_argument when they do not exist, source.cols != inputs, or (all but bf16) a value is not finite.
     void fill(std::size_t first_output, const FloatMatrix& source);
 
-    // The same for int4 weights that are in this form already: numbers [count, inputs], scales and minima [count, groups of
+    // The same for weights in groups that have this form already: numbers [count, inputs], scales and minima [count, groups of
     // 32 inputs], kept as they are. Throws std::invalid_argument where the format cannot hold them.
     void fill_groups(std::size_t first_output, std::size_t count, const std::uint8_t* numbers, const float* scales,
                      const float* minima);
@@ -56,6 +59,11 @@ class PackedWeights {
     void multiply_gated(const void* x, void* y, Float type, std::size_t rows, const float* bias) const;
     bool gates() const;
 
+    // W is [heads, outputs / heads, inputs], whose heads are whole panels: y [heads, rows, each] = x [heads, rows, inputs] * W^T of
+    // every head. each: outputs of a head that count, those before what fills up its last panel. The bits of a row are those of
+    // multiply(). Throws std::invalid_argument for other heads.
+    void multiply_heads(const void* x, void* y, Float type, std::size_t rows, std::size_t heads, std::size_t each) const;
+
     // Rows that pass through several matrices before the next ones do, so that what lies between them stays in caches.
     std::size_t rows_at_once() const;
 
@@ -64,12 +72,12 @@ class PackedWeights {
 
     std::size_t outputs() const { return outputs_; }
     std::size_t inputs() const { return inputs_; }
+    std::size_t width() const;   // outputs of a panel
     std::size_t nbytes() const;  // weights, padding and scales
 
   private:
-    bool four_bits() const { return kind_ == Kind::int4 || wide(); }
-    bool wide() const { return kind_ == Kind::int4_f32; }
-    std::size_t width() const;  // outputs of a panel
+    bool grouped() const { return kind_ >= Kind::int4; }
+    Form form() const { return static_cast<Form>(grouped() ? static_cast<int>(kind_) - static_cast<int>(Kind::int4) : 0); }
     std::size_t panels() const;
     std::size_t panel_bytes() const;
     std::uint8_t* panel_of(std::size_t output) const;

@@ -31,6 +31,22 @@ struct Blocks {
     }
 };
 
+// put(d, element) for elements of a token of a plain side, or of keys whose first elements it is.
+template <class Stored, class Put>
+INLINE void each_element(const Blocks& blocks, const Side& side, std::int64_t position, const Put& put) {
+    constexpr int pack = 4 / static_cast<int>(sizeof(Stored));
+    const Spot spot = blocks.spot(position);
+    const auto* block = reinterpret_cast<const Stored*>(spot.in(side.data));
+    const std::int64_t row = side.row ? side.row : side.dim;
+    if (!side.in_tiles) {
+        for (int d = 0; d < side.dim; ++d) put(d, block[spot.token * row + d]);
+        return;
+    }
+    const Stored* tile = block + spot.token / kTile * kTile * row + spot.token % kTile * pack;
+    for (int d = 0; d < side.dim; d += pack, tile += kTile * pack)
+        for (int i = 0; i < pack; ++i) put(d + i, tile[i]);
+}
+
 // A plain tile in the arrangement of tiled ones; tokens that are not live become zeros. keys: as K, else as V.
 template <class Lanes, class Stored, auto Widen>
 const typename Lanes::T* copy_plain(const Blocks& blocks, const Side& side, const Slot& slot, bool keys,
@@ -40,13 +56,11 @@ const typename Lanes::T* copy_plain(const Blocks& blocks, const Side& side, cons
     std::fill(to, to + kTile * dim, typename Lanes::T{});
     for (int j = 0; j < kTile; ++j) {
         if (!(slot.live >> j & 1)) continue;
-        const Spot spot = blocks.spot(slot.begin + j);
-        const Stored* from = reinterpret_cast<const Stored*>(spot.in(side.data)) + spot.token * dim;
-        for (int d = 0; d < dim; ++d) {
+        each_element<Stored>(blocks, side, slot.begin + j, [&](int d, Stored x) __attribute__((always_inline)) {
             const int at = keys ? (d / pack * kTile + j) * pack + d % pack : (j / pack * dim + d) * pack + j % pack;
-            if constexpr (std::is_null_pointer_v<decltype(Widen)>) to[at] = from[d];
-            else to[at] = Widen(from[d]);
-        }
+            if constexpr (std::is_null_pointer_v<decltype(Widen)>) to[at] = x;
+            else to[at] = Widen(x);
+        });
     }
     return to;
 }

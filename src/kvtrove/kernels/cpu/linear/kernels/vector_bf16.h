@@ -1,7 +1,7 @@
 // The tasks of linear.cpp for one instruction set: included there once per level, inside a namespace of its own, with
 //   KVTROVE_TARGET  attribute that allows the instructions        KVTROVE_LANES  float32 lanes of a vector
 //   KVTROVE_SUMS    vectors of sums that fit into the registers beside weights and x
-//   KVTROVE_INT4    the product of 4-bit weights
+//   KVTROVE_GROUPS    the product of weights in groups
 //   KVTROVE_ADD_PAIRS(sum, a, b)  sum += the products of the 16-bit numbers in a and b, neighbours added
 
 constexpr std::size_t kLanes = KVTROVE_LANES;
@@ -234,5 +234,5 @@ inline void multiply(const Product& job, std::size_t rows) {
     });
 }
 
-constexpr LinearLevel kLevel = {layout_of<Places>(), kRowsAtOnce, false, multiply, KVTROVE_INT4};
+constexpr LinearLevel kLevel = {layout_of<Places>(), kRowsAtOnce, false, multiply, KVTROVE_GROUPS};
 #undef KVTROVE_ALONE

@@ -4,7 +4,7 @@
 // at most, memory gives a core about 4 bytes in a cycle, so there is no reason for another kernel when there is one row.
 #if defined(__x86_64__) || defined(KVTROVE_EMULATE_AMX)
 
-#include "linear/kernels/amx_int4.h"
+#include "linear/kernels/amx_groups.h"
 #include "linear/kernels/amx_int8.h"
 
 namespace kvtrove {
@@ -88,7 +88,7 @@ void multiply(const Product& job, std::size_t rows) {
 
 }  // namespace amx
 
-const LinearLevel kAmxLevel = {layout_of<amx::TilePlaces>(), amx::kMostRows, true, amx::multiply, amx::multiply_int4};
+const LinearLevel kAmxLevel = {layout_of<amx::TilePlaces>(), amx::kMostRows, true, amx::multiply, amx::multiply_groups};
 
 }  // namespace kvtrove
 #endif

@@ -1,4 +1,4 @@
-// Products of linear/int4.h for one instruction set: included once per level by linear/int4.cpp, in a namespace of its own
+// Products of linear/groups.h for one instruction set: included once per level by linear/groups.cpp, in a namespace of its own
 // that has a `Dot`, with
 //   KVTROVE_TARGET  attribute that allows the instructions        KVTROVE_LANES  float32 lanes of a vector
 //   KVTROVE_ROWS    rows whose sums fit into the registers        KVTROVE_HALVES(from)  float16 numbers as float32
@@ -43,10 +43,10 @@ KVTROVE_TARGET void pack_stretch(const T* x, std::size_t count, Stretch& to) {
 }
 
 // Part `part` of the scales or minima at `from`.
-template <bool Wide>
+template <Form Of>
 [[gnu::always_inline]] KVTROVE_TARGET inline Floats floats_at(const std::uint8_t* from, std::size_t part) {
-    from += part * kLanes * scale_bytes(Wide);
-    if constexpr (Wide) {
+    from += part * kLanes * scale_bytes(Of);
+    if constexpr (is_wide(Of)) {
         Floats values;
         std::memcpy(&values, from, sizeof values);
         return values;
@@ -56,26 +56,28 @@ template <bool Wide>
 }
 
 // totals [rows][32] += what `groups` groups of a panel give for a stretch of some rows.
-template <std::size_t Rows, bool Wide>
+template <std::size_t Rows, Form Of>
 __attribute__((noinline)) KVTROVE_TARGET void add_stretch(const Stretch* x, const std::uint8_t* panel, std::size_t groups,
                                                           std::size_t ahead, float* totals) {
     Floats sums[Rows][kParts] = {};
-    for (std::size_t g = 0; g < groups; ++g, panel += group_bytes(Wide)) {
-        for (std::size_t line = 0; line < group_bytes(Wide); line += kCacheLine) {
+    for (std::size_t g = 0; g < groups; ++g, panel += group_bytes(Of)) {
+        for (std::size_t line = 0; line < group_bytes(Of); line += kCacheLine) {
             __builtin_prefetch(panel + ahead + line);
         }
 #pragma GCC unroll 8
         for (std::size_t part = 0; part < kParts; ++part) {
-            Dot dots[Rows];
-#pragma GCC unroll 4
-            for (std::size_t row = 0; row < kGroup / kWord; ++row) {
-                const auto numbers = Dot::unpack(panel + head_bytes(Wide) + row * kWordsBytes + part * 4 * kLanes);
-                const std::size_t at = g * kGroup + row * kWord;
+            Dot<has_bytes(Of)> dots[Rows];
+#pragma GCC unroll 8
+            for (std::size_t row = 0; row < kGroup / word_inputs(Of); ++row) {
+                const std::uint8_t* words = panel + head_bytes(Of) + row * kWordsBytes + part * 4 * kLanes;
+                const auto numbers = Dot<has_bytes(Of)>::unpack(words);
+                const std::size_t at = g * kGroup + row * word_inputs(Of);
 #pragma GCC unroll 8
                 for (std::size_t r = 0; r < Rows; ++r) dots[r].add(numbers, x[r].high + at, x[r].low + at);
             }
-            const Floats scale = floats_at<Wide>(panel, part);
-            const Floats minimum = floats_at<Wide>(panel + head_bytes(Wide) / 2, part);
+            const Floats scale = floats_at<Of>(panel, part);
+            Floats minimum = scale * kNoMinimum;
+            if constexpr (has_minima(Of)) minimum = floats_at<Of>(panel + scales_bytes(Of), part);
 #pragma GCC unroll 8
             for (std::size_t r = 0; r < Rows; ++r) {
                 const Floats dot = __builtin_convertvector(reinterpret_cast<Ints>(dots[r].total()), Floats);
@@ -96,18 +98,18 @@ __attribute__((noinline)) KVTROVE_TARGET void add_stretch(const Stretch* x, cons
     }
 }
 
-template <bool Wide, std::size_t Rows = KVTROVE_ROWS>
+template <Form Of, std::size_t Rows = KVTROVE_ROWS>
 KVTROVE_TARGET inline void with_rows(std::size_t rows, const Stretch* x, const std::uint8_t* panel, std::size_t groups,
                                      std::size_t ahead, float* totals) {
     if (rows == Rows) {
-        add_stretch<Rows, Wide>(x, panel, groups, ahead, totals);
+        add_stretch<Rows, Of>(x, panel, groups, ahead, totals);
     } else if constexpr (Rows > 1) {
-        with_rows<Wide, Rows - 1>(rows, x, panel, groups, ahead, totals);
+        with_rows<Of, Rows - 1>(rows, x, panel, groups, ahead, totals);
     }
 }
 
 // Rows and panels of a part. x: [stretches][all rows]. A stretch of a panel stays in L1 while all rows meet it.
-template <bool Wide>
+template <Form Of>
 KVTROVE_TARGET void run(const Product& job, const Stretch* x, std::size_t all_rows, const Part& part) {
     alignas(64) float totals[kMostRows * kWidth];
     const std::size_t rows = part.row_end - part.row, row_groups = ceil_div(rows, std::size_t{KVTROVE_ROWS});
@@ -119,7 +121,7 @@ KVTROVE_TARGET void run(const Product& job, const Stretch* x, std::size_t all_ro
             const Stretch* of = x + first / kGroups * all_rows + part.row;
             for (std::size_t i = 0; i < row_groups; ++i) {
                 const std::size_t row = rows * i / row_groups, count = rows * (i + 1) / row_groups - row;
-                with_rows<Wide>(count, of + row, weights + first * group_bytes(Wide), std::min(kGroups, groups - first),
+                with_rows<Of>(count, of + row, weights + first * group_bytes(Of), std::min(kGroups, groups - first),
                                 i ? 0 : kAhead, totals + row * kWidth);
             }
         }
@@ -138,4 +140,4 @@ KVTROVE_TARGET void pack_rows(const Product& job, std::size_t row, std::size_t r
     }
 }
 
-constexpr Means kMeans = {{pack_rows<float>, pack_rows<std::uint16_t>}, {run<false>, run<true>}};
+constexpr Means kMeans = {{pack_rows<float>, pack_rows<std::uint16_t>}, {run<Form::nibbles>, run<Form::nibbles_f32>, run<Form::bytes>, run<Form::bytes_f32>}};

@@ -1,25 +1,25 @@
-// Products of 4-bit weights on tiles, with the bits of vectors (linear/int4.h). Of every panel, a stretch of 256 inputs is
+// Products of weights in groups on tiles, with the bits of vectors (linear/groups.h). Of every panel, a stretch of 256 inputs is
 // unpacked once for all rows: integers of a group are half an operand B, and each plane of 16 rows of x half an operand A,
 // as x lies in memory. Sums of a group are whole numbers; scaling them takes longer than the products.
 #pragma once
 
-#include "linear/int4.h"
+#include "linear/groups.h"
 #include "linear/kernels/amx_layout.h"
 
 namespace kvtrove::amx {
 
 // A stretch of a panel: integers as operands B [groups][halves], scales and minima [groups][halves].
 struct Unpacked {
-    static constexpr std::size_t kRowsOfB = int4::kGroup / 4;
-    alignas(64) std::uint8_t numbers[int4::kGroups][kHalves][kRowsOfB * tiles::kRowBytes];
-    Floats scales[int4::kGroups][kHalves], minima[int4::kGroups][kHalves];
+    static constexpr std::size_t kRowsOfB = groups::kGroup / 4;
+    alignas(64) std::uint8_t numbers[groups::kGroups][kHalves][kRowsOfB * tiles::kRowBytes];
+    Floats scales[groups::kGroups][kHalves], minima[groups::kGroups][kHalves];
 };
 
 // 16 of the scales or minima at `from`.
-[[gnu::always_inline]] KVTROVE_AMX inline Floats lines_at(const std::uint8_t* from, std::size_t half, bool wide) {
-    from += half * kColumns * int4::scale_bytes(wide);
+[[gnu::always_inline]] KVTROVE_AMX inline Floats lines_at(const std::uint8_t* from, std::size_t half, Form form) {
+    from += half * kColumns * groups::scale_bytes(form);
     Floats values;
-    if (wide) {
+    if (groups::is_wide(form)) {
         std::memcpy(&values, from, sizeof values);
     } else {
 #if defined(KVTROVE_EMULATE_AMX)
@@ -37,17 +37,23 @@ struct Unpacked {
     return values;
 }
 
-KVTROVE_AMX inline void unpack(const std::uint8_t* panel, std::size_t groups, bool wide, Unpacked& to) {
+KVTROVE_AMX inline void unpack(const std::uint8_t* panel, std::size_t groups, Form form, Unpacked& to) {
     constexpr std::uint32_t kLowHalves = 0x0f0f0f0f;
-    for (std::size_t g = 0; g < groups; ++g, panel += int4::group_bytes(wide)) {
+    for (std::size_t g = 0; g < groups; ++g, panel += groups::group_bytes(form)) {
         for (std::size_t half = 0; half < kHalves; ++half) {
-            to.scales[g][half] = lines_at(panel, half, wide);
-            to.minima[g][half] = lines_at(panel + int4::head_bytes(wide) / 2, half, wide);
-            const std::uint8_t* from = panel + int4::head_bytes(wide) + half * tiles::kRowBytes;
+            const Floats scale = lines_at(panel, half, form);
+            to.scales[g][half] = scale;
+            to.minima[g][half] = groups::has_minima(form) ? lines_at(panel + groups::scales_bytes(form), half, form)
+                                                          : scale * groups::kNoMinimum;
+            const std::uint8_t* from = panel + groups::head_bytes(form) + half * tiles::kRowBytes;
             std::uint8_t* rows = to.numbers[g][half];
-            for (std::size_t i = 0; i < int4::kGroup / int4::kWord; ++i, from += int4::kWordsBytes) {
+            for (std::size_t i = 0; i < groups::kGroup / groups::word_inputs(form); ++i, from += groups::kWordsBytes) {
                 Words words;
                 std::memcpy(&words, from, sizeof words);
+                if (groups::has_bytes(form)) {
+                    std::memcpy(rows, &words, sizeof words), rows += sizeof words;
+                    continue;
+                }
                 const Words both[] = {words & kLowHalves, words >> 4 & kLowHalves};
                 std::memcpy(rows, both, sizeof both), rows += sizeof both;
             }
@@ -58,7 +64,7 @@ KVTROVE_AMX inline void unpack(const std::uint8_t* panel, std::size_t groups, bo
 KVTROVE_AMX inline void configure_groups() {
     tiles::Shapes shapes;
     for (int tile = 0; tile < 4; ++tile) shapes.set(tile, tiles::kRows);
-    for (int tile = 4; tile < 6; ++tile) shapes.set(tile, tiles::kRows, int4::kGroup);
+    for (int tile = 4; tile < 6; ++tile) shapes.set(tile, tiles::kRows, groups::kGroup);
     shapes.set(6, Unpacked::kRowsOfB);
     tiles::configure(shapes);
 }
@@ -69,18 +75,18 @@ struct GroupSums {
 };
 
 template <int High>
-[[gnu::always_inline]] KVTROVE_AMX inline void dot_group(const int4::Stretch* x, const std::uint8_t* numbers, std::size_t g,
+[[gnu::always_inline]] KVTROVE_AMX inline void dot_group(const groups::Stretch* x, const std::uint8_t* numbers, std::size_t g,
                                                          GroupSums& sums) {
     tiles::zero<High>(), tiles::zero<High + 1>();
     tiles::load<6>(numbers, tiles::kRowBytes);
-    tiles::load<4>(x->high + g * int4::kGroup, sizeof *x), tiles::load<5>(x->low + g * int4::kGroup, sizeof *x);
-    tiles::dot_i8<High, 4, 6>(), tiles::dot_i8<High + 1, 5, 6>();
+    tiles::load<4>(x->high + g * groups::kGroup, sizeof *x), tiles::load<5>(x->low + g * groups::kGroup, sizeof *x);
+    tiles::dot_i8_u8<High, 4, 6>(), tiles::dot_i8_u8<High + 1, 5, 6>();
     tiles::store<High>(sums.high, tiles::kRowBytes), tiles::store<High + 1>(sums.low, tiles::kRowBytes);
 }
 
 // totals [rows][32] += a stretch of up to 16 rows and half a panel. A group's products run while the one before it is
 // scaled. All 16 rows are, because then their sums stay in registers; behind the last row of x lies something.
-KVTROVE_AMX inline void add_stretch(const int4::Stretch* x, std::size_t rows, const Unpacked& weights, std::size_t half,
+KVTROVE_AMX inline void add_stretch(const groups::Stretch* x, std::size_t rows, const Unpacked& weights, std::size_t half,
                                     std::size_t groups, float* totals) {
     GroupSums sums[2];
     Floats stretch[kTileRows] = {};
@@ -107,22 +113,22 @@ KVTROVE_AMX inline void add_stretch(const int4::Stretch* x, std::size_t rows, co
 }
 
 // Rows and panels of a part. x: [stretches][all rows], and as many as a tile has behind the last one.
-KVTROVE_AMX inline void run_int4(const Product& job, const int4::Stretch* x, std::size_t all_rows, const Part& part) {
-    alignas(64) float totals[int4::kMostRows * kWidth];
+KVTROVE_AMX inline void run_groups(const Product& job, const groups::Stretch* x, std::size_t all_rows, const Part& part) {
+    alignas(64) float totals[groups::kMostRows * kWidth];
     Unpacked weights;
-    const std::size_t rows = part.row_end - part.row, groups = ceil_div(job.inputs, int4::kGroup);
-    const std::size_t bytes = int4::group_bytes(job.wide);
+    const std::size_t rows = part.row_end - part.row, groups = ceil_div(job.inputs, groups::kGroup);
+    const std::size_t bytes = groups::group_bytes(job.form);
     configure_groups();
     for (std::size_t panel = part.panel; panel < part.panel_end; ++panel) {
         std::fill_n(totals, rows * kWidth, 0.0f);
         const std::uint8_t* at = job.weights + panel * job.panel_bytes;
-        for (std::size_t first = 0; first < groups; first += int4::kGroups, at += int4::kGroups * bytes) {
-            const std::size_t count = std::min(int4::kGroups, groups - first);
+        for (std::size_t first = 0; first < groups; first += groups::kGroups, at += groups::kGroups * bytes) {
+            const std::size_t count = std::min(groups::kGroups, groups - first);
             for (std::size_t line = 0; line < count * bytes; line += kCacheLine) {
-                __builtin_prefetch(at + int4::kGroups * bytes + line, 0, 2);
+                __builtin_prefetch(at + groups::kGroups * bytes + line, 0, 2);
             }
-            unpack(at, count, job.wide, weights);
-            const int4::Stretch* of = x + first / int4::kGroups * all_rows + part.row;
+            unpack(at, count, job.form, weights);
+            const groups::Stretch* of = x + first / groups::kGroups * all_rows + part.row;
             for (std::size_t row = 0; row < rows; row += kTileRows) {
                 for (std::size_t half = 0; half < kHalves; ++half) {
                     add_stretch(of + row, std::min(kTileRows, rows - row), weights, half, count,
@@ -130,21 +136,21 @@ KVTROVE_AMX inline void run_int4(const Product& job, const int4::Stretch* x, std
                 }
             }
         }
-        int4::write_rows(job, part.row, rows, panel, totals);
+        groups::write_rows(job, part.row, rows, panel, totals);
     }
     tiles::release();
 }
 
 // Few rows are sooner done by vectors.
-inline void multiply_int4(const Product& job, std::size_t rows) {
+inline void multiply_groups(const Product& job, std::size_t rows) {
     constexpr std::size_t kFewRows = 8;
 #if defined(KVTROVE_EMULATE_AMX)
-    const int4::Means& vectors = int4::portable_means();
+    const groups::Means& vectors = groups::portable_means();
 #else
-    const int4::Means& vectors = int4::avx512_means();
+    const groups::Means& vectors = groups::avx512_means();
 #endif
-    if (rows <= kFewRows) return int4::multiply(vectors, job, rows);
-    int4::multiply({{vectors.pack[0], vectors.pack[1]}, {run_int4, run_int4}}, job, rows);
+    if (rows <= kFewRows) return groups::multiply(vectors, job, rows);
+    groups::multiply({{vectors.pack[0], vectors.pack[1]}, {run_groups, run_groups, run_groups, run_groups}}, job, rows);
 }
 
 }  // namespace kvtrove::amx

@@ -1,4 +1,4 @@
-#include "linear/int4.h"
+#include "linear/groups.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -12,7 +12,7 @@
 #include "common/memory.h"
 #include "common/parts.h"
 
-namespace kvtrove::int4 {
+namespace kvtrove::groups {
 
 namespace {
 
@@ -22,8 +22,10 @@ constexpr std::size_t kAhead = 2560;     // bytes of a panel that are asked for 
 [[gnu::always_inline]] inline float widened(float x) { return x; }
 [[gnu::always_inline]] inline float widened(std::uint16_t bits) { return float_of_bfloat16(bits); }
 
+// Sums of a word of 4 or 8 inputs after the other: unpack(), then add() for each row of x.
 namespace portable {
-// Integers of 0..15 as they are, in words.
+// Integers as they are, in words.
+template <bool Bytes>
 struct Dot {
     typedef std::int32_t Sum __attribute__((vector_size(16)));
     typedef std::uint32_t Numbers __attribute__((vector_size(16)));
@@ -35,8 +37,9 @@ struct Dot {
         return words;
     }
     void add(const Numbers& words, const std::int8_t* high, const std::int8_t* low) {
-        for (int i = 0; i < 8; ++i) {
-            sum += reinterpret_cast<Sum>(words >> (i % 4 * 8 + i / 4 * 4) & 15u) * (128 * high[i] + low[i]);
+        for (int i = 0; i < (Bytes ? 4 : 8); ++i) {
+            const Numbers numbers = words >> (i % 4 * 8 + i / 4 * 4) & (Bytes ? 255u : 15u);
+            sum += reinterpret_cast<Sum>(numbers) * (128 * high[i] + low[i]);
         }
     }
     Sum total() const { return sum; }
@@ -57,7 +60,7 @@ inline Quad halves(const std::uint8_t* from) {
 #define KVTROVE_LANES 4
 #define KVTROVE_ROWS 4
 #define KVTROVE_HALVES(from) halves(from)
-#include "linear/kernels/vector_int4.h"
+#include "linear/kernels/vector_groups.h"
 #undef KVTROVE_TARGET
 #undef KVTROVE_LANES
 #undef KVTROVE_ROWS
@@ -74,25 +77,14 @@ inline Quad halves(const std::uint8_t* from) {
 namespace avx2 {
 #define KVTROVE_TARGET __attribute__((target("avx2,f16c")))
 #define KVTROVE_INLINE [[gnu::always_inline]] KVTROVE_TARGET inline
-// Sums of pairs stay below 2^15 over a group: 16 products of 15 * 127.
-struct Dot {
+// Sums of pairs of halves of bytes stay below 2^15 over a group: 16 products of 15 * 127.
+struct Halves {
     __m256i high, low;
-    struct Numbers {
-        __m256i first, second;  // of each 8 inputs the first four, and the others
-    };
 
-    KVTROVE_INLINE Dot() : high(_mm256_setzero_si256()), low(_mm256_setzero_si256()) {}
-    KVTROVE_INLINE static Numbers unpack(const std::uint8_t* from) {
-        const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), half = _mm256_set1_epi8(15);
-        return {_mm256_and_si256(words, half), _mm256_and_si256(_mm256_srli_epi16(words, 4), half)};
-    }
-    KVTROVE_INLINE static __m256i pairs(const Numbers& numbers, const std::int8_t* x) {
-        return _mm256_add_epi16(_mm256_maddubs_epi16(numbers.first, _mm256_set1_epi32(word_at(x))),
-                                _mm256_maddubs_epi16(numbers.second, _mm256_set1_epi32(word_at(x + 4))));
-    }
-    KVTROVE_INLINE void add(const Numbers& numbers, const std::int8_t* x_high, const std::int8_t* x_low) {
-        high = _mm256_add_epi16(high, pairs(numbers, x_high));
-        low = _mm256_add_epi16(low, pairs(numbers, x_low));
+    KVTROVE_INLINE Halves() : high(_mm256_setzero_si256()), low(_mm256_setzero_si256()) {}
+    KVTROVE_INLINE void add(__m256i numbers, const std::int8_t* x_high, const std::int8_t* x_low) {
+        high = _mm256_add_epi16(high, _mm256_maddubs_epi16(numbers, _mm256_set1_epi32(word_at(x_high))));
+        low = _mm256_add_epi16(low, _mm256_maddubs_epi16(numbers, _mm256_set1_epi32(word_at(x_low))));
     }
     KVTROVE_INLINE __m256i total() const {
         const __m256i ones = _mm256_set1_epi16(1);
@@ -100,10 +92,34 @@ struct Dot {
     }
 };
 
+// Bytes are 16 * a half + a half: pairs of them as they are would pass 2^15.
+template <bool Bytes>
+struct Dot {
+    Halves first, second;
+    struct Numbers {
+        __m256i low, high;  // halves of the bytes
+    };
+
+    KVTROVE_INLINE Dot() : first(), second() {}
+    KVTROVE_INLINE static Numbers unpack(const std::uint8_t* from) {
+        const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), half = _mm256_set1_epi8(15);
+        return {_mm256_and_si256(words, half), _mm256_and_si256(_mm256_srli_epi16(words, 4), half)};
+    }
+    KVTROVE_INLINE void add(const Numbers& numbers, const std::int8_t* x_high, const std::int8_t* x_low) {
+        first.add(numbers.low, x_high, x_low);
+        if constexpr (Bytes) second.add(numbers.high, x_high, x_low);
+        else first.add(numbers.high, x_high + 4, x_low + 4);
+    }
+    KVTROVE_INLINE __m256i total() const {
+        if constexpr (Bytes) return _mm256_add_epi32(first.total(), _mm256_slli_epi32(second.total(), 4));
+        else return first.total();
+    }
+};
+
 #define KVTROVE_LANES 8
 #define KVTROVE_ROWS 3
 #define KVTROVE_HALVES(from) (Floats) _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))
-#include "linear/kernels/vector_int4.h"
+#include "linear/kernels/vector_groups.h"
 #undef KVTROVE_TARGET
 #undef KVTROVE_INLINE
 #undef KVTROVE_LANES
@@ -114,22 +130,25 @@ struct Dot {
 namespace avx512 {
 #define KVTROVE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni" KVTROVE_WIDE)))
 #define KVTROVE_INLINE [[gnu::always_inline]] KVTROVE_TARGET inline
+template <bool Bytes>
 struct Dot {
     typedef std::int32_t Lanes __attribute__((vector_size(64)));
     __m512i high, low;
     struct Numbers {
-        __m512i first, second;
+        __m512i first, second;  // of each 8 inputs the first four, and the others; of bytes four alone
     };
 
     KVTROVE_INLINE Dot() : high(_mm512_setzero_si512()), low(_mm512_setzero_si512()) {}
     KVTROVE_INLINE static Numbers unpack(const std::uint8_t* from) {
         Lanes words;
         std::memcpy(&words, from, sizeof words);
-        return {reinterpret_cast<__m512i>(words & 0x0f0f0f0f), reinterpret_cast<__m512i>(words >> 4 & 0x0f0f0f0f)};
+        if constexpr (Bytes) return {reinterpret_cast<__m512i>(words), reinterpret_cast<__m512i>(words)};
+        else return {reinterpret_cast<__m512i>(words & 0x0f0f0f0f), reinterpret_cast<__m512i>(words >> 4 & 0x0f0f0f0f)};
     }
     KVTROVE_INLINE static __m512i with(__m512i sum, const Numbers& numbers, const std::int8_t* x) {
         sum = _mm512_dpbusd_epi32(sum, numbers.first, _mm512_set1_epi32(word_at(x)));
-        return _mm512_dpbusd_epi32(sum, numbers.second, _mm512_set1_epi32(word_at(x + 4)));
+        if constexpr (Bytes) return sum;
+        else return _mm512_dpbusd_epi32(sum, numbers.second, _mm512_set1_epi32(word_at(x + 4)));
     }
     KVTROVE_INLINE void add(const Numbers& numbers, const std::int8_t* x_high, const std::int8_t* x_low) {
         high = with(high, numbers, x_high), low = with(low, numbers, x_low);
@@ -145,7 +164,7 @@ struct Dot {
 // with a mask of all lanes: as above
 #define KVTROVE_HALVES(from) \
     (Floats) _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))
-#include "linear/kernels/vector_int4.h"
+#include "linear/kernels/vector_groups.h"
 #undef KVTROVE_TARGET
 #undef KVTROVE_INLINE
 #undef KVTROVE_LANES
@@ -197,6 +216,18 @@ bool quantise_group(const float* values, std::size_t count, std::uint8_t* number
     return true;
 }
 
+// Symmetric: 128 is zero.
+bool quantise_bytes(const float* values, std::size_t count, std::uint8_t* numbers, float& scale) {
+    float largest = 0;
+    for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
+    scale = as_half(largest / 127);
+    for (std::size_t i = 0; i < count; ++i) {
+        const float steps = scale > 0 ? std::nearbyint(values[i] / scale) : 0;
+        numbers[i] = static_cast<std::uint8_t>(128 + std::clamp(steps, -127.0f, 127.0f));
+    }
+    return std::isfinite(scale);
+}
+
 }  // namespace
 
 void write_rows(const Product& job, std::size_t row, std::size_t rows, std::size_t panel, const float* totals) {
@@ -217,7 +248,7 @@ void write_rows(const Product& job, std::size_t row, std::size_t rows, std::size
 // x is packed once, for all threads.
 void multiply(const Means& level, const Product& all, std::size_t all_rows) {
     const auto pack = level.pack[all.type == Float::bf16];
-    const auto run = level.run[all.wide];
+    const auto run = level.run[static_cast<std::size_t>(all.form)];
     in_pieces(all_rows, kPackedRows, [&](std::size_t first, std::size_t rows) {
         const Product job = all.from(first);
         const std::size_t stretches = ceil_div(job.inputs, kStretch);
@@ -243,11 +274,18 @@ void multiply_avx2(const Product& job, std::size_t rows) { multiply(avx2::kMeans
 void multiply_avx512(const Product& job, std::size_t rows) { multiply(avx512::kMeans, job, rows); }
 #endif
 
-bool quantise(const float* values, std::size_t inputs, const Row& to) {
+bool quantise(const float* values, std::size_t inputs, const Row& to, Form form) {
     for (std::size_t k = 0; k < inputs; k += kGroup) {
-        const std::size_t group = k / kGroup, count = std::min(kGroup, inputs - k);
-        std::fill_n(to.numbers + k, kGroup, std::uint8_t{0});
-        if (!quantise_group(values + k, count, to.numbers + k, to.scales[group], to.minima[group])) return false;
+        const std::size_t count = std::min(kGroup, inputs - k);
+        std::uint8_t* numbers = to.numbers + k;
+        float &scale = to.scales[k / kGroup], &minimum = to.minima[k / kGroup];
+        std::fill_n(numbers, kGroup, std::uint8_t{0});
+        if (has_bytes(form)) {
+            if (!quantise_bytes(values + k, count, numbers, scale)) return false;
+            minimum = kNoMinimum * scale;
+        } else if (!quantise_group(values + k, count, numbers, scale, minimum)) {
+            return false;
+        }
     }
     return true;
 }
@@ -259,45 +297,49 @@ struct Place {
     std::size_t byte;
     int shift;
 
-    Place(std::size_t at, std::size_t input, bool wide)
-        : byte(input / kGroup * group_bytes(wide) + head_bytes(wide) + input % kGroup / kWord * kWordsBytes + at * 4 +
-               input % 4),
-          shift(input % kWord / 4 * 4) {}
+    Place(std::size_t at, std::size_t input, Form form)
+        : byte(input / kGroup * group_bytes(form) + head_bytes(form) +
+               input % kGroup / word_inputs(form) * kWordsBytes + at * 4 + input % 4),
+          shift(input % word_inputs(form) / 4 * 4) {}
 };
 
 }  // namespace
 
-void put(std::uint8_t* panel, std::size_t at, const Row& row, std::size_t inputs, bool wide) {
+void put(std::uint8_t* panel, std::size_t at, const Row& row, std::size_t inputs, Form form) {
     for (std::size_t group = 0; group < ceil_div(inputs, kGroup); ++group) {
-        std::uint8_t* head = panel + group * group_bytes(wide) + at * scale_bytes(wide);
-        for (const float value : {row.scales[group], row.minima[group]}) {
-            const std::uint16_t half = float16_of_float(value);
-            wide ? std::memcpy(head, &value, sizeof value) : std::memcpy(head, &half, sizeof half);
-            head += head_bytes(wide) / 2;
+        std::uint8_t* head = panel + group * group_bytes(form) + at * scale_bytes(form);
+        for (const float* lines : {row.scales, row.minima}) {
+            if (lines == row.minima && !has_minima(form)) break;
+            const std::uint16_t half = float16_of_float(lines[group]);
+            is_wide(form) ? std::memcpy(head, lines + group, sizeof *lines) : std::memcpy(head, &half, sizeof half);
+            head += scales_bytes(form);
         }
     }
+    const int mask = static_cast<int>(most_number(form));
     for (std::size_t k = 0; k < ceil_div(inputs, kGroup) * kGroup; ++k) {
-        const Place place(at, k, wide);
+        const Place place(at, k, form);
         std::uint8_t& byte = panel[place.byte];
-        byte = static_cast<std::uint8_t>((byte & ~(15 << place.shift)) | row.numbers[k] << place.shift);
+        byte = static_cast<std::uint8_t>((byte & ~(mask << place.shift)) | row.numbers[k] << place.shift);
     }
 }
 
-void get(const std::uint8_t* panel, std::size_t at, const Row& row, std::size_t inputs, bool wide) {
+void get(const std::uint8_t* panel, std::size_t at, const Row& row, std::size_t inputs, Form form) {
     for (std::size_t group = 0; group < ceil_div(inputs, kGroup); ++group) {
-        const std::uint8_t* head = panel + group * group_bytes(wide) + at * scale_bytes(wide);
+        const std::uint8_t* head = panel + group * group_bytes(form) + at * scale_bytes(form);
         for (float* value : {row.scales + group, row.minima + group}) {
             std::uint16_t half;
             std::memcpy(&half, head, sizeof half);
-            if (wide) std::memcpy(value, head, sizeof *value);
+            if (is_wide(form)) std::memcpy(value, head, sizeof *value);
             else *value = float_of_float16(half);
-            head += head_bytes(wide) / 2;
+            head += scales_bytes(form);
         }
+        if (!has_minima(form)) row.minima[group] = kNoMinimum * row.scales[group];
     }
+    const int mask = static_cast<int>(most_number(form));
     for (std::size_t k = 0; k < ceil_div(inputs, kGroup) * kGroup; ++k) {
-        const Place place(at, k, wide);
-        row.numbers[k] = panel[place.byte] >> place.shift & 15;
+        const Place place(at, k, form);
+        row.numbers[k] = static_cast<std::uint8_t>(panel[place.byte] >> place.shift & mask);
     }
 }
 
-}  // namespace kvtrove::int4
+}  // namespace kvtrove::groups

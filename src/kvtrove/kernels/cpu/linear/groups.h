@@ -1,5 +1,6 @@
-// Linear layers whose weights are integers of 0..15: value = scale * integer + minimum, with one scale and one minimum
-// for 32 inputs of an output (in float16, or in float32 where they come from elsewhere and must stay as they are).
+// Linear layers whose weights are integers of 0..15 or 0..255: value = scale * integer + minimum, with one scale and one
+// minimum for 32 inputs of an output (in float16, or in float32 where they come from elsewhere and must stay as they are).
+// Bytes with a float16 scale have no minimum of their own: it is -128 * scale.
 //
 // x meets them in whole numbers, as int8 weights do on tiles: every stretch of 256 inputs of a row becomes integers of
 // 15 bits and one float32 scale, off by 2^-15 of the stretch's largest number at most. An integer is 128 * high + low,
@@ -18,23 +19,28 @@
 #include "common/parts.h"
 #include "linear/level.h"
 
-namespace kvtrove::int4 {
+namespace kvtrove::groups {
 
 constexpr std::size_t kWidth = 32;           // outputs of a panel
 constexpr std::size_t kGroup = 32;           // inputs that share a scale
 constexpr std::size_t kStretch = 256;        // inputs of a row of x that share a scale
 constexpr std::size_t kGroups = kStretch / kGroup;
-constexpr std::size_t kWord = 8;             // inputs in a 32-bit word of an output
-constexpr std::size_t kWordsBytes = kWidth * sizeof(std::uint32_t);    // of a panel and 8 inputs
-constexpr std::size_t kNumbersBytes = kGroup / kWord * kWordsBytes;    // of a panel and a group
+constexpr std::size_t kWordsBytes = kWidth * sizeof(std::uint32_t);    // a 32-bit word of every output of a panel
 constexpr float kMostX = 127 * 128;
+constexpr float kNoMinimum = -128;           // times the scale: bytes without a minimum of their own are symmetric
 
 // A panel is group after group: scales [32], minima [32], then words [4][32] of 8 inputs each, whose first four are the low
-// halves of the bytes. One thread reads one run of memory.
-constexpr std::size_t scale_bytes(bool wide) { return wide ? sizeof(float) : sizeof(std::uint16_t); }
-constexpr std::size_t head_bytes(bool wide) { return 2 * kWidth * scale_bytes(wide); }
-constexpr std::size_t group_bytes(bool wide) { return head_bytes(wide) + kNumbersBytes; }
-constexpr std::size_t panel_bytes(std::size_t inputs, bool wide) { return ceil_div(inputs, kGroup) * group_bytes(wide); }
+// halves of the bytes, or [8][32] of 4 inputs. One thread reads one run of memory.
+constexpr bool is_wide(Form form) { return form == Form::nibbles_f32 || form == Form::bytes_f32; }
+constexpr bool has_bytes(Form form) { return form == Form::bytes || form == Form::bytes_f32; }
+constexpr bool has_minima(Form form) { return form != Form::bytes; }
+constexpr std::size_t word_inputs(Form form) { return has_bytes(form) ? 4 : 8; }
+constexpr std::size_t most_number(Form form) { return has_bytes(form) ? 255 : 15; }
+constexpr std::size_t scale_bytes(Form form) { return is_wide(form) ? sizeof(float) : sizeof(std::uint16_t); }
+constexpr std::size_t scales_bytes(Form form) { return kWidth * scale_bytes(form); }
+constexpr std::size_t head_bytes(Form form) { return scales_bytes(form) * (has_minima(form) ? 2 : 1); }
+constexpr std::size_t group_bytes(Form form) { return head_bytes(form) + kGroup / word_inputs(form) * kWordsBytes; }
+constexpr std::size_t panel_bytes(std::size_t inputs, Form form) { return ceil_div(inputs, kGroup) * group_bytes(form); }
 
 // One output of a matrix: integers [whole groups of inputs], scales and minima [groups].
 struct Row {
@@ -43,12 +49,13 @@ struct Row {
 };
 
 // Output `at` of a panel. `put` rounds scales and minima that are not wide.
-void put(std::uint8_t* panel, std::size_t at, const Row& row, std::size_t inputs, bool wide);
-void get(const std::uint8_t* panel, std::size_t at, const Row& row, std::size_t inputs, bool wide);
+void put(std::uint8_t* panel, std::size_t at, const Row& row, std::size_t inputs, Form form);
+void get(const std::uint8_t* panel, std::size_t at, const Row& row, std::size_t inputs, Form form);
 
-// Integers, and scales and minima that float16 holds, of `inputs` finite numbers. Between rounding to the range of a group
-// and rounding to the line that fits what came of it best, the nearer one counts. False: beyond what float16 holds.
-bool quantise(const float* values, std::size_t inputs, const Row& to);
+// Integers, and scales and minima that float16 holds, of `inputs` finite numbers: bytes symmetrically, from the largest of a
+// group. Of halves, between rounding to the range of a group and rounding to the line that fits what came of it best, the
+// nearer one counts. False: beyond what float16 holds.
+bool quantise(const float* values, std::size_t inputs, const Row& to, Form form);
 
 // A stretch of a row of x. sums: of the integers of each group. A NaN or an infinity makes the scale NaN, and so every sum
 // of the row.
@@ -61,11 +68,10 @@ struct alignas(64) Stretch {
 constexpr std::size_t kMostRows = 128;  // of a part: their sums and x of a stretch stay in L2
 constexpr std::size_t kRowsBehind = 16;  // of x, left open: so many may be read behind the last one
 
-// What a level brings: x into stretches [stretches][rows], from float32 and from bf16; the products of a part, with narrow
-// and with wide scales.
+// What a level brings: x into stretches [stretches][rows], from float32 and from bf16; the products of a part, of each form.
 struct Means {
     void (*pack[2])(const Product& job, std::size_t row, std::size_t row_end, std::size_t rows, Stretch* to);
-    void (*run[2])(const Product& job, const Stretch* x, std::size_t rows, const Part& part);
+    void (*run[kForms])(const Product& job, const Stretch* x, std::size_t rows, const Part& part);
 };
 
 const Means& portable_means();
@@ -83,4 +89,4 @@ void multiply(const Means& level, const Product& job, std::size_t rows);
 // left out.
 void write_rows(const Product& job, std::size_t row, std::size_t rows, std::size_t panel, const float* totals);
 
-}  // namespace kvtrove::int4
+}  // namespace kvtrove::groups
