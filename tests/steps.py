@@ -55,8 +55,8 @@ class EchoSealed(TokenCodec):
 ECHO_SEALED = KVFormat(EchoSealed("k"), EchoSealed("v"))
 
 
-ECHO_STATE = LayerState(99, "echo/1", (Plane("echo", "int32", (2,)),))
-"""A running state that gives away every token that was skipped, or seen twice."""
+ECHO_STATE = LayerState(99, "echo/1", (Plane("echo", "int32", (40, 2)),))
+"""A running state that gives away every token that was skipped, or seen twice: 40 times the same pair of numbers."""
 
 
 def echo_state(tokens: Iterable[int], before: Sequence[int] = (0, 0)) -> list[int]:
@@ -100,7 +100,7 @@ class StepRunner:
         return (tails["k"], tails["v"]) if tails else None
 
     def states(self, pending: Sequence[RowOp] = ()) -> Tensor:
-        """Echo states of every seat, int32 [num_seats, 2], as if `pending` had been executed."""
+        """Echo states of every seat, int32 [num_seats, 40, 2], as if `pending` had been executed."""
         [state] = self._after(pending).states.values()
         return state["echo"]
 
@@ -109,17 +109,15 @@ class StepRunner:
         self.arena.forget_states([s.seat for s in sequences if s.start == 0])
         for state in self.arena.states.values():
             for s in sequences:
-                value = echo_state(s.tokens, state["echo"][s.seat].tolist())
+                value = echo_state(s.tokens, state["echo"][s.seat][0].tolist())
                 state["echo"][s.seat] = torch.tensor(value, dtype=torch.int32)
 
     def _after(self, pending: Sequence[RowOp]) -> Arena:
         if not pending:
             return self.arena
-        beside = len(self.arena.seats), len(self.arena.marks)
-        arena = Arena(self.spec, self.arena.num_blocks, num_seats=beside[0], num_marks=beside[1])
+        arena = Arena(self.spec, self.arena.num_blocks, num_seats=len(self.arena.seats))
         arena.rows.copy_(self.arena.rows)
         arena.seats.copy_(self.arena.seats)
-        arena.marks.copy_(self.arena.marks)
         Rows(arena).execute(pending)
         return arena
 

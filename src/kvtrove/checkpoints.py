@@ -17,13 +17,14 @@ import re
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvtrove.archive import Price, archived, check, unpacked
 from kvtrove.config import EngineConfig
 from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.manager import KVCacheManager
@@ -48,14 +49,24 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 @dataclass(frozen=True)
 class Restored:
     """What came back. tokens: the whole sequence. num_tokens: of its prefix that are cached now. continues: whether the
-    same request, asked again, begins with what had been drawn. cache_salt: what requests have to name to be served from
-    it, where it is a lossy archive.
+    same request, asked again, begins with what had been drawn. archive: how its rows were stored, where that is lossy;
+    then error says how far keys and values are off, and cache_salt what requests have to name to be served from it.
     """
 
     tokens: Sequence[int]
     num_tokens: int
     continues: bool
     cache_salt: str = ""
+    archive: str = ""
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file. price: of an archive, what its rows cost."""
+
+    nbytes: int
+    price: Price | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ class _Backup:
 
     path: Path
     at: int
-    writing: Future[int] | None = None
+    writing: Future[Written] | None = None
 
 
 class Checkpoints:
@@ -139,52 +150,50 @@ class Checkpoints:
 
     def save(
         self, source: Request | Sequence[int], path: Path, salt: bytes = b"", archive: str | None = None
-    ) -> Future[int]:
-        """Write a running request, or what is cached of a prompt, to a file; the result is its size in bytes.
+    ) -> Future[Written]:
+        """Write a running request, or what is cached of a prompt, to a file.
 
-        The bytes are copied before this returns. archive: how sealed rows are stored, a recipe such as "int8"; lossy,
-        its price is logged. RequestError when there is nothing to keep.
+        The bytes are copied before this returns. archive: how sealed rows are stored, a recipe such as "int8" or
+        "lowrank=0.5+int8"; lossy. RequestError when there is nothing to keep, ConfigError for a wrong archive.
         """
         if not self.kv.index.enabled:
             raise RequestError("checkpoints need the prefix cache; start with enable_prefix_caching", "request_id")
+        if archive is not None:
+            check(self.kv.spec, archive)
         self.rows.settle(self.kv)
         made = self._of_request(source) if isinstance(source, Request) else self._of_prompt(source, salt)
-        if archive is not None:
-            from kvtrove.archive import archived
+        return self._write(path, made, archive)
 
-            made, price = archived(made, self.kv.spec, archive)
-            log.warning(
-                "archive %s: %d bytes instead of %d, keys and values are off by %.2f %%",
-                *(path.name, price.nbytes, price.exact_bytes, 100 * price.error),
-            )
-        return self._write(path, made)
-
-    def restore(self, path: Path, salt: bytes = b"") -> Restored:
+    def restore(self, path: Path, salt: bytes = b"", archive_salt: Callable[[str], str] | None = None) -> Restored:
         """Bring back what `save` wrote: its rows are cached, and its request continues when it is asked again.
 
+        archive_salt: how rows were stored -> the salt under which such lossy rows are cached; the given salt, "~" and
+        that word when left out.
         CheckpointError when the file is damaged, or of another model, format or tenant; OSError.
         """
-        from kvtrove.archive import unpacked
-
         checkpoint = read_checkpoint(path)
         expected = checkpoint.format_id.partition(",")[0], checkpoint.fingerprint
         if expected != (ROW_FORMAT, self.kv.spec.fingerprint):
             read_checkpoint(path, format_id=ROW_FORMAT, fingerprint=self.kv.spec.fingerprint)  # which says why not
-        checkpoint, word = unpacked(checkpoint, self.kv.spec)
+        try:
+            checkpoint, word = unpacked(checkpoint, self.kv.spec)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} cannot be restored: {error}") from None
         size = self.kv.block_size
         if checkpoint.chain_root != self.kv.chain_root(salt) or checkpoint.block_size != size:
             raise CheckpointError(f"{path} cannot be restored: it is of another model, or of another tenant or salt")
         chain = KeyChain(checkpoint.chain_root, size)
         chain.extend(checkpoint.tokens, checkpoint.num_computed // size)
         places = {key: i for i, key in enumerate(chain.keys)}
-        if any(key not in places or group >= self.kv.num_groups for group, key in checkpoint.keys):
+        num_groups = self.kv.num_groups + self.kv.marks.num_rows
+        if any(key not in places or group >= num_groups for group, key in checkpoint.keys):
             raise CheckpointError(f"{path} cannot be restored: its rows are not those of its tokens")
         rows = [
             (group, places[key], memoryview(row))
             for (group, key), row in zip(checkpoint.keys, checkpoint.rows, strict=True)
         ]
         if word:
-            salt = f"{salt.decode()}~{word}".encode()
+            salt = (f"{salt.decode()}~{word}" if archive_salt is None else archive_salt(word)).encode()
             chain = KeyChain(self.kv.chain_root(salt), size)
             chain.extend(checkpoint.tokens, checkpoint.num_computed // size)
         put_back(self.kv, chain, rows)
@@ -195,7 +204,9 @@ class Checkpoints:
         kv = self.kv.open(salt)
         found = self.kv.match(kv, checkpoint.tokens, checkpoint.num_computed).num_tokens
         self.kv.free(kv)
-        return Restored(checkpoint.tokens, found, checkpoint.unfinished is not None, salt.decode() if word else "")
+        continues = checkpoint.unfinished is not None
+        told = (salt.decode(), word, checkpoint.error) if word else ()
+        return Restored(checkpoint.tokens, found, continues, *told)
 
     def path_of(self, name: str) -> Path:
         """The file of a name in the engine's directory. RequestError for what is no name, or without a directory."""
@@ -234,9 +245,7 @@ class Checkpoints:
         if backup.writing is not None and not backup.writing.done():
             return  # a slow disk must not pile up memory: the next token asks again
         backup.at = seq.num_output
-        made = self._made(
-            seq.tokens, seq.kv.chain.origin, snapshot(seq.kv, self.kv.block_size), (), self._state(request)
-        )
+        made = self._made(seq.tokens, seq.kv.chain.origin, snapshot(self.kv, seq.kv), (), self._state(request))
         backup.writing = self._write(backup.path, made)
 
     def _state(self, request: Request) -> Unfinished | None:
@@ -251,7 +260,7 @@ class Checkpoints:
         seq = next((seq for seq in request.unfinished if seq.kv.num_computed), None)
         if seq is None:
             raise RequestError("request_id: nothing of this request is computed yet", "request_id")
-        held = snapshot(seq.kv, self.kv.block_size)
+        held = snapshot(self.kv, seq.kv)
         return self._made(seq.tokens, seq.kv.chain.origin, held, seq.kv.chain.keys, self._state(request))
 
     def _of_prompt(self, tokens: Sequence[int], salt: bytes) -> Checkpoint:
@@ -289,16 +298,22 @@ class Checkpoints:
             unfinished,
         )
 
-    def _write(self, path: Path, checkpoint: Checkpoint) -> Future[int]:
-        def write() -> int:
+    def _write(self, path: Path, checkpoint: Checkpoint, archive: str | None = None) -> Future[Written]:
+        def write() -> Written:
+            made, price = (checkpoint, None) if archive is None else archived(checkpoint, self.kv.spec, archive)
+            if price is not None:
+                log.warning(
+                    "archive %s: %d bytes instead of %d, keys and values are off by %.2f %%",
+                    *(path.name, price.nbytes, price.exact_bytes, 100 * price.error),
+                )
             path.parent.mkdir(parents=True, exist_ok=True)
-            return write_checkpoint(path, checkpoint)
+            return Written(write_checkpoint(path, made), price)
 
         future = self._writer.submit(write)
         future.add_done_callback(self._written)
         return future
 
-    def _written(self, future: Future[int]) -> None:
+    def _written(self, future: Future[Written]) -> None:
         """On the writer's thread: a full disk is told once, when it begins, and costs nobody an answer."""
         error = future.exception()
         self.counts["failed" if error else "written"] += 1

@@ -102,7 +102,6 @@ class EngineConfig:
     eviction: who leaves the cache first when it is full (docs/eviction.md); "workload" learns which prompts come back.
     marks: where checkpoints of running states are made, for models whose layers have such states, so that prompts can
         go on from there: "auto", "off", or some of end, messages, branches, every:4096 (`kvtrove.kv.marks`).
-    marks_memory: memory for them in bytes, or "1GiB", of what `kv` gives; None takes a fifth of it.
     tier: where sealed blocks are kept below the pool, and found again when it has lost them (docs/tiers.md).
     kv_dir: short for a last tier "disk:DIR".
     checkpoint_dir: where sequences are kept as files (docs/checkpoints.md); DIR/checkpoints of `kv_dir` without it.
@@ -162,9 +161,6 @@ class EngineConfig:
         "Checkpoints of states: auto, off, or some of end, messages, branches, every:4096, with commas.",
         "WHERE",
         panel="Cache",
-    )
-    marks_memory: int | str | None = _setting(
-        None, "For checkpoints of states, of what --kv gives; a fifth without it.", "SIZE", panel="Cache"
     )
     tier: str | tuple[str, ...] = _setting(
         (),
@@ -242,8 +238,6 @@ class EngineConfig:
             raise ConfigError("kv and num_blocks say the same thing twice; give one of them")
         if self.kv is not None:
             object.__setattr__(self, "kv", parse_size(self.kv, "kv"))
-        if self.marks_memory is not None:
-            object.__setattr__(self, "marks_memory", parse_size(self.marks_memory, "marks_memory"))
         if self.max_model_len is not None:
             object.__setattr__(self, "max_model_len", parse_tokens(self.max_model_len, "max_model_len"))
         if self.threads is not None and not (_whole(self.threads) and 1 <= self.threads <= MOST_THREADS):

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrove import prices
-from kvtrove.checkpoints import Checkpoints, Restored, continue_from
+from kvtrove.checkpoints import Checkpoints, Restored, Written, continue_from
 from kvtrove.compacting import CompactedPrefix, Compactions
 from kvtrove.config import EngineConfig, Environment
+from kvtrove.engine_stats import EngineStats, engine_stats
 from kvtrove.intake import Intake
 from kvtrove.kv import debug
 from kvtrove.kv.invariants import InvariantError
 from kvtrove.kv.manager import CHECK_EVERY_CALL, KVCacheManager
 from kvtrove.kv.repair import forget
-from kvtrove.kv.stats import KVStats
-from kvtrove.kv.tiers.store import TierFigures
 from kvtrove.models.config_reader import read_config, read_spec
 from kvtrove.models.fingerprint import model_fingerprint
 from kvtrove.output_processor import RequestText
 from kvtrove.pinning import PinnedPrefix, PinnedPrefixes
 from kvtrove.plan.process import return_freed_memory
-from kvtrove.recovery import NO_FAULTS, FaultStats, NoProgressError, Recovery
+from kvtrove.recovery import NoProgressError, Recovery
 from kvtrove.request import EngineError, Guide, PoolingParams, RequestError, RequestOutput, SamplingParams, SoftPin
-from kvtrove.scheduler.drafts import Drafter, DraftRules, DraftStats
+from kvtrove.scheduler.drafts import Drafter, DraftRules
 from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
@@ -51,26 +48,6 @@ TRIM_EVERY = 1000
 """Requests after which the C library hands back what it holds of freed memory, some ten milliseconds' work: its heaps
 have holes between what lives long, and would grow by half of themselves over thousands of requests.
 """
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """A moment of the engine. `kv` counts blocks and, since the start, prefix-cache queries and hits in tokens.
-
-    num_prompt_tokens: of the prompts that have got their first token. num_generation_tokens: drawn since the start.
-    checkpoints: `Checkpoints.counts`.
-    """
-
-    num_running: int
-    num_waiting: int
-    num_preemptions: int
-    kv: KVStats
-    num_prompt_tokens: int = 0
-    num_generation_tokens: int = 0
-    faults: FaultStats = NO_FAULTS
-    drafts: DraftStats | None = None
-    tiers: Sequence[TierFigures] = ()
-    checkpoints: Mapping[str, int] = field(default_factory=dict)
 
 
 def drafter(config: EngineConfig) -> Drafter | None:
@@ -122,7 +99,6 @@ class Engine:
                 directory, self.spec, str(self.runner.model.precision), self.max_model_len, config.load_format
             ),
             num_seats=config.max_num_seats,
-            num_marks=capacity.num_marks,
             mark_rules=loaded.mark_rules,
             enable_prefix_caching=config.enable_prefix_caching,
             check=config.check or 0,
@@ -319,12 +295,12 @@ class Engine:
 
     def checkpoint(
         self, source: str | Sequence[int], path: str | Path, salt: str = "", archive: str | None = None
-    ) -> Future[int]:
+    ) -> Future[Written]:
         """Write a sequence to a file: an unfinished request, by its id, or what is cached of a session's conversation,
         by its name, or of a prompt's tokens.
 
-        The result is the file's size in bytes; it is written beside the engine's thread, all or nothing. RequestError
-        when there is nothing to keep. archive: see `Checkpoints.save`.
+        It is written beside the engine's thread, all or nothing; the result says its size. RequestError when there is
+        nothing to keep. archive: see `Checkpoints.save`.
         """
         if isinstance(source, str):
             known = self.scheduler.requests.get(source) or self.sessions.find(source, salt.encode())
@@ -334,13 +310,14 @@ class Engine:
             return self.checkpoints.save(known, Path(path), salt.encode(), archive)
         return self.checkpoints.save(source, Path(path), salt.encode(), archive)
 
-    def restore(self, path: str | Path, salt: str = "") -> Restored:
+    def restore(self, path: str | Path, salt: str = "", archive_salt: Callable[[str], str] | None = None) -> Restored:
         """Bring back what `checkpoint` wrote: its prefix is cached, and the same request continues where it stood.
+        archive_salt: see `Checkpoints.restore`.
 
         CheckpointError (a ValueError) when it is damaged or of another model, format, tenant or salt; OSError.
         """
         self._refuse_closed()
-        return self.checkpoints.restore(Path(path), salt.encode())
+        return self.checkpoints.restore(Path(path), salt.encode(), archive_salt)
 
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no request uses; returns how many."""
@@ -371,13 +348,7 @@ class Engine:
         return self._pinned.all()
 
     def stats(self) -> EngineStats:
-        now = self.scheduler.stats()
-        tokens = now.num_prompt_tokens, now.num_generation_tokens
-        waiting, drafter = now.num_waiting + self.recovery.num_held, self.scheduler.drafter
-        drafts = None if drafter is None else copy.deepcopy(drafter.stats)
-        faults, tiers, kv = self.recovery.stats, self.tiering.figures(), self.kv.stats()
-        kept = dict(self.checkpoints.counts)
-        return EngineStats(now.num_running, waiting, now.num_preemptions, kv, *tokens, faults, drafts, tiers, kept)
+        return engine_stats(self.scheduler, self.kv, self.recovery, self.tiering, self.checkpoints)
 
     def _log_cache(self, num_tokens: int) -> None:
         """Asked for by KVTROVE_CACHE_LOG, so it is not a debug message that a log level hides."""

@@ -19,7 +19,7 @@ from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.config import ConfigError, EngineConfig, Environment, parse_size, parse_tokens
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.compaction.compactor import Rolling, context_shift
-from kvtrove.kv.marks import MarkRules
+from kvtrove.kv.mark_rules import MarkRules
 from kvtrove.kv.moved import reasons_against_moving
 from kvtrove.kv.recipe import recipe
 from kvtrove.kv.spec import KVCacheSpec
@@ -90,7 +90,6 @@ def load_runner(
         config.num_blocks,
         None if config.max_model_len is None else parse_tokens(config.max_model_len),
         2 * config.max_num_seqs if cache.states and config.speculation != "off" else config.max_num_seqs,
-        None if config.marks_memory is None else parse_size(config.marks_memory, "marks_memory"),
     )
     planned = read_model(directory, precision.dtype, weights=precision.weights, activations=precision.activations)
     adapters = sum(adapter_bytes(Path(path)) for _, path in config.adapters)
@@ -111,9 +110,7 @@ def load_runner(
             log.info(
                 "last bits may depend on the batch: only bf16, int8 and int4 weights are multiplied by own kernels"
             )
-    arena = Arena(
-        *(cache, capacity.num_blocks, device, config.huge_pages, config.max_num_seats), num_marks=capacity.num_marks
-    )
+    arena = Arena(cache, capacity.num_blocks, device, config.huge_pages, config.max_num_seats)
     layers = tuple(attention_layers(model, cache, arena))
     backends = _in_cells(choose_backends(config.attention_backend, layers, device), layers)
     runner = ModelRunner(model, cache, arena, backends, token_text)
@@ -230,8 +227,7 @@ def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
     if settled != capacity:
         log.warning("a step takes more than planned, so the cache gets %d blocks", settled.num_blocks)
         old = runner.arena
-        beside = len(old.seats), settled.num_marks
-        arena = Arena(runner.cache, settled.num_blocks, old.device, old.huge_pages, *beside)
+        arena = Arena(runner.cache, settled.num_blocks, old.device, old.huge_pages, len(old.seats))
         model = runner.model.serving(settled.max_model_len)
         runner = ModelRunner(model, runner.cache, arena, runner.backends, runner.token_text)
     return Loaded(runner, settled, ledger, loaded.mark_rules, loaded.products)

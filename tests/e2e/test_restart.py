@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from kvtrove.cli.main import app
 from tests.server.live import LiveServer, running_server
 
 ADMIN, USER = "an-administrators-key-1", "an-ordinary-users-key-1"
@@ -67,6 +69,7 @@ def test_a_server_that_is_killed_continues_the_answer(tmp_path: Path) -> None:
             metrics = client.get("/metrics").text
         assert 'kvtrove_checkpoints_total{event="continued"} 1.0' in metrics
         checkpoints_by_name(server, turns)
+        archives_from_the_command_line(server, turns)
         assert list((tmp_path / "kv" / "checkpoints").glob("*.backup")) == []
 
 
@@ -88,3 +91,21 @@ def checkpoints_by_name(server: LiveServer, turns: list[dict[str, str]]) -> None
             refused = client.post("/v1/cache/checkpoints", json=wrong)
             assert refused.status_code == 400, refused.text
             assert refused.json()["error"]["param"] in ("name", "request_id")
+
+
+def archives_from_the_command_line(server: LiveServer, turns: list[dict[str, str]]) -> None:
+    """Smaller, priced, and for nobody who does not name them."""
+    where = ["--tenant", "default", "--url", server.url, "--api-key", ADMIN, "--json"]
+    ask(server, turns, max_tokens=2, prompt_cache_key="rivers")
+
+    def cache(*words: str) -> dict[str, Any]:
+        return json.loads(CliRunner().invoke(app, ["cache", *words, *where]).stdout)
+
+    price = cache("checkpoint", "small", "--session", "rivers", "--archive", "lowrank=0.5+int8")["price"]
+    assert price["row_bytes"] < 0.5 * price["exact_row_bytes"]
+    assert 0 < price["error"] < 1
+    back = cache("restore", "small")
+    assert (back["archive"], back["error"], back["continues"]) == ("lowrank=0.5+int8", price["error"], False)
+    named = ask(server, turns, max_tokens=2, cache_salt=back["cache_salt"])["kvtrove"]["cache_report"]
+    assert named["reused_tokens"] == back["cached_tokens"] > 0
+    server.client(ADMIN).delete("/v1/cache/checkpoints/small").raise_for_status()

@@ -62,6 +62,7 @@ def test_names_and_aliases() -> None:
     async def scenario() -> None:
         fleet = fleet_of({"small": 1, "large": 1}, 2)
         assert fleet.find(None) is fleet.find("small") is fleet.find("small-alias")
+        assert fleet.find("small:adapter") is fleet.find("small-alias:adapter") is fleet.find("small")
         with pytest.raises(ApiError, match="did you mean 'large'") as error:
             fleet.find("larg")
         assert error.value.status == 404

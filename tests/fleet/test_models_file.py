@@ -31,13 +31,15 @@ def test_a_file_of_models(tmp_path: Path) -> None:
         kv = "64MiB"
         enable_prefix_caching = false
         cache_report = true
+        lora_modules = ["a=/a", "b=/b"]
         [other]
         model = "/x"
     """
     small, other = read_models(write(tmp_path, text))
+    lora = ["--lora-modules", "a=/a", "--lora-modules", "b=/b"]
     assert (small.name, small.model, small.aliases, small.preload, small.idle) == ("small", "demo", ("a", "b"), True, 5)
     assert small.kv == 64 * MIB
-    assert small.flags() == ["--kv", "64MiB", "--no-prefix-caching", "--cache-report"]
+    assert small.flags() == ["--kv", "64MiB", "--no-prefix-caching", "--cache-report", *lora]
     assert other == ModelEntry("other", "/x")
     assert other.kv is None
 

@@ -1,3 +1,4 @@
 from tests.checkpoints import checkpoints
+from tests.golden.harness import naive
 
-__all__ = ["checkpoints"]
+__all__ = ["checkpoints", "naive"]

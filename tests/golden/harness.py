@@ -1,23 +1,28 @@
-"""A model over a paged arena without engine, scheduler or manager: blocks are handed out by hand, in random order.
+"""What golden tests share: prompts, the answers of transformers to them, engines, and a model without an engine.
 
-Every row of the arena is NaN until it is written, and rows that a window leaves behind become NaN again, so whatever
-attention reads beyond what it may shows up in the logits.
+`PagedModel` is a model over a paged arena without engine, scheduler or manager: blocks are handed out by hand, in
+random order. Every row of the arena is NaN until it is written, and rows that a window leaves behind become NaN again,
+so whatever attention reads beyond what it may shows up in the logits.
 """
 
 from __future__ import annotations
 
 import random
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from kvtrove.attention.backend import AttentionLayer, Rotation
 from kvtrove.attention.reference import ReferenceBackend
+from kvtrove.config import EngineConfig
+from kvtrove.engine import Engine
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.retention import live_blocks
 from kvtrove.kv.spec import LayerKV
@@ -28,10 +33,62 @@ from kvtrove.models.layers.state import StateBatch
 from kvtrove.models.loader import load_model
 from kvtrove.models.precision import Precision
 from kvtrove.models.products import Products
+from kvtrove.request import RequestOutput, SamplingParams
 from kvtrove.runner.batch import Batch, build_batch
 from kvtrove.scheduler.output import ScheduledSequence
 
 NAN_BYTE = 0xFF  # all ones is a NaN in float32, float16 and bfloat16
+
+
+NEW_TOKENS = 24
+LENGTHS = (1, 5, 16, 33, 47, 70)
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(4, 300, (n,), generator=generator).tolist() for n in LENGTHS]
+
+
+@pytest.fixture(scope="session")
+def naive(checkpoints: Any) -> Callable[[str], list[list[int]]]:
+    """family -> per prompt the greedy tokens of transformers, everything recomputed at every token."""
+    known: dict[str, list[list[int]]] = {}
+
+    def answers(family: str) -> list[list[int]]:
+        if family not in known:
+            model = hugging_face(checkpoints.get(family))
+            known[family] = [greedy(model, prompt) for prompt in prompts()]
+        return known[family]
+
+    return answers
+
+
+@torch.inference_mode()
+def greedy(model: Any, prompt: list[int]) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(NEW_TOKENS):
+        tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def engine_for(directory: Path, **settings: Any) -> Engine:
+    defaults: dict[str, Any] = {"dtype": "float32", "block_size": 4, "num_blocks": 400, "max_num_seqs": 4, "check": 2}
+    return Engine(EngineConfig(str(directory), **{**defaults, "max_num_batched_tokens": 64, **settings}))
+
+
+def answer(engine: Engine, batch: list[list[int]], **params: Any) -> list[RequestOutput]:
+    for i, prompt in enumerate(batch):
+        engine.add(str(i), prompt, SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, **params))
+    done: dict[str, RequestOutput] = {}
+    while engine.has_unfinished_requests():
+        done |= {out.request_id: out for out in engine.step() if out.finished}
+    stats = engine.stats().kv
+    assert stats.used == 0, "an idle engine holds no block"
+    return [done[str(i)] for i in range(len(batch))]
+
+
+def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
+    return [out.outputs[0].token_ids for out in outputs]
 
 
 class PagedModel:

@@ -13,8 +13,16 @@ from transformers import MinistralConfig, MinistralForCausalLM
 
 from kvtrove.models.layers.linear import Linear
 from tests.checkpoints import Checkpoints, save
-from tests.golden.harness import PagedModel, expected_logits, hugging_face
-from tests.golden.test_engine import answer, engine_for, greedy, prompts, tokens
+from tests.golden.harness import (
+    PagedModel,
+    answer,
+    engine_for,
+    expected_logits,
+    greedy,
+    hugging_face,
+    prompts,
+    tokens,
+)
 from tests.golden.test_families import TOLERANCE, difference
 
 LAYERS, FIRST = 5, 2

@@ -5,66 +5,14 @@ Greedy tokens in fp32 of the whole engine against transformers' own generate() w
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from kvtrove.config import EngineConfig
 from kvtrove.engine import Engine
 from kvtrove.request import RequestOutput, SamplingParams
+from tests.golden.harness import LENGTHS, NEW_TOKENS, answer, engine_for, greedy, hugging_face, prompts, tokens
 
-NEW_TOKENS = 24
-LENGTHS = (1, 5, 16, 33, 47, 70)
 FAMILIES = pytest.mark.parametrize("family", ["llama3", "mistral", "gemma3"], ids=["full", "sliding", "hybrid"])
-
-
-def prompts() -> list[list[int]]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(4, 300, (n,), generator=generator).tolist() for n in LENGTHS]
-
-
-@pytest.fixture(scope="module")
-def naive(checkpoints):
-    """family -> per prompt the greedy tokens of transformers, everything recomputed at every token."""
-    known: dict[str, list[list[int]]] = {}
-
-    def answers(family: str) -> list[list[int]]:
-        if family not in known:
-            model = AutoModelForCausalLM.from_pretrained(checkpoints.get(family), dtype=torch.float32).eval()
-            known[family] = [greedy(model, prompt) for prompt in prompts()]
-        return known[family]
-
-    return answers
-
-
-@torch.inference_mode()
-def greedy(model, prompt: list[int]) -> list[int]:
-    tokens = list(prompt)
-    for _ in range(NEW_TOKENS):
-        tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
-    return tokens[len(prompt) :]
-
-
-def engine_for(directory: Path, **settings) -> Engine:
-    defaults = {"dtype": "float32", "block_size": 4, "num_blocks": 400, "max_num_seqs": 4, "check": 2}
-    return Engine(EngineConfig(str(directory), **{**defaults, "max_num_batched_tokens": 64, **settings}))
-
-
-def answer(engine: Engine, batch: list[list[int]], **params) -> list[RequestOutput]:
-    for i, prompt in enumerate(batch):
-        engine.add(str(i), prompt, SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, **params))
-    done: dict[str, RequestOutput] = {}
-    while engine.has_unfinished_requests():
-        done |= {out.request_id: out for out in engine.step() if out.finished}
-    stats = engine.stats().kv
-    assert stats.used == 0, "an idle engine holds no block"
-    return [done[str(i)] for i in range(len(batch))]
-
-
-def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
-    return [out.outputs[0].token_ids for out in outputs]
 
 
 @FAMILIES
@@ -131,7 +79,7 @@ def test_shared_tied_and_chunked_caches_answer_alike_cold_and_warm(family, check
     """Chunks of a mixed batch, a warm cache, and transformers: sinks, layers that read another's cache, keys that are
     values, and chunks of local attention."""
     directory, some = checkpoints.get(family), prompts()[3::2]
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    model = hugging_face(directory)
     engine = engine_for(directory, max_num_batched_tokens=16)
     cold, warm = answer(engine, some), answer(engine, some)
     assert tokens(cold) == tokens(warm)
@@ -201,7 +149,7 @@ def test_samples_do_not_depend_on_the_batch(family, checkpoints):
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_beam_search_equals_transformers(penalty, checkpoints):
     directory = checkpoints.get("llama3")
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    model = hugging_face(directory)
     prompt = prompts()[2]
     with torch.inference_mode():
         theirs = model.generate(
@@ -226,7 +174,7 @@ def test_beam_search_equals_transformers(penalty, checkpoints):
 
 def test_prompt_logprobs_equal_transformers(checkpoints):
     directory = checkpoints.get("mistral")
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    model = hugging_face(directory)
     prompt = prompts()[5]
     with torch.inference_mode():
         theirs = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
@@ -330,7 +278,7 @@ def test_packed_weights_give_the_same_tokens_however_they_are_computed(family, w
 def test_bf16_weights_with_float32_activations_are_transformers_float32(family, checkpoints):
     """What `auto` does on a processor without bf16 instructions, beside a cache that is not rounded."""
     directory = checkpoints.get(family, dtype="bfloat16")
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    model = hugging_face(directory)
     engine = engine_for(directory, dtype="auto", cache="fp32", linear="own")
     assert engine.runner.model.precision.dtype == "bfloat16"
     if engine.runner.model.precision.activations == "float32":

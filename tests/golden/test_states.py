@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
+from kvtrove.kv.loads import Transfers
 from kvtrove.models.layers.delta import delta_rule
 from kvtrove.models.layers.mamba import scan
 from kvtrove.models.layers.state import StateBatch, causal_conv
 from kvtrove.request import SamplingParams
-from tests.golden.test_engine import NEW_TOKENS, answer, engine_for, greedy, prompts, tokens
+from tests.golden.harness import NEW_TOKENS, answer, engine_for, prompts, tokens
 
 FAMILIES = pytest.mark.parametrize("family", ["lfm2", "qwen3_5"])
 BLOCK = 8
@@ -20,20 +22,6 @@ CHAT = [5, 6, 7, 8] * 9 + [2] + [9, 10, 11] * 8 + [2]
 
 def states_engine(checkpoints, family, **settings):
     return engine_for(checkpoints.get(family), **{"block_size": BLOCK, "num_blocks": 200, **settings})
-
-
-@pytest.fixture(scope="module")
-def naive(checkpoints):
-    """family -> the greedy tokens of transformers, everything recomputed at every token."""
-    known: dict[str, list[list[int]]] = {}
-
-    def answers(family: str) -> list[list[int]]:
-        if family not in known:
-            model = AutoModelForCausalLM.from_pretrained(checkpoints.get(family), dtype=torch.float32).eval()
-            known[family] = [greedy(model, prompt) for prompt in prompts()]
-        return known[family]
-
-    return answers
 
 
 @FAMILIES
@@ -95,15 +83,68 @@ def test_the_third_prompt_finds_the_branch_that_the_second_one_made(family, chec
 
 @FAMILIES
 def test_without_room_for_checkpoints_answers_stay_right(family, checkpoints, naive):
-    one = states_engine(checkpoints, family, marks_memory=states_engine(checkpoints, family).runner.cache.mark_bytes)
-    assert one.kv.marks.num == 1
+    small = states_engine(checkpoints, family, num_blocks=13)
     for _ in range(2):
-        assert tokens(answer(one, prompts()[2:])) == naive(family)[2:]
+        assert tokens(answer(small, prompts()[2:])) == naive(family)[2:]
     engine = states_engine(checkpoints, family, marks="off")
     answer(engine, [prompts()[-1]])
     [out] = answer(engine, [prompts()[-1]])
     assert out.num_cached_tokens == 0
     assert out.metrics.explanation.reason.value == "no_state_checkpoint"
+
+
+def full_blocks(outputs) -> list[int]:
+    """Tokens of each prompt that its full blocks hold, but for the block of the last token."""
+    return [(len(out.prompt_token_ids) - 1) // BLOCK * BLOCK for out in outputs]
+
+
+@FAMILIES
+def test_a_hybrid_is_warm_after_a_restart_and_after_its_blocks_were_evicted(
+    family, checkpoints, naive, tmp_path, monkeypatch
+):
+    """Checkpoints go through the tiers as blocks do: memory in one engine, a directory for the next one."""
+    monkeypatch.setattr(Transfers, "is_worth", lambda self, match, rate: match.elsewhere > match.num_tokens)
+    settings, long = {"kv_dir": str(tmp_path / "kv"), "num_blocks": 60}, prompts()[4:]
+    first = states_engine(checkpoints, family, **settings)
+    answer(first, long)
+    first.close()
+    engine = states_engine(checkpoints, family, tier="ram:64MiB", **settings)
+    for place in ("disk", "ram"):
+        warm = answer(engine, long)
+        assert tokens(warm) == naive(family)[4:]
+        assert [out.metrics.reused_from for out in warm] == [{place: n} for n in full_blocks(warm)]
+        while any(engine.kv.index.holds_any(*key) for key in keys_of(engine, long)):
+            answer(engine, [[int(x) for x in torch.randint(4, 300, (70,))]])
+    engine.close()
+
+
+def keys_of(engine, batch) -> list[tuple[bytes, bytes]]:
+    """Keys and tokens of the first blocks of prompts."""
+    found = []
+    for prompt in batch:
+        kv = engine.kv.open()
+        engine.kv.match(kv, array("i", prompt), len(prompt))
+        found.append((kv.chain.keys[0], kv.chain.tokens[0]))
+        engine.kv.free(kv)
+    return found
+
+
+@FAMILIES
+def test_a_conversation_is_kept_in_a_file_and_restored_with_its_states(family, checkpoints, naive, tmp_path):
+    prompt, file = prompts()[-1], tmp_path / "chat.safetensors"
+    first = states_engine(checkpoints, family)
+    first.add("0", prompt, SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True), session="chat")
+    while first.has_unfinished_requests():
+        first.step()
+    assert first.checkpoint("chat", file).result() == file.stat().st_size
+    engine = states_engine(checkpoints, family)
+    restored = engine.restore(file)
+    assert list(restored.tokens) == prompt + naive(family)[-1]
+    assert restored.num_tokens == (len(restored.tokens) - 1) // BLOCK * BLOCK
+    more = [*restored.tokens, 5, 6, 7]
+    [out] = answer(engine, [more])
+    assert out.num_cached_tokens == restored.num_tokens
+    assert tokens([out]) == tokens(answer(states_engine(checkpoints, family, enable_prefix_caching=False), [more]))
 
 
 @FAMILIES

@@ -16,7 +16,7 @@ from typing import Any
 
 from kvtrove.config import EngineConfig
 from kvtrove.demo import demo_model_dir
-from kvtrove.engine import EngineStats
+from kvtrove.engine_stats import EngineStats
 from kvtrove.kv.stats import KVStats
 from kvtrove.models.config_reader import read_spec
 from kvtrove.request import (

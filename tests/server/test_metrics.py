@@ -18,7 +18,7 @@ from opentelemetry.trace import NonRecordingSpan, NoOpTracer, SpanContext, Statu
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvtrove.engine import EngineStats
+from kvtrove.engine_stats import EngineStats
 from kvtrove.kv.stats import KVStats
 from kvtrove.kv.tiers.store import TierFigures
 from kvtrove.request import RequestMetrics, SamplingParams

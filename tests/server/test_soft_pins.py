@@ -73,6 +73,12 @@ def test_prewarm_computes_the_prompt_and_answers_nothing(client: httpx.Client) -
     body = {"model": "demo", "input": "warm the river " * 20, "prompt_cache_options": {"prewarm": True}}
     response = client.post("/v1/responses", json=body).raise_for_status().json()
     assert (response["status"], response["output"], response["usage"]["output_tokens"]) == ("completed", [], 0)
+    text = {"model": "demo", "prompt": ["eels " * 40, "bream " * 40], "n": 2, "best_of": 3, "max_tokens": 9}
+    made = client.post("/v1/completions", json=text | {"prompt_cache_options": {"prewarm": True}}).raise_for_status()
+    assert [choice["text"] for choice in made.json()["choices"]] == ["", ""], "one for each prompt"
+    assert made.json()["usage"]["completion_tokens"] == 0
+    usage = client.post("/v1/completions", json=text).raise_for_status().json()["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] > 64
 
 
 def test_anthropics_marks_end_where_their_message_does(client: httpx.Client) -> None:

@@ -70,7 +70,9 @@ def test_a_flipped_bit_is_a_miss_and_never_found_again(tier: Opener, tmp_path: P
     assert ticket.outcomes == [Outcome.OK, Outcome.CHECKSUM, Outcome.OK]
     assert (rows[0], rows[2]) == (row(0), row(2))
     assert known(store, [1]) == [Found.MISSING]
-    assert store.figures()[0].errors == {"checksum": 1}
+    (figures,) = store.figures()
+    assert figures.errors == {"checksum": 1}
+    assert any("checksum" in notice for notice in figures.notices)
     store.close()
     again = tier()
     assert known(again, [0, 1, 2]) == [Found.HERE, Found.MISSING, Found.HERE]
@@ -232,7 +234,7 @@ def test_a_hung_write_ends_its_ticket_and_is_not_waited_for(tier: Opener) -> Non
     store = tier(files=files, timeout=0.1, durability="strict")
     files.hang.clear()
     assert put(store, [1]).outcomes == [Outcome.TIMEOUT]
-    assert put(store, [2]).outcomes == [Outcome.DECLINED]
+    until(lambda: put(store, [2]).outcomes == [Outcome.DECLINED])
     files.hang.set()
 
 
@@ -264,13 +266,17 @@ def test_a_disk_that_cannot_be_written_is_said_once_and_read_on(
     assert not store.figures()[0].notices
 
 
-def test_a_full_disk_makes_room_by_giving_up_a_segment() -> None:
+def test_a_full_disk_makes_room_by_giving_up_a_segment(caplog: pytest.LogCaptureFixture) -> None:
     files = MemoryFiles(Disk(), full_at=20 * ENTRY)
     store = DiskStore(DiskSettings("/tier", 64 * ENTRY), files=files)
     for first in range(0, 60, 3):
         assert put(store, range(first, first + 3)).ok
     assert get(store, [57, 58, 59])[0].ok
     assert sum(len(file.content) for file in files.disk.names.values()) <= 20 * ENTRY
+    (figures,) = store.figures()
+    assert figures.errors["disk full"] > 1
+    assert any("disk full" in notice for notice in figures.notices)
+    assert sum("disk full" in message for message in caplog.messages) == 1
     store.close()
 
 

@@ -113,6 +113,8 @@ Key = Annotated[
     str | None, flag(None, "KEY", "Of its administrator.", "--api-key", envvar="KVTROVE_ADMIN_KEY", show_envvar=True)
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, '.', '_' and '-'.")]
+TenantFlag = Annotated[str | None, flag(None, "NAME", "Whose cache it lies in, where tenants have their own.")]
+SaltFlag = Annotated[str | None, flag(None, "TEXT", "As requests send it.")]
 CHECKPOINTS = "/v1/cache/checkpoints"
 SERVER = "http://127.0.0.1:8000"
 PATIENCE = 600.0  # seconds; a checkpoint may hold gigabytes
@@ -123,14 +125,25 @@ def checkpoint(
     name: Name,
     request: Annotated[str | None, flag(None, "ID", "Of an unfinished answer: chatcmpl-...")] = None,
     prompt: Annotated[str | None, flag(None, "TEXT", "Instead: all that is cached of it.")] = None,
+    session: Annotated[str | None, flag(None, "KEY", "Instead: the conversation with this prompt_cache_key.")] = None,
+    archive: Annotated[
+        str | None, flag(None, "FORMAT", "Smaller and lossy: int8, int4 or lowrank=0.5+int8; the price is shown.")
+    ] = None,
+    tenant: TenantFlag = None,
+    cache_salt: SaltFlag = None,
     url: Url = SERVER,
     api_key: Key = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Let a running server keep a sequence as a file in its checkpoint directory."""
-    body = {"name": name, "request_id": request, "prompt": prompt}
+    body: dict[str, Any] = {"name": name, "request_id": request, "prompt": prompt, "session": session}
+    body |= {"archive": archive, "tenant": tenant, "cache_salt": cache_salt}
     made = ask(url, CHECKPOINTS, api_key, body, PATIENCE)
-    _answer(made, f"{name}: {_size(made['bytes'])}", as_json)
+    told = f"{name}: {_size(made['bytes'])}"
+    if (price := made.get("price")) is not None:
+        rows = f"{_size(price['row_bytes'])} of rows instead of {_size(price['exact_row_bytes'])}"
+        told += f"; {rows}, keys and values are off by {price['error']:.2%}"
+    _answer(made, told, as_json)
 
 
 @cache.command(cls=Command)
@@ -142,11 +155,22 @@ def checkpoints(url: Url = SERVER, api_key: Key = None, as_json: JsonFlag = Fals
 
 
 @cache.command(cls=Command)
-def restore(name: Name, url: Url = SERVER, api_key: Key = None, as_json: JsonFlag = False) -> None:
+def restore(
+    name: Name,
+    tenant: TenantFlag = None,
+    cache_salt: SaltFlag = None,
+    url: Url = SERVER,
+    api_key: Key = None,
+    as_json: JsonFlag = False,
+) -> None:
     """Let a running server bring a checkpoint back into its cache."""
-    back = ask(url, f"{CHECKPOINTS}/{name}/restore", api_key, {}, PATIENCE)
+    owner = {"tenant": tenant, "cache_salt": cache_salt}
+    back = ask(url, f"{CHECKPOINTS}/{name}/restore", api_key, owner, PATIENCE)
     continues = "; the same request continues" if back["continues"] else ""
-    _answer(back, f"{name}: {back['cached_tokens']:,} of {back['tokens']:,} tokens are cached{continues}", as_json)
+    told = f"{name}: {back['cached_tokens']:,} of {back['tokens']:,} tokens are cached{continues}"
+    if back["archive"]:
+        told += f" for requests with cache_salt {back['cache_salt']!r}; keys and values are off by {back['error']:.2%}"
+    _answer(back, told, as_json)
 
 
 @cache.command(cls=Command)

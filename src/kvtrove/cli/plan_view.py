@@ -73,7 +73,6 @@ def _ledger(console: Console, plan: Plan, report: dict[str, Any]) -> None:
         "weights": f"{'' if plan.model.exact_weights else 'about, '}{_numbers(plan.model)}",
         "kv": f"{plan.num_blocks:,} blocks of {plan.wishes.block_size} tokens",
         "seats": f"running states and open blocks of {plan.users:,} users",
-        "marks": f"{ledger.marks // max(1, plan.fitting.cache.mark_bytes):,} checkpoints of states",
         "activations": "measured" if ledger.measured else f"a step of {plan.wishes.max_num_batched_tokens} tokens",
         "reserve": "interpreter, libraries, allocators",
         "free": "",

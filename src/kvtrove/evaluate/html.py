@@ -28,6 +28,8 @@ def page(evaluation: Evaluation) -> str:
     body.append(table(*columns(found)))
     if chart := pareto(found):
         body += ["<h2>Bytes of the cache against fidelity</h2>", f'<div class="single">{chart.svg()}</div>']
+    if chart := lost_facts(found):
+        body += ["<h2>Bytes of the cache against facts</h2>", f'<div class="single">{chart.svg()}</div>']
     if maps := [heat(row) for row in found if row.recall]:
         body += [
             "<h2>Recall of a stated fact</h2>",
@@ -67,6 +69,25 @@ def pareto(found: Sequence[Row]) -> Chart | None:
     for place, names in _named(points, zero).items():
         chart.dots([place], "s1", radius=4)
         chart.label(place, ", ".join(names))
+    return chart
+
+
+def lost_facts(found: Sequence[Row]) -> Chart | None:
+    """Facts that are not found over bytes per token, lower left is better; what nothing else beats has its name."""
+    caches = [row for row in found if row.weight_bytes == found[0].weight_bytes]
+    points = [(row.bytes_per_token, row.lost, row.name) for row in caches if row.lost is not None]
+    if not points:
+        return None
+    size = [nbytes for nbytes, _, _ in points]
+    x = Axis("bytes per token", min(size) / 1.4, max(size) * 2, "{:,.0f}".format, log=True)
+    y = Axis("facts that are not found", 0.0, max(0.1, *(lost for _, lost, _ in points)) * 1.1, "{:.0%}".format)
+    chart = Chart("Facts that are not found over the bytes that a token takes", x, y)
+    best = front([(nbytes, lost) for nbytes, lost, _ in points])
+    chart.line(best, "s2 front")
+    for place in dict.fromkeys((nbytes, lost) for nbytes, lost, _ in points):
+        chart.dots([place], "s1", radius=4)
+        if place in best:
+            chart.label(place, ", ".join(name for *other, name in points if tuple(other) == place))
     return chart
 
 

@@ -55,6 +55,12 @@ class Row:
     def mean_recall(self) -> float | None:
         return sum(self.recall.values()) / len(self.recall) if self.recall else None
 
+    @property
+    def lost(self) -> float | None:
+        """Share of facts that were not found, asked alone and one turn after the other."""
+        found = [share for share in (self.mean_recall, self.turns) if share is not None]
+        return 1 - sum(found) / len(found) if found else None
+
     def recall_at(self, length: int) -> float | None:
         """Over all depths that were measured."""
         found = [share for (tokens, _), share in self.recall.items() if tokens == length]

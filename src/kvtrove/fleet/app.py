@@ -105,6 +105,12 @@ async def models(request: Request) -> dict[str, Any]:
     fleet = _fleet(request)
     named = [(name, child) for child in fleet.children.values() for name in (child.entry.name, *child.entry.aliases)]
     data = [_card(request, name, child) for name, child in named]
+    ready = [child for child in fleet.children.values() if child.state == "ready"]
+    told = await asyncio.gather(*(json_of(child, "/v1/models", _credentials(request)) for child in ready))
+    for child, cards in zip(ready, told, strict=True):
+        name = child.entry.name
+        adapters = [card["id"] for card in (cards or {}).get("data", ()) if "parent" in card]
+        data += [_card(request, f"{name}:{adapter}", child) | {"parent": name} for adapter in adapters]
     return {"object": "list", "data": data, "budget_bytes": fleet.budget, "used_bytes": fleet.used}
 
 

@@ -40,10 +40,10 @@ class Fleet:
         self._watches: set[asyncio.Task[None]] = set()
 
     def find(self, name: str | None) -> Child:
-        """The model that a request names; the first one when it names none. ApiError 404."""
+        """The model that a request names, as NAME or NAME:ADAPTER; the first one when it names none. ApiError 404."""
         if name is None:
             return next(iter(self.children.values()))
-        child = self._names.get(name)
+        child = self._names.get(name) or self._names.get(name.rpartition(":")[0])
         if child is None:
             hint = nearest(name, self._names) or f"; there is {', '.join(self.children)}"
             raise ApiError(404, f"the model {name!r:.100} is not here{hint}", param="model", code="model_not_found")

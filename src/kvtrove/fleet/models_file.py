@@ -48,8 +48,9 @@ class ModelEntry:
             word = _NEGATABLE.get(name, name.replace("_", "-"))
             if isinstance(value, bool):
                 flags.append(f"--{word}" if value else f"--no-{word}")
-            else:
-                flags += [f"--{word}", str(value)]
+                continue
+            for one in value if isinstance(value, list) else [value]:
+                flags += [f"--{word}", str(one)]
         return flags
 
 
@@ -91,7 +92,8 @@ def _entry(name: str, table: Any, path: Path) -> ModelEntry:
     for key, value in table.items():
         if key not in KNOWN:
             raise ConfigError(f"{where}: unknown setting {key!r}{nearest(key, KNOWN)}")
-        if not isinstance(value, str | int | float | bool) and key != "aliases":
+        texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+        if not (isinstance(value, str | int | float | bool) or key == "aliases" or (key == "lora_modules" and texts)):
             raise ConfigError(f"{where}: {key} must be one value, not {type(value).__name__}")
     aliases, idle = table.get("aliases", []), table.get("idle")
     if not isinstance(table.get("model"), str) or not table["model"]:

@@ -31,8 +31,8 @@ class Arena:
 
     Rows start as zeros. On a CPU the system provides their pages when they are first written, so an unused cache takes
     no memory. Beside them lie the seats of sequences (`kv.seats`), uint8 [num_seats, seat_bytes], where formats or
-    states need them, and the checkpoints of states (`kv.marks`), uint8 [num_marks, mark_bytes]. huge_pages: of a CPU,
-    as in EngineConfig. Raises ConfigError when the device cannot hold it.
+    states need them. A checkpoint of states (`kv.marks`) lies in rows, cut into pieces of block_bytes. huge_pages: of a
+    CPU, as in EngineConfig. Raises ConfigError when the device cannot hold it.
     """
 
     def __init__(
@@ -42,7 +42,6 @@ class Arena:
         device: str | torch.device = "cpu",
         huge_pages: str = "auto",
         num_seats: int = 0,
-        num_marks: int = 0,
     ) -> None:
         self.spec = spec
         self.huge_pages = huge_pages
@@ -53,7 +52,6 @@ class Arena:
         try:
             self.rows = _zeros(self.nbytes, torch.device(device), huge_pages).view(num_blocks, spec.block_bytes)
             self.seats = self._beside(num_seats, spec.seat_bytes)
-            self.marks = self._beside(num_marks, spec.mark_bytes)
         except (RuntimeError, OSError, OverflowError) as error:
             raise ConfigError(
                 f"kv: {self.nbytes} bytes ({self.nbytes / 2**30:.1f} GiB) for {num_blocks} blocks cannot be allocated "
@@ -99,15 +97,21 @@ class Arena:
         """Copy seat source over seat target for each (source, target), as if one after the other."""
         self._copy(self.seats, pairs)
 
-    def save_marks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy the states of each seat over a checkpoint, (seat, mark)."""
-        for seat, mark in pairs:
-            self.marks[mark] = self.seats[seat, self.spec.tail_bytes :]
+    def save_mark(self, seat: int, rows: Sequence[int]) -> None:
+        """Copy the states of a seat into the rows of a checkpoint; zeros fill the last one."""
+        for row, piece in zip(rows, self._pieces(seat), strict=True):
+            self.rows[row, : len(piece)] = piece
+            self.rows[row, len(piece) :] = 0
 
-    def load_marks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy each checkpoint over the states of a seat, (mark, seat)."""
-        for mark, seat in pairs:
-            self.seats[seat, self.spec.tail_bytes :] = self.marks[mark]
+    def load_mark(self, rows: Sequence[int], seat: int) -> None:
+        """Copy the rows of a checkpoint over the states of a seat."""
+        for row, piece in zip(rows, self._pieces(seat), strict=True):
+            piece.copy_(self.rows[row, : len(piece)])
+
+    def _pieces(self, seat: int) -> list[Tensor]:
+        """The states of a seat in pieces of a row."""
+        states, size = self.seats[seat, self.spec.tail_bytes :], self.spec.block_bytes
+        return [states[at : at + size] for at in range(0, len(states), size)]
 
     def _of_seats(self, planes: Iterable[Plane], offsets: Mapping[str, int], base: int) -> dict[str, Tensor]:
         views = {}

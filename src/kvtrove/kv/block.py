@@ -28,6 +28,7 @@ class Block:
     saved: it was handed to the tiers, or came from there. index: its place in the sequence. use: what is known of the
     sequence that held it last. uses: hits since it was sealed; eviction orders may lower it. place: the list of an
     eviction order that it is in. priority: blocks of a lower one leave first, until `keep_until`, clock seconds.
+    spare: it leaves before all others once nobody holds it.
     """
 
     __slots__ = (
@@ -47,6 +48,7 @@ class Block:
         "ref_count",
         "saved",
         "sealed",
+        "spare",
         "tokens",
         "use",
         "uses",
@@ -70,7 +72,7 @@ class Block:
         self.parent = b""
         self.tokens = b""
         self.crc: int | None = None
-        self.saved = False
+        self.saved = self.spare = False
         self.index = 0
         self.use: Use | None = None
         self.uses = 0
@@ -92,13 +94,14 @@ class Use:
     """What an eviction order may know of the sequence that held a block last. One object for all of its blocks.
 
     turn: prompts of the same conversation before this one. category: the kind of prompt that it is, as a `ReuseModel`
-    numbers them. ended: when it let go of its blocks, clock seconds; infinity while it has them. num_blocks: full
-    blocks of its prompt.
+    numbers them. ended: when it let go of its blocks, clock seconds; infinity while it has them. resumed_after: seconds
+    from then until a prompt continued it; infinity while none did. num_blocks: full blocks of its prompt.
     """
 
     turn: int = 0
     category: tuple[int, ...] = ()
     ended: float = float("inf")
+    resumed_after: float = float("inf")
     num_blocks: int = 0
 
 

@@ -11,25 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from kvtrove.kv.block import Block, BlockState
+from kvtrove.kv.books import Books as OneCache
 from kvtrove.kv.marks import Marks
 from kvtrove.kv.pins import Pin
-from kvtrove.kv.pool import BlockPool
-from kvtrove.kv.prefix_cache import PrefixCache
 from kvtrove.kv.retention import live_blocks
 from kvtrove.kv.seats import NONE, Seats
-from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.kv.table import SequenceKV
 
 
-class Books(Protocol):
+class Books(OneCache, Protocol):
     """Everything that the rules look at. crc: checksum of a row, None when rows are not compared."""
 
-    @property
-    def spec(self) -> KVCacheSpec: ...
-    @property
-    def pool(self) -> BlockPool: ...
-    @property
-    def index(self) -> PrefixCache: ...
     @property
     def sequences(self) -> Mapping[int, SequenceKV]: ...
     @property
@@ -93,7 +85,7 @@ def _keys(books: Books) -> Iterator[str]:
 
 
 def _eviction_order(books: Books) -> Iterator[str]:
-    order = list(books.pool.cached)
+    order = [*books.pool.spare, *books.pool.cached]
     for block in order:
         if block.state is not BlockState.CACHED:
             yield f"I5: {block} is in the eviction order"
@@ -162,5 +154,6 @@ def _seats(books: Books) -> Iterator[str]:
 def _marks(books: Books) -> Iterator[str]:
     yield from books.marks.violations()
     for kv in books.sequences.values():
-        if books.marks.num and kv.due != sorted({length for length in kv.due if length > kv.num_computed}):
-            yield f"I11: checkpoints of a sequence of {kv.num_computed} computed tokens are due at {kv.due}"
+        lengths = [length for length, _ in kv.due]
+        if lengths != sorted({length for length in lengths if length > kv.num_computed}):
+            yield f"I11: checkpoints of a sequence of {kv.num_computed} computed tokens are due at {lengths}"

@@ -18,10 +18,7 @@ def freshen(books: KVCacheManager, match: Match) -> None:
 
     The end of the prefix still leaves before its beginning.
     """
-    for block in match.held:
-        if not block.ref_count:
-            books.pool.cached.remove(block)
-            books.pool.cached.add(block)
+    books.pool.freshen(match.held)
 
 
 def keep(books: KVCacheManager, kv: SequenceKV, pins: Iterable[SoftPin]) -> None:

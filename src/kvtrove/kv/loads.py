@@ -17,15 +17,13 @@ from typing import Protocol
 import numpy as np
 
 from kvtrove.kv.block import Block
+from kvtrove.kv.books import Teller
 from kvtrove.kv.chain import KeyChain
-from kvtrove.kv.events import EventKind
-from kvtrove.kv.marks import Marks
+from kvtrove.kv.marks import Marks, StateSearch, seal
 from kvtrove.kv.pins import Pin, Pins
-from kvtrove.kv.pool import BlockPool
-from kvtrove.kv.prefix_cache import STORED, Match, PrefixCache, StateSearch, WithStore, longest_prefix
+from kvtrove.kv.prefix_cache import STORED, Match, WithStore, longest_prefix
 from kvtrove.kv.row_queue import RowQueue
 from kvtrove.kv.rows import Spill
-from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.kv.tiers.store import BlockStore, Found, Outcome, Ticket, group_key
 
 READ_AT_ONCE = 32 << 20  # bytes of one `get`
@@ -38,9 +36,9 @@ NEWEST = 0.3  # weight of the newest figure in an average
 class Load:
     """A prefix on its way up. done: nothing more will come.
 
-    rows: (group, index) in the chain of what is still to be asked for, in the order of the prefix. before: tokens that
-    the pool could serve when it began. sources: rows that came, by name of the tier. seconds: from the first request to
-    the last row. problem: what ended it early, in words ("disk timeout").
+    rows: (group, index) in the chain of what is still to be asked for, in the order of the prefix. mark: rows of its
+    checkpoint that have come. before: tokens that the pool could serve when it began. sources: rows that came, by name
+    of the tier. seconds: from the first request to the last row. problem: what ended it early ("disk timeout").
     """
 
     pin: Pin
@@ -48,6 +46,7 @@ class Load:
     before: int
     rows: deque[tuple[int, int]]
     began: float
+    mark: list[Block] = field(default_factory=list)
     out: int = 0
     done: bool = False
     seconds: float = 0.0
@@ -55,24 +54,18 @@ class Load:
     problem: str | None = None
 
 
-class Books(Protocol):
+class Books(Teller, Protocol):
     """The side of the pool."""
 
-    @property
-    def spec(self) -> KVCacheSpec: ...
-    @property
-    def pool(self) -> BlockPool: ...
-    @property
-    def index(self) -> PrefixCache: ...
     @property
     def rows(self) -> RowQueue: ...
     @property
     def marks(self) -> Marks: ...
-    def tell(self, kind: EventKind, block: Block) -> None: ...
 
 
 def take_in(books: Books, chain: KeyChain, place: tuple[int, int], content: memoryview) -> Block | None:
-    """Seal and publish block `place` (group, index) of the chain, to be filled with the row `content`.
+    """Seal block `place` (group, index) of the chain, to be filled with the row `content`, and publish it, unless it is
+    a row of a checkpoint, which is found when all of it is there.
 
     It has one reference, the caller's. None when no block is free for it.
     """
@@ -80,12 +73,11 @@ def take_in(books: Books, chain: KeyChain, place: tuple[int, int], content: memo
     if blocks is None:
         return None
     [block] = blocks
-    block.group, block.index = place
-    block.sealed = True
-    block.key, block.parent, block.tokens = chain.place(block.index)
-    books.index.publish(block)
+    seal(block, chain, place)
     books.rows.fill(block, content)
-    books.tell("loaded", block)
+    if block.group < books.index.num_groups:
+        books.index.publish(block)
+        books.tell("loaded", block)
     return block
 
 
@@ -103,19 +95,22 @@ class Transfers:
 
     # ---- up ----
 
-    def extended(self, chain: KeyChain, match: Match, most: int) -> Match:
+    def extended(self, chain: KeyChain, match: Match, most: int, *, with_states: bool) -> Match:
         """The match, and what the store could add to it: of the first `most` blocks of the chain."""
-        groups = self.books.spec.groups
+        groups, marks = self.books.spec.groups, self.books.marks
         every = [group_key(key, group.index) for key in chain.keys[:most] for group in groups]
+        every += [marks.witness(chain, n) for n in range(1, most + 1)] if with_states else []
         here = {key for key, found in zip(every, self.store.lookup(every), strict=True) if found is Found.HERE}
         if not here:
             return match
-        states = StateSearch(self.books.marks, chain) if self.books.spec.states else None
+        states = StateSearch(marks, chain, here) if with_states else None
         n, rows = longest_prefix(WithStore(self.books.index, here), groups, chain, most, states)
         if n * chain.block_size <= match.num_tokens:
             return match
-        stored = tuple((g, i) for i in range(n) for g, row in enumerate(rows) if row[i] is STORED)
-        return replace(match, elsewhere=n * chain.block_size, stored=stored)
+        stored = [(g, i) for i in range(n) for g, row in enumerate(rows) if row[i] is STORED]
+        if with_states and marks.at(chain, n) is None:
+            stored += [(marks.first_group + row, n - 1) for row in range(marks.num_rows)]
+        return replace(match, elsewhere=n * chain.block_size, stored=tuple(stored))
 
     def fetch(self, chain: KeyChain, match: Match) -> Load:
         pool = self.books.pool
@@ -157,6 +152,10 @@ class Transfers:
         """Why no tier has this block of the chain, in words; None when nothing is known of it."""
         return self.store.reason(chain.keys[block]) if block < len(chain.keys) else None
 
+    def reason_of_mark(self, chain: KeyChain, num_blocks: int) -> str | None:
+        """Why no tier has the checkpoint after so many blocks."""
+        return self.store.reason(self.books.marks.witness(chain, num_blocks))
+
     @property
     def num_coming(self) -> int:
         """Rows that loads will still ask for, or have asked for: blocks that will be taken."""
@@ -172,12 +171,17 @@ class Transfers:
         """Seal and publish a row that has come. False when no block is free for it."""
         group, i = place
         if self.books.index.find(group, load.chain.keys[i], load.chain.tokens[i]) is not None:
-            return True  # somebody has computed it meanwhile
+            return True  # somebody has computed it meanwhile, or a whole checkpoint of it
         block = take_in(self.books, load.chain, place, content)
         if block is None:
             return False
         block.saved = True
         load.pin.blocks.insert(0, block)  # the end of the prefix is released first
+        marks = self.books.marks
+        if group >= marks.first_group:
+            load.mark.append(block)
+            if len(load.mark) == marks.num_rows:
+                marks.adopt(load.chain, i + 1, load.mark)
         return True
 
     def _read(self, load: Load) -> None:

@@ -16,16 +16,17 @@ from collections.abc import Callable, Iterable
 
 from kvtrove.kv.block import Block
 from kvtrove.kv.chain import KeyChain, root_key, unscoped
-from kvtrove.kv.compaction.shared import compacted_chains
 from kvtrove.kv.events import EventKind, KVEvent
 from kvtrove.kv.eviction.orders import Eviction
 from kvtrove.kv.explain import explain
 from kvtrove.kv.invariants import InvariantError, violations
 from kvtrove.kv.loads import Load, Transfers
-from kvtrove.kv.marks import Mark, MarkRules, Marks
+from kvtrove.kv.mark_rules import MarkRules
+from kvtrove.kv.marks import Marks
+from kvtrove.kv.matching import find_match
 from kvtrove.kv.pins import Pin, Pins
 from kvtrove.kv.pool import BlockPool
-from kvtrove.kv.prefix_cache import Match, PrefixCache, StateSearch, longest_prefix
+from kvtrove.kv.prefix_cache import Match, PrefixCache
 from kvtrove.kv.reasons import Explanation
 from kvtrove.kv.row_queue import RowQueue
 from kvtrove.kv.rows import CopySeat, RowOp
@@ -46,8 +47,8 @@ class KVCacheManager:
     """One pool of blocks for all groups and sequences of an engine.
 
     root: fingerprint of the model; with the spec's fingerprint and a tenant's salt it isolates key chains.
-    num_seats: sequences that hold blocks at once at most, where formats or states need seats. num_marks, mark_rules:
-    checkpoints of states, and where they are made.
+    num_seats: sequences that hold blocks at once at most, where formats or states need seats. mark_rules: where
+    checkpoints of states are made.
     check: 0 off, 1 checks I1-I8 when no sequence is open, 2 after every call that changes something; a violation raises
     InvariantError. crc: checksum of a row, recorded at seal and compared by `check()` at level 2 (I7).
     eviction: who leaves first, a name of config.EVICTION. store: tiers below the pool, where sealed rows are saved.
@@ -60,7 +61,6 @@ class KVCacheManager:
         *,
         root: bytes = b"",
         num_seats: int = 256,
-        num_marks: int = 0,
         mark_rules: MarkRules | None = None,
         enable_prefix_caching: bool = True,
         check: int = 0,
@@ -76,11 +76,11 @@ class KVCacheManager:
         self.spec, self.block_size = spec, spec.block_size
         self.num_groups = len(spec.groups)
         self.num_blocks = num_blocks
-        self.index = PrefixCache(self.num_groups, enabled=enable_prefix_caching, clock=clock)
+        self.index = PrefixCache(self.num_groups, spec.mark_rows, enabled=enable_prefix_caching, clock=clock)
         self.eviction = Eviction.named(eviction, self.block_size, clock)
         self.pool = BlockPool(num_blocks, self._evict, clock, self.eviction.order())
         self.seats = Seats(num_seats if spec.seat_bytes else 0)
-        self.marks = Marks(num_marks if spec.states and enable_prefix_caching else 0, clock)
+        self.marks = Marks(self, enabled=bool(spec.states) and enable_prefix_caching, clock=clock)
         self.sequences: dict[int, SequenceKV] = {}  # the open handles, by identity
         self.pins = Pins()
         self.on_event: Callable[[KVEvent], None] | None = None  # called with all that happens to published blocks
@@ -88,8 +88,8 @@ class KVCacheManager:
         self._root = root
         self._check_level = check
         self.rows = RowQueue(self.crc)
-        self.states = States(spec, self.seats, self.rows, self.marks, mark_rules)
         self.transfers = None if store is None else Transfers(self, store)
+        self.states = States(self, mark_rules)
         self._sealing = Sealing(self)
         self._queries = self._hits = 0
 
@@ -105,36 +105,17 @@ class KVCacheManager:
         """32 bytes that every key of a sequence with this salt, perhaps `scoped`, descends from."""
         return root_key(self._root, self.spec.fingerprint, *unscoped(salt))
 
-    def match(self, kv: SequenceKV, tokens: array[int], limit: int, exact: bool = False) -> Match:
+    def match(
+        self, kv: SequenceKV, tokens: array[int], limit: int, exact: bool = False, *, any_state: bool = False
+    ) -> Match:
         """What the empty `kv` could reuse for `tokens`, at most `limit` of them; 0 does not look. Changes no block.
 
         Only `kv.chain` grows, over the full blocks of `tokens`; later calls may append to `tokens` but not change it.
-        Behind a prefix that was compacted for all, it goes on as the chain of that; exact: never.
+        Behind a prefix that was compacted for all, it goes on as the chain of that; exact: never. any_state: no
+        checkpoint of states is looked for; such a match can be fetched, not taken over.
         """
         self._require_empty(kv)
-        kv.begin(KeyChain(kv.chain.origin, self.block_size) if kv.dropped else kv.chain)
-        if not self.index.enabled or limit < 1:
-            return Match(num_queried=len(tokens))
-        kv.chain.extend(tokens, len(tokens) // self.block_size)
-        most = min(limit, len(tokens)) // self.block_size
-        for chain in () if exact else compacted_chains(self, kv.chain, tokens, most):
-            chain.extend(tokens, (len(tokens) - chain.dropped) // self.block_size)
-            match = self._matched(kv, chain, tokens, most - -(-chain.dropped // self.block_size))
-            if max(match.num_tokens, match.elsewhere) >= chain.kept:
-                kv.begin(chain, self.spec.compactor)
-                return match
-        return self._matched(kv, kv.chain, tokens, most)
-
-    def _matched(self, kv: SequenceKV, chain: KeyChain, tokens: array[int], most: int) -> Match:
-        """Of the first `most` blocks of the chain."""
-        size, groups = self.block_size, self.spec.groups
-        n, blocks = longest_prefix(self.index, groups, chain, most)
-        found = n
-        if self.states.there and found:
-            n, blocks = longest_prefix(self.index, groups, chain, found, StateSearch(self.marks, chain))
-        mark = self.states.at(kv, n * size)
-        match = Match(n * size, blocks, len(tokens), found=found * size, mark=mark)
-        return match if n == most or self.transfers is None else self.transfers.extended(chain, match, most)
+        return find_match(self, kv, tokens, limit, exact=exact, any_state=any_state)
 
     def explain(self, kv: SequenceKV, num_tokens: int, limit: int) -> Explanation:
         """Why no more of a prompt of `num_tokens` was reused, right after `kv` took over its match within `limit`."""
@@ -297,7 +278,7 @@ class KVCacheManager:
             return
         if self.eviction.model is not None:
             self.eviction.model.end(kv.chain.keys[: kv.num_held // self.block_size], kv.use)
-        self.pool.release(kv.cut(0))
+        self.states.release(kv)
         self.seats.leave(kv)
         kv.num_computed, kv.dropped, kv.capacity = 0, 0, -1
         del self.sequences[id(kv)]
@@ -308,17 +289,6 @@ class KVCacheManager:
         if self.transfers is not None:
             self.rows.add(self.transfers.saves())
         return self.rows.take()
-
-    def forget_unfilled(self) -> None:
-        """A step failed, so rows that it should have filled may hold anything: nobody shall find their blocks."""
-        for block in self.rows.drop():
-            if isinstance(block, Mark):
-                self.marks.drop(block)
-            elif block.published:
-                self.index.forget(block)
-                block.published = False
-                if not block.ref_count:
-                    self.pool.discard(block)
 
     # ---- keeping and forgetting ----
 
@@ -339,9 +309,8 @@ class KVCacheManager:
             self.verify()
 
     def reset_prefix_cache(self) -> int:
-        """Forget every block that nobody holds, and all checkpoints; returns how many blocks there were."""
+        """Forget every block that nobody holds, those of checkpoints as well; returns how many there were."""
         dropped = self.pool.drop_cached()
-        self.marks.clear()
         self.verify()
         return dropped
 
@@ -366,13 +335,16 @@ class KVCacheManager:
     # ---- the parts ----
 
     def _evict(self, block: Block) -> None:
+        if (mark := self.marks.of(block)) is not None:
+            return self.states.evict(mark, block)
         if self.transfers is not None and not block.saved:
             self.rows.add([self.transfers.save(block)])
         self.index.evict(block)
         self.tell("evicted", block)
 
     def publish(self, block: Block) -> None:
-        """Let others find a sealed block, here and in the tiers."""
+        """Let others find a sealed block, here and in the tiers. An equal one that nobody holds gives way to it."""
+        self.index.replace(block, self.pool)
         self.index.publish(block)
         if self.transfers is not None and block.published:
             self.transfers.sealed(block)

@@ -1,185 +1,308 @@
-"""Checkpoints of running states, found under the key of the prefix whose state they hold.
+"""Checkpoints of running states: which of them are kept, found under the key of the prefix whose state they hold.
 
 A state cannot go back, so a prefix is reused only where its state was kept: a hit over layers with states needs blocks
 *and* a mark, and what lies between the last mark and the end of the blocks is computed again.
 
-    tokens   | system, tools | message 1 | message 2 | answer .......... |
-    marks                    ^           ^           ^ end of prompt     ^ follows a decode from block to block
+A mark is cut into rows, which are blocks of groups of their own, behind those of the layers. So one memory serves
+blocks and marks, as the load asks for, and tiers and files carry both alike; the rows of a mark leave together.
 
-A mark lies at the block border at or below such a place. Marks have a small memory of their own and never make anybody
-wait: without room the one used longest ago leaves. After Marconi (arXiv 2411.19379), which keeps states at branch
-points and at the last token; here the borders of messages join them, since those are where other requests go on.
+Who leaves first: a conversation goes on from its last mark, so the earlier ones become spare and leave before all
+blocks: they cost nothing but memory that nobody else wants. A mark stays that somebody resumes at although the
+conversation has gone on: a branch point, such as the end of a system prompt. Of the places where a conversation may go
+on (the end of its prompt, of its answer, of a message) those are kept that were resumed at lately; others are spare
+from the beginning, as are marks that save fewer tokens than they cost.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kvtrove.config import ConfigError, nearest
+from kvtrove.kv.block import Block
+from kvtrove.kv.books import Books
 from kvtrove.kv.chain import KeyChain
-from kvtrove.kv.evicted import EvictedKeys
-from kvtrove.kv.spec import KVCacheSpec
+from kvtrove.kv.mark_rules import Kind
+from kvtrove.kv.table import SequenceKV
+from kvtrove.kv.tiers.store import group_key
 
-AUTO, OFF = "auto", "off"
-WORDS = ("end", "messages", "branches", "every")
+MOST_GONE = 8192  # marks remembered after they left
+SELDOM = 8
+"""A place where fewer than one in so many resume, of those at the most frequent one, is not worth a mark."""
+LEAST_WORTH = 0.5
+"""Rows of keys and values that a mark saves, at least, for each row that it takes."""
+RECENT = 64
 
 
 @dataclass(slots=True, eq=False)
 class Mark:
-    """A checkpoint in row `row`. tokens: of the last block before it, compared on every hit.
+    """A checkpoint after `place` blocks. blocks: its rows. tokens: of the last block before it, compared on every hit.
 
-    passing: it follows a conversation as answers grow, whose next mark takes its place.
+    kind: why it was made, None of one that came from elsewhere. passed: its conversation has gone on to a later one.
+    branched: somebody resumed at it although it had.
     """
 
-    row: int
+    blocks: tuple[Block, ...]
     key: bytes
     tokens: bytes
-    passing: bool = False
+    place: int
+    kind: Kind | None = None
+    passed: bool = False
+    branched: bool = False
+
+    @property
+    def is_spare(self) -> bool:
+        return self.blocks[0].spare
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A mark that was evicted or for which there was no room; as `Mark`."""
+
+    time: float
+    kind: Kind | None
+    passed: bool
+    branched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MarkStats:
-    """num, used: checkpoints that there is room for, and that are there. saved, loaded, evicted: since the start."""
+    """used: checkpoints that are there, in `blocks` of the pool. saved, loaded, evicted: since the start."""
 
-    num: int
     used: int
+    blocks: int
     saved: int
     loaded: int
     evicted: int
 
 
-@dataclass(frozen=True)
-class MarkRules:
-    """Where checkpoints are made: at the end of prompts and answers, at the end of messages, where a second request
-    left the way of the first, and every so many tokens of a prompt (0: not).
-    """
-
-    end: bool = True
-    messages: bool = True
-    branches: bool = True
-    every: int = 0
-
-    @classmethod
-    def parse(cls, text: str, spec: KVCacheSpec) -> MarkRules:
-        """auto, off, or words such as "end,messages,every:4096". "auto" is all places, and every block where its
-        checkpoint is no larger than what is kept of its tokens. ConfigError naming the word that is wrong.
-        """
-        if text == AUTO:
-            cheap = 0 < spec.mark_bytes <= spec.block_bytes * len(spec.groups)
-            return cls(every=spec.block_size if cheap else 0)
-        rules = dict.fromkeys(WORDS, 0)
-        for word in [] if text == OFF else text.split(","):
-            name, colon, value = word.strip().partition(":")
-            if name not in WORDS:
-                known = f"{AUTO}, {OFF}, or of end, messages, branches, every:4096"
-                raise ConfigError(
-                    f"marks: {name!r} is not known{nearest(name, (*WORDS, AUTO, OFF))}; there are {known}"
-                )
-            if (name == "every") != bool(colon) or (colon and not (value.isdecimal() and int(value))):
-                example = "every:4096" if name == "every" else name
-                raise ConfigError(f"marks: {word.strip()!r} is not understood; write {example}")
-            rules[name] = int(value) if colon else 1
-        return cls(bool(rules["end"]), bool(rules["messages"]), bool(rules["branches"]), rules["every"])
-
-    def due(self, num_tokens: int, borders: Iterable[int], found: int, size: int, most: int) -> list[int]:
-        """Lengths at which a prompt of `num_tokens` is checkpointed, ascending multiples of the block size `size`.
-
-        borders: lengths at which its messages end. found: tokens whose blocks were there already, 0 for none. At most
-        `most`: the first one, which many prompts share, and the last ones.
-        """
-        places = [*borders] if self.messages else []
-        if self.end:
-            places.append(num_tokens - 1)
-        if self.branches:
-            places.append(found)
-        if self.every:
-            places += range(self.every, num_tokens, self.every)
-        due = sorted({place // size * size for place in places if size <= place < num_tokens})
-        return due if len(due) <= most else [due[0], *due[len(due) - most + 1 :]]
-
-
 class Marks:
-    """`num` checkpoints, the one used longest ago leaves first. 0: nothing is kept."""
+    """Of one cache; in one without states there are none."""
 
-    def __init__(self, num: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.num = num
-        self.evicted = EvictedKeys(clock=clock)
-        self._marks: OrderedDict[bytes, Mark] = OrderedDict()  # the one used last comes last
-        self._free = list(reversed(range(num)))
+    def __init__(self, books: Books, *, enabled: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self.enabled = enabled
+        self.books = books
+        self.num_rows, self.first_group = books.spec.mark_rows, len(books.spec.groups)
+        self._marks: dict[bytes, Mark] = {}
+        self._gone: OrderedDict[bytes, Gone] = OrderedDict()
+        self._resumed: Counter[Kind] = Counter()
         self._clock = clock
         self._saved = self._loaded = self._evicted = 0
 
     def __iter__(self) -> Iterator[Mark]:
         return iter(self._marks.values())
 
-    def find(self, key: bytes, tokens: bytes) -> Mark | None:
-        mark = self._marks.get(key)
-        return mark if mark is not None and mark.tokens == tokens else None
+    # ---- looking up ----
+
+    def at(self, chain: KeyChain, num_blocks: int) -> Mark | None:
+        """The state of the chain's first blocks."""
+        mark = self._marks.get(chain.keys[num_blocks - 1]) if num_blocks else None
+        return mark if mark is not None and mark.tokens == chain.tokens[num_blocks - 1] else None
 
     def before(self, chain: KeyChain, num_blocks: int) -> int:
         """The most leading blocks of the chain, at most `num_blocks`, whose state is there; that of none always is."""
         return next((n for n in range(num_blocks, 0, -1) if self.at(chain, n) is not None), 0)
 
+    def witness(self, chain: KeyChain, num_blocks: int) -> bytes:
+        """The key, in a tier, of the row of such a checkpoint that is saved last."""
+        return group_key(chain.keys[num_blocks - 1], self.first_group + self.num_rows - 1)
+
+    def along(self, chain: KeyChain, num_blocks: int) -> list[Mark]:
+        """The marks of the chain's first blocks, the last one first."""
+        found = [self.at(chain, n) for n in range(min(num_blocks, len(chain.keys)), 0, -1)] if self._marks else []
+        return [mark for mark in found if mark is not None]
+
+    def of(self, block: Block) -> Mark | None:
+        """The mark that a block is a row of."""
+        return self._marks.get(block.key) if block.group >= self.first_group else None
+
     def age(self, chain: KeyChain, first: int, last: int) -> float | None:
         """Seconds since the state after first + 1 .. last blocks was evicted, the most that was; None if none was."""
-        return self.evicted.latest(chain.keys[first:last])
+        times = [gone.time for key in chain.keys[first:last] if (gone := self._gone.get(key)) is not None]
+        return self._clock() - max(times) if times else None
 
-    def at(self, chain: KeyChain, num_blocks: int) -> Mark | None:
-        """The state of the chain's first blocks."""
-        return self.find(chain.keys[num_blocks - 1], chain.tokens[num_blocks - 1]) if num_blocks else None
+    # ---- a sequence resumes, and makes its own ----
 
     def use(self, mark: Mark) -> None:
-        self._marks.move_to_end(mark.key)
+        """A sequence resumes there."""
         self._loaded += 1
+        if not mark.branched:
+            self._count(mark.kind)
+        if mark.passed:
+            self.keep(mark)
+        self.books.pool.freshen(mark.blocks)
 
-    def save(self, chain: KeyChain, num_blocks: int, before: Mark | None, *, passing: bool) -> Mark | None:
-        """A place for the state of the chain's first blocks; None when that is there already, or nothing is kept.
+    def missed(self, chain: KeyChain, num_blocks: int) -> Kind:
+        """A sequence would have resumed after these blocks, whose state is not there: why it is to be kept now."""
+        gone = self._gone.get(chain.keys[num_blocks - 1])
+        if gone is None:
+            return "branches"
+        if not gone.branched:
+            self._count(gone.kind)
+        return "branches" if gone.passed or gone.branched or gone.kind is None else gone.kind
 
-        before: the sequence's last passing mark, whose place is taken.
-        """
-        key, tokens = chain.keys[num_blocks - 1], chain.tokens[num_blocks - 1]
-        known = self._marks.get(key)
-        if known is not None:
-            self._marks.move_to_end(key)
-            known.passing &= passing
-        if known is not None or not self.num:
+    def save(self, kv: SequenceKV, num_blocks: int, kind: Kind) -> Mark | None:
+        """Rows for the state of the sequence's first blocks; None when it is there already, or not worth its room."""
+        chain, before, mark = kv.chain, kv.made.get(kind), self.at(kv.chain, num_blocks)
+        if before is not None and kind == "answer" and not before.branched and before is not mark:
+            self.drop(before)  # nobody resumes in the midst of an answer
+        if mark is not None:
+            kv.made[kind] = mark
             return None
-        if before is not None and before.passing and self._marks.get(before.key) is before:
-            self.drop(before)
-        elif not self._free:
-            _, oldest = self._marks.popitem(last=False)
-            self.evicted.add(oldest.key)
-            self._free.append(oldest.row)
-            self._evicted += 1
-        mark = self._marks[key] = Mark(self._free.pop(), key, tokens, passing)
+        gone = self._gone.get(chain.keys[num_blocks - 1])
+        branched = kind == "branches" or (gone is not None and gone.branched)
+        chosen = branched or (self._is_frequent(kind) and self._is_worth(kv, num_blocks))
+        pool = self.books.pool
+        if self.num_rows > (pool.num_available if chosen else pool.num_free + len(pool.spare)):
+            self._remember(chain.keys[num_blocks - 1], Gone(self._clock(), kind, passed=not chosen))
+            return None
+        blocks = pool.allocate(self.num_rows)
+        assert blocks is not None, "they were counted before"
+        for row, block in enumerate(blocks):
+            seal(block, chain, (self.first_group + row, num_blocks - 1))
+            block.use, block.spare = kv.use, not chosen
+        mark = self._publish(chain, num_blocks, blocks)
+        mark.kind, mark.branched = kind, branched
+        pool.release(blocks)
         self._saved += 1
+        if chosen:
+            self._pass(kv, mark)
+        kv.made[kind] = mark
         return mark
+
+    def ended(self, kv: SequenceKV) -> Mark | None:
+        """The sequence lets go of its blocks; returns the mark that the conversation is expected to go on from."""
+        own = sorted((mark for mark in kv.made.values() if self._is_there(mark)), key=lambda mark: mark.place)
+        if own and all(mark.is_spare for mark in own) and self._is_worth(kv, own[-1].place):
+            self._set_spare(own[-1], False)  # no answer was long enough, for example
+            self._pass(kv, own[-1])
+        return next((mark for mark in reversed(own) if not mark.is_spare), None)
+
+    def keep(self, mark: Mark) -> None:
+        """It is a branch point, or somebody asked for it to be kept."""
+        mark.branched = True
+        self._set_spare(mark, False)
+
+    def adopt(self, chain: KeyChain, num_blocks: int, blocks: Sequence[Block]) -> None:
+        """Let the state of the chain's first blocks be found in these sealed blocks, unless it is there already."""
+        if chain.keys[num_blocks - 1] not in self._marks:
+            self._publish(chain, num_blocks, blocks)
+
+    # ---- marks leave ----
+
+    def evict(self, mark: Mark, victim: Block) -> None:
+        """One of its rows has to make room: the others are free."""
+        passed = mark.passed or (mark.is_spare and not mark.branched)
+        self._remember(mark.key, Gone(self._clock(), mark.kind, passed, mark.branched))
+        self._evicted += 1
+        self._forget(mark, victim)
 
     def drop(self, mark: Mark) -> None:
         """Let nobody find it any more."""
-        if self._marks.get(mark.key) is mark:
-            del self._marks[mark.key]
-            self._free.append(mark.row)
+        if self._is_there(mark):
+            self._forget(mark, None)
 
     def drop_keys(self, keys: Iterable[bytes]) -> None:
         for key in keys:
             if key in self._marks:
                 self.drop(self._marks[key])
 
-    def clear(self) -> None:
-        self.drop_keys(list(self._marks))
+    def reset(self) -> None:
+        """The books begin again: pool and index are gone."""
+        self._marks.clear()
 
     def stats(self) -> MarkStats:
-        return MarkStats(self.num, len(self._marks), self._saved, self._loaded, self._evicted)
+        used = len(self._marks)
+        return MarkStats(used, used * self.num_rows, self._saved, self._loaded, self._evicted)
 
     def violations(self) -> Iterator[str]:
         """I11, for `invariants`."""
-        rows = [mark.row for mark in self._marks.values()]
-        if sorted([*rows, *self._free]) != list(range(self.num)):
-            yield f"I11: checkpoints are in rows {sorted(rows)} and rows {sorted(self._free)} are free, of {self.num}"
+        groups = [*range(self.first_group, self.first_group + self.num_rows)]
         for key, mark in self._marks.items():
-            if key != mark.key:
-                yield f"I11: the checkpoint in row {mark.row} is found under the key of another prefix"
+            found = [block.group for block in mark.blocks if block.key == key and self.books.index.holds(block)]
+            if found != groups or len({block.spare for block in mark.blocks}) != 1:
+                yield f"I11: of the checkpoint after {mark.place} blocks, rows {found} are found, not {groups}"
+        rows = sum(block.published and block.group >= self.first_group for block in self.books.pool.blocks)
+        if rows != len(self._marks) * self.num_rows:
+            yield f"I11: {rows} rows of {len(self._marks)} checkpoints are found"
+
+    # ---- the parts ----
+
+    def _publish(self, chain: KeyChain, num_blocks: int, blocks: Sequence[Block]) -> Mark:
+        for block in blocks:
+            self.books.index.publish(block)
+        mark = Mark(tuple(blocks), chain.keys[num_blocks - 1], chain.tokens[num_blocks - 1], num_blocks)
+        self._marks[mark.key] = mark
+        return mark
+
+    def _forget(self, mark: Mark, victim: Block | None) -> None:
+        """victim: the row that its pool is about to hand out."""
+        del self._marks[mark.key]
+        for block in mark.blocks:
+            self.books.index.forget(block)
+            block.published = False
+            if block is not victim and not block.ref_count:
+                self.books.pool.discard(block)
+
+    def _pass(self, kv: SequenceKV, mark: Mark) -> None:
+        """The conversation goes on from `mark`: what it left behind is spare."""
+        for earlier in kv.behind:
+            earlier.passed = True
+            self._set_spare(earlier, not earlier.branched)
+        for kind, other in kv.made.items():
+            if other.place < mark.place:
+                other.passed = True
+                if kind == mark.kind:
+                    self._set_spare(other, not other.branched)
+
+    def _set_spare(self, mark: Mark, spare: bool) -> None:
+        if mark.is_spare != spare and self._is_there(mark):
+            self.books.pool.set_spare(mark.blocks, spare)
+
+    def _is_there(self, mark: Mark) -> bool:
+        return self._marks.get(mark.key) is mark
+
+    def _is_frequent(self, kind: Kind) -> bool:
+        return SELDOM * self._resumed[kind] >= max(self._resumed.values(), default=0)
+
+    def _is_worth(self, kv: SequenceKV, num_blocks: int) -> bool:
+        root = next((mark.place for mark in kv.behind if mark.branched), 0)
+        return (num_blocks - root) * self.first_group >= LEAST_WORTH * self.num_rows
+
+    def _count(self, kind: Kind | None) -> None:
+        if kind is not None and kind != "branches":
+            self._resumed[kind] += 1
+            if self._resumed[kind] > RECENT:
+                self._resumed = Counter({kind: times // 2 for kind, times in self._resumed.items()})
+
+    def _remember(self, key: bytes, gone: Gone) -> None:
+        self._gone[key] = gone
+        self._gone.move_to_end(key)
+        if len(self._gone) > MOST_GONE:
+            self._gone.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StateSearch:
+    """Layers with running states: they resume where a checkpoint is, and where nothing was computed.
+
+    stored: keys of rows that a tier has, as `group_key` makes them. The last row of a checkpoint stands for all of it.
+    """
+
+    marks: Marks
+    chain: KeyChain
+    stored: Container[bytes] = frozenset()
+
+    def shrink(self, n: int) -> int:
+        return next((m for m in range(n, 0, -1) if self._has(m)), 0)
+
+    def _has(self, n: int) -> bool:
+        return self.marks.at(self.chain, n) is not None or self.marks.witness(self.chain, n) in self.stored
+
+
+def seal(block: Block, chain: KeyChain, place: tuple[int, int]) -> None:
+    """Block `place` (group, index) of the chain."""
+    block.group, block.index = place
+    block.sealed = True
+    block.key, block.parent, block.tokens = chain.place(block.index)

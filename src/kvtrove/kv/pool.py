@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from time import monotonic
 
-from kvtrove.kv.block import Block, BlockList
+from kvtrove.kv.block import Block, BlockList, BlockState
 from kvtrove.kv.eviction.order import EvictionOrder
 
 
@@ -15,8 +15,8 @@ class BlockPool:
     Blocks are created when they are first needed, so a pool of a million costs nothing until it is used. Recycled rows
     are handed out before untouched ones: their memory is mapped and warm.
 
-    order: who leaves first (LRU when left out). forget: called with a CACHED block that is about to lose its content,
-    so that nothing finds it any more.
+    order: who leaves first (LRU when left out); spare blocks leave before all others. forget: called with a CACHED
+    block that is about to lose its content, so that nothing finds it any more; it may discard others with it.
     """
 
     def __init__(
@@ -29,6 +29,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.blocks: list[Block] = []  # those created so far; blocks[i].id == i
         self.cached = BlockList() if order is None else order
+        self.spare = BlockList()
         self.num_evictions = 0
         self.eviction_age: float | None = None
         self._free: list[Block] = []
@@ -41,12 +42,12 @@ class BlockPool:
 
     @property
     def num_cached(self) -> int:
-        return len(self.cached)
+        return len(self.cached) + len(self.spare)
 
     @property
     def num_available(self) -> int:
         """Blocks that `allocate` can hand out: FREE and CACHED."""
-        return self.num_free + len(self.cached)
+        return self.num_free + self.num_cached
 
     @property
     def free_blocks(self) -> tuple[Block, ...]:
@@ -68,7 +69,7 @@ class BlockPool:
         if len(self.blocks) < self.num_blocks:
             self.blocks.append(Block(len(self.blocks)))
             return self.blocks[-1]
-        block = self.cached.victim()
+        block = (self.spare if len(self.spare) else self.cached).victim()
         self.num_evictions += 1
         self.eviction_age = self.clock() - block.idle_since
         self.forget(block)
@@ -78,7 +79,7 @@ class BlockPool:
     def acquire(self, block: Block) -> None:
         """One reference more; a CACHED block leaves the eviction order. The block must be SEALED or CACHED."""
         if block.ref_count == 0:
-            self.cached.remove(block)
+            self._order_of(block).remove(block)
         block.ref_count += 1
 
     def release(self, blocks: Iterable[Block]) -> None:
@@ -92,23 +93,43 @@ class BlockPool:
                 continue
             if block.published:
                 block.idle_since = self.clock()
-                self.cached.add(block)
+                self._order_of(block).add(block)
             else:
                 block.wipe()
                 self._free.append(block)
 
     def discard(self, block: Block) -> None:
         """Make a CACHED block FREE that nobody finds any more."""
-        self.cached.remove(block)
+        self._order_of(block).remove(block)
         block.wipe()
         self._free.append(block)
 
     def drop_cached(self) -> int:
         """Make every CACHED block FREE; returns how many there were."""
-        dropped = list(self.cached)
-        for block in dropped:
-            self.cached.remove(block)
-            self.forget(block)
-            block.wipe()
-        self._free.extend(dropped)
-        return len(dropped)
+        dropped = self.num_cached
+        for block in [*self.spare, *self.cached]:
+            if block.state is BlockState.CACHED:  # and was not discarded with one before it
+                self._order_of(block).remove(block)
+                self.forget(block)
+                block.wipe()
+                self._free.append(block)
+        return dropped
+
+    def freshen(self, blocks: Iterable[Block]) -> None:
+        """Those of the blocks that nobody holds leave as if they had been used just now, one after the other."""
+        for block in blocks:
+            if not block.ref_count:
+                self._order_of(block).remove(block)
+                self._order_of(block).add(block)
+
+    def set_spare(self, blocks: Iterable[Block], spare: bool) -> None:
+        """Whether the blocks leave before all others."""
+        for block in blocks:
+            if not block.ref_count:
+                self._order_of(block).remove(block)
+            block.spare = spare
+            if not block.ref_count:
+                self._order_of(block).add(block)
+
+    def _order_of(self, block: Block) -> EvictionOrder:
+        return self.spare if block.spare else self.cached

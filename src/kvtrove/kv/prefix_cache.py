@@ -6,24 +6,33 @@ import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kvtrove.kv.block import Block
 from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.evicted import EvictedKeys
-from kvtrove.kv.marks import Mark, Marks
+from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.retention import Full, live_blocks
 from kvtrove.kv.spec import KVGroup
 from kvtrove.kv.tiers.store import group_key
 
+if TYPE_CHECKING:
+    from kvtrove.kv.marks import Mark
+
 
 class PrefixCache:
-    """(group, key) -> the one published block. enabled: whether blocks get keys and are published at all."""
+    """(group, key) -> the one published block. enabled: whether blocks get keys and are published at all.
 
-    def __init__(self, num_groups: int, *, enabled: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+    num_groups: of layers. num_rows: of a checkpoint, each row in a group of its own behind them (`kv.marks`).
+    """
+
+    def __init__(
+        self, num_groups: int, num_rows: int = 0, *, enabled: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.enabled = enabled
         self.evicted = EvictedKeys(clock=clock)
-        self._blocks: list[dict[bytes, Block]] = [{} for _ in range(num_groups)]
+        self.num_groups = num_groups
+        self._blocks: list[dict[bytes, Block]] = [{} for _ in range(num_groups + num_rows)]
         self._contents: dict[bytes, dict[Block, None]] | None = None
         self.num_duplicates = 0
         self.num_mismatches = 0
@@ -67,7 +76,20 @@ class PrefixCache:
 
     def in_groups(self, block: Block) -> tuple[Block | None, ...]:
         """What every group has under the key of a block."""
-        return tuple(blocks.get(block.key) for blocks in self._blocks)
+        return tuple(blocks.get(block.key) for blocks in self._blocks[: self.num_groups])
+
+    def replace(self, block: Block, pool: BlockPool) -> None:
+        """Make an equal block that nobody holds FREE: the one in use leaves late, and two would be one too many.
+
+        Prompts compute again what is cached where a checkpoint of states is missing.
+        """
+        equal = self._blocks[block.group].get(block.key)
+        if equal is not None and equal is not block and not equal.ref_count:
+            block.saved, block.uses = equal.saved, equal.uses
+            block.priority, block.keep_until = equal.priority, equal.keep_until
+            self.forget(equal)
+            self.num_duplicates += 1
+            pool.discard(equal)
 
     def evict(self, block: Block) -> None:
         """Forget a block that has to make room, and remember when."""
@@ -86,8 +108,8 @@ class PrefixCache:
         return None
 
     def holds_any(self, key: bytes, tokens: bytes) -> bool:
-        """Whether some group has the block."""
-        return any(self.find(group, key, tokens) is not None for group in range(len(self._blocks)))
+        """Whether some group of layers has the block."""
+        return any(self.find(group, key, tokens) is not None for group in range(self.num_groups))
 
     def still_holds(self, chain: KeyChain, match: Match) -> bool:
         """Whether no block of the match was evicted since it was found."""
@@ -104,7 +126,8 @@ class Match:
 
     num_tokens: a multiple of block_size. blocks: per group the blocks to take over, None where none is needed.
     num_queried: tokens of the prompt. elsewhere: tokens of the prefix that there would be with the rows `stored`, each
-    a (group, index of a block), which are in a tier below; 0 when they would not add to it. found: tokens whose blocks
+    a (group, index of a block), which are in a tier below, those of a checkpoint last; 0 when they would not add to it.
+    found: tokens whose blocks
     are there: more than num_tokens where no state was kept. mark: the state after num_tokens, of layers with one.
     """
 
@@ -118,9 +141,10 @@ class Match:
 
     @property
     def held(self) -> list[Block]:
-        """The blocks of all groups, the end of the prefix first."""
+        """The checkpoint and the blocks of all groups, the end of the prefix first."""
         columns = zip(*(reversed(row) for row in self.blocks), strict=True)
-        return [block for column in columns for block in column if block is not None]
+        blocks = [block for column in columns for block in column if block is not None]
+        return blocks if self.mark is None else [*self.mark.blocks, *blocks]
 
     @property
     def num_shared_blocks(self) -> int:
@@ -160,17 +184,6 @@ class Shrinks(Protocol):
     def shrink(self, n: int) -> int:
         """n when it can resume after n blocks, else the next smaller length worth a try."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class StateSearch:
-    """Layers with running states: they resume where a checkpoint is, and where nothing was computed."""
-
-    marks: Marks
-    chain: KeyChain
-
-    def shrink(self, n: int) -> int:
-        return self.marks.before(self.chain, n)
 
 
 def longest_prefix(

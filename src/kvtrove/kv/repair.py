@@ -26,6 +26,18 @@ def forget(manager: KVCacheManager, kv: SequenceKV) -> None:
     manager.marks.drop_keys(kv.chain.keys)
 
 
+def forget_unfilled(manager: KVCacheManager) -> None:
+    """A step failed, so rows that it should have filled may hold anything: nobody shall find their blocks."""
+    for block in manager.rows.drop():
+        if (mark := manager.marks.of(block)) is not None:
+            manager.marks.drop(mark)
+        elif block.published:
+            manager.index.forget(block)
+            block.published = False
+            if not block.ref_count:
+                manager.pool.discard(block)
+
+
 def rebuild(manager: KVCacheManager) -> None:
     """Books that say that every block is free. All handles and pins are void; the counters go on."""
     for kv in manager.sequences.values():
@@ -33,11 +45,12 @@ def rebuild(manager: KVCacheManager) -> None:
     manager.sequences.clear()
     manager.pins.clear()
     manager.seats.clear()
-    manager.forget_unfilled()
-    manager.marks.clear()
+    forget_unfilled(manager)
+    manager.marks.reset()
     if manager.transfers is not None:
         manager.transfers.reset()
-    index = PrefixCache(manager.num_groups, enabled=manager.index.enabled, clock=manager.pool.clock)
+    rows, enabled = manager.spec.mark_rows, manager.index.enabled
+    index = PrefixCache(manager.num_groups, rows, enabled=enabled, clock=manager.pool.clock)
     pool = BlockPool(manager.num_blocks, manager.pool.forget, manager.pool.clock, manager.eviction.order())
     index.num_duplicates, index.num_mismatches = manager.index.num_duplicates, manager.index.num_mismatches
     pool.num_evictions, pool.eviction_age = manager.pool.num_evictions, manager.pool.eviction_age

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from kvtrove.kv.block import Block
-from kvtrove.kv.marks import Mark
 from kvtrove.kv.rows import Copy, Fill, Gather, RowOp, SaveMark, Shift
 
 
@@ -15,8 +14,8 @@ class RowQueue:
     def __init__(self, crc: Callable[[int], int] | None = None) -> None:
         self._crc = crc
         self._ops: list[RowOp] = []
-        self._unfilled: list[Block | Mark] = []  # in use before the operation that fills their rows was executed
-        self._taken: list[Block | Mark] = []  # those of operations that were handed out
+        self._unfilled: list[Block] = []  # in use before the operation that fills their rows was executed
+        self._taken: list[Block] = []  # those of operations that were handed out
 
     def add(self, ops: Iterable[RowOp]) -> None:
         self._ops += ops
@@ -30,9 +29,10 @@ class RowQueue:
         self._ops.append(Fill(block.id, content))
         self._unfilled.append(block)
 
-    def save(self, seat: int, mark: Mark) -> None:
-        self._ops.append(SaveMark(seat, mark.row))
-        self._unfilled.append(mark)
+    def save(self, seat: int, blocks: Sequence[Block]) -> None:
+        """The states of a seat into the blocks of a checkpoint."""
+        self._ops.append(SaveMark(seat, tuple(block.id for block in blocks)))
+        self._unfilled += blocks
 
     def gather(self, op: Gather, targets: Iterable[Block]) -> None:
         """targets: the private blocks that it fills."""
@@ -65,12 +65,12 @@ class RowQueue:
     def executed(self) -> None:
         """All that was taken has been executed."""
         if self._taken:
-            for one in self._taken:
-                if self._crc is not None and isinstance(one, Block) and one.sealed:
-                    one.crc = self._crc(one.id)
+            for block in self._taken:
+                if self._crc is not None and block.sealed:
+                    block.crc = self._crc(block.id)
             self._taken.clear()
 
-    def drop(self) -> list[Block | Mark]:
+    def drop(self) -> list[Block]:
         """Nothing that is waiting, or was taken and not confirmed, will be executed; returns what is left unfilled."""
         unfilled, self._taken, self._unfilled = self._taken + self._unfilled, [], []
         self._ops.clear()

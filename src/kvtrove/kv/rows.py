@@ -74,17 +74,17 @@ class CopySeat:
 
 @dataclass(frozen=True, slots=True)
 class SaveMark:
-    """The states of seat `seat` over checkpoint `mark`."""
+    """The states of seat `seat` over the rows of a checkpoint."""
 
     seat: int
-    mark: int
+    rows: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadMark:
-    """Checkpoint `mark` over the states of seat `seat`."""
+    """The rows of a checkpoint over the states of seat `seat`."""
 
-    mark: int
+    rows: tuple[int, ...]
     seat: int
 
 

@@ -11,22 +11,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kvtrove.kv.block import Block
-from kvtrove.kv.pool import BlockPool
-from kvtrove.kv.prefix_cache import PrefixCache
+from kvtrove.kv.books import Teller
 from kvtrove.kv.retention import Full
-from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.kv.table import SequenceKV, left_behind, next_event
 
 
-class Books(Protocol):
-    """The pool, the index, and who hears of a sealed block. crc: checksum of a row, None when rows are not compared."""
+class Books(Teller, Protocol):
+    """With who hears of a sealed block. crc: checksum of a row, None when rows are not compared."""
 
-    @property
-    def spec(self) -> KVCacheSpec: ...
-    @property
-    def pool(self) -> BlockPool: ...
-    @property
-    def index(self) -> PrefixCache: ...
     @property
     def crc(self) -> Callable[[int], int] | None: ...
     def publish(self, block: Block) -> None: ...

@@ -3,8 +3,9 @@
     | sealed rows: found by their keys, shared | tail: the open block's rows |   seat
     0                                          ^ full blocks                 ^ num_computed
 
-Sealed rows become cached blocks, like all others. The tail and the seat belong to one sequence, which takes them over
-when it is admitted with all full blocks before them: it then continues in the midst of a block.
+Sealed rows, those of the last checkpoint of states among them, become cached blocks, like all others. The tail and the
+seat belong to one sequence, which takes them over when it is admitted with all full blocks before them: it then
+continues in the midst of a block.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from kvtrove.kv.block import Block
 from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.loads import take_in
 from kvtrove.kv.manager import KVCacheManager
+from kvtrove.kv.marks import Mark
 from kvtrove.kv.prefix_cache import Match
 from kvtrove.kv.retention import live_blocks
 from kvtrove.kv.rows import FillSeat, Park
@@ -45,12 +47,14 @@ class Tail:
     seat: memoryview
 
 
-def snapshot(kv: SequenceKV, block_size: int) -> Snapshot:
+def snapshot(books: KVCacheManager, kv: SequenceKV) -> Snapshot:
     """What an open sequence holds between two steps; nothing of one that has given up tokens, which begins again."""
     if kv.dropped:
         return Snapshot(0, (), (), NONE)
-    full, part = divmod(kv.num_computed, block_size)
-    sealed = _in_order((g, i, b.id) for g, t in enumerate(kv.tables) for i, b in enumerate(t.blocks[:full]) if b)
+    full, part = divmod(kv.num_computed, books.block_size)
+    blocks = [(g, i, b) for g, t in enumerate(kv.tables) for i, b in enumerate(t.blocks[:full]) if b]
+    mark = books.states.at(kv, books.block_size * books.marks.before(kv.chain, min(full, len(kv.chain.keys))))
+    sealed = _in_order(blocks, mark)
     tail = [block.id for table in kv.tables for block in table.blocks[full : full + 1] if block] if part else []
     return Snapshot(kv.num_computed, sealed, tail, kv.seat)
 
@@ -62,7 +66,7 @@ def park(books: KVCacheManager, kv: SequenceKV) -> Tail | None:
     """
     if not books.index.enabled or not kv.num_computed or kv.dropped:
         return None
-    held = snapshot(kv, books.block_size)
+    held = snapshot(books, kv)
     rows = [memoryview(bytearray(books.spec.block_bytes)) for _ in held.tail]
     seat = memoryview(bytearray(books.spec.seat_bytes if held.seat != NONE else 0))
     books.rows.add(Park(row, target) for row, target in zip(held.tail, rows, strict=True))
@@ -73,7 +77,7 @@ def park(books: KVCacheManager, kv: SequenceKV) -> Tail | None:
 
 def snapshot_of(match: Match) -> Snapshot:
     """What a match has found."""
-    sealed = _in_order((g, i, b.id) for g, row in enumerate(match.blocks) for i, b in enumerate(row) if b)
+    sealed = _in_order([(g, i, b) for g, row in enumerate(match.blocks) for i, b in enumerate(row) if b], match.mark)
     return Snapshot(match.num_tokens, sealed, (), NONE)
 
 
@@ -83,6 +87,7 @@ def put_back(books: KVCacheManager, chain: KeyChain, rows: Sequence[tuple[int, i
     In their order, until no block is free. The operations that fill them are still to be executed.
     """
     held, known = [], 0
+    mark: list[Block] = []
     for group, i, content in rows:
         if books.index.find(group, chain.keys[i], chain.tokens[i]) is not None:
             known += 1
@@ -93,6 +98,10 @@ def put_back(books: KVCacheManager, chain: KeyChain, rows: Sequence[tuple[int, i
         if books.transfers is not None:
             books.transfers.sealed(block)
         held.append(block)
+        mark += [block] if group >= books.num_groups else []
+        if len(mark) == books.marks.num_rows > 0:
+            books.marks.adopt(chain, i + 1, mark)
+            mark = []
     books.pool.release(reversed(held))  # the end of the prefix leaves the cache first
     return known + len(held)
 
@@ -129,5 +138,7 @@ def fill_tail(books: KVCacheManager, kv: SequenceKV, tail: Tail) -> None:
         books.rows.add([FillSeat(kv.seat, tail.seat)])
 
 
-def _in_order(places: object) -> list[Place]:
-    return sorted(places, key=lambda place: (place[1], place[0]))  # type: ignore[call-overload,no-any-return]
+def _in_order(blocks: list[tuple[int, int, Block]], mark: Mark | None) -> list[Place]:
+    """The rows of a checkpoint come last."""
+    places = sorted(((group, i, block.id) for group, i, block in blocks), key=lambda place: (place[1], place[0]))
+    return places + [(block.group, block.index, block.id) for block in (mark.blocks if mark else ())]

@@ -357,6 +357,11 @@ class KVCacheSpec:
         return sum(state.nbytes for state in self.states)
 
     @property
+    def mark_rows(self) -> int:
+        """Rows of blocks that a checkpoint takes."""
+        return -(-self.mark_bytes // self.block_bytes)
+
+    @property
     def seat_bytes(self) -> int:
         """Bytes of one seat: what each running sequence takes beside its blocks."""
         return self.tail_bytes + self.mark_bytes

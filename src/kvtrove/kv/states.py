@@ -4,22 +4,38 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable
+from typing import Protocol
 
-from kvtrove.kv.marks import Mark, MarkRules, Marks
+from kvtrove.kv.block import Block
+from kvtrove.kv.books import Books
+from kvtrove.kv.loads import Transfers
+from kvtrove.kv.mark_rules import MarkRules
+from kvtrove.kv.marks import Mark, Marks
 from kvtrove.kv.row_queue import RowQueue
 from kvtrove.kv.rows import CopySeat, LoadMark
 from kvtrove.kv.seats import NONE, Seats
-from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.kv.table import NEVER, SequenceKV
 
 
-class States:
-    """Of one cache; without layers that have states, nothing happens here. num_marks: checkpoints there is room for."""
+class StateBooks(Books, Protocol):
+    """With seats, and what is asked of the bytes."""
 
-    def __init__(self, spec: KVCacheSpec, seats: Seats, rows: RowQueue, marks: Marks, rules: MarkRules | None) -> None:
-        self.there = bool(spec.states)
-        self._seats, self._rows, self._marks, self._rules = seats, rows, marks, rules or MarkRules()
-        self._size = spec.block_size
+    @property
+    def seats(self) -> Seats: ...
+    @property
+    def marks(self) -> Marks: ...
+    @property
+    def rows(self) -> RowQueue: ...
+    @property
+    def transfers(self) -> Transfers | None: ...
+
+
+class States:
+    """Of one cache; without layers that have states, nothing happens here."""
+
+    def __init__(self, books: StateBooks, rules: MarkRules | None) -> None:
+        self.there = bool(books.spec.states)
+        self.books, self._rules, self._size = books, rules or MarkRules(), books.spec.block_size
 
     # ---- checkpoints ----
 
@@ -28,42 +44,79 @@ class States:
 
         borders: lengths at which its messages end.
         """
-        if self._marks.num:
-            branch = kv.found if kv.found > kv.num_computed else 0
-            due = self._rules.due(num_tokens, borders, branch, self._size, max(2, self._marks.num // 2))
-            kv.due = [length for length in due if length > kv.num_computed]
-            kv.follows = num_tokens if self._rules.end else NEVER
+        marks, size = self.books.marks, self._size
+        if not marks.enabled:
+            return
+        kv.behind = marks.along(kv.chain, kv.num_computed // size)
+        branch = kv.found if kv.found > kv.num_computed and not self._was_evicted(kv, kv.found) else 0
+        due = self._rules.due(num_tokens, borders, branch, size)
+        if branch in due:
+            due[branch] = marks.missed(kv.chain, branch // size)
+        kv.due = sorted((length, kind) for length, kind in due.items() if length > kv.num_computed)
+        kv.follows = num_tokens if self._rules.end else NEVER
+
+    def _was_evicted(self, kv: SequenceKV, length: int) -> bool:
+        """Whether the next block of its way was there, too: then it leaves nobody's way at `length`."""
+        following = kv.chain.keys[length // self._size : length // self._size + 1]
+        return bool(following) and self.books.index.evicted.age(following[0]) is not None
 
     def keep_at(self, kv: SequenceKV, length: int) -> None:
         """Another sequence leaves the way of `kv` there, which has still to compute it."""
-        if self._marks.num and self._rules.branches and length > kv.num_computed and length not in kv.due:
-            insort(kv.due, length)
+        planned = self.books.marks.enabled and length not in (place for place, _ in kv.due)
+        if planned and self._rules.branches and length > kv.num_computed:
+            insort(kv.due, (length, "branches"))
 
     def until_mark(self, kv: SequenceKV, num: int) -> int:
         """How many of the next `num` tokens a step may compute: it ends where states are to be kept."""
-        return min(num, kv.due[0] - kv.num_computed) if kv.due else num
+        return min(num, kv.due[0][0] - kv.num_computed) if kv.due else num
 
     def computed(self, kv: SequenceKV, length: int) -> None:
         """Tokens up to `length` are committed: keep the states if that is due, or if a decode has filled a block."""
-        is_due = length in kv.due
-        while kv.due and kv.due[0] <= length:
+        kind = next((kind for place, kind in kv.due if place == length), None)
+        while kv.due and kv.due[0][0] <= length:
             kv.due.pop(0)
-        if is_due or (length > kv.follows and not length % self._size):
-            mark = self._marks.save(kv.chain, length // self._size, kv.mark, passing=not is_due)
-            kv.mark = mark if mark is not None and mark.passing else None
-            if mark is not None:
-                self._rows.save(kv.seat, mark)
+        if kind is None and length > kv.follows and not length % self._size:
+            kind = "answer"
+        mark = None if kind is None else self.books.marks.save(kv, length // self._size, kind)
+        if mark is not None:
+            self.books.rows.save(kv.seat, mark.blocks)
+            if kind != "answer":  # whose last one alone is worth saving
+                self._save(mark)
 
     def at(self, kv: SequenceKV, num_tokens: int) -> Mark | None:
         """The checkpoint after so many tokens, whole blocks of them."""
-        return self._marks.at(kv.chain, num_tokens // self._size) if self.there else None
+        return self.books.marks.at(kv.chain, num_tokens // self._size) if self.there else None
 
     def load(self, kv: SequenceKV, mark: Mark | None) -> None:
         """The states of the seat are those of the mark; those of a sequence of no tokens need none."""
         if mark is not None:
-            self._marks.use(mark)
-            kv.mark = mark if mark.passing else None  # the conversation goes on: its next one takes the place
-            self._rows.add([LoadMark(mark.row, kv.seat)])
+            self.books.marks.use(mark)
+            self.books.rows.add([LoadMark(tuple(block.id for block in mark.blocks), kv.seat)])
+
+    def release(self, kv: SequenceKV) -> None:
+        """Let go of all blocks, and let checkpoints leave when those before them do: each before its last block."""
+        pool, marks = self.books.pool, self.books.marks
+        if self.there and marks.enabled and not kv.dropped:
+            if (mark := marks.ended(kv)) is not None:
+                self._save(mark)
+            for mark in marks.along(kv.chain, kv.num_held // self._size):
+                pool.release(kv.cut(mark.place))
+                if not mark.is_spare:
+                    pool.freshen(mark.blocks)
+        pool.release(kv.cut(0))
+
+    def _save(self, mark: Mark) -> None:
+        """Let the tiers have it, unless it is spare or they do."""
+        if self.books.transfers is not None and not mark.is_spare and not mark.blocks[0].saved:
+            for block in mark.blocks:
+                self.books.transfers.sealed(block)
+
+    def evict(self, mark: Mark, victim: Block) -> None:
+        """`victim`, a row of the mark, has to make room: the tiers have it or get it now, unless it was spare."""
+        transfers = self.books.transfers
+        if transfers is not None and not mark.is_spare:
+            self.books.rows.add(transfers.save(block) for block in mark.blocks if not block.saved)
+        self.books.marks.evict(mark, victim)
 
     # ---- drafts ----
 
@@ -71,9 +124,9 @@ class States:
         """Before a step whose last tokens are drafts: keep the states of now. False when no seat is left for them."""
         if not self.there:
             return True
-        if not self._seats.spare(kv):
+        if not self.books.seats.spare(kv):
             return False
-        self._rows.add([CopySeat(kv.seat, kv.spare)])
+        self.books.rows.add([CopySeat(kv.seat, kv.spare)])
         return True
 
     def decide(self, kv: SequenceKV, num: int, wrong: int) -> int:
@@ -83,6 +136,6 @@ class States:
         if kv.spare == NONE:
             return num
         if wrong:
-            self._rows.add([CopySeat(kv.spare, kv.seat)])
-        self._seats.unspare(kv)
+            self.books.rows.add([CopySeat(kv.spare, kv.seat)])
+        self.books.seats.unspare(kv)
         return 0 if wrong else num

@@ -14,9 +14,10 @@ from kvtrove.kv.prefix_cache import PrefixCache
 class KVStats:
     """Blocks now, and what happened since the start.
 
-    num_blocks = free + cached + used. queries, hits: prompt tokens of admitted sequences, and those of them whose K/V
-    were reused. evictions: cached blocks given up for new ones. duplicates: blocks sealed beside an equal findable one.
-    mismatches: lookups that found a block of other tokens under the right key (a miss; should stay 0).
+    num_blocks = free + cached + used; checkpoints lie in cached ones. queries, hits: prompt tokens of admitted
+    sequences, and those of them whose K/V were reused. evictions: cached blocks given up for new ones. duplicates:
+    blocks sealed beside an equal findable one. mismatches: lookups that found a block of other tokens under the right
+    key (a miss; should stay 0).
     soft_pinned: cached ones that leave last, for a while.
     eviction_age: seconds that the last evicted block had not been used; when it is small, the pool is.
     marks: checkpoints of running states; None without such layers.
@@ -60,6 +61,6 @@ def stats_of(pool: BlockPool, index: PrefixCache, queries: int, hits: int, marks
         duplicates=index.num_duplicates,
         mismatches=index.num_mismatches,
         eviction_age=pool.eviction_age,
-        marks=marks.stats() if marks.num else None,
+        marks=marks.stats() if marks.enabled else None,
         soft_pinned=pool.cached.num_kept if isinstance(pool.cached, Prioritised) else 0,
     )

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from kvtrove.kv.block import Block, Use
 from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.compaction.compactor import Compactor
-from kvtrove.kv.marks import Mark
+from kvtrove.kv.mark_rules import Kind
 from kvtrove.kv.retention import Retention, live_blocks
 from kvtrove.kv.seats import NONE
 from kvtrove.kv.spec import KVGroup
+
+if TYPE_CHECKING:
+    from kvtrove.kv.marks import Mark
 
 HOLE = -1  # the id in a table where no block is held
 NEVER = 1 << 62
@@ -92,28 +95,16 @@ class SequenceKV:
     to be given up next. memory: of its compactor, about the tokens that it has kept. moves_at: the number at which
     tokens are taken over that moved (`kv.moved`).
     seat, spare: what it has beside its blocks (`kv.seats`); none is taken where neither formats nor states need one.
-    found: tokens whose blocks its match found, states or not. due: lengths at which its states are to be kept,
-    ascending; from `follows` tokens on, that is every border of a block. mark: its last one there (`kv.marks`).
+    found: tokens whose blocks its match found, states or not. due: lengths at which its states are to be kept, and why,
+    ascending; from `follows` tokens on, that is every border of a block. made: the last checkpoint of each kind that it
+    made (`kv.marks`). behind: those that lay on its way when it began, the last one first.
     next_event: the number of computed tokens at which a block is to be sealed or leaves a window; before it, commit
     only counts. 0 when unknown: the next commit looks.
     """
 
     __slots__ = (
-        *(
-            "_ids",
-            "capacity",
-            "chain",
-            "compacts_at",
-            "dropped",
-            "due",
-            "follows",
-            "found",
-            "mark",
-            "memory",
-            "moves_at",
-            "next_event",
-        ),
-        *("num_computed", "packed", "salt", "seat", "shift", "spare", "tables", "use"),
+        *("_ids", "behind", "capacity", "chain", "compacts_at", "dropped", "due", "follows", "found", "made", "memory"),
+        *("moves_at", "next_event", "num_computed", "packed", "salt", "seat", "shift", "spare", "tables", "use"),
     )
 
     def __init__(self, num_groups: int, chain: KeyChain, salt: bytes) -> None:
@@ -126,9 +117,10 @@ class SequenceKV:
         self.salt = salt
         self.seat = self.spare = NONE
         self.found = 0
-        self.due: list[int] = []
+        self.due: list[tuple[int, Kind]] = []
         self.follows = NEVER
-        self.mark: Mark | None = None
+        self.made: dict[Kind, Mark] = {}
+        self.behind: list[Mark] = []
         self.chain = chain
         self.use = Use()
         self.tables = tuple(BlockTable() for _ in range(num_groups))

@@ -13,34 +13,16 @@ DEFAULT_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Capacity:
-    """num_blocks x block_bytes is the arena; a single sequence may grow to max_model_len tokens.
-
-    num_marks: checkpoints of running states beside it, where layers have some.
-    """
+    """num_blocks x block_bytes is the arena; a single sequence may grow to max_model_len tokens."""
 
     num_blocks: int
     max_model_len: int
-    num_marks: int = 0
 
 
 def default_kv_bytes(cache: KVCacheSpec, free_bytes: int, users: int, context: int, chunk: int) -> int:
-    """A safe share of what is free, but no more than `users` sequences of `context` tokens can use."""
-    most = users * cache.blocks_for(context, chunk) * cache.block_bytes
+    """A safe share of what is free, but no more than `users` sequences of `context` tokens and a checkpoint can use."""
+    most = users * (cache.blocks_for(context, chunk) + cache.mark_rows) * cache.block_bytes
     return max(cache.block_bytes, min(int(free_bytes * DEFAULT_SHARE), most))
-
-
-MARKS_SHARE = 5
-"""One part in so many of what blocks and checkpoints take is for checkpoints, when nobody says how much."""
-
-
-def default_marks_bytes(cache: KVCacheSpec, nbytes: int) -> int:
-    """Of `nbytes` for blocks and checkpoints, those for checkpoints, a whole number of them."""
-    return nbytes // MARKS_SHARE // cache.mark_bytes * cache.mark_bytes if cache.mark_bytes else 0
-
-
-def with_marks(cache: KVCacheSpec, block_bytes: int) -> int:
-    """The smallest size whose checkpoints leave `block_bytes` for blocks."""
-    return -(-block_bytes * MARKS_SHARE // (MARKS_SHARE - 1)) if cache.mark_bytes else block_bytes
 
 
 def fit(cache: KVCacheSpec, num_blocks: int, context: int, chunk: int, *, required: bool) -> Capacity:

@@ -126,7 +126,7 @@ def _size_of(plan: Plan) -> str:
     """`--kv` that gives exactly the plan's blocks: in a short unit when rounding up gives no more blocks."""
 
     def gives(nbytes: int) -> bool:
-        return plan.fitting.split(nbytes, plan.users)[0] == plan.num_blocks
+        return plan.fitting.blocks_in(nbytes, plan.users) == plan.num_blocks
 
     nbytes = plan.kv_bytes
     short = readable(nbytes)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from kvtrove.config import EngineConfig
 from kvtrove.plan.activations import StepLimits, activation_bytes
-from kvtrove.plan.capacity import default_marks_bytes, with_marks
 from kvtrove.plan.kv import cache_of
 from kvtrove.plan.ledger import Ledger, reserve_bytes
 from kvtrove.plan.model import PlanModel
@@ -54,20 +53,19 @@ class Fitting:
         return max(self.model.max_position, self.wishes.context or 0)
 
     def blocks(self, users: int, context: int) -> int:
-        return users * self.cache.blocks_for(context, self.wishes.max_num_batched_tokens)
+        """With room for a checkpoint of each, where layers have running states."""
+        return users * (self.cache.blocks_for(context, self.wishes.max_num_batched_tokens) + self.cache.mark_rows)
 
     def kv_needed(self, users: int, context: int) -> int:
-        return with_marks(self.cache, self.blocks(users, context) * self.cache.block_bytes) + self.seats(users)
+        return self.blocks(users, context) * self.cache.block_bytes + self.seats(users)
 
     def seats(self, users: int) -> int:
         """Bytes that sequences take beside blocks."""
         return users * self.cache.seat_bytes
 
-    def split(self, kv: int, users: int) -> tuple[int, int]:
-        """(blocks, bytes of checkpoints) of a cache of `kv` bytes beside the seats, as the engine divides it."""
-        size = kv - self.seats(users)
-        marks = default_marks_bytes(self.cache, size)
-        return (size - marks) // self.cache.block_bytes, marks
+    def blocks_in(self, kv: int, users: int) -> int:
+        """Blocks of a cache of `kv` bytes beside the seats."""
+        return (kv - self.seats(users)) // self.cache.block_bytes
 
     def activations(self, users: int, context: int) -> int:
         if self.wishes.measured_activation_bytes is not None:
@@ -95,10 +93,7 @@ class Fitting:
     def ledger(self, users: int, context: int, kv: int) -> Ledger:
         measured = self.wishes.measured_activation_bytes is not None
         activations, seats = self.activations(users, context), self.seats(users)
-        marks = self.split(kv, users)[1]
-        return Ledger(
-            *(self.wishes.memory, self.weights, kv, activations, self.reserve, measured), seats=seats, marks=marks
-        )
+        return Ledger(self.wishes.memory, self.weights, kv, activations, self.reserve, measured, seats=seats)
 
 
 def _weights_of_a_rank(model: PlanModel, ranks: int) -> int:

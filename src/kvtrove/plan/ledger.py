@@ -17,7 +17,7 @@ class Ledger:
     """Bytes. total: what may be used; free: what nobody takes. measured: activations come from a warm-up.
 
     kv: the whole cache; seats: what of it running sequences have beside blocks (open blocks of some formats, running
-    states); marks: checkpoints of states. planned_activations: what the formula had said before they were measured.
+    states). planned_activations: what the formula had said before they were measured.
     process: what interpreter and libraries were measured to hold beside the other lines; most of it was theirs before
     `total` was counted.
     """
@@ -31,7 +31,6 @@ class Ledger:
     planned_activations: int | None = None
     process: int = 0
     seats: int = 0
-    marks: int = 0
 
     @property
     def free(self) -> int:
@@ -52,9 +51,8 @@ class Ledger:
         """Name -> bytes, largest story first; they sum to `total` unless `free` is negative."""
         return {
             "weights": self.weights,
-            "kv": self.kv - self.seats - self.marks,
+            "kv": self.kv - self.seats,
             **({"seats": self.seats} if self.seats else {}),
-            **({"marks": self.marks} if self.marks else {}),
             "activations": self.activations,
             "reserve": self.reserve,
             "free": self.free,
@@ -93,7 +91,7 @@ def total_for(used: int) -> int:
 
 def bar(ledger: Ledger, width: int) -> str:
     """One letter per share of the total, at least one for what is there: ``WWWWWWWWWWKKKKKKKKKKKKKAAR....``"""
-    letters = {"weights": "W", "kv": "K", "seats": "S", "marks": "M", "activations": "A", "reserve": "R", "free": "."}
+    letters = {"weights": "W", "kv": "K", "seats": "S", "activations": "A", "reserve": "R", "free": "."}
     drawn = "".join(
         letters[name] * max(1, round(width * size / ledger.total))
         for name, size in ledger.entries().items()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from kvtrove.config import ConfigError, EngineConfig
-from kvtrove.plan.capacity import readable, with_marks
+from kvtrove.plan.capacity import readable
 from kvtrove.plan.fitting import MOST_USERS, Fitting, Wishes
 from kvtrove.plan.kv import KVBytes, kv_bytes, stored_as
 from kvtrove.plan.ledger import Ledger, total_for
@@ -67,8 +67,7 @@ class Plan:
     @property
     def kv_bytes(self) -> int:
         """What `--kv` must give: blocks, checkpoints of states, and the seats of all users."""
-        cache = self.fitting.cache
-        return with_marks(cache, self.num_blocks * cache.block_bytes) + self.fitting.seats(self.users)
+        return self.num_blocks * self.fitting.cache.block_bytes + self.fitting.seats(self.users)
 
     @cached_property
     def kv(self) -> KVBytes:
@@ -137,10 +136,10 @@ def make_plan(model: PlanModel, wishes: Wishes) -> Plan:
 def _num_blocks(fitting: Fitting, users: int, context: int) -> int:
     wishes = fitting.wishes
     if wishes.kv is not None:
-        return fitting.split(wishes.kv, users)[0]
+        return fitting.blocks_in(wishes.kv, users)
     if wishes.users is not None and wishes.context is not None:
         return fitting.blocks(users, context)
-    return fitting.split(fitting.left_for_kv(users, context) // MIB * MIB, users)[0]  # --kv takes whole MiB
+    return fitting.blocks_in(fitting.left_for_kv(users, context) // MIB * MIB, users)  # --kv takes whole MiB
 
 
 def _refusal(fitting: Fitting, users: int, context: int) -> str:

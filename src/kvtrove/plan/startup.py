@@ -7,15 +7,7 @@ from dataclasses import dataclass, replace
 from kvtrove.config import ConfigError
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.plan.activations import StepLimits, activation_bytes
-from kvtrove.plan.capacity import (
-    Capacity,
-    default_kv_bytes,
-    default_marks_bytes,
-    fit,
-    max_tokens,
-    readable,
-    with_marks,
-)
+from kvtrove.plan.capacity import Capacity, default_kv_bytes, fit, max_tokens, readable
 from kvtrove.plan.ledger import Ledger, reserve_bytes
 from kvtrove.plan.model import PlanModel
 
@@ -26,8 +18,7 @@ MIB = 2**20
 class StartSettings:
     """What the engine was started with. kv: bytes, None for a safe share. max_model_len: None takes what fits.
 
-    num_seats: seats that are in use at once at most, None for one a sequence. marks: bytes for checkpoints of states,
-    None for a share of the cache.
+    num_seats: seats that are in use at once at most, None for one a sequence.
     """
 
     max_num_seqs: int
@@ -36,7 +27,6 @@ class StartSettings:
     num_blocks: int | None = None
     max_model_len: int | None = None
     num_seats: int | None = None
-    marks: int | None = None
 
     def seats(self, cache: KVCacheSpec) -> int:
         """Bytes that sequences take beside blocks."""
@@ -58,32 +48,15 @@ def plan_start(model: PlanModel, cache: KVCacheSpec, free: int, settings: StartS
     _refuse_too_many_seats(cache, settings, free - model.weight_bytes - reserve - step)
     if settings.num_blocks is not None:
         num_blocks = settings.num_blocks
-        marks = _marks_bytes(cache, settings, with_marks(cache, num_blocks * cache.block_bytes))
     else:
         left = free - model.weight_bytes - reserve - step - seats
         size = _kv_bytes(cache, left, context, _without(seats, cache, settings))
-        marks = _marks_bytes(cache, settings, size)
-        num_blocks = (size - marks) // cache.block_bytes
-        context = _context(model, cache, free - reserve - seats - marks, num_blocks, context, settings)
+        num_blocks = size // cache.block_bytes
+        context = _context(model, cache, free - reserve - seats, num_blocks, context, settings)
     capacity = fit(cache, num_blocks, context, chunk, required=settings.max_model_len is not None)
-    if marks:
-        capacity = replace(capacity, num_marks=marks // cache.mark_bytes)
-    kv = num_blocks * cache.block_bytes + seats + marks
+    kv = num_blocks * cache.block_bytes + seats
     activations = _step_bytes(model, settings, capacity.max_model_len, num_blocks * cache.block_size)
-    return capacity, Ledger(free, model.weight_bytes, kv, activations, reserve, seats=seats, marks=marks)
-
-
-def _marks_bytes(cache: KVCacheSpec, settings: StartSettings, size: int) -> int:
-    """Of `size` bytes for blocks and checkpoints, those for checkpoints."""
-    if settings.marks is None or not cache.mark_bytes:
-        return default_marks_bytes(cache, size)
-    if settings.num_blocks is None and settings.marks > size - cache.block_bytes:
-        most = max(0, size - cache.block_bytes)
-        raise ConfigError(
-            f"marks_memory: {readable(settings.marks)} leave nothing for blocks of the {readable(size)} that are "
-            f"there for both: --marks-memory {readable(default_marks_bytes(cache, most))} fits"
-        )
-    return settings.marks // cache.mark_bytes * cache.mark_bytes
+    return capacity, Ledger(free, model.weight_bytes, kv, activations, reserve, seats=seats)
 
 
 def _refuse_too_many_seats(cache: KVCacheSpec, settings: StartSettings, room: int) -> None:
@@ -107,8 +80,7 @@ def settle(capacity: Capacity, ledger: Ledger, cache: KVCacheSpec, settings: Sta
     """
     if ledger.free >= 0 or settings.num_blocks is not None:
         return capacity, ledger
-    beside = ledger.seats + ledger.marks
-    left, chunk = ledger.kv + ledger.free - beside, settings.max_num_batched_tokens
+    left, chunk = ledger.kv + ledger.free - ledger.seats, settings.max_num_batched_tokens
     if settings.kv is not None or left < cache.block_bytes:
         size = f"{left // MIB}MiB" if left >= 16 * MIB else f"{left // 1024}KiB"
         way_out = f"--kv {size} fits, or " if left // 1024 * 1024 >= cache.block_bytes else ""
@@ -119,8 +91,7 @@ def settle(capacity: Capacity, ledger: Ledger, cache: KVCacheSpec, settings: Sta
         )
     num_blocks = left // cache.block_bytes
     smaller = fit(cache, num_blocks, capacity.max_model_len, chunk, required=settings.max_model_len is not None)
-    smaller = replace(smaller, num_marks=capacity.num_marks)
-    return smaller, replace(ledger, kv=num_blocks * cache.block_bytes + beside)
+    return smaller, replace(ledger, kv=num_blocks * cache.block_bytes + ledger.seats)
 
 
 def _without(seats: int, cache: KVCacheSpec, settings: StartSettings) -> StartSettings:

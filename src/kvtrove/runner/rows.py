@@ -84,10 +84,12 @@ class Rows:
         self.arena.copy_seats([(op.source, op.target) for op in ops])
 
     def _save_mark(self, ops: list[SaveMark]) -> None:
-        self.arena.save_marks([(op.seat, op.mark) for op in ops])
+        for op in ops:
+            self.arena.save_mark(op.seat, op.rows)
 
     def _load_mark(self, ops: list[LoadMark]) -> None:
-        self.arena.load_marks([(op.mark, op.seat) for op in ops])
+        for op in ops:
+            self.arena.load_mark(op.rows, op.seat)
 
     def _spill(self, ops: list[Spill]) -> None:
         if self.store is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+from kvtrove.kv.repair import forget_unfilled
 from kvtrove.scheduler.scheduler import Scheduler
 from kvtrove.scheduler.sequence import Request, Sequence
 
@@ -18,7 +19,7 @@ def requeue(scheduler: Scheduler) -> None:
     unfinished = [seq for request in scheduler.requests.values() for seq in request.unfinished]
     for kv in list(scheduler.kv.sequences.values()):  # also those that a step had opened for nobody yet
         scheduler.kv.free(kv)
-    scheduler.kv.forget_unfilled()  # operations on other blocks do not matter: nobody holds them any more
+    forget_unfilled(scheduler.kv)  # operations on other blocks do not matter: nobody holds them any more
     for seq in unfinished:
         seq.kv, seq.observed = scheduler.kv.open(seq.request.salt), []
         if seq.load is not None:

@@ -24,7 +24,8 @@ from kvtrove.server.watchdog import StepTimeoutError, Watchdog
 from kvtrove.tiering import LONGEST_REST
 
 if TYPE_CHECKING:
-    from kvtrove.engine import Engine, EngineStats
+    from kvtrove.engine import Engine
+    from kvtrove.engine_stats import EngineStats
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from kvtrove.engine import EngineStats
+from kvtrove.engine_stats import EngineStats
 from kvtrove.kv.reasons import Reason
 from kvtrove.server.engine_thread import Step
 from kvtrove.server.metrics_facts import Facts, Growth, Timing

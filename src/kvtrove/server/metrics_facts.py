@@ -13,7 +13,8 @@ from kvtrove.scheduler.drafts import DraftStats
 from kvtrove.server.observer import PromptResult
 
 if TYPE_CHECKING:
-    from kvtrove.engine import Engine, EngineStats
+    from kvtrove.engine import Engine
+    from kvtrove.engine_stats import EngineStats
 
 
 @dataclass(frozen=True)

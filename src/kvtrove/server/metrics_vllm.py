@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from kvtrove.engine import EngineStats
+from kvtrove.engine_stats import EngineStats
 from kvtrove.server.metrics_facts import Facts, Growth, Timing
 
 ENGINE = "0"  # one engine, the first

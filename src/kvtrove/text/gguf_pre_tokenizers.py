@@ -61,8 +61,10 @@ _DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
 
 _BY_EXPRESSIONS: Mapping[Sequence[str], str] = {
     _LLAMA3: "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 dbrx smaug-bpe chatglm-bpe glm4 glm5",
-    _QWEN2: "qwen2 deepseek-r1-qwen kormo stablelm2 megrez hunyuan solar-open grok-2",
+    _QWEN2: "qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 megrez hunyuan solar-open grok-2",
     (_words(r"\p{N}", r"[\p{L}\p{M}]+"),): "qwen35",
+    (r"\p{N}{1,3}", _words(r"\p{N}+")): "minicpm5",
+    (_words(r"\p{N}").replace(r"[\r\n]*", ""),): "seed-coder",
     (_GPT2,): "gpt-2 phi-2 mpt olmo jais trillion granite-docling exaone4 mellum gigachat a.x-4.0",
     _DIGITS_THEN_GPT2: "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2",
     (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"): "falcon",
@@ -75,9 +77,9 @@ _BY_EXPRESSIONS: Mapping[Sequence[str], str] = {
         _HAN_HANGUL,
         r"\p{N}+",
     ): "deepseek-llm",
-    _DEEPSEEK3: "deepseek-v3 hunyuan-dense",
+    _DEEPSEEK3: "deepseek-v3 hunyuan-dense joyai-llm hy_v4",
     (_cased(r"\p{N}"),): "tekken",
-    (_cased(r"\p{N}{1,3}", f"{_CONTRACTIONS}?"),): "gpt-4o llama4 kanana2 minimax-m2",
+    (_cased(r"\p{N}{1,3}", f"{_CONTRACTIONS}?"),): "gpt-4o llama4 kanana2 minimax-m2 talkie",
     (_BLOOM,): "poro-chat bloom gpt3-finnish",
     (_BLOOM, r"\p{N}"): "viking",
     _DEFAULT: "default",
@@ -87,7 +89,9 @@ PATTERNS: Mapping[str, Sequence[str]] = {
 }
 """Name of a pre-tokenizer -> its expressions, in the order in which they cut."""
 
-WHOLE_WORDS = frozenset({*_BY_EXPRESSIONS[_LLAMA3].split(), "tekken"} - {"dbrx", "smaug-bpe", "chatglm-bpe"})
+WHOLE_WORDS = frozenset(
+    {*_BY_EXPRESSIONS[_LLAMA3].split(), "tekken", "minicpm5"} - {"dbrx", "smaug-bpe", "chatglm-bpe"}
+)
 """Where a piece that is a token is taken as it is, without merging."""
-BEGUN = WHOLE_WORDS - {"glm4", "glm5"}
+BEGUN = WHOLE_WORDS - {"glm4", "glm5", "minicpm5"}
 """Where a text begins with BOS unless `tokenizer.ggml.add_bos_token` says otherwise."""

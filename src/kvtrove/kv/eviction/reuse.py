@@ -3,11 +3,13 @@
 After "KVCache Cache in the Wild" (arXiv 2506.02634): requests of one kind come back after like times. Kinds are
 
     turn      0, 1, ... 5 and more: prompts of the same conversation before this one
-    news      many or few: tokens that follow what is known
+    news      few, many or a great many: tokens that follow what is known
     gap       how long the conversation paused before this prompt
 
-and what is known of few counts less than what is known of many: a kind's histogram is drawn to that of the kinds with
-the same turn and news, that one to those with the same turn, and that one to all.
+For each kind and each span of time the chance is counted that a prompt that was not continued before is continued then:
+of those that have waited so long, and no others, since what came a minute ago may still be continued (Kaplan and Meier,
+1958). What is known of few counts less than what is known of many: a kind's chances are drawn to those of the kinds
+with the same turn and news, these to those with the same turn, and these to those of all.
 
 The value of keeping a block of age `a` is the Gittins index of its kind: the best, over all times t until which it
 might be kept, of
@@ -20,7 +22,8 @@ so nothing has to be assumed about how long the cache keeps what it keeps.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +31,17 @@ from numpy.typing import NDArray
 from kvtrove.kv.block import Use
 
 MAX_KNOWN = 1 << 18  # keys remembered
+MOST_PAST = 1 << 16  # prompts learned from
 MOST_TURNS = 5
-NEWS = 1536  # tokens beyond which a prompt brings many new ones
+NEWS = (1536, 32768)  # tokens from which on a prompt brings many new ones, and a great many
 GAPS = (0.0, 15.0, 40.0, 80.0, 200.0)  # seconds
-PRIOR = 60.0  # prompts that the histogram of a wider kind counts as
+PRIOR = 40.0  # prompts that the chances of a wider kind count as
 FIRST_GUESS = 0.3  # of all prompts are continued
-LEARN_EVERY = 50  # prompts
-EDGES = np.array([0.0, *(8 * 1.35 ** np.arange(18))])  # seconds: lower ends of the histogram's places
+LEARN_EVERY = 50  # prompts, or a twentieth of those learned from
+EDGES = np.array([0.0, *(8 * 1.35 ** np.arange(18))])  # seconds: lower ends of the spans
 LAST_EDGE = 3000.0
-FIRST_CHANCE = np.full(len(EDGES), FIRST_GUESS / len(EDGES))
+WIDTHS = np.diff([*EDGES, LAST_EDGE])
+FIRST_CHANCES = np.full(len(EDGES), FIRST_GUESS / len(EDGES))
 AGES = np.concatenate([np.arange(0.0, 60, 3), 60 * 1.12 ** np.arange(30)])  # seconds at which indices are computed
 
 Floats = NDArray[np.float64]
@@ -49,9 +54,8 @@ class ReuseModel:
     def __init__(self, size: int, clock: Callable[[], float]) -> None:
         self._size, self._clock = size, clock
         self._known: dict[bytes, Use] = {}  # key -> the last use of its block; the longest unused comes first
-        self._ended: dict[Kind, int] = {}  # prompts of each kind, and when they were continued
-        self._continued: dict[Kind, Floats] = {}
-        self._indices: dict[Kind, Floats] = {(): gittins(FIRST_CHANCE)}
+        self._past: deque[Use] = deque(maxlen=MOST_PAST)  # prompts that have ended
+        self._indices: dict[Kind, Floats] = {(): gittins(FIRST_CHANCES)}
         self._until_learning = 1
 
     def begin(self, keys: Sequence[bytes], use: Use) -> None:
@@ -62,12 +66,10 @@ class ReuseModel:
         if earlier is not None and self._continues(earlier, known):
             gap = max(0.0, self._clock() - earlier.ended)
             use.turn = earlier.turn + 1
-            times = self._continued.setdefault(earlier.category, np.zeros(len(EDGES)))
-            times[bisect_right(EDGES, gap) - 1] += 1
-        news = bool(use.turn) and (len(keys) - known) * self._size > NEWS
-        use.category = (min(use.turn, MOST_TURNS), int(news), bisect_right(GAPS, gap))
+            earlier.resumed_after = min(earlier.resumed_after, gap)
+        news = bisect_right(NEWS, (len(keys) - known) * self._size)
+        use.category = (min(use.turn, MOST_TURNS), news, bisect_right(GAPS, gap))
         use.num_blocks = len(keys)
-        self._ended[use.category] = self._ended.get(use.category, 0) + 1
         self._until_learning -= 1
         if not self._until_learning:
             self._learn()
@@ -75,6 +77,7 @@ class ReuseModel:
     def end(self, keys: Sequence[bytes], use: Use) -> None:
         """The sequence lets go of its blocks."""
         use.ended = self._clock()
+        self._past.append(use)
         for key in keys:
             self._known.pop(key, None)
             self._known[key] = use
@@ -104,29 +107,43 @@ class ReuseModel:
         return known * self._size > GREETING and 2 * known >= earlier.num_blocks and earlier.ended < float("inf")
 
     def _learn(self) -> None:
-        self._until_learning = LEARN_EVERY
-        ended: dict[Kind, float] = {}
-        continued: dict[Kind, Floats] = {}
-        for kind, number in self._ended.items():
-            times = self._continued.get(kind, np.zeros(len(EDGES)))
-            for depth in range(len(kind) + 1):
-                ended[kind[:depth]] = ended.get(kind[:depth], 0) + number
-                continued[kind[:depth]] = continued.get(kind[:depth], 0) + times
-        for kind in ended:
-            chance = FIRST_CHANCE
-            for depth in range(len(kind) + 1):
-                chance = (continued[kind[:depth]] + PRIOR * chance) / (ended[kind[:depth]] + PRIOR)
-            self._indices[kind] = gittins(chance)
+        """Chances and indices of all kinds, from the prompts that ended."""
+        self._until_learning = max(LEARN_EVERY, len(self._past) // 20)
+        kinds = [use.category for use in self._past]
+        lived, resumed = _lives(self._past, self._clock())
+        chances: dict[Kind, Floats] = {}
+        for depth in range(len(kinds[0]) + 1 if kinds else 0):
+            numbers = {kind: i for i, kind in enumerate(sorted({kind[:depth] for kind in kinds}))}
+            rows = np.array([numbers[kind[:depth]] for kind in kinds])
+            waited, continued = np.zeros((2, len(numbers), len(EDGES)))
+            np.add.at(waited, rows, lived)
+            np.add.at(continued, rows, resumed)
+            for kind, i in numbers.items():
+                wider = chances[kind[:-1]] if kind else FIRST_CHANCES
+                chances[kind] = (continued[i] + PRIOR * wider) / (waited[i] + PRIOR)
+        self._indices |= {kind: gittins(chance) for kind, chance in chances.items()}
+
+
+def _lives(uses: Collection[Use], now: float) -> tuple[Floats, Floats]:
+    """[uses, len(EDGES)]: how much of each span a prompt has waited, and 1 for the span in which it was continued."""
+    resumed_after = np.array([use.resumed_after for use in uses])
+    ages = np.minimum(resumed_after, [now - use.ended for use in uses])
+    lived = ((ages[:, None] - EDGES) / WIDTHS).clip(0, 1)
+    rows = np.flatnonzero(np.isfinite(resumed_after))
+    places = np.searchsorted(EDGES, ages[rows], side="right") - 1
+    resumed = np.zeros_like(lived)
+    resumed[rows, places] = lived[rows, places] = 1
+    return lived, resumed
 
 
 GREETING = 512
 """Tokens that everybody's prompt may begin with: sharing no more makes no conversation."""
 
 
-def gittins(chance: Floats) -> Floats:
-    """Value at each of `AGES` of a thing that is used again with `chance` [len(EDGES)] in each span between `EDGES`."""
-    used = np.interp(AGES, [*EDGES, LAST_EDGE], np.concatenate([[0.0], np.cumsum(chance)]))
-    left = 1.0001 - used
+def gittins(chances: Floats) -> Floats:
+    """Value at each of `AGES` of what is used again with `chances` [len(EDGES)] in each span, if it was not before."""
+    left = np.interp(AGES, [*EDGES, LAST_EDGE], np.concatenate([[1.0], np.cumprod(1 - chances)]))
+    used, left = 1 - left, left + 1e-4
     waited = np.concatenate([[0.0], np.cumsum((left[1:] + left[:-1]) / 2 * np.diff(AGES))])
     gain, time = used[None, :] - used[:, None], waited[None, :] - waited[:, None]
     rates = np.divide(gain, time, out=np.zeros_like(gain), where=time > 0)

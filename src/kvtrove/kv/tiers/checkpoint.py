@@ -58,7 +58,8 @@ class Checkpoint:
     format_id, fingerprint: of the rows (32 bytes); the reader must have the same. chain_root: 32 bytes that its keys
     descend from (model, format, tenant). tokens: all, int32; the first num_computed are in the cache. keys[i]: (group,
     key) of rows[i]. row_bytes: of each of them. tail: the open block of each group, or none when nothing is open.
-    seat: running states and dense tails, empty where there are none. unfinished: None of a sequence that has ended.
+    seat: running states and dense tails, empty where there are none; of an archive, the bases of its rows. unfinished:
+    None of a sequence that has ended. error: of an archive's keys and values, relative to the exact ones.
     Rows may be left out where a tier keeps them: whoever restores it then finds them there, or computes them again.
     """
 
@@ -74,6 +75,7 @@ class Checkpoint:
     tail: Sequence[bytes | bytearray | memoryview] = ()
     seat: bytes | bytearray | memoryview = b""
     unfinished: Unfinished | None = None
+    error: float = 0.0
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> int:
@@ -148,6 +150,8 @@ def _header(checkpoint: Checkpoint, crcs: dict[str, int]) -> bytes:
     }
     if (open_ := checkpoint.unfinished) is not None:
         manifest["unfinished"] = [open_.asked.hex(), open_.num_prompt, f"{open_.seed:064x}", open_.logprob]
+    if checkpoint.error:
+        manifest["error"] = checkpoint.error
     told = json.dumps(manifest)
     metadata = {"format": FORMAT, "manifest": told, "manifest_crc32c": f"{crc32c(told.encode()):08x}"}
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -234,6 +238,7 @@ def _checkpoint(manifest: dict[str, Any], content: dict[str, memoryview]) -> Che
         _cut(content["tail"], row_bytes),
         content["seat"],
         _unfinished(manifest.get("unfinished"), len(tokens)),
+        _error(manifest.get("error", 0.0)),
     )
     if problem := _problem(checkpoint):
         raise CheckpointError(problem)
@@ -266,6 +271,12 @@ def _unfinished(value: Any, num_tokens: int) -> Unfinished | None:
     if not isinstance(value[3], float) or not value[1]:
         raise CheckpointError("its manifest is damaged")
     return Unfinished(_hex(value[0]), value[1], int.from_bytes(_hex(value[2]), "big") & (2**64 - 1), value[3])
+
+
+def _error(value: Any) -> float:
+    if not isinstance(value, float) or not 0 <= value < float("inf"):
+        raise CheckpointError("its manifest is damaged")
+    return value
 
 
 def _keys(value: Any) -> list[tuple[int, bytes]]:

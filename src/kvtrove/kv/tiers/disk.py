@@ -210,6 +210,9 @@ class DiskStore(AtDesk):
                 continue
             if row is Outcome.CHECKSUM and self._directory.drop(key, place) and self._writer:
                 self._writer.forget(key, place, Kind.QUARANTINED)
+            if row is Outcome.CHECKSUM:
+                told = f"damaged rows are computed again; `kvtrove cache verify {self.settings.path}` counts them"
+                self._reads.got_around(row.value, told)
             job.settle(i, row)
 
     def _verified(self, key: bytes, place: Place, entry: memoryview) -> memoryview | Outcome:

@@ -202,9 +202,14 @@ class DiskWriter:
         try:
             self._log.append(rows)
         except OSError as error:
-            if error.errno != errno.ENOSPC or not self._evict(keep=False):
+            reason = describe(error)[0]
+            if reason != "disk full" or not self._evict(keep=False):
                 raise
             self._log.append(rows)
+            self._desk.error(reason)
+            self._health.got_around(
+                reason, "the oldest rows give way to new ones before the tier's own limit is reached"
+            )
 
     def _written(self, rows: list[Pending]) -> None:
         self._health.worked()

@@ -12,6 +12,7 @@ log = logging.getLogger(__name__)
 TOLERATED = 3  # failures in a row before the medium rests
 FIRST_REST = 1.0  # seconds; doubled with every failure after a rest
 LONGEST_REST = 60.0
+LASTS = 60.0  # seconds for which it is shown that something was got around
 
 
 class Health:
@@ -29,6 +30,7 @@ class Health:
         self._in_a_row = 0
         self._rest_until = 0.0
         self._faults: dict[str, str] = {}  # reason -> the words of the first failure
+        self._got_around: dict[str, tuple[float, str]] = {}  # reason -> until when it is shown, in words
         self._lock = threading.Lock()
 
     @property
@@ -38,7 +40,8 @@ class Health:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        return tuple(self._faults.values())
+        now = self._clock()
+        return (*self._faults.values(), *(words for until, words in self._got_around.values() if until > now))
 
     def failed(self, reason: str, detail: object = "", *, at_once: bool = False) -> None:
         """An attempt failed. reason: of a short closed list, for counting. at_once: rest now, not at the third time."""
@@ -55,6 +58,15 @@ class Health:
                 self._faults[reason] = f"{self.what}: {reason}" + (f" ({detail})" if detail else "")
         if is_new:
             log.warning("%s; the engine goes on without", self._faults[reason])
+
+    def got_around(self, reason: str, how: str) -> None:
+        """Something was wrong and cost rows at most: said once, shown until it stays away. The caller counts it."""
+        now, words = self._clock(), f"{self.what}: {reason}; {how}"
+        with self._lock:
+            is_new = self._got_around.get(reason, (0.0, ""))[0] <= now
+            self._got_around[reason] = now + LASTS, words
+        if is_new:
+            log.warning("%s", words)
 
     def worked(self) -> None:
         if not self._in_a_row and not self._faults:

@@ -6,7 +6,7 @@ now ──schedule──> work ──cost model──> now + seconds ──updat
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.plan.cost import StepWork, work_of
@@ -45,8 +45,19 @@ class Replica:
     def is_busy(self) -> bool:
         return self.scheduler.has_unfinished
 
-    def add(self, request_id: str, prompt: array[int], new_tokens: int, arrival: float, answer: int) -> Request:
-        """Queue a request whose every output token is `answer`. RequestError when the cache can never hold it."""
+    def add(
+        self,
+        request_id: str,
+        prompt: array[int],
+        new_tokens: int,
+        arrival: float,
+        answer: int,
+        borders: Collection[int] = (),
+    ) -> Request:
+        """Queue a request whose every output token is `answer`. borders: lengths at which its messages end.
+
+        RequestError when the cache can never hold it.
+        """
         if not self.is_busy:
             self.now = max(self.now, arrival)
         self._arrivals += 1
@@ -60,6 +71,7 @@ class Replica:
             max_len=len(prompt) + new_tokens,
             end_token_ids=NO_END,
             metrics=RequestMetrics(arrival),
+            borders=borders,
         )
         self.scheduler.add(request)
         self._answers[request_id] = SequenceResult([SampledToken(answer, 0.0)])

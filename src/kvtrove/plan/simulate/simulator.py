@@ -12,7 +12,7 @@ from kvtrove.plan.simulate.prompts import Prompts, sessions
 from kvtrove.plan.simulate.replica import Replica
 from kvtrove.plan.simulate.results import RequestResult, SimulationResult
 from kvtrove.plan.simulate.router import make_router
-from kvtrove.plan.simulate.settings import SimulationSettings
+from kvtrove.plan.simulate.settings import INSTANT, SimulationSettings
 from kvtrove.plan.traces.request import Trace, summarise
 from kvtrove.request import RequestError
 from kvtrove.scheduler.sequence import Request
@@ -51,6 +51,7 @@ class _Run:
         self._after: dict[int, int] = {}  # request index -> the next one of its session, in closed mode
         self._idle_sessions: deque[int] = deque()  # first requests of sessions that wait for a user to be free
         self._in_flight: dict[str, tuple[int, int]] = {}  # request id -> (request index, replica)
+        self._is_instant = settings.cost is INSTANT  # what came first has ended when the next comes at the same moment
         self._schedule_arrivals()
 
     def _schedule_arrivals(self) -> None:
@@ -73,7 +74,7 @@ class _Run:
         busy = sorted((replica for replica in self.replicas if replica.is_busy), key=lambda r: r.now)
         if busy:
             replica, *others = busy
-            if replica.now < next_arrival:
+            if replica.now < next_arrival or (self._is_instant and replica.now == next_arrival):
                 for request in replica.step(self._horizon(next_arrival, others)):
                     self._finish(request)
                 return True
@@ -89,9 +90,10 @@ class _Run:
     def _admit(self, at: float, index: int) -> None:
         wanted = self.trace.requests[index]
         number = self.router.choose(wanted, self.replicas) if len(self.replicas) > 1 else 0
-        request_id, tokens = str(index), self.prompts.tokens(index, wanted)
+        request_id, tokens, new = str(index), self.prompts.tokens(index, wanted), max(1, wanted.output_tokens)
+        whole = [wanted.prompt_tokens // self.trace.block_size * self.trace.block_size]  # what another may repeat
         try:
-            self.replicas[number].add(request_id, tokens, max(1, wanted.output_tokens), at, self.prompts.answer(index))
+            self.replicas[number].add(request_id, tokens, new, at, self.prompts.answer(index), whole)
         except RequestError:
             self.rejected.append(index)
             self._continue_session(index, at)

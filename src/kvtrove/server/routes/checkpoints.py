@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from typing import Literal
+from typing import Literal, NotRequired
 
 from fastapi import APIRouter, Depends
 from typing_extensions import TypedDict
@@ -40,13 +40,15 @@ class CheckpointRequest(Owner):
     """What to keep under which name: an unfinished answer by its `id`, or what is cached of a conversation or a prompt.
 
     name: letters, digits, `.`, `_` and `-`. session: the `prompt_cache_key` of the conversation. prompt: text or token
-    ids (of a conversation: what /tokenize gives).
+    ids (of a conversation: what /tokenize gives). archive: how sealed rows are stored, lossy and smaller: `int8`,
+    `int4`, `lowrank=0.5+int8`.
     """
 
     name: str
     request_id: str | None = None
     session: str | None = None
     prompt: str | list[int] | None = None
+    archive: str | None = None
 
 
 class StoredCheckpoint(TypedDict):
@@ -57,6 +59,22 @@ class StoredCheckpoint(TypedDict):
     created: int
 
 
+class ArchivePrice(TypedDict):
+    """row_bytes, exact_row_bytes: of the sealed rows, archived and before. error: of keys and values, root of the mean
+    square, relative to their own.
+    """
+
+    row_bytes: int
+    exact_row_bytes: int
+    error: float
+
+
+class MadeCheckpoint(StoredCheckpoint):
+    """price: of an archive."""
+
+    price: NotRequired[ArchivePrice]
+
+
 class CheckpointList(TypedDict):
     object: Literal["list"]
     data: list[StoredCheckpoint]
@@ -64,17 +82,21 @@ class CheckpointList(TypedDict):
 
 class RestoredCheckpoint(TypedDict):
     """tokens: of the sequence. cached_tokens: of its prefix that are cached now. continues: the same request, sent
-    again, begins with what had been drawn.
+    again, begins with what had been drawn. archive: how its rows were stored, null where they are exact; error: how far
+    its keys and values are off. cache_salt: what requests send to be served from it.
     """
 
     name: str
     tokens: int
     cached_tokens: int
     continues: bool
+    archive: str | None
+    error: float
+    cache_salt: str | None
 
 
 @router.post("/v1/cache/checkpoints", responses=errors(404, *ANSWERS, 500))
-async def checkpoint(body: CheckpointRequest, service: ServiceOf) -> StoredCheckpoint:
+async def checkpoint(body: CheckpointRequest, service: ServiceOf) -> MadeCheckpoint:
     """Keep a sequence as a file. It is complete when this answers."""
     path = service.engine.engine.checkpoints.path_of(body.name)
     if sum(one is not None for one in (body.request_id, body.session, body.prompt)) != 1:
@@ -85,13 +107,16 @@ async def checkpoint(body: CheckpointRequest, service: ServiceOf) -> StoredCheck
         raise refused(f"prompt: give text or token ids from 0 to {service.spec.vocab_size - 1}", "prompt")
     named = body.session if body.session is not None else _engine_id(body.request_id) if body.request_id else ""
     source = named if tokens is None else tokens
-    saved = await service.engine.call(lambda engine: engine.checkpoint(source, path, body.salt))
+    saved = await service.engine.call(lambda engine: engine.checkpoint(source, path, body.salt, body.archive))
     try:
-        nbytes = await asyncio.wrap_future(saved)
+        written = await asyncio.wrap_future(saved)
     except OSError as error:
         raise ApiError(500, f"the checkpoint cannot be written: {error.strerror}", code="storage_failed") from error
-    log.warning("checkpoint %s: %d bytes", body.name, nbytes)
-    return {"name": body.name, "bytes": nbytes, "created": int(path.stat().st_mtime)}
+    log.warning("checkpoint %s: %d bytes", body.name, written.nbytes)
+    made: MadeCheckpoint = {"name": body.name, "bytes": written.nbytes, "created": int(path.stat().st_mtime)}
+    if (price := written.price) is not None:
+        made["price"] = {"row_bytes": price.nbytes, "exact_row_bytes": price.exact_bytes, "error": price.error}
+    return made
 
 
 @router.get("/v1/cache/checkpoints", responses=errors(401, 403, 500, 503))
@@ -109,8 +134,11 @@ async def restore(name: str, body: Owner, service: ServiceOf) -> RestoredCheckpo
     """Bring a checkpoint back into the cache."""
     path = service.engine.engine.checkpoints.path_of(name)
 
+    def lossy(archive: str) -> Owner:
+        return Owner(tenant=body.tenant, cache_salt=f"{body.cache_salt or ''}~{archive}")
+
     def work(engine: Engine) -> Restored:
-        return engine.restore(path, body.salt)
+        return engine.restore(path, body.salt, lambda archive: lossy(archive).salt)
 
     try:
         found = await service.engine.call(work)
@@ -123,6 +151,9 @@ async def restore(name: str, body: Owner, service: ServiceOf) -> RestoredCheckpo
         "tokens": len(found.tokens),
         "cached_tokens": found.num_tokens,
         "continues": found.continues,
+        "archive": found.archive or None,
+        "error": found.error,
+        "cache_salt": lossy(found.archive).cache_salt if found.archive else body.cache_salt,
     }
 
 

@@ -35,7 +35,7 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
 
 @dataclass(frozen=True)
 class _Asked:
-    """How a request's fields combine. num_tokens: of the answer that are shown, 0 with `echo` and max_tokens 0."""
+    """How a request's fields combine. num_tokens: of the answer that are shown, 0 where only the prompt counts."""
 
     n: int
     candidates: int
@@ -43,19 +43,21 @@ class _Asked:
     logprobs: int | None
 
     @classmethod
-    def of(cls, body: CompletionRequest, service: Service) -> _Asked:
+    def of(cls, body: CompletionRequest, service: Service, prewarms: bool) -> _Asked:
         n, best_of = body.n or 1, body.best_of or body.n or 1
         num_tokens = 16 if body.max_tokens is None else body.max_tokens
         if best_of < n:
             raise refused(f"best_of: {best_of} is less than n ({n})", "best_of")
         if body.stream and best_of > n and not body.use_beam_search:
             raise refused("best_of: the best are known at the end only, so they cannot be streamed", "best_of")
-        if num_tokens == 0 and not body.echo:
-            raise refused("max_tokens: 0 makes sense with echo only", "max_tokens")
+        if num_tokens == 0 and not body.echo and not prewarms:
+            raise refused("max_tokens: 0 makes sense with echo or prompt_cache_options.prewarm only", "max_tokens")
         if body.suffix:
             raise refused("suffix: this model continues texts, it does not fill gaps", "suffix")
         if (body.logprobs or 0) > service.limits.max_logprobs:
             raise refused(f"logprobs: at most {service.limits.max_logprobs} are allowed", "logprobs")
+        if prewarms:
+            return cls(1, 1, 0, None)
         return cls(n, best_of, num_tokens, body.logprobs)
 
     def params(self, body: CompletionRequest, service: Service) -> SamplingParams:
@@ -82,7 +84,7 @@ class Completions:
 
     async def submit(self) -> None:
         body, service = self.body, self.job.service
-        self.asked = _Asked.of(body, service)
+        self.asked = _Asked.of(body, service, self.job.prewarms)
         params = self.asked.params(body, service)
         self.prompts = await read_prompts(body.prompt, service, "prompt", special=body.add_special_tokens is not False)
         for prompt in self.prompts:
@@ -92,9 +94,6 @@ class Completions:
             self.job.notes["relaxed"] = list(guide.relaxed)
         salt = self.job.caller.tenant.cache_salt(body.cache_salt)
         pins = soft_pins(body)
-        if self.job.prewarms:
-            field = "prompt_cache_options.prewarm"
-            raise refused(f"{field}: conversations have it; here, ask for max_tokens 1", field)
         requests = [
             EngineRequest(
                 f"{self.job.key}-{i}",
