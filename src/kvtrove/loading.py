@@ -26,7 +26,7 @@ from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
 from kvtrove.models.gguf.stored import kept_weights
-from kvtrove.models.integers_config import integers_of
+from kvtrove.models.integers_config import keeps_bits
 from kvtrove.models.loader import Progress, load_model
 from kvtrove.models.lora import adapter_bytes
 from kvtrove.models.precision import Precision
@@ -244,7 +244,7 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
     stored = _stored(Path(config.model)) if weights in ("auto", "gguf") and config.load_format != "dummy" else "auto"
     if weights == "gguf" and stored == "auto":
         raise ConfigError(
-            f"weights: gguf keeps the bits of a quantised GGUF file, or of GPTQ, AWQ and compressed-tensors; "
+            f"weights: gguf keeps the bits of a quantised GGUF file, of GPTQ, AWQ, compressed-tensors and MXFP4; "
             f"{config.model} is none of them: take int4"
         )
     own = config.linear in ("auto", "own")
@@ -271,7 +271,7 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
 
 def _stored(path: Path) -> str:
     """The setting `weights` that keeps the bits of a checkpoint: "gguf" where it is quantised, else "auto"."""
-    return "gguf" if integers_of(path) is not None else kept_weights(path)
+    return "gguf" if keeps_bits(path) else kept_weights(path)
 
 
 def has_bf16_instructions(isa: str) -> bool:

@@ -70,9 +70,7 @@ class Admission:
             reserve = self.kv.num_groups * sum(s.request is not seq.request for s in running.values())
             if needed + promised + reserve > self.kv.num_free_blocks:
                 break
-            if seq.load is None and self.kv.is_worth_loading(match, self.prefill_rate):
-                seq.load = self.kv.fetch(seq.kv, match)
-                seq.waits_for = Loading(seq.load)
+            if seq.load is None and self._load(seq, self._to_load(seq, match)):
                 passed_over.append(waiting.popleft())
                 continue
             self.kv.allocate(seq.kv, 0, match)
@@ -98,13 +96,27 @@ class Admission:
         """
         match = self.kv.match(seq.kv, seq.tokens, seq.reusable, seq.request.exact)
         freshen(self.kv, match)
+        match = self._to_load(seq, match)
         if seq.load is not None or not self.kv.is_worth_loading(match, self.prefill_rate):
             return
         coming = 0 if self.kv.transfers is None else self.kv.transfers.num_coming
         promised = sum(map(self._still_needed, running)) + self.kv.num_groups * len(running) + coming
         if len(match.stored) + promised <= self.kv.num_free_blocks // 2:
-            seq.load = self.kv.fetch(seq.kv, match)
-            seq.waits_for = Loading(seq.load)
+            self._load(seq, match)
+
+    def _to_load(self, seq: Sequence, match: Match) -> Match:
+        """What tiers may add to the match: a sequence that comes with its states needs no checkpoint of them."""
+        if seq.tail is None or not self.kv.spec.states or match.num_tokens == seq.tail.num_computed:
+            return match
+        return self.kv.match(seq.kv, seq.tokens, seq.reusable, seq.request.exact, any_state=True)
+
+    def _load(self, seq: Sequence, match: Match) -> bool:
+        """Begin to load what is stored of the match, if that is faster than computing it."""
+        if not self.kv.is_worth_loading(match, self.prefill_rate):
+            return False
+        seq.load = self.kv.fetch(seq.kv, match)
+        seq.waits_for = Loading(seq.load)
+        return True
 
     def blocks(self, num_tokens: int) -> int:
         """Most blocks that one sequence of `num_tokens` holds while it is computed."""
