@@ -11,6 +11,7 @@
     first=64:bf16+int4r     the first 64 tokens of every sequence as bf16, all others as int4r
     chunk=8192              or their own chunk of 8192
     quest=1024              queries read the blocks of 1024 tokens that promise most, and their own; nothing leaves
+    doublesparsity=1/16@FILE   one block of 16, chosen by channels that `kvtrove calibrate` found
     keydiff=0.5             of a prompt, every head keeps half of the tokens; keydiff=2048: so many
     streaming=4+1024        sequences keep their first 4 tokens and the last 1024, and never end
 
