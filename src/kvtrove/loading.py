@@ -20,6 +20,7 @@ from kvtrove.config import ConfigError, EngineConfig, Environment, parse_size, p
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.compaction.compactor import Rolling, context_shift
 from kvtrove.kv.mark_rules import MarkRules
+from kvtrove.kv.moved import reasons_against_moving
 from kvtrove.kv.recipe import recipe
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.cache import cache_spec
@@ -95,6 +96,8 @@ def load_runner(
     capacity, ledger = plan_start(planned, cache, free_bytes(device) - adapters, settings)
     length = capacity.max_model_len
     cache = _with_shift(cache, length, config.context_shift)
+    if config.cache_reuse and (reasons := reasons_against_moving(cache)):
+        raise ConfigError(f"cache_reuse: {reasons[0]}; leave it out")
     if device == "cpu":
         with contextlib.suppress(ImportError):  # choose_backends says what follows from that
             kernels.set_huge_pages(config.huge_pages)

@@ -36,7 +36,8 @@ from kvtrove.kv.formats.kivi import Kivi
 from kvtrove.kv.formats.layout import TILE
 from kvtrove.kv.formats.oscar import Oscar
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
-from kvtrove.kv.selection.quest import HIGH, LOW, Quest
+from kvtrove.kv.selection.double_sparsity import LABELS, DoubleSparsity
+from kvtrove.kv.selection.quest import BOUNDS, Quest
 from kvtrove.kv.spec import Codec, KVFormat, Planes, side_view
 
 DENSE = ("float32", "float16", "bfloat16")
@@ -230,6 +231,25 @@ def _of_values(stored: KVFormat) -> Codec | None:
     return stored.k if stored.v is None and isinstance(stored.k, Dense) else stored.v
 
 
+@dataclass(frozen=True)
+class CpuTokens:
+    """Single tokens of a layer in the cache, by the kernels. Formats that encode token by token."""
+
+    backend: CpuBackend
+    layer: AttentionLayer
+
+    def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values in slots int64 [n] as numbers, float32 [n, kv_heads, dim]."""
+        paged, shape = self.backend.paged(self.layer), (self.layer.kv_heads, len(slots))
+        sides = (True, self.layer.k_dim), (False, self.layer.v_dim)
+        read = (self.backend.kernel.read(paged, keys, slots, torch.empty(*shape, dim)) for keys, dim in sides)
+        return next(read).transpose(0, 1), next(read).transpose(0, 1)
+
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        """Tokens of each kv head as they are stored, from slots int64 [kv_heads, n] to slots int64 [n]."""
+        self.backend.kernel.move(self.backend.paged(self.layer), sources, targets)
+
+
 def paged_side(codec: Codec, dim: int, planes: Planes) -> PagedSide:
     """What kernels are told of a side that they read."""
     data, scale, zero = planes["data"], planes.get("scale"), planes.get("zero")
@@ -252,13 +272,17 @@ def paged_selection(layer: AttentionLayer) -> PagedSelection | None:
     """What kernels are told of how a layer's queries choose blocks; None where they read all."""
     match layer.format.select:
         case Quest(tokens):
-            return PagedSelection(layer.view[LOW], layer.view[HIGH], tokens // layer.block_size - 1)
+            return PagedSelection(tokens // layer.block_size - 1, bounds=layer.view[BOUNDS])
+        case DoubleSparsity() as select:
+            labels = layer.view[LABELS]
+            channels = select.channels(labels).int().contiguous()
+            return PagedSelection(select.least(layer.block_size), select.part, labels=labels, channels=channels)
     return None
 
 
 def _reasons_against_selection(layer: AttentionLayer) -> list[str]:
     select, reasons = layer.format.select, []
-    if select is not None and not isinstance(select, Quest):
+    if select is not None and not isinstance(select, (Quest, DoubleSparsity)):
         reasons.append(f"{select.word} has no CPU kernel")
     if layer.block_size % TILE or layer.retention != Full():
         reasons.append(f"blocks of {layer.block_size} tokens are not selected: take a multiple of {TILE}")

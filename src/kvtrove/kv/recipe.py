@@ -10,6 +10,7 @@
     sinks=4+window=1024     and the first 4 (StreamingLLM, arXiv 2309.17453, with true positions)
     chunk=8192              or their own chunk of 8192
     quest=1024              queries read the blocks of 1024 tokens that promise most, and their own; nothing leaves
+    doublesparsity=1/16@FILE   one block of 16, chosen by channels that `kvtrove calibrate` found
     keydiff=0.5             of a prompt, every head keeps half of the tokens; keydiff=2048: so many
     streaming=4+1024        sequences keep their first 4 tokens and the last 1024, and never end
 

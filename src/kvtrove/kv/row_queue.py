@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from kvtrove.kv.block import Block
-from kvtrove.kv.rows import Copy, Fill, Gather, RowOp, SaveMark
+from kvtrove.kv.rows import Copy, Fill, Gather, RowOp, SaveMark, Shift
 
 
 class RowQueue:
@@ -38,6 +38,19 @@ class RowQueue:
         """targets: the private blocks that it fills."""
         self._ops.append(op)
         self._unfilled += targets
+
+    def shift(
+        self,
+        sources: tuple[tuple[int, ...], ...],
+        targets: Sequence[Sequence[Block]],
+        start: tuple[int, int],
+        num_tokens: int,
+        by: int,
+    ) -> None:
+        """As `Shift`; targets: blocks of one sequence alone."""
+        ids = tuple(tuple(block.id for block in row) for row in targets)
+        self._ops.append(Shift(sources, ids, start, num_tokens, by))
+        self._unfilled += [block for row in targets for block in row]
 
     def waiting(self) -> list[RowOp]:
         """What `take` would hand out."""

@@ -92,7 +92,8 @@ class SequenceKV:
     dropped: tokens that were computed and given up since (`kv.compaction`): token n lies at place n - dropped of the
     tables from then on, and its position is its place + shift. packed: rows with which they begin then, where heads
     keep different numbers of tokens (`kv.cells`). compacts_at: number of computed tokens at which some are
-    to be given up next. memory: of its compactor, about the tokens that it has kept.
+    to be given up next. memory: of its compactor, about the tokens that it has kept. moves_at: the number at which
+    tokens are taken over that moved (`kv.moved`).
     seat, spare: what it has beside its blocks (`kv.seats`); none is taken where neither formats nor states need one.
     found: tokens whose blocks its match found, states or not. due: lengths at which its states are to be kept, and why,
     ascending; from `follows` tokens on, that is every border of a block. made: the last checkpoint of each kind that it
@@ -103,13 +104,13 @@ class SequenceKV:
 
     __slots__ = (
         *("_ids", "behind", "capacity", "chain", "compacts_at", "dropped", "due", "follows", "found", "made", "memory"),
-        *("next_event", "num_computed", "packed", "salt", "seat", "shift", "spare", "tables", "use"),
+        *("moves_at", "next_event", "num_computed", "packed", "salt", "seat", "shift", "spare", "tables", "use"),
     )
 
     def __init__(self, num_groups: int, chain: KeyChain, salt: bytes) -> None:
         self.num_computed = 0
         self.dropped = self.shift = self.packed = 0
-        self.compacts_at = NEVER
+        self.compacts_at = self.moves_at = NEVER
         self.memory: dict[int, Any] | None = None
         self.capacity = 0
         self.next_event = 0

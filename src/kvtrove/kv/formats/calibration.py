@@ -5,6 +5,7 @@ A safetensors file of float32, with these for each side ("k", "v") and layer:
     k.0           [dim, dim], or [heads, dim, dim] for heads with rotations of their own      oscar
     k.0.basis     [groups, n, n] with n = heads * dim / groups, columns by what they explain  lowrank
     k.0.weights   [heads * dim], what each element is multiplied by before                    lowrank
+    k.0.channels  [heads, dim], how much each element of rotated keys matters: mean |q * k|     doublesparsity
     q.0.mean      [num_heads, dim], queries before their rotation, on average                 triattention
     q.0.length    [num_heads, dim / 2], how much longer their rotated pairs are on average    triattention
 
