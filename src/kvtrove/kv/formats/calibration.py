@@ -19,6 +19,7 @@ import functools
 import hashlib
 import json
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ class Calibration:
 
     def tensor(self, name: str, like: Tensor) -> Tensor:
         """float32, on the device of `like`; made once. On a CPU it is the memory of the file itself."""
-        import torch
+        torch: Any = sys.modules[type(like).__module__]  # loaded by whoever has a tensor, and by nobody else
 
         place = name, str(like.device)
         if place not in self._tensors:
