@@ -12,6 +12,7 @@ from kvtrove.kv.snapshot import fill_tail, match_to_tail
 from kvtrove.scheduler.compaction import plan_compaction
 from kvtrove.scheduler.computing import BlocksInWork
 from kvtrove.scheduler.limits import SchedulerLimits
+from kvtrove.scheduler.moving import plan_move, take_moved
 from kvtrove.scheduler.sequence import Sequence
 from kvtrove.scheduler.sources import sources, tier_reason
 from kvtrove.scheduler.waiting import Computing, Loading, Wait
@@ -146,6 +147,8 @@ class Admission:
         self.kv.states.plan(seq.kv, len(seq.tokens), request.borders)
         plan_compaction(seq)
         self.computing.begin(seq, limit)
+        plan_move(self.kv, seq, self.limits.cache_reuse)
+        take_moved(self.kv, seq, self.limits.cache_reuse, self.computing)
 
     def _branch(self, seq: Sequence, key: bytes, running: dict[int, Sequence]) -> None:
         """`seq` will go on behind this block, which another one computes: there, it needs the states as well."""
