@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--model", choices=SHAPES, default="qwen3_next")
     parser.add_argument("--gib", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--users", type=int, default=60)
-    parser.add_argument("--requests", type=int, default=1200)
+    parser.add_argument("--requests", type=int, default=800)
     parser.add_argument("--load", choices=LOADS, default="agents")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--strips", action="store_true", help="prompts repeat another text than was answered")

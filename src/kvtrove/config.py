@@ -89,6 +89,8 @@ class EngineConfig:
         reads, "int8" half of its bytes, "k=int8+v=int4r" K and V apart, "window=1024" only the last tokens.
     context_shift: when a context is full, half of what is behind its first `n_keep` tokens (a field of requests) leaves
         and the rest moves up, as in llama.cpp, so that an answer goes on; it is approximate.
+    cache_reuse: runs of at least so many tokens that the cache has at other positions, or behind other tokens, are
+        taken over, their keys turned, instead of computed, as in llama.cpp; 0 never. It is approximate.
     attention_backend: "auto" takes the fastest that serves the model here, "reference" plain torch, "cpu" the kernels.
     huge_pages: of weights and cache on a CPU. "auto" asks the system for transparent ones; "hugetlb" takes those of the
         pool in /proc/sys/vm/nr_hugepages, as long as it lasts; "off" leaves small ones (to compare).
@@ -139,6 +141,9 @@ class EngineConfig:
         panel="Cache",
     )
     context_shift: bool = _setting(False, "Full contexts drop their older half and go on.", panel="Cache")
+    cache_reuse: int = _setting(
+        0, "Least run of a prompt to take over from other positions; 0: none.", "TOKENS", panel="Cache", least=0
+    )
     block_size: int = _setting(32, "Tokens in a block of the cache.", "N", panel="Cache", least=1)
     max_model_len: int | str | None = _setting(None, "Longest prompt and output together, such as 32k.", "TOKENS")
     max_num_seqs: int = _setting(256, "Sequences in one step at most.", "N", least=1)

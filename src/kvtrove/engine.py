@@ -109,7 +109,11 @@ class Engine:
         )
         if exact is None and config.cache != EngineConfig.cache:
             prices.tell(config.cache, self.kv.chain_root(b"").hex())
-        limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills)
+        limits = SchedulerLimits(
+            *(config.max_num_seqs, config.max_num_batched_tokens, config.max_concurrent_prefills, config.cache_reuse)
+        )
+        if config.cache_reuse:
+            self.kv.index.note_contents()
         self.scheduler = Scheduler(self.kv, limits, clock, drafter(config))
         self._pace = Pace(config.max_prompt_seconds, config.max_num_batched_tokens, config.block_size)
         self.recovery = Recovery(self.scheduler, self.kv, self.runner.execute, clock)

@@ -20,12 +20,13 @@ from kvtrove.config import ConfigError, EngineConfig, Environment, parse_size, p
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.compaction.compactor import Rolling, context_shift
 from kvtrove.kv.mark_rules import MarkRules
+from kvtrove.kv.moved import reasons_against_moving
 from kvtrove.kv.recipe import recipe
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.models.cache import cache_spec
 from kvtrove.models.decoder import Model
 from kvtrove.models.gguf.stored import kept_weights
-from kvtrove.models.integers_config import integers_of
+from kvtrove.models.integers_config import keeps_bits
 from kvtrove.models.loader import Progress, load_model
 from kvtrove.models.lora import adapter_bytes
 from kvtrove.models.precision import Precision
@@ -95,6 +96,8 @@ def load_runner(
     capacity, ledger = plan_start(planned, cache, free_bytes(device) - adapters, settings)
     length = capacity.max_model_len
     cache = _with_shift(cache, length, config.context_shift)
+    if config.cache_reuse and (reasons := reasons_against_moving(cache)):
+        raise ConfigError(f"cache_reuse: {reasons[0]}; leave it out")
     if device == "cpu":
         with contextlib.suppress(ImportError):  # choose_backends says what follows from that
             kernels.set_huge_pages(config.huge_pages)
@@ -212,7 +215,7 @@ def _in_cells(backends: Sequence[AttentionBackend], layers: Sequence[AttentionLa
 def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
     """Another cache, for which nothing has to be loaded again, where the measured step leaves less room for it."""
     runner, capacity, ledger = loaded.runner, loaded.capacity, loaded.ledger
-    cached = capacity.num_blocks // len(runner.cache.groups) * runner.cache.block_size
+    cached = capacity.num_blocks // runner.cache.num_growing * runner.cache.block_size
     limits = StepLimits(settings.max_num_batched_tokens, settings.max_num_seqs, capacity.max_model_len, cached)
     log.info("warming up: the largest steps are run and measured")
     measured = warm_up(runner, limits)
@@ -241,7 +244,7 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
     stored = _stored(Path(config.model)) if weights in ("auto", "gguf") and config.load_format != "dummy" else "auto"
     if weights == "gguf" and stored == "auto":
         raise ConfigError(
-            f"weights: gguf keeps the bits of a quantised GGUF file, or of GPTQ, AWQ and compressed-tensors; "
+            f"weights: gguf keeps the bits of a quantised GGUF file, of GPTQ, AWQ, compressed-tensors and MXFP4; "
             f"{config.model} is none of them: take int4"
         )
     own = config.linear in ("auto", "own")
@@ -268,7 +271,7 @@ def choose_precision(config: EngineConfig, spec: ModelSpec) -> Precision:
 
 def _stored(path: Path) -> str:
     """The setting `weights` that keeps the bits of a checkpoint: "gguf" where it is quantised, else "auto"."""
-    return "gguf" if integers_of(path) is not None else kept_weights(path)
+    return "gguf" if keeps_bits(path) else kept_weights(path)
 
 
 def has_bf16_instructions(isa: str) -> bool:

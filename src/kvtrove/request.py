@@ -361,7 +361,7 @@ class RequestMetrics:
     explanation: why no more of the prompt was reused when it was first admitted. load: what was loaded for it then.
     num_continued_tokens: of the output, those that a checkpoint had. num_dropped_tokens: that the cache gave up of a
     sequence at most, so that what follows could not read them.
-    num_continued_tokens: of the output, those that a checkpoint had. soft_pins: what leaves the cache last.
+    soft_pins: what leaves the cache last. num_moved_tokens: of the prompt, those taken over from other positions.
     tier_reason: why no tier brought more of the prompt, in words.
     """
 
@@ -374,6 +374,7 @@ class RequestMetrics:
     num_accepted_tokens: int = 0
     num_continued_tokens: int = 0
     num_dropped_tokens: int = 0
+    num_moved_tokens: int = 0
     soft_pins: Sequence[SoftPin] = ()
     tier_reason: str | None = None
     token_times: array[float] = field(default_factory=lambda: array("d"))

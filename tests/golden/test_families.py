@@ -217,8 +217,11 @@ def test_layers_that_read_the_keys_of_the_one_before_them(checkpoints: Checkpoin
 
 
 def test_experts_in_mxfp4_give_the_logits_of_what_they_stand_for(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    """Random codes and exponents; transformers computes with what its own decoder makes of them."""
-    plain = checkpoints.get("gpt_oss")
+    """Random codes and exponents; transformers computes with what its own decoder makes of them.
+
+    As numbers, and kept as codes, which x meets in 15 bits.
+    """
+    plain = checkpoints.get("gpt_oss", dtype="bfloat16")
     shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
     tensors, numbers, generator = load_file(plain / "model.safetensors"), {}, torch.Generator().manual_seed(1)
     for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
@@ -234,9 +237,15 @@ def test_experts_in_mxfp4_give_the_logits_of_what_they_stand_for(checkpoints: Ch
     reference = hugging_face(plain)
     assert not reference.load_state_dict(numbers, strict=False).unexpected_keys
     (tokens,) = prompts(40)
-    got = PagedModel(tmp_path).step({0: tokens})[0]
-    assert difference(got, expected_logits(reference, tokens)) < TOLERANCE
-    assert read_model(tmp_path).weight_bytes == read_model(plain).weight_bytes
+    expected = expected_logits(reference, tokens)
+    assert difference(PagedModel(tmp_path).step({0: tokens})[0], expected) < TOLERANCE
+    kept = PagedModel(tmp_path, products=Products(Precision("float32", "float32", "gguf")))
+    experts = [expert for layer in kept.model.layers for expert in layer.mlp.experts]
+    assert {product.weights.kind for one in experts for product in (one.gate_up.product, one.down)} == {"fp4"}
+    assert difference(kept.step({0: tokens})[0], expected) < 50 * TOLERANCE
+    wide, narrow = read_model(tmp_path, "bfloat16").weight_bytes, read_model(tmp_path).weight_bytes
+    assert wide == read_model(plain).weight_bytes
+    assert wide - narrow == sum(one.numel() for one in numbers.values()) * 23 // 16, "4.5 bits a number"
 
 
 def test_tied_and_untied_output_matrices(checkpoints: Checkpoints) -> None:

@@ -50,17 +50,20 @@ OPERATIONS = [
     "POST /v1/cache/checkpoints",
     "POST /v1/cache/checkpoints/{name}/restore",
     "POST /v1/cache/clear",
+    "POST /v1/cache/compact",
     "POST /v1/cache/explain",
     "POST /v1/cache/pins",
     "POST /v1/chat/completions",
     "POST /v1/completions",
     "POST /v1/embeddings",
+    "POST /v1/load_lora_adapter",
     "POST /v1/log_level",
     "POST /v1/messages",
     "POST /v1/messages/count_tokens",
     "POST /v1/rerank",
     "POST /v1/responses",
     "POST /v1/responses/input_tokens",
+    "POST /v1/unload_lora_adapter",
 ]
 
 

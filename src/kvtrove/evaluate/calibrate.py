@@ -9,6 +9,9 @@ Rotations, for caches of 2 bits (OSCAR, arXiv 2605.17757), for each kv head or f
 Bases, for caches of low rank: eigenvectors of the second moment of s * x, largest first, x the vectors of up to GROUP
 heads side by side (as in Palu, arXiv 2407.21118). Keys are those before their rotation, and s is the root of the mean
 square of what queries have there: of both elements of a pair alike, since distances turn one into the other.
+
+Channels, for queries that choose blocks by few elements of keys (Double Sparsity, arXiv 2408.07092): mean |q * k| of
+each element, both rotated, of each kv head.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ class Recorder:
     rotations: dict[str, Tensor] = field(default_factory=dict)
     bases: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
+    channels: dict[str, Tensor] = field(default_factory=dict)
     queries: dict[str, Tensor] = field(default_factory=dict)
     name = "recorder"
 
@@ -65,6 +69,8 @@ class Recorder:
         if k is not None and v is not None:
             turned = (q, k) if rotate is None else (rotate(q), rotate(k))
             self._add_rotations(layer, *(x.double() for x in (*turned, v)))
+            asked = turned[0].double().abs().unflatten(1, (layer.kv_heads, -1)).mean(2)
+            self._sum(self.channels, f"k.{layer.index}.channels", (asked * turned[1].double().abs()).mean(0))
             self._add_queries(layer, q.double(), 0 if rotate is None else rotate.cos.shape[-1])
             self._add_bases(layer, q.double(), k.double(), v.double(), 0 if rotate is None else rotate.cos.shape[-1])
         return self.inner.run(q, k, v, layer, plan, rotate)
@@ -117,7 +123,7 @@ class Recorder:
             half = lengths.shape[1]
             of_mean = (mean[:, :half].square() + mean[:, half:].square()).sqrt()
             found[name], found[name.replace("mean", "length")] = mean.float(), (lengths - of_mean).float()
-        return found
+        return found | {name: moment.float() for name, moment in self.channels.items()}
 
 
 def rotation(moment: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ class PagedShape:
     sink_logits: float32 [num_heads], or None: a score that a query has beside those of its keys, of value zero.
 
     A query at position p reads itself, [first, p) and [0, sinks), with first = p - window + 1, or the start of its
-    chunk of `chunk` positions, or 0.
+    chunk of `chunk` positions, or 0; of these, and of itself, only what lies from `begin` on (sinks apart) and, unless
+    it is 0, before `limit`.
     """
 
     num_heads: int
@@ -77,21 +78,26 @@ class PagedShape:
     window: int = 0
     chunk: int = 0
     sealed: int = 0
+    begin: int = 0
+    limit: int = 0
 
 
 @dataclass(frozen=True)
 class PagedSelection:
-    """Which blocks queries read in place of all before their own: those that promise most by the bounds of their keys.
+    """Which blocks queries read in place of all before their own: those that promise most, by summaries of their keys
+    that are written when a block is full.
 
-    low, high: bfloat16 [num_blocks, kv_heads, k_dim], written when a block is full. least, part: a query reads its own
-    block and as many others, or one of `part` blocks before it where that is more; part 0: never. Blocks are a multiple
-    of 16 tokens, and the layer reads everything.
+    bounds: bfloat16 [num_blocks, kv_heads, 2, k_dim], smallest and largest elements. Or labels: bfloat16 [num_blocks,
+    kv_heads, n, block_size], some elements of every key: channels, int32 [kv_heads, n].
+    least, part: a query reads its own block and as many others, or one of `part` blocks before it where that is more;
+    part 0: never. Blocks are a multiple of 16 tokens, and the layer reads everything.
     """
 
-    low: Tensor
-    high: Tensor
     least: int
     part: int = 0
+    bounds: Tensor | None = None
+    labels: Tensor | None = None
+    channels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +222,23 @@ class AttentionKernel:
         if earlier is not None:
             merged = _exact("earlier out", earlier[0], results), _exact("earlier lse", earlier[1], results[:2])
         self.handle.attend(layer.handle, batch.handle, *addresses, into, merged)
+
+    def read(self, layer: PagedLayer, keys: bool, slots: Tensor, out: Tensor) -> Tensor:
+        """out: float32 [kv_heads, n, dim] of the keys, or the values, in slots int64 [n], as numbers.
+
+        IndexError when a slot does not exist, ValueError where blocks are encoded as a whole.
+        """
+        dim = layer.k_dim if keys else layer.v_dim
+        to = _exact("out", out, (layer.shape.kv_heads, len(slots), dim))
+        self.handle.read(layer.handle, keys, slots.contiguous().numpy(), to)
+        return out
+
+    def move(self, layer: PagedLayer, sources: Tensor, targets: Tensor) -> None:
+        """Tokens of each kv head, K and V as they are stored: slots int64 [kv_heads, n] to slots int64 [n].
+
+        All are read before any is written. Errors as of `read`.
+        """
+        self.handle.move(layer.handle, sources.flatten().contiguous().numpy(), targets.contiguous().numpy())
 
 
 def _exact(name: str, x: Tensor, shape: tuple[int, ...]) -> int:

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from kvtrove.kernels import _extension
 
-Kind = Literal["bf16", "int8", "int4", "int4_f32", "int8_groups", "int8_groups_f32"]
+Kind = Literal["bf16", "int8", "int4", "int4_f32", "int8_groups", "int8_groups_f32", "fp4"]
 GROUP = 32
 """Inputs of an output that share a scale and a minimum in weights that lie in groups."""
+E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+"""What the codes of MXFP4 stand for, doubled."""
 _FLOATS = (torch.float32, torch.bfloat16)
 FILLED_AT_ONCE = 1 << 22
 """Elements of a source in another dtype that are converted at a time."""
@@ -31,12 +33,15 @@ class Groups:
     numbers: uint8 [outputs, inputs], 0..15 or 0..255. scales, minima: float32 [outputs, ceil(inputs / 32)], of 32
     inputs each. Holds exactly what GGUF calls Q4_0 (minimum = -8 d), Q4_1 and Q4_K (scale = d * 6 bits, minimum =
     -dmin * 6 bits), and in 8 bits Q8_0 (minimum = -128 d), Q5_0 and Q5_1, Q5_K, IQ4_NL and IQ4_XS.
+
+    codes: value = scale * E2M1[number], numbers of 0..15, scales that float16 holds, minima of zero.
     """
 
     numbers: Tensor
     scales: Tensor
     minima: Tensor
     bits: int = 4
+    codes: bool = False
 
     def __post_init__(self) -> None:
         outputs, inputs = self.numbers.shape
@@ -49,7 +54,9 @@ class Groups:
 
     @property
     def kind(self) -> Kind:
-        """The narrowest that keeps every scale and minimum as it is: 5 bits a weight or 6; in 8 bits 8.5 or 10."""
+        """The narrowest that keeps every scale and minimum as it is: 5 bits a weight or 6, codes 4.5; or 8.5 or 10."""
+        if self.codes:
+            return "fp4"
         if self.bits == 8 and not self.symmetric:
             return "int8_groups_f32"
         lines = (self.scales,) if self.bits == 8 else (self.scales, self.minima)
@@ -69,7 +76,8 @@ class Groups:
             lines.float().repeat_interleave(GROUP, 1)[:, : self.numbers.shape[1]]
             for lines in (self.scales, self.minima)
         )
-        return scales * (self.numbers.float() - 128) if self.symmetric else scales * self.numbers + minima
+        numbers = torch.tensor(E2M1, dtype=torch.float32)[self.numbers.int()] if self.codes else self.numbers
+        return scales * (self.numbers.float() - 128) if self.symmetric else scales * numbers + minima
 
 
 class PackedWeights:
@@ -78,7 +86,8 @@ class PackedWeights:
     kind: "bf16"; "int8": symmetric, one float32 scale per output, |error| <= scale / 2; "int4": integers of 0..15 with
     a float16 scale and minimum for 32 inputs (5 bits a weight); "int4_f32": with float32 ones (6 bits); "int8_groups":
     symmetric with a float16 scale for 32 inputs (8.5 bits); "int8_groups_f32": integers of 0..255 with a float32 scale
-    and minimum (10 bits). isa: as for `kernels.isa`. All weights are zero until they are filled.
+    and minimum (10 bits); "fp4": codes (`Groups.codes`) with a float16 scale (4.5 bits), filled by `fill_groups` alone.
+    isa: as for `kernels.isa`. All weights are zero until they are filled.
     """
 
     def __init__(self, outputs: int, inputs: int, kind: Kind = "bf16", isa: str = "auto") -> None:

@@ -51,9 +51,10 @@ class KeyChain:
     keys[i]: 32 bytes. tokens[i]: the int32 little-endian token ids of block i, 4 * block_size bytes.
     origin: the root of the chain that this one was derived from, its own root if it was not. dropped, kept: tokens that
     were given up, and that were left when this was done last. shared: it is that of a prefix compacted for all.
+    bends: what else blocks stand for (`bend`).
     """
 
-    __slots__ = ("block_size", "dropped", "kept", "keys", "origin", "root", "shared", "tokens")
+    __slots__ = ("bends", "block_size", "dropped", "kept", "keys", "origin", "root", "shared", "tokens")
 
     def __init__(
         self, root: bytes, block_size: int, origin: bytes = b"", dropped: int = 0, kept: int = 0, shared: bool = False
@@ -63,6 +64,7 @@ class KeyChain:
         self.dropped, self.kept, self.shared = dropped, kept, shared
         self.keys: list[bytes] = []
         self.tokens: list[bytes] = []
+        self.bends: dict[int, bytes] = {}
 
     def extend(self, tokens: array[int], num_blocks: int) -> None:
         """Hash up to block `num_blocks`; `tokens` are the sequence's from position 0, an array of 4-byte integers."""
@@ -77,7 +79,7 @@ class KeyChain:
             if sys.byteorder == "big":
                 part.byteswap()
             content = part.tobytes()
-            key = sha256(key + content).digest()
+            key = sha256(key + self.bends.get(i, b"") + content).digest()
             self.keys.append(key)
             self.tokens.append(content)
 
@@ -86,13 +88,19 @@ class KeyChain:
         return self.keys[i], self.keys[i - 1] if i else b"", self.tokens[i]
 
     def cut(self, num_blocks: int) -> None:
-        """Forget all keys from block `num_blocks` on."""
+        """Forget all keys from block `num_blocks` on. That block may still hold what bent the chain there."""
         del self.keys[num_blocks:], self.tokens[num_blocks:]
+        self.bends = {i: what for i, what in self.bends.items() if i <= num_blocks}
+
+    def bend(self, i: int, what: bytes) -> None:
+        """Part of block i was not computed behind what is before it: from there on, keys stand for `what` as well."""
+        del self.keys[i:], self.tokens[i:]
+        self.bends[i] = self.bends.get(i, b"") + len(what).to_bytes(4, "little") + what
 
     def copy(self, num_blocks: int) -> KeyChain:
         """The first `num_blocks` keys; what was hashed ahead may not become true for the copy."""
         twin = KeyChain(self.root, self.block_size, self.origin, self.dropped, self.kept, self.shared)
-        twin.keys, twin.tokens = self.keys[:num_blocks], self.tokens[:num_blocks]
+        twin.keys, twin.tokens, twin.bends = self.keys[:num_blocks], self.tokens[:num_blocks], {**self.bends}
         return twin
 
     def derive(self, what: bytes, tokens: array[int], held: int, kept: int, shared: bool = False) -> KeyChain:

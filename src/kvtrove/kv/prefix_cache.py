@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Protocol
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 from kvtrove.kv.block import Block
 from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.evicted import EvictedKeys
+from kvtrove.kv.groups import KVGroup
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.retention import Full, live_blocks
-from kvtrove.kv.spec import KVGroup
 from kvtrove.kv.tiers.store import group_key
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class PrefixCache:
         self.evicted = EvictedKeys(clock=clock)
         self.num_groups = num_groups
         self._blocks: list[dict[bytes, Block]] = [{} for _ in range(num_groups + num_rows)]
+        self._contents: dict[bytes, dict[Block, None]] | None = None
         self.num_duplicates = 0
         self.num_mismatches = 0
 
@@ -47,12 +48,35 @@ class PrefixCache:
         """
         if self._blocks[block.group].setdefault(block.key, block) is block:
             block.published = True
+            if self._contents is not None and block.group == 0:
+                self._contents.setdefault(block.tokens, {})[block] = None
         else:
             self.num_duplicates += 1
 
     def forget(self, block: Block) -> None:
         """Let nobody find the block any more."""
         del self._blocks[block.group][block.key]
+        if self._contents is not None and block.group == 0:
+            alike = self._contents[block.tokens]
+            del alike[block]
+            if not alike:
+                del self._contents[block.tokens]
+
+    def note_contents(self) -> None:
+        """From now on, while nothing is published: blocks are found by their tokens as well (`kv.moved`)."""
+        self._contents = {}
+
+    def with_content(self, tokens: bytes) -> Iterable[Block] | None:
+        """Blocks of the first group with these tokens, whatever is before them."""
+        return None if self._contents is None else self._contents.get(tokens)
+
+    def with_key(self, key: bytes) -> Block | None:
+        """The block of the first group under a key."""
+        return self._blocks[0].get(key)
+
+    def in_groups(self, block: Block) -> tuple[Block | None, ...]:
+        """What every group has under the key of a block."""
+        return tuple(blocks.get(block.key) for blocks in self._blocks[: self.num_groups])
 
     def replace(self, block: Block, pool: BlockPool) -> None:
         """Make an equal block that nobody holds FREE: the one in use leaves late, and two would be one too many.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from kvtrove.kv.block import Block
-from kvtrove.kv.rows import Copy, Fill, Gather, RowOp, SaveMark
+from kvtrove.kv.rows import Copy, Fill, Gather, RowOp, SaveMark, Shift
 
 
 class RowQueue:
@@ -20,10 +20,10 @@ class RowQueue:
     def add(self, ops: Iterable[RowOp]) -> None:
         self._ops += ops
 
-    def copy(self, sources: Iterable[Block | None], targets: Iterable[Block]) -> None:
-        """Copy the row of each source that there is."""
+    def copy(self, sources: Iterable[Block | None], targets: Iterable[Block | None]) -> None:
+        """Copy the row of each source that there is, where there is a target."""
         pairs = zip(sources, targets, strict=True)
-        self._ops += [Copy(source.id, target.id) for source, target in pairs if source is not None]
+        self._ops += [Copy(source.id, target.id) for source, target in pairs if source and target]
 
     def fill(self, block: Block, content: memoryview) -> None:
         self._ops.append(Fill(block.id, content))
@@ -38,6 +38,19 @@ class RowQueue:
         """targets: the private blocks that it fills."""
         self._ops.append(op)
         self._unfilled += targets
+
+    def shift(
+        self,
+        sources: tuple[tuple[int, ...], ...],
+        targets: Sequence[Sequence[Block]],
+        start: tuple[int, int],
+        num_tokens: int,
+        by: int,
+    ) -> None:
+        """As `Shift`; targets: blocks of one sequence alone."""
+        ids = tuple(tuple(block.id for block in row) for row in targets)
+        self._ops.append(Shift(sources, ids, start, num_tokens, by))
+        self._unfilled += [block for row in targets for block in row]
 
     def waiting(self) -> list[RowOp]:
         """What `take` would hand out."""

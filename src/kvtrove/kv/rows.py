@@ -52,6 +52,19 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class Shift:
+    """num_tokens tokens in the rows `sources`, from token start[0] of the first one on, into the rows `targets`, from
+    token start[1] on; one tuple of rows a group. Keys are turned by so many positions.
+    """
+
+    sources: tuple[tuple[int, ...], ...]
+    targets: tuple[tuple[int, ...], ...]
+    start: tuple[int, int]
+    num_tokens: int
+    by: int
+
+
+@dataclass(frozen=True, slots=True)
 class CopySeat:
     """Seat `source` over seat `target`."""
 
@@ -108,4 +121,4 @@ class Park:
     seat: bool = False
 
 
-RowOp = Copy | Gather | Look | CopySeat | SaveMark | LoadMark | Spill | Fill | FillSeat | Park
+RowOp = Copy | Gather | Look | Shift | CopySeat | SaveMark | LoadMark | Spill | Fill | FillSeat | Park

@@ -78,7 +78,7 @@ class IntegerCheckpoint(SafetensorsCheckpoint):
             self._kinds[name] = self._kind(name)
         return self._kinds[name]
 
-    def groups(self, name: str, shape: tuple[int, ...]) -> Groups | None:
+    def groups(self, name: str, shape: tuple[int, ...], stack: tuple[int, int] | None = None) -> Groups | None:
         matrix = self._matrix(name, shape)
         return self._groups(matrix) if matrix.fits else None
 

@@ -66,6 +66,17 @@ def integers_of(path: Path) -> Integers | None:
     return read_integers(read_json(file), str(file)) if file.is_file() else None
 
 
+def keeps_bits(path: Path) -> bool:
+    """Whether a CPU keeps weights of the checkpoint at `path` as they are: integers, or experts in MXFP4."""
+    file = path / "config.json"
+    if not file.is_file():
+        return False
+    values = read_json(file)
+    section = values.get(SECTION)
+    method = section.get("quant_method") if isinstance(section, Mapping) else None
+    return method == "mxfp4" or read_integers(values, str(file)) is not None
+
+
 def is_read(values: Mapping[str, Any]) -> bool:
     """Whether a config.json describes integer weights that are read."""
     try:

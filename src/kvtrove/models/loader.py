@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -90,7 +91,7 @@ class _Reader:
         self.dtype: torch.dtype = getattr(torch, precision.dtype)
         self.activations: torch.dtype = getattr(torch, precision.activations)
         self.used: set[str] = set()
-        if checkpoint.note:
+        if checkpoint.note and self.weights != "gguf":
             log.warning(checkpoint.note, precision.dtype)
         self.prefix = family.prefix(checkpoint.names)
 
@@ -106,11 +107,12 @@ class _Reader:
         source, kind = self._source(name), self.kind(name)
         if kind in (None, "bf16"):
             return self._convert(self._located(name, shape))
-        stored = self.checkpoint.groups(self._used(self.prefix + source.name), source.whole_shape(shape))
+        plain = replace(source, transposed=False)  # groups lie along inputs, whatever a tensor of numbers would be
+        stored = self.checkpoint.groups(self._used(self.prefix + source.name), plain.whole_shape(shape), source.stack)
         if stored is None:
             return self._located(name, shape, torch.float32)
-        numbers, scales, minima = (source.rows(part) for part in (stored.numbers, stored.scales, stored.minima))
-        return Groups(numbers, scales, minima, stored.bits)
+        numbers, scales, minima = (plain.rows(part) for part in (stored.numbers, stored.scales, stored.minima))
+        return replace(stored, numbers=numbers, scales=scales, minima=minima)
 
     def kind(self, name: str) -> Kind | None:
         """That keeps the bits of this matrix, where the precision asks for it."""

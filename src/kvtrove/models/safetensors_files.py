@@ -11,15 +11,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kvtrove.kernels.linear import Groups, Kind
+from kvtrove.models import mxfp4
 from kvtrove.models.families.common import Locate
-from kvtrove.models.mxfp4 import GROUP as MXFP4_GROUP
-from kvtrove.models.mxfp4 import numbers as mxfp4
 from kvtrove.models.shards import INDEX, SINGLE, find_shards
 from kvtrove.models.spec import ModelError
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BYTES = {"U8": torch.uint8}
-MXFP4 = "experts are stored in MXFP4 and computed in %s, four times as large; --weights int4 rounds them to 5 bits each"
+MXFP4 = "experts are stored in MXFP4 and computed in %s, four times as large; --weights gguf keeps their bits"
 
 
 class SafetensorsCheckpoint:
@@ -42,6 +41,8 @@ class SafetensorsCheckpoint:
             for file in shards.files:
                 self._files |= dict.fromkeys(self.handle(file).keys(), file)
         self._last: tuple[str, int, Tensor] | None = None  # of MXFP4: gate and up are read out of the same numbers
+        self._last_groups: tuple[str, int, Groups] | None = None
+        self._fits: dict[str, bool] = {}
         self.note = MXFP4 if any(name.endswith("_proj_blocks") for name in self._files) else ""
 
     def __contains__(self, name: str) -> bool:
@@ -61,11 +62,15 @@ class SafetensorsCheckpoint:
             return self._stored(name, (count, *shape), FLOATS)[index]
         if self._last is None or self._last[:2] != (name, index):
             inputs, outputs = shape
-            groups = -(-inputs // MXFP4_GROUP)
-            blocks = self._stored(f"{name}_blocks", (count, outputs, groups, MXFP4_GROUP // 2), BYTES)
-            scales = self._stored(f"{name}_scales", (count, outputs, groups), BYTES)
-            self._last = name, index, mxfp4(blocks[index], scales[index])[:, :inputs].T
+            self._last = name, index, mxfp4.numbers(*self._mxfp4(name, index, count, outputs, inputs))[:, :inputs].T
         return self._last[2]
+
+    def _mxfp4(self, name: str, index: int, count: int, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+        """Blocks and exponents of one of a stack."""
+        groups = -(-inputs // mxfp4.GROUP)
+        blocks = self._stored(f"{name}_blocks", (count, outputs, groups, mxfp4.GROUP // 2), BYTES)
+        scales = self._stored(f"{name}_scales", (count, outputs, groups), BYTES)
+        return blocks[index], scales[index]
 
     def _stored(self, name: str, shape: tuple[int, ...], dtypes: Mapping[str, torch.dtype]) -> Tensor:
         if name not in self._files:
@@ -85,10 +90,24 @@ class SafetensorsCheckpoint:
         return tensor
 
     def kind(self, name: str) -> Kind | None:
-        return None
+        """Of MXFP4, where float16 holds all scales; other exponents are read as numbers."""
+        if f"{name}_blocks" not in self._files:
+            return None
+        if name not in self._fits:
+            exponents = self.handle(self._files[f"{name}_scales"]).get_tensor(f"{name}_scales")
+            least, most = (int(found) for found in exponents.aminmax())
+            self._fits[name] = mxfp4.EXPONENTS[0] <= least <= most <= mxfp4.EXPONENTS[1]
+        return "fp4" if self._fits[name] else None
 
-    def groups(self, name: str, shape: tuple[int, ...]) -> Groups | None:
-        return None
+    def groups(self, name: str, shape: tuple[int, ...], stack: tuple[int, int] | None = None) -> Groups | None:
+        if stack is None or self.kind(name) is None:
+            return None
+        outputs, inputs = shape
+        if inputs % mxfp4.GROUP:
+            raise ModelError(f"{self.listing}: tensor {name!r} has {inputs} inputs, no multiple of {mxfp4.GROUP}")
+        if self._last_groups is None or self._last_groups[:2] != (name, stack[0]):
+            self._last_groups = name, stack[0], mxfp4.groups(*self._mxfp4(name, *stack, outputs, inputs))
+        return self._last_groups[2]
 
     def _no_weights(self) -> ModelError:
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in self.directory.glob(pattern))

@@ -43,8 +43,11 @@ class Checkpoint(Protocol):
         """In which a product keeps the bits of a matrix that is quantised already; None where nothing is."""
         ...
 
-    def groups(self, name: str, shape: tuple[int, ...]) -> Groups | None:
-        """A quantised matrix as it is stored; None where groups of 32 do not hold it exactly."""
+    def groups(self, name: str, shape: tuple[int, ...], stack: tuple[int, int] | None = None) -> Groups | None:
+        """A quantised matrix as it is stored; None where groups of 32 do not hold it exactly.
+
+        stack: number and count of matrices that lie under one name.
+        """
         ...
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

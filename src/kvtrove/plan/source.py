@@ -16,7 +16,14 @@ from kvtrove.models.gguf.architectures import ARCHITECTURES
 from kvtrove.models.gguf.header import gguf_file, read_header
 from kvtrove.models.gguf.spec import spec_of
 from kvtrove.models.gguf.stored import GROUP_BYTES, is_quantised, kept_bytes
-from kvtrove.models.integers_config import BESIDE_PACKED, PACKED, Integers, integers_of, is_read
+from kvtrove.models.integers_config import (
+    BESIDE_PACKED,
+    PACKED,
+    Integers,
+    integers_of,
+    is_read,
+    keeps_bits,
+)
 from kvtrove.models.precision import Precision
 from kvtrove.models.shards import find_shards, safetensors_header
 from kvtrove.models.spec import ModelError, ModelSpec
@@ -44,7 +51,12 @@ def read_model(path: Path, dtype: str = "auto", *, weights: str = "auto", activa
     if not path.exists():
         raise ModelError(f"{path}: there is no such file; give a checkpoint directory, a config.json or a .gguf file")
     model = _from_config(file, str(path), dtype, weights, activations, path.is_dir() and bool(_weight_files(path)))
-    return _with_real_weights(model, path) if path.is_dir() else model
+    return _with_real_weights(model, path, _keeps(dtype, weights)) if path.is_dir() else model
+
+
+def _keeps(dtype: str, weights: str) -> bool:
+    """Whether a CPU keeps the bits of weights that are quantised."""
+    return weights == "gguf" or weights == dtype == "auto"
 
 
 def _from_config(
@@ -59,7 +71,7 @@ def _from_config(
 
         return from_config(ConfigView(values, str(file)), name, architecture, dtype)
     spec = find_family(architecture).spec(ConfigView({**values, "architecture": architecture}, str(file)))
-    kept = integers and (weights == "gguf" or weights == dtype == "auto")
+    kept = (integers or (has_weights and keeps_bits(file.parent))) and _keeps(dtype, weights)
     return _of_spec(spec, name, dtype, "auto" if kept else weights, activations or ("float32" if kept else None))
 
 
@@ -85,7 +97,7 @@ def _of_spec(spec: ModelSpec, name: str, dtype: str, weights: str, activations: 
     return from_spec(spec, name, Precision(dtype, activations or (dtype if weights == "auto" else "float32"), weights))
 
 
-def _with_real_weights(model: PlanModel, directory: Path) -> PlanModel:
+def _with_real_weights(model: PlanModel, directory: Path, kept: bool) -> PlanModel:
     """The model with the size of its weight files, floating-point tensors in the dtype they will be converted to."""
     entries = [entry for file in _weight_files(directory) for entry in _tensors(file, model)]
     if not entries:
@@ -96,7 +108,9 @@ def _with_real_weights(model: PlanModel, directory: Path) -> PlanModel:
     integers = integers_of(directory)
     for name, stored, shape in entries:
         size: float = DTYPE_BYTES[model.dtype] if stored in _FLOATS else _STORED_BYTES.get(stored, 1)
-        if model.spec and name.endswith(_MXFP4):  # two numbers a byte, which the engine keeps in the wider dtype
+        if model.spec and name.endswith(_MXFP4[0]) and kept:  # and a scale of 2 bytes beside the 16 of a group
+            size += 2 / 16
+        elif model.spec and name.endswith(_MXFP4):  # two numbers a byte, in the wider dtype where they are not kept
             size = 2 * DTYPE_BYTES[model.dtype] if name.endswith(_MXFP4[0]) else 0
         if model.spec and name.endswith(PACKED):
             size = _bytes_of_word(integers)

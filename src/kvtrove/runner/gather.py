@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from kvtrove.kv.arena import Arena
 from kvtrove.kv.compaction.decoding import WhileDecoding
 from kvtrove.kv.compaction.scores import Seen
 from kvtrove.kv.formats.layout import block_slots
-from kvtrove.kv.rows import Gather, Look
-from kvtrove.kv.spec import LayerKV
+from kvtrove.kv.rows import Gather, Look, Shift
+from kvtrove.kv.spec import LayerKV, side_view
 from kvtrove.kv.values import read_values
 from kvtrove.runner.pack import pack
 
@@ -23,13 +24,27 @@ Attention = Callable[[int, Tensor, Tensor], Tensor]
 """Layer, queries [w, num_heads, k_dim], keys [n, heads, k_dim] -> what `Seen.attend` gives."""
 
 
+class Tokens(Protocol):
+    """What reads and moves single tokens of a layer without torch: `attention.cpu.CpuBackend`, of one layer."""
+
+    def read(self, slots: Tensor) -> tuple[Tensor, Tensor]: ...
+    def move(self, sources: Tensor, targets: Tensor) -> None: ...
+
+
 class Gatherer:
-    """Of one arena. turn, attention, scale: of a model; without, keys are moved as they are and no queries are seen."""
+    """Of one arena. turn, attention, scale: of a model; without, keys are moved as they are and no queries are seen.
+    tokens: of a layer, None where torch decodes and encodes it.
+    """
 
     def __init__(
-        self, arena: Arena, turn: Turn | None = None, attention: Attention | None = None, scale: float = 1.0
+        self,
+        arena: Arena,
+        turn: Turn | None = None,
+        attention: Attention | None = None,
+        scale: float = 1.0,
+        tokens: Callable[[int], Tokens | None] = lambda layer: None,
     ) -> None:
-        self.arena, self.turn, self.attention, self.scale = arena, turn, attention, scale
+        self.arena, self.turn, self.attention, self.scale, self.tokens = arena, turn, attention, scale, tokens
 
     def __call__(self, op: Gather) -> None:
         """Layer by layer, since their planes lie apart: a layer's tokens are all read before any is written."""
@@ -40,16 +55,48 @@ class Gatherer:
         for layer in spec.layers:
             if layer.source is not None:
                 continue
-            group, view = spec.group_of[layer.layer], self.arena.views(layer.layer)
+            group, view, tokens = spec.group_of[layer.layer], self.arena.views(layer.layer), self.tokens(layer.layer)
             rows, targets = (self._ids(ids[group]) for ids in (op.sources, op.targets))
-            k, v = (side[: op.num_tokens] for side in layer.format.decode(view, rows))
+            places, to = (block_slots(ids, spec.block_size) for ids in (rows, targets))
+            places = places[: op.num_tokens]
+            k, v = tokens.read(places) if tokens else layer.format.decode(view, rows)
+            k, v = k[: op.num_tokens], v[: op.num_tokens]
             keep = self._kept(op, layer.layer, self._seen(layer, k, v, op))
+            to = to[: keep.shape[1]]
+            moves = op.compactor.contiguous and layer.format.rope == "post"
+            if tokens and not moves:
+                tokens.move(places[keep], to)
+                continue
             kept_k, kept_v = _take(k, keep), _take(v, keep)
-            if op.compactor.contiguous and self.turn is not None and layer.format.rope == "post":
-                places = torch.arange(keep.shape[1], device=keep.device)[:, None]
-                kept_k = self.turn(layer.layer, kept_k, places - keep.T)
-            slots = block_slots(targets, spec.block_size)[: keep.shape[1]]
-            layer.format.encode(kept_k, kept_v, view, slots)
+            if moves and self.turn is not None:
+                kept_k = self.turn(layer.layer, kept_k, torch.arange(len(to), device=keep.device)[:, None] - keep.T)
+            layer.format.encode(kept_k, kept_v, view, to)
+
+    def shift(self, op: Shift) -> None:
+        """Values as they are stored; keys decoded, turned and encoded again."""
+        spec = self.arena.spec
+        for layer in spec.layers:
+            if layer.source is not None:
+                continue
+            group, view, tokens = spec.group_of[layer.layer], self.arena.views(layer.layer), self.tokens(layer.layer)
+            rows, targets = (self._ids(ids[group]) for ids in (op.sources, op.targets))
+            source, target = (
+                block_slots(ids, spec.block_size)[start : start + op.num_tokens]
+                for ids, start in zip((rows, targets), op.start, strict=True)
+            )
+            taken = slice(op.start[0], op.start[0] + op.num_tokens)
+            k, v = tokens.read(source) if tokens else (side[taken] for side in layer.format.decode(view, rows))
+            turns = op.by != 0 and layer.format.rope == "post" and self.turn is not None
+            if turns and self.turn is not None:
+                k = self.turn(layer.layer, k, target.new_full(k.shape[:2], op.by))
+            if tokens:
+                tokens.move(source.expand(layer.heads, -1), target)
+            if not tokens:
+                layer.format.encode(k, v, view, target)
+            elif turns and layer.format.k is not None:
+                layer.format.k.encode(k, side_view(view, "k"), target)
+            if layer.format.select:
+                layer.format.summarise(view, targets[: (op.start[1] + op.num_tokens) // spec.block_size])
 
     def _ids(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor(ids, dtype=torch.int64, device=self.arena.device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation, StoringBackend
+from kvtrove.attention.cpu import CpuBackend, CpuTokens
 from kvtrove.attention.reference import window_probabilities
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
@@ -48,7 +49,7 @@ class ModelRunner:
     ) -> None:
         self.model, self.cache, self.arena, self.backends = model, cache, arena, tuple(backends)
         self.rows = Rows(arena)
-        self.rows.gather = Gatherer(arena, self._turned, self._attention, model.spec.query_scale)
+        self.rows.gather = Gatherer(arena, self._turned, self._attention, model.spec.query_scale, self._tokens)
         self.token_text = token_text
         self.sampler = Sampler(model.spec.vocab_size, arena.device)
         self.layers = tuple(attention_layers(model, cache, arena))
@@ -149,6 +150,10 @@ class ModelRunner:
         """Keys [n, heads, k_dim] of a layer, moved by so many positions int64 [n, heads]: `kv.compaction`."""
         return self.model.ropes[self.model.spec.layers[layer].rope].turned(k, by)
 
+    def _tokens(self, layer: int) -> CpuTokens | None:
+        backend = self.backends[self._at[layer]]
+        return CpuTokens(backend, self.layers[self._at[layer]]) if isinstance(backend, CpuBackend) else None
+
     def _attention(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
         return window_probabilities(q, k, self.layers[self._at[layer]])
 
@@ -189,10 +194,11 @@ def attention_layers(model: Model, cache: KVCacheSpec, arena: Arena) -> Iterator
     """What the backend must know of each layer, its storage included (the source's for layers that share)."""
     for kv in cache.layers:
         storage = cache.storage(kv.layer)
-        yield AttentionLayer(
+        layer = AttentionLayer(
             index=kv.layer,
             num_heads=model.spec.num_heads,
-            kv_heads=storage.heads,
+            kv_heads=kv.heads,
+            source_heads=kv.source_heads,
             k_dim=storage.k_dim,
             v_dim=storage.v_dim,
             scale=model.spec.query_scale,
@@ -209,3 +215,6 @@ def attention_layers(model: Model, cache: KVCacheSpec, arena: Arena) -> Iterator
             cells=cache.cells,
             cell=cache.cell_of[kv.layer],
         )
+        if storage.first is not None:
+            layer = layer.storing_first(storage.first, cache.first_group_of[kv.layer], arena.first_views(kv.layer))
+        yield layer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kvtrove.kv.arena import Arena
-from kvtrove.kv.rows import Copy, CopySeat, Fill, FillSeat, Gather, LoadMark, Look, Park, RowOp, SaveMark, Spill
+from kvtrove.kv.rows import Copy, CopySeat, Fill, FillSeat, Gather, LoadMark, Look, Park, RowOp, SaveMark, Shift, Spill
 from kvtrove.kv.tiers.store import BlockStore
 from kvtrove.runner.gather import Gatherer
 
@@ -29,6 +29,7 @@ class Rows:
         self._how: Mapping[type[RowOp], Callable[[list[Any]], None]] = {
             Copy: self._copy,
             Gather: self._gather,
+            Shift: self._shift,
             Look: self._look,
             CopySeat: self._copy_seat,
             SaveMark: self._save_mark,
@@ -70,6 +71,10 @@ class Rows:
     def _gather(self, ops: list[Gather]) -> None:
         for op in ops:
             self.gather(op)
+
+    def _shift(self, ops: list[Shift]) -> None:
+        for op in ops:
+            self.gather.shift(op)
 
     def _look(self, ops: list[Look]) -> None:
         for op in ops:

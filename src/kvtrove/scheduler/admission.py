@@ -12,6 +12,7 @@ from kvtrove.kv.snapshot import fill_tail, match_to_tail
 from kvtrove.scheduler.compaction import plan_compaction
 from kvtrove.scheduler.computing import BlocksInWork
 from kvtrove.scheduler.limits import SchedulerLimits
+from kvtrove.scheduler.moving import plan_move, take_moved
 from kvtrove.scheduler.sequence import Sequence
 from kvtrove.scheduler.sources import sources, tier_reason
 from kvtrove.scheduler.waiting import Computing, Loading, Wait
@@ -69,9 +70,7 @@ class Admission:
             reserve = self.kv.num_groups * sum(s.request is not seq.request for s in running.values())
             if needed + promised + reserve > self.kv.num_free_blocks:
                 break
-            if seq.load is None and self.kv.is_worth_loading(match, self.prefill_rate):
-                seq.load = self.kv.fetch(seq.kv, match)
-                seq.waits_for = Loading(seq.load)
+            if seq.load is None and self._load(seq, self._to_load(seq, match)):
                 passed_over.append(waiting.popleft())
                 continue
             self.kv.allocate(seq.kv, 0, match)
@@ -97,13 +96,27 @@ class Admission:
         """
         match = self.kv.match(seq.kv, seq.tokens, seq.reusable, seq.request.exact)
         freshen(self.kv, match)
+        match = self._to_load(seq, match)
         if seq.load is not None or not self.kv.is_worth_loading(match, self.prefill_rate):
             return
         coming = 0 if self.kv.transfers is None else self.kv.transfers.num_coming
         promised = sum(map(self._still_needed, running)) + self.kv.num_groups * len(running) + coming
         if len(match.stored) + promised <= self.kv.num_free_blocks // 2:
-            seq.load = self.kv.fetch(seq.kv, match)
-            seq.waits_for = Loading(seq.load)
+            self._load(seq, match)
+
+    def _to_load(self, seq: Sequence, match: Match) -> Match:
+        """What tiers may add to the match: a sequence that comes with its states needs no checkpoint of them."""
+        if seq.tail is None or not self.kv.spec.states or match.num_tokens == seq.tail.num_computed:
+            return match
+        return self.kv.match(seq.kv, seq.tokens, seq.reusable, seq.request.exact, any_state=True)
+
+    def _load(self, seq: Sequence, match: Match) -> bool:
+        """Begin to load what is stored of the match, if that is faster than computing it."""
+        if not self.kv.is_worth_loading(match, self.prefill_rate):
+            return False
+        seq.load = self.kv.fetch(seq.kv, match)
+        seq.waits_for = Loading(seq.load)
+        return True
 
     def blocks(self, num_tokens: int) -> int:
         """Most blocks that one sequence of `num_tokens` holds while it is computed."""
@@ -134,6 +147,8 @@ class Admission:
         self.kv.states.plan(seq.kv, len(seq.tokens), request.borders)
         plan_compaction(seq)
         self.computing.begin(seq, limit)
+        plan_move(self.kv, seq, self.limits.cache_reuse)
+        take_moved(self.kv, seq, self.limits.cache_reuse, self.computing)
 
     def _branch(self, seq: Sequence, key: bytes, running: dict[int, Sequence]) -> None:
         """`seq` will go on behind this block, which another one computes: there, it needs the states as well."""

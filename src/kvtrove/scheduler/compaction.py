@@ -24,7 +24,7 @@ def plan_compaction(seq: Sequence) -> None:
 def give_up_tokens(kv: KVCacheManager, seq: Sequence) -> bool:
     """Compact `seq` if that is due. False when blocks are short, and nothing has changed."""
     compactor = seq.request.compactor
-    if compactor is None or seq.until_compaction > 0:
+    if compactor is None or seq.kv.compacts_at > seq.kv.num_computed:
         return True
     if not compact(kv, seq.kv, seq.tokens, compactor, seq.observed):
         return False

@@ -94,7 +94,7 @@ class Drafter:
             if seq.num_output == 0:
                 continue  # its first draw may fork
             most = min(self.rules.most, room, _room_in_block(seq, kv.block_size), seq.request.max_len - len(seq) - 1)
-            most = min(most, seq.until_compaction - 1)
+            most = min(most, seq.until_pause - 1)
             if most < 1 or seq.request.params.speculation is False or seq.request.beam:
                 continue
             seq.draft_tried *= MEMORY

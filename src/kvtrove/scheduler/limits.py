@@ -9,11 +9,15 @@ from kvtrove.config import EngineConfig
 
 @dataclass(frozen=True)
 class SchedulerLimits:
-    """max_num_batched_tokens: budget of a step. max_concurrent_prefills: prompts that share one too small for all."""
+    """max_num_batched_tokens: budget of a step. max_concurrent_prefills: prompts that share one too small for all.
+
+    cache_reuse: least number of tokens that are taken over from other positions (`kv.moved`); 0: never.
+    """
 
     max_num_seqs: int = EngineConfig.max_num_seqs
     max_num_batched_tokens: int = EngineConfig.max_num_batched_tokens
     max_concurrent_prefills: int = EngineConfig.max_concurrent_prefills
+    cache_reuse: int = EngineConfig.cache_reuse
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ There is no prefill phase and no decode phase. Every sequence has `num_computed`
     2. waiting requests come in, first come first served, while their whole prompt fits into what is free;
     3. prompts share the rest of the budget fairly (`policies.share`).
 
-When blocks run out, the sequence that came last loses its own and computes them again later (preemption by recompute);
-the prefix cache usually still has most of them.
+When blocks run out, the sequence that came last loses its own and computes again what the prefix cache has lost.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from kvtrove.scheduler.compaction import compact_overdue, give_up_tokens
 from kvtrove.scheduler.computing import BlocksInWork
 from kvtrove.scheduler.drafts import Drafter
 from kvtrove.scheduler.limits import SchedulerLimits, SchedulerStats
+from kvtrove.scheduler.moving import take_moved
 from kvtrove.scheduler.output import (
     NO_TOKENS,
     ModelOutput,
@@ -201,7 +201,7 @@ class Scheduler:
         if self.waiting:
             prefills += self.admission.admit(self.waiting, self.running, prefills, budget)
         weights = [self.listed_weight if paced and s.request.wants_prompt_logprobs else 1.0 for s in prefills]
-        most = [min(self.kv.states.until_mark(s.kv, s.prefill_need), s.until_compaction) for s in prefills]
+        most = [min(self.kv.states.until_mark(s.kv, s.prefill_need), s.until_pause) for s in prefills]
         needs = [math.ceil(num * weight) for num, weight in zip(most, weights, strict=True)]
         for seq, weight, num in zip(prefills, weights, share(budget, needs), strict=True):
             if num:
@@ -219,7 +219,7 @@ class Scheduler:
 
     def _decodes(self) -> list[Sequence]:
         """Sequences with one token left. Beams advance together or not at all."""
-        ready = [seq for seq in self.running.values() if seq.num_uncomputed == 1 <= seq.until_compaction]
+        ready = [seq for seq in self.running.values() if seq.num_uncomputed == 1 <= seq.until_pause]
         return [seq for seq in ready if not seq.request.beam or self._beams_ready(seq.request)]
 
     def _beams_ready(self, request: Request) -> bool:
@@ -246,8 +246,7 @@ class Scheduler:
     def preempt(self, last: Sequence) -> None:
         """Take the blocks of a sequence (of all beams of its request); it starts again at the head of the queue."""
         request = last.request
-        siblings = [s for s in request.unfinished if s.id in self.running] if request.beam else [last]
-        for seq in reversed(siblings):
+        for seq in reversed([s for s in request.unfinished if s.id in self.running] if request.beam else [last]):
             seq.tail = park(self.kv, seq.kv)
             self._leave(seq)
             seq.kv, seq.observed = self.kv.open(request.salt), []
@@ -353,6 +352,7 @@ class Scheduler:
         self.kv.commit(seq.kv, seq.tokens, num, wrong)
         self._computing.end(seq, before, seq.kv.num_held)
         give_up_tokens(self.kv, seq)
+        take_moved(self.kv, seq, self.limits.cache_reuse, self._computing)
 
     def _extend(self, seq: Sequence, samples: list[SampledToken]) -> None:
         """Append the drawn token; after the prompt, fork one sequence per further stream first."""

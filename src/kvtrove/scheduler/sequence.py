@@ -90,9 +90,9 @@ class Sequence:
         return max(0, min(len(self.tokens) - 1, first - max(1, request.compactor.window)))
 
     @property
-    def until_compaction(self) -> int:
-        """Tokens that may be computed before it gives up some."""
-        return self.kv.compacts_at - self.kv.num_computed
+    def until_pause(self) -> int:
+        """Tokens that may be computed before it gives up some, or takes some over."""
+        return min(self.kv.compacts_at, self.kv.moves_at) - self.kv.num_computed
 
     @property
     def seats(self) -> int:

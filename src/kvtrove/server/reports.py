@@ -69,6 +69,7 @@ class CacheReport(TypedDict):
     loaded: what of `reused_from` had to be read from a tier first.
     drafted_tokens, accepted_tokens: of its output, when there were drafts. continued_tokens: of its output, those that
     were drawn before a crash, and kept. dropped_tokens: that the cache gave up, for what followed.
+    moved_tokens: of its prompt, taken over from other positions, approximately.
     tier_reason: why no tier brought more, in words.
     """
 
@@ -86,6 +87,7 @@ class CacheReport(TypedDict):
     accepted_tokens: NotRequired[int]
     continued_tokens: NotRequired[int]
     dropped_tokens: NotRequired[int]
+    moved_tokens: NotRequired[int]
     soft_pins: NotRequired[list[Kept]]
     tier_reason: NotRequired[str]
 
@@ -217,6 +219,8 @@ class Reports(Observer):
             report["continued_tokens"] = result.metrics.num_continued_tokens
         if result.metrics.num_dropped_tokens:
             report["dropped_tokens"] = result.metrics.num_dropped_tokens
+        if result.metrics.num_moved_tokens:
+            report["moved_tokens"] = result.metrics.num_moved_tokens
         if result.metrics.tier_reason is not None:
             report["tier_reason"] = result.metrics.tier_reason
         if result.metrics.soft_pins:

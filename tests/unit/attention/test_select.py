@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,9 +13,11 @@ from kvtrove.attention.backend import AttentionBackend, AttentionBatch, Attentio
 from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.attention.select import chosen
+from kvtrove.evaluate.calibrate import write
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.recipe import recipe
+from kvtrove.kv.selection.quest import BOUNDS
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from tests.steps import attention_layer
 
@@ -52,27 +57,34 @@ def random() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return q, k.bfloat16().float(), v.bfloat16().float()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_each_query_reads_its_own_block_and_those_that_promise_most(backend: AttentionBackend) -> None:
-    q, k, v = random()
-    layer = layer_of("layers=0:quest=48")
-    assert backend.reasons_against(layer, "cpu") == []
-    found = attend(layer, q, k, v, backend)
+def check(found: torch.Tensor, promise: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]) -> None:
+    """Of three blocks: attention over a query's own and over the two with the largest promise.
+
+    promise: of queries [shared, dim] and keys [blocks, BLOCK, dim] of a kv head, float64 [blocks].
+    """
+    q, k, v = (x.double() for x in random())
     for p in range(5, LENGTH, 12):
         own = p // BLOCK
         for head in range(HEADS):
             kv_head = head // SHARED
-            promise = []
-            for block in range(own):
-                keys = k[block * BLOCK : (block + 1) * BLOCK, kv_head].double()
-                low, high = keys.amin(0), keys.amax(0)
-                group = q[p, kv_head * SHARED : (kv_head + 1) * SHARED].double()
-                promise.append(torch.maximum(group * low, group * high).sum(-1).max())
-            best = torch.tensor(promise).argsort(descending=True)[:2].tolist() if promise else []
+            group = q[p, kv_head * SHARED : (kv_head + 1) * SHARED]
+            scores = promise(group, k[: own * BLOCK, kv_head].view(own, BLOCK, DIM), kv_head)
+            best = scores.argsort(descending=True)[:2].tolist()
             read = [i for block in (*best, own) for i in range(block * BLOCK, (block + 1) * BLOCK) if i <= p]
-            weights = (k[read, kv_head].double() @ q[p, head].double() / DIM**0.5).softmax(0)
+            weights = (k[read, kv_head] @ q[p, head] / DIM**0.5).softmax(0)
             # float32 sums of 48 products
-            torch.testing.assert_close(found[p, head].double(), weights @ v[read, kv_head].double(), atol=1e-5, rtol=0)
+            torch.testing.assert_close(found[p, head].double(), weights @ v[read, kv_head], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_quest_reads_the_blocks_whose_bounds_promise_most(backend: AttentionBackend) -> None:
+    def promise(group: torch.Tensor, keys: torch.Tensor, kv_head: int) -> torch.Tensor:
+        low, high = keys.amin(1, keepdim=True), keys.amax(1, keepdim=True)
+        return torch.maximum(group * low, group * high).sum(-1).amax(1)
+
+    layer = layer_of("layers=0:quest=48")
+    assert backend.reasons_against(layer, "cpu") == []
+    check(attend(layer, *random(), backend), promise)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -91,11 +103,11 @@ def test_bounds_are_those_of_keys_as_they_are_read(words: str) -> None:
         layer = layer_of(f"layers=0:quest=48+{words}" if words != "auto" else "layers=0:quest=48")
         attend(layer, q, k, v, backend)
         rows = torch.arange(11, 11 - LENGTH // BLOCK, -1)
-        bounds.append([layer.view[name][rows] for name in ("k_low", "k_high")])
-    assert all(torch.equal(mine, one) for both in bounds for mine, one in zip(both, bounds[0], strict=True))
+        bounds.append(layer.view[BOUNDS][rows])
+    assert all(torch.equal(one, bounds[0]) for one in bounds)
     stored, _ = layer.format.decode(layer.view, torch.tensor([11, 10]), DIM)
     blocks = stored.float().view(2, BLOCK, KV_HEADS, DIM)
-    low, high = (layer.view[name][[11, 10]].float() for name in ("k_low", "k_high"))
+    low, high = layer.view[BOUNDS][[11, 10]].float().unbind(2)
     assert (low <= blocks.amin(1)).all()
     assert (high >= blocks.amax(1)).all()
     torch.testing.assert_close(low, blocks.amin(1), rtol=2**-7, atol=0)  # bfloat16 has 8 bits
@@ -104,3 +116,21 @@ def test_bounds_are_those_of_keys_as_they_are_read(words: str) -> None:
     read = chosen(q[None, :1], rows, places, torch.tensor([[1]]), layer)
     assert read[..., 1].all(), "its own"
     assert not read[..., 2].any(), "padding"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_double_sparsity_reads_the_blocks_of_the_best_keys_in_few_channels(
+    backend: AttentionBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks instead of the paper's tokens; three of them whatever the part."""
+    monkeypatch.setattr("kvtrove.kv.selection.double_sparsity.LEAST_TOKENS", 3 * BLOCK)
+    matter = torch.rand(KV_HEADS, DIM, generator=torch.Generator().manual_seed(1))
+    write({"k.0.channels": matter}, str(tmp_path / "c"))
+
+    def promise(group: torch.Tensor, keys: torch.Tensor, kv_head: int) -> torch.Tensor:
+        channels = matter[kv_head].argsort(descending=True)[:4]
+        return (keys[..., channels] @ group[:, channels].T).amax((1, 2))
+
+    layer = layer_of(f"layers=0:doublesparsity=1/16@{tmp_path / 'c'}")
+    assert backend.reasons_against(layer, "cpu") == []
+    check(attend(layer, *random(), backend), promise)

@@ -98,7 +98,7 @@ bool measure(const Form& of_keys, const Form& of_values, Distances& distances) {
     writable.num_blocks = layer.num_blocks;
     const bool selects = !layer.reach.window && layer.block_size % kTile == 0 && !of_keys.is_sealed() && draw(0, 1);
     if (selects) {
-        for (Plane* plane : {&layer.select.low, &layer.select.high}) add_plane(*plane, std::size_t{2} * layer.kv_heads * layer.k.dim);
+        add_plane(layer.select.bounds, std::size_t{4} * layer.kv_heads * layer.k.dim);
         layer.select.least = draw(0, 9), layer.select.part = draw(0, 3);
     }
 

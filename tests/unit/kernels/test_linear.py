@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kvtrove import kernels
-from kvtrove.kernels.linear import GROUP, Groups, Kind, PackedWeights
+from kvtrove.kernels.linear import E2M1, GROUP, Groups, Kind, PackedWeights
 
 LEVELS = ["portable", "avx2", "avx512", "amx"]
 ISAS = LEVELS[: LEVELS.index(kernels.isa()) + 1]
@@ -175,18 +175,19 @@ def test_int4_weights_are_off_by_half_a_step_at_most(isa: str, inputs: int, outp
 
 
 def groups(outputs: int, inputs: int, kind: Kind) -> Groups:
-    bits = 4 if kind.startswith("int4") else 8
+    bits = 8 if kind.startswith("int8") else 4
     numbers = torch.randint(
         0, 1 << bits, (outputs, inputs), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
     )
     scales, minima = (random(outputs, -(-inputs // GROUP), seed=seed) for seed in (2, 3))
     if not kind.endswith("_f32"):
         scales, minima = scales.half().float(), minima.half().float()
-    return Groups(numbers, scales, -128 * scales if kind == "int8_groups" else minima, bits)
+    minima = {"int8_groups": -128 * scales, "fp4": 0 * scales}.get(kind, minima)
+    return Groups(numbers, scales, minima, bits, kind == "fp4")
 
 
 @each_isa
-@pytest.mark.parametrize("kind", ["int4", "int4_f32", "int8_groups", "int8_groups_f32"])
+@pytest.mark.parametrize("kind", ["int4", "int4_f32", "int8_groups", "int8_groups_f32", "fp4"])
 @pytest.mark.parametrize("inputs", [32, 300, 896])
 def test_groups_are_kept_as_they_are_and_multiplied_with_the_same_bits_at_every_level(
     isa: str, kind: Kind, inputs: int
@@ -201,7 +202,8 @@ def test_groups_are_kept_as_they_are_and_multiplied_with_the_same_bits_at_every_
     for rows in (1, 2, 5, 9, 40, 200):
         x = random(rows, inputs, seed=rows)
         assert torch.equal(weights.multiply(x), portable.multiply(x))
-    exact = source.scales.double().repeat_interleave(GROUP, 1)[:, :inputs] * source.numbers
+    numbers = torch.tensor(E2M1)[source.numbers.int()] if source.codes else source.numbers
+    exact = source.scales.double().repeat_interleave(GROUP, 1)[:, :inputs] * numbers
     exact += source.minima.double().repeat_interleave(GROUP, 1)[:, :inputs]
     off = (weights.multiply(x).double() - x.double() @ exact.T).abs()
     terms = torch.maximum(exact.abs(), source.minima.abs().repeat_interleave(GROUP, 1)[:, :inputs])  # they cancel

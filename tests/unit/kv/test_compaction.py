@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kvtrove import kernels
 from kvtrove.attention.backend import AttentionLayer
+from kvtrove.attention.cpu import CpuBackend, CpuTokens
 from kvtrove.attention.reference import window_probabilities
 from kvtrove.evaluate.calibrate import write
 from kvtrove.kv.arena import Arena
@@ -127,9 +129,12 @@ def test_a_turn_is_a_fresh_rotation_at_the_new_position_and_can_be_undone(k: Ten
     torch.testing.assert_close(rope.turned(rope.turned(here, moves), -moves), here, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("stored", [dense("float32"), int8()], ids=["dense", "int8"])
-def test_every_head_of_every_layer_keeps_its_own_tokens(stored: KVFormat) -> None:
-    """Gathered into rows of which some are sources, too."""
+def test_every_head_of_every_layer_keeps_its_own_tokens(stored: KVFormat, native: bool) -> None:
+    """Gathered into rows of which some are sources, too. Kernels move what is stored, torch decodes and encodes it."""
+    if native and not kernels.available():
+        pytest.skip("the extension is not built")
     cache = spec(stored, 0, 1)
     arena, generator = Arena(cache, 8), torch.Generator().manual_seed(4)
     content = {}
@@ -139,7 +144,9 @@ def test_every_head_of_every_layer_keeps_its_own_tokens(stored: KVFormat) -> Non
         layer.format.encode(k, v, arena.views(layer.layer), slots)
         content[layer.layer] = [x[:HELD].clone() for x in layer.format.decode(arena.views(layer.layer), rows)]
     compactor = AfterPrompt("keydiff", 0.5, keydiff)
-    Gatherer(arena)(Gather(((0, 1, 2, 3),), ((1, 5),), HELD, compactor))
+    of = {layer.layer: attention_layer(cache, arena, layer, HEADS) for layer in cache.layers}
+    gatherer = Gatherer(arena, tokens=lambda layer: CpuTokens(CpuBackend(), of[layer])) if native else Gatherer(arena)
+    gatherer(Gather(((0, 1, 2, 3),), ((1, 5),), HELD, compactor))
     chosen = set()
     for layer in cache.layers:
         k, v = content[layer.layer]
@@ -148,8 +155,9 @@ def test_every_head_of_every_layer_keeps_its_own_tokens(stored: KVFormat) -> Non
         for head in range(KV_HEADS):
             chosen.add(tuple(places[head].tolist()))
             for was, now in zip((k, v), found, strict=True):
-                # int8 is encoded again from what it decodes to: its scale may move by its rounding, 2^-10 of it.
-                torch.testing.assert_close(now[:25, head], was[places[head], head], atol=4 * 2**-10, rtol=0)
+                # Torch encodes int8 again from what it decodes to: its scale may move by its rounding, 2^-10 of it.
+                atol = 0 if native else 4 * 2**-10
+                torch.testing.assert_close(now[:25, head], was[places[head], head], atol=atol, rtol=0)
     assert len(chosen) == 2 * KV_HEADS
 
 

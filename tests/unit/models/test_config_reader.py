@@ -192,6 +192,7 @@ def test_longest_context(tmp_path: Path, scaling: dict[str, Any], served: int, l
 QWEN3, PHI3 = {"architectures": ["Qwen3ForCausalLM"]}, {"architectures": ["Phi3ForCausalLM"]}
 GEMMA2, GEMMA3 = {"architectures": ["Gemma2ForCausalLM"]}, {"architectures": ["Gemma3ForConditionalGeneration"]}
 SCALED = {"type": "longrope", "short_factor": [1.0] * 64, "long_factor": [1.0] * 64}
+GEMMA3N = {"architectures": ["Gemma3nForCausalLM"], "num_kv_shared_layers": 0}
 BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"architectures": ["LLamaForCausalLM"]},
@@ -227,6 +228,27 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (QWEN3 | {"layer_types": ["sliding_attention"] * 4}, "sliding_attention layers, but 'sliding_window' is missing"),
     (PHI3 | {"rope_scaling": SCALED | {"short_factor": [1.0] * 3}}, "'short_factor' has 3 numbers, expected 64"),
     (PHI3 | {"rope_scaling": SCALED | {"long_factor": None}}, "'long_factor' is None, expected a list of 64 numbers"),
+    (GEMMA3N | {"num_kv_shared_layers": 4}, "'num_kv_shared_layers' 4 leaves no sliding_attention layer"),
+    (GEMMA3N | {"altup_active_idx": 4}, "'altup_active_idx' 4 is none of 'altup_num_inputs' 4"),
+    (
+        GEMMA3N | {"activation_sparsity_pattern": [0.9]},
+        "'activation_sparsity_pattern' is .*, expected a number or a list",
+    ),
+    (
+        {"architectures": ["YocoForCausalLM"], "num_self_decoder_layers": 4},
+        "'num_self_decoder_layers' 4 leaves none",
+    ),
+    (
+        {"architectures": ["MlkvForCausalLM"], "num_key_value_layers": 3},
+        "'num_key_value_layers' 3 does not divide",
+    ),
+    (
+        {"architectures": ["DeepseekV3ForCausalLM"], "index_topk": 64},
+        "'index_topk': sparse attention by an indexer",
+    ),
+    ({"architectures": ["OlmoeForCausalLM"], "clip_qkv": 8.0}, "'clip_qkv' is not supported"),
+    ({"architectures": ["NemotronHForCausalLM"]}, "'NemotronHForCausalLM' is not supported"),
+    ({"architectures": ["Phi4FlashForCausalLM"]}, "'Phi4FlashForCausalLM' is not supported"),
     (GEMMA3, "'text_config' is missing"),
     (GEMMA3 | {"text_config": 3}, "'text_config' is 3, expected an object"),
 ]
@@ -264,7 +286,8 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
 def test_every_architecture_reads_the_common_keys(tmp_path: Path) -> None:
     for architecture in REGISTRY:
         experts = {"num_experts": 4, "moe_topk": 2} if "HunYuanMoE" in architecture else {}  # it has no usual numbers
-        config = LLAMA | experts | {"architectures": ["SomethingElse", architecture], "text_config": LLAMA}
+        common = LLAMA | {"num_kv_shared_layers": 0}  # Gemma 3n shares 15 without it
+        config = common | experts | {"architectures": ["SomethingElse", architecture], "text_config": common}
         assert read(tmp_path, config).architecture == architecture
 
 

@@ -66,6 +66,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "16 layers of Llama 3 8B's heads, 8 with a window of 1,024": heads(
         16, 8, model_type="yoco", sliding_window=1024, num_self_decoder_layers=8
     ),
+    "16 layers of Llama 3 8B's heads, 4 that store": heads(16, 8, model_type="mlkv", num_key_value_layers=4),
     "LFM2 1.2B": heads(
         *(16, 8, 64),
         **{"model_type": "lfm2", "hidden_size": 2048, "conv_L_cache": 3, "conv_bias": False},

@@ -1,6 +1,6 @@
 """Quest (arXiv 2406.10774): blocks by the bounds of their keys.
 
-    low, high [heads, k_dim]    the smallest and the largest value of each element among a block's keys
+    low, high [heads, k_dim]    the smallest and the largest value of each element among a block's keys, side by side
     promise                     sum over elements of max(q * low, q * high): no key within the bounds scores more
 
 Bounds are bfloat16, rounded outwards so that they stay bounds: 1/32 of the bytes of keys and values in 16 bits, with
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from kvtrove.kv.spec import LayerKV, Planes
 
-LOW, HIGH = "k_low", "k_high"
+BOUNDS = "k_bounds"
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Quest:
         return [f"{self.word} is less than two blocks of {block_size}, the open one and another"]
 
     def planes(self, layer: LayerKV, block_size: int) -> tuple[Plane, ...]:
-        return tuple(Plane(name, "bfloat16", (layer.heads, layer.k_dim)) for name in (LOW, HIGH))
+        return (Plane(BOUNDS, "bfloat16", (layer.heads, 2, layer.k_dim)),)
 
     def summarise(self, k: Tensor, view: Planes, rows: Tensor) -> None:
-        view[LOW][rows] = -_rounded_up(-k.amin(1))
-        view[HIGH][rows] = _rounded_up(k.amax(1))
+        view[BOUNDS][rows, :, 0] = -_rounded_up(-k.amin(1))
+        view[BOUNDS][rows, :, 1] = _rounded_up(k.amax(1))
 
     def promise(self, q: Tensor, view: Planes, rows: Tensor) -> Tensor:
-        low, high = (view[name][rows].to(q.dtype).movedim(2, 1) for name in (LOW, HIGH))  # [B, heads, N, k_dim]
+        low, high = view[BOUNDS][rows].to(q.dtype).movedim(2, 1).unbind(3)  # [B, heads, N, k_dim]
         up, down = q.clamp(min=0).flatten(2, 3), q.clamp(max=0).flatten(2, 3)
         best: Tensor = (up @ high.mT + down @ low.mT).reshape(*q.shape[:4], -1).amax(2)
         return best

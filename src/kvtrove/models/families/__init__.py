@@ -21,6 +21,7 @@ from kvtrove.models.families import (
     llama,
     llama4,
     mistral,
+    mlkv,
     olmo,
     phi,
     qwen,
@@ -51,6 +52,7 @@ REGISTRY: dict[str, Family] = {
     **qwen_next.FAMILIES,
     **granite_hybrid.FAMILIES,
     **gpt_oss.FAMILIES,
+    **mlkv.FAMILIES,
     **yoco.FAMILIES,
 }
 
@@ -96,6 +98,7 @@ MODEL_TYPES = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
     "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
+    "mlkv": "MlkvForCausalLM",
     "yoco": "YocoForCausalLM",
     "gpt_oss": "GptOssForCausalLM",
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM",

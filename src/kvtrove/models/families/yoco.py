@@ -11,8 +11,6 @@ cache of s.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.families.common import (
     FULL,
@@ -23,6 +21,7 @@ from kvtrove.models.families.common import (
     read_heads,
     sliding_window,
 )
+from kvtrove.models.families.mlkv import biases, reading
 from kvtrove.models.rope_config import read_rope
 from kvtrove.models.spec import ModelSpec
 
@@ -35,19 +34,8 @@ def read(view: ConfigView) -> ModelSpec:
     types = [SLIDING if window and i < first else FULL for i in range(count)]
     rope = read_rope(view, heads.dim)
     layers = build_layers(view, heads, types, dict.fromkeys(types, rope), window)
-    bias = view.flag("attention_bias", False)
-    return build_spec(
-        view,
-        "yoco",
-        heads,
-        tuple(
-            replace(layer, cache=replace(layer.kv, source=first)) if i > first else layer
-            for i, layer in enumerate(layers)
-        ),
-        attention_bias=bias,
-        output_bias=bias,
-        mlp_bias=view.flag("mlp_bias", False),
-    )
+    shared = reading(layers, [first if i > first else None for i in range(count)])
+    return build_spec(view, "yoco", heads, shared, **biases(view))
 
 
 FAMILIES = {"YocoForCausalLM": Family(read)}

@@ -93,7 +93,7 @@ class GGUFCheckpoint:
         kind: Kind = kind_of(info)  # type: ignore[assignment]
         return kind
 
-    def groups(self, name: str, shape: tuple[int, ...]) -> Groups | None:
+    def groups(self, name: str, shape: tuple[int, ...], stack: tuple[int, int] | None = None) -> Groups | None:
         """The numbers, scales and minima that the file has; None of a type that does not lie in groups of 32."""
         stored = self._find(name, shape)
         if stored.info.type.name not in GROUPS:

@@ -7,7 +7,7 @@ become one matrix and one pass over memory, where they are views of the checkpoi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -184,5 +184,5 @@ def _ordered(stored: Tensor | Groups, order: Tensor | None) -> Tensor | Groups:
     if order is None:
         return stored
     if isinstance(stored, Groups):
-        return Groups(stored.numbers[order], stored.scales[order], stored.minima[order], stored.bits)
+        return replace(stored, **{part: getattr(stored, part)[order] for part in ("numbers", "scales", "minima")})
     return stored[order]

@@ -44,12 +44,21 @@ struct Reach {
     std::int64_t window = 0;  // 0: unlimited
     std::int64_t chunk = 0;   // 0: no chunks
     std::int64_t sealed = 0;  // 0, or a number of tokens: reads only what lies before its own run of as many
+    std::int64_t begin = 0;   // reads nothing before it, sinks apart
+    std::int64_t limit = 0;   // 0, or reads nothing from it on
 
     std::int64_t first(std::int64_t p) const {
-        if (chunk) return p / chunk * chunk;
-        return window && p >= window ? p - window + 1 : 0;
+        const std::int64_t from = chunk ? p / chunk * chunk : window && p >= window ? p - window + 1 : 0;
+        return std::min(std::max(from, begin), end(p));
     }
-    std::int64_t end(std::int64_t p) const { return sealed ? p / sealed * sealed : p + 1; }
+    std::int64_t end(std::int64_t p) const {
+        const std::int64_t to = sealed ? p / sealed * sealed : p + 1;
+        return limit ? std::min(to, limit) : to;
+    }
+    bool operator==(const Reach& other) const {
+        return sinks == other.sinks && window == other.window && chunk == other.chunk && sealed == other.sealed &&
+               begin == other.begin && limit == other.limit;
+    }
 };
 
 // Numbers in a byte.
@@ -77,12 +86,16 @@ struct Side {
 };
 
 // Which blocks the query at position p reads, in place of all before its own (kv/selection): its own, and those that promise
-// most by their summaries. Planes of blocks: bounds of their keys, bfloat16 [kv_heads][k.dim]. room: blocks beside the own one.
+// most. By the bounds of their keys: bfloat16 [kv_heads][2][k.dim], smallest and largest elements. Or by labels: bfloat16
+// [kv_heads][num_channels][block_size], some elements of every key, `channels` [kv_heads][num_channels]. room: blocks beside
+// the own one.
 struct Selection {
-    Plane low, high;
+    Plane bounds, labels;
+    const std::int32_t* channels = nullptr;
+    int num_channels = 0;
     std::int64_t least = 0, part = 0;  // room: `least`, or one of `part` blocks before it where that is more; part 0: never
 
-    explicit operator bool() const { return low.data != nullptr; }
+    explicit operator bool() const { return bounds.data || labels.data; }
     std::int64_t room(std::int64_t older) const {
         return std::min(older, std::max(least, part ? (older + part - 1) / part : 0));
     }
@@ -153,6 +166,15 @@ void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v,
 // Writes the summaries (Selection) of every block that the batch has filled, of keys as they are stored.
 void summarise(const Layer& layer, const Batch& batch, int num_threads);
 
+// to: [kv_heads][count][dim], the vectors of a side in these slots as numbers. Sides that are sealed are not read so.
+void read(const Layer& layer, const Side& side, const std::int64_t* slots, std::int64_t count, float* to, int num_threads);
+
+// Moves K and V as they are stored, codes and scales unchanged: of each kv head, from the slots from[kv_heads][count] to the
+// slots to[count]. All are read before any is written. scratch: moving_bytes.
+void move(const Layer& layer, const std::int64_t* from, const std::int64_t* to, std::int64_t count, std::uint8_t* scratch,
+          int num_threads);
+std::size_t moving_bytes(const Layer& layer, std::int64_t count);
+
 // Turns x [tokens][heads][dim] in place.
 void rotate(const Rows& x, std::int64_t tokens, int heads, int dim, const Rope& rope, int num_threads);
 
@@ -174,7 +196,7 @@ struct Inputs {
     const Rope* rope = nullptr;
 };
 
-// `store`, `summarise`, `rotate` and `attend`, as far as they are asked for.
+// `store`, `rotate` and `attend`, as far as they are asked for.
 void run(const Layer& layer, const Batch& batch, const Inputs& inputs, const Rows& out, Scratch& scratch, int num_threads,
          Isa isa);
 

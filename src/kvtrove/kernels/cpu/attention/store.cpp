@@ -193,6 +193,7 @@ void store(const Layer& layer, const Batch& batch, const Rows& k, const Rows& v,
             if (!layer.v.row) store_token(layer, batch.slots[token], token, v, false, nullptr);
         }
     });
+    if (layer.select) summarise(layer, batch, num_threads);
 }
 
 void rotate(const Rows& x, std::int64_t tokens, int heads, int dim, const Rope& rope, int num_threads) {

@@ -27,11 +27,21 @@ void bound(const Layer& layer, std::int64_t block, int head) {
             high[d] = i ? std::max(high[d], key[d]) : key[d];
         }
     }
-    const auto in = [&](const Plane& plane) {
-        return reinterpret_cast<std::uint16_t*>(plane.data + block * plane.block_stride) + head * dim;
-    };
-    std::uint16_t *lows = in(layer.select.low), *highs = in(layer.select.high);
-    for (int d = 0; d < dim; ++d) lows[d] = rounded_up(-low[d]) ^ 0x8000, highs[d] = rounded_up(high[d]);
+    const Plane& plane = layer.select.bounds;
+    auto* to = reinterpret_cast<std::uint16_t*>(plane.data + block * plane.block_stride) + head * 2 * dim;
+    for (int d = 0; d < dim; ++d) to[d] = rounded_up(-low[d]) ^ 0x8000, to[dim + d] = rounded_up(high[d]);
+}
+
+void label(const Layer& layer, std::int64_t block, int head) {
+    const Selection& select = layer.select;
+    const std::int32_t* channels = select.channels + head * select.num_channels;
+    auto* to = reinterpret_cast<std::uint16_t*>(select.labels.data + block * select.labels.block_stride) +
+               std::ptrdiff_t{head} * select.num_channels * layer.block_size;
+    float key[kMaxDim];
+    for (int i = 0; i < layer.block_size; ++i) {
+        load_vector(layer, layer.k, block * layer.block_size + i, head, true, key);
+        for (int c = 0; c < select.num_channels; ++c) to[c * layer.block_size + i] = bfloat16_of_float(key[channels[c]]);
+    }
 }
 
 }  // namespace
@@ -44,7 +54,8 @@ void summarise(const Layer& layer, const Batch& batch, int num_threads) {
         const std::int32_t* blocks = batch.table + s * batch.table_width + first;
         const std::size_t threads = parts == 0 ? 1 : num_threads > 0 ? num_threads : max_threads();
         parallel_ranges(parts, threads, [&](std::int64_t begin, std::int64_t after) {
-            for (std::int64_t i = begin; i < after; ++i) bound(layer, blocks[i / heads], static_cast<int>(i % heads));
+            const auto write = layer.select.labels.data ? label : bound;
+            for (std::int64_t i = begin; i < after; ++i) write(layer, blocks[i / heads], static_cast<int>(i % heads));
         });
     }
 }

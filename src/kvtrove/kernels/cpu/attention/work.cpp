@@ -172,7 +172,6 @@ void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& o
 void run(const Layer& layer, const Batch& batch, const Inputs& inputs, const Rows& out, Scratch& scratch, int num_threads,
          Isa isa) {
     if (inputs.keys.data) store(layer, batch, inputs.keys, inputs.values, num_threads, inputs.rope);
-    if (inputs.keys.data && layer.select) summarise(layer, batch, num_threads);
     if (inputs.rope) rotate(inputs.queries, batch.tokens(), layer.num_heads, layer.k.dim, *inputs.rope, num_threads);
     attend(layer, batch, inputs.queries, out, nullptr, scratch, num_threads, isa);
 }

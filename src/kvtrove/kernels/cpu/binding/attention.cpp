@@ -57,8 +57,10 @@ BoundLayer::BoundLayer(const nb::dict& k, const nb::dict& v, const nb::dict& sha
     layer.num_heads = static_cast<int>(number("num_heads")), layer.kv_heads = static_cast<int>(number("kv_heads"));
     layer.block_size = static_cast<int>(number("block_size"));
     layer.scale = nb::cast<float>(shape["scale"]), layer.softcap = nb::cast<float>(shape["softcap"]);
-    layer.reach = {number("sinks"), number("window"), number("chunk"), number("sealed")};
-    if (layer.reach.sealed < 0) throw std::invalid_argument("sealed must not be negative");
+    layer.reach = {number("sinks"), number("window"), number("chunk"), number("sealed"), number("begin"), number("limit")};
+    if (layer.reach.sealed < 0 || layer.reach.begin < 0 || layer.reach.limit < 0) {
+        throw std::invalid_argument("sealed, begin and limit must not be negative");
+    }
     check_shape();
     layer.k = side_of(k), layer.v = side_of(v);
     if (layer.v.channels) throw std::invalid_argument("values have scales by token, not by channel");
@@ -81,10 +83,23 @@ attention::Selection BoundLayer::selection_of(const nb::dict& fields) {
     attention::Selection select;
     select.least = nb::cast<std::int64_t>(fields["least"]), select.part = nb::cast<std::int64_t>(fields["part"]);
     if (select.least < 0 || select.part < 0) throw std::invalid_argument("least and part must not be negative");
-    const auto bounds = [&](const char* name) {
-        return plane_of(name, array(fields, name), std::int64_t{layer.kv_heads} * layer.k.dim, 2);
+    if (!fields["bounds"].is_none()) {
+        select.bounds = plane_of("bounds", array(fields, "bounds"), std::int64_t{layer.kv_heads} * 2 * layer.k.dim, 2);
+        return select;
+    }
+    const Bytes channels = array(fields, "channels");
+    const auto fits = [&](int i) {
+        const std::int32_t channel = static_cast<const std::int32_t*>(channels.data())[i];
+        return channel >= 0 && channel < layer.k.dim;
     };
-    select.low = bounds("low"), select.high = bounds("high");
+    bool good = channels.dtype() == nb::dtype<std::int32_t>() && channels.ndim() == 2 && channels.stride(1) == 1 &&
+                channels.shape(0) == std::size_t(layer.kv_heads) && channels.stride(0) == std::int64_t(channels.shape(1));
+    for (std::size_t i = 0; good && i < channels.size(); ++i) good = fits(static_cast<int>(i));
+    if (!good) throw std::invalid_argument("channels: int32 [kv_heads, n], elements of keys, are needed");
+    select.channels = static_cast<const std::int32_t*>(channels.data());
+    select.num_channels = static_cast<int>(channels.shape(1));
+    const std::int64_t elements = std::int64_t{layer.kv_heads} * select.num_channels * layer.block_size;
+    select.labels = plane_of("labels", array(fields, "labels"), elements, 2);
     return select;
 }
 
@@ -171,9 +186,7 @@ BoundBatch::BoundBatch(const Numbers& query_start, const Numbers& start, const T
 
 void BoundBatch::check_for(const attention::Layer& layer) const {
     for (const Checked& one : checked) {
-        const bool same = one.reach.sinks == layer.reach.sinks && one.reach.window == layer.reach.window &&
-                          one.reach.chunk == layer.reach.chunk && one.reach.sealed == layer.reach.sealed;
-        if (same && one.num_blocks == layer.num_blocks && one.block_size == layer.block_size) return;
+        if (one.reach == layer.reach && one.num_blocks == layer.num_blocks && one.block_size == layer.block_size) return;
     }
     attention::check(layer, batch);
     checked.push_back({layer.reach, layer.num_blocks, layer.block_size});
@@ -218,6 +231,35 @@ void BoundKernel::run(const BoundLayer& layer, const BoundBatch& batch, const Ad
                    isa);
 }
 
+namespace {
+
+void require_slots(const attention::Layer& layer, const Numbers& slots) {
+    const std::int64_t end = layer.num_blocks * layer.block_size;
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+        if (slots.data()[i] < 0 || slots.data()[i] >= end) {
+            throw std::out_of_range("slot " + std::to_string(slots.data()[i]) + " does not exist; there are " + std::to_string(end));
+        }
+    }
+}
+
+}  // namespace
+
+void BoundKernel::read(const BoundLayer& layer, bool keys, const Numbers& slots, std::uintptr_t to) const {
+    require_slots(layer.layer, slots);
+    const kvtrove::Unlocked unlocked;
+    attention::read(layer.layer, keys ? layer.layer.k : layer.layer.v, slots.data(), static_cast<std::int64_t>(slots.size()),
+                    pointer<float>(to), num_threads);
+}
+
+void BoundKernel::move(const BoundLayer& layer, const Numbers& from, const Numbers& to) const {
+    require_slots(layer.layer, from), require_slots(layer.layer, to);
+    if (from.size() != to.size() * layer.layer.kv_heads) throw std::invalid_argument("from: as many slots for each kv head as in to");
+    const auto count = static_cast<std::int64_t>(to.size());
+    const kvtrove::Unlocked unlocked;
+    std::vector<std::uint8_t> between(attention::moving_bytes(layer.layer, count));
+    attention::move(layer.layer, from.data(), to.data(), count, between.data(), num_threads);
+}
+
 void bind_attention(nb::module_& m) {
     nb::class_<BoundLayer>(m, "AttentionLayer")
         .def(nb::init<const nb::dict&, const nb::dict&, const nb::dict&, const std::optional<nb::dict>&>(), nb::arg("k"),
@@ -235,6 +277,8 @@ void bind_attention(nb::module_& m) {
              nb::arg("lse") = 0, nb::arg("earlier").none() = nb::none())
         .def("run", &BoundKernel::run, nb::arg("layer"), nb::arg("batch"), nb::arg("q"), nb::arg("k").none(),
              nb::arg("v").none(), nb::arg("out"), nb::arg("angles").none())
+        .def("read", &BoundKernel::read, nb::arg("layer"), nb::arg("keys"), nb::arg("slots").noconvert(), nb::arg("to"))
+        .def("move", &BoundKernel::move, nb::arg("layer"), nb::arg("from_slots").noconvert(), nb::arg("to").noconvert())
         .def_prop_ro("scratch_bytes", &BoundKernel::scratch_bytes);
 }
 

@@ -80,6 +80,10 @@ struct BoundKernel {
     // All that a layer does: k and v are none when another layer stores for it.
     void run(const BoundLayer& layer, const BoundBatch& batch, const Address& q, const std::optional<Address>& k,
              const std::optional<Address>& v, const Address& out, const std::optional<Angles>& angles);
+    // to: float32 [kv_heads, n, dim] of the keys, or the values, in slots [n].
+    void read(const BoundLayer& layer, bool keys, const Numbers& slots, std::uintptr_t to) const;
+    // from: slots [kv_heads * n]. to: slots [n].
+    void move(const BoundLayer& layer, const Numbers& from, const Numbers& to) const;
     std::size_t scratch_bytes() const {
         return scratch.memory.capacity() * sizeof(float) + scratch.kept.capacity() * sizeof(std::uint64_t);
     }

@@ -25,8 +25,9 @@ constexpr std::size_t kAhead = 2560;     // bytes of a panel that are asked for 
 // Sums of a word of 4 or 8 inputs after the other: unpack(), then add() for each row of x.
 namespace portable {
 // Integers as they are, in words.
-template <bool Bytes>
+template <bool Bytes, bool Codes>
 struct Dot {
+    static constexpr std::int32_t kAbove = 0;  // by so much are numbers above what their codes stand for
     typedef std::int32_t Sum __attribute__((vector_size(16)));
     typedef std::uint32_t Numbers __attribute__((vector_size(16)));
     Sum sum = {};
@@ -38,8 +39,9 @@ struct Dot {
     }
     void add(const Numbers& words, const std::int8_t* high, const std::int8_t* low) {
         for (int i = 0; i < (Bytes ? 4 : 8); ++i) {
-            const Numbers numbers = words >> (i % 4 * 8 + i / 4 * 4) & (Bytes ? 255u : 15u);
-            sum += reinterpret_cast<Sum>(numbers) * (128 * high[i] + low[i]);
+            Sum numbers = reinterpret_cast<Sum>(words >> (i % 4 * 8 + i / 4 * 4) & (Bytes ? 255u : 15u));
+            for (int lane = 0; Codes && lane < 4; ++lane) numbers[lane] = kE2M1[numbers[lane]];
+            sum += numbers * (128 * high[i] + low[i]);
         }
     }
     Sum total() const { return sum; }
@@ -82,9 +84,17 @@ struct Halves {
     __m256i high, low;
 
     KVTROVE_INLINE Halves() : high(_mm256_setzero_si256()), low(_mm256_setzero_si256()) {}
+    // One side of such products is unsigned: signed numbers lend their signs to x.
+    template <bool Signed>
+    KVTROVE_INLINE static __m256i products(__m256i numbers, const std::int8_t* x) {
+        const __m256i words = _mm256_set1_epi32(word_at(x));
+        if constexpr (!Signed) return _mm256_maddubs_epi16(numbers, words);
+        else return _mm256_maddubs_epi16(_mm256_abs_epi8(numbers), _mm256_sign_epi8(words, numbers));
+    }
+    template <bool Signed>
     KVTROVE_INLINE void add(__m256i numbers, const std::int8_t* x_high, const std::int8_t* x_low) {
-        high = _mm256_add_epi16(high, _mm256_maddubs_epi16(numbers, _mm256_set1_epi32(word_at(x_high))));
-        low = _mm256_add_epi16(low, _mm256_maddubs_epi16(numbers, _mm256_set1_epi32(word_at(x_low))));
+        high = _mm256_add_epi16(high, products<Signed>(numbers, x_high));
+        low = _mm256_add_epi16(low, products<Signed>(numbers, x_low));
     }
     KVTROVE_INLINE __m256i total() const {
         const __m256i ones = _mm256_set1_epi16(1);
@@ -93,8 +103,9 @@ struct Halves {
 };
 
 // Bytes are 16 * a half + a half: pairs of them as they are would pass 2^15.
-template <bool Bytes>
+template <bool Bytes, bool Codes>
 struct Dot {
+    static constexpr std::int32_t kAbove = 0;
     Halves first, second;
     struct Numbers {
         __m256i low, high;  // halves of the bytes
@@ -103,12 +114,15 @@ struct Dot {
     KVTROVE_INLINE Dot() : first(), second() {}
     KVTROVE_INLINE static Numbers unpack(const std::uint8_t* from) {
         const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), half = _mm256_set1_epi8(15);
-        return {_mm256_and_si256(words, half), _mm256_and_si256(_mm256_srli_epi16(words, 4), half)};
+        const __m256i low = _mm256_and_si256(words, half), high = _mm256_and_si256(_mm256_srli_epi16(words, 4), half);
+        if constexpr (!Codes) return {low, high};
+        const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kE2M1)));
+        return {_mm256_shuffle_epi8(table, low), _mm256_shuffle_epi8(table, high)};
     }
     KVTROVE_INLINE void add(const Numbers& numbers, const std::int8_t* x_high, const std::int8_t* x_low) {
-        first.add(numbers.low, x_high, x_low);
-        if constexpr (Bytes) second.add(numbers.high, x_high, x_low);
-        else first.add(numbers.high, x_high + 4, x_low + 4);
+        first.template add<Codes>(numbers.low, x_high, x_low);
+        if constexpr (Bytes) second.template add<Codes>(numbers.high, x_high, x_low);
+        else first.template add<Codes>(numbers.high, x_high + 4, x_low + 4);
     }
     KVTROVE_INLINE __m256i total() const {
         if constexpr (Bytes) return _mm256_add_epi32(first.total(), _mm256_slli_epi32(second.total(), 4));
@@ -130,19 +144,27 @@ struct Dot {
 namespace avx512 {
 #define KVTROVE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni" KVTROVE_WIDE)))
 #define KVTROVE_INLINE [[gnu::always_inline]] KVTROVE_TARGET inline
-template <bool Bytes>
+template <bool Bytes, bool Codes>
 struct Dot {
     typedef std::int32_t Lanes __attribute__((vector_size(64)));
+    static constexpr std::int32_t kAbove = kMostE2M1;  // numbers are unsigned here
     __m512i high, low;
     struct Numbers {
         __m512i first, second;  // of each 8 inputs the first four, and the others; of bytes four alone
     };
 
     KVTROVE_INLINE Dot() : high(_mm512_setzero_si512()), low(_mm512_setzero_si512()) {}
+    KVTROVE_INLINE static __m512i looked_up(Lanes codes) {
+        __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(kE2M1));
+        table = _mm_add_epi8(table, _mm_set1_epi8(kMostE2M1));
+        return _mm512_maskz_shuffle_epi8(~__mmask64{0}, _mm512_maskz_broadcast_i32x4(0xffff, table),
+                                         reinterpret_cast<__m512i>(codes));
+    }
     KVTROVE_INLINE static Numbers unpack(const std::uint8_t* from) {
         Lanes words;
         std::memcpy(&words, from, sizeof words);
         if constexpr (Bytes) return {reinterpret_cast<__m512i>(words), reinterpret_cast<__m512i>(words)};
+        else if constexpr (Codes) return {looked_up(words & 0x0f0f0f0f), looked_up(words >> 4 & 0x0f0f0f0f)};
         else return {reinterpret_cast<__m512i>(words & 0x0f0f0f0f), reinterpret_cast<__m512i>(words >> 4 & 0x0f0f0f0f)};
     }
     KVTROVE_INLINE static __m512i with(__m512i sum, const Numbers& numbers, const std::int8_t* x) {
@@ -282,7 +304,7 @@ bool quantise(const float* values, std::size_t inputs, const Row& to, Form form)
         std::fill_n(numbers, kGroup, std::uint8_t{0});
         if (has_bytes(form)) {
             if (!quantise_bytes(values + k, count, numbers, scale)) return false;
-            minimum = kNoMinimum * scale;
+            minimum = no_minimum(form) * scale;
         } else if (!quantise_group(values + k, count, numbers, scale, minimum)) {
             return false;
         }
@@ -333,7 +355,7 @@ void get(const std::uint8_t* panel, std::size_t at, const Row& row, std::size_t 
             else *value = float_of_float16(half);
             head += scales_bytes(form);
         }
-        if (!has_minima(form)) row.minima[group] = kNoMinimum * row.scales[group];
+        if (!has_minima(form)) row.minima[group] = no_minimum(form) * row.scales[group];
     }
     const int mask = static_cast<int>(most_number(form));
     for (std::size_t k = 0; k < ceil_div(inputs, kGroup) * kGroup; ++k) {

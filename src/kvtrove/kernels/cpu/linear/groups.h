@@ -1,6 +1,6 @@
 // Linear layers whose weights are integers of 0..15 or 0..255: value = scale * integer + minimum, with one scale and one
 // minimum for 32 inputs of an output (in float16, or in float32 where they come from elsewhere and must stay as they are).
-// Bytes with a float16 scale have no minimum of their own: it is -128 * scale.
+// Bytes with a float16 scale have no minimum of their own: it is -128 * scale. Nor have codes, which stand for 16 numbers.
 //
 // x meets them in whole numbers, as int8 weights do on tiles: every stretch of 256 inputs of a row becomes integers of
 // 15 bits and one float32 scale, off by 2^-15 of the stretch's largest number at most. An integer is 128 * high + low,
@@ -27,13 +27,19 @@ constexpr std::size_t kStretch = 256;        // inputs of a row of x that share 
 constexpr std::size_t kGroups = kStretch / kGroup;
 constexpr std::size_t kWordsBytes = kWidth * sizeof(std::uint32_t);    // a 32-bit word of every output of a panel
 constexpr float kMostX = 127 * 128;
-constexpr float kNoMinimum = -128;           // times the scale: bytes without a minimum of their own are symmetric
+
+// Codes E2M1 stand for these, doubled, in the place of integers (MXFP4, OCP MX 1.0): a table in a register has them.
+constexpr std::int8_t kE2M1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+constexpr std::int8_t kMostE2M1 = 12;
 
 // A panel is group after group: scales [32], minima [32], then words [4][32] of 8 inputs each, whose first four are the low
 // halves of the bytes, or [8][32] of 4 inputs. One thread reads one run of memory.
 constexpr bool is_wide(Form form) { return form == Form::nibbles_f32 || form == Form::bytes_f32; }
 constexpr bool has_bytes(Form form) { return form == Form::bytes || form == Form::bytes_f32; }
-constexpr bool has_minima(Form form) { return form != Form::bytes; }
+constexpr bool has_codes(Form form) { return form == Form::codes; }
+constexpr bool has_minima(Form form) { return form != Form::bytes && !has_codes(form); }
+// Times the scale: the minimum of forms without one of their own. Bytes are symmetric.
+constexpr float no_minimum(Form form) { return has_codes(form) ? 0.0f : -128.0f; }
 constexpr std::size_t word_inputs(Form form) { return has_bytes(form) ? 4 : 8; }
 constexpr std::size_t most_number(Form form) { return has_bytes(form) ? 255 : 15; }
 constexpr std::size_t scale_bytes(Form form) { return is_wide(form) ? sizeof(float) : sizeof(std::uint16_t); }

@@ -150,6 +150,7 @@ PackedWeights::PackedWeights(std::size_t outputs, std::size_t inputs, Kind kind,
 }
 
 void PackedWeights::fill(std::size_t first_output, const FloatMatrix& source) {
+    if (kind_ == Kind::fp4) throw std::invalid_argument("fp4 weights are filled with codes, not with numbers");
     check_fit(first_output, source.rows, source.cols);
     std::atomic<std::ptrdiff_t> broken{-1};
     parallel_ranges(source.rows, threads_for(source.rows * inputs_), [&](std::size_t begin, std::size_t end) {
@@ -182,9 +183,10 @@ void PackedWeights::fill_groups(std::size_t first_output, std::size_t count, con
         throw std::invalid_argument(wide ? "a scale or a minimum is not finite"
                                          : "a scale or a minimum is not a finite float16; weights of _f32 hold float32");
     }
-    const auto symmetric = [](float scale, float minimum) { return minimum == groups::kNoMinimum * scale; };
+    const float times = groups::no_minimum(form());
+    const auto symmetric = [&](float scale, float minimum) { return minimum == times * scale; };
     if (!minimal && !std::equal(scales, scales + count * groups, minima, symmetric)) {
-        throw std::invalid_argument("a minimum is not -128 times its scale; int8_groups_f32 weights hold any");
+        throw std::invalid_argument("a minimum is not -128 times its scale (fp4: 0); int8_groups_f32 weights hold any");
     }
     const std::size_t most = groups::most_number(form());
     if (std::any_of(numbers, numbers + count * inputs_, [&](std::uint8_t q) { return q > most; })) {
@@ -246,7 +248,8 @@ void PackedWeights::read_row(std::size_t output, float* values, Row& row) const 
         const groups::Row from = row.groups();
         groups::get(panel, output % width(), from, inputs_, form());
         for (std::size_t k = 0; k < inputs_; ++k) {
-            values[k] = from.scales[k / groups::kGroup] * from.numbers[k] + from.minima[k / groups::kGroup];
+            const int number = groups::has_codes(form()) ? groups::kE2M1[from.numbers[k]] : from.numbers[k];
+            values[k] = from.scales[k / groups::kGroup] * static_cast<float>(number) + from.minima[k / groups::kGroup];
         }
         return;
     }

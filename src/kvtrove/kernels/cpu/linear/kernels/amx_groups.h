@@ -37,6 +37,24 @@ struct Unpacked {
     return values;
 }
 
+// What codes in bytes stand for, from 0 on: operands B are unsigned.
+[[gnu::always_inline]] KVTROVE_AMX inline Words looked_up(Words codes) {
+    alignas(64) std::int8_t bytes[sizeof codes];
+#if defined(KVTROVE_EMULATE_AMX)
+    std::memcpy(bytes, &codes, sizeof codes);
+    for (std::int8_t& byte : bytes) byte = static_cast<std::int8_t>(groups::kE2M1[byte] + groups::kMostE2M1);
+    std::memcpy(&codes, bytes, sizeof codes);
+#else
+    for (std::size_t i = 0; i < sizeof codes; ++i) {
+        bytes[i] = static_cast<std::int8_t>(groups::kE2M1[i % 16] + groups::kMostE2M1);
+    }
+    Words table;
+    std::memcpy(&table, bytes, sizeof table);
+    asm("vpshufb %1, %2, %0" : "=v"(codes) : "v"(codes), "v"(table));
+#endif
+    return codes;
+}
+
 KVTROVE_AMX inline void unpack(const std::uint8_t* panel, std::size_t groups, Form form, Unpacked& to) {
     constexpr std::uint32_t kLowHalves = 0x0f0f0f0f;
     for (std::size_t g = 0; g < groups; ++g, panel += groups::group_bytes(form)) {
@@ -44,7 +62,7 @@ KVTROVE_AMX inline void unpack(const std::uint8_t* panel, std::size_t groups, Fo
             const Floats scale = lines_at(panel, half, form);
             to.scales[g][half] = scale;
             to.minima[g][half] = groups::has_minima(form) ? lines_at(panel + groups::scales_bytes(form), half, form)
-                                                          : scale * groups::kNoMinimum;
+                                                          : scale * groups::no_minimum(form);
             const std::uint8_t* from = panel + groups::head_bytes(form) + half * tiles::kRowBytes;
             std::uint8_t* rows = to.numbers[g][half];
             for (std::size_t i = 0; i < groups::kGroup / groups::word_inputs(form); ++i, from += groups::kWordsBytes) {
@@ -54,7 +72,8 @@ KVTROVE_AMX inline void unpack(const std::uint8_t* panel, std::size_t groups, Fo
                     std::memcpy(rows, &words, sizeof words), rows += sizeof words;
                     continue;
                 }
-                const Words both[] = {words & kLowHalves, words >> 4 & kLowHalves};
+                Words both[] = {words & kLowHalves, words >> 4 & kLowHalves};
+                if (groups::has_codes(form)) both[0] = looked_up(both[0]), both[1] = looked_up(both[1]);
                 std::memcpy(rows, both, sizeof both), rows += sizeof both;
             }
         }
@@ -86,6 +105,7 @@ template <int High>
 
 // totals [rows][32] += a stretch of up to 16 rows and half a panel. A group's products run while the one before it is
 // scaled. All 16 rows are, because then their sums stay in registers; behind the last row of x lies something.
+template <bool Codes>
 KVTROVE_AMX inline void add_stretch(const groups::Stretch* x, std::size_t rows, const Unpacked& weights, std::size_t half,
                                     std::size_t groups, float* totals) {
     GroupSums sums[2];
@@ -99,7 +119,9 @@ KVTROVE_AMX inline void add_stretch(const groups::Stretch* x, std::size_t rows, 
         for (std::size_t r = 0; r < kTileRows; ++r) {
             Ints high, low;
             std::memcpy(&high, of.high + r * kColumns, sizeof high), std::memcpy(&low, of.low + r * kColumns, sizeof low);
-            stretch[r] += scale * __builtin_convertvector((high << 7) + low, Floats) + minimum * x[r].sums[g];
+            Ints whole = (high << 7) + low;
+            if constexpr (Codes) whole -= groups::kMostE2M1 * static_cast<std::int32_t>(x[r].sums[g]);
+            stretch[r] += scale * __builtin_convertvector(whole, Floats) + minimum * x[r].sums[g];
         }
     }
 #pragma GCC unroll 16
@@ -131,8 +153,9 @@ KVTROVE_AMX inline void run_groups(const Product& job, const groups::Stretch* x,
             const groups::Stretch* of = x + first / groups::kGroups * all_rows + part.row;
             for (std::size_t row = 0; row < rows; row += kTileRows) {
                 for (std::size_t half = 0; half < kHalves; ++half) {
-                    add_stretch(of + row, std::min(kTileRows, rows - row), weights, half, count,
-                                totals + row * kWidth + half * kColumns);
+                    const auto add = groups::has_codes(job.form) ? add_stretch<true> : add_stretch<false>;
+                    add(of + row, std::min(kTileRows, rows - row), weights, half, count,
+                        totals + row * kWidth + half * kColumns);
                 }
             }
         }
@@ -150,7 +173,7 @@ inline void multiply_groups(const Product& job, std::size_t rows) {
     const groups::Means& vectors = groups::avx512_means();
 #endif
     if (rows <= kFewRows) return groups::multiply(vectors, job, rows);
-    groups::multiply({{vectors.pack[0], vectors.pack[1]}, {run_groups, run_groups, run_groups, run_groups}}, job, rows);
+    groups::multiply({{vectors.pack[0], vectors.pack[1]}, {run_groups, run_groups, run_groups, run_groups, run_groups}}, job, rows);
 }
 
 }  // namespace kvtrove::amx

@@ -66,21 +66,24 @@ __attribute__((noinline)) KVTROVE_TARGET void add_stretch(const Stretch* x, cons
         }
 #pragma GCC unroll 8
         for (std::size_t part = 0; part < kParts; ++part) {
-            Dot<has_bytes(Of)> dots[Rows];
+            using Sums = Dot<has_bytes(Of), has_codes(Of)>;
+            Sums dots[Rows];
 #pragma GCC unroll 8
             for (std::size_t row = 0; row < kGroup / word_inputs(Of); ++row) {
                 const std::uint8_t* words = panel + head_bytes(Of) + row * kWordsBytes + part * 4 * kLanes;
-                const auto numbers = Dot<has_bytes(Of)>::unpack(words);
+                const auto numbers = Sums::unpack(words);
                 const std::size_t at = g * kGroup + row * word_inputs(Of);
 #pragma GCC unroll 8
                 for (std::size_t r = 0; r < Rows; ++r) dots[r].add(numbers, x[r].high + at, x[r].low + at);
             }
             const Floats scale = floats_at<Of>(panel, part);
-            Floats minimum = scale * kNoMinimum;
+            Floats minimum = scale * no_minimum(Of);
             if constexpr (has_minima(Of)) minimum = floats_at<Of>(panel + scales_bytes(Of), part);
 #pragma GCC unroll 8
             for (std::size_t r = 0; r < Rows; ++r) {
-                const Floats dot = __builtin_convertvector(reinterpret_cast<Ints>(dots[r].total()), Floats);
+                Ints whole = reinterpret_cast<Ints>(dots[r].total());
+                if constexpr (has_codes(Of)) whole -= Sums::kAbove * static_cast<std::int32_t>(x[r].sums[g]);
+                const Floats dot = __builtin_convertvector(whole, Floats);
                 sums[r][part] += scale * dot + minimum * x[r].sums[g];
             }
         }
@@ -140,4 +143,6 @@ KVTROVE_TARGET void pack_rows(const Product& job, std::size_t row, std::size_t r
     }
 }
 
-constexpr Means kMeans = {{pack_rows<float>, pack_rows<std::uint16_t>}, {run<Form::nibbles>, run<Form::nibbles_f32>, run<Form::bytes>, run<Form::bytes_f32>}};
+constexpr Means kMeans = {{pack_rows<float>, pack_rows<std::uint16_t>},
+                         {run<Form::nibbles>, run<Form::nibbles_f32>, run<Form::bytes>, run<Form::bytes_f32>,
+                          run<Form::codes>}};
