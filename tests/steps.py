@@ -13,6 +13,7 @@ from kvtrove.attention.own_block import OwnBlocks
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.codec import TokenCodec
 from kvtrove.kv.plane import LayerState, Plane
+from kvtrove.kv.retention import Beginning
 from kvtrove.kv.rows import RowOp
 from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV, Planes
 from kvtrove.kv.tiers.store import BlockStore
@@ -123,21 +124,23 @@ class StepRunner:
 
     def _store(self, layer: LayerKV, batch: AttentionBatch, k: Tensor, v: Tensor) -> None:
         tables = batch.groups[self.spec.group_of[layer.layer]]
-        assert (tables.slots >= 0).all(), "a token is computed where no block is held"
+        held = tables.slots >= 0
+        assert isinstance(layer.retention, Beginning) or held.all(), "a token is computed where no block is held"
         if layer.format.whole_block:
             own = OwnBlocks.of(batch, self.spec.block_size, tables.slots.device)
             own.write(k, v, attention_layer(self.spec, self.arena, layer, layer.heads))
         else:
-            layer.format.encode(k, v, self.arena.views(layer.layer), tables.slots)
+            layer.format.encode(k[held], v[held], self.arena.views(layer.layer), tables.slots[held])
 
 
 def attention_layer(spec: KVCacheSpec, arena: Arena, layer: LayerKV, num_heads: int) -> AttentionLayer:
     """A layer of an arena as backends know it."""
     storage = spec.storage(layer.layer)
-    return AttentionLayer(
+    plain = AttentionLayer(
         index=layer.layer,
         num_heads=num_heads,
-        kv_heads=storage.heads,
+        kv_heads=layer.heads,
+        source_heads=layer.source_heads,
         k_dim=storage.k_dim,
         v_dim=storage.v_dim,
         scale=storage.k_dim**-0.5,
@@ -150,3 +153,6 @@ def attention_layer(spec: KVCacheSpec, arena: Arena, layer: LayerKV, num_heads: 
         is_shared=any(other.source == layer.layer for other in spec.layers),
         tails=arena.tails(layer.layer),
     )
+    if storage.first is None:
+        return plain
+    return plain.storing_first(storage.first, spec.first_group_of[layer.layer], arena.first_views(layer.layer))

@@ -54,7 +54,9 @@ def check(spec: KVCacheSpec, word: str) -> None:
     small = recipe(word)(spec)
     if small.check():
         raise ConfigError(f"archive: {word!r} cannot hold what this cache does; leave it out")
-    if any(one.format.whole_block for one in small.layers) or len(small.groups) != len(spec.groups):
+    if any(one.format.whole_block or one.first for one in (*small.layers, *spec.layers)) or len(small.groups) != len(
+        spec.groups
+    ):
         raise ConfigError(f"archive: {word!r} changes more than how a token is stored; int8 and int4 do not")
 
 

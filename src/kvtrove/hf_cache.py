@@ -97,9 +97,9 @@ def _refuse_others(engine: Engine) -> None:
 
     spec = engine.kv.spec
     plain = all(isinstance(one.retention, Full) and one.format.k and one.format.v for one in spec.layers)
-    after = all(one.format.rope == "post" and not one.format.whole_block for one in spec.layers)
+    after = all(one.format.rope == "post" and not one.format.whole_block and not one.first for one in spec.layers)
     if not plain or not after or spec.states or len(spec.layers) != engine.spec.num_layers:
         raise ConfigError(
             "a DynamicCache holds keys after their rotation of layers that read everything; this cache is of another "
-            "kind (windows, states, latents, or a format that encodes whole blocks)"
+            "kind (windows, states, latents, first tokens stored otherwise, or a format that encodes whole blocks)"
         )

@@ -215,7 +215,7 @@ def _in_cells(backends: Sequence[AttentionBackend], layers: Sequence[AttentionLa
 def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
     """Another cache, for which nothing has to be loaded again, where the measured step leaves less room for it."""
     runner, capacity, ledger = loaded.runner, loaded.capacity, loaded.ledger
-    cached = capacity.num_blocks // len(runner.cache.groups) * runner.cache.block_size
+    cached = capacity.num_blocks // runner.cache.num_growing * runner.cache.block_size
     limits = StepLimits(settings.max_num_batched_tokens, settings.max_num_seqs, capacity.max_model_len, cached)
     log.info("warming up: the largest steps are run and measured")
     measured = warm_up(runner, limits)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from kvtrove.evaluate.calibrate import rotation, write
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.manager import KVCacheManager
+from kvtrove.kv.plane import LayerState
 from kvtrove.kv.recipe import examples, recipe
 from kvtrove.kv.retention import Full, Retention, SlidingWindow
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
@@ -50,9 +51,12 @@ RECIPES = [
         "sinks=3+window=21+kivi=2",
         "window=20+int8",
     ),
+    *("first=32:fp16+int8", "first=16:fp32+oscar=CALIBRATION", "first=32:int8+k=int8+v=kivi=2"),
+    *("first=32:fp32+sinks=3+window=21+int4r", "first=16:fp32+lowrank=20,int8@CALIBRATION"),
 ]
-LAYERS: list[tuple[Retention, int | None]] = [(Full(), None), (SlidingWindow(23), None), (Full(), 0)]
-"""What each keeps, and whose storage it reads."""
+Kept = tuple[Retention, int | None, tuple[int, int] | None]
+LAYERS: list[Kept] = [(Full(), None, None), (SlidingWindow(23), None, None), (Full(), 0, None)]
+"""What each keeps, whose storage it reads, and which of its heads."""
 BACKENDS: dict[str, AttentionBackend] = {"reference": ReferenceBackend()}
 with contextlib.suppress(ImportError):  # the extension is not built: the reference alone is left
     BACKENDS["cpu"] = CpuBackend()
@@ -61,11 +65,21 @@ with contextlib.suppress(ImportError):  # the extension is not built: the refere
 class World:
     """A cache with its books and its bytes, over which tokens are computed without a model."""
 
-    def __init__(self, words: str, backend: AttentionBackend, num_blocks: int = 60) -> None:
+    def __init__(
+        self,
+        words: str,
+        backend: AttentionBackend,
+        num_blocks: int = 60,
+        kept: Sequence[Kept] = LAYERS,
+        states: tuple[LayerState, ...] = (),
+    ) -> None:
         layers = [
-            LayerKV(i, KV_HEADS, DIM, DIM, dense("float32"), rule, source) for i, (rule, source) in enumerate(LAYERS)
+            LayerKV(
+                i, KV_HEADS if heads is None else heads[1] - heads[0], DIM, DIM, dense("float32"), rule, source, heads
+            )
+            for i, (rule, source, heads) in enumerate(kept)
         ]
-        self.spec = recipe(words)(KVCacheSpec(tuple(layers), BLOCK, "float32"))
+        self.spec = recipe(words)(KVCacheSpec(tuple(layers), BLOCK, "float32", states))
         self.arena = Arena(self.spec, num_blocks, num_seats=6)
         self.arena.rows.fill_(0xFF)
         self.arena.seats.fill_(0xFF)
@@ -96,11 +110,16 @@ class World:
             [self._layer(i, layer, batch.tokens, plan, rotate) for i, layer in enumerate(self.layers)], 1
         )
         row = 0
-        for kv, tokens, num in work:
+        for kv, _, num in work:
             for p in range(kv.num_computed, kv.num_computed + num):
                 self.results[id(kv), p] = found[row]
                 row += 1
+        self.follow(scheduled, [id(kv) for kv, _, _ in work])
+        for kv, tokens, num in work:
             self.books.commit(kv, tokens, num)
+
+    def follow(self, scheduled: list[ScheduledSequence], handles: list[int]) -> None:
+        """What layers with running states make of the step."""
 
     def _layer(self, index: int, layer: AttentionLayer, tokens: Tensor, plan: object, rotate: Rotation) -> Tensor:
         k, v, q = self.vectors[index][tokens].split((KV_HEADS, KV_HEADS, HEADS), 1)
@@ -112,9 +131,12 @@ class World:
     def compute(self, kv: SequenceKV, tokens: array[int], *chunks: int) -> SequenceKV:
         """All of them, in chunks of these sizes, the last one again and again."""
         sizes = [*chunks]
+        if not kv.num_computed:
+            self.books.states.plan(kv, len(tokens), range(0, len(tokens), BLOCK))
         while kv.num_computed < len(tokens):
             size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
-            self.step([(kv, tokens, min(size, len(tokens) - kv.num_computed))])
+            num = min(size, len(tokens) - kv.num_computed)
+            self.step([(kv, tokens, self.books.states.until_mark(kv, num))])
         return kv
 
     def warm(self, tokens: array[int]) -> SequenceKV:
@@ -125,10 +147,10 @@ class World:
 
     def stored(self, kv: SequenceKV) -> Iterator[Tensor]:
         """The bytes of every sealed block that is still held, layer by layer."""
-        for layer in self.layers:
-            ids = kv.block_ids()[layer.group][: kv.num_computed // BLOCK]
+        for part in (part for layer in self.layers for part in layer.parts):
+            ids = kv.block_ids()[part.group][: kv.num_computed // BLOCK]
             held = torch.tensor([i for i in ids.tolist() if i >= 0], dtype=torch.int64)
-            for plane in layer.view.values():
+            for plane in part.view.values():
                 yield plane[held].contiguous().view(torch.uint8)
 
 
@@ -219,3 +241,17 @@ def test_no_history_shows(backend: str, words: str, calibration: str) -> None:
             assert torch.equal(found, expected), history.__name__
         else:  # float32 sums of at most 75 products of weights and values of size 20, in another order
             torch.testing.assert_close(found, expected, atol=75 * 20 * 2**-24, rtol=1e-5)
+
+
+@pytest.mark.parametrize("words", ["auto", "int8", "int4r", "kivi=2", "first=32:fp16+kivi=4"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_layer_reads_some_heads_of_another(backend: str, words: str) -> None:
+    """What it finds in head 1 is what a layer finds there that reads both, by the same queries and a narrower rule."""
+    found = []
+    for heads in ((1, 2), None):
+        kept: list[Kept] = [(Full(), None, None), (SlidingWindow(40), 0, heads)]
+        world = World(words, BACKENDS[backend], kept=kept)
+        assert world.reasons() == []
+        kv = world.compute(world.books.open(), TOKENS, 5, 30, 1)
+        found.append(torch.stack([world.results[id(kv), p][1, HEADS // 2 :] for p in range(LENGTH)]))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)

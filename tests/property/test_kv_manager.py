@@ -43,7 +43,7 @@ from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.pins import Pin
 from kvtrove.kv.prefix_cache import Match
-from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks
+from kvtrove.kv.retention import Beginning, ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks
 from kvtrove.kv.rows import RowOp
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.kv.table import SequenceKV
@@ -94,6 +94,7 @@ SHAPES = {
     "two-windows": Shape((SlidingWindow(5), SlidingWindow(12)), 4, 18),
     "sinks-and-window": Shape((SinksAndWindow(5, 7),), 4, 12),
     "chunked": Shape((ChunkedLocal(6), Full()), 4, 22),
+    "beginning": Shape((Full(), Beginning(Full(), 8), Beginning(SinksAndWindow(3, 7), 12)), 4, 22),
     "source": Shape((Full(), SlidingWindow(7), 0, 1), 4, 22),
     "sealed": Shape((Full(), Full()), 4, 14, sealed=(0, 1)),
     "sealed-and-not": Shape((Full(), SlidingWindow(7), 0, 1, Full()), 4, 40, sealed=(0, 1)),

@@ -13,7 +13,17 @@ from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.prefix_cache import PrefixCache, longest_prefix
-from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow, live_blocks, peak_blocks
+from kvtrove.kv.retention import (
+    Beginning,
+    ChunkedLocal,
+    Full,
+    Retention,
+    SinksAndWindow,
+    SlidingWindow,
+    live_blocks,
+    num_stored,
+    peak_blocks,
+)
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.kv.table import dead_runs, next_event
 from kvtrove.plan.capacity import max_tokens
@@ -24,6 +34,7 @@ RETENTIONS = st.one_of(
     st.builds(SlidingWindow, st.integers(1, 40)),
     st.builds(SinksAndWindow, st.integers(0, 20), st.integers(1, 40)),
     st.builds(ChunkedLocal, st.integers(1, 40)),
+    st.builds(Beginning, st.sampled_from([Full(), SlidingWindow(20)]), st.integers(1, 10).map(lambda n: 8 * n)),
 )
 
 
@@ -55,7 +66,8 @@ def test_live_blocks_are_those_of_the_live_tokens(retention: Retention, n: int, 
 @given(RETENTIONS, st.integers(0, 200), SIZES)
 def test_dead_runs_are_the_full_blocks_that_are_not_live(retention: Retention, n: int, block_size: int) -> None:
     dead = [i for run in dead_runs(retention, n, block_size) for i in run]
-    assert dead == sorted(set(range(n // block_size)) - set(live_blocks(retention, n, block_size)))
+    held = min(n // block_size, -(-num_stored(retention, n) // block_size))
+    assert dead == sorted(set(range(held)) - set(live_blocks(retention, n, block_size)))
 
 
 @given(st.lists(RETENTIONS, max_size=3), st.integers(0, 150), SIZES)

@@ -9,7 +9,8 @@ Tokens of a step are flat: T tokens of S sequences, sequence s owning rows query
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,7 +18,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvtrove.kv.retention import Retention
-from kvtrove.kv.spec import KVFormat
+from kvtrove.kv.spec import First, KVFormat
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which keys of its retention a query reads here: those at [begin, limit), with `older` before its own block."""
+
+    begin: int = 0
+    limit: int | None = None
+    older: bool = False
+
+    @property
+    def is_part(self) -> bool:
+        """Whether a query's other keys are read elsewhere, so that it may read nothing here."""
+        return self != EVERYTHING
+
+
+EVERYTHING = Reach()
 
 
 @dataclass(frozen=True)
@@ -25,9 +43,11 @@ class AttentionLayer:
     """What never changes about one layer. `view`: plane name -> [num_blocks, *plane.shape] of the storage it reads.
 
     kv_heads, k_dim, v_dim, format: of that storage.
-    storage: the layer that it belongs to; is_shared: whether others read it too.
+    storage: the layer that it belongs to; is_shared: whether others read it too. source_heads: its heads that `view`
+    and `tails` are of, [first, stop); None for all.
     sink_logits: float32 [num_heads], a score that each query of a head has beside those of its keys, of value zero.
     tails: "k" and "v" -> [num_seats, block_size, kv_heads, dim] of open blocks, where the format encodes whole ones.
+    first: the layer for its first tokens, where these are stored otherwise, in a format, group and view of their own.
     cells: into which a row is cut, 0 where layers lie in it as a whole (`kv.cells`); then `view` is that of all cells
     of the arena, and `cell` the first of this layer in a row.
     """
@@ -47,9 +67,36 @@ class AttentionLayer:
     sink_logits: Tensor | None = None
     storage: int = 0
     is_shared: bool = False
+    source_heads: tuple[int, int] | None = None
     tails: Mapping[str, Tensor] = field(default_factory=dict)
     cells: int = 0
     cell: int = 0
+    reach: Reach = EVERYTHING
+    first: AttentionLayer | None = None
+
+    @cached_property
+    def reads(self) -> Reach:
+        """What queries read in this storage: `reach`, without their own blocks where the format encodes whole ones."""
+        return replace(self.reach, older=self.reach.older or self.format.whole_block)
+
+    def storing_first(self, first: First, group: int, view: Mapping[str, Tensor]) -> AttentionLayer:
+        """The same layer with its first tokens in a storage of their own."""
+        older = self.format.whole_block
+        beginning = replace(
+            self,
+            format=first.format,
+            group=group,
+            view=view,
+            tails={},
+            sink_logits=None if older else self.sink_logits,
+            reach=Reach(limit=first.tokens, older=older),
+        )
+        return replace(self, reach=Reach(begin=first.tokens), first=beginning)
+
+    @property
+    def parts(self) -> tuple[AttentionLayer, ...]:
+        """Storages that queries read one after the other."""
+        return (self,) if self.first is None else (self, self.first)
 
 
 @dataclass(frozen=True)
@@ -81,6 +128,16 @@ class AttentionBatch:
     completed: list[tuple[int, int]] = field(default_factory=list)
     packed: list[int] = field(default_factory=list)
     counts: list[NDArray[np.int32] | None] = field(default_factory=list)
+
+
+def first_rows(batch: AttentionBatch, reach: Reach) -> list[int]:
+    """Rows of the tokens that lie before the limit of `reach`."""
+    assert reach.limit is not None, "a storage of first tokens has one"
+    return [
+        row
+        for begin, stop, start in zip(batch.query_start, batch.query_start[1:], batch.start, strict=False)
+        for row in range(begin, begin + max(0, min(stop - begin, reach.limit - start)))
+    ]
 
 
 class Rotation(Protocol):

@@ -5,6 +5,7 @@ What a step costs in Python does not grow with its context: one handle a group o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kvtrove import kernels
-from kvtrove.attention.backend import AttentionBatch, AttentionLayer, Rotation
+from kvtrove.attention.backend import AttentionBatch, AttentionLayer, Reach, Rotation, first_rows
 from kvtrove.attention.own_block import OwnBlocks, Shared
 from kvtrove.kernels.attention import (
     HEAD_DIM_STEP,
@@ -52,6 +53,7 @@ class CpuPlan:
     batch: AttentionBatch
     shared: Shared = field(default_factory=Shared)
     _groups: dict[int, PagedBatch] = field(default_factory=dict)
+    _first: dict[tuple[int, Reach], FirstTokens] = field(default_factory=dict)
     _open: dict[int, OpenBlocks] = field(default_factory=dict)
 
     def group(self, index: int) -> PagedBatch:
@@ -65,10 +67,42 @@ class CpuPlan:
             )
         return self._groups[index]
 
+    def first(self, layer: AttentionLayer) -> FirstTokens:
+        kind = layer.group, layer.reach
+        if kind not in self._first:
+            self._first[kind] = FirstTokens.of(self.batch, *kind)
+        return self._first[kind]
+
+    def batch_of(self, layer: AttentionLayer) -> PagedBatch:
+        """Where queries of the layer read."""
+        return self.group(layer.group) if layer.reach.limit is None else self.first(layer).reads
+
     def open_blocks(self, block_size: int) -> OpenBlocks:
         if block_size not in self._open:
             self._open[block_size] = OpenBlocks.of(self.batch, block_size)
         return self._open[block_size]
+
+
+@dataclass(frozen=True, eq=False)
+class FirstTokens:
+    """A storage of first tokens in a step. rows: int64, those of the new tokens that it stores; writes: their batch.
+
+    reads: of all queries; they store nothing.
+    """
+
+    rows: Tensor
+    writes: PagedBatch
+    reads: PagedBatch
+
+    @classmethod
+    def of(cls, batch: AttentionBatch, group: int, reach: Reach) -> FirstTokens:
+        table, slots = (x.contiguous().numpy() for x in (batch.groups[group].block_table, batch.groups[group].slots))
+        rows = np.array(first_rows(batch, reach), np.int64)
+        query_start = np.searchsorted(rows, batch.query_start).tolist()
+        writes = paged_batch(query_start, batch.start, table, slots[rows])
+        return cls(
+            torch.from_numpy(rows), writes, paged_batch(batch.query_start, batch.start, table, np.maximum(slots, 0))
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +159,7 @@ class CpuBackend:
     def __init__(self, isa: str = "auto", num_threads: int = 0) -> None:
         self.kernel = AttentionKernel(isa, num_threads)
         self.isa = kernels.isa(isa)
-        self._layers: dict[int, tuple[AttentionLayer, PagedLayer]] = {}
+        self._layers: dict[tuple[int, bool], tuple[AttentionLayer, PagedLayer]] = {}
 
     def reasons_against(self, layer: AttentionLayer, device: str) -> list[str]:
         where, reasons = f"layer {layer.index}", []
@@ -133,7 +167,8 @@ class CpuBackend:
             reasons.append(f"{where}: its cache is on {device}")
         if layer.num_heads % layer.kv_heads:
             reasons.append(f"{where}: {layer.num_heads} heads cannot share {layer.kv_heads} kv_heads evenly")
-        sides = (layer.format.k, layer.k_dim), (_of_values(layer.format), layer.v_dim)
+        parts = [((part.format.k, layer.k_dim), (_of_values(part.format), layer.v_dim)) for part in layer.parts]
+        sides = [side for part in parts for side in part]
         against = [reason for codec, dim in sides for reason in _reasons_against(codec, dim, layer.block_size)]
         reasons.extend(f"{where}: {reason}" for reason in dict.fromkeys(against))
         if layer.format.select:
@@ -142,12 +177,16 @@ class CpuBackend:
             reasons.append(f"{where}: retention {type(layer.retention).__name__} is not sinks and a window")
         elif layer.format.whole_block and not _reads_own_block(layer.retention, layer.block_size):
             reasons.append(f"{where}: {layer.retention.id} cuts through a token's own block of {layer.block_size}")
+        if layer.first is not None and (_reach(layer.retention) or {}).get("sinks", 0) > layer.reach.begin:
+            reasons.append(f"{where}: first={layer.reach.begin} has fewer tokens than {layer.retention.id}")
         return reasons
 
     def plan(self, batch: AttentionBatch) -> CpuPlan:
         return CpuPlan(batch)
 
     def store(self, k: Tensor, v: Tensor, layer: AttentionLayer, plan: CpuPlan, rotate: Rotation | None = None) -> None:
+        if layer.first is not None:
+            self._store_first(k if rotate is None else rotate(k), v, layer.first, plan)
         angles = None if rotate is None else (rotate.cos, rotate.sin)
         self.kernel.store(self.paged(layer), plan.group(layer.group), _rows(k), _rows(v), angles)
 
@@ -164,9 +203,9 @@ class CpuBackend:
 
         k is rotated on its way into the cache, q in place.
         """
+        if layer.format.whole_block or layer.first is not None:
+            return self._run_parts(q, k, v, layer, plan, rotate)
         paged, batch = self.paged(layer), plan.group(layer.group)
-        if layer.format.whole_block:
-            return self._run_sealed(q, k, v, layer, plan, rotate)
         angles = None if rotate is None else (rotate.cos, rotate.sin)
         q = _rows(q)
         out = q.new_empty((*q.shape[:-1], layer.v_dim))
@@ -174,7 +213,7 @@ class CpuBackend:
         self.kernel.run(paged, batch, q, k, v, out, angles)
         return out
 
-    def _run_sealed(
+    def _run_parts(
         self,
         q: Tensor,
         k: Tensor | None,
@@ -183,28 +222,53 @@ class CpuBackend:
         plan: CpuPlan,
         rotate: Rotation | None,
     ) -> Tensor:
-        """Older blocks as they are sealed, then the own one as it was computed, merged into it (see `own_block`)."""
+        """The layer's storages in turn, then the own block as it was computed, each merged into the next."""
         if rotate is not None:
             q, k = rotate(q), None if k is None else rotate(k)
-        open_blocks, sealed, q = plan.open_blocks(layer.block_size), self.paged(layer), _rows(q)
-        own_k, own_v = plan.shared.of(layer, k, v, open_blocks.own)
-        older = q.new_empty((*q.shape[:-1], layer.v_dim), dtype=torch.float32)
-        lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
-        of_keys, of_values = layer.format.k, layer.format.v
-        queries = of_keys.turn(q).float() if isinstance(of_keys, Oscar) else q
-        self.kernel.attend(sealed, plan.group(layer.group), queries, older, lse)
-        if isinstance(of_values, Oscar):
-            older = of_values.turn_back(older).float()
+        q = _rows(q)
         out = q.new_empty((*q.shape[:-1], layer.v_dim))
+        if not layer.format.whole_block:
+            if k is not None and v is not None:
+                self.store(k, v, layer, plan)
+            *parts, last = layer.parts
+            earlier = self._attend_parts(q, parts, plan)
+            self.kernel.attend(self.paged(last), plan.batch_of(last), q, out, earlier=earlier)
+            return out
+        if layer.first is not None and k is not None and v is not None:
+            self._store_first(k, v, layer.first, plan)
+        open_blocks = plan.open_blocks(layer.block_size)
+        own_k, own_v = plan.shared.of(layer, k, v, open_blocks.own)
+        earlier = self._attend_parts(q, layer.parts, plan)
+        logits = layer.sink_logits
         shape = replace(
-            sealed.shape, sinks=0, window=0, chunk=layer.block_size, sealed=0, sink_logits=layer.sink_logits
+            _shape_of(layer), sinks=0, window=0, chunk=layer.block_size, sealed=0, begin=0, sink_logits=logits
         )
-        self.kernel.attend(open_blocks.layer(own_k, own_v, shape), open_blocks.batch, q, out, earlier=(older, lse))
+        self.kernel.attend(open_blocks.layer(own_k, own_v, shape), open_blocks.batch, q, out, earlier=earlier)
         return out
+
+    def _store_first(self, k: Tensor, v: Tensor, layer: AttentionLayer, plan: CpuPlan) -> None:
+        first = plan.first(layer)
+        self.kernel.store(self.paged(layer), first.writes, k[first.rows], v[first.rows])
+
+    def _attend_parts(self, q: Tensor, parts: Sequence[AttentionLayer], plan: CpuPlan) -> tuple[Tensor, Tensor] | None:
+        """Attention over some storages of a layer, float32, and the logarithm of the sum of exponentials."""
+        earlier = None
+        for part in parts:
+            out = q.new_empty((*q.shape[:-1], part.v_dim), dtype=torch.float32)
+            lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
+            of_keys, of_values = part.format.k, part.format.v
+            queries = of_keys.turn(q).float() if isinstance(of_keys, Oscar) else q
+            self.kernel.attend(self.paged(part), plan.batch_of(part), queries, out, lse, earlier)
+            if isinstance(of_values, Oscar):
+                assert earlier is None, "what is not turned would be turned back"
+                out = of_values.turn_back(out).float()
+            earlier = out, lse
+        return earlier
 
     def paged(self, layer: AttentionLayer) -> PagedLayer:
         """The layer as kernels know it. ValueError when they do not serve it."""
-        known = self._layers.get(layer.index)
+        key = layer.index, layer.reach.limit is None
+        known = self._layers.get(key)
         if known is None or known[0] is not layer:
             if reasons := self.reasons_against(layer, "cpu"):
                 raise ValueError("; ".join(reasons))
@@ -212,18 +276,25 @@ class CpuBackend:
             k, v = (paged_side(codec, dim, side_view(layer.view, codec.side)) for codec, dim in sides if codec)
             if layer.format.v is None:
                 v = replace(v, tiled=False, row=layer.k_dim, in_tiles=k.tiled)
-            shape = PagedShape(
-                num_heads=layer.num_heads,
-                kv_heads=layer.kv_heads,
-                block_size=layer.block_size,
-                scale=layer.scale,
-                softcap=layer.softcap or 0.0,
-                sink_logits=None if layer.format.whole_block else layer.sink_logits,
-                sealed=layer.block_size if layer.format.whole_block else 0,
-                **(_reach(layer.retention) or {}),
-            )
-            known = self._layers[layer.index] = layer, paged_layer(k, v, shape, paged_selection(layer))
+            known = self._layers[key] = layer, paged_layer(k, v, _shape_of(layer), paged_selection(layer))
         return known[1]
+
+
+def _shape_of(layer: AttentionLayer) -> PagedShape:
+    """Sinks that lie before the layer's begin are read where first tokens are."""
+    is_last, reach = not layer.format.whole_block and layer.first is None, _reach(layer.retention) or {}
+    return PagedShape(
+        num_heads=layer.num_heads,
+        kv_heads=layer.kv_heads,
+        block_size=layer.block_size,
+        scale=layer.scale,
+        softcap=layer.softcap or 0.0,
+        sink_logits=layer.sink_logits if is_last else None,
+        sealed=layer.block_size if layer.reads.older else 0,
+        begin=layer.reach.begin,
+        limit=layer.reach.limit or 0,
+        **(reach | {"sinks": 0} if layer.reach.begin else reach),
+    )
 
 
 def _of_values(stored: KVFormat) -> Codec | None:

@@ -1,6 +1,9 @@
-"""Attention over two sets of keys from attention over each of them (FlashAttention, arXiv 2205.14135, section 3.1)."""
+"""Attention over several sets of keys from attention over each (FlashAttention, arXiv 2205.14135, section 3.1)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -19,8 +22,10 @@ def softmax_mix(scores: Tensor, v: Tensor, sinks: Tensor | None = None) -> tuple
     return weights @ v, lse
 
 
-def merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
-    """Results over both sets. a, b: result [..., dim] and logarithm of the sum of exponentials [...]."""
-    total = torch.logaddexp(a[1], b[1])
-    parts = (out * (lse - total).exp()[..., None] for out, lse in (a, b))
-    return next(parts) + next(parts)
+def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Results over all sets. parts: result [..., dim] and logarithm of the sum of exponentials [...].
+
+    Every query must read something in one of them.
+    """
+    total = reduce(torch.logaddexp, (lse for _, lse in parts))
+    return reduce(torch.add, (out * (lse - total).exp()[..., None] for out, lse in parts))

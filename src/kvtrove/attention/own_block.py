@@ -130,7 +130,9 @@ class Shared:
     def of(self, layer: AttentionLayer, k: Tensor | None, v: Tensor | None, own: OwnBlocks) -> tuple[Tensor, Tensor]:
         """Written now, or by the layer whose storage this one reads."""
         if k is None or v is None:
-            return self.by_storage[layer.storage]
+            first, stop = layer.source_heads or (0, None)
+            dense_k, dense_v = self.by_storage[layer.storage]
+            return dense_k[:, :, first:stop], dense_v[:, :, first:stop]
         found = own.write(k, v, layer)
         if layer.is_shared:
             self.by_storage[layer.storage] = found

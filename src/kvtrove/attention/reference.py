@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kvtrove.attention.backend import AttentionBatch, AttentionLayer, Rotation
+from kvtrove.attention.backend import AttentionBatch, AttentionLayer, Reach, Rotation, first_rows
 from kvtrove.attention.merge import merge, softmax_mix
 from kvtrove.attention.own_block import OwnBlocks, Shared
 from kvtrove.attention.select import chosen
@@ -36,12 +36,11 @@ class ReferencePlan:
     batch: AttentionBatch
     shared: Shared = field(default_factory=Shared)
     unturned: dict[int, Rotation | None] = field(default_factory=dict)
-    _tiles: dict[tuple[int, Retention, int, bool], list[Tile]] = field(default_factory=dict)
+    _tiles: dict[tuple[int, Retention, int, Reach], list[Tile]] = field(default_factory=dict)
     _own: dict[int, OwnBlocks] = field(default_factory=dict)
 
     def tiles(self, layer: AttentionLayer) -> list[Tile]:
-        """Of older blocks alone, where the layer's format encodes whole ones."""
-        kind = (layer.group, layer.retention, layer.block_size, layer.format.whole_block)
+        kind = (layer.group, layer.retention, layer.block_size, layer.reads)
         if kind not in self._tiles:
             self._tiles[kind] = make_tiles(self.batch, *kind)
         return self._tiles[kind]
@@ -76,6 +75,8 @@ class ReferenceBackend:
         self, k: Tensor, v: Tensor, layer: AttentionLayer, plan: ReferencePlan, rotate: Rotation | None = None
     ) -> None:
         k = k if rotate is None else rotate(k)
+        if layer.first is not None and layer.format.rope == "post":
+            _store_first(k, v, layer.first, plan.batch)
         layer.format.encode(k, v, layer.view, plan.batch.groups[layer.group].slots)
         self._summarise(layer, plan)
 
@@ -95,13 +96,17 @@ class ReferenceBackend:
             plan.unturned[layer.storage] = rotate if before else None
         if rotate is not None:
             q, k = rotate(q), k if k is None or before else rotate(k)
+        if layer.first is not None and k is not None and v is not None and (before or layer.format.whole_block):
+            _store_first(rotate(k) if before and rotate is not None else k, v, layer.first, plan.batch)
         if layer.format.whole_block:
             own = plan.own_blocks(layer, q.device)
             own_k, own_v = plan.shared.of(layer, k, v, own)
             own_k = _turned(own_k.flatten(0, 1), own.positions, layer, plan).view(own_k.shape)
-            return merge(self._older(q, layer, plan), _own(q, own_k, own_v, own, layer)).to(q.dtype)
+            return merge([*self._parts(q, layer, plan), _own(q, own_k, own_v, own, layer)]).to(q.dtype)
         if k is not None and v is not None:
             self.store(k, v, layer, plan)
+        if layer.first is not None:
+            return merge([*self._parts(q, layer, plan)]).to(q.dtype)
         out = q.new_empty((*q.shape[:-1], layer.v_dim))
         for rows, keys, values, mask in self._pieces(layer, plan, q):
             out[rows] = _attend(q[rows], keys, values, mask, layer).to(q.dtype)
@@ -130,16 +135,19 @@ class ReferenceBackend:
                     mask = mask[:, None] & _selected(q[rows], tile, queries, layer)[..., span]
                 yield rows, keys[:, :, span], values[:, :, span], mask
 
-    def _older(self, q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> tuple[Tensor, Tensor]:
-        """Attention over sealed blocks before each query's own: float64 [T, num_heads, v_dim] and lse [T, num_heads].
+    def _parts(self, q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> Iterator[tuple[Tensor, Tensor]]:
+        """Attention over each of the layer's storages: float64 [T, num_heads, v_dim] and lse [T, num_heads].
 
         In float64, so that rounding to the query's dtype hides in which tiles and batches the sums were made.
         """
-        out = q.new_zeros((*q.shape[:-1], layer.v_dim), dtype=torch.float64)
-        lse = q.new_full(q.shape[:-1], float("-inf"), dtype=torch.float64)
-        for rows, keys, values, mask in self._pieces(layer, plan):
-            out[rows], lse[rows] = _attend_part(q[rows], keys.double(), values.double(), mask, layer)
-        return out, lse
+        for part in layer.parts:
+            out = q.new_zeros((*q.shape[:-1], layer.v_dim), dtype=torch.float64)
+            lse = q.new_full(q.shape[:-1], float("-inf"), dtype=torch.float64)
+            for rows, keys, values, mask in self._pieces(part, plan):
+                out[rows], lse[rows] = _attend_part(
+                    q[rows], keys.double(), values.double(), mask, part, part is layer.first
+                )
+            yield out, lse
 
 
 def window_probabilities(q: Tensor, k: Tensor, layer: AttentionLayer) -> Tensor:
@@ -192,6 +200,12 @@ def _chunks(tile: Tile, max_pairs: int) -> Iterator[tuple[slice, slice]]:
         stop = min(done + size, tile.num_queries)
         yield slice(done, stop), slice(int(tile.first[done:stop].min()), int(tile.last[done:stop].max()))
         done = stop
+
+
+def _store_first(k: Tensor, v: Tensor, first: AttentionLayer, batch: AttentionBatch) -> None:
+    """Of k, v [T, kv_heads, dim], as they are read, those among the first tokens of their sequences."""
+    rows = torch.tensor(first_rows(batch, first.reach), dtype=torch.int64, device=k.device)
+    first.format.encode(k[rows], v[rows], first.view, batch.groups[first.group].slots[rows])
 
 
 def _own(q: Tensor, k: Tensor, v: Tensor, own: OwnBlocks, layer: AttentionLayer) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kvtrove.attention.backend import AttentionBatch
+from kvtrove.attention.backend import EVERYTHING, AttentionBatch, Reach
 from kvtrove.kv.retention import Retention
 
 MAX_KEYS = 1 << 13
@@ -76,34 +76,37 @@ class _Reader:
 
 
 def make_tiles(
-    batch: AttentionBatch, group: int, retention: Retention, block_size: int, older: bool = False
+    batch: AttentionBatch, group: int, retention: Retention, block_size: int, reach: Reach = EVERYTHING
 ) -> list[Tile]:
     """Tiles that together cover every token of the step once, for layers of `group`.
 
-    older: queries read what lies before their own block, and those that read nothing are in no tile.
+    reach: what queries read here. Where that is a part, sequences that read nothing are in no tile.
     """
     table = batch.groups[group].block_table
-    readers = [_reader(batch, s, retention, block_size, older) for s in range(len(batch.start))]
-    readers = [reader for reader in readers if len(reader.blocks) or not older]
+    readers = [_reader(batch, s, retention, block_size, reach) for s in range(len(batch.start))]
+    readers = [reader for reader in readers if len(reader.blocks) or not reach.is_part]
     return [_tile(members, table, block_size) for members in _pack(readers, block_size)]
 
 
-def _reader(batch: AttentionBatch, sequence: int, retention: Retention, block_size: int, older: bool) -> _Reader:
+def _reader(batch: AttentionBatch, sequence: int, retention: Retention, block_size: int, reach: Reach) -> _Reader:
     rows = range(batch.query_start[sequence], batch.query_start[sequence + 1])
     start = batch.start[sequence]
     queries = [
         _merge([(s.start, s.stop) for s in retention.live(p)] + [(p, p + 1)]) for p in range(start, start + len(rows))
     ]
-    if older:
-        queries = [_before(spans, p // block_size * block_size) for p, spans in enumerate(queries, start)]
+    if reach.is_part:
+        queries = [_within(spans, p, block_size, reach) for p, spans in enumerate(queries, start)]
     union = _merge(sorted(span for spans in queries for span in spans))
     covered = _merge([(lo // block_size, -(-hi // block_size)) for lo, hi in union])
     blocks = np.concatenate([np.arange(lo, hi, dtype=np.int64) for lo, hi in covered] or [np.empty(0, np.int64)])
     return _Reader(sequence, rows, union, queries, blocks)
 
 
-def _before(spans: Spans, border: int) -> Spans:
-    return [(lo, min(hi, border)) for lo, hi in spans if lo < border]
+def _within(spans: Spans, position: int, block_size: int, reach: Reach) -> Spans:
+    stop = position // block_size * block_size if reach.older else position + 1
+    stop = stop if reach.limit is None else min(stop, reach.limit)
+    clipped = ((max(lo, reach.begin), min(hi, stop)) for lo, hi in spans)
+    return [(lo, hi) for lo, hi in clipped if lo < hi]
 
 
 def _merge(spans: Spans) -> Spans:

@@ -200,7 +200,7 @@ def _load(plan: Plan, load: LoadOptions, machine: Machine, prompt: int, new: int
         raise ConfigError(f"hit_ratio: {load.hit_ratio} must be at least 0 and less than 1")
     workload = Workload(prompt, new, load.hit_ratio)
     cost = cost_of(plan.model, machine, plan.fitting.cache, plan.context)
-    tokens = plan.num_blocks * plan.wishes.block_size // len(plan.fitting.cache.groups)
+    tokens = plan.num_blocks * plan.wishes.block_size // plan.fitting.cache.num_growing
     service = Service(cost, tokens, plan.users, plan.wishes.max_num_batched_tokens)
     ttft = None if load.slo_ttft is None else parse_seconds(load.slo_ttft, "slo_ttft")
     tpot = None if load.slo_tpot is None else parse_seconds(load.slo_tpot, "slo_tpot")

@@ -162,7 +162,7 @@ def _settings(
             f"raise it to {service.max_num_seqs}"
         )
     for num_blocks in _sizes(
-        cache, block_size, None if geometry is None else (geometry.block_bytes, len(geometry.groups))
+        cache, block_size, None if geometry is None else (geometry.block_bytes, geometry.num_growing)
     ):
         yield SimulationSettings(
             block_size=block_size,

@@ -23,10 +23,11 @@ from kvtrove.evaluate.engines import Engines
 from kvtrove.evaluate.fidelity import TextSegment
 from kvtrove.evaluate.store import Store, cell_key
 from kvtrove.kv.recipe import in_layers
-from kvtrove.kv.spec import KVCacheSpec
+from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.loading import Progress
 
-CANDIDATES = ("int8", "k=int8+v=int4r", "int4r")
+CANDIDATES = ("int8", "k=int8+v=int4r", "kivi=4", "int4r", "first=64:bf16+kivi=2")
+"""Formats to choose from where none are named: those of them that the model can have."""
 TOKENS = 1024
 """Of the text, on which single layers are measured."""
 TOGETHER = 8
@@ -57,11 +58,20 @@ class State:
     kl: float
 
 
-def bits_per_element(cache: KVCacheSpec) -> float:
-    """Of what blocks hold for each element of K and V, scales and padding of planes included."""
+def bits_per_element(cache: KVCacheSpec, context: int) -> float:
+    """Of what blocks hold for each element of K and V, scales and padding of planes included.
+
+    context: tokens of a sequence, which share the bytes of its first ones where these are stored otherwise as well.
+    """
     own = [layer for layer in cache.layers if layer.source is None]
     elements = sum(layer.heads * (layer.k_dim + layer.v_dim) for layer in own) * cache.block_size
-    return 8 * sum(map(cache.layer_bytes, own)) / elements
+    return 8 * sum(_bytes(cache, layer, context) for layer in own) / elements
+
+
+def _bytes(cache: KVCacheSpec, layer: LayerKV, context: int) -> float:
+    first = layer.beginning
+    own = float(cache.layer_bytes(layer))
+    return own if first is None else own + cache.layer_bytes(first) * min(1.0, (first.retention.kept() or 0) / context)
 
 
 def fit(engines: Engines, store: Store, texts: Sequence[TextSegment], progress: Progress | None = None) -> Fit:
@@ -83,7 +93,8 @@ def fit(engines: Engines, store: Store, texts: Sequence[TextSegment], progress: 
 
 def joined(words: Sequence[str]) -> str:
     """A recipe of each layer's words, in as few words as there are kinds."""
-    base = Counter(words).most_common(1)[0][0]
+    plain = [word for word in words if "first=" not in word]  # one of first tokens is that of its own layers alone
+    base = Counter(plain or words).most_common(1)[0][0]
     others: dict[str, list[int]] = {}
     for layer, word in enumerate(words):
         if word != base:
@@ -134,8 +145,15 @@ class _Search:
     @property
     def candidates(self) -> list[str]:
         """Those that are not the exact cache."""
-        own = self.engines.exact_word
-        return [name for name in dict.fromkeys(self.engines.settings.caches) if name != own]
+        own, named = self.engines.exact_word, self.engines.settings.caches
+        names = [name for name in dict.fromkeys(named) if name != own]
+        return names if named != CANDIDATES else [name for name in names if self._is_possible(name)]
+
+    def _is_possible(self, name: str) -> bool:
+        try:
+            return bool(self.engines.cache(name))
+        except ConfigError:
+            return False
 
     def costs(self) -> dict[str, dict[int, float]]:
         """Candidate -> layer -> KL, of every layer that stores keys and values."""
@@ -157,11 +175,12 @@ class _Search:
         """Ever smaller caches."""
         start = self.engines.exact_word
         caches = {name: self.engines.cache(name) for name in (start, *costs)}
+        context = self.engines.settings.context or TOKENS
         sizes = {
-            name: [0.0 if layer.source is not None else cache.layer_bytes(layer) for layer in cache.layers]
+            name: [0.0 if layer.source is not None else _bytes(cache, layer, context) for layer in cache.layers]
             for name, cache in caches.items()
         }
-        per_byte = bits_per_element(caches[start]) / sum(sizes[start])
+        per_byte = bits_per_element(caches[start], context) / sum(sizes[start])
         for words in cheapest_first(sizes, costs, start):
             total = sum(sizes[word][layer] for layer, word in enumerate(words))
             kl = sum(_cost(costs, word, layer) for layer, word in enumerate(words) if sizes[start][layer])

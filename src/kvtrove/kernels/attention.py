@@ -64,7 +64,8 @@ class PagedShape:
     sink_logits: float32 [num_heads], or None: a score that a query has beside those of its keys, of value zero.
 
     A query at position p reads itself, [first, p) and [0, sinks), with first = p - window + 1, or the start of its
-    chunk of `chunk` positions, or 0.
+    chunk of `chunk` positions, or 0; of these, and of itself, only what lies from `begin` on (sinks apart) and, unless
+    it is 0, before `limit`.
     """
 
     num_heads: int
@@ -77,6 +78,8 @@ class PagedShape:
     window: int = 0
     chunk: int = 0
     sealed: int = 0
+    begin: int = 0
+    limit: int = 0
 
 
 @dataclass(frozen=True)

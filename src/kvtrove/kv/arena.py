@@ -15,7 +15,7 @@ from torch import Tensor
 from kvtrove import kernels
 from kvtrove.config import ConfigError
 from kvtrove.kv.plane import Plane
-from kvtrove.kv.spec import KVCacheSpec
+from kvtrove.kv.spec import KVCacheSpec, LayerKV
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,22 @@ class Arena:
 
         Where rows are cut into cells (`kv.cells`), [num_blocks * cells, *plane.shape]: the same for all layers.
         """
-        owner, cells = self.spec.storage(layer), self.spec.cells or 1
-        offsets = self.spec.groups[self.spec.group_of[layer]].offsets[owner.layer]
+        return self._heads(layer, 1, self._views(self.spec.storage(layer), self.spec.group_of[layer]))
+
+    def first_views(self, layer: int) -> dict[str, Tensor]:
+        """The same of its first tokens, where they are stored otherwise."""
+        owner = self.spec.storage(layer).beginning
+        return {} if owner is None else self._heads(layer, 1, self._views(owner, self.spec.first_group_of[layer]))
+
+    def _heads(self, layer: int, axis: int, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of the heads that the layer reads, in every plane along `axis`."""
+        heads = next(one.source_heads for one in self.spec.layers if one.layer == layer)
+        if heads is None:
+            return views
+        return {name: view.narrow(axis, heads[0], heads[1] - heads[0]) for name, view in views.items()}
+
+    def _views(self, owner: LayerKV, group: int) -> dict[str, Tensor]:
+        cells, offsets = self.spec.cells or 1, self.spec.groups[group].offsets[owner.layer]
         rows = self.rows.view(self.num_blocks * cells, -1)
         first = min(offsets.values()) if self.spec.cells else 0
         views = {}
@@ -78,7 +92,8 @@ class Arena:
     def tails(self, layer: int) -> dict[str, Tensor]:
         """ "k" and "v" -> [num_seats, block_size, heads, dim] of open blocks, where the layer encodes whole ones."""
         owner = self.spec.storage(layer)
-        return self._of_seats(self.spec.tail_planes(owner), self.spec.tail_offsets.get(owner.layer, {}), 0)
+        seats = self._of_seats(self.spec.tail_planes(owner), self.spec.tail_offsets.get(owner.layer, {}), 0)
+        return self._heads(layer, 2, seats)
 
     @cached_property
     def states(self) -> Mapping[int, Mapping[str, Tensor]]:

@@ -14,7 +14,7 @@ from kvtrove.kv.block import Block, BlockState
 from kvtrove.kv.books import Books as OneCache
 from kvtrove.kv.marks import Marks
 from kvtrove.kv.pins import Pin
-from kvtrove.kv.retention import live_blocks
+from kvtrove.kv.retention import live_blocks, num_stored
 from kvtrove.kv.seats import NONE, Seats
 from kvtrove.kv.table import SequenceKV
 
@@ -100,7 +100,8 @@ def _live_blocks(books: Books) -> Iterator[str]:
         n = kv.num_held
         for group, table in zip(books.spec.groups, kv.tables, strict=True):
             held = {i for i, block in enumerate(table.blocks) if block is not None}
-            needed = set(live_blocks(group.retention, n, size)) | set(range(n // size, kv.capacity // size))
+            room = -(-num_stored(group.retention, kv.capacity) // size)
+            needed = set(live_blocks(group.retention, n, size)) | set(range(n // size, room))
             if held != needed:
                 yield f"I6: group {group.index} at {n} tokens lacks blocks {needed - held} and keeps {held - needed}"
             if table.num_held != len(held):

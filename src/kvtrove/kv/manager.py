@@ -28,6 +28,7 @@ from kvtrove.kv.pins import Pin, Pins
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.prefix_cache import Match, PrefixCache
 from kvtrove.kv.reasons import Explanation
+from kvtrove.kv.retention import num_stored
 from kvtrove.kv.row_queue import RowQueue
 from kvtrove.kv.rows import CopySeat, RowOp
 from kvtrove.kv.sealing import Sealing
@@ -36,7 +37,7 @@ from kvtrove.kv.shorten import resumable, shorten
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.kv.states import States
 from kvtrove.kv.stats import KVStats, stats_of
-from kvtrove.kv.table import SequenceKV
+from kvtrove.kv.table import NEVER, SequenceKV
 from kvtrove.kv.tiers.store import BlockStore
 
 CHECK_EVERY_CALL = 2
@@ -74,8 +75,8 @@ class KVCacheManager:
         if num_blocks < 1:
             raise ValueError(f"num_blocks: {num_blocks} must be at least 1")
         self.spec, self.block_size = spec, spec.block_size
-        self.num_groups = len(spec.groups)
-        self.num_blocks = num_blocks
+        self.num_groups, self.num_blocks = len(spec.groups), num_blocks
+        self._most = tuple(num_stored(group.retention, NEVER) for group in spec.groups)
         self.index = PrefixCache(self.num_groups, spec.mark_rows, enabled=enable_prefix_caching, clock=clock)
         self.eviction = Eviction.named(eviction, self.block_size, clock)
         self.pool = BlockPool(num_blocks, self._evict, clock, self.eviction.order())
@@ -190,18 +191,18 @@ class KVCacheManager:
             start = match.num_tokens
             if not self.index.still_holds(kv.chain, match) or match.mark is not self.states.at(kv, match.num_tokens):
                 return False
-        have = max(start, kv.capacity) // self.block_size
-        missing = max(0, -(-(start + num_new) // self.block_size) - have) * self.num_groups
+        stop = -(-(start + num_new) // self.block_size)
+        missing = kv.num_missing(stop, max(start, kv.capacity) // self.block_size)
         if missing > self.pool.num_available - (match.num_idle_blocks if match else 0):
             return False
         if not self.seats.sit(kv):
             return False
         if match is not None:
             self._take_over(kv, match)
-        if missing:
+        if stop * self.block_size > kv.capacity:
             fresh = self.pool.allocate(missing)
             assert fresh is not None, "they were counted before"
-            kv.extend(fresh[g :: self.num_groups] for g in range(self.num_groups))
+            kv.fill(fresh, stop)
         self.verify()
         return True
 
@@ -234,7 +235,7 @@ class KVCacheManager:
         full, part = divmod(kv.num_held, self.block_size)
         if self.seats.num and not self.seats.num_free:
             return None
-        tails = self.pool.allocate(self.num_groups if part else 0)
+        tails = self.pool.allocate(kv.num_missing(full + bool(part), full))
         if tails is None:
             return None
         child = self._handle(kv.chain.copy(full), kv.salt)
@@ -245,8 +246,8 @@ class KVCacheManager:
         for block in child.sealed_blocks():
             self.pool.acquire(block)
         if tails:
-            self.rows.copy((table.blocks[full] for table in kv.tables), tails)
-            child.extend([tail] for tail in tails)
+            child.fill(tails, full + 1)
+            self.rows.copy((table.blocks[full] for table in kv.tables), (table.blocks[full] for table in child.tables))
         self.verify()
         return child
 
@@ -355,7 +356,7 @@ class KVCacheManager:
             self.on_event(KVEvent(kind, block.key, block.group, block.parent, block.tokens))
 
     def _handle(self, chain: KeyChain, salt: bytes) -> SequenceKV:
-        kv = SequenceKV(self.num_groups, chain, salt)
+        kv = SequenceKV(self._most, chain, salt)
         self.sequences[id(kv)] = kv
         return kv
 

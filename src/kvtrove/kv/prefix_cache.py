@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 from kvtrove.kv.block import Block
 from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.evicted import EvictedKeys
+from kvtrove.kv.groups import KVGroup
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.retention import Full, live_blocks
-from kvtrove.kv.spec import KVGroup
 from kvtrove.kv.tiers.store import group_key
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@
     sliding:int8            layers with a window; full: those that read everything
     window=1024             layers that read everything read the last 1024 tokens instead, themselves included
     sinks=4+window=1024     and the first 4 (StreamingLLM, arXiv 2309.17453, with true positions)
+    first=64:bf16+int4r     the first 64 tokens of every sequence as bf16, all others as int4r
     chunk=8192              or their own chunk of 8192
     quest=1024              queries read the blocks of 1024 tokens that promise most, and their own; nothing leaves
     doublesparsity=1/16@FILE   one block of 16, chosen by channels that `kvtrove calibrate` found
@@ -40,7 +41,7 @@ from kvtrove.kv.formats.lowrank import LowRank
 from kvtrove.kv.formats.oscar import oscar
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
 from kvtrove.kv.selection.words import SELECTORS
-from kvtrove.kv.spec import Codec, KVCacheSpec, KVFormat, LayerKV, Side
+from kvtrove.kv.spec import Codec, First, KVCacheSpec, KVFormat, LayerKV, Side
 
 EXACT = "auto"
 Make = Callable[[Side, str, LayerKV], Codec]
@@ -151,6 +152,7 @@ SCOPES: Mapping[str, str] = {
     "layers": "layers=A,B,...: these, counted from 0",
     "full": "layers that read everything",
     "sliding": "layers that do not",
+    "first": "first=N: the first N tokens of a sequence, in layers that read them to the end",
 }
 _ANY = LayerKV(0, 1, 1, 1, KVFormat(Dense("k", "float32"), Dense("v", "float32")))
 """A layer to try arguments of words on, before there is a model."""
@@ -164,13 +166,14 @@ _ALIASES = {
 
 @dataclass(frozen=True)
 class _Part:
-    """One word of a recipe. scope: which layers it is for; None is all. side: "" is both."""
+    """One word of a recipe. scope: layers that it is for; None is all. side: "" is both. first: tokens; 0 is all."""
 
     text: str
     scope: Callable[[int, KVCacheSpec], bool] | None
     side: str
     word: str
     value: str
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,8 @@ class Recipe:
     def __call__(self, cache: KVCacheSpec) -> KVCacheSpec:
         """ConfigError when the result cannot work, with the reason."""
         layers = tuple(self._layer(index, layer, cache) for index, layer in enumerate(cache.layers))
+        if any(part.first for part in self.parts) and not any(layer.first for layer in layers):
+            raise ConfigError(f"cache: {self.text!r}: no layer reads first tokens to the end that it stores otherwise")
         compactor = self.compactor
         compactor = cache.compactor if compactor is None else compactor.in_blocks_of(cache.block_size)
         changed = replace(cache, layers=layers, compactor=compactor)
@@ -208,13 +213,17 @@ class Recipe:
         mine.sort(key=lambda part: (part.scope is not None, part.side != ""))  # what is particular comes last
         changed = layer.format
         for part in mine:
-            if part.word in FORMATS:
+            if part.word in FORMATS and not part.first:
                 changed = _stored(changed, part, layer)
         selects = [p for p in mine if p.word in SELECTORS and (p.scope or index >= DENSE_LAYERS)]
         kept = _kept(layer.retention, mine)
         if selects and kept == Full():
             changed = replace(changed, select=SELECTORS[selects[-1].word].make(selects[-1].value, layer.layer))
-        return replace(layer, format=changed, retention=kept)
+        first = _first(layer, [part for part in mine if part.first])
+        reads_it = layer.source is None and isinstance(kept, Full | SinksAndWindow)
+        if first is None or first.format.id == changed.id or not reads_it:
+            first = layer.first
+        return replace(layer, format=changed, retention=kept, first=first)
 
 
 def recipe(text: str) -> Recipe:
@@ -224,7 +233,7 @@ def recipe(text: str) -> Recipe:
     parts = tuple(_part(part.strip(), text) for part in re.split(r"\+(?!\s*\d+\s*(?:\+|$))", text))
     said: set[tuple[str, str]] = set()
     for part in parts:
-        place = part.text.rpartition(":")[0] if part.scope else ""
+        place = part.text.rpartition(":")[0] if part.scope or part.first else ""
         for what in _said(part):
             if (place, what) in said:
                 raise ConfigError(
@@ -232,6 +241,8 @@ def recipe(text: str) -> Recipe:
                 )
             said.add((place, what))
     words = {part.word for part in parts}
+    if len(first := sorted({part.first for part in parts if part.first})) > 1:
+        raise ConfigError(f"cache: {text!r}: first={first[0]} and first={first[1]} contradict each other; take one")
     if "sinks" in words and "window" not in words:
         raise ConfigError(f"cache: {text!r}: sinks go with a window, such as sinks=4+window=1024")
     variants = sorted(words.intersection(VARIANTS))
@@ -263,7 +274,7 @@ def known_words() -> Iterator[str]:
     yield from (f"{word}={known.argument}" for word, known in SELECTORS.items())
     yield from (f"{word}={known.argument}" for word, known in COMPACTORS.items())
     yield from (f"{word}+WORD" for word in VARIANTS)
-    yield from ("edges=N:WORD", "layers=A,B:WORD", "full:WORD", "sliding:WORD")
+    yield from ("edges=N:WORD", "layers=A,B:WORD", "full:WORD", "sliding:WORD", "first=N:WORD")
 
 
 def in_layers(words: str, layers: Sequence[int]) -> str:
@@ -284,11 +295,15 @@ def names_elsewhere(codec: Codec | None) -> tuple[str, str]:
 
 def _part(part: str, text: str) -> _Part:
     place, colon, rest = part.rpartition(":")
-    scope = _scope(place, text) if colon else None
+    outer, _, last = place.rpartition(":") if _split(place.rpartition(":")[2])[0] == "first" else (place, "", "")
+    first = _number(_split(last)[1], "first", text) if last else 0
+    scope = _scope(outer, text) if colon and (outer or not first) else None
     side, word, value = "", *_split(rest)
     if word in ("k", "v"):
         side, (word, value) = word, _split(value)
     word = _ALIASES.get(word, word)
+    if first and word not in FORMATS:
+        raise ConfigError(f"cache: {text!r}: first={first} names how tokens are stored, such as first={first}:bf16")
     if word in FORMATS:
         FORMATS[word].make("k", value, _ANY) if FORMATS[word].argument else _no_value(value, word, text)
     elif word in RETENTIONS and not side:
@@ -302,7 +317,7 @@ def _part(part: str, text: str) -> _Part:
         known = [*known_words()]
         names = [*FORMATS, *_ALIASES, *RETENTIONS, *SELECTORS, *COMPACTORS, *VARIANTS, *SCOPES, "k", "v"]
         raise ConfigError(f"cache: {text!r}: {word!r} is not known{nearest(word, names)}; there are {', '.join(known)}")
-    return _Part(part, scope, side, word, value)
+    return _Part(part, scope, side, word, value, first)
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -338,7 +353,8 @@ def _among(chosen: set[int], text: str, index: int, cache: KVCacheSpec) -> bool:
 
 def _number(value: str, word: str, text: str, least: int = 1) -> int:
     if not value.isdecimal() or int(value) < least:
-        example = "layers=0,3" if word == "layers" else f"{word}={4 if word in ('sinks', 'edges') else 1024}"
+        small = {"sinks": 4, "edges": 4, "first": 64}
+        example = "layers=0,3" if word == "layers" else f"{word}={small.get(word, 1024)}"
         raise ConfigError(f"cache: {text!r}: {word} needs a whole number of at least {least}, such as {example}")
     return int(value)
 
@@ -359,6 +375,13 @@ def _stored(kv_format: KVFormat, part: _Part, layer: LayerKV) -> KVFormat:
     return replace(kv_format, k=k, v=v)
 
 
+def _first(layer: LayerKV, parts: list[_Part]) -> First | None:
+    stored = layer.format
+    for part in parts:
+        stored = _stored(stored, part, layer)
+    return First(parts[0].first, stored) if parts else None
+
+
 def _kept(rule: Retention, parts: list[_Part]) -> Retention:
     """Of a layer that reads everything; other layers keep what they read."""
     numbers = {part.word: int(part.value) for part in parts if part.word in RETENTIONS}
@@ -372,6 +395,6 @@ def _kept(rule: Retention, parts: list[_Part]) -> Retention:
 
 
 def _spelled(part: _Part) -> str:
-    place = part.text.rpartition(":")[0] + ":" if part.scope else ""
+    place = part.text.rpartition(":")[0] + ":" if part.scope or part.first else ""
     side = f"{part.side}=" if part.side else ""
     return f"{place}{side}{part.word}" + (f"={part.value}" if part.value else "")

@@ -136,6 +136,43 @@ class ChunkedLocal:
         return _too_small(1, chunk=self.chunk)
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """Of the tokens that `of` reads, those among the first `tokens`: blocks behind them are never held."""
+
+    of: Retention
+    tokens: int
+
+    def live(self, n: int) -> tuple[range, ...]:
+        return _ranges(*((span.start, min(span.stop, self.tokens)) for span in self.of.live(n)))
+
+    @property
+    def id(self) -> str:
+        return f"first={self.tokens}" + ("" if self.of == Full() else f" of {self.of.id}")
+
+    def kept(self) -> int | None:
+        kept = self.of.kept()
+        return self.tokens if kept is None else min(kept, self.tokens)
+
+    def steep(self, length: int) -> tuple[int, ...]:
+        return self.of.steep(min(length, self.tokens))
+
+    def problems(self) -> list[str]:
+        return _too_small(1, first=self.tokens)
+
+
+def is_within(rule: Retention, outer: Retention) -> bool:
+    """Whether tokens read by `rule` nothing that they do not read by `outer` as well."""
+    if isinstance(rule, SlidingWindow) and isinstance(outer, SlidingWindow):
+        return rule.window <= outer.window
+    return outer in (rule, Full())
+
+
+def num_stored(rule: Retention, length: int) -> int:
+    """Tokens of a sequence of `length` that some token ever reads: those behind them are not stored."""
+    return min(length, rule.tokens) if isinstance(rule, Beginning) else length
+
+
 def _ranges(*spans: tuple[int, int]) -> tuple[range, ...]:
     return tuple(range(start, stop) for start, stop in spans if stop > start)
 
@@ -156,6 +193,7 @@ def peak_blocks(retention: Retention, length: int, chunk: int, block_size: int) 
     of window - 1 + c tokens, which touches ceil((window - 2 + c) / block_size) + 1 blocks at the worst alignment; sinks
     start a block. Never more than ceil(length / block_size).
     """
+    length = num_stored(retention, length)
     whole = -(-length // block_size)
     worst = 0
     for n in retention.steep(length):

@@ -20,10 +20,10 @@ class RowQueue:
     def add(self, ops: Iterable[RowOp]) -> None:
         self._ops += ops
 
-    def copy(self, sources: Iterable[Block | None], targets: Iterable[Block]) -> None:
-        """Copy the row of each source that there is."""
+    def copy(self, sources: Iterable[Block | None], targets: Iterable[Block | None]) -> None:
+        """Copy the row of each source that there is, where there is a target."""
         pairs = zip(sources, targets, strict=True)
-        self._ops += [Copy(source.id, target.id) for source, target in pairs if source is not None]
+        self._ops += [Copy(source.id, target.id) for source, target in pairs if source and target]
 
     def fill(self, block: Block, content: memoryview) -> None:
         self._ops.append(Fill(block.id, content))

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kvtrove.kv.chain import KeyChain
+from kvtrove.kv.groups import KVGroup
 from kvtrove.kv.marks import Marks
 from kvtrove.kv.pool import BlockPool
 from kvtrove.kv.row_queue import RowQueue
-from kvtrove.kv.spec import KVGroup
 from kvtrove.kv.table import SequenceKV, first_lost
 
 
 def shorten(kv: SequenceKV, num_tokens: int, pool: BlockPool, rows: RowQueue) -> bool:
     """`KVCacheManager.truncate`, once it is known that `kv` can resume at `num_tokens`."""
-    size, num_groups = kv.chain.block_size, len(kv.tables)
+    size = kv.chain.block_size
     held = num_tokens - kv.dropped if num_tokens else 0
     full, part = divmod(held, size)
     cut = [table.blocks[full] for table in kv.tables] if part else []
-    need = 0 if part == 0 or full >= kv.num_held // size else num_groups
+    need = 0 if part == 0 or full >= kv.num_held // size else kv.num_missing(full + 1, full)
     kept = full + bool(part)
     dropped = sum(b is not None and b.ref_count == 1 for table in kv.tables for b in table.blocks[kept:])
     if need > pool.num_available + dropped:
@@ -27,9 +27,9 @@ def shorten(kv: SequenceKV, num_tokens: int, pool: BlockPool, rows: RowQueue) ->
     if need:
         fresh = pool.allocate(need)
         assert fresh is not None, "they were counted before"
-        rows.copy(cut, fresh)
         old = kv.cut(full)
-        kv.extend([block] for block in fresh)
+        kv.fill(fresh, full + 1)
+        rows.copy(cut, (table.blocks[full] for table in kv.tables))
         pool.release(old)
     if not num_tokens and kv.dropped:
         kv.chain, kv.dropped, kv.shift, kv.packed = KeyChain(kv.chain.origin, size), 0, 0, 0

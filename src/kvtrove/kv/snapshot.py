@@ -30,7 +30,7 @@ Place = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Numbers of rows. sealed: in the order of the prefix. tail: of the open block, one a group, or none."""
+    """Numbers of rows. sealed: in the order of the prefix. tail: of the open block, in each group that has it."""
 
     num_computed: int
     sealed: Sequence[Place]
@@ -113,7 +113,7 @@ def match_to_tail(books: KVCacheManager, kv: SequenceKV, tail: Tail, num_queried
     """
     size, index = books.block_size, books.index
     full, part = divmod(tail.num_computed, size)
-    if len(tail.rows) != (books.num_groups if part else 0) or (tail.seat and not books.seats.num):
+    if len(tail.rows) != kv.num_missing(full + bool(part), full) or (tail.seat and not books.seats.num):
         return None
     rows = []
     for group in books.spec.groups:
@@ -130,9 +130,8 @@ def match_to_tail(books: KVCacheManager, kv: SequenceKV, tail: Tail, num_queried
 
 def fill_tail(books: KVCacheManager, kv: SequenceKV, tail: Tail) -> None:
     """Write what lies behind the full blocks into the block and the seat of a sequence that took `match_to_tail`."""
-    for table, content in zip(kv.tables, tail.rows, strict=False):  # none at the border of a block
-        block = table.blocks[-1]
-        assert block is not None, "it was allocated with the match"
+    last = [table.blocks[-1] for table in kv.tables]
+    for block, content in zip((block for block in last if block), tail.rows, strict=False):  # none at a block's border
         books.rows.fill(block, content)
     if tail.seat:
         books.rows.add([FillSeat(kv.seat, tail.seat)])

@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from kvtrove.kv.compaction.compactor import Compactor
 from kvtrove.kv.compaction.fits import reasons_against
-from kvtrove.kv.plane import LayerState, Plane, align, cut_evenly, places
-from kvtrove.kv.retention import Full, Retention, peak_blocks
+from kvtrove.kv.groups import KVGroup, group_layers, numbers_of
+from kvtrove.kv.plane import LayerState, Plane, align, places
+from kvtrove.kv.retention import Beginning, Full, Retention, peak_blocks
 from kvtrove.kv.selection.selector import Selector
+from kvtrove.kv.source import reasons_against_reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -185,10 +187,29 @@ def side_view(view: Planes, side: Side) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
+class First:
+    """The first tokens of every sequence, which attention leans on (arXiv 2309.17453), in a format of their own."""
+
+    tokens: int  # a multiple of the block size
+    format: KVFormat
+
+    def problems(self, layer: LayerKV, block_size: int) -> list[str]:
+        tokens, stored, reasons = self.tokens, self.format, self.format.problems(layer, block_size)
+        if tokens % block_size:
+            more = -(-tokens // block_size) * block_size
+            reasons.append(f"first={tokens} is no multiple of the block size {block_size}: write first={more}")
+        if stored.whole_block or stored.rope == "pre":
+            reasons.append(f"first tokens are stored one by one, as {stored.name} does not: take bf16, int8 or int4r")
+        return [*reasons, *([f"first={tokens} goes with no selection of blocks"] if layer.format.select else [])]
+
+
+@dataclass(frozen=True)
 class LayerKV:
     """What one layer keeps: `heads` keys of k_dim elements and values of v_dim per token.
 
-    source: the earlier layer whose storage it reads instead of its own (CLA, YOCO), in that layer's format.
+    source: the earlier layer whose storage it reads instead of its own, in that layer's format. source_heads: which of
+    its heads, [first, stop); None is all (`kv.source`).
+    first: tokens that lie in a further format, and are read there; in `format` they are stored as all others.
     """
 
     layer: int
@@ -198,17 +219,16 @@ class LayerKV:
     format: KVFormat
     retention: Retention = field(default_factory=Full)
     source: int | None = None
+    source_heads: tuple[int, int] | None = None
+    first: First | None = None
 
-
-@dataclass(frozen=True)
-class KVGroup:
-    """Layers that share block tables. `offsets[layer][plane]` is a byte position in the row."""
-
-    index: int
-    retention: Retention
-    layers: tuple[LayerKV, ...]
-    offsets: Mapping[int, Mapping[str, int]]
-    used_bytes: int
+    @property
+    def beginning(self) -> LayerKV | None:
+        """What its first tokens are stored as, where that is otherwise than the rest."""
+        first, rule = self.first, self.retention
+        if first is None:
+            return None
+        return replace(self, format=first.format, retention=Beginning(rule, first.tokens), first=None)
 
 
 @dataclass(frozen=True)
@@ -247,53 +267,37 @@ class KVCacheSpec:
                 )
             reasons += [f"{where}: {problem}" for problem in layer.retention.problems()]
             if layer.source is None:
-                reasons += [f"{where}: {problem}" for problem in layer.format.problems(layer, self.block_size)]
+                stored = (one for one in (layer.format, layer.first) if one is not None)
+                reasons += [f"{where}: {problem}" for one in stored for problem in one.problems(layer, self.block_size)]
                 continue
             source = own.get(layer.source)
             if source is None or layer.source >= layer.layer:
                 reasons.append(f"{where}: source {layer.source} is not an earlier layer with storage of its own")
-            elif _shape(source) != _shape(layer):
-                reasons.append(f"{where}: differs in heads or retention from its source {layer.source}")
+            else:
+                reasons += [f"{where}: {problem}" for problem in reasons_against_reading(layer, source)]
         return reasons if self.compactor is None else reasons + reasons_against(self.compactor, self)
 
     @cached_property
     def groups(self) -> tuple[KVGroup, ...]:
-        """Layers of equal retention, split so that all groups have about the same bytes per block.
+        return group_layers([one for one in self.layers if one.source is None], self.planes, self.layer_bytes)
 
-        The size to aim at is the smallest bucket's (the largest's when they differ by less than half, since padding
-        then costs less than more tables), as in vLLM's hybrid manager. Sliding layers 22 : full layers 4 become
-        6 + 1 groups of at most 4 layers.
-        """
-        buckets: dict[Retention, list[LayerKV]] = {}
-        for layer in self.layers:
-            if layer.source is None:
-                buckets.setdefault(layer.retention, []).append(layer)
-        sizes = [sum(map(self.layer_bytes, bucket)) for bucket in buckets.values()]
-        target = max(sizes) if max(sizes) < 1.5 * min(sizes) else min(sizes)
-        groups: list[KVGroup] = []
-        for (retention, bucket), size in zip(buckets.items(), sizes, strict=True):
-            parts = min(len(bucket), -(-size // target))
-            for members in cut_evenly(bucket, [self.layer_bytes(layer) for layer in bucket], parts):
-                groups.append(self._group(len(groups), retention, tuple(members)))
-        return tuple(groups)
+    @property
+    def stores(self) -> tuple[LayerKV, ...]:
+        """All that layers store, their first tokens apart where they are stored otherwise."""
+        return tuple(one for group in self.groups for one in group.layers)
 
-    def _group(self, index: int, retention: Retention, members: tuple[LayerKV, ...]) -> KVGroup:
-        at = 0
-        offsets: dict[int, dict[str, int]] = {}
-        for layer in members:
-            offsets[layer.layer] = {}
-            start = at
-            for plane in self.planes(layer):
-                offsets[layer.layer][plane.name] = at
-                at += align(plane.nbytes)
-            at = start + self.layer_bytes(layer)
-        return KVGroup(index, retention, members, offsets, at)
+    @property
+    def num_growing(self) -> int:  # groups that take a block for each further block of tokens
+        return sum(not group.is_beginning for group in self.groups)
 
     @cached_property
     def group_of(self) -> dict[int, int]:
         """Layer index -> group index, for layers with a source as well."""
-        own = {layer.layer: group.index for group in self.groups for layer in group.layers}
-        return {layer.layer: own[layer.layer if layer.source is None else layer.source] for layer in self.layers}
+        return numbers_of(self.layers, [group for group in self.groups if not group.is_beginning])
+
+    @cached_property
+    def first_group_of(self) -> dict[int, int]:  # the same of first tokens, where layers store them otherwise
+        return numbers_of(self.layers, [group for group in self.groups if group.is_beginning])
 
     def storage(self, layer: int) -> LayerKV:
         """The layer whose storage, format and geometry `layer` reads: itself, or its source."""
@@ -387,13 +391,10 @@ class KVCacheSpec:
 def _describe(layer: LayerKV) -> list[Any]:
     numbers = [layer.layer, layer.heads, layer.k_dim, layer.v_dim]
     retention = [] if layer.retention == Full() else [layer.retention.id]
-    return [*numbers, layer.format.id if layer.source is None else layer.source, *retention]
+    first = [] if layer.first is None else [f"first={layer.first.tokens}:{layer.first.format.id}"]
+    source = layer.source if layer.source_heads is None else [layer.source, *layer.source_heads]
+    return [*numbers, layer.format.id if layer.source is None else source, *retention, *first]
 
 
 def _shape_of(plane: Plane) -> list[Any]:
     return [plane.name, plane.dtype, *plane.shape]
-
-
-def _shape(layer: LayerKV) -> tuple[Any, ...]:
-    """What a layer must have in common with the one whose storage it reads."""
-    return layer.heads, layer.k_dim, layer.v_dim, layer.retention

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from kvtrove.kv.block import Block, Use
 from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.compaction.compactor import Compactor
+from kvtrove.kv.groups import KVGroup
 from kvtrove.kv.mark_rules import Kind
-from kvtrove.kv.retention import Retention, live_blocks
+from kvtrove.kv.retention import Retention, live_blocks, num_stored
 from kvtrove.kv.seats import NONE
-from kvtrove.kv.spec import KVGroup
 
 if TYPE_CHECKING:
     from kvtrove.kv.marks import Mark
@@ -103,11 +103,13 @@ class SequenceKV:
     """
 
     __slots__ = (
-        *("_ids", "behind", "capacity", "chain", "compacts_at", "dropped", "due", "follows", "found", "made", "memory"),
-        *("moves_at", "next_event", "num_computed", "packed", "salt", "seat", "shift", "spare", "tables", "use"),
+        *("_ids", "_most", "behind", "capacity", "chain", "compacts_at", "dropped", "due", "follows", "found", "made"),
+        *("memory", "moves_at", "next_event", "num_computed", "packed", "salt", "seat", "shift", "spare", "tables"),
+        "use",
     )
 
-    def __init__(self, num_groups: int, chain: KeyChain, salt: bytes) -> None:
+    def __init__(self, most: Sequence[int], chain: KeyChain, salt: bytes) -> None:
+        """most: tokens of which each group holds blocks, from the beginning on."""
         self.num_computed = 0
         self.dropped = self.shift = self.packed = 0
         self.compacts_at = self.moves_at = NEVER
@@ -123,7 +125,8 @@ class SequenceKV:
         self.behind: list[Mark] = []
         self.chain = chain
         self.use = Use()
-        self.tables = tuple(BlockTable() for _ in range(num_groups))
+        self.tables = tuple(BlockTable() for _ in most)
+        self._most = most
         self._ids: tuple[NDArray[np.int32], ...] | None = None
 
     def inherit(self, parent: SequenceKV) -> None:
@@ -161,6 +164,21 @@ class SequenceKV:
             self._ids = tuple(table.ids for table in self.tables)
         return self._ids
 
+    def num_missing(self, stop: int, first: int | None = None) -> int:
+        """Blocks that all tables together lack to reach `stop` entries, or between `first` and there."""
+        return sum(map(sum, self._places(first, stop)))
+
+    def fill(self, blocks: Sequence[Block], stop: int, first: int | None = None) -> None:
+        """Append `num_missing` blocks, groups taking turns at each position."""
+        rows, rest = self._places(first, stop), iter(blocks)
+        columns = [[next(rest) if held else None for held in column] for column in zip(*rows, strict=True)]
+        self.extend(zip(*columns, strict=True) if columns else [()] * len(self.tables))
+
+    def _places(self, first: int | None, stop: int) -> list[list[bool]]:
+        size = self.chain.block_size
+        starts = [i * size for i in range(len(self.tables[0].blocks) if first is None else first, stop)]
+        return [[start < most for start in starts] for most in self._most]
+
     def extend(self, rows: Iterable[Sequence[Block | None]]) -> None:
         """Append one row of blocks per group, all of the same length."""
         for table, row in zip(self.tables, rows, strict=True):
@@ -188,8 +206,8 @@ class SequenceKV:
 
 
 def dead_runs(retention: Retention, n: int, block_size: int) -> Iterator[range]:
-    """Runs of full blocks below n, ascending, none of whose tokens is live at length n."""
-    full, at = n // block_size, 0
+    """Runs of full blocks below n that were held, ascending, none of whose tokens is live at length n."""
+    full, at = min(n // block_size, -(-num_stored(retention, n) // block_size)), 0
     for span in retention.live(n):
         first = min(span.start // block_size, full)
         if first > at:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvtrove.config import EngineConfig
+from kvtrove.kv.formats.calibration import calibration_bytes
 from kvtrove.plan.activations import StepLimits, activation_bytes
 from kvtrove.plan.kv import cache_of
 from kvtrove.plan.ledger import Ledger, reserve_bytes
@@ -44,7 +45,7 @@ class Fitting:
         """ConfigError when the cache that is wished for cannot be that of the model."""
         self.model, self.wishes = model, wishes
         self.cache = cache_of(model, wishes.cache, wishes.block_size, wishes.tensor_parallel)
-        self.weights = _weights_of_a_rank(model, wishes.tensor_parallel)
+        self.weights = _weights_of_a_rank(model, wishes.tensor_parallel) + calibration_bytes(self.cache)
         self.reserve = reserve_bytes(wishes.memory) if wishes.reserve is None else wishes.reserve
 
     @property

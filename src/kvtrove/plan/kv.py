@@ -1,7 +1,7 @@
 """KV bytes of a model: per token, constant per sequence, and in the rows and blocks of the cache.
 
 sequence of n tokens  =  kv_bytes_per_token x n   (layers that keep every token)
-                      +  kv_constant_bytes        (layers with a window or a chunk, once n has outgrown it)
+                      +  kv_constant_bytes        (windows and chunks, once n has outgrown them; first tokens)
 
 All sizes are those of the planes that codecs ask for (`KVFormat.planes`).
 """
@@ -30,23 +30,21 @@ class KVBytes:
 def kv_bytes(cache: KVCacheSpec) -> KVBytes:
     """Sizes as papers and other engines state them: layers that read another's cache cost nothing."""
     per_token = constant = 0.0
-    for layer in cache.layers:
-        if layer.source is None:
-            kept, size = _kept(cache, layer), _token_bytes(cache, layer)
-            if kept is None:
-                per_token += size
-            else:
-                constant += size * kept
+    for layer in cache.stores:
+        kept, size = _kept(cache, layer), _token_bytes(cache, layer)
+        if kept is None:
+            per_token += size
+        else:
+            constant += size * kept
     return KVBytes(round(per_token), round(constant))
 
 
 def sequence_bytes(cache: KVCacheSpec, tokens: float) -> float:
     """KV bytes of one sequence of `tokens` tokens, windows included, without rounding to blocks."""
     total = 0.0
-    for layer in cache.layers:
-        if layer.source is None:
-            kept = _kept(cache, layer)
-            total += _token_bytes(cache, layer) * (tokens if kept is None else min(tokens, kept))
+    for layer in cache.stores:
+        kept = _kept(cache, layer)
+        total += _token_bytes(cache, layer) * (tokens if kept is None else min(tokens, kept))
     return total
 
 
@@ -80,7 +78,7 @@ def shard(layer: LayerKV, ranks: int) -> LayerKV:
 
 def stored_as(cache: KVCacheSpec) -> str:
     """How K and V are stored, each way once: "bfloat16", or "int8, int4r"."""
-    return ", ".join(dict.fromkeys(layer.format.name for layer in cache.layers if layer.source is None))
+    return ", ".join(dict.fromkeys(layer.format.name for layer in cache.stores))
 
 
 def classic_bytes(layers: int, tokens: int, hidden: int, batch: int, element_bytes: int) -> int:

@@ -16,6 +16,7 @@ RESERVE_SHARE = 50
 class Ledger:
     """Bytes. total: what may be used; free: what nobody takes. measured: activations come from a warm-up.
 
+    weights: with the calibration that the cache reads, if any.
     kv: the whole cache; seats: what of it running sequences have beside blocks (open blocks of some formats, running
     states). planned_activations: what the formula had said before they were measured.
     process: what interpreter and libraries were measured to hold beside the other lines; most of it was theirs before

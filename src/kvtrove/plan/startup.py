@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kvtrove.config import ConfigError
+from kvtrove.kv.formats.calibration import calibration_bytes
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.plan.activations import StepLimits, activation_bytes
 from kvtrove.plan.capacity import Capacity, default_kv_bytes, fit, max_tokens, readable
@@ -44,19 +45,21 @@ def plan_start(model: PlanModel, cache: KVCacheSpec, free: int, settings: StartS
             f"max_model_len: {context} is more than the {model.longest_context} positions the model knows"
         )
     chunk, reserve = settings.max_num_batched_tokens, reserve_bytes(free)
+    beside = calibration_bytes(cache)
+    weights = model.weight_bytes + beside
     seats, step = settings.seats(cache), _step_bytes(model, settings, min(context, chunk), None)
-    _refuse_too_many_seats(cache, settings, free - model.weight_bytes - reserve - step)
+    _refuse_too_many_seats(cache, settings, free - weights - reserve - step)
     if settings.num_blocks is not None:
         num_blocks = settings.num_blocks
     else:
-        left = free - model.weight_bytes - reserve - step - seats
+        left = free - weights - reserve - step - seats
         size = _kv_bytes(cache, left, context, _without(seats, cache, settings))
         num_blocks = size // cache.block_bytes
-        context = _context(model, cache, free - reserve - seats, num_blocks, context, settings)
+        context = _context(model, cache, free - beside - reserve - seats, num_blocks, context, settings)
     capacity = fit(cache, num_blocks, context, chunk, required=settings.max_model_len is not None)
     kv = num_blocks * cache.block_bytes + seats
     activations = _step_bytes(model, settings, capacity.max_model_len, num_blocks * cache.block_size)
-    return capacity, Ledger(free, model.weight_bytes, kv, activations, reserve, seats=seats)
+    return capacity, Ledger(free, weights, kv, activations, reserve, seats=seats)
 
 
 def _refuse_too_many_seats(cache: KVCacheSpec, settings: StartSettings, room: int) -> None:

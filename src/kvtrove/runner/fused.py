@@ -30,9 +30,7 @@ class FusedLayers:
         chosen = {layer.index: one for layer, one in zip(layers, backends, strict=True)}
         own = {layer.index: layer for layer in layers}
         served = [
-            call
-            if isinstance(chosen.get(i), CpuBackend) and not own[i].format.whole_block and model.fits_range(i)
-            else None
+            call if isinstance(chosen.get(i), CpuBackend) and is_one_read(own[i]) and model.fits_range(i) else None
             for i, call in enumerate(model.calls)
         ]
         self._num_layers = len(model.layers)
@@ -65,6 +63,11 @@ class FusedLayers:
         stop, kernel = self._runs[first]
         batches = [plan.group(index) for index in range(len(plan.batch.groups))]
         return stop, kernel(x, projected, batches, [(rotate.cos, rotate.sin) for rotate in rotations])
+
+
+def is_one_read(layer: AttentionLayer) -> bool:
+    """Whether queries read all their keys in one storage."""
+    return not layer.format.whole_block and layer.first is None
 
 
 def _cut(found: Iterable[tuple[int, int]], borders: Collection[int]) -> Iterator[tuple[int, int]]:

@@ -194,10 +194,11 @@ def attention_layers(model: Model, cache: KVCacheSpec, arena: Arena) -> Iterator
     """What the backend must know of each layer, its storage included (the source's for layers that share)."""
     for kv in cache.layers:
         storage = cache.storage(kv.layer)
-        yield AttentionLayer(
+        layer = AttentionLayer(
             index=kv.layer,
             num_heads=model.spec.num_heads,
-            kv_heads=storage.heads,
+            kv_heads=kv.heads,
+            source_heads=kv.source_heads,
             k_dim=storage.k_dim,
             v_dim=storage.v_dim,
             scale=model.spec.query_scale,
@@ -214,3 +215,6 @@ def attention_layers(model: Model, cache: KVCacheSpec, arena: Arena) -> Iterator
             cells=cache.cells,
             cell=cache.cell_of[kv.layer],
         )
+        if storage.first is not None:
+            layer = layer.storing_first(storage.first, cache.first_group_of[kv.layer], arena.first_views(kv.layer))
+        yield layer

@@ -20,6 +20,9 @@ def tier_reason(kv: KVCacheManager, seq: Sequence, match: Match) -> str | None:
         return seq.load.problem
     if match.elsewhere > match.num_tokens:
         return f"{match.elsewhere - match.num_tokens} tokens more are stored; computing them is faster"
+    if match.found > match.num_tokens:
+        why = kv.transfers.reason_of_mark(seq.kv.chain, match.found // kv.block_size)
+        return f"the blocks are there, no checkpoint of the states: {why}" if why else None
     return kv.transfers.reason(seq.kv.chain, match.num_tokens // kv.block_size)
 
 

@@ -11,7 +11,8 @@ from kvtrove.plan.process import resident_bytes
 
 if TYPE_CHECKING:
     from kvtrove.engine import Engine
-    from kvtrove.kv.spec import KVCacheSpec, KVGroup
+    from kvtrove.kv.groups import KVGroup
+    from kvtrove.kv.spec import KVCacheSpec
     from kvtrove.kv.tiers.store import TierFigures
 
 

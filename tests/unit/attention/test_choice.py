@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from kvtrove.config import ConfigError
+from kvtrove.kernels.attention import MAX_HEAD_DIM
 from kvtrove.kv.retention import Full
 from kvtrove.loading import choose_backends
 from tests.unit.attention.test_reference import Case, Shape
@@ -28,7 +29,7 @@ def test_a_layer_without_a_kernel_is_named_in_a_warning(caplog: pytest.LogCaptur
         assert [one.name for one in choose_backends("auto", [LAYER, ODD], "cpu")] == ["cpu", "reference"]
     assert caplog.messages == [
         "attention: 1 of 2 layers are read by plain torch, several times as slow as kernels: "
-        "layer 1: head_dim 20 is not a multiple of 8 up to 512"
+        f"layer 1: head_dim 20 is not a multiple of 8 up to {MAX_HEAD_DIM}"
     ]
 
 

@@ -163,7 +163,7 @@ def test_a_sink_beside_one_part_of_the_keys_counts_once_in_both() -> None:
     scores, v, sinks = torch.randn(3, 5, 20), torch.randn(3, 20, 8), torch.randn(3, 5)
     whole, _ = softmax_mix(scores, v, sinks)
     parts = softmax_mix(scores[..., :12], v[:, :12]), softmax_mix(scores[..., 12:], v[:, 12:], sinks)
-    torch.testing.assert_close(merge(*parts), whole)
+    torch.testing.assert_close(merge(parts), whole)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")

@@ -39,6 +39,7 @@ def test_what_costs_least_for_its_bytes_comes_first() -> None:
         (["bf16", "int8", "int8", "bf16"], "bf16+layers=1,2:int8"),
         (["k=int8+v=int4r", "int8", "k=int8+v=int4r", "bf16"], "k=int8+v=int4r+layers=1:int8+layers=3:bf16"),
         (["int8", "int8", "k=int8+v=int4r", "int8"], "int8+layers=2:k=int8+layers=2:v=int4r"),
+        (["first=32:bf16+int4r"] * 3 + ["int8"], "int8+layers=0,1,2:first=32:bf16+layers=0,1,2:int4r"),
     ],
 )
 def test_the_recipe_gives_each_layer_its_format(words: list[str], text: str) -> None:

@@ -11,6 +11,7 @@ from kvtrove.kv.formats.int8 import Int8, int8
 from kvtrove.kv.recipe import EXACT, FORMATS, examples, known_words, names_elsewhere, recipe
 from kvtrove.kv.retention import ChunkedLocal, Full, SinksAndWindow, SlidingWindow
 from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV
+from kvtrove.plan.kv import kv_bytes
 
 OWN = SlidingWindow(12)
 FP32 = dense("float32")
@@ -88,6 +89,21 @@ def test_names_of_other_engines_mean_ours(foreign: str, ours: str) -> None:
     assert recipe(foreign).name == ours
 
 
+def test_first_tokens_lie_otherwise_where_they_are_read_to_the_end() -> None:
+    cache = recipe("first=32:bf16+int4r+layers=3:bf16")(CACHE)
+    stored = [None if layer.first is None else (layer.first.tokens, layer.first.format) for layer in cache.layers]
+    assert stored == [(32, dense("bfloat16")), None, None, None], "a window, another's storage, the same format"
+    first, plain = cache.groups[-1], recipe("int4r+layers=3:bf16")(CACHE)
+    assert [group.offsets for group in cache.groups[:-1]] == [group.offsets for group in plain.groups]
+    assert (first.is_beginning, [layer.layer for layer in first.layers]) == (True, [0])
+    assert cache.block_bytes == plain.block_bytes, "first tokens make no row larger"
+    assert cache.blocks_for(1000, 64) == plain.blocks_for(1000, 64) + 2
+    assert cache.blocks_for(20, 64) == plain.blocks_for(20, 64) + 2
+    assert kv_bytes(cache).per_token == kv_bytes(plain).per_token
+    assert kv_bytes(cache).constant - kv_bytes(plain).constant == 32 * 2 * 2 * 64 * 2
+    assert cache.fingerprint != plain.fingerprint
+
+
 def test_names_elsewhere() -> None:
     assert names_elsewhere(Int8("k")) == ("int8_per_token_head", "q8_0")
     assert names_elsewhere(Dense("k", "bfloat16")) == ("bfloat16", "bf16")
@@ -106,7 +122,10 @@ def test_names_elsewhere() -> None:
         ("window=0", "window needs a whole number of at least 1, such as window=1024"),
         ("window=1k", "window needs a whole number"),
         ("k=window=4", "'window' is not known"),
-        ("edge=2:int8", r"'edge' names no layers \(did you mean 'edges'\?\); there are edges, layers, full, sliding"),
+        (
+            "edge=2:int8",
+            r"'edge' names no layers \(did you mean 'edges'\?\); there are edges, layers, full, sliding, first",
+        ),
         ("edges=x:int8", "edges needs a whole number of at least 1, such as edges=4"),
         ("layers=4:int8", "there is no layer 4, the 4 layers count from 0 to 3"),
         ("int8+bf16", "says twice how to store or keep the same"),
@@ -114,7 +133,16 @@ def test_names_elsewhere() -> None:
         ("window=4+window=5", "says twice"),
         ("sinks=4", "sinks go with a window, such as sinks=4"),
         ("chunk=4+window=4", "a chunk and a window contradict each other"),
-        ("layers=2:window=4", r"cannot work: layer 2: differs in heads or retention from its source 0"),
+        ("first=x:int8", "first needs a whole number of at least 1, such as first=64"),
+        ("first=32:window=64", "first=32 names how tokens are stored, such as first=32:bf16"),
+        ("first=16:bf16+first=32:k=int8+int4r", "first=16 and first=32 contradict each other"),
+        ("first=40:bf16+int4r", "first=40 is no multiple of the block size 16: write first=48"),
+        ("first=32:kivi=2+int4r", "stored one by one, as kivi=2 does not: take bf16, int8 or int4r"),
+        ("first=32:fp32", "no layer reads first tokens to the end that it stores otherwise"),
+        ("first=32:bf16+window=64", "no layer reads first tokens to the end"),
+        ("first=32:bf16+quest=64+int8", "goes with no selection of blocks"),
+        ("first=32:bf16+int8+keydiff=0.5", "stores first tokens otherwise, and kept tokens have new places"),
+        ("layers=0:window=4", r"cannot work: layer 2: differs in heads or retention from its source 0"),
     ],
 )
 def test_a_wrong_recipe_is_told_what_works(words: str, message: str) -> None:

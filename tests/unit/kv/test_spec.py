@@ -92,7 +92,12 @@ def test_the_fingerprint_changes_with_all_that_changes_the_meaning_of_a_row() ->
         (spec(layer(0, ChunkedLocal(0))), "layer 0: chunk 0 must be at least 1"),
         (spec(layer(0), layer(1, source=2)), "source 2 is not an earlier layer with storage of its own"),
         (spec(layer(0), layer(1, source=0), layer(2, source=1)), "source 1 is not an earlier layer with storage"),
-        (spec(layer(0), layer(1, WINDOW, source=0)), "layer 1: differs in heads or retention from its source 0"),
+        (spec(layer(0, WINDOW), layer(1, source=0)), "layer 1: differs in heads or retention from its source 0"),
+        (
+            spec(layer(0), replace(layer(1, WINDOW, 0), source_heads=(1, 3))),
+            "reads heads 1 to 2 of its source 0, which has 2",
+        ),
+        (spec(layer(0), replace(layer(1, source=0), source_heads=(1, 2))), "layer 1: differs in heads or retention"),
     ],
 )
 def test_check_says_why_not(broken: KVCacheSpec, reason: str) -> None:

@@ -41,7 +41,8 @@ NOT_FOR_A_PLAN = {"torch", "numpy", "asyncio", "ssl", "httpx", "fastapi", "token
 FOR_A_PLAN = (
     *(f"kvtrove.cli.{name}" for name in ("command", "flags", "main", "options", "output", "plan")),
     *("kvtrove.demo", "kvtrove.foreign", "kvtrove.names", "kvtrove.report", "kvtrove.sizes"),
-    *(f"kvtrove.kv.{name}" for name in ("compaction", "formats", "plane", "recipe", "retention", "spec")),
+    *(f"kvtrove.kv.{name}" for name in ("compaction", "formats", "groups", "plane", "recipe", "retention")),
+    *(f"kvtrove.kv.{name}" for name in ("selection", "source", "spec")),
     *("kvtrove.models", "kvtrove.plan"),
 )
 """Beginnings of the names of modules that `kvtrove plan` may import."""

@@ -28,6 +28,8 @@ def reasons_against(compactor: Compactor, cache: KVCacheSpec) -> list[str]:
             reasons.append(f"{where} reads {layer.retention.id}, and only layers that read everything drop tokens")
         elif len(stored.sides) < 2:
             reasons.append(f"{where} stores one latent vector for keys and values, whose tokens are not dropped")
+        elif cache.storage(layer.layer).first is not None:
+            reasons.append(f"{where} stores first tokens otherwise, and kept tokens have new places")
         elif stored.select:
             reasons.append(f"{where} selects blocks by bounds of keys, which kept tokens would not have")
         elif stored.whole_block:

@@ -19,7 +19,7 @@ import functools
 import hashlib
 import json
 import struct
-from array import array
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,8 @@ from kvtrove.config import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from kvtrove.kv.spec import KVCacheSpec
 
 FORMAT = "kvtrove-calibration/1"
 
@@ -40,18 +42,32 @@ class Calibration:
     path: str
     digest: str
     shapes: Mapping[str, tuple[int, ...]]
-    _data: bytes
+    _data: bytearray
     _places: Mapping[str, tuple[int, int]]
     _tensors: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     def tensor(self, name: str, like: Tensor) -> Tensor:
-        """float32, on the device of `like`; made once."""
+        """float32, on the device of `like`; made once. On a CPU it is the memory of the file itself."""
+        torch: Any = sys.modules[type(like).__module__]  # loaded by whoever has a tensor, and by nobody else
+
         place = name, str(like.device)
         if place not in self._tensors:
             start, stop = self._places[name]
-            flat = like.new_empty(0).float().new_tensor(array("f", self._data[start:stop]).tolist())
-            self._tensors[place] = flat.reshape(self.shapes[name])
+            flat = torch.frombuffer(self._data, dtype=torch.float32, count=(stop - start) // 4, offset=start)
+            self._tensors[place] = flat.reshape(self.shapes[name]).to(like.device)
         return self._tensors[place]
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds in memory."""
+        return len(self._data)
+
+
+def calibration_bytes(cache: KVCacheSpec) -> int:
+    """Of the calibrations that codecs of a cache read, each once."""
+    codecs = (codec for layer in cache.layers for codec in layer.format.sides)
+    found = {one.digest: one for codec in codecs if (one := getattr(codec, "calibration", None)) is not None}
+    return sum(one.nbytes for one in found.values())
 
 
 @functools.cache
@@ -68,7 +84,7 @@ def read_calibration(path: str) -> Calibration:
         (length,) = struct.unpack("<Q", content[:8])
         header: dict[str, Any] = json.loads(content[8 : 8 + length])
         about = header.pop("__metadata__")
-        data = content[8 + length :]
+        data = bytearray(memoryview(content)[8 + length :])
         places = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
         complete = about["format"] == FORMAT and max(stop for _, stop in places.values()) <= len(data)
     except (struct.error, ValueError, KeyError, TypeError) as error:

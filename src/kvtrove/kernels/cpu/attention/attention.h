@@ -44,12 +44,21 @@ struct Reach {
     std::int64_t window = 0;  // 0: unlimited
     std::int64_t chunk = 0;   // 0: no chunks
     std::int64_t sealed = 0;  // 0, or a number of tokens: reads only what lies before its own run of as many
+    std::int64_t begin = 0;   // reads nothing before it, sinks apart
+    std::int64_t limit = 0;   // 0, or reads nothing from it on
 
     std::int64_t first(std::int64_t p) const {
-        if (chunk) return p / chunk * chunk;
-        return window && p >= window ? p - window + 1 : 0;
+        const std::int64_t from = chunk ? p / chunk * chunk : window && p >= window ? p - window + 1 : 0;
+        return std::min(std::max(from, begin), end(p));
     }
-    std::int64_t end(std::int64_t p) const { return sealed ? p / sealed * sealed : p + 1; }
+    std::int64_t end(std::int64_t p) const {
+        const std::int64_t to = sealed ? p / sealed * sealed : p + 1;
+        return limit ? std::min(to, limit) : to;
+    }
+    bool operator==(const Reach& other) const {
+        return sinks == other.sinks && window == other.window && chunk == other.chunk && sealed == other.sealed &&
+               begin == other.begin && limit == other.limit;
+    }
 };
 
 // Numbers in a byte.

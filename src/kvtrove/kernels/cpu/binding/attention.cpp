@@ -57,8 +57,10 @@ BoundLayer::BoundLayer(const nb::dict& k, const nb::dict& v, const nb::dict& sha
     layer.num_heads = static_cast<int>(number("num_heads")), layer.kv_heads = static_cast<int>(number("kv_heads"));
     layer.block_size = static_cast<int>(number("block_size"));
     layer.scale = nb::cast<float>(shape["scale"]), layer.softcap = nb::cast<float>(shape["softcap"]);
-    layer.reach = {number("sinks"), number("window"), number("chunk"), number("sealed")};
-    if (layer.reach.sealed < 0) throw std::invalid_argument("sealed must not be negative");
+    layer.reach = {number("sinks"), number("window"), number("chunk"), number("sealed"), number("begin"), number("limit")};
+    if (layer.reach.sealed < 0 || layer.reach.begin < 0 || layer.reach.limit < 0) {
+        throw std::invalid_argument("sealed, begin and limit must not be negative");
+    }
     check_shape();
     layer.k = side_of(k), layer.v = side_of(v);
     if (layer.v.channels) throw std::invalid_argument("values have scales by token, not by channel");
@@ -184,9 +186,7 @@ BoundBatch::BoundBatch(const Numbers& query_start, const Numbers& start, const T
 
 void BoundBatch::check_for(const attention::Layer& layer) const {
     for (const Checked& one : checked) {
-        const bool same = one.reach.sinks == layer.reach.sinks && one.reach.window == layer.reach.window &&
-                          one.reach.chunk == layer.reach.chunk && one.reach.sealed == layer.reach.sealed;
-        if (same && one.num_blocks == layer.num_blocks && one.block_size == layer.block_size) return;
+        if (one.reach == layer.reach && one.num_blocks == layer.num_blocks && one.block_size == layer.block_size) return;
     }
     attention::check(layer, batch);
     checked.push_back({layer.reach, layer.num_blocks, layer.block_size});

@@ -105,8 +105,7 @@ const typename Read::T* copy_live(const typename Read::T* from, const Slot& slot
 inline void copy_scales(const Blocks& blocks, const Plane& plane, const Slot& slot, const std::uint8_t* whole, float* to) {
     if (whole && slot.live == kAllLive) {
         for (int j = 0; j < kTile; j += W) {
-            const H halves = *reinterpret_cast<const UnalignedH*>(whole + j * kScaleBytes);
-            store(to + j, float_of_float16s(__builtin_convertvector(halves, I)));
+            store(to + j, float_of_float16s(*reinterpret_cast<const UnalignedH*>(whole + j * kScaleBytes)));
         }
         return;
     }

@@ -3,8 +3,6 @@
 // With KVTROVE_EMULATE_AMX no instruction beyond the compiler's baseline is used: sixteen lanes in plain C++.
 #if defined(__x86_64__)
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -16,26 +14,9 @@
 #include "attention/codecs/turn.h"
 #include "attention/work.h"
 #include "common/amx_tiles.h"
+#include "common/vector/target.h"
 
-#define INLINE [[gnu::always_inline]] inline
-
-#if !defined(__clang__)
-// gcc's own AVX-512 headers start results from variables that they leave unset on purpose.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
-#if defined(KVTROVE_EMULATE_AMX)
-#define LANES "common/vector/portable.h"
-#elif defined(__clang__)
-#define LANES "common/vector/avx512.h"
-#pragma clang attribute push( \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16,amx-int8"))), apply_to = function)
-#else
-#define LANES "common/vector/avx512.h"
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")
-#endif
+KVTROVE_BEGIN_AMX
 
 namespace kvtrove::attention {
 namespace amx {
@@ -46,18 +27,8 @@ constexpr int kSums = 24;    // vectors of sums that fit into the registers
 constexpr int kBand = 32;    // rows whose scores are held at once
 
 #include "common/vector/types.h"
-#include LANES
-#include "common/vector/vector.h"
-#include "attention/kernels/ahead.h"
-#include "attention/kernels/product.h"
-#include "attention/kernels/softmax.h"
-#include "attention/kernels/gather.h"
-#include "attention/codecs/unpack.h"
-#include "attention/kernels/chunk.h"
-#include "attention/kernels/pass.h"
-#include "attention/kernels/select.h"
-#include "attention/kernels/vector_stages.h"
-#include "attention/kernels/run.h"
+#include KVTROVE_AMX_LANES
+#include "attention/kernels/all.h"
 #include "attention/kernels/amx_product.h"
 #include "attention/kernels/amx_stages.h"
 
@@ -101,12 +72,7 @@ inline void attend_best(const Step& step, const Run& run, float* workspace) {
 }  // namespace amx
 }  // namespace kvtrove::attention
 
-#if defined(KVTROVE_EMULATE_AMX)
-#elif defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+KVTROVE_END_AMX
 
 namespace kvtrove::attention {
 

@@ -9,8 +9,7 @@
 #include "attention/codecs/convert.h"
 #include "attention/codecs/turn.h"
 #include "attention/work.h"
-
-#define INLINE [[gnu::always_inline]] inline
+#include "common/vector/target.h"
 
 namespace kvtrove::attention {
 namespace portable {
@@ -22,17 +21,7 @@ constexpr int kBand = 48;    // rows whose scores are held at once
 
 #include "common/vector/types.h"
 #include "common/vector/portable.h"
-#include "common/vector/vector.h"
-#include "attention/kernels/ahead.h"
-#include "attention/kernels/product.h"
-#include "attention/kernels/softmax.h"
-#include "attention/kernels/gather.h"
-#include "attention/codecs/unpack.h"
-#include "attention/kernels/chunk.h"
-#include "attention/kernels/pass.h"
-#include "attention/kernels/select.h"
-#include "attention/kernels/vector_stages.h"
-#include "attention/kernels/run.h"
+#include "attention/kernels/all.h"
 
 }  // namespace portable
 

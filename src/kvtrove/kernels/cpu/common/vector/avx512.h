@@ -1,4 +1,4 @@
-// The primitives of sixteen lanes. Included by a level inside its namespace, after common/vector/types.h.
+// The primitives of sixteen lanes. Included by a level inside its namespace, after types.h.
 
 // b where one is a NaN.
 INLINE F larger(F a, F b) { return (F)_mm512_max_ps((__m512)a, (__m512)b); }
@@ -12,8 +12,8 @@ INLINE I add_pairs(I sum, I a, I b) { return (I)_mm512_dpwssd_epi32((__m512i)sum
 constexpr bool kByteProducts = true;
 INLINE I add_quads(I sum, I positive, I any) { return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)positive, (__m512i)any); }
 
-// The lower 16 bits of each lane are a float16.
-INLINE F float_of_float16s(I x) { return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)x)); }
+// float16 to float32.
+INLINE F float_of_float16s(H x) { return (F)_mm512_cvtph_ps((__m256i)x); }
 
 // bf16: to nearest, ties to even; normal numbers and zero alone. And back.
 INLINE H bfloat16_of(F x) { return (H)_mm512_cvtneps_pbh((__m512)x); }

@@ -1,4 +1,4 @@
-// Bytes in lanes, in plain C++. Included by a level inside its namespace, after common/vector/types.h.
+// Bytes in lanes, in plain C++. Included by a level inside its namespace, after types.h.
 
 // sum plus the products of unsigned and signed bytes, four neighbours added.
 INLINE I add_quads(I sum, I positive, I any) {

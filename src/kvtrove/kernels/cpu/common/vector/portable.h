@@ -1,4 +1,4 @@
-// The primitives of vectors in plain C++, for any W. Included by a level inside its namespace, after common/vector/types.h.
+// The primitives of vectors in plain C++, for any W. Included by a level inside its namespace, after types.h.
 
 // b where one is a NaN.
 INLINE F larger(F a, F b) { return a > b ? a : b; }
@@ -13,13 +13,25 @@ INLINE F fma(F a, F b, F c) {
 }
 
 // sum plus the products of the 16-bit numbers in a and b, neighbours added.
-INLINE I add_pairs(I sum, I a, I b) { return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16); }
+INLINE I add_pairs(I sum, I a, I b) {
+#if defined(__SSE2__)
+    I products;
+    for (int i = 0; i < W / 4; ++i) {
+        reinterpret_cast<__m128i*>(&products)[i] =
+            _mm_madd_epi16(reinterpret_cast<const __m128i*>(&a)[i], reinterpret_cast<const __m128i*>(&b)[i]);
+    }
+    return sum + products;
+#else
+    return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
 
 constexpr bool kByteProducts = W == 16;  // as the level of as many lanes has them
 #include "common/vector/plain_bytes.h"
 
-// The lower 16 bits of each lane are a float16.
-INLINE F float_of_float16s(I x) {
+// float16 to float32.
+INLINE F float_of_float16s(H halves) {
+    const I x = __builtin_convertvector(halves, I);
     const I sign = (x & 0x8000) << 16, rest = (x & 0x7FFF) << 13;
     const I finite = (I)((F)rest * 0x1p112f);
     return (F)(sign | ((rest >= 0x7C00 << 13) ? rest | 0x7F800000 : finite));

@@ -1,0 +1,13 @@
+// What every level of attention compiles. Included by each level inside its namespace, after the primitives of its lanes.
+#include "common/vector/vector.h"
+#include "attention/codecs/lanes.h"
+#include "attention/kernels/ahead.h"
+#include "attention/kernels/product.h"
+#include "attention/kernels/softmax.h"
+#include "attention/kernels/gather.h"
+#include "attention/codecs/unpack.h"
+#include "attention/kernels/chunk.h"
+#include "attention/kernels/pass.h"
+#include "attention/kernels/select.h"
+#include "attention/kernels/vector_stages.h"
+#include "attention/kernels/run.h"
