@@ -1,0 +1,238 @@
+"""Low rank on the CPU: the blocks that a step reads become numbers in a scratch, which dense kernels then read.
+
+    coefficients [n, heads * rank]  x  basis [heads * dim, heads * rank]  ->  rotated  ->  dense blocks
+
+A basis joins up to four heads, so its product takes tens of times what attention of one query takes. It runs on whole
+pieces of a context at the full speed of matrix units, which tiles of 16 tokens for one head would never reach; and keys
+must be rotated behind it. The scratch is one for all layers of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kvtrove.attention.backend import AttentionBatch, AttentionLayer, Reach, Rotation
+from kvtrove.attention.paged import paged_side, shape_of
+from kvtrove.kernels.attention import (
+    AttentionKernel,
+    PagedBatch,
+    PagedLayer,
+    PagedShape,
+    PagedSide,
+    paged_batch,
+    paged_layer,
+)
+from kvtrove.kernels.linear import PackedWeights
+from kvtrove.kv.formats.dense import Dense
+from kvtrove.kv.formats.layout import block_slots
+from kvtrove.kv.formats.lowrank import LowRank
+from kvtrove.kv.retention import Retention, live_blocks
+from kvtrove.kv.spec import Codec, KVFormat, Side
+
+MAX_TOKENS = 1 << 12
+"""Tokens of several sequences that are expanded together; one sequence alone may have more."""
+PIECE = 512
+"""Tokens whose coefficients, products and rotated keys stay in the caches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Tokens that are expanded together. slots: int64 [n], of the pool. batch: writes them into the scratch."""
+
+    span: slice
+    slots: Tensor
+    batch: PagedBatch
+
+
+@dataclass(frozen=True, eq=False)
+class Expansion:
+    """Consecutive sequences of a step, and the blocks that they read, one after the other in a scratch.
+
+    rows: their tokens in the step. batch: of these, with tables of the scratch. positions: int64 [n * block_size], of
+    all tokens in it.
+    """
+
+    rows: slice
+    batch: PagedBatch
+    positions: Tensor
+    pieces: tuple[Piece, ...]
+    block_size: int
+    _planes: dict[tuple[Side, torch.dtype, int, int], Tensor] = field(default_factory=dict)
+    _layers: dict[tuple[PagedShape, torch.dtype, int, int], PagedLayer] = field(default_factory=dict)
+    _angles: dict[tuple[Rotation, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, batch: AttentionBatch, sequences: range, blocks: list[NDArray[np.int64]], group: int, size: int
+    ) -> Expansion:
+        """blocks: indices of those that each of the sequences reads."""
+        starts = [batch.start[s] for s in sequences]
+        rows = slice(batch.query_start[sequences.start], batch.query_start[sequences.stop])
+        query_start = [batch.query_start[s] - rows.start for s in range(sequences.start, sequences.stop + 1)]
+        table = np.full((len(sequences), max(int(b.max(initial=0)) for b in blocks) + 1), -1, np.int32)
+        held, at = batch.groups[group].block_table, 0
+        ids = torch.cat([held[s][torch.from_numpy(b)] for s, b in zip(sequences, blocks, strict=True)]).long()
+        for row, indices in zip(table, blocks, strict=True):
+            row[indices] = np.arange(at, at + len(indices))
+            at += len(indices)
+        places = torch.arange(at * size)
+        slots, positions = (block_slots(x, size) for x in (ids, torch.from_numpy(np.concatenate(blocks))))
+        spans = (slice(i, min(i + PIECE, at * size)) for i in range(0, at * size, PIECE))
+        whole = np.arange(max(at, 1), dtype=np.int32)[None]
+        pieces = tuple(
+            Piece(
+                span,
+                slots[span],
+                paged_batch([0, span.stop - span.start], [span.start], whole, places[span].numpy()),
+            )
+            for span in spans
+        )
+        reads = paged_batch(query_start, starts, table, np.zeros(query_start[-1], np.int64))
+        return cls(rows, reads, positions, pieces, size)
+
+    def into(
+        self, layer: AttentionLayer, expander: Expander, dtype: torch.dtype, rotate: Rotation | None
+    ) -> PagedLayer:
+        """The blocks as numbers of `dtype`, keys rotated; read until the next call."""
+        to = self._scratch(layer, dtype)
+        cos, sin = (None, None) if rotate is None else self._turns(rotate, dtype)
+        for piece in self.pieces:
+            k, v = expander.numbers(layer, piece.slots, dtype)
+            angles = None if cos is None or sin is None else (cos[piece.span], sin[piece.span])
+            expander.kernel.store(to, piece.batch, k, v, angles)
+        return to
+
+    def _turns(self, rotate: Rotation, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if (rotate, dtype) not in self._angles:
+            turned = rotate.at(self.positions)
+            self._angles[rotate, dtype] = turned.cos.to(dtype), turned.sin.to(dtype)
+        return self._angles[rotate, dtype]
+
+    def _scratch(self, layer: AttentionLayer, dtype: torch.dtype) -> PagedLayer:
+        key = shape_of(layer), dtype, layer.k_dim, layer.v_dim
+        if key not in self._layers:
+            k = self._dense("k", dtype, layer.kv_heads, layer.k_dim)
+            v = self._dense("v", dtype, layer.kv_heads, layer.v_dim)
+            self._layers[key] = paged_layer(k, v, key[0])
+        return self._layers[key]
+
+    def _dense(self, side: Side, dtype: torch.dtype, heads: int, dim: int) -> PagedSide:
+        codec, key = Dense(side, str(dtype).removeprefix("torch.")), (side, dtype, heads, dim)
+        if key not in self._planes:
+            [plane] = codec.planes(heads, dim, self.block_size)
+            blocks = max(1, len(self.positions) // self.block_size)
+            self._planes[key] = torch.empty(blocks, *plane.shape, dtype=dtype)
+        return paged_side(codec, dim, {"data": self._planes[key]})
+
+
+def expansions(
+    batch: AttentionBatch, group: int, rule: Retention, block_size: int, reach: Reach
+) -> Iterator[Expansion]:
+    """All sequences of a step, as many at a time as `MAX_TOKENS` allow."""
+    first, tokens = 0, 0
+    blocks: list[NDArray[np.int64]] = []
+    for s in range(len(batch.start)):
+        read = _blocks_read(batch, s, rule, block_size, reach.begin)
+        if blocks and tokens + len(read) * block_size > MAX_TOKENS:
+            yield Expansion.of(batch, range(first, s), blocks, group, block_size)
+            first, blocks, tokens = s, [], 0
+        blocks.append(read)
+        tokens += len(read) * block_size
+    if blocks:
+        yield Expansion.of(batch, range(first, len(batch.start)), blocks, group, block_size)
+
+
+def _blocks_read(batch: AttentionBatch, s: int, rule: Retention, size: int, begin: int) -> NDArray[np.int64]:
+    start = batch.start[s]
+    stop = start + batch.query_start[s + 1] - batch.query_start[s]
+    if stop == start:
+        return np.empty(0, np.int64)
+    older = (index for index in live_blocks(rule, start, size) if (index + 1) * size > begin)
+    return np.array(sorted({*older, *range(start // size, -(-stop // size))}), np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """Vectors of coefficients: a product for each group of heads, in bf16.
+
+    is_split: weights are two numbers of bf16 each, which hold 16 bits of them: for vectors in float32.
+    """
+
+    products: tuple[PackedWeights, ...]
+    is_split: bool
+
+    @classmethod
+    def of(cls, codec: LowRank, heads: int, is_split: bool, isa: str) -> Basis:
+        products = []
+        for matrix in codec.expansion(torch.empty(0, heads, 0)):
+            high = matrix.bfloat16()
+            matrix = torch.cat([high.float(), matrix - high.float()], 1) if is_split else matrix
+            products.append(PackedWeights(matrix.shape[0], matrix.shape[1], isa=isa))
+            products[-1].fill(0, matrix.contiguous())
+        return cls(tuple(products), is_split)
+
+    def vectors(self, coefficients: Tensor, dtype: torch.dtype) -> Tensor:
+        """[n, heads, dim] of coefficients float32 [heads, n, rank]."""
+        heads, n, rank = coefficients.shape
+        groups = len(self.products)
+        grouped = coefficients.new_empty(groups, n, heads // groups, rank, dtype=dtype)
+        grouped.copy_(coefficients.view(groups, -1, n, rank).transpose(1, 2))
+        rows = grouped.flatten(2)
+        rows = torch.cat([rows, rows], 2) if self.is_split else rows
+        if groups == 1:
+            return self.products[0].multiply(rows[0]).view(n, heads, -1)
+        found = rows.new_empty(n, groups, self.products[0].outputs)
+        for group, product in enumerate(self.products):
+            found[:, group] = product.multiply(rows[group])
+        return found.view(n, heads, -1)
+
+
+class Expander:
+    """Reads the tokens of layers that store coefficients.
+
+    paged: a layer as kernels know it, its pool of coefficients. isa: as for `kernels.isa`.
+    """
+
+    def __init__(self, kernel: AttentionKernel, isa: str, paged: Callable[[AttentionLayer], PagedLayer]) -> None:
+        self.kernel, self.isa, self.paged = kernel, isa, paged
+        self._bases: dict[tuple[LowRank, int, bool], Basis] = {}
+
+    def numbers(self, layer: AttentionLayer, slots: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys, as they were before their rotation if they are stored so, and values: [n, kv_heads, dim] in `dtype`."""
+        sides = (True, layer.format.k, layer.k_dim), (False, layer.format.v, layer.v_dim)
+        k, v = (self._numbers(layer, *side, slots, dtype) for side in sides)
+        return k, v
+
+    def _numbers(
+        self, layer: AttentionLayer, keys: bool, codec: Codec | None, dim: int, slots: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        heads, n, stored = layer.kv_heads, len(slots), codec.rank if isinstance(codec, LowRank) else dim
+        x = self.kernel.read(self.paged(layer), keys, slots, torch.empty(heads, n, stored))
+        if not isinstance(codec, LowRank):
+            return x.new_empty(n, heads, dim, dtype=dtype).copy_(x.transpose(0, 1))
+        key = codec, heads, dtype == torch.float32
+        if key not in self._bases:
+            self._bases[key] = Basis.of(*key, self.isa)
+        return self._bases[key].vectors(x, dtype)
+
+
+def is_low_rank(stored: KVFormat) -> bool:
+    return any(isinstance(codec, LowRank) for codec in stored.sides)
+
+
+def reasons_against_low_rank(layer: AttentionLayer) -> list[str]:
+    """Why such a layer is not expanded."""
+    reasons = []
+    if layer.format.whole_block:
+        reasons.append("lowrank beside a format of whole blocks has no CPU kernel")
+    if layer.first is not None and is_low_rank(layer.first.format):
+        reasons.append("first tokens in lowrank have no CPU kernel")
+    if layer.format.select or layer.cells:
+        reasons.append("lowrank has no CPU kernel where heads or queries read some blocks of all")
+    return reasons
