@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBatch, AttentionLayer, Reach, Rotation
-from kvtrove.attention.paged import paged_side, shape_of
+from kvtrove.attention.paged import shape_of
 from kvtrove.kernels.attention import (
     AttentionKernel,
     PagedBatch,
@@ -29,43 +29,33 @@ from kvtrove.kernels.attention import (
     paged_layer,
 )
 from kvtrove.kernels.linear import PackedWeights
-from kvtrove.kv.formats.dense import Dense
 from kvtrove.kv.formats.layout import block_slots
 from kvtrove.kv.formats.lowrank import LowRank
 from kvtrove.kv.retention import Retention, live_blocks
 from kvtrove.kv.spec import Codec, KVFormat, Side
 
+SIDES: tuple[Side, Side] = ("k", "v")
 MAX_TOKENS = 1 << 12
 """Tokens of several sequences that are expanded together; one sequence alone may have more."""
-PIECE = 512
+PIECE = 1024
 """Tokens whose coefficients, products and rotated keys stay in the caches."""
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
-    """Tokens that are expanded together. slots: int64 [n], of the pool. batch: writes them into the scratch."""
-
-    span: slice
-    slots: Tensor
-    batch: PagedBatch
-
-
-@dataclass(frozen=True, eq=False)
 class Expansion:
-    """Consecutive sequences of a step, and the blocks that they read, one after the other in a scratch.
+    """Consecutive sequences of a step, and the n blocks that they read, one after the other in a scratch.
 
-    rows: their tokens in the step. batch: of these, with tables of the scratch. positions: int64 [n * block_size], of
-    all tokens in it.
+    rows: their tokens in the step. batch: of these, with tables of the scratch. slots, positions: int64
+    [n, block_size], of the tokens in the pool.
     """
 
     rows: slice
     batch: PagedBatch
+    slots: Tensor
     positions: Tensor
-    pieces: tuple[Piece, ...]
-    block_size: int
     _planes: dict[tuple[Side, torch.dtype, int, int], Tensor] = field(default_factory=dict)
     _layers: dict[tuple[PagedShape, torch.dtype, int, int], PagedLayer] = field(default_factory=dict)
-    _angles: dict[tuple[Rotation, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _turns: dict[Rotation, list[Rotation]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -81,54 +71,52 @@ class Expansion:
         for row, indices in zip(table, blocks, strict=True):
             row[indices] = np.arange(at, at + len(indices))
             at += len(indices)
-        places = torch.arange(at * size)
-        slots, positions = (block_slots(x, size) for x in (ids, torch.from_numpy(np.concatenate(blocks))))
-        spans = (slice(i, min(i + PIECE, at * size)) for i in range(0, at * size, PIECE))
-        whole = np.arange(max(at, 1), dtype=np.int32)[None]
-        pieces = tuple(
-            Piece(
-                span,
-                slots[span],
-                paged_batch([0, span.stop - span.start], [span.start], whole, places[span].numpy()),
-            )
-            for span in spans
-        )
+        numbers = torch.from_numpy(np.concatenate(blocks))
+        slots, positions = (block_slots(x, size).view(-1, size) for x in (ids, numbers))
         reads = paged_batch(query_start, starts, table, np.zeros(query_start[-1], np.int64))
-        return cls(rows, reads, positions, pieces, size)
+        return cls(rows, reads, slots, positions)
 
     def into(
         self, layer: AttentionLayer, expander: Expander, dtype: torch.dtype, rotate: Rotation | None
     ) -> PagedLayer:
         """The blocks as numbers of `dtype`, keys rotated; read until the next call."""
         to = self._scratch(layer, dtype)
-        cos, sin = (None, None) if rotate is None else self._turns(rotate, dtype)
-        for piece in self.pieces:
-            k, v = expander.numbers(layer, piece.slots, dtype)
-            angles = None if cos is None or sin is None else (cos[piece.span], sin[piece.span])
-            expander.kernel.store(to, piece.batch, k, v, angles)
+        keys, values = (self._plane(side, dtype, layer) for side in SIDES)
+        for i, piece in enumerate(self._pieces()):
+            k, v = expander.numbers(layer, self.slots[piece].flatten(), dtype)
+            k = k if rotate is None else self._turned(rotate)[i](k)
+            for x, plane in ((k, keys), (v, values)):
+                plane[piece] = x.unflatten(0, (-1, layer.block_size)).transpose(1, 2)
         return to
 
-    def _turns(self, rotate: Rotation, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        if (rotate, dtype) not in self._angles:
-            turned = rotate.at(self.positions)
-            self._angles[rotate, dtype] = turned.cos.to(dtype), turned.sin.to(dtype)
-        return self._angles[rotate, dtype]
+    def _pieces(self) -> list[slice]:
+        blocks, size = self.slots.shape
+        step = max(1, PIECE // size)
+        return [slice(at, min(at + step, blocks)) for at in range(0, blocks, step)]
+
+    def _turned(self, rotate: Rotation) -> list[Rotation]:
+        """The rotation of each piece."""
+        if rotate not in self._turns:
+            self._turns[rotate] = [rotate.at(self.positions[piece].flatten()) for piece in self._pieces()]
+        return self._turns[rotate]
 
     def _scratch(self, layer: AttentionLayer, dtype: torch.dtype) -> PagedLayer:
         key = shape_of(layer), dtype, layer.k_dim, layer.v_dim
         if key not in self._layers:
-            k = self._dense("k", dtype, layer.kv_heads, layer.k_dim)
-            v = self._dense("v", dtype, layer.kv_heads, layer.v_dim)
+            name, dims = str(dtype).removeprefix("torch."), (layer.k_dim, layer.v_dim)
+            k, v = (
+                PagedSide(name, False, dim, self._plane(side, dtype, layer))
+                for side, dim in zip(SIDES, dims, strict=True)
+            )
             self._layers[key] = paged_layer(k, v, key[0])
         return self._layers[key]
 
-    def _dense(self, side: Side, dtype: torch.dtype, heads: int, dim: int) -> PagedSide:
-        codec, key = Dense(side, str(dtype).removeprefix("torch.")), (side, dtype, heads, dim)
+    def _plane(self, side: Side, dtype: torch.dtype, layer: AttentionLayer) -> Tensor:
+        key = side, dtype, layer.kv_heads, layer.k_dim if side == "k" else layer.v_dim
         if key not in self._planes:
-            [plane] = codec.planes(heads, dim, self.block_size)
-            blocks = max(1, len(self.positions) // self.block_size)
-            self._planes[key] = torch.empty(blocks, *plane.shape, dtype=dtype)
-        return paged_side(codec, dim, {"data": self._planes[key]})
+            blocks, size = self.slots.shape
+            self._planes[key] = torch.empty(max(1, blocks), key[2], size, key[3], dtype=dtype)
+        return self._planes[key]
 
 
 def expansions(
