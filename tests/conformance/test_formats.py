@@ -41,7 +41,7 @@ RECIPES = [
     *(word for word in examples() if "FILE" not in word),
     *("kivi=4", "k=int8+v=int4r", "k=fp16+v=fp8", "k=kivi=2+v=int8", "k=int4r+v=kivi=4"),
     *("oscar=CALIBRATION", "k=oscar=CALIBRATION+v=int8"),
-    *("lowrank=0.75@CALIBRATION", "lowrank=20,int8@CALIBRATION", "k=lowrank=0.5@CALIBRATION+v=kivi=2"),
+    *("lowrank=0.75@CALIBRATION", "lowrank=24,int8@CALIBRATION", "k=lowrank=0.5@CALIBRATION+v=kivi=2"),
     *(
         "layers=0:quest=48+int8",
         "layers=0:doublesparsity=1/2@CALIBRATION+int8",
@@ -53,7 +53,7 @@ RECIPES = [
         "window=20+int8",
     ),
     *("first=32:fp16+int8", "first=16:fp32+oscar=CALIBRATION", "first=32:int8+k=int8+v=kivi=2"),
-    *("first=32:fp32+sinks=3+window=21+int4r", "first=16:fp32+lowrank=20,int8@CALIBRATION"),
+    *("first=32:fp32+sinks=3+window=21+int4r", "first=16:fp32+lowrank=16,int8@CALIBRATION"),
 ]
 Kept = tuple[Retention, int | None, tuple[int, int] | None]
 LAYERS: list[Kept] = [(Full(), None, None), (SlidingWindow(23), None, None), (Full(), 0, None)]

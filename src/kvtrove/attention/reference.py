@@ -183,7 +183,7 @@ def _gather(layer: AttentionLayer, tile: Tile, plan: ReferencePlan) -> tuple[Ten
 
 def _turned(k: Tensor, positions: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> Tensor:
     """k [T, kv_heads, k_dim], rotated for its positions int64 [T] where it is stored before its rotation."""
-    rotate = plan.unturned.get(layer.storage)
+    rotate = plan.unturned.get(layer.storage) if layer.format.rope == "pre" else None
     return k if rotate is None else rotate.at(positions)(k)
 
 

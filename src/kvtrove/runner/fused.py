@@ -15,7 +15,8 @@ from itertools import pairwise
 from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation
-from kvtrove.attention.cpu import CpuBackend, CpuPlan
+from kvtrove.attention.cpu import CpuBackend, is_one_read
+from kvtrove.attention.cpu_plan import CpuPlan
 from kvtrove.kernels.decoder import DecoderKernel, LayerCall, ranges
 from kvtrove.models.decoder import Model
 
@@ -63,11 +64,6 @@ class FusedLayers:
         stop, kernel = self._runs[first]
         batches = [plan.group(index) for index in range(len(plan.batch.groups))]
         return stop, kernel(x, projected, batches, [(rotate.cos, rotate.sin) for rotate in rotations])
-
-
-def is_one_read(layer: AttentionLayer) -> bool:
-    """Whether queries read all their keys in one storage."""
-    return not layer.format.whole_block and layer.first is None
 
 
 def _cut(found: Iterable[tuple[int, int]], borders: Collection[int]) -> Iterator[tuple[int, int]]:

@@ -210,13 +210,13 @@ def test_memory_of_calls_is_reused() -> None:
 def test_reasons_name_layer_and_what_is_missing() -> None:
     layer, backend = Case([(0, 1)], Full(), Shape()).layer, CpuBackend()
     assert backend.reasons_against(layer, "cpu") == []
-    odd = replace(layer, index=3, num_heads=5, k_dim=20, v_dim=20, format=KVFormat(Unrotated("k", "float32"), None))
+    odd = replace(layer, index=3, num_heads=5, k_dim=20, v_dim=20, format=KVFormat(None, Unrotated("v", "float32")))
     assert backend.reasons_against(odd, "cuda:0") == [
         "layer 3: its cache is on cuda:0",
         "layer 3: 5 heads cannot share 2 kv_heads evenly",
-        "layer 3: format float32 has no CPU kernel",
-        "layer 3: head_dim 20 is not a multiple of 8 up to 512",
         "layer 3: a side that lies in the other one has no CPU kernel",
+        "layer 3: head_dim 20 is not a multiple of 8 up to 1024",
+        "layer 3: format float32 has no CPU kernel",
     ]
 
 

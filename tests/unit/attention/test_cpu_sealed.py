@@ -18,6 +18,7 @@ from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.recipe import recipe
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SinksAndWindow, SlidingWindow
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
+from kvtrove.models.layers.rope import RotaryEmbedding
 from tests.steps import attention_layer
 from tests.unit.attention.tolerances import tolerance
 
@@ -40,11 +41,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     return found
 
 
-def answers(words: str, backend: AttentionBackend, dim: int, rule: Retention, dtype: str = "float32") -> Tensor:
+def answers(
+    words: str, backend: AttentionBackend, dim: int, rule: Retention, dtype: str = "float32", rope: bool = False
+) -> Tensor:
     """Of all steps, over an arena that is NaN wherever nothing was written."""
     torch.manual_seed(1)
     spec = recipe(words)(KVCacheSpec((LayerKV(0, KV_HEADS, dim, dim, dense(dtype), rule),), BLOCK, dtype))
-    arena = Arena(spec, 24, num_seats=3)
+    arena = Arena(spec, 24 * len(spec.groups), num_seats=3)
     arena.rows.fill_(0xFF), arena.seats.fill_(0xFF)
     layer = attention_layer(spec, arena, spec.layers[0], HEADS)
     table = torch.full((3, 12), -1, dtype=torch.int32)
@@ -55,11 +58,16 @@ def answers(words: str, backend: AttentionBackend, dim: int, rule: Retention, dt
         positions = [range(start, start + new) for start, new in step]
         slots = [int(table[s, p // BLOCK]) * BLOCK + p % BLOCK for s, span in enumerate(positions) for p in span]
         completed = [(s, b) for s, (at, new) in enumerate(step) for b in range(at // BLOCK, (at + new) // BLOCK)]
-        tables = (GroupTables(torch.tensor(slots), table),)
+        tables = tuple(
+            GroupTables(torch.tensor(slots) + 24 * BLOCK * i, torch.where(table < 0, -1, table + 24 * i))
+            for i in range(len(spec.groups))
+        )
         plan = backend.plan(AttentionBatch(ends, [at for at, _ in step], tables, [0, 1, 2], completed))
         q = torch.randn(ends[-1], HEADS, dim).to(getattr(torch, dtype))
         k, v = torch.randn(2, ends[-1], KV_HEADS, dim).to(getattr(torch, dtype))
-        found.append(backend.run(q, k, v, layer, plan))
+        at = torch.tensor([p for span in positions for p in span])
+        turn = RotaryEmbedding(100.0 ** -(torch.arange(0, dim, 2) / dim)).at(at, q.dtype) if rope else None
+        found.append(backend.run(q, k, v, layer, plan, turn))
     return torch.cat(found).float()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvtrove import kernels
-from kvtrove.attention.cpu import paged_side
+from kvtrove.attention.paged import paged_side
 from kvtrove.kernels.attention import (
     AttentionKernel,
     PagedBatch,

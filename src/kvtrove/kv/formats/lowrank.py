@@ -66,11 +66,17 @@ class LowRank(TokenCodec):
     def decode(self, view: Planes, rows: Tensor) -> Tensor:
         """float32."""
         coefficients = self.inner.decode(view, rows).float()
-        basis, weights = self._basis(coefficients)
-        tokens, heads, _ = coefficients.shape
-        grouped = coefficients.reshape(tokens, *basis.shape[::2]).transpose(0, 1)  # [groups, tokens, kept]
-        x: Tensor = (grouped @ basis.transpose(1, 2)).transpose(0, 1).flatten(1) / weights
-        return x.reshape(tokens, heads, -1)
+        matrices = self.expansion(coefficients)
+        grouped = coefficients.reshape(len(coefficients), *matrices.shape[::2]).transpose(
+            0, 1
+        )  # [groups, tokens, kept]
+        x: Tensor = (grouped @ matrices.transpose(1, 2)).transpose(0, 1)  # [tokens, groups, n]
+        return x.reshape(len(coefficients), coefficients.shape[1], -1)
+
+    def expansion(self, like: Tensor) -> Tensor:
+        """float32 [groups, n, kept]: what makes vectors of the heads of a group out of their coefficients."""
+        basis, weights = self._basis(like)
+        return basis / weights.view(*basis.shape[:2], 1)
 
     def _basis(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """float32 [groups, n, kept] and the weights [groups * n], on the device of `like` [T, heads, elements]."""

@@ -11,7 +11,12 @@ namespace {
 template <class T>
 void collect(const Place& from, int dim, T* to) {
     const auto* data = reinterpret_cast<const T*>(from.data);
-    for (int d = 0; d < dim; ++d) to[d] = data[d / from.pack * from.stride + d % from.pack];
+    if (from.pack == 1) {
+        for (int d = 0; d < dim; ++d) to[d] = data[d * from.stride];
+        return;
+    }
+    for (int d = 0; d < dim; d += from.pack, data += from.stride)
+        for (int i = 0; i < from.pack; ++i) to[d + i] = data[i];
 }
 
 float float_of_float8(std::uint8_t x) {
