@@ -5,7 +5,8 @@
 
 One engine for each recipe, with the same random weights; every round takes a step of each, so that what else the
 machine does meets all of them. The medians are compared. --apart: one engine after the other, where memory does not
-hold all of them.
+hold all of them. Processor time leaves out what other processes took; with one thread (OMP_NUM_THREADS=1) it is what a
+step takes on a machine of its own.
 """
 
 from __future__ import annotations
@@ -40,13 +41,23 @@ def decoding(args: argparse.Namespace, recipe: str) -> Engine:
     return engine
 
 
-def steps(engines: dict[str, Engine], rounds: int) -> Iterator[tuple[str, float]]:
-    """Recipe and seconds of each step."""
+def steps(engines: dict[str, Engine], rounds: int) -> Iterator[tuple[str, float, float]]:
+    """Recipe, seconds and processor seconds of each step."""
     for _ in range(rounds):
         for recipe, engine in engines.items():
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             engine.step()
-            yield recipe, time.perf_counter() - start
+            yield recipe, time.perf_counter() - start, time.process_time() - busy
+
+
+def summary(recipe: str, taken: list[float], worked: list[float], first: float) -> str:
+    """One line in milliseconds. first: the median of the recipe that others are compared with."""
+    times = [1e3 * seconds for seconds in (median(taken), min(taken), median(worked), min(worked))]
+    middle, least, busy, least_busy = times
+    return (
+        f"{recipe:16} {middle:8.1f} ms {middle / first / 1e3:5.2f}  least {least:8.1f}  "
+        f"processor {busy:8.1f}  least {least_busy:8.1f}"
+    )
 
 
 def main() -> None:
@@ -61,17 +72,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     taken: dict[str, list[float]] = {recipe: [] for recipe in args.cache}
+    worked: dict[str, list[float]] = {recipe: [] for recipe in args.cache}
+    isa = kernels.isa(Environment.read().isa)
+    print(f"{isa}, {kernels.threads()} threads, {args.batch} x {args.context}, weights {args.weights}", flush=True)
     for together in ([recipe] for recipe in args.cache) if args.apart else [args.cache]:
-        for recipe, seconds in steps({recipe: decoding(args, recipe) for recipe in together}, args.rounds):
+        for recipe, seconds, busy in steps({recipe: decoding(args, recipe) for recipe in together}, args.rounds):
             taken[recipe].append(seconds)
-    isa, first = kernels.isa(Environment.read().isa), median(taken[args.cache[0]])
-    print(f"{isa}, {kernels.threads()} threads, {args.batch} x {args.context}, weights {args.weights}")
-    for recipe, seconds in taken.items():
-        middle, least = median(seconds) * 1e3, min(seconds) * 1e3
-        print(f"{recipe:16} {middle:8.1f} ms {middle / first / 1e3:5.2f}  least {least:8.1f}")
+            worked[recipe].append(busy)
+        for recipe in together:
+            print(summary(recipe, taken[recipe], worked[recipe], median(taken[args.cache[0]])), flush=True)
     if args.json:
         shape = {"isa": isa, "threads": kernels.threads(), "batch": args.batch, "context": args.context}
-        report = shape | {"weights": args.weights, "config": args.config, "seconds": taken}
+        report = shape | {"weights": args.weights, "config": args.config, "seconds": taken, "processor_seconds": worked}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
