@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBatch, AttentionLayer
+from kvtrove.attention.cells import CellsPlan
 from kvtrove.attention.own_block import OwnBlocks
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.codec import TokenCodec
@@ -18,6 +20,7 @@ from kvtrove.kv.rows import RowOp
 from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV, Planes
 from kvtrove.kv.tiers.store import BlockStore
 from kvtrove.runner.batch import build_batch
+from kvtrove.runner.gather import Gatherer, Turn
 from kvtrove.runner.rows import Rows
 from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
 
@@ -71,8 +74,12 @@ def echo_state(tokens: Iterable[int], before: Sequence[int] = (0, 0)) -> list[in
 class StepRunner:
     """Executes steps on an arena without a model."""
 
-    def __init__(self, spec: KVCacheSpec, arena: Arena, store: BlockStore | None = None) -> None:
-        self.spec, self.arena, self.rows = spec, arena, Rows(arena, store)
+    def __init__(
+        self, spec: KVCacheSpec, arena: Arena, store: BlockStore | None = None, turn: Turn | None = None
+    ) -> None:
+        """turn: what moves keys of a layer to other positions; without, they are moved as they are."""
+        self.spec, self.arena, self.rows, self.turn = spec, arena, Rows(arena, store), turn
+        self.rows.gather = Gatherer(arena, turn)
 
     def execute(self, step: SchedulerOutput, values: Values) -> None:
         self.rows.execute(step.ops)
@@ -80,7 +87,7 @@ class StepRunner:
         if not sequences:
             return
         self._follow(sequences)
-        batch = build_batch(sequences, self.spec.block_size, "cpu").attention
+        batch = build_batch(sequences, self.spec.block_size, "cpu", self.arena).attention
         for layer in self.spec.layers:
             if layer.source is None:
                 spans = [range(s.start, s.start + len(s.tokens)) for s in sequences]
@@ -90,19 +97,19 @@ class StepRunner:
 
     def planes(self, layer: LayerKV, pending: Sequence[RowOp] = ()) -> tuple[Tensor, Tensor]:
         """K and V of every row, [num_blocks, block_size, kv_heads, head_dim], as if `pending` had been executed."""
-        arena = self._after(pending)
+        arena = self.after(pending)
         found = self.spec.storage(layer.layer).format.decode(arena.views(layer.layer), torch.arange(arena.num_blocks))
         k, v = (plane.view(arena.num_blocks, self.spec.block_size, *plane.shape[1:]) for plane in found)
         return k, v
 
     def tails(self, layer: LayerKV, pending: Sequence[RowOp] = ()) -> tuple[Tensor, Tensor] | None:
         """K and V of every seat, [num_seats, block_size, kv_heads, head_dim]; None where the layer needs none."""
-        tails = self._after(pending).tails(layer.layer)
+        tails = self.after(pending).tails(layer.layer)
         return (tails["k"], tails["v"]) if tails else None
 
     def states(self, pending: Sequence[RowOp] = ()) -> Tensor:
         """Echo states of every seat, int32 [num_seats, 40, 2], as if `pending` had been executed."""
-        [state] = self._after(pending).states.values()
+        [state] = self.after(pending).states.values()
         return state["echo"]
 
     def _follow(self, sequences: Sequence[ScheduledSequence]) -> None:
@@ -113,24 +120,36 @@ class StepRunner:
                 value = echo_state(s.tokens, state["echo"][s.seat][0].tolist())
                 state["echo"][s.seat] = torch.tensor(value, dtype=torch.int32)
 
-    def _after(self, pending: Sequence[RowOp]) -> Arena:
+    def after(self, pending: Sequence[RowOp]) -> Arena:
+        """The arena as if `pending` had been executed."""
         if not pending:
             return self.arena
         arena = Arena(self.spec, self.arena.num_blocks, num_seats=len(self.arena.seats))
         arena.rows.copy_(self.arena.rows)
         arena.seats.copy_(self.arena.seats)
-        Rows(arena).execute(pending)
+        rows = Rows(arena)
+        rows.gather = Gatherer(arena, self.turn)
+        rows.execute(pending)
         return arena
 
     def _store(self, layer: LayerKV, batch: AttentionBatch, k: Tensor, v: Tensor) -> None:
         tables = batch.groups[self.spec.group_of[layer.layer]]
         held = tables.slots >= 0
         assert isinstance(layer.retention, Beginning) or held.all(), "a token is computed where no block is held"
-        if layer.format.whole_block:
+        if self.spec.cells:
+            plan = CellsPlan(batch, self.spec.block_size, self.spec.cells)
+            own_heads = plan.of(attention_layer(self.spec, self.arena, layer, layer.heads), SimpleNamespace(plan=_same))
+            k, v = (x.transpose(0, 1).flatten(0, 1)[:, None] for x in (k, v))
+            layer.format.encode(k, v, self.arena.views(layer.layer), own_heads.groups[0].slots)
+        elif layer.format.whole_block:
             own = OwnBlocks.of(batch, self.spec.block_size, tables.slots.device)
             own.write(k, v, attention_layer(self.spec, self.arena, layer, layer.heads))
         else:
             layer.format.encode(k[held], v[held], self.arena.views(layer.layer), tables.slots[held])
+
+
+def _same(batch: AttentionBatch) -> AttentionBatch:
+    return batch
 
 
 def attention_layer(spec: KVCacheSpec, arena: Arena, layer: LayerKV, num_heads: int) -> AttentionLayer:
@@ -152,6 +171,8 @@ def attention_layer(spec: KVCacheSpec, arena: Arena, layer: LayerKV, num_heads: 
         storage=storage.layer,
         is_shared=any(other.source == layer.layer for other in spec.layers),
         tails=arena.tails(layer.layer),
+        cells=spec.cells,
+        cell=spec.cell_of[layer.layer],
     )
     if storage.first is None:
         return plain

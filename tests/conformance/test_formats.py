@@ -44,6 +44,7 @@ RECIPES = [
     *("lowrank=0.75@CALIBRATION", "lowrank=24,int8@CALIBRATION", "k=lowrank=0.5@CALIBRATION+v=kivi=2"),
     *(
         "layers=0:quest=48+int8",
+        "layers=0:doublesparsity=1/2@CALIBRATION+int8",
         "layers=0:int8+kivi=2",
         "sinks=3+window=21+int4r",
         "chunk=24+kivi=2",
@@ -213,13 +214,15 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> str:
     names = [f"{side}.{layer}" for side in "kv" for layer in range(len(LAYERS))]
     rotations = {name: rotation(x @ x.T) for name, x in zip(names, moments, strict=True)}
     bases = {f"{name}.basis": torch.linalg.qr(torch.randn(1, N, N)).Q for name in names}
-    write(rotations | bases | {f"{name}.weights": torch.rand(N) + 0.5 for name in names}, path)
+    weights = {f"{name}.weights": torch.rand(N) + 0.5 for name in names}
+    write(rotations | bases | weights | {"k.0.channels": torch.rand(KV_HEADS, DIM)}, path)
     return path
 
 
 @pytest.mark.parametrize("words", RECIPES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_history_shows(backend: str, words: str, calibration: str) -> None:
+def test_no_history_shows(backend: str, words: str, calibration: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvtrove.kv.selection.double_sparsity.LEAST_TOKENS", 2 * BLOCK)  # else it reads everything here
     words = words.replace("CALIBRATION", calibration)
     world = World(words, BACKENDS[backend])
     if reasons := world.reasons():

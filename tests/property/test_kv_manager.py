@@ -143,7 +143,7 @@ class KeepAny:
     def id(self) -> str:
         return f"any={self.share},{self.seed}"
 
-    def kept(self, held: int) -> int:
+    def kept(self, held: int, dropped: int = 0) -> int:
         return int(self.share * held)
 
     def places(self, held: int) -> list[int]:

@@ -63,7 +63,7 @@ def head_tables(
         later = np.where(later < 0, -1, later * cells + own)
         at = (np.cumsum(said) - said)[:, None]  # place of each head's first cell among the packed ones
         place = np.arange(width)
-        there = at + np.minimum(place, np.maximum(said[:, None], 1) - 1)
+        there = np.minimum(at + place, len(head) * cells - 1)  # beyond a head's own, of which it may have none: unused
         mine = head[there // cells] * cells + there % cells
         behind = np.clip(place - said[:, None], 0, max(0, later.shape[1] - 1))
         rest = np.take_along_axis(later, behind, 1) if later.shape[1] else np.full_like(mine, -1)

@@ -166,6 +166,20 @@ def test_a_sink_beside_one_part_of_the_keys_counts_once_in_both() -> None:
     torch.testing.assert_close(merge(parts), whole)
 
 
+def test_any_partition_of_the_keys_gives_the_full_softmax() -> None:
+    """Parts may be empty for a query, and keys in any order."""
+    torch.manual_seed(1)
+    q, k, v = torch.randn(3, 5, 16), torch.randn(3, 40, 16), torch.randn(3, 40, 8)
+    scores = q @ k.mT
+    scores[:, 0, 3:] = -torch.inf  # a query that reads three keys only
+    whole, full = scores.softmax(-1) @ v, scores.logsumexp(-1)
+    for parts in (1, 2, 3, 7, 40):
+        owner = torch.randperm(40) % parts
+        mixed = [softmax_mix(scores[..., owner == part], v[:, owner == part]) for part in range(parts)]
+        torch.testing.assert_close(merge(mixed), whole)
+        torch.testing.assert_close(torch.stack([lse for _, lse in mixed]).logsumexp(0), full)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 @pytest.mark.parametrize("retention", RETENTIONS, ids=str)
 def test_cuda(retention: Retention) -> None:

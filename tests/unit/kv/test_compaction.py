@@ -300,6 +300,12 @@ def test_unequal_heads_fill_their_rows_to_the_last_cell(stored: KVFormat) -> Non
             torch.testing.assert_close(now[:, 0], was[places, head], atol=4 * 2**-10, rtol=0)
 
 
+def test_the_last_head_may_keep_nothing() -> None:
+    """`kvzip` gives blocks to the best heads of all layers, wherever they are."""
+    table = np.array([[3, 5, 9]], np.int32)
+    assert head_tables(table, [np.array([2, 0], np.int32)], [2], 2)[:, 0, :3].tolist() == [[10, 11, 18], [19, -1, -1]]
+
+
 def test_windows_keep_their_tokens_in_bf16() -> None:
     """Places beyond 256 are no bf16 numbers."""
     places = streaming(4, 1024).keep(Seen(torch.zeros(1028, 1, 8, dtype=torch.bfloat16)))

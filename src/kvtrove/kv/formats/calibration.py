@@ -64,9 +64,9 @@ class Calibration:
 
 
 def calibration_bytes(cache: KVCacheSpec) -> int:
-    """Of the calibrations that codecs of a cache read, each once."""
-    codecs = (codec for layer in cache.layers for codec in layer.format.sides)
-    found = {one.digest: one for codec in codecs if (one := getattr(codec, "calibration", None)) is not None}
+    """Of the calibrations that codecs and selectors of a cache read, each once."""
+    readers = (one for layer in cache.layers for one in (*layer.format.sides, layer.format.select))
+    found = {one.digest: one for reader in readers if (one := getattr(reader, "calibration", None)) is not None}
     return sum(one.nbytes for one in found.values())
 
 
