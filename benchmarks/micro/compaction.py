@@ -1,4 +1,4 @@
-"""What compacting a prompt takes beside computing it: CPU seconds of one thread, the two in turn, minima.
+"""What compacting a prompt takes beside computing it: CPU seconds of one thread, the two in turn, minima; and memory.
 
     python benchmarks/micro/compaction.py [--model demo | M1] [--layers 2] [--tokens 8192] [--cache keydiff=0.5 ...]
 
@@ -22,13 +22,14 @@ from random_model import SHAPES, write_random_model
 
 from kvtrove import LLM, SamplingParams
 from kvtrove.demo import demo_model_dir
+from kvtrove.plan.process import peak_bytes, reset_peak
 
 
-def measured(model: str, words: str, num_tokens: int, repeat: int) -> tuple[float, float]:
-    """Seconds of a prompt, and of its compaction."""
+def measured(model: str, words: str, num_tokens: int, repeat: int) -> tuple[float, float, float]:
+    """Seconds of a prompt, and of its compaction; most that the process held, as a share of what the ledger expects."""
     llm = LLM(
         model, cache=words, max_model_len=num_tokens + 64, max_num_seqs=4, enable_prefix_caching=False,
-        tokenizer=str(demo_model_dir()), seed=0, use_tqdm_on_load=False, kv="1GiB",
+        tokenizer=str(demo_model_dir()), seed=0, warm_up=True, use_tqdm_on_load=False, kv="64MiB",
     )  # fmt: skip
     gather, spent = llm.llm_engine.runner.rows.gather, [0.0]
 
@@ -41,12 +42,14 @@ def measured(model: str, words: str, num_tokens: int, repeat: int) -> tuple[floa
     prompt = [3 + i * 7919 % 4000 for i in range(num_tokens)]
     params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, detokenize=False)
     computing, compacting = [], []
+    reset_peak()
     for _ in range(repeat):
         start, spent[0] = time.thread_time(), 0.0
         llm.generate([prompt], params, use_tqdm=False)
         compacting.append(spent[0])
         computing.append(time.thread_time() - start - spent[0])
-    return min(computing), min(compacting)
+    ledger = llm.llm_engine.ledger
+    return min(computing), min(compacting), (peak_bytes() or 0) / ledger.peak if ledger else 0
 
 
 def main() -> None:
@@ -63,9 +66,10 @@ def main() -> None:
             shape = replace(SHAPES[given.model], layers=given.layers)
             model = str(write_random_model(Path(directory) / "model", shape, "bfloat16"))
         for words in given.cache:
-            computing, compacting = measured(model, words, given.tokens, given.repeat)
+            computing, compacting, held = measured(model, words, given.tokens, given.repeat)
             share = compacting / computing
-            print(f"{words:24} prefill {computing:7.2f} s   compaction {compacting * 1e3:7.1f} ms   {share:6.1%}")
+            took = f"prefill {computing:7.2f} s   compaction {compacting * 1e3:7.1f} ms   {share:6.1%}"
+            print(f"{words:24} {took}   held {held:.0%} of ledger")
 
 
 if __name__ == "__main__":
