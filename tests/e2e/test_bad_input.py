@@ -69,6 +69,20 @@ COMMAND_ROWS = {
     "no calibration": Row((*GENERATE, "--cache", "oscar=no.st"), r"cannot read the calibration 'no\.st': No such file"),
     "no rank": Row((*GENERATE, "--cache", "lowrank=0@no.st"), r"cache: cannot read the calibration 'no\.st'"),
     "no share": Row((*GENERATE, "--cache", "lowrank=2.5@no.st"), r"cache: lowrank=2\.5@no\.st needs a share of each"),
+    "no file for a rank": Row((*GENERATE, "--cache", "lowrank=0.5"), r"lowrank=0\.5 needs .*as lowrank=0\.5@FILE"),
+    "no file for rotations": Row(
+        (*GENERATE, "--cache", "oscar"), r"cache: oscar needs .* write oscar=FILE, .*kvtrove calibrate"
+    ),
+    "coefficients in nothing": Row((*GENERATE, "--cache", "lowrank=8,int9@f"), r"'int9' \(did you mean 'int8'\?\)"),
+    "no calibration file": Row((*GENERATE, "--cache", "oscar=/dev/null"), r"'/dev/null' is no complete calibration"),
+    "first tokens of nothing": Row(
+        (*GENERATE, "--cache", "first=0:bf16+int8"), r"first needs a whole number of at least 1"
+    ),
+    "first tokens cut a block": Row((*GENERATE, "--cache", "first=40:bf16+int8"), r"block size 32: write first=64"),
+    "first tokens in no format": Row(
+        (*GENERATE, "--cache", "first=64+int8"), r"first=64 names how tokens are stored, .* first=64:bf16"
+    ),
+    "first tokens as the rest": Row((*GENERATE, "--cache", "first=32:int8+int8"), r"no layer reads first tokens"),
     "budget of nothing": Row(("eval", "--fit-bits", "0"), r"fit_bits: 0 must be above 0, such as 4\.5"),
     "two budgets": Row(("eval", "--fit-bits", "4", "--max-kl", "1"), r"max_kl: give fit_bits or max_kl, not both"),
     "window of nothing": Row(("eval", "--cache", "window=0"), r"window needs a whole number of at least 1"),
@@ -207,6 +221,9 @@ def test_a_model_that_is_not_there(run: Callable[..., Any]) -> None:
         ({"tensor_parallel_size": 4}, r"unknown setting 'tensor_parallel_size'"),
         ({"dtype": "int8"}, r"dtype: 'int8' is not one of"),
         ({"max_num_seqs": 1.5}, r"max_num_seqs: 1\.5 must be a whole number"),
+        ({"cache": "lowrank=0.5@no.st"}, r"cache: cannot read the calibration 'no\.st': .*kvtrove calibrate"),
+        ({"cache": "oscar"}, r"cache: oscar needs a calibration: write oscar=FILE"),
+        ({"cache": "first=40:bf16+int8"}, r"no multiple of the block size 32: write first=64"),
         ({"kv_cache_memory_bytes": "5 bananas"}, r"kv: cannot read '5 bananas' as a size"),
     ],
 )

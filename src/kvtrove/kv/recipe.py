@@ -83,9 +83,8 @@ def _low_rank(side: Side, text: str, layer: LayerKV) -> LowRank:
             f"cache: lowrank={text} needs a share of each vector or a rank, and a calibration, such as "
             "lowrank=0.5@FILE, lowrank=32@FILE or, with coefficients as int8, lowrank=0.5,int8@FILE"
         )
-    dim = layer.k_dim if side == "k" else layer.v_dim
+    dim, codec = (layer.k_dim, layer.format.k) if side == "k" else (layer.v_dim, layer.format.v)
     rank = int(size) if share is None else max(1, round(share * dim))
-    codec = layer.format.k if side == "k" else layer.format.v
     if inner:
         plain = [word for word, known in FORMATS.items() if not known.argument]
         if (inner := _ALIASES.get(inner, inner)) not in plain:
@@ -302,8 +301,9 @@ def _part(part: str, text: str) -> _Part:
     if word in ("k", "v"):
         side, (word, value) = word, _split(value)
     word = _ALIASES.get(word, word)
-    if first and word not in FORMATS:
-        raise ConfigError(f"cache: {text!r}: first={first} names how tokens are stored, such as first={first}:bf16")
+    if word in SCOPES or (first and word not in FORMATS):
+        where = f"first={first}" if first else rest
+        raise ConfigError(f"cache: {text!r}: {where} names how tokens are stored, such as {where}:bf16")
     if word in FORMATS:
         FORMATS[word].make("k", value, _ANY) if FORMATS[word].argument else _no_value(value, word, text)
     elif word in RETENTIONS and not side:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation, StoringBackend
-from kvtrove.attention.cpu import CpuBackend, CpuTokens
+from kvtrove.attention.cpu import CpuBackend, CpuTokens, is_one_read
 from kvtrove.attention.reference import window_probabilities
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.spec import KVCacheSpec
@@ -152,7 +152,8 @@ class ModelRunner:
 
     def _tokens(self, layer: int) -> CpuTokens | None:
         backend = self.backends[self._at[layer]]
-        return CpuTokens(backend, self.layers[self._at[layer]]) if isinstance(backend, CpuBackend) else None
+        own = self.layers[self._at[layer]]
+        return CpuTokens(backend, own) if isinstance(backend, CpuBackend) and is_one_read(own) else None
 
     def _attention(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
         return window_probabilities(q, k, self.layers[self._at[layer]])

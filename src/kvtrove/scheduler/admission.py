@@ -67,7 +67,7 @@ class Admission:
                 passed_over.append(waiting.popleft())
                 continue
             needed = self.blocks(len(seq.tokens) - seq.kv.dropped) - match.num_shared_blocks
-            reserve = self.kv.num_groups * sum(s.request is not seq.request for s in running.values())
+            reserve = self.kv.spec.num_growing * sum(s.request is not seq.request for s in running.values())
             if needed + promised + reserve > self.kv.num_free_blocks:
                 break
             if seq.load is None and self._load(seq, self._to_load(seq, match)):
@@ -100,7 +100,7 @@ class Admission:
         if seq.load is not None or not self.kv.is_worth_loading(match, self.prefill_rate):
             return
         coming = 0 if self.kv.transfers is None else self.kv.transfers.num_coming
-        promised = sum(map(self._still_needed, running)) + self.kv.num_groups * len(running) + coming
+        promised = sum(map(self._still_needed, running)) + self.kv.spec.num_growing * len(running) + coming
         if len(match.stored) + promised <= self.kv.num_free_blocks // 2:
             self._load(seq, match)
 

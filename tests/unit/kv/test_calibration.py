@@ -70,7 +70,8 @@ def test_calibrating_measures_every_layer(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
     found = calibrate(str(demo_model_dir()), str(text), 200)
-    assert {name[:2] for name in found} == {"k.", "v."}
+    assert {name[:2] for name in found} == {"k.", "v.", "q."}
+    assert len({name.split(".")[1] for name in found}) == 4, "each of the demo model's layers"
     assert all(torch.isfinite(matrix).all() for matrix in found.values())
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvtrove.kv.formats.dense import ECHO
 from kvtrove.kv.retention import Full, SlidingWindow
+from kvtrove.kv.spec import First
 from kvtrove.request import RequestError, SamplingParams
 from kvtrove.scheduler.policies import share
 from kvtrove.scheduler.scheduler import SchedulerLimits
@@ -278,3 +282,18 @@ def test_shares_are_max_min_fair(budget, needs):
     if unsatisfied:
         assert max(unsatisfied) - min(unsatisfied) <= 1
         assert max(shares) <= min(unsatisfied) + 1  # nobody gets more than one who wants more
+
+
+def test_room_is_kept_for_what_still_grows():
+    """Two prompts of two blocks each, and one of first tokens, which never get more; a block for one to go on."""
+    stored = First(4, ECHO)
+    spec = replace(FULL, layers=tuple(replace(layer, first=stored) for layer in FULL.layers))
+    assert (len(spec.groups), spec.num_growing) == (2, 1)
+    engine = EchoEngine(spec, 7, SchedulerLimits(8, 64))
+    engine.add("a", range(8), SamplingParams(max_tokens=1))
+    engine.add("b", range(100, 108), SamplingParams(max_tokens=1))
+    engine.step()
+    assert engine.last_step == {"a": 8, "b": 8}
+    engine.run()
+    assert all(engine.outputs(name) == expected(engine, name) for name in engine.requests)
+    assert idle(engine)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kvtrove.config import ConfigError
 from kvtrove.kv.formats.calibration import Calibration, read_calibration
 from kvtrove.kv.formats.codec import TokenCodec
 from kvtrove.kv.formats.codes import dequantise, pack, quantise, unpack
@@ -101,5 +102,7 @@ def _product(x: Tensor, rotation: Tensor) -> Tensor:
 
 def oscar(side: Side, path: str, layer: LayerKV) -> Oscar:
     """ConfigError when the file is no calibration."""
+    if not path:
+        raise ConfigError("cache: oscar needs a calibration: write oscar=FILE, which `kvtrove calibrate MODEL` makes")
     calibration = read_calibration(path)
     return Oscar(side, name=f"{side}.{layer.layer}", digest=calibration.digest, calibration=calibration)
