@@ -34,6 +34,7 @@ from kvtrove.models.products import Products
 from kvtrove.models.spec import ModelSpec
 from kvtrove.plan.activations import StepLimits
 from kvtrove.plan.capacity import Capacity, readable
+from kvtrove.plan.gathering import gathering_bytes
 from kvtrove.plan.ledger import Ledger
 from kvtrove.plan.memory import available_bytes
 from kvtrove.plan.process import return_large_buffers
@@ -222,7 +223,8 @@ def _warmed_up(loaded: Loaded, settings: StartSettings) -> Loaded:
     if measured is None:
         log.warning("the warm-up could not be measured here; the plan stands as it was computed")
         return loaded
-    ledger = ledger.with_measured(measured.activations, measured.process)
+    gathering = gathering_bytes(runner.cache, runner.model.spec.num_heads, capacity.max_model_len)
+    ledger = ledger.with_measured(max(measured.activations, gathering), measured.process)
     settled, ledger = settle(capacity, ledger, runner.cache, settings)
     if settled != capacity:
         log.warning("a step takes more than planned, so the cache gets %d blocks", settled.num_blocks)

@@ -138,6 +138,7 @@ class KeepAny:
     contiguous: bool
 
     window = 0
+    reads_values = False
 
     @property
     def id(self) -> str:

@@ -203,16 +203,21 @@ class CpuTokens:
     backend: CpuBackend
     layer: AttentionLayer
 
-    def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values in slots int64 [n] as numbers, float32 [n, kv_heads, dim]."""
-        paged, shape = self.backend.paged(self.layer), (self.layer.kv_heads, len(slots))
-        sides = (True, self.layer.k_dim), (False, self.layer.v_dim)
-        read = (self.backend.kernel.read(paged, keys, slots, torch.empty(*shape, dim)) for keys, dim in sides)
-        return next(read).transpose(0, 1), next(read).transpose(0, 1)
+    def keys(self, slots: Tensor) -> Tensor:
+        """Keys in slots int64 [n] as numbers, float32 [n, kv_heads, k_dim]."""
+        return self._read(True, slots, self.layer.k_dim)
+
+    def values(self, slots: Tensor) -> Tensor:
+        """Values, float32 [n, kv_heads, v_dim]."""
+        return self._read(False, slots, self.layer.v_dim)
 
     def move(self, sources: Tensor, targets: Tensor) -> None:
         """Tokens of each kv head as they are stored, from slots int64 [kv_heads, n] to slots int64 [n]."""
         self.backend.kernel.move(self.backend.paged(self.layer), sources, targets)
+
+    def _read(self, keys: bool, slots: Tensor, dim: int) -> Tensor:
+        numbers = torch.empty(self.layer.kv_heads, len(slots), dim)
+        return self.backend.kernel.read(self.backend.paged(self.layer), keys, slots, numbers).transpose(0, 1)
 
 
 def _rows(x: Tensor) -> Tensor:

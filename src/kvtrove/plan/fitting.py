@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from kvtrove.config import EngineConfig
 from kvtrove.kv.formats.calibration import calibration_bytes
 from kvtrove.plan.activations import StepLimits, activation_bytes
+from kvtrove.plan.gathering import gathering_bytes
 from kvtrove.plan.kv import cache_of
 from kvtrove.plan.ledger import Ledger, reserve_bytes
 from kvtrove.plan.model import PlanModel
@@ -73,7 +74,8 @@ class Fitting:
             return self.wishes.measured_activation_bytes
         tokens = max(users, min(self.wishes.max_num_batched_tokens, users * context))
         limits = StepLimits(tokens, users, context)
-        return activation_bytes(self.model, limits, self.wishes.tensor_parallel, self.wishes.block_size)
+        step = activation_bytes(self.model, limits, self.wishes.tensor_parallel, self.wishes.block_size)
+        return max(step, gathering_bytes(self.cache, self.model.num_heads, context))
 
     def left_for_kv(self, users: int, context: int) -> int:
         """Bytes that weights, activations and reserve leave; negative by what is missing."""

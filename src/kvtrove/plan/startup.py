@@ -9,6 +9,7 @@ from kvtrove.kv.formats.calibration import calibration_bytes
 from kvtrove.kv.spec import KVCacheSpec
 from kvtrove.plan.activations import StepLimits, activation_bytes
 from kvtrove.plan.capacity import Capacity, default_kv_bytes, fit, max_tokens, readable
+from kvtrove.plan.gathering import gathering_bytes
 from kvtrove.plan.ledger import Ledger, reserve_bytes
 from kvtrove.plan.model import PlanModel
 
@@ -47,7 +48,7 @@ def plan_start(model: PlanModel, cache: KVCacheSpec, free: int, settings: StartS
     chunk, reserve = settings.max_num_batched_tokens, reserve_bytes(free)
     beside = calibration_bytes(cache)
     weights = model.weight_bytes + beside
-    seats, step = settings.seats(cache), _step_bytes(model, settings, min(context, chunk), None)
+    seats, step = settings.seats(cache), _step_bytes(model, cache, settings, min(context, chunk), None)
     _refuse_too_many_seats(cache, settings, free - weights - reserve - step)
     if settings.num_blocks is not None:
         num_blocks = settings.num_blocks
@@ -58,7 +59,7 @@ def plan_start(model: PlanModel, cache: KVCacheSpec, free: int, settings: StartS
         context = _context(model, cache, free - beside - reserve - seats, num_blocks, context, settings)
     capacity = fit(cache, num_blocks, context, chunk, required=settings.max_model_len is not None)
     kv = num_blocks * cache.block_bytes + seats
-    activations = _step_bytes(model, settings, capacity.max_model_len, num_blocks * cache.block_size)
+    activations = _step_bytes(model, cache, settings, capacity.max_model_len, num_blocks * cache.block_size)
     return capacity, Ledger(free, weights, kv, activations, reserve, seats=seats)
 
 
@@ -110,9 +111,11 @@ def _without(seats: int, cache: KVCacheSpec, settings: StartSettings) -> StartSe
     return replace(settings, kv=settings.kv - seats)
 
 
-def _step_bytes(model: PlanModel, settings: StartSettings, context: int, cached: int | None) -> int:
+def _step_bytes(model: PlanModel, cache: KVCacheSpec, settings: StartSettings, context: int, cached: int | None) -> int:
+    """Of the largest step, or of a compaction before it, if that is more."""
     tokens = settings.max_num_batched_tokens
-    return activation_bytes(model, StepLimits(tokens, settings.max_num_seqs, context, cached))
+    step = activation_bytes(model, StepLimits(tokens, settings.max_num_seqs, context, cached))
+    return max(step, gathering_bytes(cache, model.num_heads, context))
 
 
 def _kv_bytes(cache: KVCacheSpec, left: int, context: int, settings: StartSettings) -> int:
@@ -146,7 +149,7 @@ def _context(
     left = usable - model.weight_bytes - num_blocks * cache.block_bytes
 
     def works(length: int) -> bool:
-        return _step_bytes(model, settings, length, num_blocks * cache.block_size) <= left
+        return _step_bytes(model, cache, settings, length, num_blocks * cache.block_size) <= left
 
     longest = max_tokens(cache, num_blocks, context, settings.max_num_batched_tokens)
     if longest < 2 or works(longest):
@@ -156,7 +159,7 @@ def _context(
         middle = (low + high) // 2
         low, high = (middle, high) if works(middle) else (low, middle)
     if settings.max_model_len is not None:
-        needed = readable(_step_bytes(model, settings, context, None))
+        needed = readable(_step_bytes(model, cache, settings, context, None))
         raise ConfigError(
             f"max_model_len: a step over {context} tokens needs {needed} "
             f"beside weights and cache, {readable(max(1, left))} is free: --max-model-len {low} fits, or a smaller --kv"

@@ -27,7 +27,8 @@ Attention = Callable[[int, Tensor, Tensor], Tensor]
 class Tokens(Protocol):
     """What reads and moves single tokens of a layer without torch: `attention.cpu.CpuBackend`, of one layer."""
 
-    def read(self, slots: Tensor) -> tuple[Tensor, Tensor]: ...
+    def keys(self, slots: Tensor) -> Tensor: ...
+    def values(self, slots: Tensor) -> Tensor: ...
     def move(self, sources: Tensor, targets: Tensor) -> None: ...
 
 
@@ -59,18 +60,25 @@ class Gatherer:
             rows, targets = (self._ids(ids[group]) for ids in (op.sources, op.targets))
             places, to = (block_slots(ids, spec.block_size) for ids in (rows, targets))
             places = places[: op.num_tokens]
-            k, v = tokens.read(places) if tokens else layer.format.decode(view, rows)
-            k, v = k[: op.num_tokens], v[: op.num_tokens]
+            v: Tensor | None
+            if tokens:
+                k, v = tokens.keys(places), tokens.values(places) if op.compactor.reads_values else None
+            else:
+                k, v = (side[: op.num_tokens] for side in layer.format.decode(view, rows))
             keep = self._kept(op, layer.layer, self._seen(layer, k, v, op))
             to = to[: keep.shape[1]]
-            moves = op.compactor.contiguous and layer.format.rope == "post"
-            if tokens and not moves:
+            turns = op.compactor.contiguous and layer.format.rope == "post" and self.turn is not None
+            if tokens:
                 tokens.move(places[keep], to)
-                continue
-            kept_k, kept_v = _take(k, keep), _take(v, keep)
-            if moves and self.turn is not None:
+                if not turns:
+                    continue
+            kept_k = _take(k, keep)
+            if turns and self.turn is not None:
                 kept_k = self.turn(layer.layer, kept_k, torch.arange(len(to), device=keep.device)[:, None] - keep.T)
-            layer.format.encode(kept_k, kept_v, view, to)
+            if not tokens and v is not None:
+                layer.format.encode(kept_k, _take(v, keep), view, to)
+            elif layer.format.k is not None:
+                layer.format.k.encode(kept_k, side_view(view, "k"), to)
 
     def shift(self, op: Shift) -> None:
         """Values as they are stored; keys decoded, turned and encoded again."""
@@ -85,16 +93,19 @@ class Gatherer:
                 for ids, start in zip((rows, targets), op.start, strict=True)
             )
             taken = slice(op.start[0], op.start[0] + op.num_tokens)
-            k, v = tokens.read(source) if tokens else (side[taken] for side in layer.format.decode(view, rows))
-            turns = op.by != 0 and layer.format.rope == "post" and self.turn is not None
-            if turns and self.turn is not None:
-                k = self.turn(layer.layer, k, target.new_full(k.shape[:2], op.by))
+            turn = self.turn if op.by != 0 and layer.format.rope == "post" else None
+
+            def moved(k: Tensor, turn: Turn | None = turn, layer: int = layer.layer) -> Tensor:
+                return k if turn is None else turn(layer, k, k.new_full(k.shape[:2], op.by, dtype=torch.int64))
+
             if tokens:
+                k = tokens.keys(source) if turn is not None else None
                 tokens.move(source.expand(layer.heads, -1), target)
-            if not tokens:
-                layer.format.encode(k, v, view, target)
-            elif turns and layer.format.k is not None:
-                layer.format.k.encode(k, side_view(view, "k"), target)
+                if k is not None and layer.format.k is not None:
+                    layer.format.k.encode(moved(k), side_view(view, "k"), target)
+            else:
+                k, v = (side[taken] for side in layer.format.decode(view, rows))
+                layer.format.encode(moved(k), v, view, target)
             if layer.format.select:
                 layer.format.summarise(view, targets[: (op.start[1] + op.num_tokens) // spec.block_size])
 
@@ -117,7 +128,7 @@ class Gatherer:
                 k, v = read_values(self.arena, layer.layer, op.sources[spec.group_of[layer.layer]])
                 op.look(layer.layer, self._seen(layer, k[: op.num_tokens], v[: op.num_tokens], op))
 
-    def _seen(self, layer: LayerKV, k: Tensor, v: Tensor, op: Gather | Look) -> Seen:
+    def _seen(self, layer: LayerKV, k: Tensor, v: Tensor | None, op: Gather | Look) -> Seen:
         """op.observed: a part of the window each step, of every layer [tokens, num_heads, k_dim]."""
         index, observed = layer.layer, op.observed
         given = op.scores.get(index) if isinstance(op, Gather) and op.scores else None

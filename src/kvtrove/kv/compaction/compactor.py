@@ -47,6 +47,11 @@ class Compactor(Protocol):
         ...
 
     @property
+    def reads_values(self) -> bool:
+        """Whether it scores by values as well as by keys."""
+        ...
+
+    @property
     def on_demand(self) -> bool:
         """Whether it compacts prefixes that somebody names, once for all, instead of the prompts of requests."""
         ...
@@ -99,6 +104,7 @@ class AfterPrompt:
     budgets: Budgets | None = None
     on_demand: bool = False
     reconstructs: bool = False
+    reads_values: bool = False
     block_size: int = 1
 
     @property
@@ -173,6 +179,7 @@ class Rolling:
     contiguous: bool = True
     window: int = 0
     unequal: bool = False
+    reads_values: bool = False
     on_demand: bool = False
 
     @property

@@ -41,6 +41,7 @@ class WhileDecoding:
     table: Calibration | None = field(default=None, compare=False, repr=False)
     contiguous: bool = False
     unequal: bool = False
+    reads_values: bool = False
     on_demand: bool = False
 
     @property

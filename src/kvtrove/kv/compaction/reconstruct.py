@@ -30,6 +30,7 @@ class Probe:
     window: int = 0
     contiguous: bool = False
     unequal: bool = False
+    reads_values: bool = False
     on_demand: bool = False
 
     @property

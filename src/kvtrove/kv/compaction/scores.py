@@ -148,7 +148,7 @@ def kvzip(seen: Seen) -> Tensor:
 class Method:
     """score: float32 [heads, held]. window: last queries of a prompt that it reads. recent: last tokens that stay.
     contiguous: those that stay move together. budgets: None is the same for all heads. reconstructs: it
-    scores prefixes on demand, beforehand.
+    scores prefixes on demand, beforehand. reads_values: it looks at V.
     """
 
     score: Callable[[Seen], Tensor]
@@ -157,6 +157,7 @@ class Method:
     contiguous: bool = False
     budgets: Budgets | None = None
     reconstructs: bool = False
+    reads_values: bool = False
 
 
 SCORES: Mapping[str, Method] = {
@@ -166,5 +167,5 @@ SCORES: Mapping[str, Method] = {
     "tova": Method(tova, 1, 1),
     "pyramid": Method(snapkv, 32, 32, budgets=Pyramid()),
     "kvzip": Method(kvzip, 0, 0, budgets=Everywhere(), reconstructs=True),
-    "expected": Method(expected, STATISTICS, 32),
+    "expected": Method(expected, STATISTICS, 32, reads_values=True),
 }

@@ -39,7 +39,8 @@ def _budget(word: str, text: str) -> float | int:
 def _after_prompt(word: str, text: str) -> Compactor:
     method, budget = SCORES[word], _budget(word, text)
     made = AfterPrompt(word, budget, method.score, method.window, method.recent, method.contiguous, method.budgets)
-    return replace(made, on_demand=method.reconstructs, reconstructs=method.reconstructs)
+    later = method.reconstructs
+    return replace(made, on_demand=later, reconstructs=later, reads_values=method.reads_values)
 
 
 def _streaming(text: str) -> Compactor:
