@@ -52,7 +52,7 @@ RECIPES = [
         "sinks=3+window=21+kivi=2",
         "window=20+int8",
     ),
-    *("first=32:fp16+int8", "first=16:fp32+oscar=CALIBRATION", "first=32:int8+k=int8+v=kivi=2"),
+    *("first=32:fp16+int8", "first=16:int8+k=int8+v=oscar=CALIBRATION"),
     *("first=32:fp32+sinks=3+window=21+int4r", "first=16:fp32+lowrank=16,int8@CALIBRATION"),
 ]
 Kept = tuple[Retention, int | None, tuple[int, int] | None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kvtrove.attention import expand
 from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.evaluate.calibrate import write
@@ -77,3 +78,11 @@ def test_sides_without_a_path_say_why(file: str) -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             answers(words, CpuBackend(), DIM, Full(), rope=True)
+
+
+def test_what_is_expanded_together_does_not_show(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All three sequences at once and in one piece, or each alone and block by block: the same bits."""
+    words = f"lowrank=0.5,int8@{file}"
+    together = answers(words, CpuBackend(), DIM, Full(), "bfloat16", rope=True)
+    monkeypatch.setattr(expand, "MAX_TOKENS", 1), monkeypatch.setattr(expand, "PIECE", 32)
+    assert torch.equal(together, answers(words, CpuBackend(), DIM, Full(), "bfloat16", rope=True))
