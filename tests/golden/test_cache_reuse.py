@@ -38,17 +38,17 @@ def first_layer(llm: LLM, prompt: list[int]) -> tuple[torch.Tensor, ...]:
     return k, v
 
 
-@pytest.mark.parametrize("more", [0, 30], ids=["moved to the left", "moved to the right"])
-def test_keys_are_turned_to_where_they_are_now_and_values_stay(more):
+def test_keys_are_turned_to_where_they_are_now_and_values_stay():
     """In the first layer, where both depend on a token and its position alone, they are what is computed."""
-    new = HEAD + LOST[: len(LOST) * bool(more)] + list(range(200, 200 + more)) + DOCUMENT + QUESTION
-    llm = engine(cache_reuse=64, check=2, dtype="float32", linear="torch")
-    tokens(llm, OLD)
-    found, computed = first_layer(llm, new), first_layer(engine(dtype="float32", linear="torch"), new)
-    # Angles of up to 250 radians have an error of 2^-17 in float32, and keys are at most 30 in size.
-    for mine, theirs in zip(found, computed, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=30 * 2**-16, rtol=1e-5)
-    assert moved_tokens(llm, new[:-1]) >= MOVED, "it is no prefix of another request, but moves again"
+    exact = engine(dtype="float32", linear="torch", enable_prefix_caching=False)
+    for more in (0, 30):  # to the left, to the right
+        new = HEAD + LOST[: len(LOST) * bool(more)] + list(range(200, 200 + more)) + DOCUMENT + QUESTION
+        llm = engine(cache_reuse=64, check=2, dtype="float32", linear="torch")
+        tokens(llm, OLD)
+        # Angles of up to 250 radians have an error of 2^-17 in float32, and keys are at most 30 in size.
+        for mine, theirs in zip(first_layer(llm, new), first_layer(exact, new), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=30 * 2**-16, rtol=1e-5)
+        assert moved_tokens(llm, new[:-1]) >= MOVED, "it is no prefix of another request, but moves again"
 
 
 def test_exact_requests_never_see_what_moved():
@@ -64,12 +64,14 @@ def test_exact_requests_never_see_what_moved():
     assert there == [i < len(HEAD) // 16 for i in range(len(there))]
 
 
-@pytest.mark.parametrize("cache", ["int8", "layers=2,3:quest=48"])
-def test_what_is_too_short_or_unasked_for_is_computed(cache):
-    for reuse, expected in ((64, MOVED), (MOVED + 1, 0), (0, 0)):
-        llm = engine(cache, cache_reuse=reuse, check=2)
-        tokens(llm, OLD)
-        assert moved_tokens(llm, NEW) == expected
+@pytest.mark.parametrize(
+    ("cache", "least", "expected"),
+    [("int8", MOVED, MOVED), ("layers=2,3:quest=48", 64, MOVED), ("auto", MOVED + 1, 0), ("auto", 0, 0)],
+)
+def test_what_is_too_short_or_unasked_for_is_computed(cache, least, expected):
+    llm = engine(cache, cache_reuse=least, check=2)
+    tokens(llm, OLD)
+    assert moved_tokens(llm, NEW) == expected
 
 
 @pytest.mark.parametrize(

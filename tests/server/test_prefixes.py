@@ -12,11 +12,11 @@ from kvtrove.cli.main import app
 from tests.server.live import running_server
 
 ADMIN, USER = "an-administrators-key-1", "an-ordinary-users-key-1"
-PREFIX = [3 + i * 7919 % 4000 for i in range(1024)]
+PREFIX = [3 + i * 7919 % 4000 for i in range(512)]
 
 
 def test_a_prefix_is_compacted_once_and_read_by_many(tmp_path: Path) -> None:
-    flags = ("--cache", "kvzip=0.25", "--num-blocks", "300", "--max-model-len", "2048", "--block-size", "16")
+    flags = ("--cache", "kvzip=0.25", "--num-blocks", "200", "--max-model-len", "1024", "--block-size", "16")
     keys = {"KVTROVE_API_KEY": USER, "KVTROVE_ADMIN_KEY": ADMIN}
     with (
         running_server(tmp_path, *flags, **keys) as server,
@@ -33,18 +33,18 @@ def test_a_prefix_is_compacted_once_and_read_by_many(tmp_path: Path) -> None:
             return client.post(f"/v1/cache/{path}", json=body).raise_for_status().json()
 
         complete(5)
-        assert pins("pins")["blocks"] == 64
+        assert pins("pins")["blocks"] == 32
         with ThreadPoolExecutor(4) as pool:
             under_way = pool.submit(pins, "compact")
             [*_] = pool.map(complete, range(6, 9))
             done = under_way.result()
-        assert (done["tokens"], done["blocks"], done["blocks_before"]) == (1024, 17, 64)
-        assert done["computed_tokens"] > 1000
+        assert (done["tokens"], done["blocks"], done["blocks_before"]) == (512, 9, 32)
+        assert done["computed_tokens"] > 500
         assert client.get("/v1/cache/pins").json() == [{k: done[k] for k in ("id", "tokens", "blocks")}]
-        assert server.blocks(ADMIN)["used"] == 17, "a quarter, and a block that says who has which"
+        assert server.blocks(ADMIN)["used"] == 9, "a quarter, and a block that says who has which"
         with ThreadPoolExecutor(4) as pool:
-            reports = [answer["kvtrove"]["cache_report"] for answer in pool.map(complete, range(10, 18))]
-        assert {(report["reused_tokens"], report["dropped_tokens"]) for report in reports} == {(1024, 1024 - 17 * 16)}
+            reports = [answer["kvtrove"]["cache_report"] for answer in pool.map(complete, range(10, 14))]
+        assert {(report["reused_tokens"], report["dropped_tokens"]) for report in reports} == {(512, 512 - 9 * 16)}
         said = CliRunner().invoke(
             app, ["cache", "compact", "too short", "--url", server.url, "--api-key", ADMIN, "--json"]
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +39,7 @@ from kvtrove.kv.rows import Gather
 from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV
 from kvtrove.kv.values import read_values, write_values
 from kvtrove.models.layers.rope import RotaryEmbedding
+from kvtrove.plan.gathering import gathering_bytes
 from kvtrove.runner.gather import Gatherer
 from tests.steps import attention_layer
 
@@ -298,6 +300,18 @@ def test_unequal_heads_fill_their_rows_to_the_last_cell(stored: KVFormat) -> Non
         found = stored.decode(arena.views(layer), cells)
         for was, now in zip(content[layer], found, strict=True):
             torch.testing.assert_close(now[:, 0], was[places, head], atol=4 * 2**-10, rtol=0)
+
+
+@pytest.mark.parametrize(("words", "read"), [("keydiff=0.5", False), ("snapkv=0.5", False), ("expected=0.5", True)])
+def test_values_are_read_where_tokens_are_scored_by_them(words: str, read: bool) -> None:
+    """And the ledger counts what is read."""
+    made = recipe(words)(spec(dense("float32")))
+    assert isinstance(made.compactor, AfterPrompt)
+    assert made.compactor.reads_values == read
+    scored = replace(made, compactor=replace(made.compactor, reads_values=False))
+    more = gathering_bytes(made, HEADS, 1000) - gathering_bytes(scored, HEADS, 1000)
+    assert more >= (1000 * KV_HEADS * DIM * 4 if read else 0)
+    assert (more > 0) == read
 
 
 def test_the_last_head_may_keep_nothing() -> None:
