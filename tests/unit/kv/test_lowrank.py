@@ -95,6 +95,7 @@ def test_what_is_stored_enters_the_fingerprint(file: str) -> None:
         ("lowrank=17@FILE", "lowrank=17 is no rank of vectors of 16 elements: take 1 to 16, or a share as 0.5"),
         ("lowrank=0@FILE", "lowrank=0 is no rank of vectors of 16 elements"),
         ("lowrank=3,int4r@FILE", "int4r needs an even number of elements, not 3"),
+        ("v=lowrank=4@FILE+adakv+snapkv=0.5", "calibrated for all heads together: its heads cannot keep different"),
     ],
 )
 def test_a_wrong_word_is_told_what_works(file: str, words: str, message: str) -> None:
