@@ -122,7 +122,6 @@ FLAGS: dict[str, Foreign] = {
     "--jinja": _nothing("chat templates are always rendered"),
     "-cb": _nothing("requests always share steps"),
     "--cont-batching": _nothing("requests always share steps"),
-    "--cache-reuse": _nothing("the prefix cache is always on", 1),
     "--metrics": _nothing("/metrics is always there"),
     "--slots": _nothing("the page at / shows the requests in flight"),
     "-v": Foreign(0, ("--log-level", "debug")),

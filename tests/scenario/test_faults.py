@@ -252,7 +252,7 @@ def test_faults_in_a_row_restart_the_engine_and_the_queue_is_served(
             raise RuntimeError("injected")
 
     inner, before = engine.runner.forward, engine.stats().faults.restarts
-    monkeypatch.setattr(engine.runner, "forward", lambda step: (fail(), inner(step))[1])
+    monkeypatch.setattr(engine.runner, "forward", lambda step, **how: (fail(), inner(step, **how))[1])
     seen = run(engine)
     assert engine.stats().faults.restarts == before + 1
     failed = [name for name, value in seen.items() if isinstance(value, EngineError)]
@@ -264,7 +264,7 @@ def test_an_engine_that_can_compute_nothing_says_so(
     engine: Engine, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvtrove.recovery.MAX_IN_A_ROW", 6)
-    monkeypatch.setattr(engine.runner, "forward", lambda step: raising(RuntimeError)())
+    monkeypatch.setattr(engine.runner, "forward", lambda step, **how: raising(RuntimeError)())
     with pytest.raises(EngineDeadError, match="the engine cannot compute any more: injected"):
         run(engine)
     for name in PARAMS:

@@ -50,7 +50,8 @@ def survive(disk: Disk, safe: set[int], durability: Durability, entries: int) ->
         assert outcome is not Outcome.OK or rows[i] == row(i), f"row {i} is wrong"
     assert put(store, [100, 101]).ok
     assert get(store, [100, 101])[0].ok
-    assert not store.figures()[0].notices
+    told = store.figures()[0].notices  # rows that never reached the disk whole
+    assert not told or (durability != "strict" and all("checksum" in notice for notice in told))
     store.close()
     again, _ = opened(disk, None, durability, entries)
     assert known(again, [100, 101]) == [Found.HERE] * 2

@@ -147,7 +147,7 @@ def test_every_length_and_window_goes_on_elsewhere(spec: KVCacheSpec, steps: int
     for _ in range(steps):
         first.step()
     [seq] = first.requests["a"].sequences
-    rows, held = first.model.runner.rows, snapshot(seq.kv, 4)
+    rows, held = first.model.runner.rows, snapshot(first.kv, seq.kv)
     chain, tokens = seq.kv.chain.copy(len(seq.kv.chain.keys)), array("i", seq.tokens)
     content = list(zip(held.sealed, rows.read([row for _, _, row in held.sealed]), strict=True))
     tail = Tail(held.num_computed, rows.read(held.tail), rows.read_seat(held.seat))

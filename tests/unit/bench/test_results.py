@@ -154,7 +154,7 @@ def test_the_comparison_names_measure_change_and_spread(tmp_path: Path) -> None:
     assert line[2:] == ["603", "ms", "503", "ms", "-16.6", "%", "±", line[9], "%", "unsure"]
     [share] = [line for line in lines if line.startswith("prompt tokens from the cache")]
     assert "+0.0 points" in share
-    assert lines[-2].startswith("spread: what chance may do within a run. One run of each side cannot show")
+    assert lines[-1].startswith("spread: what chance may do within a run. One run of each side cannot show")
 
 
 def test_folders_are_sides_of_runs_in_turn(tmp_path: Path) -> None:

@@ -241,7 +241,9 @@ def test_groups_that_the_format_cannot_hold_are_refused() -> None:
         ValueError, match=r"row 0 of the source holds .* more than 65,504, which groups cannot; use bf16"
     ):
         weights.fill(0, torch.full((1, 40), 1e5))
-    with pytest.raises(ValueError, match="a minimum is not -128 times its scale; int8_groups_f32 weights hold any"):
+    with pytest.raises(
+        ValueError, match=r"a minimum is not -128 times its scale \(fp4: 0\); int8_groups_f32 weights hold any"
+    ):
         PackedWeights(4, 40, "int8_groups").fill_groups(0, good)
 
 

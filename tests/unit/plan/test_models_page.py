@@ -86,7 +86,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 
 def rows() -> dict[str, list[str]]:
     """Example -> bytes per token, of windows, of states, of the table of families."""
-    table = PAGE.read_text().partition("## What each family caches\n")[2].partition("\n## ")[0]
+    table = PAGE.read_text().partition("## What each family caches\n")[2].partition("\n\n###")[0].partition("\n## ")[0]
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")
     ]

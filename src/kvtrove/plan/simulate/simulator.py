@@ -91,7 +91,8 @@ class _Run:
         wanted = self.trace.requests[index]
         number = self.router.choose(wanted, self.replicas) if len(self.replicas) > 1 else 0
         request_id, tokens, new = str(index), self.prompts.tokens(index, wanted), max(1, wanted.output_tokens)
-        whole = [wanted.prompt_tokens // self.trace.block_size * self.trace.block_size]  # what another may repeat
+        size = self.trace.block_size  # 0 in a trace that says nothing of contents
+        whole = [wanted.prompt_tokens // size * size] if size else []  # what another may repeat
         try:
             self.replicas[number].add(request_id, tokens, new, at, self.prompts.answer(index), whole)
         except RequestError:
