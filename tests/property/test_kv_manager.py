@@ -139,6 +139,7 @@ class KeepAny:
 
     window = 0
     reads_values = False
+    unequal = False
 
     @property
     def id(self) -> str:
