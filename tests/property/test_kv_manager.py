@@ -584,7 +584,7 @@ class CacheMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize("name", ["full-4", "full-and-window", "states"])
 def test_every_live_token_survives_below_the_pool(name: str, fault: Fault | None) -> None:
     """The same, above a store that answers late, has little room, and fails at every third operation."""
-    profile = settings(stateful_step_count=20, max_examples=12, suppress_health_check=list(HealthCheck))
+    profile = settings(stateful_step_count=20, max_examples=6, suppress_health_check=list(HealthCheck))
     shape = SHAPES[name]
 
     def machine() -> CacheMachine:
@@ -597,5 +597,6 @@ def test_every_live_token_survives_below_the_pool(name: str, fault: Fault | None
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_live_token_survives_any_history(name: str) -> None:
-    profile = settings(stateful_step_count=30, suppress_health_check=list(HealthCheck))
+    examples = max(15, settings.default.max_examples * 3 // 10)  # every shape has its own
+    profile = settings(stateful_step_count=30, max_examples=examples, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(partial(CacheMachine, SHAPES[name]), settings=profile)  # type: ignore[arg-type]

@@ -292,8 +292,8 @@ class KVCacheSpec:
 
     @cached_property
     def group_of(self) -> dict[int, int]:
-        """Layer index -> group index, for layers with a source as well."""
-        return numbers_of(self.layers, [group for group in self.groups if not group.is_beginning])
+        """Layer index -> group index, for layers with a source as well; first tokens only where a layer has no others."""
+        return self.first_group_of | numbers_of(self.layers, [one for one in self.groups if not one.is_beginning])
 
     @cached_property
     def first_group_of(self) -> dict[int, int]:  # the same of first tokens, where layers store them otherwise
