@@ -292,7 +292,7 @@ class KVCacheSpec:
 
     @cached_property
     def group_of(self) -> dict[int, int]:
-        """Layer index -> group index, for layers with a source as well; first tokens only where a layer has no others."""
+        """Layer index -> group index, for layers with a source as well; of first tokens where it has no other."""
         return self.first_group_of | numbers_of(self.layers, [one for one in self.groups if not one.is_beginning])
 
     @cached_property
