@@ -12,7 +12,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kvtrove.intake import Intake
 from kvtrove.kv.compaction.compact import compact
@@ -59,7 +59,7 @@ class _Job:
     probes: deque[tuple[array[int], Probe]]
     probed: int = 0
     request: Request | None = None
-    again: int = field(default=1)
+    again: int = 1
 
 
 class Compactions:

@@ -45,6 +45,11 @@ def unscoped(scope: bytes) -> tuple[bytes, bytes]:
     return scope[2:stop], scope[stop:]
 
 
+def key_behind(key: bytes, content: bytes, bend: bytes = b"") -> bytes:
+    """The key of a block with this content behind the block, or root, under `key`."""
+    return sha256(key + bend + content).digest()
+
+
 class KeyChain:
     """Keys of a sequence's full blocks, extended block by block and never hashed twice.
 
@@ -79,7 +84,7 @@ class KeyChain:
             if sys.byteorder == "big":
                 part.byteswap()
             content = part.tobytes()
-            key = sha256(key + self.bends.get(i, b"") + content).digest()
+            key = key_behind(key, content, self.bends.get(i, b""))
             self.keys.append(key)
             self.tokens.append(content)
 

@@ -10,13 +10,13 @@ being asked for. What follows lies on a bent key chain (`KeyChain.bend`), so tha
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvtrove.kv.block import Block
+from kvtrove.kv.chain import key_behind
 from kvtrove.kv.retention import Full
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _behind(books: KVCacheManager, content: bytes, at: int, block: Block) -> Ite
     size, key = books.block_size * TOKEN_BYTES, block.key
     for begin in range(at * TOKEN_BYTES, len(content) - size + 1, size):
         part = content[begin : begin + size]
-        key = hashlib.sha256(key + part).digest()
+        key = key_behind(key, part)
         found = books.index.find(0, key, part)
         if found is None or None in books.index.in_groups(found):
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvtrove.kv.formats.calibration import calibrations
 from kvtrove.kv.retention import is_within
 
 if TYPE_CHECKING:
@@ -24,6 +25,6 @@ def reasons_against_reading(layer: LayerKV, source: LayerKV) -> list[str]:
     same = (layer.heads, layer.k_dim, layer.v_dim) == (stop - first, source.k_dim, source.v_dim)
     if not same or not is_within(layer.retention, source.retention):
         return [f"differs in heads or retention from its source {source.layer}"]
-    if layer.source_heads and any(getattr(codec, "calibration", None) for codec in source.format.sides):
+    if layer.source_heads and calibrations(source.format.sides):
         return [f"reads some heads alone, and {source.format.name} has matrices for all of them together"]
     return []

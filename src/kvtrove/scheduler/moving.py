@@ -10,7 +10,7 @@ from kvtrove.scheduler.sequence import Sequence
 
 
 def plan_move(kv: KVCacheManager, seq: Sequence, least: int) -> None:
-    """Of a sequence that begins to compute, or has just taken over a run."""
+    """Of a sequence that begins to compute."""
     seq.kv.moves_at = NEVER
     if least and seq.reusable and kv.index.enabled:
         found = find_moved(kv, seq.tokens, seq.kv.num_computed, least)
@@ -22,12 +22,14 @@ def take_moved(kv: KVCacheManager, seq: Sequence, least: int, computing: BlocksI
 
     What has left the cache since it was planned, or finds no blocks, is computed.
     """
-    while seq.kv.moves_at == seq.kv.num_computed:
-        found = find_moved(kv, seq.tokens, seq.kv.num_computed, least)
-        if found is None or found.start != seq.kv.num_computed or not take_over(kv, seq.kv, seq.tokens, found):
-            seq.kv.moves_at = NEVER
-            return
+    if seq.kv.moves_at != seq.kv.num_computed:
+        return
+    seq.kv.moves_at = NEVER
+    found = find_moved(kv, seq.tokens, seq.kv.num_computed, least)
+    while found is not None and found.start == seq.kv.num_computed and take_over(kv, seq.kv, seq.tokens, found):
         computing.leave(seq)  # its blocks have keys of their own from here on
         if seq.num_output == 0:
             seq.request.metrics.num_moved_tokens += found.num_tokens
-        plan_move(kv, seq, least)
+        found = find_moved(kv, seq.tokens, seq.kv.num_computed, least)
+        if found is not None and found.start > seq.kv.num_computed:
+            seq.kv.moves_at = found.start

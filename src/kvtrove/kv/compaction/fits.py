@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvtrove.kv.compaction.compactor import Compactor
 from kvtrove.kv.compaction.decoding import WhileDecoding
-from kvtrove.kv.formats.calibration import Calibration
+from kvtrove.kv.formats.calibration import Calibration, calibrations
 from kvtrove.kv.retention import Full
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _unequal_heads(cache: KVCacheSpec) -> list[str]:
             reasons.append(f"layer {layer.layer} stores other keys and values than layer {first.layer}")
         elif stored.rope == "pre":
             reasons.append(f"layer {layer.layer} stores keys before their rotation")
-        elif any(getattr(codec, "calibration", None) is not None for codec in stored.sides):
+        elif calibrations(stored.sides):
             reasons.append(f"layer {layer.layer} stores {stored.name}, calibrated for all heads together")
     return [
         f"{reason}: its heads cannot keep different numbers of tokens; take snapkv or keydiff" for reason in reasons

@@ -20,7 +20,7 @@ import hashlib
 import json
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,8 +66,12 @@ class Calibration:
 def calibration_bytes(cache: KVCacheSpec) -> int:
     """Of the calibrations that codecs and selectors of a cache read, each once."""
     readers = (one for layer in cache.layers for one in (*layer.format.sides, layer.format.select))
-    found = {one.digest: one for reader in readers if (one := getattr(reader, "calibration", None)) is not None}
-    return sum(one.nbytes for one in found.values())
+    return sum({one.digest: one.nbytes for one in calibrations(readers)}.values())
+
+
+def calibrations(readers: Iterable[object]) -> list[Calibration]:
+    """Those of codecs and selectors that read one."""
+    return [one for reader in readers if (one := getattr(reader, "calibration", None)) is not None]
 
 
 @functools.cache
