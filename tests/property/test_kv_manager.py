@@ -36,7 +36,7 @@ from kvtrove.config import EVICTION
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.compaction.compact import compact
-from kvtrove.kv.compaction.compactor import streaming
+from kvtrove.kv.compaction.compactor import Usual, streaming
 from kvtrove.kv.compaction.fits import reasons_against
 from kvtrove.kv.compaction.scores import Seen
 from kvtrove.kv.formats.dense import ECHO
@@ -130,16 +130,12 @@ class Live:
 
 
 @dataclass(frozen=True)
-class KeepAny:
+class KeepAny(Usual):
     """A compactor that keeps a share of the places in a table, any of them."""
 
     share: float
     seed: int
     contiguous: bool
-
-    window = 0
-    reads_values = False
-    unequal = False
 
     @property
     def id(self) -> str:

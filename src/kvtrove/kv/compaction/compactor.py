@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from kvtrove.kv.compaction.budgets import Budgets, in_blocks
 
@@ -82,6 +82,19 @@ class Compactor(Protocol):
     def problems(self, block_size: int) -> list[str]:
         """Why there cannot be such a compactor; empty when there can."""
         ...
+
+
+class Usual:
+    """What a compactor is where it says nothing else: equal heads, each token at its place, scored by keys alone."""
+
+    contiguous = False
+    window = 0
+    reads_values = False
+    on_demand = False
+    unequal = False
+
+    def in_blocks_of(self, block_size: int) -> Self:
+        return self
 
 
 @dataclass(frozen=True)
@@ -167,7 +180,7 @@ class AfterPrompt:
 
 
 @dataclass(frozen=True)
-class Rolling:
+class Rolling(Usual):
     """The first `sinks` tokens and the last ones, `capacity` together at most: once they are full, the oldest `evict`
     of the window leave and the others move up. So a sequence never ends, in constant memory (StreamingLLM, arXiv
     2309.17453; with another `evict` the context shift of llama.cpp).
@@ -176,11 +189,8 @@ class Rolling:
     sinks: int
     capacity: int
     evict: int
-    contiguous: bool = True
-    window: int = 0
-    unequal: bool = False
-    reads_values: bool = False
-    on_demand: bool = False
+
+    contiguous = True
 
     @property
     def id(self) -> str:
@@ -199,9 +209,6 @@ class Rolling:
         heads, held = seen.k.shape[1], seen.k.shape[0]
         places = seen.k.new_ones(held).int().cumsum(0) - 1
         return places[(places < self.sinks) | (places >= self.sinks + self.evict)].expand(heads, -1)
-
-    def in_blocks_of(self, block_size: int) -> Compactor:
-        return self
 
     def problems(self, block_size: int) -> list[str]:
         window = self.capacity - self.sinks

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING
 
-from kvtrove.kv.compaction.compactor import NEVER, Compactor
+from kvtrove.kv.compaction.compactor import NEVER, Usual
 from kvtrove.kv.compaction.scores import Seen
 from kvtrove.kv.formats.calibration import Calibration
 
@@ -23,7 +23,7 @@ EVERY = 64
 
 
 @dataclass(frozen=True)
-class WhileDecoding:
+class WhileDecoding(Usual):
     """Keeps the best `budget` tokens of every head, again and again.
 
     method, budget, score, window: as of `AfterPrompt`. recent: share of what is kept that goes to the last tokens.
@@ -39,10 +39,6 @@ class WhileDecoding:
     keeps_prompt: bool = False
     remembers: bool = False
     table: Calibration | None = field(default=None, compare=False, repr=False)
-    contiguous: bool = False
-    unequal: bool = False
-    reads_values: bool = False
-    on_demand: bool = False
 
     @property
     def id(self) -> str:
@@ -86,9 +82,6 @@ class WhileDecoding:
         if last := int(self.recent * kept):
             scores[:, -last:] = float("inf")
         return scores.sort(dim=-1, descending=True, stable=True).indices[:, :kept].sort(-1).values
-
-    def in_blocks_of(self, block_size: int) -> Compactor:
-        return self
 
     def problems(self, block_size: int) -> list[str]:
         word, budget = self.method, self.budget

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kvtrove.kv.compaction.compactor import Compactor
+from kvtrove.kv.compaction.compactor import Usual
 from kvtrove.kv.compaction.scores import SINKS, Seen
 
 if TYPE_CHECKING:
@@ -23,15 +23,11 @@ Look = Callable[[int, Seen], None]
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Usual):
     """Shows the tokens of a prompt to `look` once all are computed, and keeps all. window: last queries to show."""
 
     look: Look = field(compare=False, repr=False)
     window: int = 0
-    contiguous: bool = False
-    unequal: bool = False
-    reads_values: bool = False
-    on_demand: bool = False
 
     @property
     def id(self) -> str:
@@ -48,9 +44,6 @@ class Probe:
 
     def keep(self, seen: Seen) -> Tensor:
         raise NotImplementedError("it keeps all")
-
-    def in_blocks_of(self, block_size: int) -> Compactor:
-        return self
 
     def problems(self, block_size: int) -> list[str]:
         return []
