@@ -127,8 +127,8 @@ class Match:
     num_tokens: a multiple of block_size. blocks: per group the blocks to take over, None where none is needed.
     num_queried: tokens of the prompt. elsewhere: tokens of the prefix that there would be with the rows `stored`, each
     a (group, index of a block), which are in a tier below, those of a checkpoint last; 0 when they would not add to it.
-    found: tokens whose blocks
-    are there: more than num_tokens where no state was kept. mark: the state after num_tokens, of layers with one.
+    found: tokens whose blocks are there: more than num_tokens where no state was kept. mark: the state after
+    num_tokens, of layers with one.
     """
 
     num_tokens: int = 0

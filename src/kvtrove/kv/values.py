@@ -17,9 +17,7 @@ def read_values(arena: Arena, layer: int, rows: Sequence[int]) -> tuple[Tensor, 
     if not spec.cells:
         return owner.format.decode(arena.views(layer), ids, owner.v_dim)
     cells = ids[:, None] * spec.cells + spec.cell_of[layer] + torch.arange(owner.heads, device=ids.device)
-    k, v = owner.format.decode(
-        arena.views(layer), cells.flatten(), owner.v_dim
-    )  # [blocks * heads * block_size, 1, dim]
+    k, v = owner.format.decode(arena.views(layer), cells.flatten(), owner.v_dim)  # [.. * block_size, 1, dim] of cells
     size = len(rows), owner.heads, spec.block_size
     return k.view(*size, -1).transpose(1, 2).flatten(0, 1), v.view(*size, -1).transpose(1, 2).flatten(0, 1)
 

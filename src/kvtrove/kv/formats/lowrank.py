@@ -67,11 +67,10 @@ class LowRank(TokenCodec):
         """float32."""
         coefficients = self.inner.decode(view, rows).float()
         matrices = self.expansion(coefficients)
-        grouped = coefficients.reshape(len(coefficients), *matrices.shape[::2]).transpose(
-            0, 1
-        )  # [groups, tokens, kept]
+        tokens, heads, _ = coefficients.shape
+        grouped = coefficients.reshape(tokens, *matrices.shape[::2]).transpose(0, 1)  # [groups, tokens, kept]
         x: Tensor = (grouped @ matrices.transpose(1, 2)).transpose(0, 1)  # [tokens, groups, n]
-        return x.reshape(len(coefficients), coefficients.shape[1], -1)
+        return x.reshape(tokens, heads, -1)
 
     def expansion(self, like: Tensor) -> Tensor:
         """float32 [groups, n, kept]: what makes vectors of the heads of a group out of their coefficients."""

@@ -17,8 +17,7 @@ from kvtrove.models.families.common import (
     sliding_window,
     text_part,
 )
-from kvtrove.models.families.gemma import GLOBAL, LOCAL
-from kvtrove.models.rope_config import read_rope
+from kvtrove.models.families.gemma import ropes_by_type
 from kvtrove.models.spec import AltUpSpec, ModelSpec, PerLayerSpec
 
 _DEFAULTS = {
@@ -39,7 +38,7 @@ def read(view: ConfigView) -> ModelSpec:
     view = ConfigView({**view.values, "intermediate_size": max(sizes)}, view.where)
     heads = read_heads(view)
     types = layer_types(view, lambda i: SLIDING if (i + 1) % 5 else FULL)
-    ropes = {FULL: read_rope(view, heads.dim, FULL, GLOBAL), SLIDING: read_rope(view, heads.dim, SLIDING, LOCAL)}
+    ropes = ropes_by_type(view, heads.dim)
     layers = build_layers(view, heads, types, ropes, sliding_window(view))
     sources = shared_sources(view, types, view.size("num_kv_shared_layers", least=0))
     bias = view.flag("attention_bias", False)
