@@ -186,6 +186,24 @@ def shared_sources(view: ConfigView, types: Sequence[str], shared: int) -> list[
     return [None if index < first else own[kind] for index, kind in enumerate(types)]
 
 
+def reading(layers: Sequence[LayerSpec], sources: Sequence[int | None]) -> tuple[LayerSpec, ...]:
+    """The layers, each reading what another stores, or None: what it stores for itself."""
+    return tuple(
+        replace(layer, cache=replace(layer.kv, source=source)) for layer, source in zip(layers, sources, strict=True)
+    )
+
+
+def sharing_in_runs(layers: Sequence[LayerSpec], length: int) -> tuple[LayerSpec, ...]:
+    """Of every `length` layers in turn, the first stores what all of them read."""
+    return reading(layers, [i - i % length if i % length else None for i in range(len(layers))])
+
+
+def biases(view: ConfigView) -> dict[str, Any]:
+    """What `build_spec` is told of Llama's flags."""
+    bias = view.flag("attention_bias", False)
+    return {"attention_bias": bias, "output_bias": bias, "mlp_bias": view.flag("mlp_bias", False)}
+
+
 def fused_expert(name: str, spec: ModelSpec, gate_up: str, down: str, transposed: bool = False) -> Source:
     """Where an expert's part (`name`: "3.up_proj.weight") lies in the stacks of all of them, `gate_up` and `down`."""
     number, part, _ = name.split(".")

@@ -5,8 +5,6 @@ arXiv 2411.02265; cross-layer attention: arXiv 2405.12981.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.families.common import (
     FULL,
@@ -15,6 +13,7 @@ from kvtrove.models.families.common import (
     build_layers,
     build_spec,
     read_heads,
+    sharing_in_runs,
     with_experts,
 )
 from kvtrove.models.rope_config import read_rope
@@ -62,10 +61,7 @@ def _read(view: ConfigView, family: str, moe: MoESpec | None) -> ModelSpec:
 def _shared(view: ConfigView, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
     """Cross-layer attention: of `cla_share_factor` layers in turn, the first stores what all of them read."""
     factor = view.size("cla_share_factor", 2) if view.flag("use_cla", False) else 1
-    return tuple(
-        replace(layer, cache=replace(layer.kv, source=i - i % factor)) if i % factor else layer
-        for i, layer in enumerate(layers)
-    )
+    return sharing_in_runs(layers, factor)
 
 
 def _same(view: ConfigView, key: str, default: int | None = None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvtrove.models.config_view import ConfigView
-from kvtrove.models.families.common import FULL, Family, build_layers, build_spec, read_heads
+from kvtrove.models.families.common import FULL, Family, biases, build_layers, build_spec, read_heads
 from kvtrove.models.rope_config import RopeDefaults, read_rope
 from kvtrove.models.spec import ModelSpec
 
@@ -12,10 +12,7 @@ def read(view: ConfigView) -> ModelSpec:
     heads = read_heads(view)
     types = [FULL] * view.size("num_hidden_layers")
     layers = build_layers(view, heads, types, {FULL: read_rope(view, heads.dim)}, None)
-    bias = view.flag("attention_bias", False)
-    return build_spec(
-        view, "llama", heads, layers, attention_bias=bias, output_bias=bias, mlp_bias=view.flag("mlp_bias", False)
-    )
+    return build_spec(view, "llama", heads, layers, **biases(view))
 
 
 def read_seed_oss(view: ConfigView) -> ModelSpec:

@@ -7,14 +7,10 @@ layers have one together. Tokens of a prompt that nobody asks about end before t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
-
 from kvtrove.models.config_view import ConfigView
-from kvtrove.models.families.common import FULL, Family, build_layers, build_spec, read_heads
+from kvtrove.models.families.common import FULL, Family, biases, build_layers, build_spec, read_heads, sharing_in_runs
 from kvtrove.models.rope_config import read_rope
-from kvtrove.models.spec import LayerSpec, ModelSpec
+from kvtrove.models.spec import ModelSpec
 
 
 def read(view: ConfigView) -> ModelSpec:
@@ -22,23 +18,8 @@ def read(view: ConfigView) -> ModelSpec:
     stored = view.size("num_key_value_layers", count)
     if count % stored:
         raise view.error(f"'num_key_value_layers' {stored} does not divide 'num_hidden_layers' {count}")
-    run = count // stored
     layers = build_layers(view, heads, [FULL] * count, {FULL: read_rope(view, heads.dim)}, None)
-    shared = reading(layers, [i - i % run if i % run else None for i in range(count)])
-    return build_spec(view, "mlkv", heads, shared, **biases(view))
-
-
-def reading(layers: Sequence[LayerSpec], sources: Sequence[int | None]) -> tuple[LayerSpec, ...]:
-    """The layers, each reading what another stores, or None: what it stores for itself."""
-    return tuple(
-        replace(layer, cache=replace(layer.kv, source=source)) for layer, source in zip(layers, sources, strict=True)
-    )
-
-
-def biases(view: ConfigView) -> dict[str, Any]:
-    """Fields of Llama's flags."""
-    bias = view.flag("attention_bias", False)
-    return {"attention_bias": bias, "output_bias": bias, "mlp_bias": view.flag("mlp_bias", False)}
+    return build_spec(view, "mlkv", heads, sharing_in_runs(layers, count // stored), **biases(view))
 
 
 FAMILIES = {"MlkvForCausalLM": Family(read)}

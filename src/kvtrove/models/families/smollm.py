@@ -7,6 +7,7 @@ from kvtrove.models.families.common import (
     FULL,
     SLIDING,
     Family,
+    biases,
     build_layers,
     build_spec,
     layer_types,
@@ -29,10 +30,7 @@ def read(view: ConfigView) -> ModelSpec:
     types = layer_types(view, lambda i: FULL if window is None or rotated[i] else SLIDING)
     rope = read_rope(view, heads.dim, by=RopeDefaults(theta=2_000_000.0))
     layers = rotated_where(build_layers(view, heads, types, {FULL: rope, SLIDING: rope}, window), rotated[:count])
-    bias = view.flag("attention_bias", False)
-    return build_spec(
-        view, "smollm3", heads, layers, attention_bias=bias, output_bias=bias, mlp_bias=view.flag("mlp_bias", False)
-    )
+    return build_spec(view, "smollm3", heads, layers, **biases(view))
 
 
 FAMILIES = {"SmolLM3ForCausalLM": Family(read)}

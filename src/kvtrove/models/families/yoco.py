@@ -16,12 +16,13 @@ from kvtrove.models.families.common import (
     FULL,
     SLIDING,
     Family,
+    biases,
     build_layers,
     build_spec,
     read_heads,
+    reading,
     sliding_window,
 )
-from kvtrove.models.families.mlkv import biases, reading
 from kvtrove.models.rope_config import read_rope
 from kvtrove.models.spec import ModelSpec
 
