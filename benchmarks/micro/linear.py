@@ -5,7 +5,7 @@
 
 Every level multiplies x [rows, inputs] (bf16) with as many different matrices as take `--megabytes`, so that they come
 from memory as in a step. Rounds alternate between levels, a plain read from huge pages, and the peak of each level's
-instructions; medians count. `--peers` adds torch's and oneDNN's bf16 products.
+instructions; medians count. `--peers` adds torch's and oneDNN's bf16 products, whose peak is that of the highest level.
 
 GB/s: bytes of weights in their stored form per second, and their share of the plain read. TFLOP/s, and their share of
 the peak. `best_of_peak`: the best round by the best peak, where a neighbour on the same core slows others down.
@@ -93,7 +93,7 @@ def measure(shape: tuple[int, int], kind: Kind, args: argparse.Namespace, plain:
         result: dict = {"shape": list(shape), "kind": kind, "rows": rows, "read_gb_s": median(read) / 1e9, "runs": {}}
         for name, times in took.items():
             speed, flops = nbytes / median(times), 2 * rows * outputs * inputs / median(times)
-            rounds = peak.get(name, [float("nan")])
+            rounds = peak.get(name, [max(levels) for levels in zip(*peak.values(), strict=True)])
             result["runs"][name] = {
                 "us": median(times) * 1e6,
                 "gb_s": speed / 1e9,
