@@ -102,7 +102,7 @@ KVTROVE_AMX inline void configure(std::size_t rows, int parts) {
 // Sums in memory that become rows of y a few lines at a time, between products that leave vectors idle. Those of up to
 // 32 rows and 32 outputs are tiles [row tile][half of the panel].
 struct Waiting {
-    Output output;
+    const Output* output = nullptr;
     const float* sums = nullptr;
     std::size_t row = 0, line = 0, rows = 0;  // the first one's number in y; lines that are done; all of them
 
@@ -111,7 +111,7 @@ struct Waiting {
             const float* at = sums + (line / kTileRows * kHalves) * kSums + line % kTileRows * kColumns;
             Floats low, high;
             std::memcpy(&low, at, sizeof low), std::memcpy(&high, at + kSums, sizeof high);
-            output.put(row + line, line, low, high);
+            output->put(row + line, line, low, high);
         }
     }
     KVTROVE_AMX void all() { some(rows); }
@@ -213,7 +213,8 @@ KVTROVE_AMX void few_rows(const Product& job, const PackedX& x, std::size_t rows
         for (std::size_t i = 0; i < std::max<std::size_t>(from.count, two ? 2 : 1); ++i) {
             const std::size_t source = i ? next : panel;
             const float* at = two ? sums + 2 * i * kSums : sums;
-            Waiting waiting{Output(job, source, gates), at, 0, 0, rows};
+            const Output output(job, source, gates);
+            Waiting waiting{&output, at, 0, 0, rows};
             if (rows > kTileRows) {
                 const std::uint8_t* weights = stored(job, source, 0);
                 Waiting none;
@@ -250,7 +251,9 @@ class ManyRows {
         configure(kGroupRows, Parts);
         for (std::size_t block = 0; block < blocks_; ++block) {
             for (std::size_t panel = part_.panel; panel < part_.panel_end; ++panel) {
-                for (std::size_t group = part_.row; group < part_.row_end; ++group) multiply(block, panel, group);
+                const Sources from(job_, panel);
+                for (std::size_t i = 0; i < from.count; ++i) outputs_[panel % 2][i] = Output(job_, from.panels[i], gates_);
+                for (std::size_t group = part_.row; group < part_.row_end; ++group) multiply(block, panel, from, group);
             }
         }
         waiting_.all();
@@ -261,8 +264,7 @@ class ManyRows {
   private:
     std::size_t step(std::size_t block) const { return x_.steps * block / blocks_; }
 
-    KVTROVE_AMX void multiply(std::size_t block, std::size_t panel, std::size_t group) {
-        const Sources from(job_, panel);
+    KVTROVE_AMX void multiply(std::size_t block, std::size_t panel, const Sources& from, std::size_t group) {
         const std::size_t groups = part_.row_end - part_.row, row = group * kGroupRows, first = step(block);
         const std::size_t lines = ceil_div(kStepBytes / kCacheLine, groups), skipped = (group - part_.row) * lines;
         const bool last_panel = panel + 1 == part_.panel_end, last = block + 1 == blocks_;
@@ -282,7 +284,7 @@ class ManyRows {
             } else {
                 dot_block<Parts, false>(x_, work, waiting_);
             }
-            if (last) waiting_ = {Output(job_, source, gates_), sums, row, 0, std::min(kGroupRows, rows_ - row)};
+            if (last) waiting_ = {&outputs_[panel % 2][i], sums, row, 0, std::min(kGroupRows, rows_ - row)};
         }
     }
 
@@ -292,6 +294,7 @@ class ManyRows {
     const Part& part_;  // rows: in groups of 32
     float* sums_;
     std::size_t blocks_;
+    Output outputs_[2][2];  // of this panel and the one before it, whose last rows wait
     Waiting waiting_;
     int turn_ = 0;
     alignas(64) float hot_[2][4 * kSums];
