@@ -45,6 +45,17 @@ _MODULES = {
     "conv.conv": "shortconv.conv",
     "conv.in_proj": "shortconv.in_proj",
     "conv.out_proj": "shortconv.out_proj",
+    "linear_attn.in_proj_qkv": "attn_qkv",
+    "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.in_proj_ba": "ssm_ba",
+    "linear_attn.in_proj_a": "ssm_alpha",
+    "linear_attn.in_proj_b": "ssm_beta",
+    "mamba.in_proj": "ssm_in",
+}
+_MODULES |= {
+    f"{mixer}.{ours}": theirs
+    for mixer in ("linear_attn", "mamba")
+    for ours, theirs in {"conv1d": "ssm_conv1d", "norm": "ssm_norm", "out_proj": "ssm_out"}.items()
 }
 _VECTORS = {
     "self_attn.sinks": "attn_sinks.weight",
@@ -52,6 +63,9 @@ _VECTORS = {
     "mlp.gate.scale": "ffn_gate_inp.scale",
     "mlp.gate.expert_scale": "ffn_down_exps.scale",
     "layer_scalar": "layer_output_scale.weight",
+    **dict.fromkeys(("linear_attn.A_log", "mamba.A_log"), "ssm_a"),
+    **dict.fromkeys(("linear_attn.dt_bias", "mamba.dt_bias"), "ssm_dt.bias"),
+    "mamba.D": "ssm_d",
 }
 """Parameters that are no weight or bias of a module."""
 _POST_NORMS = {
