@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import torch
 from gguf.quants import quantize
 
 from tests.gguf_tensors import DELTA, of_full_layers, tensors
@@ -45,6 +46,8 @@ ARCHITECTURES = {
     "Lfm2ForCausalLM": "lfm2",
     "DeepseekV2ForCausalLM": "deepseek2",
     "DeepseekV3ForCausalLM": "deepseek2",
+    "Gemma3nForCausalLM": "gemma3n",
+    "Glm4MoeLiteForCausalLM": "deepseek2",
     "Llama4ForCausalLM": "llama4",
     "OlmoeForCausalLM": "olmoe",
     "HunYuanMoEV1ForCausalLM": "hunyuan-moe",
@@ -108,6 +111,8 @@ def _describe(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> Non
         writer.add_key_length_swa(width)
         writer.add_shared_kv_layers(config["num_kv_shared_layers"])
         writer.add_embedding_length_per_layer_input(config["hidden_size_per_layer_input"])
+    if arch == "gemma3n":
+        _describe_altup(writer, config)
     _describe_rope(writer, arch, config, width)
     _describe_experts(writer, config)
     if arch == "deepseek2":
@@ -178,6 +183,15 @@ def _describe_delta(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) 
     writer.add_rope_dimension_sections([2, 1, 1, 0])
 
 
+def _describe_altup(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    writer.add_altup_active_idx(config["altup_active_idx"])
+    writer.add_altup_num_inputs(config["altup_num_inputs"])
+    writer.add_embedding_length_per_layer_input(config["hidden_size_per_layer_input"])
+    writer.add_shared_kv_layers(config["num_kv_shared_layers"])
+    shares = torch.tensor(config["activation_sparsity_pattern"])
+    writer.add_activation_sparsity_scale(torch.special.ndtri(shares).tolist())
+
+
 def _describe_latent(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     rank, turned = config["kv_lora_rank"], config["qk_rope_head_dim"]
     if config["q_lora_rank"]:
@@ -235,7 +249,7 @@ def _describe_experts(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     for key, name in keys.items():
         if config.get(key) is not None:
             getattr(writer, f"add_{name}")(config[key])
-    if config["architectures"][0] in ("Glm4MoeForCausalLM", "DeepseekV3ForCausalLM"):
+    if config["architectures"][0] in ("Glm4MoeForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"):
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         writer.add_expert_weights_norm(config["norm_topk_prob"])
 

@@ -18,6 +18,8 @@ from safetensors import safe_open
 
 PERMUTED = ("llama", "smollm3", "granite", "granitemoe", "granitehybrid", "mistral3")
 DELTA = ("qwen3next", "qwen35")
+UNNAMED = ("correct_output_scale", "layer_scalar", "experts.gate_up_proj", "experts.down_proj")
+"""Ends of names of parameters that become weights."""
 MODELS = {name: model for model, name in gguf.MODEL_ARCH_NAMES.items()}
 
 
@@ -75,7 +77,16 @@ def _converted(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict
             start = name.rpartition(".")[0]
             result |= {f"{start}.{module}.weight": rows for module, rows in zip(modules, parts, strict=True)}
             continue
-        if name.endswith(("layer_scalar", "experts.gate_up_proj", "experts.down_proj")) and not head:
+        stack, _, number = name.removesuffix(".weight").rpartition(".")
+        if stack.endswith(("altup_projections", "altup_unembed_projections")):
+            before = result.get(f"{stack}.weight", value.new_empty(0, *value.shape))
+            assert len(before) == int(number)
+            result[f"{stack}.weight"] = torch.cat([before, value[None]])
+            continue
+        if (
+            name.endswith(("correct_output_scale", "layer_scalar", "experts.gate_up_proj", "experts.down_proj"))
+            and not head
+        ):
             result[f"{name}.weight"] = value
             continue
         if part.removesuffix("_bias") in ("gate_up_proj", "down_proj"):  # gpt-oss: gate and up take turns

@@ -72,6 +72,8 @@ AS_WRITTEN: dict[str, dict[str, Any]] = {
     "lfm2": {"conv_bias": False},
     "deepseek_v2": {"n_group": 1, "topk_group": 1},
     "deepseek_v3": {"rope_parameters": {**YARN, "mscale": 0.7}},
+    "gemma3n": {"vocab_size_per_layer_input": VOCAB, "laurel_rank": 64},
+    "glm4_moe_lite": {},
     "olmoe": {},
     "hunyuan_v1_moe": {"num_shared_expert": 1},
     "llama4": {**_LLAMA4, "attention_chunk_size": 8192, "floor_scale": 8192},

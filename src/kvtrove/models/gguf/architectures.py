@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import erf, sqrt
 from typing import Any
 
 from kvtrove.config import nearest
@@ -116,6 +117,20 @@ def _gemma(view: ConfigView, config: Config) -> None:
     config["query_pre_attn_scalar"] = config["hidden_size"] // heads if largest else config["head_dim"]
     if config["dtype"] == "float16":  # activations of these models pass the largest float16
         config["dtype"] = "bfloat16"
+
+
+def _gemma3n(view: ConfigView, config: Config) -> None:
+    _gemma(view, config)
+    config |= {
+        "final_logit_softcapping": view.number("final_logit_softcapping", 30.0),
+        "hidden_size_per_layer_input": view.size("embedding_length_per_layer_input"),
+        "vocab_size_per_layer_input": config["vocab_size"],
+        "altup_num_inputs": view.size("altup.num_inputs"),
+        "altup_active_idx": view.size("altup.active_idx", least=0),
+    }
+    if isinstance(cutoffs := view.get("activation_sparsity_scale"), array):  # in standard deviations of the gates
+        shares = [(1 + erf(cutoff / sqrt(2))) / 2 for cutoff in cutoffs[: config["num_hidden_layers"]]]
+        config["activation_sparsity_pattern"] = shares
 
 
 def _gemma4(view: ConfigView, config: Config) -> None:
@@ -327,6 +342,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen35moe": Architecture("Qwen3_5MoeForCausalLM", _delta, tiled_values, **_DELTA),
     "gemma2": Architecture("Gemma2ForCausalLM", _gemma, norm_offset=1.0, post_norms=True),
     "gemma3": Architecture("Gemma3ForCausalLM", _gemma, norm_offset=1.0, post_norms=True),
+    "gemma3n": Architecture("Gemma3nForCausalLM", _gemma3n, post_norms=True),
     "gemma4": Architecture("Gemma4ForCausalLM", _gemma4, locate=_gemma4_experts, post_norms=True),
     "phi3": Architecture("Phi3ForCausalLM", _phi3, locate=find_family("Phi3ForCausalLM").locate),
     "smollm3": Architecture("SmolLM3ForCausalLM", orders=rotary_pairs),

@@ -51,6 +51,13 @@ _MODULES = {
     "linear_attn.in_proj_a": "ssm_alpha",
     "linear_attn.in_proj_b": "ssm_beta",
     "mamba.in_proj": "ssm_in",
+    "altup.correction_coefs": "altup_correct_coef",
+    "altup.prediction_coefs": "altup_predict_coef",
+    "altup.modality_router": "altup_router",
+    "altup.router_norm": "altup_router_norm",
+    "laurel.linear_left": "laurel_l",
+    "laurel.linear_right": "laurel_r",
+    "laurel.post_laurel_norm": "laurel_post_norm",
 }
 _MODULES |= {
     f"{mixer}.{ours}": theirs
@@ -66,6 +73,7 @@ _VECTORS = {
     **dict.fromkeys(("linear_attn.A_log", "mamba.A_log"), "ssm_a"),
     **dict.fromkeys(("linear_attn.dt_bias", "mamba.dt_bias"), "ssm_dt.bias"),
     "mamba.D": "ssm_d",
+    "altup.correct_output_scale": "altup_correct_scale.weight",
 }
 """Parameters that are no weight or bias of a module."""
 _POST_NORMS = {
@@ -76,13 +84,14 @@ _POST_NORMS = {
 """Where a norm behind attention is called so, whatever it stands before."""
 _EXPERTS = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
 _EXPERTS |= {"gate_up_proj": "ffn_gate_up_exps"}
+_STACKS = {"model.altup_projections": "altup_proj", "model.altup_unembed_projections": "altup_unembd_proj"}
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(\w+)")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Tensor `name`, or of the stacked matrices in it number `expert`."""
+    """Tensor `name`, or of the stacked matrices in it number `expert`, of experts or others."""
 
     name: str
     expert: int | None = None
@@ -93,6 +102,9 @@ def locate(name: str, post_norms: bool) -> Place | None:
     module, _, kind = name.rpartition(".")
     if module in _ENDS:
         return Place(f"{_ENDS[module]}.{kind}")
+    stack, _, number = module.rpartition(".")
+    if stack in _STACKS and number.isdecimal():
+        return Place(f"{_STACKS[stack]}.{kind}", int(number))
     found = _LAYER.fullmatch(name)
     if not found:
         return None
