@@ -149,7 +149,10 @@ def _width(config: dict[str, Any]) -> int:
 
 def _inner(config: dict[str, Any]) -> int | list[int]:
     """LFM2 takes two thirds of what it is given, in whole multiples; some of Gemma 4 are twice as wide in the end."""
-    inner = int(config.get("intermediate_size_mlp", config["intermediate_size"]))
+    given = config.get("intermediate_size_mlp", config["intermediate_size"])
+    if isinstance(given, list):
+        return given
+    inner = int(given)
     if config.get("use_double_wide_mlp"):
         count, shared = config["num_hidden_layers"], config["num_kv_shared_layers"]
         return [inner] * (count - shared) + [2 * inner] * shared

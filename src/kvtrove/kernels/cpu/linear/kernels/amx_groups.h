@@ -54,11 +54,11 @@ struct Unpacked {
     return codes;
 }
 
-typedef std::int8_t ManyBytes __attribute__((vector_size(sizeof(Words))));
+typedef std::uint8_t ManyBytes __attribute__((vector_size(sizeof(Words))));
 
 // What integers in bytes stand for, where they have no minimum.
 [[gnu::always_inline]] KVTROVE_AMX inline Words around_zero(Words integers, Form form) {
-    return reinterpret_cast<Words>(reinterpret_cast<ManyBytes>(integers) - static_cast<std::int8_t>(groups::zero_of(form)));
+    return reinterpret_cast<Words>(reinterpret_cast<ManyBytes>(integers) - static_cast<std::uint8_t>(groups::zero_of(form)));
 }
 
 KVTROVE_AMX inline void unpack(const std::uint8_t* panel, std::size_t groups, Form form, Unpacked& to) {
