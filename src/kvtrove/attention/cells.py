@@ -142,4 +142,5 @@ class CellTokens:
         return torch.cat([self.slots(head, slots) for head in range(self.layer.kv_heads)])
 
     def _by_head(self, found: Tensor) -> Tensor:
-        return found.view(self.layer.kv_heads, len(found) // self.layer.kv_heads, -1).transpose(0, 1)
+        heads, dim = self.layer.kv_heads, found.shape[-1]
+        return found.view(heads, len(found) // heads, dim).transpose(0, 1)
