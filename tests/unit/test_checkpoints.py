@@ -102,6 +102,9 @@ def test_backups_are_written_taken_up_and_cleared_away(tmp_path: Path) -> None:
     stream = crashed.stream(PROMPT, DRAWS)
     while crashed.llm_engine.checkpoints.counts["written"] < 2:
         next(stream)
+    crashed.llm_engine.add("twin", PROMPT, DRAWS)
+    assert crashed.llm_engine.scheduler.requests["twin"].metrics.num_continued_tokens == 0, "the first one goes on"
+    crashed.llm_engine.abort("twin")
     folder = tmp_path / "kv" / "checkpoints"
     [file] = folder.iterdir()
     copy = file.read_bytes()

@@ -17,6 +17,7 @@ from kvtrove.plan.hardware import StepFit
 from kvtrove.plan.simulate import SimulationSettings, simulate
 from kvtrove.plan.simulate.report import cliffs, simulation_report
 from kvtrove.plan.simulate.results import distribution
+from kvtrove.plan.simulate.settings import INSTANT
 from kvtrove.plan.traces import Trace, TraceRequest, read_trace
 from kvtrove.scheduler.scheduler import SchedulerLimits
 
@@ -177,6 +178,7 @@ def test_fast_forward_changes_nothing(data: st.DataObject) -> None:
         replicas=draw(st.integers(1, 3)),
         router=draw(st.sampled_from(["round-robin", "prefix"])),
         closed=draw(st.booleans()),
+        cost=draw(st.sampled_from([STEP, INSTANT])),
     )
     assert simulate(load, how) == simulate(load, replace(how, fast_forward=False))
 

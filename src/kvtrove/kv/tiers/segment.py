@@ -103,8 +103,6 @@ class Segment:
 
     def remove(self) -> None:
         """Delete both files, the rows first: an index alone brings nothing back, rows alone would."""
-        with self._lock:
-            self._is_doomed = True
         for suffix in (ROWS, INDEX):
             with contextlib.suppress(FileNotFoundError):
                 self._files.remove(self._path + suffix)
