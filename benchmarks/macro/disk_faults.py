@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ from kvtrove.cli.output import write_json
 
 NOBODY = 65534
 FLAGS = ("--num-blocks", "96", "--block-size", "16", "--no-warm-up", "--log-level", "warning")
+SIZE = "16MiB"  # of the tier: its segments are so small that new ones are needed soon
 OLD, NEW = 8, 6  # prompts that fill the directory, and others
 TEXT = "the ship went up the river past the market and the old bridge where a lamp was lit in the window " * 2
 LIBRARY = r"""
@@ -69,10 +71,10 @@ static void rest(void) {
     rest();                                                           \
     return real arguments;                                            \
   }
-SLOW(ssize_t, preadv, (int f, const struct iovec *v, int n, off_t o), (f, v, n, o))
-SLOW(ssize_t, preadv64, (int f, const struct iovec *v, int n, off64_t o), (f, v, n, o))
-SLOW(ssize_t, pwritev, (int f, const struct iovec *v, int n, off_t o), (f, v, n, o))
-SLOW(ssize_t, pwritev64, (int f, const struct iovec *v, int n, off64_t o), (f, v, n, o))
+SLOW(ssize_t, preadv2, (int f, const struct iovec *v, int n, off_t o, int k), (f, v, n, o, k))
+SLOW(ssize_t, preadv64v2, (int f, const struct iovec *v, int n, off64_t o, int k), (f, v, n, o, k))
+SLOW(ssize_t, pwritev2, (int f, const struct iovec *v, int n, off_t o, int k), (f, v, n, o, k))
+SLOW(ssize_t, pwritev64v2, (int f, const struct iovec *v, int n, off64_t o, int k), (f, v, n, o, k))
 SLOW(int, fdatasync, (int f), (f))
 int clock_gettime(clockid_t clock, struct timespec *now) {
   static int (*real)(clockid_t, struct timespec *);
@@ -114,7 +116,7 @@ def plain(disk: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def small_tmpfs(disk: Path) -> Iterator[None]:
-    run("mount", "-t", "tmpfs", "-o", f"size=24m,uid={NOBODY},mode=755", "tmpfs", str(disk))
+    run("mount", "-t", "tmpfs", "-o", f"size=20m,uid={NOBODY},mode=755", "tmpfs", str(disk))
     try:
         yield
     finally:
@@ -236,12 +238,17 @@ FAULTS = {
 
 @dataclass
 class Client:
-    """Asks for greedy answers and compares them with those that it had before."""
+    """Asks for greedy answers and compares them with those that it had before.
+
+    reasons: why a tier brought no more, in the server's words. years: of its clock. slowest: seconds.
+    """
 
     http: httpx.Client
     patience: float
     answers: dict[int, str] = field(default_factory=dict)
     different: list[int] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    years: set[int] = field(default_factory=set)
     slowest: float = 0.0
 
     def body(self, number: int) -> dict[str, Any]:
@@ -256,6 +263,9 @@ class Client:
             answer = self.http.post("/v1/completions", json=self.body(number), timeout=300).raise_for_status().json()
             self.slowest = max(self.slowest, time.monotonic() - began)
             text, report = answer["choices"][0]["text"], answer["kvtrove"]["cache_report"]
+            self.years.add(time.gmtime(answer["created"]).tm_year)
+            if (reason := report.get("tier_reason")) is not None:
+                self.reasons[re.sub(r"\d+", "N", reason)] += 1
             if self.answers.setdefault(number, text) != text:
                 self.different.append(number)
             for place, tokens in {**report["reused_from"], "computed": report["computed_tokens"]}.items():
@@ -311,6 +321,7 @@ def try_fault(fault: Fault, model: str, patience: float) -> dict[str, Any]:
         found["after"] = client.ask(range(OLD + NEW))
         time.sleep(1)
         found |= {"notices_after": client.told()["notices"], "different": client.different, "blocks": client.blocks()}
+        found |= {"reasons": client.reasons, "years": sorted(client.years)}
         server.terminate()
         began = time.monotonic()
         found["exit"] = server.wait(60)
@@ -331,7 +342,8 @@ def start(place: Place, model: str) -> tuple[subprocess.Popen[str], str, Path]:
     """A server as an ordinary user: (process, address, its messages)."""
     log = place.root / "log"
     command = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    command += [sys.executable, "-m", "kvtrove", "serve", model, "--port", "0", *FLAGS, "--kv-dir", str(place.kept)]
+    command += [sys.executable, "-m", "kvtrove", "serve", model, "--port", "0", *FLAGS]
+    command += ["--tier", f"disk:{place.kept},{SIZE}"]
     with log.open("w") as messages:
         server = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=messages, text=True, env={**os.environ, **place.environment}

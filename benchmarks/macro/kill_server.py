@@ -190,13 +190,14 @@ def main() -> int:
     parser.add_argument("--least", type=float, default=0.95, help="share of earlier tokens that must come back")
     parser.add_argument("--no-comparison", action="store_true", help="do not hold the chats a second time")
     parser.add_argument("--json", default="-", help="file to write, - for standard output")
-    parser.add_argument("flags", nargs="*", help="of kvtrove serve")
-    args = parser.parse_args()
+    words = sys.argv[1:]
+    own = words.index("--") if "--" in words else len(words)
+    args, flags = parser.parse_args(words[:own]), words[own + 1 :]
     with tempfile.TemporaryDirectory(prefix="kvtrove-kill-") as folder:
 
         async def run(name: str, kills: int, turns: list[int]) -> tuple[list[Chat], Victim]:
             command = [sys.executable, "-m", "kvtrove", "serve", args.model, "--port", "0", "--log-level", "warning"]
-            victim = Victim([*command, "--kv-dir", f"{folder}/{name}", *args.flags], Path(folder) / f"{name}.log")
+            victim = Victim([*command, "--kv-dir", f"{folder}/{name}", *flags], Path(folder) / f"{name}.log")
             chats = [Chat(number, args.answer) for number in range(args.clients)]
             await talk(victim, chats, kills, tuple(args.seconds), turns)
             return chats, victim
@@ -209,7 +210,7 @@ def main() -> int:
     found["ok"] = not (found["answers_cut_short"] or found["different_answers"]) and (
         (found["loaded_share"] or 0) >= args.least
     )
-    write_json(found | {"model": args.model, "flags": args.flags}, args.json)
+    write_json(found | {"model": args.model, "flags": flags}, args.json)
     return 0 if found["ok"] else 1
 
 

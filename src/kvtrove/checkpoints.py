@@ -344,24 +344,24 @@ class Checkpoints:
     def _read_backup(self, path: Path) -> Checkpoint | None:
         if self._hangs:
             return None
-        expected = {"format_id": ROW_FORMAT, "fingerprint": self.kv.spec.fingerprint}
+        read = partial(read_checkpoint, path, format_id=ROW_FORMAT, fingerprint=self.kv.spec.fingerprint)
         try:
-            return self._files.call(partial(read_checkpoint, path, **expected)).result(MOST_SECONDS)
+            return self._files.call(read).result(MOST_SECONDS)
         except (CheckpointError, OSError) as error:  # TimeoutError is one
             told = str(error) or f"{path} was not read within {MOST_SECONDS:g} s"
             log.warning("a backup cannot be used, so its request begins again: %s", told)
             return None
 
     def _left_behind(self) -> set[Path]:
-        """Backups of an engine that died. Old ones are deleted."""
+        """Backups of an engine that died. Old ones are deleted, and what it was writing then."""
         found: set[Path] = set()
         if not self.interval or self.directory is None or not self.directory.is_dir():
             return found
-        for file in self.directory.glob(f"*{BACKUP}"):
+        for file in self.directory.glob(f"*{BACKUP}*"):
             try:
                 if time.time() - file.stat().st_mtime > BACKUP_SECONDS:
                     os.unlink(file)
-                else:
+                elif file.suffix == BACKUP:
                     found.add(file)
             except OSError as error:
                 log.warning("an old backup stays: %s", error)

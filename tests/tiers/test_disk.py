@@ -319,6 +319,14 @@ def test_a_disk_that_cannot_be_read_is_an_error_and_recovers(tier: Opener) -> No
     assert get(store, range(3))[0].ok
 
 
+def test_a_segment_that_leaves_before_it_is_read_is_a_miss_and_no_fault(tier: Opener) -> None:
+    put(tier(), range(3))
+    store = tier(read_only=True)
+    store._directory.segments[1].close()
+    assert get(store, range(3))[0].outcomes == [Outcome.MISS] * 3
+    assert not store.figures()[0].errors
+
+
 def test_a_directory_deleted_under_us_ends_the_tier_and_nothing_else(
     tier: Opener, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -45,6 +45,7 @@ class Directory:
         self.notices: list[str] = []
         self.evicted = EvictedKeys(clock=clock)
         self._lock = threading.RLock()
+        self._refreshing = threading.Lock()
         self._held = self._take(write)
         self.is_writer = self._held is not None
         self._identity = files.identity(self._file(MARKER_FILE))
@@ -113,6 +114,14 @@ class Directory:
 
     def refresh(self) -> None:
         """See what the writer has done since: new rows, new segments, segments that are gone. OSError when it fails."""
+        if not self._refreshing.acquire(blocking=False):
+            return  # another thread does, on a slow disk
+        try:
+            self._look_again()
+        finally:
+            self._refreshing.release()
+
+    def _look_again(self) -> None:
         numbers = set(self._numbers())
         for number in sorted(set(self.segments) - numbers):
             segment = self.segments[number]
