@@ -374,6 +374,8 @@ class KVCacheManager:
         elif kv.dropped:  # tiers had a compacted prefix, and it was not worth loading
             kv.begin(KeyChain(kv.chain.origin, self.block_size))
         self.states.load(kv, match.mark)
+        if self.transfers is not None:
+            self.transfers.used(match.held)
         kv.num_computed, kv.found = match.num_tokens + kv.dropped, match.found
         self._queries += match.num_queried
         self._hits += kv.num_computed
