@@ -22,8 +22,10 @@ GROUP_BYTES = {
 }
 """Of 32 inputs of an output, with their scale and minimum."""
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
-_NO_PRODUCT = ("ffn_gate_inp", "shortconv.conv", "ssm_conv1d", "ssm_norm", "attn_k_b", "attn_v_b")
-_NO_PRODUCT += ("altup_router", "altup_correct", "altup_predict", ".bias", ".scale")
+_NO_PRODUCT = (
+    *("ffn_gate_inp", "shortconv.conv", "ssm_conv1d", "ssm_norm", "attn_k_b", "attn_v_b"),
+    *("altup_router", "altup_correct", "altup_predict", ".bias", ".scale"),
+)
 _VECTORS = (".ssm_a", ".ssm_d")
 """Ends of names of tensors that have two dimensions in some files, one of size one."""
 
