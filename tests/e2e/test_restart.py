@@ -75,21 +75,24 @@ def test_a_server_that_is_killed_continues_the_answer(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_a_hybrid_that_is_killed_is_warm_again(tmp_path: Path) -> None:
-    """Blocks and checkpoints of running states come back from the disk."""
+def test_a_hybrid_that_is_killed_continues_on_its_states(tmp_path: Path) -> None:
+    """Blocks and checkpoints of running states come back from the disk, the states of the answer from its backup."""
     make_checkpoint(tmp_path / "model", "qwen3_5", max_position_embeddings=4096)
     flags = (str(tmp_path / "model"), "--served-model-name", "demo", *FLAGS, "--kv-dir", str(tmp_path / "kv"))
     turns = [SYSTEM, {"role": "user", "content": "Tell me about rivers. " * 8}]
     with running_server(tmp_path, *flags, **KEYS) as server:
         before = ask(server, turns, max_tokens=40)
         time.sleep(0.5)  # a server without work saves what it has
-        os.kill(server.process.pid, signal.SIGKILL)
-        server.process.wait()
+        begin_and_kill(server, turns, tmp_path / "kv" / "checkpoints")
     with running_server(tmp_path, *flags, **KEYS) as server:
-        after, cold = ask(server, turns, max_tokens=40), ask(server, turns, max_tokens=40, cache_salt="another")
+        after, short = ask(server, turns), ask(server, turns, max_tokens=40)
+        cold = ask(server, turns, cache_salt="another")
         report = after["kvtrove"]["cache_report"]
+        assert report["continued_tokens"] >= 8
         assert report["reused_from"]["disk"] >= 0.95 * (report["prompt_tokens"] - 16)
-        assert before["choices"] == after["choices"] == cold["choices"]
+        assert after["choices"] == cold["choices"]
+        assert before["choices"] == short["choices"]
+        checkpoints_by_name(server, turns)
 
 
 def checkpoints_by_name(server: LiveServer, turns: list[dict[str, str]]) -> None:

@@ -272,6 +272,17 @@ void check_filling() {
 
 }  // namespace
 
+// Threads that pack and multiply rows of their own.
+void check_own_rows(std::size_t outputs, std::size_t inputs, Kind kind) {
+    const std::size_t rows = 515;
+    const Numbers x = random(rows * inputs, 2), bias = random(outputs, 3);
+    const PackedWeights weights = pack(random(outputs * inputs, 1), inputs, kind, Isa::amx);
+    set_max_threads(1);
+    const Numbers alone = multiply(weights, x, rows, bias);
+    set_max_threads(2);
+    expect(same(multiply(weights, x, rows, bias), alone.data()), "other bits with two threads", outputs, inputs, rows);
+}
+
 int main() {
 #if !defined(KVTROVE_EMULATE_AMX)
     if (detect_isa() != Isa::amx) return std::puts("this processor has no AMX"), 1;  // asks Linux for it, too
@@ -298,6 +309,7 @@ int main() {
         check_batches(300, 31, kind, {1, 17, 33, 199});
         check_batches(33, 1400, kind, {1, 5, 9, 17, 33, 97});  // several blocks of inputs
         check_batches(1024, 20, kind, {1, 33, 129});           // y passes by the caches
+        check_own_rows(40, 33, kind);
         for (const Float type : {Float::f32, Float::bf16}) {
             check_gates(192, 40, kind, type), check_gates(64, 1400, kind, type);
         }
@@ -310,6 +322,7 @@ int main() {
         check_levels(33, kind);
         check_batches(70, 300, kind, {1, 9, 17, 33});
     }
+    check_own_rows(3, 4700, Kind::bf16);  // several blocks of inputs
     check_integers();
     check_split();
     check_broken_rows();

@@ -8,6 +8,7 @@
 #include "attention/codecs/turn.h"
 #include "attention/place.h"
 #include "common/threads.h"
+#include "common/vector/eight.h"
 
 namespace kvtrove::attention {
 
@@ -90,17 +91,50 @@ float rounded(float x, Element element) {
     return element == Element::float16 ? float_of_float16(float16_of_float(x)) : x;
 }
 
+// The first pairs of x [2 * half or more], eight at a time; returns how many. C: float32 or bf16, as which cos and sin are stored and to which every
+// operation is rounded.
+template <class C>
+[[gnu::always_inline]] inline int rotate_eights(float* x, const C* cos, const C* sin, int half) {
+    using namespace eight;
+    constexpr int kEight = kLanes;
+    int d = 0;
+    for (Floats a, b, c, s; d + kEight <= half; d += kEight) {
+        load(x + d, a), load(x + d + half, b), load(cos + d, c), load(sin + d, s);
+        Floats ac = a * c, bs = b * s, bc = b * c, as = a * s;
+        round_to<C>(ac), round_to<C>(bs), round_to<C>(bc), round_to<C>(as);
+        Floats low = ac - bs, high = bc + as;
+        round_to<C>(low), round_to<C>(high);
+        eight::store(x + d, low), eight::store(x + d + half, high);
+    }
+    return d;
+}
+
+KVTROVE_EIGHT_CLONES int rotate_eights_of(float* x, const float* cos, const float* sin, int half) {
+    return rotate_eights(x, cos, sin, half);
+}
+
+KVTROVE_EIGHT_CLONES int rotate_eights_of(float* x, const std::uint16_t* cos, const std::uint16_t* sin, int half) {
+    return rotate_eights(x, cos, sin, half);
+}
+
 // x: [2 * half or more]
 template <Element Of>
 void rotate_as(float* x, const Rope& rope, std::int64_t token) {
-    float cos[kMaxDim / 2], sin[kMaxDim / 2];
     const int half = rope.half;
     const std::size_t at = token * half * bytes_of(Of);
-    floats_of(rope.cos + at, Of, half, cos), floats_of(rope.sin + at, Of, half, sin);
-    for (int d = 0; d < half; ++d) {
+    const std::uint8_t *cos = rope.cos + at, *sin = rope.sin + at;
+    int d = 0;
+    if constexpr (Of == Element::bfloat16) {
+        d = rotate_eights_of(x, reinterpret_cast<const std::uint16_t*>(cos), reinterpret_cast<const std::uint16_t*>(sin), half);
+    } else if constexpr (Of == Element::float32) {
+        d = rotate_eights_of(x, reinterpret_cast<const float*>(cos), reinterpret_cast<const float*>(sin), half);
+    }
+    for (; d < half; ++d) {
+        float c, s;
+        floats_of(cos + d * bytes_of(Of), Of, 1, &c), floats_of(sin + d * bytes_of(Of), Of, 1, &s);
         const float a = x[d], b = x[d + half];
-        x[d] = rounded(rounded(a * cos[d], Of) - rounded(b * sin[d], Of), Of);
-        x[d + half] = rounded(rounded(b * cos[d], Of) + rounded(a * sin[d], Of), Of);
+        x[d] = rounded(rounded(a * c, Of) - rounded(b * s, Of), Of);
+        x[d + half] = rounded(rounded(b * c, Of) + rounded(a * s, Of), Of);
     }
 }
 

@@ -234,6 +234,7 @@ std::atomic<std::size_t> most_threads{0};
 }  // namespace
 
 std::size_t max_threads() {
+    if (inside) return 1;
     const std::size_t set = most_threads.load(std::memory_order_relaxed);
     return set ? set : std::max(1u, std::thread::hardware_concurrency());
 }

@@ -6,7 +6,8 @@
 
 namespace kvtrove {
 
-// Threads that a job uses at most when its caller names no number: what was set, else the cores that the process may use.
+// Threads that a job uses at most when its caller names no number: what was set, else the cores that the process may use;
+// one for a job that a part starts.
 std::size_t max_threads();
 void set_max_threads(std::size_t threads);
 

@@ -7,21 +7,18 @@
 
 #include "common/half.h"
 #include "common/threads.h"
+#include "common/vector/eight.h"
 #include "common/vector/silu.h"
 
 #define INLINE [[gnu::always_inline]] inline
-// Compiled twice where the loader can choose; sums have one order and products are not joined, so the bits are the same.
-#if defined(__x86_64__) && defined(__gnu_linux__)
-#define KVTROVE_CLONES __attribute__((target_clones("avx2", "default")))
-#else
-#define KVTROVE_CLONES
-#endif
 
 namespace kvtrove {
 
 namespace {
 
-constexpr std::size_t kSums = 16;               // independent sums, so that the compiler can use vectors
+using namespace eight;
+
+constexpr std::size_t kSums = 2 * kLanes;       // independent sums of squares
 constexpr std::size_t kWorthAThread = 1 << 16;  // elements before another thread is woken
 
 INLINE float get(const float* p) { return *p; }
@@ -39,11 +36,14 @@ INLINE float rounded(float x) {
 
 template <class T>
 INLINE float sum_of_squares(const T* x, std::size_t size) {
-    float sums[kSums] = {};
+    Floats low = {}, high = {}, some, more;
     std::size_t i = 0;
     for (; i + kSums <= size; i += kSums) {
-        for (std::size_t j = 0; j < kSums; ++j) sums[j] += get(x + i + j) * get(x + i + j);
+        load(x + i, some), load(x + i + kLanes, more);
+        low += some * some, high += more * more;
     }
+    float sums[kSums];
+    store(sums, low), store(sums + kLanes, high);
     for (std::size_t j = 0; i + j < size; ++j) sums[j] += get(x + i + j) * get(x + i + j);
     for (std::size_t width = kSums / 2; width; width /= 2) {
         for (std::size_t j = 0; j < width; ++j) sums[j] += sums[j + width];
@@ -55,53 +55,45 @@ INLINE float sum_of_squares(const T* x, std::size_t size) {
 template <class T, class W>
 INLINE void norm_row(const T* x, const W* weight, T* y, std::size_t size, float eps) {
     const float scale = 1.0f / std::sqrt(sum_of_squares(x, size) / static_cast<float>(size) + eps);
-    for (std::size_t i = 0; i < size; ++i) {
+    std::size_t i = 0;
+    for (Floats normed, factor; i + kLanes <= size; i += kLanes) {
+        load(x + i, normed), load(weight + i, factor);
+        normed *= scale;
+        if (std::is_same_v<T, W>) round_to<T>(normed);
+        store(y + i, normed * factor);
+    }
+    for (; i < size; ++i) {
         const float normed = get(x + i) * scale;
         put(y + i, (std::is_same_v<T, W> ? rounded<T>(normed) : normed) * get(weight + i));
     }
 }
 
-KVTROVE_CLONES void norm_f32(const float* x, const float* weight, float* y, std::size_t size, float eps) {
+KVTROVE_EIGHT_CLONES void norm_f32(const float* x, const float* weight, float* y, std::size_t size, float eps) {
     norm_row(x, weight, y, size, eps);
 }
 
-KVTROVE_CLONES void norm_bf16(const std::uint16_t* x, const std::uint16_t* weight, std::uint16_t* y, std::size_t size,
+KVTROVE_EIGHT_CLONES void norm_bf16(const std::uint16_t* x, const std::uint16_t* weight, std::uint16_t* y, std::size_t size,
                               float eps) {
     norm_row(x, weight, y, size, eps);
 }
 
-KVTROVE_CLONES void norm_wide(const std::uint16_t* x, const float* weight, std::uint16_t* y, std::size_t size,
+KVTROVE_EIGHT_CLONES void norm_wide(const std::uint16_t* x, const float* weight, std::uint16_t* y, std::size_t size,
                               float eps) {
     norm_row(x, weight, y, size, eps);
 }
 
 template <class T>
 INLINE void add_row(T* x, const T* added, std::size_t size) {
-    for (std::size_t i = 0; i < size; ++i) put(x + i, get(x + i) + get(added + i));
+    std::size_t i = 0;
+    for (Floats sum, other; i + kLanes <= size; i += kLanes) {
+        load(x + i, sum), load(added + i, other);
+        store(x + i, sum + other);
+    }
+    for (; i < size; ++i) put(x + i, get(x + i) + get(added + i));
 }
 
-KVTROVE_CLONES void add_f32(float* x, const float* added, std::size_t size) { add_row(x, added, size); }
-KVTROVE_CLONES void add_bf16(std::uint16_t* x, const std::uint16_t* added, std::size_t size) { add_row(x, added, size); }
-
-// Vectors, because of a loop that clamps or looks for NaN gcc makes branches.
-typedef float Floats __attribute__((vector_size(32)));
-typedef std::uint32_t Words __attribute__((vector_size(32)));
-typedef std::uint16_t Halves __attribute__((vector_size(16)));
-constexpr std::size_t kLanes = sizeof(Floats) / sizeof(float);
-
-INLINE void load(const float* p, Floats& x) { std::memcpy(&x, p, sizeof x); }
-INLINE void load(const std::uint16_t* p, Floats& x) {
-    Halves halves;
-    std::memcpy(&halves, p, sizeof halves);
-    x = (Floats)(__builtin_convertvector(halves, Words) << 16);
-}
-
-INLINE void store(float* p, const Floats& x) { std::memcpy(p, &x, sizeof x); }
-INLINE void store(std::uint16_t* p, const Floats& x) {  // as bfloat16_of_float
-    const Words bits = (Words)x, rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-    const Halves halves = __builtin_convertvector(x == x ? rounded : (bits >> 16) | 0x40, Halves);
-    std::memcpy(p, &halves, sizeof halves);
-}
+KVTROVE_EIGHT_CLONES void add_f32(float* x, const float* added, std::size_t size) { add_row(x, added, size); }
+KVTROVE_EIGHT_CLONES void add_bf16(std::uint16_t* x, const std::uint16_t* added, std::size_t size) { add_row(x, added, size); }
 
 struct Silu {
     INLINE void operator()(Floats& x) const { silu<Words>(x); }
@@ -115,8 +107,7 @@ INLINE void gate_lanes(const T* gate, const T* up, T* y, Gate activate) {
     Floats x, other;
     load(gate, x), load(up, other);
     activate(x);
-    T held[kLanes];  // as T holds it
-    store(held, x), load(held, x);
+    round_to<T>(x);
     store(y, x * other);
 }
 
@@ -131,20 +122,20 @@ INLINE void gate_row(const T* gate, const T* up, T* y, std::size_t size, Gate ac
 }
 
 // By type of the numbers and gate: clones cannot be templates.
-KVTROVE_CLONES void gate_row_of(const float* gate, const float* up, float* y, std::size_t size, Silu activate) {
+KVTROVE_EIGHT_CLONES void gate_row_of(const float* gate, const float* up, float* y, std::size_t size, Silu activate) {
     gate_row(gate, up, y, size, activate);
 }
 
-KVTROVE_CLONES void gate_row_of(const std::uint16_t* gate, const std::uint16_t* up, std::uint16_t* y, std::size_t size,
+KVTROVE_EIGHT_CLONES void gate_row_of(const std::uint16_t* gate, const std::uint16_t* up, std::uint16_t* y, std::size_t size,
                                 Silu activate) {
     gate_row(gate, up, y, size, activate);
 }
 
-KVTROVE_CLONES void gate_row_of(const float* gate, const float* up, float* y, std::size_t size, GeluTanh activate) {
+KVTROVE_EIGHT_CLONES void gate_row_of(const float* gate, const float* up, float* y, std::size_t size, GeluTanh activate) {
     gate_row(gate, up, y, size, activate);
 }
 
-KVTROVE_CLONES void gate_row_of(const std::uint16_t* gate, const std::uint16_t* up, std::uint16_t* y, std::size_t size,
+KVTROVE_EIGHT_CLONES void gate_row_of(const std::uint16_t* gate, const std::uint16_t* up, std::uint16_t* y, std::size_t size,
                                 GeluTanh activate) {
     gate_row(gate, up, y, size, activate);
 }

@@ -5,6 +5,7 @@
 
 #include "attention/attention.h"
 #include "common/half.h"
+#include "common/vector/eight.h"
 
 namespace kvtrove::attention {
 
@@ -26,7 +27,10 @@ inline void from_floats(const float* from, Element element, int count, std::uint
     if (element == Element::float32) {
         std::memcpy(to, from, sizeof(float) * count);
     } else if (element == Element::bfloat16) {
-        for (int i = 0; i < count; ++i) halves[i] = bfloat16_of_float(from[i]);
+        int i = 0;
+        constexpr int kEight = eight::kLanes;
+        for (eight::Floats some; i + kEight <= count; i += kEight) eight::load(from + i, some), eight::store(halves + i, some);
+        for (; i < count; ++i) halves[i] = bfloat16_of_float(from[i]);
     } else {
         for (int i = 0; i < count; ++i) halves[i] = float16_of_float(from[i]);
     }

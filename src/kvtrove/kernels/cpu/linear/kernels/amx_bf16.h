@@ -8,8 +8,8 @@
 namespace kvtrove::amx {
 
 constexpr std::size_t kGroupRows = 2 * kTileRows;  // whose sums are in tiles at once
-constexpr std::size_t kShortSteps = 40;            // of inputs that are one block: x of 512 rows takes 1.25 MiB of L2
-constexpr std::size_t kMostSteps = 80;             // of a block of longer inputs: x of 256 rows takes as much
+constexpr std::size_t kBytesOfX = 1150 << 10;         // bytes of x that are one block of inputs and stay in L2
+constexpr std::size_t kMostSteps = 80;             // of a block, where there are several
 constexpr std::size_t kPause = 4;                  // steps
 constexpr std::size_t kBlockPanels = 16;           // of a part, where there are several blocks: the sums wait in L2
 // Weights are asked for so many bytes before they are needed: the processor's own prefetching starts anew in every panel,
@@ -236,14 +236,14 @@ template <int Parts>
 class ManyRows {
   public:
     ManyRows(const Product& job, const PackedX& x, std::size_t rows, const Part& part, float* sums)
-        : job_(job), x_(x), rows_(rows), part_(part), sums_(sums), blocks_(blocks(x.steps)) {}
+        : job_(job), x_(x), rows_(rows), part_(part), sums_(sums), blocks_(blocks(x.steps, rows)) {}
 
-    static std::size_t blocks(std::size_t steps) {
-        return steps <= kShortSteps ? 1 : std::max(ceil_div(steps, kMostSteps), std::size_t{2});
+    static std::size_t blocks(std::size_t steps, std::size_t rows) {
+        return rows * steps * tiles::kRowBytes <= kBytesOfX ? 1 : std::max(ceil_div(steps, kMostSteps), std::size_t{2});
     }
-    // Numbers of `sums` for parts of so many groups of rows.
-    static std::size_t sums(std::size_t steps, std::size_t groups) {
-        return blocks(steps) > 1 ? kBlockPanels * groups * 4 * kSums : 0;
+    // Numbers of `sums`.
+    static std::size_t sums(std::size_t steps, std::size_t rows) {
+        return blocks(steps, rows) > 1 ? kBlockPanels * ceil_div(rows, kGroupRows) * 4 * kSums : 0;
     }
 
     KVTROVE_AMX void run() {

@@ -13,6 +13,9 @@ namespace amx {
 
 constexpr std::size_t kMostRows = 512;        // that are packed at a time; what they need of x and sums stays in L2
 constexpr std::size_t kLongRows = 256;        // the same where inputs are several blocks: half the sums wait half as often
+constexpr std::size_t kOwnRows = 128;         // of x that one thread packs and multiplies, where outputs are few
+constexpr std::size_t kFewOutputs = 2048;     // whose weights take less time to read again than x to change its core
+constexpr std::size_t kTurns = 2;             // of every thread at least
 constexpr std::size_t kStreamed = 512 << 10; // bytes of y that leave no room for what else L2 should hold
 
 // Of a part: all, unless sums of several blocks of inputs are kept for each of them.
@@ -45,7 +48,7 @@ void multiply_bf16(const Product& job, std::size_t rows) {
         });
     }
     const std::size_t groups = ceil_div(rows, kGroupRows), bytes = whole_lines(bytes_of_x(job, rows));
-    const std::size_t sums = ManyRows<kParts>::sums(ceil_div(job.inputs, kStep), groups);
+    const std::size_t sums = ManyRows<kParts>::sums(ceil_div(job.inputs, kStep), rows);
     std::uint8_t* memory = scratch(bytes + sums * sizeof(float) * threads_for(work));
     const PackedX x = pack<T>(job, rows, memory);
     in_many_parts(job, groups, sums, work, [&](const Part& part, std::size_t worker) {
@@ -76,14 +79,23 @@ void multiply(const Product& job, std::size_t rows) {
     const auto some = job.scales ? f32 ? multiply_int8<float> : multiply_int8<std::uint16_t>
                                  : f32 ? multiply_bf16<float> : multiply_bf16<std::uint16_t>;
     const std::size_t line = job.y_width() * bytes_of(job.type);
+    const auto piece = [&](std::size_t row, std::size_t count) {
+        Product some_rows = job.from(row);
+        some_rows.streams = rows > kGroupRows && std::min(rows, kMostRows) * line > kStreamed && line % kCacheLine == 0 &&
+                            reinterpret_cast<std::uintptr_t>(job.y) % kCacheLine == 0;
+        some(some_rows, count);
+    };
+    const std::size_t threads = threads_for(rows * job.inputs * job.outputs);
+    if (threads > 1 && job.outputs <= kFewOutputs && rows >= kTurns * threads * kOwnRows) {
+        const std::size_t pieces = ceil_div(rows, kOwnRows);
+        return parallel(pieces, threads, [&](std::size_t i, std::size_t) {
+            const std::size_t first = rows * i / pieces;
+            piece(first, rows * (i + 1) / pieces - first);
+        });
+    }
     const bool several = job.scales ? ceil_div(job.inputs, kStretch) > kMostStretches
-                                    : ceil_div(job.inputs, kStep) > kShortSteps;
-    in_pieces(rows, several ? kLongRows : kMostRows, [&](std::size_t row, std::size_t count) {
-        Product piece = job.from(row);
-        piece.streams = count > kGroupRows && count * line > kStreamed && line % kCacheLine == 0 &&
-                        reinterpret_cast<std::uintptr_t>(job.y) % kCacheLine == 0;
-        some(piece, count);
-    });
+                                    : kMostRows * ceil_div(job.inputs, kStep) * tiles::kRowBytes > kBytesOfX;
+    in_pieces(rows, several ? kLongRows : kMostRows, piece);
 }
 
 }  // namespace amx
