@@ -4,6 +4,7 @@
 //   KVTROVE_ROWS    rows whose sums fit into the registers        KVTROVE_HALVES(from)  float16 numbers as float32
 
 constexpr std::size_t kLanes = KVTROVE_LANES, kParts = kWidth / kLanes;  // vectors of a panel
+constexpr int kWritten = kParts > 4 ? 1 : 8;  // of them one after the other; more have no registers anyhow
 
 typedef float Floats __attribute__((vector_size(4 * KVTROVE_LANES)));
 typedef std::int32_t Ints __attribute__((vector_size(4 * KVTROVE_LANES)));
@@ -64,7 +65,7 @@ __attribute__((noinline)) KVTROVE_TARGET void add_stretch(const Stretch* x, cons
         for (std::size_t line = 0; line < group_bytes(Of); line += kCacheLine) {
             __builtin_prefetch(panel + ahead + line);
         }
-#pragma GCC unroll 8
+#pragma GCC unroll kWritten
         for (std::size_t part = 0; part < kParts; ++part) {
             using Sums = Dot<has_bytes(Of), has_codes(Of)>;
             Sums dots[Rows];
@@ -91,7 +92,7 @@ __attribute__((noinline)) KVTROVE_TARGET void add_stretch(const Stretch* x, cons
     }
 #pragma GCC unroll 8
     for (std::size_t r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
+#pragma GCC unroll kWritten
         for (std::size_t part = 0; part < kParts; ++part) {
             float* at = totals + r * kWidth + part * kLanes;
             Floats total;
