@@ -65,10 +65,11 @@ class Victim:
         self.up.set()
 
     async def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        assert self._process is not None
+        """Nothing happens to one that has ended."""
         self.up.clear()
-        self._process.send_signal(number)
-        await asyncio.to_thread(self._process.wait)
+        if self._process is not None:
+            self._process.send_signal(number)
+            await asyncio.to_thread(self._process.wait)
 
 
 @dataclass
@@ -199,7 +200,10 @@ def main() -> int:
             command = [sys.executable, "-m", "kvtrove", "serve", args.model, "--port", "0", "--log-level", "warning"]
             victim = Victim([*command, "--kv-dir", f"{folder}/{name}", *flags], Path(folder) / f"{name}.log")
             chats = [Chat(number, args.answer) for number in range(args.clients)]
-            await talk(victim, chats, kills, tuple(args.seconds), turns)
+            try:
+                await talk(victim, chats, kills, tuple(args.seconds), turns)
+            finally:
+                await victim.kill()
             return chats, victim
 
         chats, victim = asyncio.run(run("killed", args.kills, []))
