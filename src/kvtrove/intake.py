@@ -102,6 +102,7 @@ class Intake:
             session=session,
             pooling=pooling,
             compactor=self._compactor(prompt, params),
+            exact=asked.exact_prefix,
             adapter=self.adapters[adapter] if adapter else b"",
         )
 

@@ -60,6 +60,8 @@ def _unequal_heads(cache: KVCacheSpec) -> list[str]:
         stored = layer.format
         if layer.source is not None:
             reasons.append(f"layer {layer.layer} reads the keys and values of layer {layer.source}")
+        elif stored.select:
+            continue  # refused for that
         elif (layer.k_dim, layer.v_dim, stored.id) != (first.k_dim, first.v_dim, first.format.id):
             reasons.append(f"layer {layer.layer} stores other keys and values than layer {first.layer}")
         elif stored.rope == "pre":
