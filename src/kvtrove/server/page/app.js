@@ -21,7 +21,7 @@ function drawn(tag, attributes, ...children) {
 
 const count = (number) => Math.round(number).toLocaleString("en");
 const counted = (number, word) => `${count(number)} ${word}${Math.round(number) === 1 ? "" : "s"}`;
-const percent = (part, whole) => (whole ? `${Math.round((100 * part) / whole)} %` : "-");
+const percent = (part, whole) => (!whole ? "-" : part && part < whole / 200 ? "< 1 %" : `${Math.round((100 * part) / whole)} %`);
 
 function bytes(size) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
