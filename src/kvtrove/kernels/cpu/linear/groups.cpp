@@ -256,21 +256,6 @@ bool quantise_symmetric(const float* values, std::size_t count, std::uint8_t* nu
 
 }  // namespace
 
-void write_rows(const Product& job, std::size_t row, std::size_t rows, std::size_t panel, const float* totals) {
-    const std::size_t first = panel * kWidth, count = std::min(kWidth, job.outputs - first);
-    for (const std::size_t end = row + rows; row < end; ++row, totals += kWidth) {
-        float line[kWidth];
-        for (std::size_t n = 0; n < kWidth; ++n) line[n] = totals[n];
-        for (std::size_t n = 0; job.bias && n < count; ++n) line[n] += job.bias[first + n];
-        if (job.type == Float::f32) {
-            std::memcpy(static_cast<float*>(job.y) + row * job.outputs + first, line, count * sizeof(float));
-        } else {
-            auto* y = static_cast<std::uint16_t*>(job.y) + row * job.outputs + first;
-            for (std::size_t n = 0; n < count; ++n) y[n] = bfloat16_of_float(line[n]);
-        }
-    }
-}
-
 // x is packed once, for all threads.
 void multiply(const Means& level, const Product& all, std::size_t all_rows) {
     const auto pack = level.pack[all.type == Float::bf16];

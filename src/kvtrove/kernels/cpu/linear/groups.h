@@ -77,10 +77,12 @@ struct alignas(64) Stretch {
 constexpr std::size_t kMostRows = 128;  // of a part: their sums and x of a stretch stay in L2
 constexpr std::size_t kRowsBehind = 16;  // of x, left open: so many may be read behind the last one
 
-// What a level brings: x into stretches [stretches][rows], from float32 and from bf16; the products of a part, of each form.
+// What a level brings: x into stretches [stretches][rows], from float32 and from bf16; the products of a part, of each form;
+// y of some rows and a panel from their sums [rows][32], with bias and rounding, without outputs that only fill up the panel.
 struct Means {
     void (*pack[2])(const Product& job, std::size_t row, std::size_t row_end, std::size_t rows, Stretch* to);
     void (*run[kForms])(const Product& job, const Stretch* x, std::size_t rows, const Part& part);
+    void (*write)(const Product& job, std::size_t row, std::size_t rows, std::size_t panel, const float* totals);
 };
 
 const Means& portable_means();
@@ -93,9 +95,5 @@ void multiply_avx512(const Product& job, std::size_t rows);
 
 // All of a product, with all threads.
 void multiply(const Means& level, const Product& job, std::size_t rows);
-
-// y of some rows and a panel from their sums [rows][32]: bias and rounding. Outputs that only fill up the last panel are
-// left out.
-void write_rows(const Product& job, std::size_t row, std::size_t rows, std::size_t panel, const float* totals);
 
 }  // namespace kvtrove::groups

@@ -100,37 +100,52 @@ struct GroupSums {
 };
 
 template <int High, bool Minima>
-[[gnu::always_inline]] KVTROVE_AMX inline void dot_group(const groups::Stretch* x, const std::uint8_t* numbers, std::size_t g,
-                                                         GroupSums& sums) {
+[[gnu::always_inline]] KVTROVE_AMX inline void dot_group(const groups::Stretch* x, const std::uint8_t* numbers, std::size_t g) {
     tiles::zero<High>(), tiles::zero<High + 1>();
     tiles::load<6>(numbers, tiles::kRowBytes);
     tiles::load<4>(x->high + g * groups::kGroup, sizeof *x), tiles::load<5>(x->low + g * groups::kGroup, sizeof *x);
     if constexpr (Minima) tiles::dot_i8_u8<High, 4, 6>(), tiles::dot_i8_u8<High + 1, 5, 6>();
     else tiles::dot_i8<High, 4, 6>(), tiles::dot_i8<High + 1, 5, 6>();
+}
+
+template <int High>
+[[gnu::always_inline]] KVTROVE_AMX inline void store_group(GroupSums& sums) {
     tiles::store<High>(sums.high, tiles::kRowBytes), tiles::store<High + 1>(sums.low, tiles::kRowBytes);
 }
 
-// totals [rows][32] += a stretch of up to 16 rows and half a panel. A group's products run while the one before it is
-// scaled. All 16 rows are, because then their sums stay in registers; behind the last row of x lies something.
+// stretch [16 rows] += the term of group g.
+template <bool Minima>
+[[gnu::always_inline]] KVTROVE_AMX inline void scale_group(const groups::Stretch* x, const Unpacked& weights, std::size_t half,
+                                                           std::size_t g, const GroupSums& sums, Floats* stretch) {
+    const Floats scale = weights.scales[g][half];
+#pragma GCC unroll 16
+    for (std::size_t r = 0; r < kTileRows; ++r) {
+        Ints high, low;
+        std::memcpy(&high, sums.high + r * kColumns, sizeof high), std::memcpy(&low, sums.low + r * kColumns, sizeof low);
+        const Floats dot = scale * __builtin_convertvector((high << 7) + low, Floats);
+        if constexpr (Minima) stretch[r] += dot + weights.minima[g][half] * x[r].sums[g];
+        else stretch[r] += dot;
+    }
+}
+
+// totals [rows][32] += a stretch of up to 16 rows and half a panel. While the products of a group run, those of the group
+// before it are stored, and the sums of the one before that are scaled: a store waits for its products, and tiles for the
+// store. All 16 rows are scaled, because then their sums stay in registers; behind the last row of x lies something.
 template <bool Minima>
 KVTROVE_AMX inline void add_stretch(const groups::Stretch* x, std::size_t rows, const Unpacked& weights, std::size_t half,
                                     std::size_t groups, float* totals) {
     GroupSums sums[2];
     Floats stretch[kTileRows] = {};
-    dot_group<0, Minima>(x, weights.numbers[0][half], 0, sums[0]);
-    for (std::size_t g = 0; g < groups; ++g) {
-        if (g + 1 < groups) dot_group<2, Minima>(x, weights.numbers[g + 1][half], g + 1, sums[(g + 1) % 2]);
-        const Floats scale = weights.scales[g][half];
-        const GroupSums& of = sums[g % 2];
-#pragma GCC unroll 16
-        for (std::size_t r = 0; r < kTileRows; ++r) {
-            Ints high, low;
-            std::memcpy(&high, of.high + r * kColumns, sizeof high), std::memcpy(&low, of.low + r * kColumns, sizeof low);
-            const Floats dot = scale * __builtin_convertvector((high << 7) + low, Floats);
-            if constexpr (Minima) stretch[r] += dot + weights.minima[g][half] * x[r].sums[g];
-            else stretch[r] += dot;
-        }
+    dot_group<0, Minima>(x, weights.numbers[0][half], 0);
+    for (std::size_t g = 0; g < groups; g += 2) {  // of two, the first has tiles 0 and 1, the second 2 and 3
+        if (g + 1 < groups) dot_group<2, Minima>(x, weights.numbers[g + 1][half], g + 1);
+        store_group<0>(sums[0]);
+        if (g) scale_group<Minima>(x, weights, half, g - 1, sums[1], stretch);
+        if (g + 2 < groups) dot_group<0, Minima>(x, weights.numbers[g + 2][half], g + 2);
+        if (g + 1 < groups) store_group<2>(sums[1]);
+        scale_group<Minima>(x, weights, half, g, sums[0], stretch);
     }
+    if (groups % 2 == 0) scale_group<Minima>(x, weights, half, groups - 1, sums[1], stretch);
 #pragma GCC unroll 16
     for (std::size_t r = 0; r < kTileRows; ++r, totals += kWidth) {
         if (r >= rows) break;
@@ -141,12 +156,22 @@ KVTROVE_AMX inline void add_stretch(const groups::Stretch* x, std::size_t rows, 
     }
 }
 
+// What packs x, and serves few rows.
+inline const groups::Means& vectors() {
+#if defined(KVTROVE_EMULATE_AMX)
+    return groups::portable_means();
+#else
+    return groups::avx512_means();
+#endif
+}
+
 // Rows and panels of a part. x: [stretches][all rows], and as many as a tile has behind the last one.
 KVTROVE_AMX inline void run_groups(const Product& job, const groups::Stretch* x, std::size_t all_rows, const Part& part) {
     alignas(64) float totals[groups::kMostRows * kWidth];
     Unpacked weights;
     const std::size_t rows = part.row_end - part.row, groups = ceil_div(job.inputs, groups::kGroup);
     const std::size_t bytes = groups::group_bytes(job.form);
+    const auto write = vectors().write;
     configure_groups();
     for (std::size_t panel = part.panel; panel < part.panel_end; ++panel) {
         std::fill_n(totals, rows * kWidth, 0.0f);
@@ -166,7 +191,7 @@ KVTROVE_AMX inline void run_groups(const Product& job, const groups::Stretch* x,
                 }
             }
         }
-        groups::write_rows(job, part.row, rows, panel, totals);
+        write(job, part.row, rows, panel, totals);
     }
     tiles::release();
 }
@@ -174,13 +199,8 @@ KVTROVE_AMX inline void run_groups(const Product& job, const groups::Stretch* x,
 // Few rows are sooner done by vectors.
 inline void multiply_groups(const Product& job, std::size_t rows) {
     constexpr std::size_t kFewRows = 8;
-#if defined(KVTROVE_EMULATE_AMX)
-    const groups::Means& vectors = groups::portable_means();
-#else
-    const groups::Means& vectors = groups::avx512_means();
-#endif
-    if (rows <= kFewRows) return groups::multiply(vectors, job, rows);
-    groups::Means means = {{vectors.pack[0], vectors.pack[1]}, {}};
+    if (rows <= kFewRows) return groups::multiply(vectors(), job, rows);
+    groups::Means means = vectors();
     std::fill_n(means.run, kForms, run_groups);
     groups::multiply(means, job, rows);
 }

@@ -113,6 +113,31 @@ KVTROVE_TARGET inline void with_rows(std::size_t rows, const Stretch* x, const s
     }
 }
 
+// Whole panels are copied by a size that the compiler knows.
+template <class T>
+[[gnu::always_inline]] KVTROVE_TARGET inline void copy_line(const Product& job, std::size_t row, std::size_t first, const T* line) {
+    T* y = static_cast<T*>(job.y) + row * job.outputs + first;
+    if (first + kWidth <= job.outputs) std::memcpy(y, line, kWidth * sizeof(T));
+    else std::copy_n(line, job.outputs - first, y);
+}
+
+KVTROVE_TARGET void write_rows(const Product& job, std::size_t row, std::size_t rows, std::size_t panel, const float* totals) {
+    const std::size_t first = panel * kWidth;
+    float bias[kWidth] = {};
+    if (job.bias) std::copy_n(job.bias + first, std::min(kWidth, job.outputs - first), bias);
+    for (const std::size_t end = row + rows; row < end; ++row, totals += kWidth) {
+        float line[kWidth];
+        for (std::size_t n = 0; n < kWidth; ++n) line[n] = job.bias ? totals[n] + bias[n] : totals[n];
+        if (job.type == Float::f32) {
+            copy_line(job, row, first, line);
+            continue;
+        }
+        std::uint16_t rounded[kWidth];
+        for (std::size_t n = 0; n < kWidth; ++n) rounded[n] = bfloat16_of_float(line[n]);
+        copy_line(job, row, first, rounded);
+    }
+}
+
 // Rows and panels of a part. x: [stretches][all rows]. A stretch of a panel stays in L1 while all rows meet it.
 template <Form Of>
 KVTROVE_TARGET void run(const Product& job, const Stretch* x, std::size_t all_rows, const Part& part) {
@@ -147,4 +172,5 @@ KVTROVE_TARGET void pack_rows(const Product& job, std::size_t row, std::size_t r
 
 constexpr Means kMeans = {{pack_rows<float>, pack_rows<std::uint16_t>},
                          {run<Form::nibbles>, run<Form::nibbles_f32>, run<Form::bytes>, run<Form::bytes_f32>,
-                          run<Form::codes>, run<Form::nibbles_symmetric>}};
+                          run<Form::codes>, run<Form::nibbles_symmetric>},
+                         write_rows};
