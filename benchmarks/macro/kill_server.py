@@ -2,11 +2,12 @@
 
     python benchmarks/macro/kill_server.py MODEL [--clients 8] [--kills 6] [--json FILE] [-- --dtype float32 ...]
 
-Every client holds a chat of its own and sends the next turn as soon as it has an answer. At random moments the server
-is killed and started again on the same `--kv-dir`; what was not answered is sent again. What the first turn of a chat
-after a kill reused is compared with the tokens that the chat had before it. Then the same chats are held with a server
-that nobody kills: greedy answers must be the same, letter for letter. What follows `--` goes to `kvtrove serve`.
-Exit code 1 when an answer is missing, differs, or less than --least of the tokens of earlier turns came back.
+Every client holds a chat of its own and sends the next turn as soon as it has an answer. Once all have one, at a random
+moment, the server is killed and started again on the same `--kv-dir`; what was not answered is sent again. What the
+first turn of a chat after a kill reused is compared with the tokens that the chat had before it. Then the same chats
+are held with a server that nobody kills: greedy answers must be the same, letter for letter. What follows `--` goes to
+`kvtrove serve`. Exit code 1 when an answer is missing, differs, or less than --least of the tokens of earlier turns
+came back.
 """
 
 from __future__ import annotations
@@ -65,10 +66,11 @@ class Victim:
         self.up.set()
 
     async def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        assert self._process is not None
+        """Nothing happens to one that has ended."""
         self.up.clear()
-        self._process.send_signal(number)
-        await asyncio.to_thread(self._process.wait)
+        if self._process is not None:
+            self._process.send_signal(number)
+            await asyncio.to_thread(self._process.wait)
 
 
 @dataclass
@@ -135,21 +137,29 @@ class Chat:
                 await asyncio.sleep(0.05)
 
 
-async def talk(victim: Victim, chats: list[Chat], kills: int, seconds: tuple[float, float], turns: list[int]) -> None:
-    """Hold all chats; kill the server so often, so many seconds after it was ready. turns: of each chat, if given."""
+async def talk(victim: Victim, chats: list[Chat], kills: int, seconds: float, turns: list[int]) -> None:
+    """Hold all chats; kill the server so often, up to so many seconds after it has answered every client.
+
+    turns: of each chat, where it is to end by itself.
+    """
+
+    async def all_answered() -> None:
+        before = [len(chat.turns) for chat in chats]
+        while any(len(chat.turns) <= n for chat, n in zip(chats, before, strict=True)):
+            await asyncio.sleep(0.05)
+
     stop, draw = asyncio.Event(), random.Random(kills)
     await victim.start()
     async with asyncio.TaskGroup() as group:
         for i, chat in enumerate(chats):
             group.create_task(chat.hold(victim, stop, turns[i] if turns else None))
         for _ in range(kills):
-            await asyncio.sleep(draw.uniform(*seconds))
+            await all_answered()
+            await asyncio.sleep(draw.uniform(0, seconds))
             await victim.kill()
             await victim.start()
         if kills:
-            before = [len(chat.turns) for chat in chats]
-            while any(len(chat.turns) < 2 + n for chat, n in zip(chats, before, strict=True)):
-                await asyncio.sleep(0.1)
+            await all_answered()
         stop.set()
     await victim.kill(signal.SIGTERM)
 
@@ -186,7 +196,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--answer", type=int, default=32, help="tokens of an answer")
-    parser.add_argument("--seconds", type=float, nargs=2, default=(2.0, 12.0), help="between ready and a kill")
+    parser.add_argument("--seconds", type=float, default=8.0, help="most between an answer to each client and a kill")
     parser.add_argument("--least", type=float, default=0.95, help="share of earlier tokens that must come back")
     parser.add_argument("--no-comparison", action="store_true", help="do not hold the chats a second time")
     parser.add_argument("--json", default="-", help="file to write, - for standard output")
@@ -199,7 +209,10 @@ def main() -> int:
             command = [sys.executable, "-m", "kvtrove", "serve", args.model, "--port", "0", "--log-level", "warning"]
             victim = Victim([*command, "--kv-dir", f"{folder}/{name}", *flags], Path(folder) / f"{name}.log")
             chats = [Chat(number, args.answer) for number in range(args.clients)]
-            await talk(victim, chats, kills, tuple(args.seconds), turns)
+            try:
+                await talk(victim, chats, kills, args.seconds, turns)
+            finally:
+                await victim.kill()
             return chats, victim
 
         chats, victim = asyncio.run(run("killed", args.kills, []))

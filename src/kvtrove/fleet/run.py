@@ -49,10 +49,7 @@ def serve_models(
 ) -> None:
     """Serve until a signal. ConfigError when a model cannot be served."""
     budget = available_bytes() if settings.memory is None else settings.memory
-    try:
-        bases = {entry.name: base_bytes(entry, find_model(entry.model)) for entry in entries}
-    except ModelError as error:
-        raise ConfigError(f"--models: {error}") from error
+    bases = {entry.name: _base_bytes(entry) for entry in entries}
     needs = divide(entries, bases, budget)
     listener = bind(server, keyring)
     with tempfile.TemporaryDirectory(prefix="kvtrove-") as folder:
@@ -67,6 +64,13 @@ def serve_models(
         app = create_app(fleet, keyring, server)
         config = configured(app, server, timeout_graceful_shutdown=int(server.drain_timeout) + 1)
         _Server(config, keyring).run([listener])
+
+
+def _base_bytes(entry: ModelEntry) -> int:
+    try:
+        return base_bytes(entry, find_model(entry.model))
+    except (ConfigError, ModelError) as error:
+        raise ConfigError(f"--models: [{entry.name}] {error}") from error
 
 
 class _Server(uvicorn.Server):

@@ -189,7 +189,7 @@ def test_the_workload_order_keeps_what_returns_where_lru_loses_it() -> None:
     def hits(eviction: str) -> int:
         clock = Clock()
         spec = KVCacheSpec((LayerKV(0, 1, 1, 1, ECHO),), SIZE)
-        manager = KVCacheManager(spec, 80, check=2, clock=clock, eviction=eviction)
+        manager = KVCacheManager(spec, 80, clock=clock, eviction=eviction)
         for turn in range(40):
             for number in range(4):  # four conversations go on, with many strangers in between
                 clock.now += 10.0

@@ -24,7 +24,6 @@ from kvtrove.scheduler.scheduler import SchedulerLimits
 DATA = Path(__file__).parents[2] / "data" / "traces"
 MI = 2**20
 STEP = FittedCost(StepFit(fixed=0.01, per_token=1e-4, per_cached_token=1e-7, per_pair=1e-9))
-QUICK = FittedCost(StepFit(fixed=1e-4, per_token=1e-6, per_cached_token=1e-10, per_pair=0.0))
 
 
 def request(arrival: float, prompt: int, new: int, *blocks: int, **more: Any) -> TraceRequest:
@@ -62,7 +61,7 @@ def test_hit_ratios_of_the_mooncake_trace(mooncake: Trace, kv_tokens: int, publi
 def test_an_endless_cache_reaches_the_ideal(mooncake: Trace) -> None:
     """37.4 % on the whole trace; on its first part, what a reader of the trace counts."""
     first = replace(mooncake, requests=mooncake.requests[:1500])
-    result = simulate(first, SimulationSettings(512, None, QUICK, SchedulerLimits(256, 1 << 17)))
+    result = simulate(first, SimulationSettings(512, None, INSTANT, SchedulerLimits(256, 1 << 17)))
     assert result.token_hit_ratio == pytest.approx(result.ideal_hit_ratio, abs=1e-9)
 
 
