@@ -52,6 +52,11 @@ def test_a_request_may_insist_on_the_exact_prefix() -> None:
     assert told[0].reused_tokens < 256 < told[1].reused_tokens
     [other] = llm.generate([PROMPTS[0]], GREEDY, use_tqdm=False)
     assert other.metrics.num_dropped_tokens > 0, "others still read what is left"
+    beams = SamplingParams(beam_width=2, n=2, max_tokens=4, temperature=0, detokenize=False)
+    with pytest.raises(RequestError, match="leave it at 0, or set exact_prefix"):
+        llm.generate([PROMPTS[0]], beams, use_tqdm=False)
+    [both] = llm.generate([PROMPTS[0]], replace(beams, exact_prefix=True), use_tqdm=False)
+    assert len({tuple(one.token_ids) for one in both.outputs}) == 2
 
 
 def test_many_requests_read_what_is_left_of_a_prefix(tmp_path: Path) -> None:

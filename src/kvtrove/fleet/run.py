@@ -63,7 +63,7 @@ def serve_models(
         say(f"page: {address}/  metrics: {address}/metrics  stop: Ctrl-C")
         app = create_app(fleet, keyring, server)
         config = configured(app, server, timeout_graceful_shutdown=int(server.drain_timeout) + 1)
-        _Server(config, keyring).run([listener])
+        FleetServer(config, keyring).run([listener])
 
 
 def _base_bytes(entry: ModelEntry) -> int:
@@ -73,12 +73,16 @@ def _base_bytes(entry: ModelEntry) -> int:
         raise ConfigError(f"--models: [{entry.name}] {error}") from error
 
 
-class _Server(uvicorn.Server):
+class FleetServer(uvicorn.Server):
     """The first SIGTERM or SIGINT lets requests finish, the second one does not; SIGHUP reads the keys again."""
 
     def __init__(self, config: uvicorn.Config, keyring: Keyring) -> None:
         super().__init__(config)
         self._keyring = keyring
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn would raise the signal again in the end, and so leave the folder of sockets behind."""
+        self.should_exit, self.force_exit = True, self.should_exit
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
