@@ -11,7 +11,7 @@ when an answer is missing, late or another one, a block stays in use, or nothing
     read-only     an ext4 that the kernel makes read-only after an error
     permission    the directory belongs to somebody else, chmod 500; then also its segments, chmod 0
     frozen        an ext4 on which writes wait (fsfreeze)
-    hang          reads and writes wait for a minute (a library loaded before all others)
+    hang          reads, writes and syncs wait for a minute (a library loaded before all others)
     clock         the wall clock jumps a year forth, and a year back
     hang-up       slow reads, and a hundred clients that leave while their prefixes are loaded; on a disk that is full
 """
@@ -76,6 +76,7 @@ SLOW(ssize_t, preadv64v2, (int f, const struct iovec *v, int n, off64_t o, int k
 SLOW(ssize_t, pwritev2, (int f, const struct iovec *v, int n, off_t o, int k), (f, v, n, o, k))
 SLOW(ssize_t, pwritev64v2, (int f, const struct iovec *v, int n, off64_t o, int k), (f, v, n, o, k))
 SLOW(int, fdatasync, (int f), (f))
+SLOW(int, fsync, (int f), (f))
 int clock_gettime(clockid_t clock, struct timespec *now) {
   static int (*real)(clockid_t, struct timespec *);
   if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
@@ -277,11 +278,14 @@ class Client:
         with contextlib.suppress(httpx.TransportError):
             self.http.post("/v1/completions", json=self.body(number), timeout=0.1 + number % 7 / 10)
 
-    def told(self) -> dict[str, Any]:
-        """What the server says of its disk."""
-        report = self.http.get("/v1/cache/memory", timeout=30).json()
-        [tier] = report["tiers"]
-        return {"errors": tier["errors"], "notices": tier["notices"]}
+    def told(self, reason: str = "", seconds: float = 5.0) -> dict[str, Any]:
+        """What the server says of its disk, once it counts the reason or so many seconds have passed."""
+        until = time.monotonic() + seconds
+        while True:
+            [tier] = self.http.get("/v1/cache/memory", timeout=30).json()["tiers"]
+            if not reason or tier["errors"].get(reason) or time.monotonic() > until:
+                return {"errors": tier["errors"], "notices": tier["notices"]}
+            time.sleep(0.1)
 
     def blocks(self) -> dict[str, int]:
         """Once none is used, or those after ten seconds."""
@@ -314,8 +318,7 @@ def try_fault(fault: Fault, model: str, patience: float) -> dict[str, Any]:
             found["during"] = client.ask(new) | {"old": client.ask(old)}
             for thread in leaving:
                 thread.join()
-            time.sleep(0.5)
-            found |= client.told()
+            found |= client.told(fault.reason)
         found["slowest_seconds"] = round(client.slowest, 2)
         time.sleep(3.5)  # a tier rests after faults
         found["after"] = client.ask(range(OLD + NEW))
@@ -344,6 +347,7 @@ def start(place: Place, model: str) -> tuple[subprocess.Popen[str], str, Path]:
     command = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     command += [sys.executable, "-m", "kvtrove", "serve", model, "--port", "0", *FLAGS]
     command += ["--tier", f"disk:{place.kept},{SIZE}"]
+    command += ["--backup-interval", "4", "--checkpoint-dir", str(place.disk / "checkpoints")]
     with log.open("w") as messages:
         server = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=messages, text=True, env={**os.environ, **place.environment}

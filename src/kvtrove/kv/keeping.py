@@ -32,8 +32,6 @@ def keep(books: KVCacheManager, kv: SequenceKV, pins: Iterable[SoftPin]) -> None
         tables = (table.blocks[: -(-length // size)] for table in kv.tables)
         blocks = [block for table in tables for block in table if block is not None and block.sealed]
         books.pool.keep(blocks, pin.priority, now + pin.seconds)
-        full = min(
-            min(length, kv.num_held) // size, len(kv.chain.keys)
-        )  # of which there is none without a prefix cache
+        full = min(length // size, kv.num_held // size, len(kv.chain.keys))  # no keys: there is no prefix cache
         if (mark := books.marks.at(kv.chain, books.marks.before(kv.chain, full))) is not None:
             books.marks.keep(mark, pin.priority, now + pin.seconds)
