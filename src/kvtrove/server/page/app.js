@@ -21,7 +21,7 @@ function drawn(tag, attributes, ...children) {
 
 const count = (number) => Math.round(number).toLocaleString("en");
 const counted = (number, word) => `${count(number)} ${word}${Math.round(number) === 1 ? "" : "s"}`;
-const percent = (part, whole) => (whole ? `${Math.round((100 * part) / whole)} %` : "-");
+const percent = (part, whole) => (!whole ? "-" : part && part < whole / 200 ? "< 1 %" : `${Math.round((100 * part) / whole)} %`);
 
 function bytes(size) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -218,6 +218,7 @@ const reasons = {
   state_checkpoint_evicted: "What comes next is cached; the checkpoint of the running states had to make room.",
   below_block_granularity: "What is shared is shorter than a block.",
   prompt_logprobs: "The request asks for figures of every prompt token, so all are computed.",
+  exact_prefix: "A compacted prefix has more of it, and the request wants the exact one.",
   disabled: "Prefix caching is off.",
   other_tenant: "The earlier prompt belongs to somebody else.",
   other_model_or_cache_spec: "The earlier prompt was for another model.",
