@@ -403,3 +403,15 @@ def test_reconstruction_is_the_most_that_a_repetition_reads(
             read = scores.softmax(0)[4 : 4 + stop - start]
             expected[head // SHARED] = expected[head // SHARED].maximum(read)
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_every_head_keeps_its_first_tokens_however_little_it_is_read() -> None:
+    """Whole blocks are rounded, and attention leans on the first token of a head."""
+    compactor = COMPACTORS["kvzip"].make("0.25").in_blocks_of(16)
+    assert isinstance(compactor, AfterPrompt)
+    scores = torch.rand(2, 2, 256)
+    scores[0, 0] -= 1
+    scores[:, :, :4] = float("inf")
+    counts = compactor.blocks([*scores])
+    assert counts[0][0] == 1
+    assert sum(map(sum, counts)) == 4 * 4
