@@ -2,8 +2,7 @@
 
     write_gguf(checkpoints.get("gemma3"), tmp_path / "m.gguf", "Q8_0")
 
-Names of tensors and keys are the library's; what the converter does to tensors is done here: rows of Q and K in the
-order of interleaved rotary pairs (llama), 1 added to norm weights (gemma), stacked experts, rope factors as tensors.
+Names of keys are the library's; what the converter does to tensors is in gguf_tensors.py.
 """
 
 from __future__ import annotations
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import torch
 from gguf.quants import quantize
-from numpy.typing import NDArray
-from safetensors import safe_open
+
+from tests.gguf_tensors import DELTA, of_full_layers, tensors
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -48,27 +46,36 @@ ARCHITECTURES = {
     "Lfm2ForCausalLM": "lfm2",
     "DeepseekV2ForCausalLM": "deepseek2",
     "DeepseekV3ForCausalLM": "deepseek2",
+    "Gemma3nForCausalLM": "gemma3n",
+    "Glm4MoeLiteForCausalLM": "deepseek2",
+    "Llama4ForCausalLM": "llama4",
+    "OlmoeForCausalLM": "olmoe",
+    "HunYuanMoEV1ForCausalLM": "hunyuan-moe",
+    "Qwen3NextForCausalLM": "qwen3next",
+    "Qwen3_5ForCausalLM": "qwen35",
+    "GraniteMoeHybridForCausalLM": "granitehybrid",
 }
-PERMUTED = ("llama", "smollm3", "granite", "granitemoe", "mistral3")
 SCALES = {
     **{"attention_multiplier": "attention_scale", "embedding_multiplier": "embedding_scale"},
     **{"residual_multiplier": "residual_scale", "logits_scaling": "logit_scale"},
 }
-MODELS = {name: model for model, name in gguf.MODEL_ARCH_NAMES.items()}
 BYTE_LEVEL, CONTROL, NORMAL = "gpt2", 3, 1
 
 
-def write_gguf(directory: Path, path: Path, kind: str = "F32", split: int = 0, **changes: Any) -> Path:
+def write_gguf(
+    directory: Path, path: Path, kind: str = "F32", split: int = 0, arch: str | None = None, **changes: Any
+) -> Path:
     """kind: type of all matrices whose rows its blocks fill. split: tensors in a file at most; 0 is one file for all.
 
-    changes: metadata under its full name, with "/" for "." and None to leave a key out. Returns the (first) file.
+    arch: another name of the architecture, which has the same tensors. changes: metadata under its full name, with "/"
+    for "." and None to leave a key out. Returns the (first) file.
     """
     config = json.loads((directory / "config.json").read_text())
-    arch = ARCHITECTURES[config["architectures"][0]]
+    arch = arch or ARCHITECTURES[config["architectures"][0]]
     writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
     _describe(writer, arch, config)
     _add_tokenizer(writer, directory)
-    for name, value in _tensors(directory, arch, config):
+    for name, value in tensors(directory, arch, config):
         wanted = gguf.GGMLQuantizationType[kind] if value.ndim > 1 else gguf.GGMLQuantizationType.F32
         if value.ndim > 1 and value.shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0]:
             wanted = gguf.GGMLQuantizationType.F32
@@ -98,18 +105,29 @@ def _describe(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> Non
     writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", config.get("norm_eps", 1e-6)))
     writer.add_vocab_size(config["vocab_size"])
     if arch not in ("phi3", "deepseek2"):
-        writer.add_key_length(_of_full_layers(config, "head_dim", width))
-        writer.add_value_length(_of_full_layers(config, "head_dim", width))
+        writer.add_key_length(of_full_layers(config, "head_dim", width))
+        writer.add_value_length(of_full_layers(config, "head_dim", width))
     if arch == "gemma4":
         writer.add_key_length_swa(width)
         writer.add_shared_kv_layers(config["num_kv_shared_layers"])
         writer.add_embedding_length_per_layer_input(config["hidden_size_per_layer_input"])
+    if arch == "gemma3n":
+        _describe_altup(writer, config)
     _describe_rope(writer, arch, config, width)
     _describe_experts(writer, config)
     if arch == "deepseek2":
         _describe_latent(writer, config)
     if arch == "lfm2":
         writer.add_shortconv_l_cache(config["conv_L_cache"])
+    if arch in DELTA:
+        _describe_delta(writer, arch, config)
+    if arch == "granitehybrid":
+        writer.add_ssm_conv_kernel(config["mamba_d_conv"])
+        writer.add_ssm_state_size(config["mamba_d_state"])
+        writer.add_ssm_group_count(config["mamba_n_groups"])
+        writer.add_ssm_inner_size(config["mamba_expand"] * config["hidden_size"])
+        writer.add_ssm_time_step_rank(config["mamba_n_heads"])
+        writer.add_rope_scaling_finetuned(config["position_embedding_type"] == "rope")
     for key, scale in SCALES.items():
         if key in config:
             getattr(writer, f"add_{scale}")(config[key])
@@ -129,17 +147,12 @@ def _width(config: dict[str, Any]) -> int:
     return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
-def _of_full_layers(config: dict[str, Any], key: str, default: int) -> int:
-    """A size that full layers of Gemma 4 have of their own."""
-    if "per_layer_config" not in config:
-        return default
-    index = str(config["layer_types"].index("full_attention"))
-    return config["per_layer_config"].get(index, {}).get(key, default)
-
-
 def _inner(config: dict[str, Any]) -> int | list[int]:
     """LFM2 takes two thirds of what it is given, in whole multiples; some of Gemma 4 are twice as wide in the end."""
-    inner = int(config["intermediate_size"])
+    given = config.get("intermediate_size_mlp", config["intermediate_size"])
+    if isinstance(given, list):
+        return given
+    inner = int(given)
     if config.get("use_double_wide_mlp"):
         count, shared = config["num_hidden_layers"], config["num_kv_shared_layers"]
         return [inner] * (count - shared) + [2 * inner] * shared
@@ -152,12 +165,34 @@ def _inner(config: dict[str, Any]) -> int | list[int]:
 def _kv_heads(arch: str, config: dict[str, Any]) -> int | list[int]:
     """A number for each layer where some have no attention; latents are one head."""
     heads = config["num_key_value_heads"]
-    if arch == "lfm2":
-        return [0 if kind == "conv" else heads for kind in config["layer_types"]]
+    if arch in ("lfm2", "granitehybrid"):
+        return [heads if kind in ("full_attention", "attention") else 0 for kind in config["layer_types"]]
     if arch == "gemma4":
-        full = _of_full_layers(config, "num_key_value_heads", heads)
+        full = of_full_layers(config, "num_key_value_heads", heads)
         return [heads if kind == "sliding_attention" else full for kind in config["layer_types"]]
     return 1 if arch == "deepseek2" else heads
+
+
+def _describe_delta(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> None:
+    heads = config["linear_num_value_heads"]
+    writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
+    writer.add_ssm_state_size(config["linear_key_head_dim"])
+    writer.add_ssm_group_count(config["linear_num_key_heads"])
+    writer.add_ssm_time_step_rank(heads)
+    writer.add_ssm_inner_size(config["linear_value_head_dim"] * heads)
+    writer.add_full_attention_interval(4)
+    linear = [kind == "linear_attention" for kind in config["layer_types"]]
+    writer.add_array(f"{arch}.attention.recurrent_layers", linear)
+    writer.add_rope_dimension_sections([2, 1, 1, 0])
+
+
+def _describe_altup(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    writer.add_altup_active_idx(config["altup_active_idx"])
+    writer.add_altup_num_inputs(config["altup_num_inputs"])
+    writer.add_embedding_length_per_layer_input(config["hidden_size_per_layer_input"])
+    writer.add_shared_kv_layers(config["num_kv_shared_layers"])
+    shares = torch.tensor(config["activation_sparsity_pattern"])
+    writer.add_activation_sparsity_scale(torch.special.ndtri(shares).tolist())
 
 
 def _describe_latent(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
@@ -209,11 +244,15 @@ def _describe_experts(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
         **{"topk_group": "expert_group_used_count", "routed_scaling_factor": "expert_weights_scale"},
     }
     writer.add_expert_count(experts)
-    writer.add_expert_used_count(config.get("num_experts_per_tok", config.get("top_k_experts")))
+    used = ("num_experts_per_tok", "top_k_experts", "moe_topk")
+    writer.add_expert_used_count(next(config[name] for name in used if name in config))
+    if "intermediate_size_mlp" in config:
+        writer.add_expert_feed_forward_length(config["intermediate_size"])
+        writer.add_interleave_moe_layer_step(config["interleave_moe_layer_step"])
     for key, name in keys.items():
         if config.get(key) is not None:
             getattr(writer, f"add_{name}")(config[key])
-    if config["architectures"][0] in ("Glm4MoeForCausalLM", "DeepseekV3ForCausalLM"):
+    if config["architectures"][0] in ("Glm4MoeForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"):
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         writer.add_expert_weights_norm(config["norm_topk_prob"])
 
@@ -234,93 +273,3 @@ def _add_tokenizer(writer: gguf.GGUFWriter, directory: Path) -> None:
         getattr(writer, f"add_{name}_token_id")(ids[config[f"{name}_token"]])
     template = directory / "chat_template.jinja"
     writer.add_chat_template(template.read_text() if template.exists() else config["chat_template"])
-
-
-def _tensors(directory: Path, arch: str, config: dict[str, Any]) -> list[tuple[str, NDArray[np.float32]]]:
-    with safe_open(directory / "model.safetensors", "pt") as file:
-        found = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    names = gguf.get_tensor_name_map(MODELS[arch], config["num_hidden_layers"])
-    tensors: dict[str, torch.Tensor] = {}
-    for name, value in _converted(_stacked(found), config).items():
-        if arch in PERMUTED and (".q_proj." in name or ".k_proj." in name):
-            heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
-            value = value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
-        if arch in ("gemma2", "gemma3") and name.endswith("norm.weight"):
-            value = value + 1
-        name = name.replace("e_score_correction_bias", "e_score_correction.bias")
-        known = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert known is not None or name.endswith(".scale"), name
-        tensors[known or name] = value
-    rope = config.get("rope_parameters", {})
-    if arch == "gemma4":
-        half = _of_full_layers(config, "head_dim", 0) // 2
-        turning = int(half * rope["full_attention"]["partial_rotary_factor"])
-        tensors["rope_freqs.weight"] = torch.tensor([1.0] * turning + [1e30] * (half - turning))
-    if rope.get("rope_type") == "llama3":
-        tensors["rope_freqs.weight"] = _llama3_factors(rope, config)
-    if rope.get("rope_type") == "longrope":
-        for which in ("long", "short"):
-            tensors[f"rope_factors_{which}.weight"] = torch.tensor(rope[f"{which}_factor"])
-    return [(name, np.ascontiguousarray(value.numpy(), dtype=np.float32)) for name, value in tensors.items()]
-
-
-def _converted(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """What converters split, turn or rename."""
-    result: dict[str, torch.Tensor] = {}
-    for name, value in tensors.items():
-        head, _, part = name.rpartition(".mlp.experts.")
-        if "router.scale" in name or "per_expert_scale" in name:
-            layer = name.split(".")[2]
-            result[f"blk.{layer}.ffn_{'gate_inp' if 'router.scale' in name else 'down_exps'}.scale"] = value
-            continue
-        if name.endswith(("layer_scalar", "experts.gate_up_proj", "experts.down_proj")) and not head:
-            result[f"{name}.weight"] = value
-            continue
-        if part.removesuffix("_bias") in ("gate_up_proj", "down_proj"):  # gpt-oss: gate and up take turns
-            kind = "bias" if part.endswith("_bias") else "weight"
-            value = value if kind == "bias" else value.transpose(1, 2)
-            parts = {"gate_proj": value[:, ::2], "up_proj": value[:, 1::2]}
-            for module, rows in parts.items() if "gate_up" in part else {"down_proj": value}.items():
-                result[f"{head}.mlp.experts.{module}.{kind}"] = rows
-        elif name.endswith("block_sparse_moe.input_linear.weight"):
-            inner = config["intermediate_size"]
-            head = name.removesuffix("input_linear.weight")
-            result |= {f"{head}experts.w1.weight": value[:, :inner], f"{head}experts.w3.weight": value[:, inner:]}
-        elif name.endswith("shared_mlp.input_linear.weight"):
-            gate, up = value.chunk(2)
-            head = name.replace("shared_mlp.input_linear.weight", "mlp.shared_expert")
-            result |= {f"{head}.gate_proj.weight": gate, f"{head}.up_proj.weight": up}
-        elif name.endswith("kv_b_proj.weight"):
-            sizes = [config["qk_nope_head_dim"], config["v_head_dim"]]
-            keys, values = value.view(-1, sum(sizes), value.shape[-1]).split(sizes, dim=1)
-            result[name.replace("kv_b_proj", "k_b_proj")] = keys.transpose(1, 2)
-            result[name.replace("kv_b_proj", "v_b_proj")] = values
-        elif name.endswith("conv.conv.weight"):
-            result[name] = value.squeeze(1)
-        else:
-            result[f"{name}.weight" if name.endswith("sinks") else name] = value
-    return result
-
-
-def _stacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Experts of a layer as one tensor: ...experts.0.w1.weight, ...experts.1.w1.weight -> ...experts.w1.weight"""
-    stacks: dict[str, dict[int, torch.Tensor]] = {}
-    rest = {}
-    for name, value in tensors.items():
-        before, _, after = name.partition(".experts.")
-        if not after[:1].isdigit():
-            rest[name] = value
-            continue
-        number, _, module = after.partition(".")
-        stacks.setdefault(f"{before}.experts.{module}", {})[int(number)] = value
-    return rest | {name: torch.stack([of[i] for i in sorted(of)]) for name, of in stacks.items()}
-
-
-def _llama3_factors(rope: dict[str, Any], config: dict[str, Any]) -> torch.Tensor:
-    """What each frequency is divided by, as the converter computes it from the wavelengths."""
-    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    waves = 2 * math.pi * rope["rope_theta"] ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
-    factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
-    original = rope["original_max_position_embeddings"]
-    smooth = ((original / waves - low) / (high - low)).clamp(0, 1)
-    return 1 / ((1 - smooth) / factor + smooth)

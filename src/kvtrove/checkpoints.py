@@ -11,6 +11,7 @@ Sealed rows are not in a backup: the tiers have them. An explicit checkpoint hol
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -18,8 +19,9 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +32,7 @@ from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.snapshot import Snapshot, Tail, put_back, snapshot, snapshot_of
 from kvtrove.kv.tiers.checkpoint import Checkpoint, CheckpointError, Unfinished, read_checkpoint, write_checkpoint
+from kvtrove.kv.tiers.desk import Lane
 from kvtrove.kv.tiers.store import ROW_FORMAT
 from kvtrove.request import RequestError
 from kvtrove.scheduler.sequence import Request
@@ -43,6 +46,9 @@ SUFFIX = ".safetensors"
 BACKUP = ".backup"
 BACKUP_SECONDS = 86_400.0
 """Age at which a backup that no request came back for is deleted, when an engine starts."""
+MOST_SECONDS = 2.0
+"""That a request waits for its backup, and that anything done to files may take before nobody relies on them."""
+CLOSE_SECONDS = 10.0
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -100,10 +106,9 @@ class Checkpoints:
         self.counts: Counter[str] = Counter()
         self._restored: dict[bytes, Checkpoint] = {}  # by what was asked
         self._backups: dict[str, _Backup] = {}  # by request id
-        self._writer = ThreadPoolExecutor(1, "kvtrove-checkpoints")
+        self._files = Lane("kvtrove-checkpoints", 1)
         self._is_failing = False
-        if self.interval and self.directory is not None:
-            self._drop_old(self.directory)
+        self._left = self._left_behind()
 
     # ---- backups ----
 
@@ -115,13 +120,17 @@ class Checkpoints:
         if not _can_continue(request) or not (self._restored or self.interval):
             return None
         asked = self._asked(request)
-        found = self._restored.pop(asked, None)
-        if found is None and self.interval and self.directory is not None:
-            found = self._read_backup(self.directory / f"{asked.hex()}{BACKUP}")
+        found, path = self._restored.pop(asked, None), self._backup_of(asked)
+        is_backup = found is None and path in self._left
+        if is_backup:
+            self._left.remove(path)
+            found = self._read_backup(path)
         if found is None or found.unfinished is None or found.tokens[: found.unfinished.num_prompt] != request.prompt:
             return None
         if len(found.tokens) >= request.max_len:
             return None
+        if is_backup:  # which goes when this request ends
+            self._backups[request.id] = _Backup(path, len(found.tokens) - len(request.prompt))
         self.counts["continued"] += 1
         self.counts["continued tokens"] += len(found.tokens) - len(request.prompt)
         return found
@@ -144,7 +153,7 @@ class Checkpoints:
         """Nobody has to continue it any more."""
         backup = self._backups.pop(request.id, None)
         if backup is not None:
-            self._writer.submit(backup.path.unlink, missing_ok=True)
+            self._files.submit(_remove, backup.path)
 
     # ---- checkpoints that somebody asks for ----
 
@@ -223,7 +232,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Finish what is being written. Backups of unfinished requests stay."""
-        self._writer.shutdown()
+        if not self._files.close(CLOSE_SECONDS):
+            log.warning("checkpoints: %s hangs; it is left as it is", self.directory)
         self._backups.clear()
         self._restored.clear()
 
@@ -237,11 +247,13 @@ class Checkpoints:
 
     def _back_up(self, seq: TokenSequence, backup: _Backup | None) -> None:
         request = seq.request
-        if self.directory is None or not seq.kv.num_computed:
+        if not seq.kv.num_computed or self._hangs:
             return
         if backup is None:
-            backup = _Backup(self.directory / f"{self._asked(request).hex()}{BACKUP}", 0)
-            self._backups[request.id] = backup
+            path = self._backup_of(self._asked(request))
+            if any(other.path == path for other in self._backups.values()):
+                return  # of two requests that are equal, one is kept
+            backup = self._backups[request.id] = _Backup(path, 0)
         if backup.writing is not None and not backup.writing.done():
             return  # a slow disk must not pile up memory: the next token asks again
         backup.at = seq.num_output
@@ -309,7 +321,7 @@ class Checkpoints:
             path.parent.mkdir(parents=True, exist_ok=True)
             return Written(write_checkpoint(path, made), price)
 
-        future = self._writer.submit(write)
+        future = self._files.call(write)
         future.add_done_callback(self._written)
         return future
 
@@ -321,22 +333,44 @@ class Checkpoints:
             log.warning("checkpoints cannot be written: %s", error)
         self._is_failing = error is not None
 
+    def _backup_of(self, asked: bytes) -> Path:
+        """Where what was drawn of it is kept."""
+        return (self.directory or Path()) / f"{asked.hex()}{BACKUP}"
+
+    @property
+    def _hangs(self) -> bool:
+        return self._files.busy_for() > MOST_SECONDS
+
     def _read_backup(self, path: Path) -> Checkpoint | None:
-        try:
-            return read_checkpoint(path, format_id=ROW_FORMAT, fingerprint=self.kv.spec.fingerprint)
-        except FileNotFoundError:
+        if self._hangs:
             return None
-        except (CheckpointError, OSError) as error:
-            log.warning("a backup cannot be used, so its request begins again: %s", error)
+        read = partial(read_checkpoint, path, format_id=ROW_FORMAT, fingerprint=self.kv.spec.fingerprint)
+        try:
+            return self._files.call(read).result(MOST_SECONDS)
+        except (CheckpointError, OSError) as error:  # TimeoutError is one
+            told = str(error) or f"{path} was not read within {MOST_SECONDS:g} s"
+            log.warning("a backup cannot be used, so its request begins again: %s", told)
             return None
 
-    def _drop_old(self, directory: Path) -> None:
-        for file in directory.glob(f"*{BACKUP}") if directory.is_dir() else ():
+    def _left_behind(self) -> set[Path]:
+        """Backups of an engine that died. Old ones are deleted, and what it was writing then."""
+        found: set[Path] = set()
+        if not self.interval or self.directory is None or not self.directory.is_dir():
+            return found
+        for file in self.directory.glob(f"*{BACKUP}*"):
             try:
                 if time.time() - file.stat().st_mtime > BACKUP_SECONDS:
                     os.unlink(file)
+                elif file.suffix == BACKUP:
+                    found.add(file)
             except OSError as error:
                 log.warning("an old backup stays: %s", error)
+        return found
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def continue_from(request: Request, checkpoint: Checkpoint) -> None:

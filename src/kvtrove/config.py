@@ -35,7 +35,7 @@ SCORING = ("auto", "cosine", "yes-no")
 CHECK_LEVELS = (0, 1, 2)
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 MOST_THREADS = 1024
-"""What the pool of the kernels holds."""
+"""What the pool of the kernels holds. An engine that starts also refuses more than there are processors."""
 
 CACHE_ALIASES = ("kv_cache_dtype", "cache_type_k", "cache_type_v")
 """What vLLM and llama.cpp call the storage of K and V: flags and settings that become a recipe."""
@@ -81,7 +81,7 @@ class EngineConfig:
     linear: what multiplies on a CPU: own (kernels), torch or onednn. With "auto", bf16, int8 and int4 weights take own:
         an answer has the same tokens alone and in any batch. float32 and float16 take torch, which does not promise it.
     threads: that kernels and torch use on the CPU, in all engines of the process; None is one a core that the process
-        may use, or OMP_NUM_THREADS.
+        may use, or OMP_NUM_THREADS. More than there are processors for the process are refused.
     device: "auto" (cuda when torch sees one, else cpu), "cpu", "cuda", "cuda:1".
     kv: memory for the KV cache in bytes, or "8GiB"; None takes a safe share of what is free.
     num_blocks: an exact number of blocks instead of `kv` (tests, benchmarks).
@@ -241,7 +241,10 @@ class EngineConfig:
         if self.max_model_len is not None:
             object.__setattr__(self, "max_model_len", parse_tokens(self.max_model_len, "max_model_len"))
         if self.threads is not None and not (_whole(self.threads) and 1 <= self.threads <= MOST_THREADS):
-            raise ConfigError(f"threads: {self.threads!r} is not a whole number between 1 and {MOST_THREADS}")
+            raise ConfigError(
+                f"threads: {self.threads!r} is not a whole number between 1 and {MOST_THREADS}; leave it out for one "
+                "a core"
+            )
         if not isinstance(self.warm_up, bool):
             raise ConfigError(f"warm_up: {self.warm_up!r} is not one of True, False")
         check = Environment.read().check if self.check is None else self.check

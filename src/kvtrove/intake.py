@@ -75,7 +75,7 @@ class Intake:
         """The request, with its place in the order of arrival. RequestError when it can never be served."""
         pooling, params = asked if isinstance(asked, PoolingParams) else None, sampling_of(asked)
         self._refuse_bad(prompt, params, pooling)
-        self._refuse_unheld(params)
+        self._refuse_unheld(params, exact=asked.exact_prefix)
         if adapter and adapter not in self.adapters:
             known = f"; there is {', '.join(self.adapters)}" if self.adapters else "; this engine has none"
             raise RequestError(f"adapter: {adapter!r:.100} is not here{known}", "model")
@@ -102,6 +102,7 @@ class Intake:
             session=session,
             pooling=pooling,
             compactor=self._compactor(prompt, params),
+            exact=asked.exact_prefix,
             adapter=self.adapters[adapter] if adapter else b"",
         )
 
@@ -122,16 +123,18 @@ class Intake:
         """Tokens of a prompt and one of its answer at most. A context that shifts takes none that does not fit."""
         return INT32 if self.is_endless and not self.shifts else self.max_model_len
 
-    def _refuse_unheld(self, params: SamplingParams) -> None:
+    def _refuse_unheld(self, params: SamplingParams, *, exact: bool) -> None:
         if params.n_keep and not self.shifts:
             raise RequestError(
                 "n_keep: answers end where the context does; start the engine with context_shift=True "
                 "(--context-shift), or leave it out",
                 "n_keep",
             )
-        if params.beam_width and (self.shifts or self.compactor is not None):
+        on_demand = self.compactor is not None and self.compactor.on_demand
+        if params.beam_width and (self.shifts or self.compactor is not None) and not (on_demand and exact):
+            zero = "0, or set exact_prefix" if on_demand else "0"
             raise RequestError(
-                "beam_width: beams need every token of their sequence, and this cache drops some; leave it at 0",
+                f"beam_width: beams need every token of their sequence, and this cache drops some; leave it at {zero}",
                 "beam_width",
             )
 

@@ -17,6 +17,7 @@ from kvtrove.attention.cells import CellsBackend
 from kvtrove.attention.cpu import CpuBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.config import ConfigError, EngineConfig, Environment, parse_size, parse_tokens
+from kvtrove.kernels.cores import find_cores
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.compaction.compactor import Rolling, context_shift
 from kvtrove.kv.mark_rules import MarkRules
@@ -80,7 +81,7 @@ def load_runner(
     precision = choose_precision(config, spec)
     isa = Environment.read().isa
     if device == "cpu":
-        kernels.set_threads(config.threads or min(kernels.threads(), torch.get_num_threads()))
+        _set_threads(config.threads)
     products = Products(precision, device, config.linear, isa)
     cache = wanted(exact or cache_spec(spec, precision.dtype, config.block_size, precision.activations))
     rules = MarkRules.parse(config.marks, cache)
@@ -127,6 +128,16 @@ def load_runner(
     )
     log.info("memory: %s", loaded.ledger.sentence())
     return loaded
+
+
+def _set_threads(wanted: int | None) -> None:
+    """ConfigError for more than there are processors: such threads wait for one another."""
+    usable = find_cores().usable
+    if wanted is not None and wanted > usable:
+        raise ConfigError(
+            f"threads: {wanted} is more than the number of processors that this process may use; {usable} works"
+        )
+    kernels.set_threads(wanted or min(kernels.threads(), torch.get_num_threads(), usable))
 
 
 def _with_shift(cache: KVCacheSpec, max_model_len: int, wanted: bool) -> KVCacheSpec:

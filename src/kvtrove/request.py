@@ -148,6 +148,7 @@ class SamplingParams:
     output_kind: each step reports all so far ("cumulative") or the news ("delta"), or only the end does ("final_only").
     speculation: False drafts nothing for this request; True insists on an engine that drafts. Tokens are the same.
     n_keep: with context_shift, tokens at the beginning that stay when the context is full; -1 is the prompt.
+    exact_prefix: nothing approximate is reused: no prefix that was compacted for all, no text that moved.
     """
 
     n: int = 1
@@ -177,6 +178,7 @@ class SamplingParams:
     output_kind: OutputKind = "cumulative"
     speculation: bool | None = None
     n_keep: int | None = None
+    exact_prefix: bool = False
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -203,6 +205,8 @@ class SamplingParams:
             yield "allowed_token_ids", "an empty list allows no token"
         if self.speculation not in (None, True, False):
             yield "speculation", f"{self.speculation!r} is not one of true, false"
+        if problem := _flag_problem(self.exact_prefix):
+            yield "exact_prefix", problem
         yield from (("logit_bias", problem) for problem in self._bias_problems())
         if self.output_kind not in get_args(OutputKind):
             yield "output_kind", f"{self.output_kind!r} is not one of {', '.join(get_args(OutputKind))}"
@@ -245,6 +249,10 @@ def _token_id_problems(ids: Collection[object]) -> Iterator[str]:
         yield f"{_short(wrong)} is not a token id, which is a whole number"
 
 
+def _flag_problem(value: object) -> str | None:
+    return None if isinstance(value, bool) else f"{_short(value)} is not one of true, false"
+
+
 def _short(value: object) -> str:
     """For messages: a number may have thousands of digits, and Python refuses to print those."""
     if isinstance(value, int) and abs(value) >= 10**30:
@@ -263,12 +271,14 @@ class PoolingParams:
         cached blocks: the others read hidden states of tokens that are not computed again.
     normalize: to length 1. dimensions: only so many, the first ones, before that (Matryoshka, arXiv 2205.13147).
     token_ids: not hidden states but the logits of these tokens behind the prompt, float32, as they are.
+    exact_prefix: as that of SamplingParams.
     """
 
     pooling: str = "last"
     normalize: bool = True
     dimensions: int | None = None
     token_ids: tuple[int, ...] = ()
+    exact_prefix: bool = False
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -278,6 +288,8 @@ class PoolingParams:
             raise RequestError(f"dimensions: {problem}", "dimensions")
         if self.token_ids and self.pooling != "last":
             raise RequestError("pooling: logits are those behind the last token; leave it at 'last'", "pooling")
+        if problem := _flag_problem(self.exact_prefix):
+            raise RequestError(f"exact_prefix: {problem}", "exact_prefix")
 
     @property
     def reads_all(self) -> bool:

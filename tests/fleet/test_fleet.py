@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -11,12 +13,14 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from kvtrove.fleet.app import create_app
 from kvtrove.fleet.budget import Need
 from kvtrove.fleet.child import Child, State
 from kvtrove.fleet.fleet import Fleet
 from kvtrove.fleet.models_file import ModelEntry
+from kvtrove.fleet.run import FleetServer
 from kvtrove.server.auth import Keyring
 from kvtrove.server.errors import ApiError
 from kvtrove.server.settings import ServerSettings
@@ -213,3 +217,14 @@ def test_to_look_neither_wakes_a_model_nor_keeps_it_awake() -> None:
         assert child.last_used == before
 
     run(scenario)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_in_good_order(number: signal.Signals) -> None:
+    """It is not raised again behind the server: what encloses it cleans up, and the process ends with 0."""
+    server = FleetServer(uvicorn.Config("nothing"), Keyring())
+    with server.capture_signals():
+        os.kill(os.getpid(), number)
+        assert (server.should_exit, server.force_exit) == (True, False)
+        os.kill(os.getpid(), number)
+        assert server.force_exit

@@ -154,7 +154,10 @@ def test_contexts_shift_as_in_llama_cpp():
         ({"cache": "edges=1:int8+pyramid=0.5"}, "layer 1 stores other keys and values than layer 0: its heads cannot"),
         ({"cache": "keydiff=0.5+snapkv=0.5"}, "leave one of the words out"),
         ({"cache": "edges=1:keydiff=0.5"}, "all layers alike"),
-        ({"cache": "keydiff=0.5+window=64"}, "reads window=64, and only layers that read everything"),
+        (
+            {"cache": "keydiff=0.5+window=64"},
+            "reads window=64 and not everything, so it drops no tokens: take quest=1024",
+        ),
         ({"cache": "kivi=2+keydiff=0.5"}, "encodes whole blocks: take int8"),
         ({"cache": "keydif=0.5"}, "did you mean 'keydiff'"),
         ({"cache": "window=64", "context_shift": True}, "context_shift: layer 0 reads window=64"),

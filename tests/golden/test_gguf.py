@@ -50,6 +50,7 @@ def test_logits_are_those_of_transformers(family: str, checkpoints: Checkpoints,
 
 
 ONE_MSCALE = {"mscale": None, "mscale_all_dim": None}
+_LLAMA4 = {"no_rope_layers": [1, 1, 1, 0], "num_hidden_layers": 4}
 # What no file says has the value that llama.cpp takes for it.
 AS_WRITTEN: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layers": None, "use_sliding_window": False, "sliding_window": None, "num_hidden_layers": 4},
@@ -71,6 +72,15 @@ AS_WRITTEN: dict[str, dict[str, Any]] = {
     "lfm2": {"conv_bias": False},
     "deepseek_v2": {"n_group": 1, "topk_group": 1},
     "deepseek_v3": {"rope_parameters": {**YARN, "mscale": 0.7}},
+    "gemma3n": {"vocab_size_per_layer_input": VOCAB, "laurel_rank": 64},
+    "glm4_moe_lite": {},
+    "olmoe": {},
+    "hunyuan_v1_moe": {"num_shared_expert": 1},
+    "llama4": {**_LLAMA4, "attention_chunk_size": 8192, "floor_scale": 8192},
+    "qwen3_next": {"mlp_only_layers": []},
+    "qwen3_5": {},
+    "granitemoehybrid": {},
+    "granitemoehybrid_experts": {"mamba_proj_bias": False},
 }
 
 
@@ -80,6 +90,16 @@ def test_logits_are_those_of_the_directory(family: str, checkpoints: Checkpoints
     expected = logits(directory)
     assert expected.std() > 0.5, "flat logits would prove nothing"
     assert (logits(write_gguf(directory, tmp_path / "m.gguf")) - expected).abs().max() < 1e-5  # the same floats
+
+
+@pytest.mark.parametrize(("family", "arch"), [("qwen2", "qwen2vl"), ("qwen3", "qwen3vl"), ("qwen3_moe", "qwen3vlmoe")])
+def test_the_language_model_of_one_that_sees_is_read(
+    family: str, arch: str, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    directory = checkpoints.get(family, **({"mlp_only_layers": []} if family == "qwen3_moe" else {}))
+    axes = {f"{arch}/rope/dimension_sections": [2, 1, 1, 0]}
+    path = write_gguf(directory, tmp_path / "m.gguf", arch=arch, **axes)
+    assert (logits(path) - logits(directory)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("family", ["llama", "llama3", "phi3", "qwen3_moe"])

@@ -120,8 +120,9 @@ def test_logits_are_those_of_what_the_numbers_stand_for(checkpoints, tmp_path: P
     assert (got - expected_logits(model, TOKENS)).abs().max() < 2e-4  # sums of float32 in another order
 
 
-KINDS = {"gptq": "int4_f32", "gptq-symmetric": "int4", "awq": "int4_f32"}
-KINDS |= {"gptq-act-order": "int8_groups", "gptq-8": "int8_groups_f32", "w4a16": "int4", "w4a16-asymmetric": "int4_f32"}
+KINDS = {"gptq-act-order": "int8_groups", "gptq-8": "int8_groups_f32"}
+KINDS |= dict.fromkeys(("gptq", "awq", "w4a16-asymmetric"), "int4_f32")
+KINDS |= dict.fromkeys(("gptq-symmetric", "w4a16"), "int4_symmetric")
 KINDS |= dict.fromkeys(("w8a16", "w8a16-bytes"), "int8_groups")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from kvtrove import LLM, SamplingParams
 from kvtrove.compacting import CompactedPrefix
 from kvtrove.demo import demo_model_dir
+from kvtrove.kv.reasons import Reason
 from kvtrove.request import RequestError
+from kvtrove.runner.model_runner import ModelRunner
 
 SETTINGS = {"linear": "own", "check": 1, "use_tqdm_on_load": False, "seed": 0, "block_size": 16}
 PREFIX = list(range(40, 300))
@@ -32,6 +35,28 @@ def compacted(llm: LLM, prefix: list[int] = PREFIX, salt: str = "") -> Compacted
 def tokens(llm: LLM, *prompts: list[int]) -> list[list[int]]:
     outputs = llm.generate(list(prompts), GREEDY, use_tqdm=False)
     return [[*output.outputs[0].token_ids] for output in outputs]
+
+
+def test_a_request_may_insist_on_the_exact_prefix() -> None:
+    llm = engine("prefix+keydiff=0.25", max_num_seqs=4, num_blocks=40)
+    exact = tokens(llm, PROMPTS[0])
+    compacted(llm)
+    tokens(llm, [*range(1000, 1480)])  # pushes exact blocks out
+    insisting, told = replace(GREEDY, exact_prefix=True), []
+    for _ in range(2):
+        [output] = llm.generate([PROMPTS[0]], insisting, use_tqdm=False)
+        assert [[*output.outputs[0].token_ids]] == exact
+        assert output.metrics.num_dropped_tokens == 0
+        told.append(output.metrics.explanation)
+    assert [one.reason for one in told] == [Reason.EXACT_PREFIX, Reason.FULL]
+    assert told[0].reused_tokens < 256 < told[1].reused_tokens
+    [other] = llm.generate([PROMPTS[0]], GREEDY, use_tqdm=False)
+    assert other.metrics.num_dropped_tokens > 0, "others still read what is left"
+    beams = SamplingParams(beam_width=2, n=2, max_tokens=4, temperature=0, detokenize=False)
+    with pytest.raises(RequestError, match="leave it at 0, or set exact_prefix"):
+        llm.generate([PROMPTS[0]], beams, use_tqdm=False)
+    [both] = llm.generate([PROMPTS[0]], replace(beams, exact_prefix=True), use_tqdm=False)
+    assert len({tuple(one.token_ids) for one in both.outputs}) == 2
 
 
 def test_many_requests_read_what_is_left_of_a_prefix(tmp_path: Path) -> None:
@@ -57,6 +82,16 @@ def test_many_requests_read_what_is_left_of_a_prefix(tmp_path: Path) -> None:
     assert [*output.outputs[0].token_ids] == alone[0], "after a restart"
     assert output.metrics.num_dropped_tokens == 256 - 5 * 16
     assert "disk" in output.metrics.reused_from
+
+
+def test_kernels_move_what_torch_decodes_and_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of unequal shares, in bf16, which both leave as it is."""
+    found = []
+    for _ in range(2):
+        llm = engine("adakv+snapkv=0.25")
+        found.append(tokens(llm, *PROMPTS))
+        monkeypatch.setattr(ModelRunner, "_tokens", lambda self, layer: None)
+    assert found[0] == found[1]
 
 
 def test_whoever_has_another_salt_or_another_prefix_reads_it_exactly() -> None:

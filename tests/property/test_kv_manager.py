@@ -40,6 +40,7 @@ from kvtrove.kv.compaction.compactor import Usual, streaming
 from kvtrove.kv.compaction.fits import reasons_against
 from kvtrove.kv.compaction.scores import Seen
 from kvtrove.kv.formats.dense import ECHO
+from kvtrove.kv.keeping import keep
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.pins import Pin
 from kvtrove.kv.prefix_cache import Match
@@ -48,6 +49,7 @@ from kvtrove.kv.rows import RowOp
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.kv.table import SequenceKV
 from kvtrove.kv.tiers.store import BlockStore
+from kvtrove.request import SoftPin
 from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
 from tests.faulty_store import FAULTS, Fault, FaultyStore
 from tests.steps import ECHO_SEALED, ECHO_STATE, StepRunner, echo_state
@@ -412,9 +414,10 @@ class CacheMachine(RuleBasedStateMachine):
             assert free < seq.kv.num_blocks, "the blocks that it would take are there"
 
     @precondition(lambda self: self.live)
-    @rule(which=st.integers(0, 99))
-    def free(self, which: int) -> None:
+    @rule(which=st.integers(0, 99), pin=st.sampled_from([None, None, SoftPin(1.0), SoftPin(3600.0, num_tokens=5)]))
+    def free(self, which: int, pin: SoftPin | None) -> None:
         seq = self.live.pop(which % len(self.live))
+        keep(self.manager, seq.kv, [pin] if pin else [])
         self.manager.free(seq.kv)
         self.manager.free(seq.kv)
 

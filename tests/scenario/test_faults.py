@@ -114,8 +114,13 @@ def check_only(culprit: str, seen: dict[str, Any], undisturbed: dict[str, Any], 
     assert {name: value for name, value in seen.items() if name != culprit} == others
 
 
-CASES = [(stage, name) for stage in STAGES for name in PARAMS if name != "beam" or stage not in ("append", "output")]
-"""Beams are appended and told at their end only."""
+CASES = [
+    (stage, name)
+    for i, stage in enumerate(STAGES)
+    for j, name in enumerate(PARAMS)
+    if (i + j) % 3 == 0 and (name != "beam" or stage not in ("append", "output"))
+]
+"""Every stage meets several kinds of requests, every kind several stages. Beams are appended and told at their end."""
 
 
 @pytest.mark.parametrize(("stage", "culprit"), CASES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import httpx
@@ -30,15 +29,6 @@ def test_a_dead_engine_tells_everyone_and_ends_the_process(tmp_path: Path, fatal
         assert reader.lines[-1] == "data: [DONE]"
         assert json.loads(reader.lines[-2][6:])["error"]["code"] == "engine_error"
         assert "the process ends because its engine has" in server.log.read_text()
-
-
-def test_sighup_does_not_end_the_process(tmp_path: Path) -> None:
-    with running_server(tmp_path, module=FAKE) as server:
-        server.process.send_signal(signal.SIGHUP)
-        assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "x"}, timeout=30).status_code == 200
-        assert "there is no file of keys to read again" in server.log.read_text()
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(20) == 0
 
 
 def test_keys_are_read_again_and_wrong_ones_change_nothing(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from kvtrove.cli.main import app
+from kvtrove.kv.reasons import Reason
+from kvtrove.server.page.router import FOLDER
 from tests.server.live import LiveServer, running_server
 from tests.tiers.rows import until
 
@@ -45,6 +47,11 @@ def test_the_page_runs_nothing_that_is_not_its_own(server: LiveServer) -> None:
         for name in names:
             assert client.get(f"/{name}").status_code == 200
             assert client.get(f"/llm/{name}").status_code == 200, "behind a proxy that leaves the prefix"
+
+
+def test_every_reason_has_words() -> None:
+    script = (FOLDER / "app.js").read_text(encoding="utf-8")
+    assert all(f"  {reason}: " in script for reason in Reason)
 
 
 def test_the_status_adds_up(server: LiveServer) -> None:
@@ -99,7 +106,7 @@ def test_a_browser_draws_it_and_the_keyboard_works_it(server: LiveServer, scheme
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
         assert dark == (scheme == "dark")
 
-        row = page.locator("details", has_text="diverged").first
+        row = page.locator("details", has_text="It goes on differently").first
         row.locator("summary").focus()
         page.keyboard.press("Enter")
         expect(row).to_contain_text("First difference at token")

@@ -24,8 +24,8 @@ def test_a_prefix_is_compacted_once_and_read_by_many(tmp_path: Path) -> None:
         server.client(USER) as user,
     ):
 
-        def complete(last: int) -> dict:
-            body = {"prompt": [*PREFIX, last], "max_tokens": 4, "temperature": 0, "cache_report": True}
+        def complete(last: int, **more: object) -> dict:
+            body = {"prompt": [*PREFIX, last], "max_tokens": 4, "temperature": 0, "cache_report": True, **more}
             return user.post("/v1/completions", json=body).raise_for_status().json()
 
         def pins(path: str) -> dict:
@@ -45,6 +45,12 @@ def test_a_prefix_is_compacted_once_and_read_by_many(tmp_path: Path) -> None:
         with ThreadPoolExecutor(4) as pool:
             reports = [answer["kvtrove"]["cache_report"] for answer in pool.map(complete, range(10, 14))]
         assert {(report["reused_tokens"], report["dropped_tokens"]) for report in reports} == {(512, 512 - 9 * 16)}
+        report = complete(14, exact_prefix=True)["kvtrove"]["cache_report"]
+        assert report.get("dropped_tokens", 0) == 0
+        asked = {"prompt": [*PREFIX, 15], "exact_prefix": True}
+        assert user.post("/v1/cache/explain", json=asked).json()["reused_tokens"] == 512, "computed a moment ago"
+        wrong = user.post("/v1/completions", json={"prompt": [5], "exact_prefix": "yes"})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "exact_prefix")
         said = CliRunner().invoke(
             app, ["cache", "compact", "too short", "--url", server.url, "--api-key", ADMIN, "--json"]
         )

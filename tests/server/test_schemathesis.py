@@ -13,7 +13,7 @@ from schemathesis.generation import GenerationMode
 from tests.server.conftest import ADMIN
 from tests.server.live import LiveServer, running_server
 
-EXAMPLES = 12  # per operation
+EXAMPLES = 8  # per operation
 FLAGS = ("--num-blocks", "64", "--max-model-len", "128", "--max-n", "3", "--request-timeout", "0.25")
 
 

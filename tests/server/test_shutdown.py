@@ -59,7 +59,9 @@ def wait_draining(url: str) -> None:
 
 def test_what_was_accepted_is_finished_and_the_port_is_free_again(tmp_path: Path) -> None:
     with running_server(tmp_path, "--num-blocks", "200", "--log-json") as server:
+        server.process.send_signal(signal.SIGHUP)  # does not end the process
         readers = start_readers(server, 4)
+        assert "there is no file of keys to read again" in server.log.read_text()
         server.process.send_signal(signal.SIGTERM)
         wait_draining(server.url)
         health = httpx.get(f"{server.url}/health").json()

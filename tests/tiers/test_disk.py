@@ -266,6 +266,32 @@ def test_a_disk_that_cannot_be_written_is_said_once_and_read_on(
     assert not store.figures()[0].notices
 
 
+def test_what_cannot_be_deleted_is_still_found(tier: Opener) -> None:
+    """A directory that may not be changed any more, and a tier that would have to make room."""
+    files = Failing("remove")
+    store = tier(entries=64, files=files)
+    put(store, range(40))
+    files.error = errno.EACCES
+    for first in range(100, 140, 2):
+        put(store, [first, first + 1])
+    assert store.figures()[0].errors["permission"] >= 3
+    assert get(store, range(40))[0].ok
+
+
+def test_a_segment_that_cannot_be_opened_keeps_its_number(tier: Opener, tmp_path: Path) -> None:
+    store = tier()
+    put(store, range(3))
+    store.close()
+    index, content = files_of(tmp_path / "tier", ".index")[0], files_of(tmp_path / "tier", ".rows")[0].read_bytes()
+    index.rename(tmp_path / "elsewhere")
+    index.mkdir()  # which nobody can open as a file, whoever runs this
+    again = tier()
+    assert any("segment 1 of" in notice for notice in again.figures()[0].notices)
+    assert put(again, [7]).ok
+    assert [path.stem for path in files_of(tmp_path / "tier", ".rows")] == ["00000001", "00000002"]
+    assert files_of(tmp_path / "tier", ".rows")[0].read_bytes() == content
+
+
 def test_a_full_disk_makes_room_by_giving_up_a_segment(caplog: pytest.LogCaptureFixture) -> None:
     files = MemoryFiles(Disk(), full_at=20 * ENTRY)
     store = DiskStore(DiskSettings("/tier", 64 * ENTRY), files=files)
@@ -291,6 +317,14 @@ def test_a_disk_that_cannot_be_read_is_an_error_and_recovers(tier: Opener) -> No
     files.error = None
     store._reads._rest_until = 0
     assert get(store, range(3))[0].ok
+
+
+def test_a_segment_that_leaves_before_it_is_read_is_a_miss_and_no_fault(tier: Opener) -> None:
+    put(tier(), range(3))
+    store = tier(read_only=True)
+    store._directory.segments[1].close()
+    assert get(store, range(3))[0].outcomes == [Outcome.MISS] * 3
+    assert not store.figures()[0].errors
 
 
 def test_a_directory_deleted_under_us_ends_the_tier_and_nothing_else(

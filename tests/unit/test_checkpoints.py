@@ -102,6 +102,9 @@ def test_backups_are_written_taken_up_and_cleared_away(tmp_path: Path) -> None:
     stream = crashed.stream(PROMPT, DRAWS)
     while crashed.llm_engine.checkpoints.counts["written"] < 2:
         next(stream)
+    crashed.llm_engine.add("twin", PROMPT, DRAWS)
+    assert crashed.llm_engine.scheduler.requests["twin"].metrics.num_continued_tokens == 0, "the first one goes on"
+    crashed.llm_engine.abort("twin")
     folder = tmp_path / "kv" / "checkpoints"
     [file] = folder.iterdir()
     copy = file.read_bytes()
@@ -118,10 +121,12 @@ def test_backups_are_written_taken_up_and_cleared_away(tmp_path: Path) -> None:
     file.write_bytes(copy[:-1] + b"x")
     with started(kv_dir=str(tmp_path / "kv"), backup_interval=8) as llm:
         assert answer(llm) == whole, "a damaged backup is none"
-    file.write_bytes(copy)
-    os.utime(file, (time.time() - BACKUP_SECONDS - 60,) * 2)
+    half = file.with_name(f"{file.name}.123.part")
+    for old in (file, half):
+        old.write_bytes(copy)
+        os.utime(old, (time.time() - BACKUP_SECONDS - 60,) * 2)
     started(kv_dir=str(tmp_path / "kv"), backup_interval=8).close()
-    assert not file.exists(), "nobody comes back for an old one"
+    assert not list(folder.iterdir()), "nobody comes back for an old one"
     assert file.suffix == BACKUP
 
 

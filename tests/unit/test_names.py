@@ -37,6 +37,20 @@ def test_a_path_is_itself(tmp_path: Path) -> None:
     assert display_name(tmp_path / "smol.gguf") == "smol"
 
 
+def test_a_path_that_is_misspelt_names_its_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "folder").mkdir(parents=True)
+    (tmp_path / "models" / "folder" / "config.json").write_text("{}")
+    (tmp_path / "models" / "smol.gguf").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for name, meant in {
+        tmp_path / "models" / "smoll.gguf": "smol.gguf",
+        "models/smol.guf": "smol.gguf",  # which could be ORG/NAME as well
+        "models/foldre": "folder",
+    }.items():
+        with pytest.raises(ConfigError, match=rf"no such folder, and no .gguf file \(did you mean '{meant}'\?\)"):
+            find_model(name, {})
+
+
 @pytest.mark.parametrize(
     ("name", "end"),
     [

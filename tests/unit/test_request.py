@@ -58,6 +58,7 @@ WRONG = [
     ({"beam_width": 2, "n": 3}, "beam_width: 2 beams cannot return n=3 sequences; raise it to 3"),
     ({"beam_width": 2, "stop": "x"}, "stop: beam search ends at stop tokens; leave stop strings out"),
     ({"allowed_token_ids": []}, "allowed_token_ids: an empty list allows no token"),
+    ({"exact_prefix": "no"}, "exact_prefix: 'no' is not one of true, false"),
     ({"output_kind": "stream"}, "output_kind: 'stream' is not one of cumulative, delta, final_only"),
 ]
 

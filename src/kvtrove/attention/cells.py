@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBackend, AttentionBatch, AttentionLayer, GroupTables, Rotation
+from kvtrove.attention.cpu import CpuTokens
 from kvtrove.kv.cells import head_tables
 
 
@@ -79,7 +80,7 @@ class CellsBackend:
         if layer.sink_logits is not None:
             return [f"layer {layer.index}: its heads have sink logits, with which they do not keep unequal shares"]
         self._cut = layer.block_size, layer.cells
-        return self.inner.reasons_against(self._one_head(layer), device)
+        return self.inner.reasons_against(self.one_head(layer), device)
 
     def plan(self, batch: AttentionBatch) -> CellsPlan:
         return CellsPlan(batch, *self._cut)
@@ -98,15 +99,48 @@ class CellsBackend:
         assert v is not None
         if rotate is not None:
             q, k = rotate(q), rotate(k)
-        one, inner = self._one_head(layer), plan.of(layer, self.inner)
+        one, inner = self.one_head(layer), plan.of(layer, self.inner)
         queries = q.unflatten(1, (layer.kv_heads, -1)).transpose(0, 1).flatten(0, 1)
         keys, values = (x.transpose(0, 1).flatten(0, 1)[:, None].contiguous() for x in (k, v))
         out = self.inner.run(queries.contiguous(), keys, values, one, inner)
         return out.unflatten(0, (layer.kv_heads, -1)).transpose(0, 1).flatten(1, 2)
 
-    def _one_head(self, layer: AttentionLayer) -> AttentionLayer:
+    def one_head(self, layer: AttentionLayer) -> AttentionLayer:
+        """The layer as `inner` knows it."""
         known = self._layers.get(layer.index)
         if known is None or known[0] is not layer:
             one = replace(layer, num_heads=layer.num_heads // layer.kv_heads, kv_heads=1, group=0)
             known = self._layers[layer.index] = layer, one
         return known[1]
+
+
+@dataclass(frozen=True)
+class CellTokens:
+    """Single tokens of a layer whose rows are cut into cells, as `CpuTokens` has others. one: that of a single cell."""
+
+    one: CpuTokens
+    layer: AttentionLayer
+
+    def keys(self, slots: Tensor) -> Tensor:
+        """Keys in slots int64 [n] of whole rows as numbers, float32 [n, kv_heads, k_dim]."""
+        return self._by_head(self.one.keys(self._all(slots)))
+
+    def values(self, slots: Tensor) -> Tensor:
+        """Values, float32 [n, kv_heads, v_dim]."""
+        return self._by_head(self.one.values(self._all(slots)))
+
+    def slots(self, head: int, slots: Tensor) -> Tensor:
+        """Where the tokens of a head lie that have these slots in whole rows: slots in cells, int64 [n]."""
+        size = self.layer.block_size
+        return (slots // size * self.layer.cells + self.layer.cell + head) * size + slots % size
+
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        """Tokens as they are stored, of any heads of any layers: from slots in cells int64 [n] to slots in cells."""
+        self.one.move(sources[None], targets)
+
+    def _all(self, slots: Tensor) -> Tensor:
+        return torch.cat([self.slots(head, slots) for head in range(self.layer.kv_heads)])
+
+    def _by_head(self, found: Tensor) -> Tensor:
+        heads, dim = self.layer.kv_heads, found.shape[-1]
+        return found.view(heads, len(found) // heads, dim).transpose(0, 1)

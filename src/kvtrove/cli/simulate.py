@@ -145,6 +145,8 @@ def _settings(
     trace: Trace, cache: CacheOptions, service: ServiceOptions, load: LoadOptions
 ) -> Iterator[SimulationSettings]:
     """One for each size."""
+    from dataclasses import replace
+
     from kvtrove.kv.recipe import recipe
     from kvtrove.plan.kv import cache_of
     from kvtrove.plan.simulate import SimulationSettings
@@ -161,6 +163,10 @@ def _settings(
             f"max_num_batched_tokens: {service.max_num_batched_tokens} is smaller than max_num_seqs; "
             f"raise it to {service.max_num_seqs}"
         )
+    limits = SchedulerLimits(service.max_num_seqs, service.max_num_batched_tokens, service.max_concurrent_prefills)
+    if load.instant and geometry is None:  # whole prompts at once change nothing where no layer has a window
+        longest = max(request.prompt_tokens for request in trace.requests)
+        limits = replace(limits, max_num_batched_tokens=max(limits.max_num_batched_tokens, longest))
     for num_blocks in _sizes(
         cache, block_size, None if geometry is None else (geometry.block_bytes, geometry.num_growing)
     ):
@@ -168,9 +174,7 @@ def _settings(
             block_size=block_size,
             num_blocks=num_blocks,
             cost=INSTANT if load.instant else _cost(model, service, geometry),
-            limits=SchedulerLimits(
-                service.max_num_seqs, service.max_num_batched_tokens, service.max_concurrent_prefills
-            ),
+            limits=limits,
             cache=geometry,
             policy=cache.policy,
             replicas=service.replicas,

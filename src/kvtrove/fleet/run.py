@@ -49,10 +49,7 @@ def serve_models(
 ) -> None:
     """Serve until a signal. ConfigError when a model cannot be served."""
     budget = available_bytes() if settings.memory is None else settings.memory
-    try:
-        bases = {entry.name: base_bytes(entry, find_model(entry.model)) for entry in entries}
-    except ModelError as error:
-        raise ConfigError(f"--models: {error}") from error
+    bases = {entry.name: _base_bytes(entry) for entry in entries}
     needs = divide(entries, bases, budget)
     listener = bind(server, keyring)
     with tempfile.TemporaryDirectory(prefix="kvtrove-") as folder:
@@ -66,15 +63,26 @@ def serve_models(
         say(f"page: {address}/  metrics: {address}/metrics  stop: Ctrl-C")
         app = create_app(fleet, keyring, server)
         config = configured(app, server, timeout_graceful_shutdown=int(server.drain_timeout) + 1)
-        _Server(config, keyring).run([listener])
+        FleetServer(config, keyring).run([listener])
 
 
-class _Server(uvicorn.Server):
+def _base_bytes(entry: ModelEntry) -> int:
+    try:
+        return base_bytes(entry, find_model(entry.model))
+    except (ConfigError, ModelError) as error:
+        raise ConfigError(f"--models: [{entry.name}] {error}") from error
+
+
+class FleetServer(uvicorn.Server):
     """The first SIGTERM or SIGINT lets requests finish, the second one does not; SIGHUP reads the keys again."""
 
     def __init__(self, config: uvicorn.Config, keyring: Keyring) -> None:
         super().__init__(config)
         self._keyring = keyring
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn would raise the signal again in the end, and so leave the folder of sockets behind."""
+        self.should_exit, self.force_exit = True, self.should_exit
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

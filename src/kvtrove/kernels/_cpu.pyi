@@ -16,6 +16,7 @@ def gelu_tanh_and_mul(gate: int, up: int, y: int, is_bf16: bool, rows: int, size
 def race(
     weights: int, size: int, places: int, keys: int, draws: int, most: int, candidates: int, counts: int
 ) -> None: ...
+def limit(scaled: int, weights: int, top_k: int, top_p: int, rows: int, size: int) -> None: ...
 
 class PackedWeights:
     nbytes: int

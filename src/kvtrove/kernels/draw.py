@@ -1,4 +1,4 @@
-"""Which tokens of a vocabulary can win a draw by Gumbel noise, in one pass over their weights (cpu/draw.h)."""
+"""Draws by Gumbel noise: which tokens take part, and which of them can win (cpu/layers/draw.h)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,20 @@ from kvtrove.kernels import _extension
 MOST = 64
 
 
+def limit(scaled: Tensor, weights: Tensor, top_k: Tensor, top_p: Tensor) -> None:
+    """Set the weights of tokens to 0 that are not among the top_k of their row or, of those, not among the fewest that
+    hold top_p of their mass. Of equal log-weights the lower id is the better one.
+
+    scaled: log-weights float32 [R, V], the largest of a row 0; weights: their exponentials, changed in place.
+    top_k: int64 [R], V for all; top_p: float64 [R]. TypeError for other arrays, or others than contiguous ones on the
+    CPU.
+    """
+    rows, size = weights.shape
+    wanted = [(scaled, torch.float32), (weights, torch.float32), (top_k, torch.int64), (top_p, torch.float64)]
+    _check(wanted, scaled.shape == weights.shape and top_k.shape == top_p.shape == (rows,))
+    _extension().limit(*(array.data_ptr() for array, _ in wanted), rows, size)
+
+
 def race(weights: Tensor, places: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """(candidates int32 [D, MOST] ascending, counts int32 [D]): the tokens that can win each of D draws.
 
@@ -19,15 +33,16 @@ def race(weights: Tensor, places: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]
     TypeError for other arrays, or others than contiguous ones on the CPU.
     """
     draws = len(places)
-    fits = weights.dtype == torch.float32 and places.dtype == torch.int64 and keys.dtype == torch.int32
-    plain = all(x.is_cpu and x.is_contiguous() for x in (weights, places, keys))
-    if not (fits and plain and weights.ndim == 2 and keys.shape == (draws, 4)):
-        raise TypeError(
-            f"weights are {weights.dtype} {list(weights.shape)}, places {places.dtype} {list(places.shape)}, keys "
-            f"{keys.dtype} {list(keys.shape)}; contiguous float32 [R, V], int64 [D], int32 [D, 4] on the CPU are needed"
-        )
+    wanted = [(weights, torch.float32), (places, torch.int64), (keys, torch.int32)]
+    _check(wanted, weights.ndim == 2 and keys.shape == (draws, 4))
     candidates = torch.empty((draws, MOST), dtype=torch.int32)
     counts = torch.empty(draws, dtype=torch.int32)
     addresses = candidates.data_ptr(), counts.data_ptr()
     _extension().race(weights.data_ptr(), weights.shape[1], places.data_ptr(), keys.data_ptr(), draws, MOST, *addresses)
     return candidates, counts
+
+
+def _check(wanted: list[tuple[Tensor, torch.dtype]], fits: bool) -> None:
+    if not fits or any(x.dtype != dtype or not (x.is_cpu and x.is_contiguous()) for x, dtype in wanted):
+        found = ", ".join(f"{x.dtype} {list(x.shape)}" for x, _ in wanted)
+        raise TypeError(f"arrays are {found}; contiguous {[str(dtype) for _, dtype in wanted]} on the CPU are needed")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kvtrove.kernels import _extension
 
-Kind = Literal["bf16", "int8", "int4", "int4_f32", "int8_groups", "int8_groups_f32", "fp4"]
+Kind = Literal["bf16", "int8", "int4", "int4_f32", "int8_groups", "int8_groups_f32", "fp4", "int4_symmetric"]
 GROUP = 32
 """Inputs of an output that share a scale and a minimum in weights that lie in groups."""
 E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
@@ -54,21 +54,23 @@ class Groups:
 
     @property
     def kind(self) -> Kind:
-        """The narrowest that keeps every scale and minimum as it is: 5 bits a weight or 6, codes 4.5; or 8.5 or 10."""
+        """The narrowest that keeps every scale and minimum as it is: 4.5, 5 or 6 bits a weight; or 8.5 or 10."""
         if self.codes:
             return "fp4"
-        if self.bits == 8 and not self.symmetric:
-            return "int8_groups_f32"
-        lines = (self.scales,) if self.bits == 8 else (self.scales, self.minima)
+        lines = (self.scales,) if self.symmetric else (self.scales, self.minima)
         narrow = all(bool((line.half().float() == line.float()).all()) for line in lines)
         if self.bits == 8:
-            return "int8_groups" if narrow else "int8_groups_f32"
-        return "int4" if narrow else "int4_f32"
+            return "int8_groups" if self.symmetric and narrow else "int8_groups_f32"
+        return "int4_f32" if not narrow else "int4_symmetric" if self.symmetric else "int4"
 
     @property
     def symmetric(self) -> bool:
-        """Numbers of 8 bits around 128."""
-        return self.bits == 8 and torch.equal(self.minima, -128 * self.scales)
+        """Numbers around 8, or those of 8 bits around 128."""
+        return not self.codes and torch.equal(self.minima, -self._zero * self.scales)
+
+    @property
+    def _zero(self) -> int:
+        return 1 << (self.bits - 1)
 
     def values(self) -> Tensor:
         """What they stand for, in float32 [outputs, inputs]: the product and the sum are rounded once each."""
@@ -77,16 +79,17 @@ class Groups:
             for lines in (self.scales, self.minima)
         )
         numbers = torch.tensor(E2M1, dtype=torch.float32)[self.numbers.int()] if self.codes else self.numbers
-        return scales * (self.numbers.float() - 128) if self.symmetric else scales * numbers + minima
+        return scales * (self.numbers.float() - self._zero) if self.symmetric else scales * numbers + minima
 
 
 class PackedWeights:
     """W [outputs, inputs] in memory of its own (huge pages), repacked so that a product reads one run of bytes.
 
     kind: "bf16"; "int8": symmetric, one float32 scale per output, |error| <= scale / 2; "int4": integers of 0..15 with
-    a float16 scale and minimum for 32 inputs (5 bits a weight); "int4_f32": with float32 ones (6 bits); "int8_groups":
-    symmetric with a float16 scale for 32 inputs (8.5 bits); "int8_groups_f32": integers of 0..255 with a float32 scale
-    and minimum (10 bits); "fp4": codes (`Groups.codes`) with a float16 scale (4.5 bits), filled by `fill_groups` alone.
+    a float16 scale and minimum for 32 inputs (5 bits a weight); "int4_f32": with float32 ones (6 bits);
+    "int4_symmetric": with a float16 scale alone (4.5 bits); "int8_groups": the same (8.5 bits); "int8_groups_f32":
+    integers of 0..255 with a float32 scale and minimum (10 bits); "fp4": codes (`Groups.codes`) with a float16 scale
+    (4.5 bits), filled by `fill_groups` alone.
     isa: as for `kernels.isa`. All weights are zero until they are filled.
     """
 

@@ -5,20 +5,26 @@ Looks at one sequence's own key chain only, so it says nothing about other salts
 
 from __future__ import annotations
 
-from kvtrove.kv.marks import Marks
-from kvtrove.kv.prefix_cache import PrefixCache
+from array import array
+from typing import TYPE_CHECKING
+
+from kvtrove.kv.compaction.shared import compacted_chains
 from kvtrove.kv.reasons import Explanation, Reason
 from kvtrove.kv.table import SequenceKV
 
+if TYPE_CHECKING:
+    from kvtrove.kv.manager import KVCacheManager
+
 
 def explain(
-    index: PrefixCache, kv: SequenceKV, num_tokens: int, num_reused: int, limit: int, found: int, marks: Marks
+    books: KVCacheManager, kv: SequenceKV, tokens: array[int], num_reused: int, limit: int, found: int, *, exact: bool
 ) -> Explanation:
-    """Why `num_reused` of a prompt's `num_tokens` were reused and no more, right after a match within `limit`.
+    """Why `num_reused` of a prompt's `tokens` were reused and no more, right after a match within `limit`.
 
-    found: tokens whose blocks the match had. O(groups). COLD and DIVERGED stand for "nothing is known of the next
-    block": whoever remembers earlier prompts can say more.
+    found: tokens whose blocks the match had. exact: no compacted prefix was looked for. O(groups) where it is not set.
+    COLD and DIVERGED stand for "nothing is known of the next block": whoever remembers earlier prompts can say more.
     """
+    num_tokens, index, marks = len(tokens), books.index, books.marks
     age, chain = None, kv.chain
     size, dropped = chain.block_size, kv.dropped  # blocks count the places of tokens
     next_block = (num_reused - dropped) // size
@@ -29,6 +35,8 @@ def explain(
         reason = Reason.PROMPT_LOGPROBS
     elif full_blocks == 0:
         reason = Reason.BELOW_BLOCK_GRANULARITY
+    elif exact and _compacted(books, kv, tokens, limit) > num_reused:
+        reason = Reason.EXACT_PREFIX
     elif limit < 1:  # the only token of the prompt is a block by itself, and is computed for its logits
         reason = Reason.LAST_TOKEN_RECOMPUTED
     elif next_block == full_blocks:
@@ -43,3 +51,9 @@ def explain(
     else:
         reason = Reason.DIVERGED if num_reused else Reason.COLD
     return Explanation(num_tokens, num_reused, reason, age)
+
+
+def _compacted(books: KVCacheManager, kv: SequenceKV, tokens: array[int], limit: int) -> int:
+    """Tokens of the longest compacted prefix that the exact `kv` could have gone on behind."""
+    found = next(compacted_chains(books, kv.chain, tokens, min(limit, len(tokens)) // books.block_size), None)
+    return 0 if found is None else found.dropped + found.kept

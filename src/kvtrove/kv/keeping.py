@@ -22,15 +22,16 @@ def freshen(books: KVCacheManager, match: Match) -> None:
 
 
 def keep(books: KVCacheManager, kv: SequenceKV, pins: Iterable[SoftPin]) -> None:
-    """Let the sealed blocks of a sequence, which is about to be freed, stay as its pins say: from now on.
+    """Let what a sequence, which is about to be freed, leaves sealed stay as its pins say: from now on.
 
-    A block that others have pinned for longer stays for longer.
+    Of checkpoints of states that is the last one within the pin, where other prompts go on behind it.
     """
     now, size = books.pool.clock(), books.block_size
     for pin in pins:
-        most = None if pin.num_tokens is None else -(-pin.num_tokens // size)
-        for table in kv.tables:
-            for block in table.blocks[:most]:
-                if block is not None and block.sealed:
-                    block.priority = max(block.priority if block.keep_until > now else 0, pin.priority)
-                    block.keep_until = max(block.keep_until, now + pin.seconds)
+        length = kv.num_held if pin.num_tokens is None else pin.num_tokens
+        tables = (table.blocks[: -(-length // size)] for table in kv.tables)
+        blocks = [block for table in tables for block in table if block is not None and block.sealed]
+        books.pool.keep(blocks, pin.priority, now + pin.seconds)
+        full = min(length // size, kv.num_held // size, len(kv.chain.keys))  # no keys: there is no prefix cache
+        if (mark := books.marks.at(kv.chain, books.marks.before(kv.chain, full))) is not None:
+            books.marks.keep(mark, pin.priority, now + pin.seconds)

@@ -11,6 +11,7 @@ store that hangs or fails late can do no harm to blocks.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -29,6 +30,7 @@ from kvtrove.kv.tiers.store import BlockStore, Found, Outcome, Ticket, group_key
 READ_AT_ONCE = 32 << 20  # bytes of one `get`
 READS_AHEAD = 2  # of them per load
 SAVE_AT_ONCE = 48 << 20  # bytes that may be on their way down
+MOST_REFUSED = 65_536  # rows remembered that no tier took
 NEWEST = 0.3  # weight of the newest figure in an average
 
 
@@ -90,6 +92,7 @@ class Transfers:
         self.pins = Pins()  # what loads hold until their sequences take it over
         self._reads: dict[int, tuple[Ticket, Load, list[tuple[int, int]], memoryview]] = {}  # by identity of the ticket
         self._unsaved: deque[tuple[Block, bytes]] = deque()
+        self._refused: dict[bytes, None] = {}  # keys of the latest rows that no tier took
         self._bytes_down = 0
         self.rate = 0.0  # bytes per second of recent reads, waiting included
 
@@ -128,7 +131,7 @@ class Transfers:
         """Take in the rows that have come since the last call. A load whose row failed asks for no more."""
         for ticket in self.store.poll():
             if ticket.kind == "put":
-                self._bytes_down = max(0, self._bytes_down - len(ticket.keys) * self.row_bytes)
+                self._saved(ticket)
                 continue
             known = self._reads.pop(id(ticket), None)
             if known is None:
@@ -210,6 +213,23 @@ class Transfers:
     def sealed(self, block: Block) -> None:
         """A block whose bytes are final waits to be saved."""
         self._unsaved.append((block, block.key))
+
+    def used(self, blocks: Iterable[Block]) -> None:
+        """A sequence goes on behind these blocks: what no tier took, as its disk was full, say, is offered again."""
+        for block in blocks if self._refused else ():
+            if (key := group_key(block.key, block.group)) in self._refused:
+                del self._refused[key]
+                block.saved = False
+                self.sealed(block)
+
+    def _saved(self, ticket: Ticket) -> None:
+        """What was on its way down has ended."""
+        self._bytes_down = max(0, self._bytes_down - len(ticket.keys) * self.row_bytes)
+        for key, outcome in zip(ticket.keys, ticket.outcomes, strict=True):
+            if outcome is not Outcome.OK:
+                self._refused[key] = None
+        while len(self._refused) > MOST_REFUSED:
+            del self._refused[next(iter(self._refused))]
 
     def saves(self) -> list[Spill]:
         """The saves of this step: as many rows as may be on their way at once."""

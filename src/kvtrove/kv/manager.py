@@ -118,18 +118,18 @@ class KVCacheManager:
         self._require_empty(kv)
         return find_match(self, kv, tokens, limit, exact=exact, any_state=any_state)
 
-    def explain(self, kv: SequenceKV, num_tokens: int, limit: int) -> Explanation:
-        """Why no more of a prompt of `num_tokens` was reused, right after `kv` took over its match within `limit`."""
-        return explain(self.index, kv, num_tokens, min(kv.num_computed, num_tokens), limit, kv.found, self.marks)
+    def explain(self, kv: SequenceKV, tokens: array[int], limit: int, exact: bool = False) -> Explanation:
+        """Why no more of the prompt `tokens` was reused, right after `kv` took over its match within `limit`."""
+        return explain(self, kv, tokens, min(kv.num_computed, len(tokens)), limit, kv.found, exact=exact)
 
-    def peek(self, tokens: array[int], salt: bytes) -> Explanation:
+    def peek(self, tokens: array[int], salt: bytes, exact: bool = False) -> Explanation:
         """What would happen to a prompt that came now. Nothing is taken over, and no statistics change."""
         kv = self.open(salt)
         try:
             limit = len(tokens) - 1
-            match = self.match(kv, tokens, limit)
-            found = match.num_tokens + kv.dropped if match.num_tokens else 0
-            return explain(self.index, kv, len(tokens), found, limit, match.found, self.marks)
+            match = self.match(kv, tokens, limit, exact)
+            reused = match.num_tokens + kv.dropped if match.num_tokens else 0
+            return explain(self, kv, tokens, reused, limit, match.found, exact=exact)
         finally:
             self.free(kv)
 
@@ -374,6 +374,8 @@ class KVCacheManager:
         elif kv.dropped:  # tiers had a compacted prefix, and it was not worth loading
             kv.begin(KeyChain(kv.chain.origin, self.block_size))
         self.states.load(kv, match.mark)
+        if self.transfers is not None:
+            self.transfers.used(match.held)
         kv.num_computed, kv.found = match.num_tokens + kv.dropped, match.found
         self._queries += match.num_queried
         self._hits += kv.num_computed

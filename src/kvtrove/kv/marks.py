@@ -130,7 +130,8 @@ class Marks:
         if not mark.branched:
             self._count(mark.kind)
         if mark.passed:
-            self.keep(mark)
+            mark.branched = True
+            self._set_spare(mark, False)
         self.books.pool.freshen(mark.blocks)
 
     def missed(self, chain: KeyChain, num_blocks: int) -> Kind:
@@ -145,7 +146,7 @@ class Marks:
     def save(self, kv: SequenceKV, num_blocks: int, kind: Kind) -> Mark | None:
         """Rows for the state of the sequence's first blocks; None when it is there already, or not worth its room."""
         chain, before, mark = kv.chain, kv.made.get(kind), self.at(kv.chain, num_blocks)
-        if before is not None and kind == "answer" and not before.branched and before is not mark:
+        if before is not None and kind == "answer" and before is not mark and not self._stays(before):
             self.drop(before)  # nobody resumes in the midst of an answer
         if mark is not None:
             kv.made[kind] = mark
@@ -179,10 +180,10 @@ class Marks:
             self._pass(kv, own[-1])
         return next((mark for mark in reversed(own) if not mark.is_spare), None)
 
-    def keep(self, mark: Mark) -> None:
-        """It is a branch point, or somebody asked for it to be kept."""
-        mark.branched = True
+    def keep(self, mark: Mark, priority: int, until: float) -> None:
+        """As `BlockPool.keep`. Until then it is no spare one, though its conversation goes on."""
         self._set_spare(mark, False)
+        self.books.pool.keep(mark.blocks, priority, until)
 
     def adopt(self, chain: KeyChain, num_blocks: int, blocks: Sequence[Block]) -> None:
         """Let the state of the chain's first blocks be found in these sealed blocks, unless it is there already."""
@@ -249,16 +250,20 @@ class Marks:
         """The conversation goes on from `mark`: what it left behind is spare."""
         for earlier in kv.behind:
             earlier.passed = True
-            self._set_spare(earlier, not earlier.branched)
+            self._set_spare(earlier, not self._stays(earlier))
         for kind, other in kv.made.items():
             if other.place < mark.place:
                 other.passed = True
                 if kind == mark.kind:
-                    self._set_spare(other, not other.branched)
+                    self._set_spare(other, not self._stays(other))
 
     def _set_spare(self, mark: Mark, spare: bool) -> None:
         if mark.is_spare != spare and self._is_there(mark):
             self.books.pool.set_spare(mark.blocks, spare)
+
+    def _stays(self, mark: Mark) -> bool:
+        """Whether it is of use although its conversation goes on elsewhere."""
+        return mark.branched or mark.blocks[0].keep_until > self._clock()
 
     def _is_there(self, mark: Mark) -> bool:
         return self._marks.get(mark.key) is mark

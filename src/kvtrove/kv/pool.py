@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 
 from kvtrove.kv.block import Block, BlockList, BlockState
@@ -117,17 +117,27 @@ class BlockPool:
 
     def freshen(self, blocks: Iterable[Block]) -> None:
         """Those of the blocks that nobody holds leave as if they had been used just now, one after the other."""
-        for block in blocks:
-            if not block.ref_count:
-                self._order_of(block).remove(block)
-                self._order_of(block).add(block)
+        for _ in self._taken_out(blocks):
+            pass
 
     def set_spare(self, blocks: Iterable[Block], spare: bool) -> None:
         """Whether the blocks leave before all others."""
+        for block in self._taken_out(blocks):
+            block.spare = spare
+
+    def keep(self, blocks: Iterable[Block], priority: int, until: float) -> None:
+        """Blocks of a lower priority leave first, until then, clock seconds. What others asked for holds as well."""
+        now = self.clock()
+        for block in self._taken_out(blocks):
+            block.priority = max(block.priority if block.keep_until > now else 0, priority)
+            block.keep_until = max(block.keep_until, until)
+
+    def _taken_out(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """Each block, to be changed; one that nobody holds then has the place that it deserves, behind its equals."""
         for block in blocks:
             if not block.ref_count:
                 self._order_of(block).remove(block)
-            block.spare = spare
+            yield block
             if not block.ref_count:
                 self._order_of(block).add(block)
 

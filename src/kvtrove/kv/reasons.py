@@ -29,6 +29,8 @@ class Reason(StrEnum):
     """What is shared is shorter than one block, and only whole blocks are reused."""
     PROMPT_LOGPROBS = "prompt_logprobs"
     """Log-probabilities of the prompt, or a vector of all its tokens, were asked for: every position was computed."""
+    EXACT_PREFIX = "exact_prefix"
+    """A prefix that was compacted for all has more of it, and the request goes on behind none (`exact_prefix`)."""
     DISABLED = "disabled"
     """Prefix caching is off."""
     OTHER_TENANT = "other_tenant"

@@ -43,10 +43,10 @@ class Gather:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Show `look` what each layer has of the first `num_tokens` tokens in the rows `sources`, one tuple a group."""
+    """Show `look` the keys that each layer has at these places of the rows `sources`, one tuple a group."""
 
     sources: tuple[tuple[int, ...], ...]
-    num_tokens: int
+    places: Sequence[int]
     look: Callable[[int, Any], None]
     observed: Sequence[Any] = ()
 

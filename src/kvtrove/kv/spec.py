@@ -127,9 +127,8 @@ class KVFormat:
         for codec in self.sides:
             reasons += codec.problems(layer.heads, layer.k_dim if codec.side == "k" else layer.v_dim, block_size)
         if self.select and (self.whole_block or self.rope == "pre" or len(self.sides) < 2):
-            reasons.append(
-                f"{self.select.word} compares keys as attention reads them, which {self.name} does not store"
-            )
+            what = self.name if len(self.sides) > 1 else "one vector for keys and values"
+            reasons.append(f"{self.select.word} compares keys as attention reads them, unlike {what}: leave it out")
         return reasons + (self.select.problems(layer, block_size) if self.select else [])
 
     def planes(self, layer: LayerKV, block_size: int) -> tuple[Plane, ...]:

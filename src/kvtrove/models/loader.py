@@ -119,7 +119,7 @@ class _Reader:
         if self.weights not in ("gguf", "int4"):
             return None
         kind = self.checkpoint.kind(HEAD if name == HEAD else self.prefix + self._source(name).name)
-        return kind if self.weights == "gguf" or kind == "int4" else None
+        return kind if self.weights == "gguf" or kind in ("int4", "int4_symmetric") else None
 
     def _source(self, name: str) -> Source:
         return self.locate(name, self.spec)

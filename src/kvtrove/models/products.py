@@ -48,11 +48,11 @@ def _able(precision: Precision, device: str) -> tuple[str, ...]:
     return {"bfloat16": ("own", "torch", "onednn"), "float32": ("torch", "onednn")}.get(precision.dtype, ("torch",))
 
 
-WIDER: dict[frozenset[Kind], Kind] = {
-    frozenset({"int4", "int4_f32"}): "int4_f32",
-    frozenset({"int8_groups", "int8_groups_f32"}): "int8_groups_f32",
-}
-"""Of these two, the wider holds the narrower exactly."""
+WIDER: tuple[tuple[Kind, ...], ...] = (
+    ("int4_symmetric", "int4", "int4_f32"),
+    ("int8_groups", "int8_groups_f32"),
+)
+"""Each holds those before it exactly."""
 
 
 @dataclass
@@ -101,7 +101,9 @@ class Products:
         wanted = self.precision.weights
         named: dict[str, Kind] = {"auto": "bf16", "int8": "int8", "int4": "int4"}
         kinds: set[Kind] = {named[wanted]} if wanted in named else {part.kind or "bf16" for part in parts}
-        return kinds.pop() if len(kinds) == 1 else WIDER.get(frozenset(kinds))
+        if len(kinds) == 1:
+            return kinds.pop()
+        return next((max(kinds, key=line.index) for line in WIDER if kinds <= set(line)), None)
 
     def build_router(self, part: Part, inputs: int) -> Product:
         """A small matrix that stays in the checkpoint's numbers, also where linear layers have fewer bits."""

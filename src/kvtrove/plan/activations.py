@@ -4,7 +4,7 @@ A step of T tokens passes three places where most is alive at once; the largest 
 
     attention    hidden states, queries, keys, values  + keys and values of a tile in float32 + scores, twice
     MLP          hidden states, four times             + gate, up and their product
-    sampling     final hidden states                   + logits of every sequence, ranked in full
+    sampling     final hidden states                   + logits of every sequence, four times; some of them ranked
 
 The warm-up at start runs and measures such steps (kvtrove.warmup); its figure replaces this one (`Ledger`).
 """
@@ -24,8 +24,11 @@ MAX_SCORES = 1 << 22
 """Scores that the reference attention computes at a time (kvtrove.attention.reference)."""
 MAX_KEYS = 1 << 13
 """Keys that it gathers for several decoding sequences at a time (kvtrove.attention.tiles)."""
-RANKED_LOGIT = 47
-"""Bytes per logit while the sampler sorts whole rows: values, ids, float64 weights and their sums, three masks."""
+DRAWN_LOGIT = 4 * FLOAT32
+"""Bytes per logit in the sampler: as it is, adjusted, scaled, and as a weight."""
+RANKED_LOGIT, RANKED_AT_ONCE = 38, 1 << 20
+"""More bytes per logit while rows are sorted: values, ids, float64 weights and their sums, three masks. So many logits
+are ranked together (kvtrove.runner.ranking)."""
 
 
 @dataclass(frozen=True)
@@ -147,4 +150,5 @@ def _norm(model: PlanModel) -> int:
 def _sampling(model: PlanModel, limits: StepLimits) -> int:
     element = DTYPE_BYTES[model.activations]
     logits = limits.sequences * model.vocab_size
-    return limits.tokens * element * model.hidden_size + logits * (FLOAT32 + max(element, RANKED_LOGIT - FLOAT32))
+    ranked = min(logits, max(RANKED_AT_ONCE, model.vocab_size)) * RANKED_LOGIT
+    return limits.tokens * element * model.hidden_size + logits * max(element + FLOAT32, DRAWN_LOGIT) + ranked

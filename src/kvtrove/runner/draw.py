@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvtrove.kernels.draw import race
+from kvtrove.kernels.draw import limit, race
 from kvtrove.runner.random import draw_keys, gumbel, token_bits
 from kvtrove.runner.ranking import EXCLUDED, rankings, take
 from kvtrove.scheduler.output import SampleSpec
@@ -22,56 +22,36 @@ AT_ONCE = 1 << 18  # tokens of all draws that are looked at together: what lies 
 SLACK = 1 + 1e-4  # far beyond the rounding of float32
 
 
-class Draws:
-    """D draws from R rows, row by row: one per stream of each spec. owner: int64 [D], the row. keys: int32 [D, 4]."""
-
-    def __init__(self, specs: Sequence[SampleSpec], device: torch.device) -> None:
-        streams = [stream for s in specs for stream in s.streams]
-        counts = [len(s.streams) for s in specs]
-        seeds = [s.seed for s in specs for _ in s.streams]
-        positions = [s.position for s in specs for _ in s.streams]
-        self.owner = torch.repeat_interleave(torch.tensor(counts, device=device))
-        self.keys = torch.from_numpy(draw_keys(seeds, streams, positions)).to(device)
-        self.tokens = torch.empty(len(streams), dtype=torch.int64, device=device)
-        self._counts = counts
-
-    def of(self, rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-        """(draws of these rows int64 [d], the place of each one's row among them [d])."""
-        places = torch.full((num_rows,), -1, device=rows.device)
-        places[rows] = torch.arange(len(rows), device=rows.device)
-        mine = places[self.owner]
-        draws = (mine >= 0).nonzero().squeeze(1)
-        return draws, mine[draws]
-
-    def per_row(self) -> list[list[int]]:
-        drawn = iter(self.tokens.tolist())
-        return [[next(drawn) for _ in range(count)] for count in self._counts]
-
-
 def draw(scaled: Tensor, specs: Sequence[SampleSpec]) -> list[list[int]]:
     """A token per stream of every row. scaled: float32 [R, V] log-weights, the largest of a row 0, excluded ones -inf;
     top_k and top_p of the specs are still to be applied.
     """
-    draws = Draws(specs, scaled.device)
-    limited = [row for row, s in enumerate(specs) if 0 < s.params.top_k < scaled.shape[1] or s.params.top_p < 1]
-    free = sorted(set(range(len(specs))).difference(limited))
-    if free:
-        mine, places = draws.of(torch.tensor(free, device=scaled.device), len(specs))
-        draws.tokens[mine] = best_of_all(take(scaled, free), places, draws.keys[mine])
-    if limited:
-        rows = torch.tensor(limited, device=scaled.device)
-        _draw_limited(take(scaled, limited), rows, [specs[row] for row in limited], draws, len(specs))
-    return draws.per_row()
+    weights, size = scaled.exp(), scaled.shape[1]
+    top_k = [s.params.top_k if 0 < s.params.top_k < size else size for s in specs]
+    top_p = [s.params.top_p for s in specs]
+    if min(top_k) < size or min(top_p) < 1:
+        limits = torch.tensor(top_k), torch.tensor(top_p, dtype=torch.float64)
+        (limit if scaled.is_cpu else _limit)(scaled, weights, *(one.to(scaled.device) for one in limits))
+    tokens = iter(best_of_all(scaled, weights, *_draws(specs, scaled.device)).tolist())
+    return [[next(tokens) for _ in s.streams] for s in specs]
 
 
-def best_of_all(scaled: Tensor, places: Tensor, keys: Tensor) -> Tensor:
-    """Token ids int64 [d] of draws from whole rows `places` of scaled [n, V].
+def _draws(specs: Sequence[SampleSpec], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(places int64 [D], keys int32 [D, 4]): row and key of every draw, one per stream of each spec."""
+    counts = torch.tensor([len(s.streams) for s in specs], device=device)
+    seeds = [s.seed for s in specs for _ in s.streams]
+    positions = [s.position for s in specs for _ in s.streams]
+    keys = draw_keys(seeds, [stream for s in specs for stream in s.streams], positions)
+    return torch.repeat_interleave(counts), torch.from_numpy(keys).to(device)
+
+
+def best_of_all(scaled: Tensor, weights: Tensor, places: Tensor, keys: Tensor) -> Tensor:
+    """Token ids int64 [d] of draws from rows `places` of scaled [n, V]. weights: of the tokens that take part, else 0.
 
     Noise over a whole vocabulary would cost two logarithms a token. Seen as a race, weight w finishes at
     -log(1 - u) / w, which is at least u / w: only tokens whose u / w is below the finish of one runner can win, mostly
     one to three, and only these get their noise.
     """
-    weights = scaled.exp()
     if not scaled.is_cpu:
         return _race(scaled, weights, places, keys)
     candidates, counts = race(weights, places, keys)
@@ -79,9 +59,10 @@ def best_of_all(scaled: Tensor, places: Tensor, keys: Tensor) -> Tensor:
     if most > candidates.shape[1]:  # hardly ever
         return _race(scaled, weights, places, keys)
     listed = torch.arange(most) < counts.unsqueeze(1)
-    tokens = candidates[:, :most].long().where(listed, 0)
-    values = scaled[places.unsqueeze(1), tokens].masked_fill(~listed, EXCLUDED)
-    return _best_of_kept(values, tokens, torch.arange(len(places)), keys)
+    tokens = candidates[:, :most].masked_fill_(~listed, 0)
+    values = scaled[places.unsqueeze(1), tokens].masked_fill_(~listed, EXCLUDED)
+    first = (values + gumbel(tokens, keys.unsqueeze(1))).argmax(-1, keepdim=True)
+    return tokens.gather(1, first).squeeze(1).long()
 
 
 def _race(scaled: Tensor, weights: Tensor, places: Tensor, keys: Tensor) -> Tensor:
@@ -107,36 +88,24 @@ def _first_best(draw: Tensor, token: Tensor, score: Tensor, num_draws: int) -> T
     return torch.from_numpy(tokens[order][np.searchsorted(draws[order], np.arange(num_draws))])
 
 
-def _draw_limited(scaled: Tensor, at: Tensor, specs: Sequence[SampleSpec], draws: Draws, num_rows: int) -> None:
-    """Among the top_k and, of those, the fewest that hold top_p of the mass (arXiv 1904.09751). at: rows of `draws`."""
+def _limit(scaled: Tensor, weights: Tensor, top_k: Tensor, top_p: Tensor) -> None:
+    """What `kernels.draw.limit` does, in torch."""
     size = scaled.shape[1]
-    top_k = column([s.params.top_k if 0 < s.params.top_k < size else size for s in specs], scaled, torch.int64)
-    top_p = column([s.params.top_p for s in specs], scaled, torch.float64)
-    by_mass = (top_k == size).any()
-    mass = scaled.exp().sum(-1, keepdim=True).double() if bool(by_mass) else top_p
+    limited = ((top_k < size) | (top_p < 1)).nonzero().squeeze(1)
+    scaled, own, k, p = take(scaled, limited), take(weights, limited), top_k[limited, None], top_p[limited, None]
+    mass = own.sum(-1, keepdim=True, dtype=torch.float64)
 
     def enough(rows: Tensor, values: Tensor) -> Tensor:
-        known = (values > EXCLUDED).sum(-1) >= top_k[rows, 0]
-        covered = values.double().exp().sum(-1) >= (top_p * mass)[rows, 0]
-        return known | (covered & (top_k[rows, 0] == size))
+        known = (values > EXCLUDED).sum(-1, keepdim=True) >= k[rows]
+        covered = values.double().exp().sum(-1, keepdim=True) >= SLACK * (p * mass)[rows]
+        return (known | (covered & (k[rows] == size))).squeeze(1)
 
     for rows, values, ids in rankings(scaled, enough):
-        k = top_k[rows]
-        weights = values.double().exp() * (torch.arange(values.shape[1], device=values.device) < k)
-        limit = top_p[rows] * torch.where(k == size, mass[rows], weights.sum(-1, keepdim=True))
-        kept = (weights > 0) & (weights.cumsum(-1) - weights < limit)
-        mine, places = draws.of(at[rows], num_rows)
-        draws.tokens[mine] = _best_of_kept(values.masked_fill(~kept, EXCLUDED), ids, places, draws.keys[mine])
-
-
-def _best_of_kept(values: Tensor, ids: Tensor, places: Tensor, keys: Tensor) -> Tensor:
-    """Token ids int64 [d] of draws from rows `places` of log-weights [n, W] of tokens ids [n, W]."""
-    winners = torch.empty(len(places), dtype=torch.int64, device=values.device)
-    for part in torch.arange(len(places), device=values.device).split(max(1, AT_ONCE // values.shape[1])):
-        row, tokens = values[places[part]], ids[places[part]]
-        score = row + gumbel(tokens.int(), keys[part].unsqueeze(1))
-        winners[part] = tokens.gather(1, score.argmax(-1, keepdim=True)).squeeze(1)
-    return winners
+        best = (values > EXCLUDED) & (torch.arange(values.shape[1], device=values.device) < k[rows])
+        wide = own[rows].gather(1, ids).double() * best
+        whole = torch.where(k[rows] == size, mass[rows], wide.sum(-1, keepdim=True))
+        kept = wide * ((wide.cumsum(-1) - wide < p[rows] * whole) | (p[rows] == 1))
+        weights[limited[rows]] = torch.zeros_like(own[rows]).scatter_(1, ids, kept.float())
 
 
 def column(values: Sequence[float], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

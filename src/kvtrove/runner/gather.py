@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kvtrove.kv.arena import Arena
+from kvtrove.kv.compaction.compactor import AfterPrompt
 from kvtrove.kv.compaction.decoding import WhileDecoding
 from kvtrove.kv.compaction.scores import Seen
 from kvtrove.kv.formats.layout import block_slots
@@ -25,7 +26,7 @@ Attention = Callable[[int, Tensor, Tensor], Tensor]
 
 
 class Tokens(Protocol):
-    """What reads and moves single tokens of a layer without torch: `attention.cpu.CpuBackend`, of one layer."""
+    """What reads and moves single tokens of a layer without torch: `CpuTokens`, or `CellTokens` where rows are cut."""
 
     def keys(self, slots: Tensor) -> Tensor: ...
     def values(self, slots: Tensor) -> Tensor: ...
@@ -51,20 +52,14 @@ class Gatherer:
         """Layer by layer, since their planes lie apart: a layer's tokens are all read before any is written."""
         spec = self.arena.spec
         if op.compactor.unequal:
-            pack(self.arena, op, lambda layer, k, v: self._seen(layer, k, v, op))
+            pack(self.arena, op, partial(self._scores, op), self.tokens)
             return
         for layer in spec.layers:
             if layer.source is not None:
                 continue
             group, view, tokens = spec.group_of[layer.layer], self.arena.views(layer.layer), self.tokens(layer.layer)
-            rows, targets = (self._ids(ids[group]) for ids in (op.sources, op.targets))
-            places, to = (block_slots(ids, spec.block_size) for ids in (rows, targets))
-            places = places[: op.num_tokens]
-            v: Tensor | None
-            if tokens:
-                k, v = tokens.keys(places), tokens.values(places) if op.compactor.reads_values else None
-            else:
-                k, v = (side[: op.num_tokens] for side in layer.format.decode(view, rows))
+            places, to = (self._slots(ids[group]) for ids in (op.sources, op.targets))
+            k, v = self._read(layer, op.sources[group], slice(op.num_tokens), op.compactor.reads_values)
             keep = self._kept(op, layer.layer, self._seen(layer, k, v, op))
             to = to[: keep.shape[1]]
             turns = op.compactor.contiguous and layer.format.rope == "post" and self.turn is not None
@@ -89,8 +84,8 @@ class Gatherer:
             group, view, tokens = spec.group_of[layer.layer], self.arena.views(layer.layer), self.tokens(layer.layer)
             rows, targets = (self._ids(ids[group]) for ids in (op.sources, op.targets))
             source, target = (
-                block_slots(ids, spec.block_size)[start : start + op.num_tokens]
-                for ids, start in zip((rows, targets), op.start, strict=True)
+                self._slots(ids[group])[start : start + op.num_tokens]
+                for ids, start in zip((op.sources, op.targets), op.start, strict=True)
             )
             taken = slice(op.start[0], op.start[0] + op.num_tokens)
             turn = self.turn if op.by != 0 and layer.format.rope == "post" else None
@@ -122,11 +117,35 @@ class Gatherer:
         return keep
 
     def look(self, op: Look) -> None:
-        spec = self.arena.spec
+        spec, places = self.arena.spec, self._ids(op.places)
         for layer in spec.layers:
             if layer.source is None:
-                k, v = read_values(self.arena, layer.layer, op.sources[spec.group_of[layer.layer]])
-                op.look(layer.layer, self._seen(layer, k[: op.num_tokens], v[: op.num_tokens], op))
+                k, _ = self._read(layer, op.sources[spec.group_of[layer.layer]], places)
+                op.look(layer.layer, self._seen(layer, k, None, op))
+
+    def _scores(self, op: Gather, layer: LayerKV) -> Tensor:
+        """Of a layer whose heads keep different numbers of tokens; scores that were found beforehand need no key."""
+        compactor = op.compactor
+        assert isinstance(compactor, AfterPrompt), "no other keeps unequal shares"
+        places = slice(0 if compactor.reconstructs else op.num_tokens)
+        k, v = self._read(layer, op.sources[0], places, compactor.reads_values)
+        return compactor.scores(self._seen(layer, k, v, op))
+
+    def _slots(self, rows: Sequence[int]) -> Tensor:
+        return block_slots(self._ids(rows), self.arena.spec.block_size)
+
+    def _read(
+        self, layer: LayerKV, rows: Sequence[int], places: slice | Tensor, values: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Keys of the tokens at these places of the rows, [n, heads, dim], and their values.
+
+        Where tokens are read one by one, values come only if `values` says so.
+        """
+        if tokens := self.tokens(layer.layer):
+            slots = self._slots(rows)[places]
+            return tokens.keys(slots), tokens.values(slots) if values else None
+        k, v = read_values(self.arena, layer.layer, rows)
+        return k[places], v[places]
 
     def _seen(self, layer: LayerKV, k: Tensor, v: Tensor | None, op: Gather | Look) -> Seen:
         """op.observed: a part of the window each step, of every layer [tokens, num_heads, k_dim]."""

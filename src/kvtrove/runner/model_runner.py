@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation, StoringBackend
+from kvtrove.attention.cells import CellsBackend, CellTokens
 from kvtrove.attention.cpu import CpuBackend, CpuTokens, is_one_read
 from kvtrove.attention.reference import window_probabilities
 from kvtrove.kv.arena import Arena
@@ -150,10 +151,12 @@ class ModelRunner:
         """Keys [n, heads, k_dim] of a layer, moved by so many positions int64 [n, heads]: `kv.compaction`."""
         return self.model.ropes[self.model.spec.layers[layer].rope].turned(k, by)
 
-    def _tokens(self, layer: int) -> CpuTokens | None:
-        backend = self.backends[self._at[layer]]
-        own = self.layers[self._at[layer]]
-        return CpuTokens(backend, own) if isinstance(backend, CpuBackend) and is_one_read(own) else None
+    def _tokens(self, layer: int) -> CpuTokens | CellTokens | None:
+        backend, own = self.backends[self._at[layer]], self.layers[self._at[layer]]
+        if isinstance(backend, CellsBackend):
+            one = backend.one_head(own)
+            return CellTokens(CpuTokens(backend.inner, one), own) if _reads_tokens(backend.inner, one) else None
+        return CpuTokens(backend, own) if _reads_tokens(backend, own) else None
 
     def _attention(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
         return window_probabilities(q, k, self.layers[self._at[layer]])
@@ -189,6 +192,11 @@ class ModelRunner:
             yield from logprob_table(
                 self.model.logits(hidden[rows]), s.prompt_targets[rows], s.prompt_logprobs, self.token_text
             )
+
+
+def _reads_tokens(backend: AttentionBackend, layer: AttentionLayer) -> TypeGuard[CpuBackend]:
+    """Whether its kernels read and move single tokens of the layer."""
+    return isinstance(backend, CpuBackend) and is_one_read(layer)
 
 
 def attention_layers(model: Model, cache: KVCacheSpec, arena: Arena) -> Iterator[AttentionLayer]:

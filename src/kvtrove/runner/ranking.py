@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 WIDTHS = (128, 2048)  # tokens looked at before a full sort: nearly every row is settled by the first
+AT_ONCE = 1 << 20  # logits of rows that are ranked together: sorting holds many times their bytes
 EXCLUDED = float("-inf")
 
 Enough = Callable[[Tensor, Tensor], Tensor]
@@ -25,14 +26,19 @@ def rankings(x: Tensor, enough: Enough, widths: Sequence[int] = WIDTHS) -> Itera
     """
     rows = torch.arange(len(x), device=x.device)
     for width in (*widths, x.shape[1]):
-        values, ids, complete = ranked(take(x, rows), width)
-        done = complete | enough(rows, values)
-        if bool(done.all()):
-            yield rows, values, ids
+        left = []
+        for part in rows.split(max(1, AT_ONCE // x.shape[1])):
+            values, ids, complete = ranked(take(x, part), width)
+            done = complete | enough(part, values)
+            if bool(done.all()):
+                yield part, values, ids
+                continue
+            if bool(done.any()):
+                yield part[done], values[done], ids[done]
+            left.append(part[~done])
+        if not left:
             return
-        if bool(done.any()):
-            yield rows[done], values[done], ids[done]
-        rows = rows[~done]
+        rows = torch.cat(left)
 
 
 def ranked(x: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:

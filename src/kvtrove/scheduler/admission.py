@@ -143,12 +143,13 @@ class Admission:
             request.metrics.tier_reason = tier_reason(self.kv, seq, match)
             prompt = min(len(seq.tokens), len(request.prompt))
             request.metrics.num_dropped_tokens = seq.kv.dropped
-            request.metrics.explanation = self.kv.explain(seq.kv, prompt, limit)
+            request.metrics.explanation = self.kv.explain(seq.kv, seq.tokens[:prompt], limit, request.exact)
         self.kv.states.plan(seq.kv, len(seq.tokens), request.borders)
         plan_compaction(seq)
         self.computing.begin(seq, limit)
-        plan_move(self.kv, seq, self.limits.cache_reuse)
-        take_moved(self.kv, seq, self.limits.cache_reuse, self.computing)
+        if not request.exact:
+            plan_move(self.kv, seq, self.limits.cache_reuse)
+            take_moved(self.kv, seq, self.limits.cache_reuse, self.computing)
 
     def _branch(self, seq: Sequence, key: bytes, running: dict[int, Sequence]) -> None:
         """`seq` will go on behind this block, which another one computes: there, it needs the states as well."""

@@ -169,7 +169,7 @@ class Request:
     compactor: Compactor | None = None
     """What its sequences give up of their tokens; None keeps all."""
     exact: bool = False
-    """It goes on behind no prefix that was compacted for all."""
+    """It goes on behind no prefix that was compacted for all, and takes over no text that moved."""
     pooling: PoolingParams | None = None
     """The prompt becomes a vector, and nothing is drawn."""
     pooled: NDArray[np.float32] | None = None

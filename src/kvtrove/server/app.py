@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
+from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
@@ -19,6 +21,7 @@ from kvtrove.server.body import invalid
 from kvtrove.server.errors import ApiError, as_api_error, refused
 from kvtrove.server.middleware import Bound, Guard, Heads, Identify, state_of
 from kvtrove.server.observer import Observers
+from kvtrove.server.protocol.common import ErrorBody
 from kvtrove.server.routes import (
     adapters,
     admin,
@@ -33,6 +36,7 @@ from kvtrove.server.routes import (
     tokenize,
     vectors,
 )
+from kvtrove.server.routes.common import ERROR_SCHEMA
 from kvtrove.server.service import Service
 from kvtrove.server.settings import ServerSettings
 
@@ -40,6 +44,18 @@ log = logging.getLogger(__name__)
 INNER = (cache, checkpoints, admin, adapters, health)
 """Of the server itself; the others are the APIs that clients know."""
 ROUTERS = tuple(module.router for module in (models, chat, completions, responses, messages, vectors, tokenize, *INNER))
+
+
+class Documented(FastAPI):
+    """Its document holds the error that routes refer to (`routes.common.errors`)."""
+
+    def openapi(self) -> dict[str, Any]:
+        document, (parent, name) = super().openapi(), ERROR_SCHEMA.rsplit("/", 1)
+        schemas = document["components"]["schemas"]
+        if name not in schemas:
+            error = TypeAdapter(ErrorBody).json_schema(ref_template=f"{parent}/{{model}}", mode="serialization")
+            schemas |= error.pop("$defs") | {name: error}
+        return document
 
 
 def create_app(service: Service, keyring: Keyring, more_routers: Iterable[APIRouter] = ()) -> FastAPI:
@@ -54,7 +70,7 @@ def create_app(service: Service, keyring: Keyring, more_routers: Iterable[APIRou
         yield
         await service.stop()
 
-    app = FastAPI(
+    app = Documented(
         title="KVTrove",
         version=__version__,
         summary="An OpenAI-compatible server on an engine built around its KV cache.",
@@ -63,10 +79,10 @@ def create_app(service: Service, keyring: Keyring, more_routers: Iterable[APIRou
         root_path=service.settings.root_path,
         docs_url=None,
         redoc_url=None,
+        # as they are: `include_router` would build each of them again
+        routes=[route for router in (*ROUTERS, *more_routers) for route in router.routes],
     )
     app.state.service = service
-    for router in (*ROUTERS, *more_routers):
-        app.include_router(router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     for kind in (ApiError, ValueError, RecursionError):  # RequestError and UnicodeEncodeError are ValueErrors

@@ -1,5 +1,5 @@
 // Runs the attention kernels of the narrowest and the widest level on small random steps, over memory that is exactly as large
-// as it must be. Built with address and undefined-behaviour sanitizers by test_attention_sanitized.py. Prints per
+// as it must be. The widest is built with address and undefined-behaviour sanitizers by test_attention_sanitized.py. Prints per
 // pair of formats and level how far results were from those of the portable one at most, and in the end how many steps took
 // no memory when they came again.
 #include <array>

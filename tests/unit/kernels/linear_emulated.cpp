@@ -318,7 +318,7 @@ int main() {
         for (const std::size_t inputs : {1, 33, 300}) check_levels(inputs, kind);
         check_batches(70, 600, kind, {1, 4, 9, 16, 17, 33, 150});
     }
-    for (const Kind kind : {Kind::int8_groups, Kind::int8_groups_f32}) {
+    for (const Kind kind : {Kind::int8_groups, Kind::int8_groups_f32, Kind::int4_symmetric}) {
         check_levels(33, kind);
         check_batches(70, 300, kind, {1, 9, 17, 33});
     }

@@ -1,6 +1,7 @@
 """The attention kernels under address and undefined-behaviour sanitizers, and emulated tiles beside real ones.
 
-Four lanes (the portable level) and sixteen (the one of tiles) stand for all: levels are one source for many widths.
+Sixteen lanes (the level of tiles) stand for all: levels are one source for many widths. Four lanes (the portable level)
+are what results are held against, and are not sanitized: that takes the compiler half a minute.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ OTHERS = (
 
 @pytest.fixture(scope="module")
 def attention(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    return Kernels(tmp_path_factory.mktemp("sanitized"), (*LEVELS, *OTHERS))  # the longest comes first
+    return Kernels(
+        tmp_path_factory.mktemp("sanitized"), (*LEVELS, *OTHERS), plain=LEVELS[1:]
+    )  # the longest comes first
 
 
 @pytest.mark.timeout(900)
@@ -53,7 +56,7 @@ def test_emulated_tiles_have_the_bits_of_real_ones(attention: Kernels, tmp_path:
     flags = [flag for flag in FLAGS if flag != "-DKVTROVE_EMULATE_AMX"]
     driver = Path(__file__).with_name("attention_tiles.cpp")
     sources = [driver, *(SOURCES / f"{name}.cpp" for name in (LEVELS[0], *OTHERS))]
-    build([attention.compiler, *flags, "-O1", "-DKVTROVE_TILES_ALONE", *sources, "-o", tmp_path / "real"])
+    build([attention.compiler, *flags, "-O0", "-DKVTROVE_TILES_ALONE", *sources, "-o", tmp_path / "real"])
     real = subprocess.run([tmp_path / "real"], capture_output=True, text=True, check=True).stdout
     assert real == attention.run("attention_tiles")
     assert len(real.split()) == 27

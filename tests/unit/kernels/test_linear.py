@@ -182,12 +182,12 @@ def groups(outputs: int, inputs: int, kind: Kind) -> Groups:
     scales, minima = (random(outputs, -(-inputs // GROUP), seed=seed) for seed in (2, 3))
     if not kind.endswith("_f32"):
         scales, minima = scales.half().float(), minima.half().float()
-    minima = {"int8_groups": -128 * scales, "fp4": 0 * scales}.get(kind, minima)
+    minima = {"int8_groups": -128 * scales, "int4_symmetric": -8 * scales, "fp4": 0 * scales}.get(kind, minima)
     return Groups(numbers, scales, minima, bits, kind == "fp4")
 
 
 @each_isa
-@pytest.mark.parametrize("kind", ["int4", "int4_f32", "int8_groups", "int8_groups_f32", "fp4"])
+@pytest.mark.parametrize("kind", ["int4", "int4_f32", "int4_symmetric", "int8_groups", "int8_groups_f32", "fp4"])
 @pytest.mark.parametrize("inputs", [32, 300, 896])
 def test_groups_are_kept_as_they_are_and_multiplied_with_the_same_bits_at_every_level(
     isa: str, kind: Kind, inputs: int
@@ -242,7 +242,7 @@ def test_groups_that_the_format_cannot_hold_are_refused() -> None:
     ):
         weights.fill(0, torch.full((1, 40), 1e5))
     with pytest.raises(
-        ValueError, match=r"a minimum is not -128 times its scale \(fp4: 0\); int8_groups_f32 weights hold any"
+        ValueError, match=r"a minimum is not -128 times its scale; int4 and int8_groups_f32 weights hold any"
     ):
         PackedWeights(4, 40, "int8_groups").fill_groups(0, good)
 
@@ -268,6 +268,7 @@ def test_memory_is_that_of_the_weights() -> None:
     assert PackedWeights(4864, 896, "int8").nbytes == 4864 * (896 + 4)
     assert PackedWeights(4864, 896, "int4").nbytes == 4864 * 896 * 5 / 8
     assert PackedWeights(4864, 896, "int4_f32").nbytes == 4864 * 896 * 6 / 8
+    assert PackedWeights(4864, 896, "int4_symmetric").nbytes == 4864 * 896 * 4.5 / 8
     assert PackedWeights(4864, 896, "int8_groups").nbytes == 4864 * 896 * 8.5 / 8
     assert PackedWeights(4864, 896, "int8_groups_f32").nbytes == 4864 * 896 * 10 / 8
 

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from kvtrove import kernels
-from kvtrove.config import EngineConfig
+from kvtrove.config import ConfigError, EngineConfig
 from kvtrove.engine import Engine
 from kvtrove.kernels.cores import Cores, bound_spinning, find_cores, openmp_runtimes, spinning
 from tests.checkpoints import Checkpoints
@@ -147,12 +148,15 @@ def test_threads_are_set_for_kernels_and_torch() -> None:
 
 
 def test_an_engine_sets_the_threads_of_kernels_and_torch(checkpoints: Checkpoints) -> None:
-    before = kernels.threads()
+    before, usable = kernels.threads(), find_cores().usable
+    config = EngineConfig(str(checkpoints.get("llama")), device="cpu", num_blocks=16)
     try:
-        Engine(EngineConfig(str(checkpoints.get("llama")), device="cpu", num_blocks=16, threads=2))
-        assert kernels.threads() == torch.get_num_threads() == 2
+        Engine(replace(config, threads=usable))
+        assert kernels.threads() == torch.get_num_threads() == usable
+        with pytest.raises(ConfigError, match=f"threads: {usable + 1} is more than .* may use; {usable} works"):
+            Engine(replace(config, threads=usable + 1))
         torch.set_num_threads(1)
-        Engine(EngineConfig(str(checkpoints.get("llama")), device="cpu", num_blocks=16))
+        Engine(config)
         assert kernels.threads() == 1, "what a program asks of torch holds for kernels as well"
     finally:
         kernels.set_threads(before)

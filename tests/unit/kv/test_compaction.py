@@ -28,7 +28,7 @@ from kvtrove.kv.chain import KeyChain
 from kvtrove.kv.compaction.budgets import AdaKV, Everywhere, Pyramid, in_blocks
 from kvtrove.kv.compaction.compactor import NEVER, AfterPrompt, Compactor, Rolling, context_shift, streaming
 from kvtrove.kv.compaction.decoding import WhileDecoding, triattention
-from kvtrove.kv.compaction.reconstruct import reconstruction
+from kvtrove.kv.compaction.reconstruct import Probe, reconstruction
 from kvtrove.kv.compaction.scores import Seen, expected, finch, keydiff, snapkv, tova
 from kvtrove.kv.compaction.words import COMPACTORS
 from kvtrove.kv.formats.calibration import read_calibration
@@ -134,7 +134,16 @@ def test_a_turn_is_a_fresh_rotation_at_the_new_position_and_can_be_undone(k: Ten
 @pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("stored", [dense("float32"), int8()], ids=["dense", "int8"])
 def test_every_head_of_every_layer_keeps_its_own_tokens(stored: KVFormat, native: bool) -> None:
-    """Gathered into rows of which some are sources, too. Kernels move what is stored, torch decodes and encodes it."""
+    """Gathered into rows of which some are sources, too. Kernels move what is stored, torch decodes and encodes it.
+
+    The first head keeps its first block as a whole.
+    """
+
+    def score(seen: Seen) -> Tensor:
+        found = keydiff(seen)
+        found[0, : cache.block_size] += 10
+        return found
+
     if native and not kernels.available():
         pytest.skip("the extension is not built")
     cache = spec(stored, 0, 1)
@@ -145,14 +154,14 @@ def test_every_head_of_every_layer_keeps_its_own_tokens(stored: KVFormat, native
         k, v = (torch.randn(HELD, KV_HEADS, DIM, generator=generator) for _ in "kv")
         layer.format.encode(k, v, arena.views(layer.layer), slots)
         content[layer.layer] = [x[:HELD].clone() for x in layer.format.decode(arena.views(layer.layer), rows)]
-    compactor = AfterPrompt("keydiff", 0.5, keydiff)
+    compactor = AfterPrompt("keydiff", 0.5, score)
     of = {layer.layer: attention_layer(cache, arena, layer, HEADS) for layer in cache.layers}
     gatherer = Gatherer(arena, tokens=lambda layer: CpuTokens(CpuBackend(), of[layer])) if native else Gatherer(arena)
     gatherer(Gather(((0, 1, 2, 3),), ((1, 5),), HELD, compactor))
     chosen = set()
     for layer in cache.layers:
         k, v = content[layer.layer]
-        places = keydiff(Seen(k)).sort(dim=-1, descending=True, stable=True).indices[:, :25].sort(-1).values
+        places = score(Seen(k)).sort(dim=-1, descending=True, stable=True).indices[:, :25].sort(-1).values
         found = layer.format.decode(arena.views(layer.layer), torch.tensor([1, 5]))
         for head in range(KV_HEADS):
             chosen.add(tuple(places[head].tolist()))
@@ -378,10 +387,14 @@ def test_a_derived_chain_has_no_key_of_another() -> None:
         twice.extend(tokens, 7)
 
 
-def test_reconstruction_is_the_most_that_a_repetition_reads(k: Tensor, q: Tensor) -> None:
+def test_reconstruction_is_the_most_that_a_repetition_reads(
+    k: Tensor, q: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """KVzip, one query and key at a time: sinks, the piece, and the repetition up to the query."""
     start, stop, probe = 10, 30, range(HELD - WINDOW, HELD)
-    found = reconstruction(Seen(k, queries=q, scale=DIM**-0.5), start, stop)
+    monkeypatch.setattr("kvtrove.kv.compaction.reconstruct.PROBABILITIES", 3 * HEADS * HELD)  # of 3 queries at a time
+    shown = Probe(lambda layer, seen: None, WINDOW, range(start, stop)).places(HELD)
+    found = reconstruction(Seen(k[shown], queries=q, scale=DIM**-0.5), 4)
     expected = torch.zeros(KV_HEADS, stop - start, dtype=torch.float64)
     for head in range(HEADS):
         for i, position in enumerate(probe):
@@ -390,3 +403,15 @@ def test_reconstruction_is_the_most_that_a_repetition_reads(k: Tensor, q: Tensor
             read = scores.softmax(0)[4 : 4 + stop - start]
             expected[head // SHARED] = expected[head // SHARED].maximum(read)
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_every_head_keeps_its_first_tokens_however_little_it_is_read() -> None:
+    """Whole blocks are rounded, and attention leans on the first token of a head."""
+    compactor = COMPACTORS["kvzip"].make("0.25").in_blocks_of(16)
+    assert isinstance(compactor, AfterPrompt)
+    scores = torch.rand(2, 2, 256)
+    scores[0, 0] -= 1
+    scores[:, :, :4] = float("inf")
+    counts = compactor.blocks([*scores])
+    assert counts[0][0] == 1
+    assert sum(map(sum, counts)) == 4 * 4

@@ -14,8 +14,11 @@ from kvtrove.kv.eviction.priority import Prioritised
 from kvtrove.kv.eviction.queues import S3Fifo
 from kvtrove.kv.eviction.reuse import ReuseModel
 from kvtrove.kv.formats.dense import ECHO
+from kvtrove.kv.keeping import keep
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
+from kvtrove.request import SoftPin
+from tests.steps import ECHO_STATE
 
 SIZE = 512
 
@@ -115,6 +118,40 @@ def test_priorities_last_as_long_as_they_are_meant_to() -> None:
     assert order.victim() is kept
 
 
+def test_a_soft_pin_keeps_the_checkpoint_of_states_at_its_end() -> None:
+    """Blocks without it are of no use to layers with states. It stays although the conversation goes on behind it."""
+    clock = Clock()
+    spec = KVCacheSpec((LayerKV(0, 1, 1, 1, ECHO),), 4, "int32", (ECHO_STATE,))
+    manager = KVCacheManager(spec, 20, check=2, clock=clock)
+
+    def chat(length: int, *pins: SoftPin) -> None:
+        tokens, kv = array("i", range(length)), manager.open()
+        assert manager.allocate(kv, 0, manager.match(kv, tokens, length - 1))
+        manager.states.plan(kv, length, [8, length])
+        while num := manager.states.until_mark(kv, length - kv.num_computed):
+            assert manager.allocate(kv, num)
+            manager.take_ops()
+            manager.commit(kv, tokens, num)
+        keep(manager, kv, pins)
+        manager.free(kv)
+
+    def found() -> int:
+        kv = manager.open()
+        match = manager.match(kv, array("i", [*range(8), 99, 99]), 9)
+        manager.free(kv)
+        return match.num_tokens
+
+    chat(10, SoftPin(60, num_tokens=8))
+    chat(18)
+    others = manager.open()
+    assert manager.allocate(others, 4 * (20 - 2 - spec.mark_rows)), "all but what is pinned"
+    assert found() == 8
+    manager.free(others)
+    clock.now = 61.0
+    assert manager.allocate(manager.open(), 4 * 20)
+    assert found() == 0
+
+
 def keys(conversation: int, length: int) -> list[bytes]:
     return [bytes([conversation, i]) for i in range(length)]
 
@@ -152,7 +189,7 @@ def test_the_workload_order_keeps_what_returns_where_lru_loses_it() -> None:
     def hits(eviction: str) -> int:
         clock = Clock()
         spec = KVCacheSpec((LayerKV(0, 1, 1, 1, ECHO),), SIZE)
-        manager = KVCacheManager(spec, 80, check=2, clock=clock, eviction=eviction)
+        manager = KVCacheManager(spec, 80, clock=clock, eviction=eviction)
         for turn in range(40):
             for number in range(4):  # four conversations go on, with many strangers in between
                 clock.now += 10.0

@@ -17,13 +17,13 @@ from kvtrove.plan.hardware import StepFit
 from kvtrove.plan.simulate import SimulationSettings, simulate
 from kvtrove.plan.simulate.report import cliffs, simulation_report
 from kvtrove.plan.simulate.results import distribution
+from kvtrove.plan.simulate.settings import INSTANT
 from kvtrove.plan.traces import Trace, TraceRequest, read_trace
 from kvtrove.scheduler.scheduler import SchedulerLimits
 
 DATA = Path(__file__).parents[2] / "data" / "traces"
 MI = 2**20
 STEP = FittedCost(StepFit(fixed=0.01, per_token=1e-4, per_cached_token=1e-7, per_pair=1e-9))
-QUICK = FittedCost(StepFit(fixed=1e-4, per_token=1e-6, per_cached_token=1e-10, per_pair=0.0))
 
 
 def request(arrival: float, prompt: int, new: int, *blocks: int, **more: Any) -> TraceRequest:
@@ -40,7 +40,7 @@ def small(num_blocks: int | None = None, **changes: Any) -> SimulationSettings:
 
 
 # LRU hit ratio of the Mooncake conversation trace in input tokens, by cache size in tokens. `kvtrove simulate` gives
-# those of 1 Mi and 16 Mi too (5.6 % and 34.2 %): each takes a CI quarter of a minute.
+# those of the other sizes (docs/eviction.md): each takes a CI some seconds.
 PUBLISHED = {4 * MI: 0.185}
 
 
@@ -53,7 +53,7 @@ def mooncake() -> Trace:
 def test_hit_ratios_of_the_mooncake_trace(mooncake: Trace, kv_tokens: int, published: float) -> None:
     """12,031 requests through the real scheduler and cache, within half a point of a plain leaf-first LRU."""
     limits = SchedulerLimits(max_num_seqs=256, max_num_batched_tokens=1 << 17)
-    result = simulate(mooncake, SimulationSettings(512, kv_tokens // 512, QUICK, limits))
+    result = simulate(mooncake, SimulationSettings(512, kv_tokens // 512, INSTANT, limits))
     assert len(result.requests) == 12_031
     assert result.token_hit_ratio == pytest.approx(published, abs=0.005)
 
@@ -61,7 +61,7 @@ def test_hit_ratios_of_the_mooncake_trace(mooncake: Trace, kv_tokens: int, publi
 def test_an_endless_cache_reaches_the_ideal(mooncake: Trace) -> None:
     """37.4 % on the whole trace; on its first part, what a reader of the trace counts."""
     first = replace(mooncake, requests=mooncake.requests[:1500])
-    result = simulate(first, SimulationSettings(512, None, QUICK, SchedulerLimits(256, 1 << 17)))
+    result = simulate(first, SimulationSettings(512, None, INSTANT, SchedulerLimits(256, 1 << 17)))
     assert result.token_hit_ratio == pytest.approx(result.ideal_hit_ratio, abs=1e-9)
 
 
@@ -177,6 +177,7 @@ def test_fast_forward_changes_nothing(data: st.DataObject) -> None:
         replicas=draw(st.integers(1, 3)),
         router=draw(st.sampled_from(["round-robin", "prefix"])),
         closed=draw(st.booleans()),
+        cost=draw(st.sampled_from([STEP, INSTANT])),
     )
     assert simulate(load, how) == simulate(load, replace(how, fast_forward=False))
 

@@ -243,7 +243,7 @@ def test_tenants_with_different_salts_share_nothing():
 
 
 @SPECS
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_random_traffic_with_aborts_ends_idle_with_the_right_tokens(spec, data):
     """Requests of all kinds come, fork, are preempted and aborted at random moments; checks run after every call."""

@@ -133,6 +133,21 @@ def test_no_fault_of_a_tier_changes_a_token(fault: Fault, every: int) -> None:
     assert engine.kv.stats().used == 0
 
 
+def test_what_a_tier_could_not_take_is_offered_again_when_it_is_used() -> None:
+    """A disk that was full for a while must not cost a conversation its next restart."""
+    store = FaultyStore("fail", range(16))
+    engine = TieredEngine(store)
+    prompt = range(100, 132)
+    for name in "ab":
+        engine.add(name, prompt)
+        engine.run()
+        engine.flush()
+    again = TieredEngine(store)
+    request = again.add("a", prompt)
+    again.run()
+    assert request.metrics.reused_from == {"faulty": 28}
+
+
 def test_a_sequence_may_wait_for_a_time() -> None:
     engine = TieredEngine(FaultyStore())
     request = engine.add("a", range(100, 110), SamplingParams(max_tokens=2))

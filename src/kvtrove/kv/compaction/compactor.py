@@ -165,7 +165,8 @@ class AfterPrompt:
         each = self.kept(held) // size - 1
         wanted = self.budgets.wanted(scores, each * size, self.recent)
         flat = [part for layer in wanted for part in layer]
-        parts = in_blocks(flat, each * len(flat), -(-self.recent // size), held // size)
+        least = max(1, -(-self.recent // size))  # a head without any has lost the first token, on which attention leans
+        parts = in_blocks(flat, each * len(flat), least, held // size)
         return [[parts.pop(0) for _ in layer] for layer in wanted]
 
     def in_blocks_of(self, block_size: int) -> Compactor:

@@ -13,21 +13,24 @@ if TYPE_CHECKING:
     from kvtrove.kv.spec import KVCacheSpec
 
 
+LESS = "so it drops no tokens: take quest=1024, which selects in the other layers, or int8"
+
+
 def reasons_against(compactor: Compactor, cache: KVCacheSpec) -> list[str]:
     """Why sequences of this cache cannot give up tokens so; empty when they can."""
     reasons = compactor.problems(cache.block_size)
     if cache.states:
-        reasons.append(f"layer {cache.states[0].layer} keeps a state of all tokens together, which cannot drop some")
-    if compactor.unequal:
-        reasons += _unequal_heads(cache)
+        reasons.append(f"layer {cache.states[0].layer} keeps a state of all tokens together, {LESS}")
     if isinstance(compactor, WhileDecoding) and compactor.table is not None:
         reasons += _untold(compactor.table, cache)
     for layer in cache.layers:
         where, stored = f"layer {layer.layer}", cache.storage(layer.layer).format
         if layer.retention != Full():
-            reasons.append(f"{where} reads {layer.retention.id}, and only layers that read everything drop tokens")
+            reasons.append(f"{where} reads {layer.retention.id} and not everything, {LESS}")
         elif len(stored.sides) < 2:
-            reasons.append(f"{where} stores one latent vector for keys and values, whose tokens are not dropped")
+            reasons.append(
+                f"{where} stores one latent vector for keys and values, whose tokens are not dropped: leave it out"
+            )
         elif cache.storage(layer.layer).first is not None:
             reasons.append(f"{where} stores first tokens otherwise, and kept tokens have new places")
         elif stored.select:
@@ -38,7 +41,7 @@ def reasons_against(compactor: Compactor, cache: KVCacheSpec) -> list[str]:
             reasons.append(
                 f"{where} stores keys before their rotation, which must keep their order: take int8 or streaming"
             )
-    return reasons
+    return reasons + _unequal_heads(cache) if compactor.unequal else reasons
 
 
 def _untold(table: Calibration, cache: KVCacheSpec) -> list[str]:
@@ -60,6 +63,8 @@ def _unequal_heads(cache: KVCacheSpec) -> list[str]:
         stored = layer.format
         if layer.source is not None:
             reasons.append(f"layer {layer.layer} reads the keys and values of layer {layer.source}")
+        elif stored.select:
+            continue  # refused for that
         elif (layer.k_dim, layer.v_dim, stored.id) != (first.k_dim, first.v_dim, first.format.id):
             reasons.append(f"layer {layer.layer} stores other keys and values than layer {first.layer}")
         elif stored.rope == "pre":

@@ -8,7 +8,7 @@ KVzip (arXiv 2505.23416) lets the model repeat a text that it has in its cache, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +20,29 @@ if TYPE_CHECKING:
 
 Look = Callable[[int, Seen], None]
 """Told of a layer, by its number, what it shows of a sequence."""
+PROBABILITIES = 1 << 17
+"""Of a repetition that are held at once: half a megabyte."""
 
 
 @dataclass(frozen=True)
 class Probe(Usual):
-    """Shows the tokens of a prompt to `look` once all are computed, and keeps all. window: last queries to show."""
+    """Shows a prompt to `look` once all of it is computed, and keeps all. window: last queries to show.
+
+    piece: the keys of these tokens are shown, with those of the first `SINKS` and of the window; none if it is empty.
+    """
 
     look: Look = field(compare=False, repr=False)
     window: int = 0
+    piece: range = range(0)
 
     @property
     def id(self) -> str:
         return "probe/1"
+
+    def places(self, held: int) -> Sequence[int]:
+        """Tokens whose keys are shown, of `held`."""
+        sinks = range(min(SINKS, self.piece.start))
+        return [*sinks, *self.piece, *range(held - self.window, held)] if self.piece else ()
 
     def due(self, num_prompt: int, dropped: int) -> int:
         return num_prompt
@@ -49,23 +60,26 @@ class Probe(Usual):
         return []
 
 
-def reconstruction(seen: Seen, start: int, stop: int) -> Tensor:
-    """The most that a repetition reads of the tokens start .. stop - 1: float32 [heads, stop - start].
+def reconstruction(seen: Seen, sinks: int) -> Tensor:
+    """The most that a repetition reads of the tokens of a piece: float32 [heads, tokens of the piece].
 
-    The last w tokens are the repetition, whose queries were seen. Each reads the first `SINKS` tokens, the piece and
-    the repetition up to itself, as if there were nothing else. The maximum is over queries and query heads.
+    Keys are those of `sinks` first tokens, of the piece and of the repetition, whose w queries were seen. Each reads
+    them up to itself, as if there were nothing else. The maximum is over queries and query heads. Few queries at a
+    time, so that their probabilities stay in a processor's cache.
     """
-    q, k = seen.queries, seen.k
-    assert q is not None, "a probe has a window"
-    w, (held, heads, dim) = q.shape[0], k.shape
-    sinks = min(SINKS, start)
-    keys = k.new_empty((sinks + stop - start + w, heads, dim))
-    keys[:sinks], keys[sinks:-w], keys[-w:] = k[:sinks], k[start:stop], k[held - w :]
-    queries = q.float().transpose(0, 1).reshape(heads, -1, dim)  # [heads, shared * w, dim]
-    logits = (queries @ keys.float().permute(1, 2, 0)).view(heads, -1, w, len(keys)) * seen.scale
-    later = q.new_ones((w, w)).float().triu(1).bool()
-    logits[..., -w:].masked_fill_(later, float("-inf"))
-    read: Tensor = logits.softmax(-1)[..., sinks:-w].amax((1, 2))
+    assert seen.queries is not None, "a probe has a window"
+    (w, num_heads, dim), (held, heads, _) = seen.queries.shape, seen.k.shape
+    shared, behind = num_heads // heads, held - w
+    q = (seen.queries.float() * seen.scale).view(w, heads, shared, dim).transpose(0, 1)  # [heads, w, shared, dim]
+    keys = seen.k.float().permute(1, 2, 0).contiguous()
+    read = keys.new_zeros((heads, behind - sinks))
+    step = max(1, PROBABILITIES // (num_heads * held))
+    for start in range(0, w, step):
+        stop = min(start + step, w)
+        logits = q[:, start:stop].flatten(1, 2) @ keys[..., : behind + stop]  # [heads, (stop - start) * shared, ...]
+        later = logits.new_ones((stop - start, stop - start)).triu(1).bool().repeat_interleave(shared, 0)
+        logits[..., behind + start :].masked_fill_(later, float("-inf"))
+        read = read.maximum(logits.softmax(-1)[..., sinks:behind].amax(1))
     return read
 
 
@@ -84,9 +98,9 @@ class Scores:
                 unread = seen.k.new_zeros((seen.k.shape[1], self.num_tokens)).float()
                 unread[:, :SINKS] = float("inf")
                 self.layers[layer] = unread
-            self.layers[layer][:, start:stop] = reconstruction(seen, start, stop)
+            self.layers[layer][:, start:stop] = reconstruction(seen, min(SINKS, start))
 
-        return Probe(look, window)
+        return Probe(look, window, range(start, stop))
 
 
 class Queries:

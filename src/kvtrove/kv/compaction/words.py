@@ -14,6 +14,9 @@ from kvtrove.kv.compaction.decoding import WhileDecoding, h2o, triattention
 from kvtrove.kv.compaction.scores import SCORES, STATISTICS
 from kvtrove.kv.formats.calibration import read_calibration
 
+COUNT = r"[1-9]\d{0,11}"
+"""A number of tokens: none is so large that it cannot be computed with."""
+
 
 @dataclass(frozen=True)
 class Dropping:
@@ -26,7 +29,7 @@ class Dropping:
 
 def _budget(word: str, text: str) -> float | int:
     """A share of the prompt as a float, a number of tokens as an int."""
-    if re.fullmatch(r"[1-9]\d*", text) and text != "1":
+    if re.fullmatch(COUNT, text) and text != "1":
         return int(text)
     if re.fullmatch(r"0?\.\d*[1-9]\d*|1(\.0*)?", text):
         return float(text)
@@ -44,7 +47,7 @@ def _after_prompt(word: str, text: str) -> Compactor:
 
 
 def _streaming(text: str) -> Compactor:
-    found = re.fullmatch(r"(\d+)\+([1-9]\d*)", text)
+    found = re.fullmatch(rf"(\d{{1,12}})\+({COUNT})", text)
     if found is None:
         raise ConfigError(
             f"cache: streaming={text} is not understood: give the tokens at the beginning that stay and those of the "
@@ -87,7 +90,7 @@ def _h2o(text: str) -> Compactor:
 
 def _triattention(text: str) -> Compactor:
     budget, at, path = text.partition("@")
-    if not at or not re.fullmatch(r"[1-9]\d*", budget):
+    if not at or not re.fullmatch(COUNT, budget):
         raise ConfigError(
             f"cache: triattention={text} needs the drawn tokens that stay and a calibration, such as "
             "triattention=2048@FILE; `kvtrove calibrate` makes it"

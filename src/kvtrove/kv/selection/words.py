@@ -24,13 +24,13 @@ class Selecting:
 
 
 def _quest(text: str, layer: int) -> Quest:
-    if not text.isdecimal() or int(text) < 1:
+    if not re.fullmatch(r"[1-9]\d{0,11}", text):
         raise ConfigError(f"cache: quest={text} needs the tokens of the blocks that are read, such as quest=1024")
     return Quest(int(text))
 
 
 def _double_sparsity(text: str, layer: int) -> DoubleSparsity:
-    found = re.fullmatch(r"1/([1-9]\d*)@(.+)", text)
+    found = re.fullmatch(r"1/([1-9]\d{0,11})@(.+)", text)
     if found is None or int(found[1]) < 2:
         raise ConfigError(
             f"cache: doublesparsity={text} needs the part of tokens and channels that is read, and a calibration, such "

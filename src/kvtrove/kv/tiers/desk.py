@@ -15,11 +15,13 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from concurrent.futures import Future
+from typing import Any, Literal, TypeVar
 
 from kvtrove.kv.tiers.store import Outcome, Ticket, TierFigures
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SLOWEST = 50e6
 """Bytes per second below which a medium counts as hanging."""
@@ -115,6 +117,12 @@ class Lane:
                 thread.start()
         self._queue.put((work, args))
 
+    def call(self, work: Callable[..., T], *args: Any) -> Future[T]:
+        """As `submit`; the future has what the work returns, or raises."""
+        future: Future[T] = Future()
+        self.submit(_answer, future, work, *args)
+        return future
+
     def busy_for(self) -> float:
         """Seconds that the longest running work has taken so far; 0 when nothing runs."""
         running = list(self._running.values())
@@ -143,6 +151,13 @@ class Lane:
                         job.end(Outcome.ERROR)
             finally:
                 del self._running[me]
+
+
+def _answer(future: Future[T], work: Callable[..., T], *args: Any) -> None:
+    try:
+        future.set_result(work(*args))
+    except Exception as error:
+        future.set_exception(error)
 
 
 class Desk:

@@ -41,9 +41,11 @@ class Directory:
         self.entries: dict[bytes, Place] = {}
         self.touched: set[bytes] = set()
         self.segments: dict[int, Segment] = {}  # by number, oldest first
+        self._newest = 0  # number that a segment has or had, readable or not
         self.notices: list[str] = []
         self.evicted = EvictedKeys(clock=clock)
         self._lock = threading.RLock()
+        self._refreshing = threading.Lock()
         self._held = self._take(write)
         self.is_writer = self._held is not None
         self._identity = files.identity(self._file(MARKER_FILE))
@@ -89,17 +91,17 @@ class Directory:
         return sorted(rows, key=lambda row: row[1].offset)
 
     def new_segment(self) -> Segment:
-        number = max(self.segments, default=0) + 1
+        number = self._newest + 1
         segment = Segment(self.files, self.path, number)
         segment.create()
+        self._newest = number
         self.segments[number] = segment
         return segment
 
     def remove(self, segment: Segment) -> int:
-        """Delete a segment; how many rows were still found in it."""
-        lost = self._evict(segment)
+        """Delete a segment; how many rows were still found in it. OSError when it cannot be: they still are."""
         segment.remove()
-        return lost
+        return self._evict(segment)
 
     def forget_all(self) -> None:
         """Nothing is found any more; no file is touched but closed."""
@@ -112,6 +114,14 @@ class Directory:
 
     def refresh(self) -> None:
         """See what the writer has done since: new rows, new segments, segments that are gone. OSError when it fails."""
+        if not self._refreshing.acquire(blocking=False):
+            return  # another thread does, on a slow disk
+        try:
+            self._look_again()
+        finally:
+            self._refreshing.release()
+
+    def _look_again(self) -> None:
         numbers = set(self._numbers())
         for number in sorted(set(self.segments) - numbers):
             segment = self.segments[number]
@@ -194,12 +204,14 @@ class Directory:
 
     def _load(self, number: int) -> None:
         segment = Segment(self.files, self.path, number)
+        self._newest = max(self._newest, number)
         try:
             records = segment.load(repair=self.is_writer)
         except OSError as error:
             segment.close()
-            if not (error.errno == errno.ENOENT and not self.is_writer):
-                self.notices.append(f"tier disk: segment {number} of {self.path} cannot be read ({error.strerror})")
+            told = f"tier disk: segment {number} of {self.path} cannot be read ({error.strerror})"
+            if told not in self.notices and (self.is_writer or error.errno != errno.ENOENT):
+                self.notices.append(told)
             return
         self.segments[number] = segment
         self._replay(segment, records)

@@ -272,8 +272,9 @@ class DiskWriter:
             yield kept
 
     def _remove(self, segment: Segment) -> None:
+        lost = self._directory.remove(segment)
         self._log.let_go(segment)
-        self._desk.count("evicted", self._directory.remove(segment))
+        self._desk.count("evicted", lost)
 
     # ---- pending rows ----
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -77,8 +79,8 @@ class Segment:
 
     def cut(self) -> None:
         """Remove what an interrupted write has left behind the good bytes."""
-        assert self._rows is not None
-        self._files.cut(self._rows, self.size)
+        if self._rows is not None:
+            self._files.cut(self._rows, self.size)
 
     def append_records(self, records: Sequence[Record]) -> None:
         if self._index is None:
@@ -103,8 +105,6 @@ class Segment:
 
     def remove(self) -> None:
         """Delete both files, the rows first: an index alone brings nothing back, rows alone would."""
-        with self._lock:
-            self._is_doomed = True
         for suffix in (ROWS, INDEX):
             with contextlib.suppress(FileNotFoundError):
                 self._files.remove(self._path + suffix)
@@ -124,7 +124,7 @@ class Segment:
         """The handle of the rows, which stays open meanwhile. OSError when the file cannot be opened or is gone."""
         with self._lock:
             if self._is_doomed:
-                raise FileNotFoundError(self._path + ROWS)
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._path + ROWS)
             if self._rows is None:
                 self._rows = self._files.open(self._path + ROWS)
             handle = self._rows

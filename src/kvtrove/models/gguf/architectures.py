@@ -5,8 +5,10 @@ Names and transforms are those of llama.cpp's converters (convert_hf_to_gguf.py)
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import erf, sqrt
 from typing import Any
 
 from kvtrove.config import nearest
@@ -21,14 +23,19 @@ from kvtrove.models.families.common import (
     fused_gate,
     same_name,
 )
+from kvtrove.models.families.granite_hybrid import MAMBA
 from kvtrove.models.families.lfm import CONV
+from kvtrove.models.families.qwen_next import LINEAR, locate_35, locate_next
 from kvtrove.models.gguf.header import GGUFHeader
 from kvtrove.models.gguf.names import Place
+from kvtrove.models.gguf.orders import Orders, as_written, rotary_pairs, tiled_values
 from kvtrove.models.spec import ModelError, ModelSpec
 
 Config = dict[str, Any]
 _SIGMOID = 2
 """`expert_gating_func`: 1 is softmax."""
+_MAVERICK = 128
+"""Experts of the Llama 4 that does not normalise queries and keys; its files do not say so."""
 _STILL = 1e20
 """Least factor of a pair of elements that does not rotate."""
 
@@ -37,15 +44,15 @@ _STILL = 1e20
 class Architecture:
     """How a model of `general.architecture` is read by the family of another name.
 
-    more: further keys of its config.json, given the metadata without the architecture in front. permuted: rows of Q and
-    K lie in the order of interleaved rotary pairs. norm_offset: what was added to norm weights when the file was
+    more: further keys of its config.json, given the metadata without the architecture in front (`own_metadata`), as
+    orders: rows and columns that lie in another order. norm_offset: what was added to norm weights when the file was
     written. locate: parameters that lie joined in one tensor. post_norms: the norm behind attention is called so.
     places: names of tensors that no other architecture has -> where they lie.
     """
 
     family: str
     more: Callable[[ConfigView, Config], None] = lambda view, config: None
-    permuted: bool = False
+    orders: Callable[[ConfigView], Orders] = as_written
     norm_offset: float = 0.0
     locate: Locate = same_name
     post_norms: bool = False
@@ -84,7 +91,7 @@ def _mscaled(view: ConfigView, config: Config, unit: float, mscale: float | None
 
 
 def _qwen2_moe(view: ConfigView, config: Config) -> None:
-    inner = view.size("feed_forward_length")
+    inner = config["intermediate_size"]
     config["num_experts"] = config.get("n_routed_experts")
     config.setdefault("moe_intermediate_size", inner // max(1, view.size("expert_used_count")))
     config["shared_expert_intermediate_size"] = view.size("expert_shared_feed_forward_length", inner)
@@ -110,6 +117,20 @@ def _gemma(view: ConfigView, config: Config) -> None:
     config["query_pre_attn_scalar"] = config["hidden_size"] // heads if largest else config["head_dim"]
     if config["dtype"] == "float16":  # activations of these models pass the largest float16
         config["dtype"] = "bfloat16"
+
+
+def _gemma3n(view: ConfigView, config: Config) -> None:
+    _gemma(view, config)
+    config |= {
+        "final_logit_softcapping": view.number("final_logit_softcapping", 30.0),
+        "hidden_size_per_layer_input": view.size("embedding_length_per_layer_input"),
+        "vocab_size_per_layer_input": config["vocab_size"],
+        "altup_num_inputs": view.size("altup.num_inputs"),
+        "altup_active_idx": view.size("altup.active_idx", least=0),
+    }
+    if isinstance(cutoffs := view.get("activation_sparsity_scale"), array):  # in standard deviations of the gates
+        shares = [(1 + erf(cutoff / sqrt(2))) / 2 for cutoff in cutoffs[: config["num_hidden_layers"]]]
+        config["activation_sparsity_pattern"] = shares
 
 
 def _gemma4(view: ConfigView, config: Config) -> None:
@@ -221,43 +242,134 @@ def _gpt_oss(view: ConfigView, config: Config) -> None:
         config["rope_scaling"] = {**config["rope_scaling"], "truncate": False}
 
 
-def _lfm2(view: ConfigView, config: Config) -> None:
+def _mixed(config: Config, other: str) -> Config:
+    """Layers that the file gives no heads of keys are of type `other`."""
     kv, count = config["num_key_value_heads"], config["num_hidden_layers"]
     each = kv if isinstance(kv, list) else [kv] * count
+    return {"layer_types": [FULL if heads else other for heads in each], "num_key_value_heads": max(each)}
+
+
+def _lfm2(view: ConfigView, config: Config) -> None:
     config |= {
-        "layer_types": [FULL if heads else CONV for heads in each],
-        "num_key_value_heads": max(each),
+        **_mixed(config, CONV),
         "block_auto_adjust_ff_dim": False,
         "conv_L_cache": view.size("shortconv.l_cache"),
         "norm_eps": config["rms_norm_eps"],
     }
 
 
+def _granite_hybrid(view: ConfigView, config: Config) -> None:
+    _granite(view, config)
+    inner, heads = view.size("ssm.inner_size"), view.size("ssm.time_step_rank")
+    config |= {
+        **_mixed(config, MAMBA[0]),
+        "architecture": "GraniteMoeHybridForCausalLM",
+        "num_local_experts": config.get("n_routed_experts", 0),
+        "shared_intermediate_size": config.get("shared_intermediate_size") or config["intermediate_size"],
+        "mamba_expand": inner // config["hidden_size"],
+        "mamba_n_heads": heads,
+        "mamba_d_head": inner // heads,
+        "mamba_d_state": view.size("ssm.state_size"),
+        "mamba_n_groups": view.size("ssm.group_count"),
+        "mamba_d_conv": view.size("ssm.conv_kernel"),
+    }
+
+
+def _delta(view: ConfigView, config: Config) -> None:
+    """Qwen3-Next and Qwen 3.5. Axes of positions (`rope.dimension_sections`) are one where there is text alone."""
+    _partial(view, config)
+    values = view.size("ssm.time_step_rank")
+    config |= {
+        "linear_num_key_heads": view.size("ssm.group_count"),
+        "linear_num_value_heads": values,
+        "linear_key_head_dim": view.size("ssm.state_size"),
+        "linear_value_head_dim": view.size("ssm.inner_size") // values,
+        "linear_conv_kernel_dim": view.size("ssm.conv_kernel"),
+        "full_attention_interval": view.size("full_attention_interval", 4),
+    }
+    if isinstance(linear := view.get("attention.recurrent_layers"), array):
+        config["layer_types"] = [LINEAR if one else FULL for one in linear[: config["num_hidden_layers"]]]
+    if "n_routed_experts" in config:
+        _qwen2_moe(view, config)
+
+
+def _joined_delta(name: str, spec: ModelSpec) -> Source:
+    """q, k and v of Gated DeltaNet lie in one tensor; of Qwen3-Next, so do b and a."""
+    if spec.family == "qwen3_next" and name.endswith((".in_proj_b.weight", ".in_proj_a.weight")):
+        return locate_next(name, spec)
+    return locate_35(name, spec) if ".linear_attn." in name else Source(name)
+
+
+_DELTA: Config = {"locate": _joined_delta, "norm_offset": 1.0, "post_norms": True}
+
+
+def _olmoe(view: ConfigView, config: Config) -> None:
+    config["num_experts"] = config.get("n_routed_experts")
+    config["clip_qkv"] = view.optional_number("attention.clamp_kqv")
+
+
+def _hunyuan_moe(view: ConfigView, config: Config) -> None:
+    config["num_experts"] = config.get("n_routed_experts")
+    config["moe_topk"] = config.get("num_experts_per_tok")
+    config["num_shared_expert"] = view.size("expert_shared_count", 1)
+
+
+def _llama4(view: ConfigView, config: Config) -> None:
+    """Chunks, scales of queries, and layers without positions are those of the published models: no file says them."""
+    if view.size("attention.sliding_window", 1, least=0) == 0 or "n_routed_experts" not in config:
+        raise view.error("models without chunks of attention or without experts are not supported")
+    config |= {
+        "num_local_experts": config["n_routed_experts"],
+        "intermediate_size_mlp": config["intermediate_size"],
+        "intermediate_size": view.size("expert_feed_forward_length"),
+        "interleave_moe_layer_step": view.size("interleave_moe_layer_step"),
+        "use_qk_norm": config["n_routed_experts"] != _MAVERICK,
+    }
+
+
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("LlamaForCausalLM", _llama, permuted=True),
+    "llama": Architecture("LlamaForCausalLM", _llama, orders=rotary_pairs),
+    "llama4": Architecture("Llama4ForCausalLM", _llama4),
     "qwen2": Architecture("Qwen2ForCausalLM"),
     "qwen2moe": Architecture("Qwen2MoeForCausalLM", _qwen2_moe),
     "qwen3": Architecture("Qwen3ForCausalLM"),
     "qwen3moe": Architecture("Qwen3MoeForCausalLM", _qwen3_moe),
+    "qwen2vl": Architecture("Qwen2ForCausalLM"),
+    "qwen3vl": Architecture("Qwen3ForCausalLM"),
+    "qwen3vlmoe": Architecture("Qwen3MoeForCausalLM", _qwen3_moe),
+    "qwen3next": Architecture("Qwen3NextForCausalLM", _delta, **_DELTA),
+    "qwen35": Architecture("Qwen3_5ForCausalLM", _delta, tiled_values, **_DELTA),
+    "qwen35moe": Architecture("Qwen3_5MoeForCausalLM", _delta, tiled_values, **_DELTA),
     "gemma2": Architecture("Gemma2ForCausalLM", _gemma, norm_offset=1.0, post_norms=True),
     "gemma3": Architecture("Gemma3ForCausalLM", _gemma, norm_offset=1.0, post_norms=True),
+    "gemma3n": Architecture("Gemma3nForCausalLM", _gemma3n, post_norms=True),
     "gemma4": Architecture("Gemma4ForCausalLM", _gemma4, locate=_gemma4_experts, post_norms=True),
     "phi3": Architecture("Phi3ForCausalLM", _phi3, locate=find_family("Phi3ForCausalLM").locate),
-    "smollm3": Architecture("SmolLM3ForCausalLM", permuted=True),
-    "granite": Architecture("GraniteForCausalLM", _granite, permuted=True),
-    "granitemoe": Architecture("GraniteMoeSharedForCausalLM", _granite, permuted=True),
+    "smollm3": Architecture("SmolLM3ForCausalLM", orders=rotary_pairs),
+    "granite": Architecture("GraniteForCausalLM", _granite, orders=rotary_pairs),
+    "granitehybrid": Architecture("GraniteMoeHybridForCausalLM", _granite_hybrid, orders=rotary_pairs),
+    "granitemoe": Architecture("GraniteMoeSharedForCausalLM", _granite, orders=rotary_pairs),
+    "olmoe": Architecture("OlmoeForCausalLM", _olmoe),
     "olmo2": Architecture("Olmo2ForCausalLM", _olmo2, post_norms=True),
     "exaone4": Architecture("Exaone4ForCausalLM", _exaone4, post_norms=True),
     "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),
+    "hunyuan-moe": Architecture("HunYuanMoEV1ForCausalLM", _hunyuan_moe),
     "glm4": Architecture("Glm4ForCausalLM", _glm4, locate=find_family("GlmForCausalLM").locate, post_norms=True),
     "glm4moe": Architecture("Glm4MoeForCausalLM", _glm4_moe, post_norms=True),
     "seed_oss": Architecture("SeedOssForCausalLM", post_norms=True),
     "ernie4_5": Architecture("Ernie4_5ForCausalLM"),
-    "mistral3": Architecture("LlamaForCausalLM", _mistral3, permuted=True),
+    "mistral3": Architecture("LlamaForCausalLM", _mistral3, orders=rotary_pairs),
     "gpt-oss": Architecture("GptOssForCausalLM", _gpt_oss, post_norms=True),
     "lfm2": Architecture("Lfm2ForCausalLM", _lfm2, places={"output_norm.weight": Place("token_embd_norm.weight")}),
     "deepseek2": Architecture("DeepseekV2ForCausalLM", _deepseek2),
 }
+
+
+def own_metadata(header: GGUFHeader) -> ConfigView:
+    """What the file says under the name of its architecture, without that name."""
+    prefix = f"{header.architecture}."
+    own = {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
+    return ConfigView(own, f"{header.path}: {header.architecture}")
 
 
 def find_architecture(header: GGUFHeader) -> Architecture:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from kvtrove.kernels.linear import Groups, Kind
 from kvtrove.models.families.common import Locate
-from kvtrove.models.gguf.architectures import find_architecture
+from kvtrove.models.gguf.architectures import find_architecture, own_metadata
 from kvtrove.models.gguf.dequantize import GROUPS, READERS, dequantize
 from kvtrove.models.gguf.header import TensorInfo, map_file, read_header
 from kvtrove.models.gguf.names import Place, locate
@@ -23,6 +24,12 @@ from kvtrove.models.spec import ModelError
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LATENT = ".self_attn.kv_b_proj.weight"
+DECAY = ".A_log"
+"""A parameter that the file holds the exponential of, negated."""
+STATE = ".linear_attn."
+"""In names of parameters of a mixer whose norm has nothing added."""
+IN_PARTS = ".ssm_norm.weight"
+"""Its parts are rows of a matrix in the file."""
 READ_AT_ONCE = 1 << 18
 """Elements that are dequantised at a time."""
 
@@ -31,7 +38,7 @@ class GGUFCheckpoint:
     """The tensors of one GGUF model. Raises ModelError naming the file and tensor for all that is wrong.
 
     Stored floats are views of the mapped file, blocks are dequantised as they are read. What the format changes is
-    changed back: rows of Q and K that lie in the order of interleaved rotary pairs, norm weights with 1 added.
+    changed back: rows and columns in another order, norm weights with 1 added, decays without their logarithm.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,9 +49,7 @@ class GGUFCheckpoint:
         self.locate: Locate | None = self.architecture.locate
         self._tensors = {tensor.name: tensor for tensor in header.tensors}
         self._maps = {file: map_file(file) for file in header.files}
-        kind = header.architecture
-        heads = header.metadata.get(f"{kind}.attention.head_count", 1)
-        self._heads = {"attn_q": heads, "attn_k": header.metadata.get(f"{kind}.attention.head_count_kv", heads)}
+        self._orders = self.architecture.orders(own_metadata(header))
         for tensor in header.tensors:
             self._check(tensor)
 
@@ -74,10 +79,14 @@ class GGUFCheckpoint:
             if not tensor.isfinite().all():
                 raise stored.not_finite()
         tensor = tensor.reshape(shape)
-        if stored.order is not None:
-            tensor = tensor[torch.from_numpy(stored.order)]
-        offset = self.architecture.norm_offset
-        return tensor - offset if offset and name.endswith("norm.weight") else tensor
+        if stored.rows is not None:
+            tensor = tensor[torch.from_numpy(stored.rows)]
+        if stored.columns is not None:
+            tensor = tensor[:, torch.from_numpy(stored.columns)]
+        if name.endswith(DECAY):
+            return (-tensor).log()
+        offset = self.architecture.norm_offset if name.endswith("norm.weight") and STATE not in name else 0.0
+        return tensor - offset if offset else tensor
 
     def one_of(self, name: str, index: int, count: int, shape: tuple[int, ...]) -> Tensor:
         raise ModelError(f"{self.listing}: tensor {name!r} is not a stack of {count}; a GGUF file names each expert")
@@ -96,7 +105,8 @@ class GGUFCheckpoint:
     def groups(self, name: str, shape: tuple[int, ...], stack: tuple[int, int] | None = None) -> Groups | None:
         """The numbers, scales and minima that the file has; None of a type that does not lie in groups of 32."""
         stored = self._find(name, shape)
-        if stored.info.type.name not in GROUPS:
+        columns = None if stored.columns is None else _whole_groups(stored.columns)
+        if stored.info.type.name not in GROUPS or (stored.columns is not None and columns is None):
             return None
         blocks = stored.data.reshape(-1, stored.info.type.nbytes)
         bits, take_apart = GROUPS[stored.info.type.name]
@@ -104,9 +114,12 @@ class GGUFCheckpoint:
         numbers, scales, minima = (torch.from_numpy(part).reshape(shape[0], -1) for part in parts)
         if not (scales.isfinite().all() and minima.isfinite().all()):
             raise stored.not_finite()
-        if stored.order is not None:
-            order = torch.from_numpy(stored.order)
+        if stored.rows is not None:
+            order = torch.from_numpy(stored.rows)
             numbers, scales, minima = numbers[order], scales[order], minima[order]
+        if columns is not None and stored.columns is not None:
+            numbers = numbers[:, torch.from_numpy(stored.columns)]
+            scales, minima = (part[:, torch.from_numpy(columns)] for part in (scales, minima))
         return Groups(numbers, scales, minima, bits)
 
     def _place(self, name: str) -> Place | None:
@@ -143,6 +156,8 @@ class GGUFCheckpoint:
             raise ModelError(f"{self.listing}: tensor {called} is missing, expected shape {list(shape)}")
         found = list(reversed(info.shape))
         wanted = [*found[:1], *shape] if place.expert is not None else list(shape)
+        if info.name.endswith(IN_PARTS) and prod(found) == prod(wanted):
+            found = wanted
         if _without_ones(found) != _without_ones(wanted) or (place.expert is not None and place.expert >= found[0]):
             raise ModelError(
                 f"{info.file}: tensor {info.name!r} has shape {found}, but the metadata asks for {list(shape)}"
@@ -156,7 +171,18 @@ class GGUFCheckpoint:
                 f"{info.file}: tensor {info.name!r} has the type {info.type.name}, which is not read; "
                 f"supported: {', '.join((*FLOATS, *READERS))}"
             )
-        return _Stored(info, self._rows(info, place), self._order(info, shape))
+        rows, part = self._rows(info, place), info.name.partition(".")[2].partition(".")[2].partition(".")[0]
+        if (order := self._orders.get(part)) is None:
+            return _Stored(info, rows)
+        size = shape[order.columns]
+        try:
+            moved = order.of_model(size)
+        except ValueError:
+            axis = "columns" if order.columns else "rows"
+            raise ModelError(
+                f"{info.file}: tensor {info.name!r} has {size} {axis}, which the heads in its metadata do not share"
+            ) from None
+        return _Stored(info, rows, columns=moved) if order.columns else _Stored(info, rows, moved)
 
     def _rows(self, info: TensorInfo, place: Place) -> NDArray[np.uint8]:
         """Bytes of its rows, uint8 [rows, bytes of a row], a view of the file."""
@@ -166,19 +192,6 @@ class GGUFCheckpoint:
             return data
         each = rows // info.shape[-1]
         return data[place.expert * each : (place.expert + 1) * each]
-
-    def _order(self, info: TensorInfo, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
-        """Rows of the file in the order of the model, where that is another: [head, pair, half] -> [head, half, pair].
-
-        A bias is one row, of which the elements are in another order.
-        """
-        part = info.name.split(".")[-2]
-        if not self.architecture.permuted or part not in self._heads:
-            return None
-        heads, rows = self._heads[part], shape[0]
-        if not isinstance(heads, int) or heads < 1 or rows % (2 * heads):
-            raise ModelError(f"{info.file}: tensor {info.name!r} has {rows} rows, which {heads} heads do not share")
-        return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
 
     def _check(self, tensor: TensorInfo) -> None:
         size, end = len(self._maps[tensor.file]), tensor.start + tensor.nbytes
@@ -191,11 +204,12 @@ class GGUFCheckpoint:
 
 @dataclass(frozen=True)
 class _Stored:
-    """data: uint8 [rows, bytes of a row]. order: its rows, or the elements of a bias, as the model wants them."""
+    """data: uint8 [rows, bytes of a row]. rows, columns: in the order of the model; None is that of the file."""
 
     info: TensorInfo
     data: NDArray[np.uint8]
-    order: NDArray[np.int64] | None
+    rows: NDArray[np.int64] | None = None
+    columns: NDArray[np.int64] | None = None
 
     def not_finite(self) -> ModelError:
         name = self.info.name
@@ -210,6 +224,14 @@ class _Stored:
             rows = slice(start, start + at_once)
             blocks = self.data[rows].reshape(-1, self.info.type.nbytes)
             yield rows, dequantize(self.info.type.name, blocks).reshape(-1, self.info.shape[0])
+
+
+def _whole_groups(columns: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """The order of groups of 32 columns; None where some are torn apart."""
+    groups = columns.reshape(-1, 32) if len(columns) % 32 == 0 else None
+    if groups is None or (groups != groups[:, :1] + np.arange(32)).any() or (groups[:, 0] % 32).any():
+        return None
+    return groups[:, 0] // 32
 
 
 def _without_ones(shape: list[int]) -> list[int]:

@@ -45,6 +45,24 @@ _MODULES = {
     "conv.conv": "shortconv.conv",
     "conv.in_proj": "shortconv.in_proj",
     "conv.out_proj": "shortconv.out_proj",
+    "linear_attn.in_proj_qkv": "attn_qkv",
+    "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.in_proj_ba": "ssm_ba",
+    "linear_attn.in_proj_a": "ssm_alpha",
+    "linear_attn.in_proj_b": "ssm_beta",
+    "mamba.in_proj": "ssm_in",
+    "altup.correction_coefs": "altup_correct_coef",
+    "altup.prediction_coefs": "altup_predict_coef",
+    "altup.modality_router": "altup_router",
+    "altup.router_norm": "altup_router_norm",
+    "laurel.linear_left": "laurel_l",
+    "laurel.linear_right": "laurel_r",
+    "laurel.post_laurel_norm": "laurel_post_norm",
+}
+_MODULES |= {
+    f"{mixer}.{ours}": theirs
+    for mixer in ("linear_attn", "mamba")
+    for ours, theirs in {"conv1d": "ssm_conv1d", "norm": "ssm_norm", "out_proj": "ssm_out"}.items()
 }
 _VECTORS = {
     "self_attn.sinks": "attn_sinks.weight",
@@ -52,6 +70,10 @@ _VECTORS = {
     "mlp.gate.scale": "ffn_gate_inp.scale",
     "mlp.gate.expert_scale": "ffn_down_exps.scale",
     "layer_scalar": "layer_output_scale.weight",
+    **dict.fromkeys(("linear_attn.A_log", "mamba.A_log"), "ssm_a"),
+    **dict.fromkeys(("linear_attn.dt_bias", "mamba.dt_bias"), "ssm_dt.bias"),
+    "mamba.D": "ssm_d",
+    "altup.correct_output_scale": "altup_correct_scale.weight",
 }
 """Parameters that are no weight or bias of a module."""
 _POST_NORMS = {
@@ -62,13 +84,14 @@ _POST_NORMS = {
 """Where a norm behind attention is called so, whatever it stands before."""
 _EXPERTS = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
 _EXPERTS |= {"gate_up_proj": "ffn_gate_up_exps"}
+_STACKS = {"model.altup_projections": "altup_proj", "model.altup_unembed_projections": "altup_unembd_proj"}
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(\w+)")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Tensor `name`, or of the stacked matrices in it number `expert`."""
+    """Tensor `name`, or of the stacked matrices in it number `expert`, of experts or others."""
 
     name: str
     expert: int | None = None
@@ -79,6 +102,9 @@ def locate(name: str, post_norms: bool) -> Place | None:
     module, _, kind = name.rpartition(".")
     if module in _ENDS:
         return Place(f"{_ENDS[module]}.{kind}")
+    stack, _, number = module.rpartition(".")
+    if stack in _STACKS and number.isdecimal():
+        return Place(f"{_STACKS[stack]}.{kind}", int(number))
     found = _LAYER.fullmatch(name)
     if not found:
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kvtrove.models.config_view import ConfigView
 from kvtrove.models.families import find_family
-from kvtrove.models.gguf.architectures import Config, find_architecture
+from kvtrove.models.gguf.architectures import Config, find_architecture, own_metadata
 from kvtrove.models.gguf.config import as_config
 from kvtrove.models.gguf.header import GGUFHeader, TensorInfo, map_file, read_header
 from kvtrove.models.spec import ModelError, ModelSpec
@@ -29,6 +29,8 @@ def spec_of(header: GGUFHeader, *, factors: bool = True) -> ModelSpec:
     view = ConfigView(header.metadata, where)
     config = as_config(header)
     names = {tensor.name for tensor in header.tensors}
+    if "moe_intermediate_size" in config:  # not all files of models without other networks give theirs, too
+        config.setdefault("intermediate_size", config["moe_intermediate_size"])
     for name, key in _NEEDED.items():
         if name not in config:
             raise ModelError(f"{where}: '{kind}.{key}' is missing from its metadata")
@@ -47,20 +49,19 @@ def spec_of(header: GGUFHeader, *, factors: bool = True) -> ModelSpec:
         ),
         "use_qk_norm": any(name.endswith("attn_q_norm.weight") for name in names),
     }
-    prefix = f"{kind}."
-    own = {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
-    architecture.more(ConfigView(own, f"{where}: {kind}"), config)
+    architecture.more(own_metadata(header), config)
     for name, key in _NEEDED.items():
         if isinstance(config[name], list):
             raise ModelError(f"{where}: '{kind}.{key}' differs between layers, which is not supported")
     spec = find_family(config["architecture"]).spec(ConfigView(config, where))
     if not names:
         return spec
+    biased = {name.rpartition(".bias")[0].rpartition(".")[2] for name in names}
     return replace(
         spec,
-        attention_bias="blk.0.attn_q.bias" in names,
-        output_bias="blk.0.attn_output.bias" in names,
-        mlp_bias="blk.0.ffn_down.bias" in names,
+        attention_bias="attn_q" in biased,
+        output_bias="attn_output" in biased,
+        mlp_bias="ffn_down" in biased,
     )
 
 

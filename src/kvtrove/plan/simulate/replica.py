@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.plan.cost import StepWork, work_of
-from kvtrove.plan.simulate.settings import SimulationSettings, one_layer
+from kvtrove.plan.simulate.settings import INSTANT, SimulationSettings, one_layer
 from kvtrove.request import RequestMetrics, SamplingParams
 from kvtrove.scheduler.output import ModelOutput, SampledToken, SchedulerOutput, SequenceResult
 from kvtrove.scheduler.scheduler import Scheduler
@@ -115,7 +115,7 @@ class Replica:
         most = min(min(seq.kv.next_event, seq.kv.capacity) - seq.kv.num_computed - 1 for seq in sequences)
         most = min(most, *(seq.request.max_len - len(seq.tokens) - 1 for seq in sequences))
         cached = sum(len(seq.tokens) for seq in sequences)
-        steps = 0
+        steps = max(0, most) if self._cost is INSTANT else 0
         while steps < most and self.now < until:
             self.now += self._cost.seconds(StepWork(len(sequences), cached, 0, len(sequences)))
             cached += len(sequences)

@@ -20,7 +20,8 @@ function drawn(tag, attributes, ...children) {
 }
 
 const count = (number) => Math.round(number).toLocaleString("en");
-const percent = (part, whole) => (whole ? `${Math.round((100 * part) / whole)} %` : "-");
+const counted = (number, word) => `${count(number)} ${word}${Math.round(number) === 1 ? "" : "s"}`;
+const percent = (part, whole) => (!whole ? "-" : part && part < whole / 200 ? "< 1 %" : `${Math.round((100 * part) / whole)} %`);
 
 function bytes(size) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -32,7 +33,9 @@ function bytes(size) {
 function seconds(value) {
   if (value === null || value === undefined) return "-";
   if (value < 1) return `${Math.round(1000 * value)} ms`;
-  return value < 120 ? `${value.toFixed(1)} s` : `${Math.round(value / 60)} min`;
+  if (value < 120) return `${value.toFixed(1)} s`;
+  const minutes = Math.round(value / 60), hours = Math.round(minutes / 60);
+  return minutes < 120 ? `${minutes} min` : hours < 48 ? `${hours} h` : `${Math.round(hours / 24)} days`;
 }
 
 function headers() {
@@ -155,7 +158,7 @@ function show(status) {
   const blocks = status.blocks;
   bar(byId("blocks"), byId("blocks-keys"), [
     { name: "used by requests:", size: blocks.used, colour: "blue" }, { name: "cached, reusable:", size: blocks.cached, colour: "green" },
-    { name: "free:", size: blocks.free, colour: "none" }], blocks.total, (size) => `${count(size)} blocks`);
+    { name: "free:", size: blocks.free, colour: "none" }], blocks.total, (size) => counted(size, "block"));
   table(byId("tenants"), ["tenant", "requests", "prompt tokens", "reused", "output tokens", "blocks in flight"],
     status.tenants.map((one) => [one.tenant, count(one.requests), count(one.prompt_tokens), percent(one.reused_tokens, one.prompt_tokens), count(one.output_tokens), count(one.blocks)]), "no request yet");
   const values = (name, scale = 1) => status.history.map((sample) => [sample.age, sample[name] === null ? null : sample[name] * scale]);
@@ -197,10 +200,35 @@ function showModels(listed) {
   if (focused) byId("models").querySelector(`[data-model="${CSS.escape(focused)}"]`)?.focus();
   const chosen = own.find((one) => one.id === model), ready = chosen.state === "ready";
   byId("asleep").textContent = ready ? "" : `${model} is ${chosen.state}${chosen.error ? `: ${chosen.error}` : ""}. A message in the chat loads it.`;
-  if (!ready) byId("headline").textContent = `${count(own.length)} models · ${model} is ${chosen.state}`;
+  if (!ready) byId("headline").textContent = `${counted(own.length, "model")} · ${model} is ${chosen.state}`;
   for (const part of byId("main").children) part.hidden = !ready && !["several", "chatting"].includes(part.id);
   byId("several").hidden = false;
   return ready;
+}
+
+// What ended the reuse of a prompt (kvtrove.kv.reasons).
+const reasons = {
+  full: "Everything that could be reused was.",
+  last_token_recomputed: "All of it was cached; its last block is computed again, for the output.",
+  cold: "Nothing that begins like it was computed before.",
+  diverged: "It goes on differently from every earlier prompt.",
+  evicted: "What comes next had been cached, and had to make room.",
+  window_lost: "What comes next is cached in some layers; others had to make room.",
+  no_state_checkpoint: "What comes next is cached, but no checkpoint of the running states.",
+  state_checkpoint_evicted: "What comes next is cached; the checkpoint of the running states had to make room.",
+  below_block_granularity: "What is shared is shorter than a block.",
+  prompt_logprobs: "The request asks for figures of every prompt token, so all are computed.",
+  exact_prefix: "A compacted prefix has more of it, and the request wants the exact one.",
+  disabled: "Prefix caching is off.",
+  other_tenant: "The earlier prompt belongs to somebody else.",
+  other_model_or_cache_spec: "The earlier prompt was for another model.",
+};
+// system[0], messages[3], tools or template, in words.
+function place(where) {
+  const [, kind, number] = where.match(/^(\w+?)s?\[(\d+)\]$/) || [];
+  if (kind === "system" && number === "0") return "the system message";
+  if (kind) return `${kind === "message" ? "" : `${kind} `}message ${Number(number) + 1}`;
+  return { tools: "the tools", template: "what the template adds" }[where] || where;
 }
 
 const open = new Set();
@@ -226,12 +254,12 @@ function showReports(reports) {
       { name: "computed", size: same - report.reused_tokens, colour: "blue" },
       { name: "after the difference", size: report.prompt_tokens - same, colour: "amber" }];
     const strip = make("div", { class: "bar" });
-    bar(strip, null, parts, Math.max(1, report.prompt_tokens), (size) => `${count(size)} tokens`);
-    row.append(make("summary", { "data-id": id }, make("span", {}, `${percent(report.reused_tokens, report.prompt_tokens)} of ${count(report.prompt_tokens)} tokens`), strip, make("span", {}, report.reason)));
-    const keys = make("ul", { class: "keys" }, ...parts.filter((part) => part.size > 0).map((part) => make("li", {}, make("i", { class: `c-${part.colour}` }), `${part.name}: ${count(part.size)} tokens`)));
+    bar(strip, null, parts, Math.max(1, report.prompt_tokens), (size) => counted(size, "token"));
+    row.append(make("summary", { "data-id": id }, make("span", {}, `${percent(report.reused_tokens, report.prompt_tokens)} of ${counted(report.prompt_tokens, "token")}`), strip, make("span", { title: report.reason }, reasons[report.reason] || report.reason)));
+    const keys = make("ul", { class: "keys" }, ...parts.filter((part) => part.size > 0).map((part) => make("li", {}, make("i", { class: `c-${part.colour}` }), `${part.name}: ${counted(part.size, "token")}`)));
     row.append(keys);
     if (parted) {
-      const where = parted.where ? ` in ${parted.where}` : "";
+      const where = parted.where ? ` in ${place(parted.where)}` : "";
       const kind = parted.volatile ? `, which looks like a ${parted.volatile}` : "";
       row.append(make("p", {}, `First difference at token ${count(parted.position)}${where}${kind}, ${seconds(parted.earlier_seconds_ago)} after ${parted.earlier_request_id}:`));
       row.append(make("pre", {}, make("mark", { class: "reused" }, parted.before), make("mark", { class: "parted" }, parted.here), "\n\nbefore it was\n", make("mark", { class: "reused" }, parted.before), make("mark", { class: "computed" }, parted.earlier)));
@@ -253,12 +281,13 @@ async function showPrompt(element, id) {
     element.replaceChildren(make("p", { class: "note" }, "the prompt itself is forgotten"));
     return;
   }
+  const words = { reused: "reused", computed: "computed", parted: "after the difference" };
   element.replaceChildren(...prompts.get(id).map((one) => {
     const kind = (at) => (at < one.reused_tokens ? "reused" : at < one.same_tokens ? "computed" : "parted");
     const shown = make("pre", { class: "tokens", tabindex: "0", "aria-label": "the prompt, token by token" },
-      ...one.tokens.map((text, at) => make("span", { class: `t-${kind(at)}`, title: `token ${count(at)}: ${kind(at)}` }, text)));
+      ...one.tokens.map((text, at) => make("span", { class: `t-${kind(at)}`, title: `token ${count(at)}: ${words[kind(at)]}` }, text)));
     const left = one.prompt_tokens - one.tokens.length;
-    if (left > 0) shown.append(`\n... and ${count(left)} tokens more`);
+    if (left > 0) shown.append(`\n... and ${counted(left, "token")} more`);
     return shown;
   }));
 }
@@ -351,8 +380,8 @@ async function ask(text) {
     const time = (performance.now() - (first || started)) / 1000;
     const rate = usage.completion_tokens > 1 && time > 0 ? `, ${((usage.completion_tokens - 1) / time).toFixed(1)} tokens/s` : "";
     const strip = make("div", { class: "bar turn" });
-    bar(strip, null, [{ name: "reused", size: cached, colour: "green" }, { name: "computed", size: usage.prompt_tokens - cached, colour: "blue" }], Math.max(1, usage.prompt_tokens), (size) => `${count(size)} tokens`);
-    answer.entry.append(strip, make("div", { class: "note" }, `${count(usage.prompt_tokens)} prompt tokens, ${count(cached)} reused (${percent(cached, usage.prompt_tokens)}); first token after ${seconds(((first || performance.now()) - started) / 1000)}, ${count(usage.completion_tokens)} out${rate}`));
+    bar(strip, null, [{ name: "reused", size: cached, colour: "green" }, { name: "computed", size: usage.prompt_tokens - cached, colour: "blue" }], Math.max(1, usage.prompt_tokens), (size) => counted(size, "token"));
+    answer.entry.append(strip, make("div", { class: "note" }, `${counted(usage.prompt_tokens, "prompt token")}, ${count(cached)} reused (${percent(cached, usage.prompt_tokens)}); first token after ${seconds(((first || performance.now()) - started) / 1000)}, ${count(usage.completion_tokens)} out${rate}`));
   }
 }
 

@@ -128,6 +128,7 @@ class CacheFields(Body):
     blocks leave the cache last for a while. prompt_cache_retention: OpenAI's older word for how long. priority: is
     accepted; an engine serves first come, first served. cache_report: the answer's `kvtrove` object says what was
     reused, and why no more. stable_prefix: volatile lines at the head of the system message go behind the conversation.
+    exact_prefix: nothing approximate is reused: no prefix that was compacted for all, no text that moved.
     """
 
     prompt_field: ClassVar[str] = "messages"
@@ -139,6 +140,7 @@ class CacheFields(Body):
     priority: Integer | None = None
     cache_report: bool | None = None
     stable_prefix: bool | None = None
+    exact_prefix: bool | None = None
 
     @property
     def limit_field(self) -> str:
@@ -199,6 +201,7 @@ class SamplingFields(CacheFields):
             *("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"),
             *("frequency_penalty", "length_penalty", "seed", "stop", "stop_token_ids", "include_stop_str_in_output"),
             *("ignore_eos", "min_tokens", "allowed_token_ids", "skip_special_tokens", "speculation", "n_keep"),
+            "exact_prefix",
         )
         return SamplingParams(**dict(defaults) | given | {"logit_bias": self._logit_bias()} | more)
 

@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from kvtrove.server.chat.conversation import Conversation
 from kvtrove.server.errors import ApiError
 from kvtrove.server.job import Job
-from kvtrove.server.protocol.common import ErrorBody, StreamOptions, Usage
+from kvtrove.server.protocol.common import StreamOptions, Usage
 from kvtrove.server.service import Service
 from kvtrove.server.volatile import moved_back
 
@@ -77,6 +77,11 @@ GENERATES = (400, 401, 403, 404, 408, 413, 429, 500, 503)
 ANSWERS = (400, 401, 403, 413, 503)
 
 
+ERROR_SCHEMA = "#/components/schemas/ErrorBody"
+"""Where the app's document describes an error, once. A model in every route would be compiled for each of them."""
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route."""
-    return {status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in statuses}
+    content = {"application/json": {"schema": {"$ref": ERROR_SCHEMA}}}
+    return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}

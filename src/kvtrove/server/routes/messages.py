@@ -63,7 +63,7 @@ class Messages:
         if len(stops) > service.limits.max_stops or any(len(stop) > service.limits.max_stop_chars for stop in stops):
             most, longest = service.limits.max_stops, service.limits.max_stop_chars
             raise RequestError(f"stop_sequences: at most {most}, of up to {longest} characters", "stop_sequences")
-        given = body.given("temperature", "top_p", "top_k", "ignore_eos")
+        given = body.given("temperature", "top_p", "top_k", "ignore_eos", "exact_prefix")
         params = SamplingParams(
             max_tokens=max(1, body.max_tokens), stop=tuple(stops), **service.sampling_defaults | given
         )

@@ -88,7 +88,8 @@ def reports_router(reports: Reports) -> APIRouter:
         prompt, conversation = await _read(body, service, salt)
         service.refuse_unless_it_fits(len(prompt.token_ids), 1, "prompt" if body.prompt is not None else "messages")
         ids = array("i", prompt.token_ids)
-        explanation = await service.engine.call(lambda engine: engine.kv.peek(ids, engine.scope(salt, adapter)))
+        exact = body.exact_prefix is True
+        explanation = await service.engine.call(lambda engine: engine.kv.peek(ids, engine.scope(salt, adapter), exact))
         scope = scope_of(salt, adapter)
         coming = remembered(request.state.request_id, scope, as_tokens(prompt.token_ids))
         return reports.preview(tenant.name, coming, explanation, conversation)

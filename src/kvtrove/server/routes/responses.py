@@ -82,7 +82,7 @@ class Responses:
             raise refused(f"top_logprobs: at most {service.limits.max_logprobs} are allowed", "top_logprobs")
         given = body.given(
             *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty"),
-            *("repetition_penalty", "seed", "ignore_eos"),
+            *("repetition_penalty", "seed", "ignore_eos", "exact_prefix"),
         )
         own = {"max_tokens": body.max_output_tokens, "logprobs": (body.top_logprobs or 0) if self._listed else None}
         return streaming(SamplingParams(**own | service.sampling_defaults | given), bool(body.stream))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -99,6 +100,7 @@ class _VectorEndpoint(Generic[B]):
 
     async def send(self, prompts: Sequence[Prompt], params: PoolingParams) -> None:
         """ApiError when one is too long."""
+        params = replace(params, exact_prefix=self.body.exact_prefix is True)
         for prompt in prompts:
             self.job.service.refuse_unless_it_fits(len(prompt.token_ids), 0, self.body.prompt_field)
         await self.job.submit(

@@ -157,3 +157,17 @@ def test_per_layer_numbers_that_agree_are_one_and_others_are_refused_by_key(
     path = write_gguf(checkpoints.get("llama"), tmp_path / "n.gguf", **{"llama/feed_forward_length": [96, 96, 64]})
     with pytest.raises(ModelError, match=r"'llama.feed_forward_length' differs between layers"):
         spec_of(read_header(path))
+
+
+def test_columns_in_another_order_keep_their_groups(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """Value heads of Qwen 3.5 take turns in the file; those of 32 elements are whole groups, others are none."""
+    name = "model.layers.0.linear_attn.out_proj.weight"
+    for width in (32, 12):
+        directory = checkpoints.get("qwen3_5", linear_value_head_dim=width)
+        checkpoint = GGUFCheckpoint(write_gguf(directory, tmp_path / f"{width}.gguf", "Q8_0"))
+        groups = checkpoint.groups(name, (64, 4 * width))
+        if width == 32:
+            assert groups is not None
+            assert torch.equal(groups.values(), checkpoint.read(name, (64, 4 * width)))
+        else:
+            assert groups is None

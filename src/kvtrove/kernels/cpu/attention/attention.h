@@ -170,7 +170,8 @@ void summarise(const Layer& layer, const Batch& batch, int num_threads);
 void read(const Layer& layer, const Side& side, const std::int64_t* slots, std::int64_t count, float* to, int num_threads);
 
 // Moves K and V as they are stored, codes and scales unchanged: of each kv head, from the slots from[kv_heads][count] to the
-// slots to[count]. All are read before any is written. scratch: moving_bytes.
+// slots to[count]. All are read before any is written; whole blocks that become whole blocks are copied as such. scratch:
+// moving_bytes.
 void move(const Layer& layer, const std::int64_t* from, const std::int64_t* to, std::int64_t count, std::uint8_t* scratch,
           int num_threads);
 std::size_t moving_bytes(const Layer& layer, std::int64_t count);

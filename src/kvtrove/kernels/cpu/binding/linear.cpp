@@ -35,11 +35,11 @@ PackedWeights make(std::size_t outputs, std::size_t inputs, std::string_view kin
     constexpr std::pair<std::string_view, Kind> kKinds[] = {
         {"bf16", Kind::bf16}, {"int8", Kind::int8}, {"int4", Kind::int4}, {"int4_f32", Kind::int4_f32},
         {"int8_groups", Kind::int8_groups}, {"int8_groups_f32", Kind::int8_groups_f32},
-        {"fp4", Kind::fp4}};
+        {"fp4", Kind::fp4}, {"int4_symmetric", Kind::int4_symmetric}};
     for (const auto& [name, stored] : kKinds) {
         if (kind == name) return {outputs, inputs, stored, choose_isa(isa)};
     }
-    throw std::invalid_argument("kind: '" + std::string(kind) + "' is not one of bf16, int8, int4, int4_f32, int8_groups, int8_groups_f32, fp4");
+    throw std::invalid_argument("kind: '" + std::string(kind) + "' is not one of bf16, int8, int4, int4_f32, int8_groups, int8_groups_f32, fp4, int4_symmetric");
 }
 
 void fill(PackedWeights& weights, std::size_t first_output, const Input& source) {

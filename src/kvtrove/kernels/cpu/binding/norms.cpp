@@ -47,6 +47,12 @@ void race_of(std::uintptr_t weights, std::size_t size, std::uintptr_t places, st
          pointer<std::int32_t>(candidates), pointer<std::int32_t>(counts));
 }
 
+void limit_to(std::uintptr_t scaled, std::uintptr_t weights, std::uintptr_t top_k, std::uintptr_t top_p, std::size_t rows,
+              std::size_t size) {
+    const kvtrove::Unlocked unlocked;
+    limit({pointer<float>(scaled), pointer<float>(weights), pointer<std::int64_t>(top_k), pointer<double>(top_p), rows, size});
+}
+
 }  // namespace
 
 void bind_norms(nb::module_& m) {
@@ -55,6 +61,7 @@ void bind_norms(nb::module_& m) {
     m.def("silu_and_mul", &gate_and_mul<silu_and_mul>);
     m.def("gelu_tanh_and_mul", &gate_and_mul<gelu_tanh_and_mul>);
     m.def("race", &race_of);
+    m.def("limit", &limit_to);
 }
 
 }  // namespace kvtrove

@@ -238,34 +238,23 @@ bool quantise_group(const float* values, std::size_t count, std::uint8_t* number
     return true;
 }
 
-// Symmetric: 128 is zero.
-bool quantise_bytes(const float* values, std::size_t count, std::uint8_t* numbers, float& scale) {
+// Bytes from -127 on; halves from -8 on, which the largest number becomes.
+bool quantise_symmetric(const float* values, std::size_t count, std::uint8_t* numbers, float& scale, Form form) {
     float largest = 0;
-    for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
-    scale = as_half(largest / 127);
     for (std::size_t i = 0; i < count; ++i) {
-        const float steps = scale > 0 ? std::nearbyint(values[i] / scale) : 0;
-        numbers[i] = static_cast<std::uint8_t>(128 + std::clamp(steps, -127.0f, 127.0f));
+        if (std::fabs(values[i]) > std::fabs(largest)) largest = values[i];
+    }
+    const bool bytes = has_bytes(form);
+    const float least = bytes ? -127.0f : -8.0f, most = bytes ? 127.0f : 7.0f;
+    scale = as_half(bytes ? std::fabs(largest) / most : largest / least);
+    for (std::size_t i = 0; i < count; ++i) {
+        const float steps = scale != 0 ? std::nearbyint(values[i] / scale) : 0;
+        numbers[i] = static_cast<std::uint8_t>(zero_of(form) + std::clamp(steps, least, most));
     }
     return std::isfinite(scale);
 }
 
 }  // namespace
-
-void write_rows(const Product& job, std::size_t row, std::size_t rows, std::size_t panel, const float* totals) {
-    const std::size_t first = panel * kWidth, count = std::min(kWidth, job.outputs - first);
-    for (const std::size_t end = row + rows; row < end; ++row, totals += kWidth) {
-        float line[kWidth];
-        for (std::size_t n = 0; n < kWidth; ++n) line[n] = totals[n];
-        for (std::size_t n = 0; job.bias && n < count; ++n) line[n] += job.bias[first + n];
-        if (job.type == Float::f32) {
-            std::memcpy(static_cast<float*>(job.y) + row * job.outputs + first, line, count * sizeof(float));
-        } else {
-            auto* y = static_cast<std::uint16_t*>(job.y) + row * job.outputs + first;
-            for (std::size_t n = 0; n < count; ++n) y[n] = bfloat16_of_float(line[n]);
-        }
-    }
-}
 
 // x is packed once, for all threads.
 void multiply(const Means& level, const Product& all, std::size_t all_rows) {
@@ -302,9 +291,9 @@ bool quantise(const float* values, std::size_t inputs, const Row& to, Form form)
         std::uint8_t* numbers = to.numbers + k;
         float &scale = to.scales[k / kGroup], &minimum = to.minima[k / kGroup];
         std::fill_n(numbers, kGroup, std::uint8_t{0});
-        if (has_bytes(form)) {
-            if (!quantise_bytes(values + k, count, numbers, scale)) return false;
-            minimum = no_minimum(form) * scale;
+        if (zero_of(form)) {
+            if (!quantise_symmetric(values + k, count, numbers, scale, form)) return false;
+            minimum = -static_cast<float>(zero_of(form)) * scale;
         } else if (!quantise_group(values + k, count, numbers, scale, minimum)) {
             return false;
         }
@@ -355,7 +344,7 @@ void get(const std::uint8_t* panel, std::size_t at, const Row& row, std::size_t 
             else *value = float_of_float16(half);
             head += scales_bytes(form);
         }
-        if (!has_minima(form)) row.minima[group] = no_minimum(form) * row.scales[group];
+        if (!has_minima(form)) row.minima[group] = -static_cast<float>(zero_of(form)) * row.scales[group];
     }
     const int mask = static_cast<int>(most_number(form));
     for (std::size_t k = 0; k < ceil_div(inputs, kGroup) * kGroup; ++k) {

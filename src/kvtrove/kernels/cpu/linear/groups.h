@@ -1,13 +1,14 @@
 // Linear layers whose weights are integers of 0..15 or 0..255: value = scale * integer + minimum, with one scale and one
 // minimum for 32 inputs of an output (in float16, or in float32 where they come from elsewhere and must stay as they are).
-// Bytes with a float16 scale have no minimum of their own: it is -128 * scale. Nor have codes, which stand for 16 numbers.
+// Symmetric ones have no minimum: value = scale * (integer - 8) or scale * (integer - 128), the scale in float16. Nor have
+// codes, which stand for 16 numbers.
 //
 // x meets them in whole numbers, as int8 weights do on tiles: every stretch of 256 inputs of a row becomes integers of
 // 15 bits and one float32 scale, off by 2^-15 of the stretch's largest number at most. An integer is 128 * high + low,
 // both int8. What follows is exact up to the group, then float32, every operation rounded by itself:
 //
-//   dot = sum of x * integers over 32 inputs                            exact
-//   stretch = ((0 + term of group 0) + term of group 1) + ...           term = scale * dot + minimum * sum of x
+//   dot = sum of x * integers over 32 inputs                            exact; of x * what they stand for without minima
+//   stretch = ((0 + term of group 0) + term of group 1) + ...           term = scale * dot [+ minimum * sum of x]
 //   y = ((0 + stretch 0 * its scale) + stretch 1 * its scale) + ... + bias
 //
 // All levels give the same bits, with any number of rows, in parts or not: vectors and tiles may serve one matrix.
@@ -37,9 +38,11 @@ constexpr std::int8_t kMostE2M1 = 12;
 constexpr bool is_wide(Form form) { return form == Form::nibbles_f32 || form == Form::bytes_f32; }
 constexpr bool has_bytes(Form form) { return form == Form::bytes || form == Form::bytes_f32; }
 constexpr bool has_codes(Form form) { return form == Form::codes; }
-constexpr bool has_minima(Form form) { return form != Form::bytes && !has_codes(form); }
-// Times the scale: the minimum of forms without one of their own. Bytes are symmetric.
-constexpr float no_minimum(Form form) { return has_codes(form) ? 0.0f : -128.0f; }
+constexpr bool has_minima(Form form) { return form == Form::nibbles || is_wide(form); }
+// The integer that stands for zero in symmetric groups. Codes have zeros of their own.
+constexpr std::int32_t zero_of(Form form) {
+    return has_bytes(form) ? 128 : form == Form::nibbles_symmetric ? 8 : 0;
+}
 constexpr std::size_t word_inputs(Form form) { return has_bytes(form) ? 4 : 8; }
 constexpr std::size_t most_number(Form form) { return has_bytes(form) ? 255 : 15; }
 constexpr std::size_t scale_bytes(Form form) { return is_wide(form) ? sizeof(float) : sizeof(std::uint16_t); }
@@ -58,8 +61,8 @@ struct Row {
 void put(std::uint8_t* panel, std::size_t at, const Row& row, std::size_t inputs, Form form);
 void get(const std::uint8_t* panel, std::size_t at, const Row& row, std::size_t inputs, Form form);
 
-// Integers, and scales and minima that float16 holds, of `inputs` finite numbers: bytes symmetrically, from the largest of a
-// group. Of halves, between rounding to the range of a group and rounding to the line that fits what came of it best, the
+// Integers, and scales and minima that float16 holds, of `inputs` finite numbers: symmetric ones from the largest of a
+// group. Of others, between rounding to the range of a group and rounding to the line that fits what came of it best, the
 // nearer one counts. False: beyond what float16 holds.
 bool quantise(const float* values, std::size_t inputs, const Row& to, Form form);
 
@@ -74,10 +77,12 @@ struct alignas(64) Stretch {
 constexpr std::size_t kMostRows = 128;  // of a part: their sums and x of a stretch stay in L2
 constexpr std::size_t kRowsBehind = 16;  // of x, left open: so many may be read behind the last one
 
-// What a level brings: x into stretches [stretches][rows], from float32 and from bf16; the products of a part, of each form.
+// What a level brings: x into stretches [stretches][rows], from float32 and from bf16; the products of a part, of each form;
+// y of some rows and a panel from their sums [rows][32], with bias and rounding, without outputs that only fill up the panel.
 struct Means {
     void (*pack[2])(const Product& job, std::size_t row, std::size_t row_end, std::size_t rows, Stretch* to);
     void (*run[kForms])(const Product& job, const Stretch* x, std::size_t rows, const Part& part);
+    void (*write)(const Product& job, std::size_t row, std::size_t rows, std::size_t panel, const float* totals);
 };
 
 const Means& portable_means();
@@ -90,9 +95,5 @@ void multiply_avx512(const Product& job, std::size_t rows);
 
 // All of a product, with all threads.
 void multiply(const Means& level, const Product& job, std::size_t rows);
-
-// y of some rows and a panel from their sums [rows][32]: bias and rounding. Outputs that only fill up the last panel are
-// left out.
-void write_rows(const Product& job, std::size_t row, std::size_t rows, std::size_t panel, const float* totals);
 
 }  // namespace kvtrove::groups

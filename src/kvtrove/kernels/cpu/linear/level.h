@@ -20,8 +20,8 @@
 namespace kvtrove {
 
 // How 32 inputs of an output lie together: in 4 or 8 bits, with scales in float16 or float32 (linear/groups.h).
-enum class Form : std::uint8_t { nibbles, nibbles_f32, bytes, bytes_f32, codes };
-constexpr std::size_t kForms = 5;
+enum class Form : std::uint8_t { nibbles, nibbles_f32, bytes, bytes_f32, codes, nibbles_symmetric };
+constexpr std::size_t kForms = 6;
 
 // One product, as its tasks see it.
 struct Product {

@@ -183,10 +183,11 @@ void PackedWeights::fill_groups(std::size_t first_output, std::size_t count, con
         throw std::invalid_argument(wide ? "a scale or a minimum is not finite"
                                          : "a scale or a minimum is not a finite float16; weights of _f32 hold float32");
     }
-    const float times = groups::no_minimum(form());
+    const float times = -static_cast<float>(groups::zero_of(form()));
     const auto symmetric = [&](float scale, float minimum) { return minimum == times * scale; };
     if (!minimal && !std::equal(scales, scales + count * groups, minima, symmetric)) {
-        throw std::invalid_argument("a minimum is not -128 times its scale (fp4: 0); int8_groups_f32 weights hold any");
+        throw std::invalid_argument("a minimum is not " + std::to_string(-groups::zero_of(form())) +
+                                    " times its scale; int4 and int8_groups_f32 weights hold any");
     }
     const std::size_t most = groups::most_number(form());
     if (std::any_of(numbers, numbers + count * inputs_, [&](std::uint8_t q) { return q > most; })) {

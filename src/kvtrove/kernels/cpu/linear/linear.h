@@ -38,7 +38,8 @@ class PackedWeights {
     // int8_groups: value = scale * (integer of 0..255 - 128), the scale for 32 inputs and float16
     // int8_groups_f32: value = scale * integer of 0..255 + minimum, both for 32 inputs and float32
     // fp4: value = scale * what a code E2M1 stands for, doubled (linear/groups.h), the scale for 32 inputs and float16
-    enum class Kind { bf16, int8, int4, int4_f32, int8_groups, int8_groups_f32, fp4 };
+    // int4_symmetric: value = scale * (integer of 0..15 - 8), the scale for 32 inputs and float16
+    enum class Kind { bf16, int8, int4, int4_f32, int8_groups, int8_groups_f32, fp4, int4_symmetric };
 
     // Zeros. Throws std::bad_alloc, and std::invalid_argument when a dimension is 0.
     PackedWeights(std::size_t outputs, std::size_t inputs, Kind kind, Isa isa);

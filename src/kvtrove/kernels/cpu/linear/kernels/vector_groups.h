@@ -4,6 +4,7 @@
 //   KVTROVE_ROWS    rows whose sums fit into the registers        KVTROVE_HALVES(from)  float16 numbers as float32
 
 constexpr std::size_t kLanes = KVTROVE_LANES, kParts = kWidth / kLanes;  // vectors of a panel
+constexpr int kWritten = kParts > 4 ? 1 : 8;  // of them one after the other; more have no registers anyhow
 
 typedef float Floats __attribute__((vector_size(4 * KVTROVE_LANES)));
 typedef std::int32_t Ints __attribute__((vector_size(4 * KVTROVE_LANES)));
@@ -64,7 +65,7 @@ __attribute__((noinline)) KVTROVE_TARGET void add_stretch(const Stretch* x, cons
         for (std::size_t line = 0; line < group_bytes(Of); line += kCacheLine) {
             __builtin_prefetch(panel + ahead + line);
         }
-#pragma GCC unroll 8
+#pragma GCC unroll kWritten
         for (std::size_t part = 0; part < kParts; ++part) {
             using Sums = Dot<has_bytes(Of), has_codes(Of)>;
             Sums dots[Rows];
@@ -77,20 +78,21 @@ __attribute__((noinline)) KVTROVE_TARGET void add_stretch(const Stretch* x, cons
                 for (std::size_t r = 0; r < Rows; ++r) dots[r].add(numbers, x[r].high + at, x[r].low + at);
             }
             const Floats scale = floats_at<Of>(panel, part);
-            Floats minimum = scale * no_minimum(Of);
+            Floats minimum = {};
             if constexpr (has_minima(Of)) minimum = floats_at<Of>(panel + scales_bytes(Of), part);
+            constexpr std::int32_t kAbove = has_minima(Of) ? 0 : has_codes(Of) ? Sums::kAbove : zero_of(Of);
 #pragma GCC unroll 8
             for (std::size_t r = 0; r < Rows; ++r) {
                 Ints whole = reinterpret_cast<Ints>(dots[r].total());
-                if constexpr (has_codes(Of)) whole -= Sums::kAbove * static_cast<std::int32_t>(x[r].sums[g]);
-                const Floats dot = __builtin_convertvector(whole, Floats);
-                sums[r][part] += scale * dot + minimum * x[r].sums[g];
+                if constexpr (kAbove) whole -= static_cast<std::int32_t>(kAbove * x[r].sums[g]);
+                const Floats dot = scale * __builtin_convertvector(whole, Floats);
+                sums[r][part] += has_minima(Of) ? dot + minimum * x[r].sums[g] : dot;
             }
         }
     }
 #pragma GCC unroll 8
     for (std::size_t r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
+#pragma GCC unroll kWritten
         for (std::size_t part = 0; part < kParts; ++part) {
             float* at = totals + r * kWidth + part * kLanes;
             Floats total;
@@ -108,6 +110,31 @@ KVTROVE_TARGET inline void with_rows(std::size_t rows, const Stretch* x, const s
         add_stretch<Rows, Of>(x, panel, groups, ahead, totals);
     } else if constexpr (Rows > 1) {
         with_rows<Of, Rows - 1>(rows, x, panel, groups, ahead, totals);
+    }
+}
+
+// Whole panels are copied by a size that the compiler knows.
+template <class T>
+[[gnu::always_inline]] KVTROVE_TARGET inline void copy_line(const Product& job, std::size_t row, std::size_t first, const T* line) {
+    T* y = static_cast<T*>(job.y) + row * job.outputs + first;
+    if (first + kWidth <= job.outputs) std::memcpy(y, line, kWidth * sizeof(T));
+    else std::copy_n(line, job.outputs - first, y);
+}
+
+KVTROVE_TARGET void write_rows(const Product& job, std::size_t row, std::size_t rows, std::size_t panel, const float* totals) {
+    const std::size_t first = panel * kWidth;
+    float bias[kWidth] = {};
+    if (job.bias) std::copy_n(job.bias + first, std::min(kWidth, job.outputs - first), bias);
+    for (const std::size_t end = row + rows; row < end; ++row, totals += kWidth) {
+        float line[kWidth];
+        for (std::size_t n = 0; n < kWidth; ++n) line[n] = job.bias ? totals[n] + bias[n] : totals[n];
+        if (job.type == Float::f32) {
+            copy_line(job, row, first, line);
+            continue;
+        }
+        std::uint16_t rounded[kWidth];
+        for (std::size_t n = 0; n < kWidth; ++n) rounded[n] = bfloat16_of_float(line[n]);
+        copy_line(job, row, first, rounded);
     }
 }
 
@@ -145,4 +172,5 @@ KVTROVE_TARGET void pack_rows(const Product& job, std::size_t row, std::size_t r
 
 constexpr Means kMeans = {{pack_rows<float>, pack_rows<std::uint16_t>},
                          {run<Form::nibbles>, run<Form::nibbles_f32>, run<Form::bytes>, run<Form::bytes_f32>,
-                          run<Form::codes>}};
+                          run<Form::codes>, run<Form::nibbles_symmetric>},
+                         write_rows};
