@@ -137,12 +137,7 @@ def _set_threads(wanted: int | None) -> None:
         raise ConfigError(
             f"threads: {wanted} is more than the number of processors that this process may use; {usable} works"
         )
-    kernels.set_threads(wanted or min(kernels.threads(), torch.get_num_threads()))
-    if kernels.threads() > usable:
-        log.warning(
-            "%d threads wait for one another on %d processors; export OMP_NUM_THREADS=%d",
-            *(kernels.threads(), usable, usable),
-        )
+    kernels.set_threads(wanted or min(kernels.threads(), torch.get_num_threads(), usable))
 
 
 def _with_shift(cache: KVCacheSpec, max_model_len: int, wanted: bool) -> KVCacheSpec:

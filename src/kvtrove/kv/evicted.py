@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -32,11 +32,7 @@ class EvictedKeys:
 
     def age(self, key: bytes) -> float | None:
         """Seconds since `key` was last evicted, None when that is not known."""
-        return self.latest([key])
-
-    def latest(self, keys: Sequence[bytes]) -> float | None:
-        """Seconds since one of the keys was evicted last."""
-        found = self._times[: len(self)][np.isin(self._keys[: len(self)], [_head(key) for key in keys])]
+        found = self._times[: len(self)][self._keys[: len(self)] == _head(key)]
         return None if found.size == 0 else self._clock() - float(found.max())
 
 
