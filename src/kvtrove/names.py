@@ -51,14 +51,14 @@ def find_model(name: str | Path, environ: Mapping[str, str] = os.environ) -> Pat
     if meant != text and Path(meant).expanduser().exists():
         return Path(meant).expanduser()
     found, beside = REPOSITORY.fullmatch(meant), _beside(path)
-    if found is None or beside or text.startswith((".", "/", "~")):
+    if found is None or text.startswith((".", "/", "~")):
         names = [DEMO, *known]
         hint = "" if beside or "/" in text else f"{nearest(text, names)}; known names are {', '.join(names)}"
         raise ConfigError(f"{text}: there is no such folder, and no .gguf file{beside}{hint}")
     folder = _snapshot(found["id"], found["revision"] or "main", environ)
     if folder is None or (not (folder / "config.json").exists() and not any(folder.glob("*.gguf"))):
         raise ConfigError(
-            f"{meant}: there is no such folder, and it is not in the Hugging Face cache ({hub_folder(environ)}); "
+            f"{meant}: there is no such folder{beside}, and it is not in the Hugging Face cache ({hub_folder(environ)}); "
             f"`kvtrove pull {meant}` or `hf download {found['id']}` puts it there"
             + (f", and `{GET} {text.lower()}` fetches it with pip, in 4 bits" if text.lower() in PUBLISHED else "")
         )
@@ -71,7 +71,7 @@ def _beside(path: Path) -> str:
         found = [one.name for one in path.parent.iterdir() if one.suffix == ".gguf" or (one / "config.json").exists()]
     except OSError:
         return ""
-    return nearest(path.name, found)
+    return nearest(path.name, found, alike=0.75)
 
 
 def display_name(name: str | Path) -> str:

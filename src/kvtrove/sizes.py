@@ -43,7 +43,10 @@ def parse_tokens(text: str | int, what: str = "tokens") -> int:
     return count
 
 
-def nearest(word: str, known: object) -> str:
-    """``" (did you mean 'max_model_len'?)"`` or an empty string: the tail of every unknown-name message."""
-    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)  # type: ignore[attr-defined]
+def nearest(word: str, known: object, alike: float = 0.5) -> str:
+    """``" (did you mean 'max_model_len'?)"`` or an empty string: the tail of every unknown-name message.
+
+    alike: share of characters that both must have in their order. Names of files have much in common anyhow.
+    """
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=alike)  # type: ignore[attr-defined]
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -47,7 +47,7 @@ def test_a_path_that_is_misspelt_names_its_neighbour(tmp_path: Path, monkeypatch
         "models/smol.guf": "smol.gguf",  # which could be ORG/NAME as well
         "models/foldre": "folder",
     }.items():
-        with pytest.raises(ConfigError, match=rf"no such folder, and no .gguf file \(did you mean '{meant}'\?\)"):
+        with pytest.raises(ConfigError, match=rf"no such folder.* \(did you mean '{meant}'\?\)"):
             find_model(name, {})
 
 
@@ -63,6 +63,16 @@ def test_a_path_that_is_misspelt_names_its_neighbour(tmp_path: Path, monkeypatch
 )
 def test_a_repository_is_found_in_the_cache(name: str, end: str, home: dict[str, str]) -> None:
     assert str(find_model(name, home)).endswith(f"snapshots/{end}")
+
+
+def test_a_folder_of_a_similar_name_does_not_hide_the_cache(
+    home: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = tmp_path / f"{REPOSITORY}-2"
+    beside.mkdir(parents=True)
+    (beside / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert str(find_model(REPOSITORY, home)).endswith("snapshots/bbb")
 
 
 def test_own_short_names(home: dict[str, str], tmp_path: Path) -> None:

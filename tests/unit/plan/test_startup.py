@@ -62,8 +62,8 @@ def test_more_cache_than_there_is_names_what_fits(qwen: PlanModel, cache: KVCach
 
 def test_too_little_memory_says_what_to_lower(qwen: PlanModel, cache: KVCacheSpec) -> None:
     with pytest.raises(ConfigError, match="lower max_num_batched_tokens or max_num_seqs"):
-        plan_start(qwen, cache, 3 * GIB, StartSettings(256, 2048))
-    capacity, _ = plan_start(qwen, cache, 3 * GIB, StartSettings(8, 512))
+        plan_start(qwen, cache, 7 * GIB // 4, StartSettings(256, 2048))
+    capacity, _ = plan_start(qwen, cache, 7 * GIB // 4, StartSettings(8, 512))
     assert capacity.max_model_len > 1000
 
 

@@ -1,15 +1,17 @@
-"""Rows and columns that lie in another order in a GGUF file than in the model. No torch."""
+"""Rows and columns that lie in another order in a GGUF file than in the model. No torch, and numpy once there is one."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from kvtrove.models.config_view import ConfigView
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Order:
 
     def of_model(self, size: int) -> NDArray[np.int64]:
         """Where in the file each element of the model lies, of `size`. ValueError where the sizes do not fit."""
+        import numpy as np
+
         moved = np.arange(self.kept, size).reshape(self.sizes).swapaxes(1, 2).reshape(-1)
         return np.concatenate([np.arange(self.kept), moved])
 
