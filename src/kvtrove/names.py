@@ -57,8 +57,9 @@ def find_model(name: str | Path, environ: Mapping[str, str] = os.environ) -> Pat
         raise ConfigError(f"{text}: there is no such folder, and no .gguf file{beside}{hint}")
     folder = _snapshot(found["id"], found["revision"] or "main", environ)
     if folder is None or (not (folder / "config.json").exists() and not any(folder.glob("*.gguf"))):
+        cache = hub_folder(environ)
         raise ConfigError(
-            f"{meant}: there is no such folder{beside}, and it is not in the Hugging Face cache ({hub_folder(environ)}); "
+            f"{meant}: there is no such folder{beside}, and it is not in the Hugging Face cache ({cache}); "
             f"`kvtrove pull {meant}` or `hf download {found['id']}` puts it there"
             + (f", and `{GET} {text.lower()}` fetches it with pip, in 4 bits" if text.lower() in PUBLISHED else "")
         )

@@ -1,4 +1,4 @@
-"""Rows and columns that lie in another order in a GGUF file than in the model. No torch, and numpy once there is one."""
+"""Rows and columns that lie in another order in a GGUF file than in the model. No torch; numpy where it moves some."""
 
 from __future__ import annotations
 
