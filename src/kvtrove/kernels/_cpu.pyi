@@ -47,8 +47,7 @@ class Between:
         down_norm: Norm,
         gelu: bool,
     ) -> None: ...
-    def run(self, x: int, mixed: int, workspace: int, out: int, is_bf16: bool, rows: int) -> None: ...
-    def workspace(self, rows: int) -> int: ...
+    def run(self, x: int, mixed: int, out: int, is_bf16: bool, rows: int) -> None: ...
 
 class AttentionLayer:
     def __init__(
@@ -116,10 +115,8 @@ class Decoder:
         self,
         x: int,
         projected: int,
-        workspace: int,
         out: int,
         is_bf16: bool,
         batches: list[AttentionBatch],
         angles: list[Angles],
     ) -> None: ...
-    def workspace(self, rows: int) -> int: ...

@@ -78,10 +78,8 @@ class Between:
                 f"x and mixed are {x.dtype} {list(x.shape)} and {mixed.dtype} {list(mixed.shape)}; contiguous {dtype} "
                 f"[T, {self.hidden}] and [T, {self.inputs}] on the CPU are needed"
             )
-        workspace, out = x.new_empty(self.handle.workspace(rows)), x.new_empty((rows, self._outputs))
-        self.handle.run(
-            x.data_ptr(), mixed.data_ptr(), workspace.data_ptr(), out.data_ptr(), dtype == torch.bfloat16, rows
-        )
+        out = x.new_empty((rows, self._outputs))
+        self.handle.run(x.data_ptr(), mixed.data_ptr(), out.data_ptr(), dtype == torch.bfloat16, rows)
         return out
 
 

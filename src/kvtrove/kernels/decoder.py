@@ -84,7 +84,7 @@ class DecoderKernel:
                 f"and [T, {self.projected}] on the CPU are needed"
             )
         angles = [angles_of(turn, x, rows, self.max_head_dim) for turn in rotations]
-        out, workspace = x.new_empty((rows, self._decoder.outputs)), x.new_empty(self._decoder.workspace(rows))
-        addresses = (one.data_ptr() for one in (x, projected, workspace, out))
+        out = x.new_empty((rows, self._decoder.outputs))
+        addresses = (one.data_ptr() for one in (x, projected, out))
         self._decoder.run(*addresses, dtype == torch.bfloat16, [batch.handle for batch in batches], angles)
         return out

@@ -7,6 +7,7 @@
 
 #include "binding/attention.h"
 #include "binding/bindings.h"
+#include "common/memory.h"
 #include "layers/decoder.h"
 
 namespace nb = nanobind;
@@ -25,7 +26,7 @@ struct BoundDecoder {
                      {pointer<const void>(k_norm), k_eps, k_wide}, group, rope, stores});
     }
 
-    void run(std::uintptr_t x, std::uintptr_t projected, std::uintptr_t workspace, std::uintptr_t out, bool is_bf16,
+    void run(std::uintptr_t x, std::uintptr_t projected, std::uintptr_t out, bool is_bf16,
              const std::vector<const BoundBatch*>& batches, const std::vector<Angles>& angles) {
         if (decoder.layers.empty() || batches.size() < decoder.batches || angles.size() < decoder.ropes) {
             throw std::invalid_argument("there are no layers, or one of them names a batch or a rotation that the step does "
@@ -42,8 +43,9 @@ struct BoundDecoder {
         }
         step.rows = static_cast<std::size_t>(step.batches.front()->tokens());
         const kvtrove::Unlocked unlocked;
+        std::uint8_t* memory = workspace(decoder.workspace(step.rows) * bytes_of(step.type));
         kvtrove::run(decoder, step, {kernel.scratch, kernel.num_threads, kernel.isa}, pointer<std::uint8_t>(x),
-                     pointer<std::uint8_t>(projected), pointer<std::uint8_t>(workspace), pointer<std::uint8_t>(out));
+                     pointer<std::uint8_t>(projected), memory, pointer<std::uint8_t>(out));
     }
 };
 
@@ -56,10 +58,8 @@ void bind_decoder(nb::module_& m) {
         .def("add", &BoundDecoder::add, nb::arg("layer"), nb::arg("between"), nb::arg("group"), nb::arg("rope"),
              nb::arg("stores"), nb::arg("q_norm"), nb::arg("q_eps"), nb::arg("q_wide"), nb::arg("k_norm"), nb::arg("k_eps"),
              nb::arg("k_wide"), nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
-        .def("run", &BoundDecoder::run, nb::arg("x"), nb::arg("projected"), nb::arg("workspace"), nb::arg("out"),
-             nb::arg("is_bf16"), nb::arg("batches"), nb::arg("angles"))
-        .def("workspace", [](const BoundDecoder& self, std::size_t rows) { return self.decoder.workspace(rows); },
-             nb::arg("rows"))
+        .def("run", &BoundDecoder::run, nb::arg("x"), nb::arg("projected"), nb::arg("out"), nb::arg("is_bf16"),
+             nb::arg("batches"), nb::arg("angles"))
         .def_prop_ro("outputs", [](const BoundDecoder& self) { return self.decoder.outputs(); });
 }
 

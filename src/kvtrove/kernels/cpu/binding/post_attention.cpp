@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "binding/bindings.h"
+#include "common/memory.h"
 #include "layers/post_attention.h"
 
 namespace nb = nanobind;
@@ -46,14 +47,14 @@ void bind_post_attention(nb::module_& m) {
              nb::arg("next_norm"), nb::arg("o_norm"), nb::arg("down_norm"), nb::arg("gelu"),
              nb::keep_alive<1, 2>(), nb::keep_alive<1, 4>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 8>())
         .def("run",
-             [](const Between& self, std::uintptr_t x, std::uintptr_t mixed, std::uintptr_t workspace,
-                std::uintptr_t out, bool is_bf16, std::size_t rows) {
+             [](const Between& self, std::uintptr_t x, std::uintptr_t mixed, std::uintptr_t out,
+                bool is_bf16, std::size_t rows) {
                  const kvtrove::Unlocked unlocked;
-                 run(self, is_bf16 ? Float::bf16 : Float::f32, rows, pointer<std::uint8_t>(x),
-                     pointer<const std::uint8_t>(mixed), pointer<std::uint8_t>(workspace), pointer<std::uint8_t>(out));
+                 const Float type = is_bf16 ? Float::bf16 : Float::f32;
+                 run(self, type, rows, pointer<std::uint8_t>(x), pointer<const std::uint8_t>(mixed),
+                     workspace(self.workspace(rows) * bytes_of(type)), pointer<std::uint8_t>(out));
              },
-             nb::arg("x"), nb::arg("mixed"), nb::arg("workspace"), nb::arg("out"), nb::arg("is_bf16"), nb::arg("rows"))
-        .def("workspace", &Between::workspace, nb::arg("rows"))
+             nb::arg("x"), nb::arg("mixed"), nb::arg("out"), nb::arg("is_bf16"), nb::arg("rows"))
         .def_prop_ro("outputs", &Between::outputs);
 }
 

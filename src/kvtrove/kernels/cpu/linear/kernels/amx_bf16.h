@@ -164,8 +164,9 @@ struct Block {
 template <int Parts, bool TwoRowTiles>
 KVTROVE_AMX void dot_block(const PackedX& packed, Block block, Waiting& waiting) {
     const std::size_t tile = packed.tile, second = packed.row_tile_bytes();
-    // sums that were just stored are slow to load: the first steps leave them alone
-    const std::size_t pause = std::min(kPause, block.steps / 2), lines = ceil_div(waiting.rows, block.steps - pause);
+    // sums that were just stored are slow to load: the first steps leave them alone; the others share them evenly
+    const std::size_t pause = std::min(kPause, block.steps / 2), sharing = block.steps - pause;
+    std::size_t due = 0;  // lines, times `sharing`
     if (const float* before = block.before) {
         tiles::load<0>(before, tiles::kRowBytes), tiles::load<1>(before + kSums, tiles::kRowBytes);
         tiles::load<2>(before + 2 * kSums, tiles::kRowBytes), tiles::load<3>(before + 3 * kSums, tiles::kRowBytes);
@@ -187,7 +188,8 @@ KVTROVE_AMX void dot_block(const PackedX& packed, Block block, Waiting& waiting)
                 tiles::dot_bf16<3, 5, 7>();
             }
         }
-        if (i >= pause) waiting.some(lines);
+        if (i < pause) continue;
+        for (due += waiting.rows; due >= sharing; due -= sharing) waiting.some(1);
     }
     waiting.all();
     tiles::store<0>(block.sums, tiles::kRowBytes), tiles::store<1>(block.sums + kSums, tiles::kRowBytes);

@@ -13,15 +13,16 @@ KVTROVE_AMX inline Words rounded(Floats values) {
     return values == values ? nearest : (bits >> 16 | 0x40);
 }
 
-// silu(gate) * up, with every number rounded to bf16 that silu_and_mul would find or leave in memory.
-KVTROVE_AMX inline Floats gated(Floats gate, Floats up, Float type) {
-    if (type == Float::f32) {
-        silu<Words>(gate);
-        return gate * up;
-    }
-    gate = reinterpret_cast<Floats>(rounded(gate) << 16), up = reinterpret_cast<Floats>(rounded(up) << 16);
+// Rounded to bf16 where that is the type of y.
+KVTROVE_AMX inline Floats as_kept(Floats values, Float type) {
+    return type == Float::f32 ? values : reinterpret_cast<Floats>(rounded(values) << 16);
+}
+
+// silu(gate), with every number rounded that silu_and_mul would find or leave in memory.
+KVTROVE_AMX inline Floats activated(Floats gate, Float type) {
+    gate = as_kept(gate, type);
     silu<Words>(gate);
-    return reinterpret_cast<Floats>(rounded(gate) << 16) * up;
+    return as_kept(gate, type);
 }
 
 // The low halves of all words, those of `low` first.
@@ -71,7 +72,8 @@ class Output {
         if (job_->scales) low *= scale_[0], high *= scale_[1];
         if (job_->bias) low += bias_[0], high += bias_[1];
         float* waiting = gates_ + line * kWidth;
-        if (role_ == gate) {
+        if (role_ == gate) {  // which takes as long as the product behind it leaves vectors idle, so it comes first
+            low = activated(low, job_->type), high = activated(high, job_->type);
             std::memcpy(waiting, &low, sizeof low);
             std::memcpy(waiting + kColumns, &high, sizeof high);
             return;
@@ -80,7 +82,7 @@ class Output {
             Floats gate_low, gate_high;
             std::memcpy(&gate_low, waiting, sizeof gate_low);
             std::memcpy(&gate_high, waiting + kColumns, sizeof gate_high);
-            low = gated(gate_low, low, job_->type), high = gated(gate_high, high, job_->type);
+            low = gate_low * as_kept(low, job_->type), high = gate_high * as_kept(high, job_->type);
         }
         store(row * job_->y_width() + column_, low, high);
     }
