@@ -51,25 +51,17 @@ def build(command: list[str | Path]) -> None:
 
 
 class Kernels:
-    """Objects of some sources (no suffix), to link drivers of this folder with. plain: those that are not sanitized."""
+    """Objects of some sources (no suffix), to link drivers of this folder with."""
 
-    def __init__(
-        self,
-        directory: Path,
-        names: Sequence[str],
-        *flags: str,
-        sanitize: Sequence[str] = MEMORY,
-        plain: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, directory: Path, names: Sequence[str], *flags: str, sanitize: Sequence[str] = MEMORY) -> None:
         self.compiler, self.directory, self.sanitize = find_compiler(directory, sanitize), directory, sanitize
-        self.flags, self.plain = flags or ("-O1", *FUSED), [SOURCES / f"{name}.cpp" for name in plain]
+        self.flags = flags or ("-O1", *FUSED)
         with ThreadPoolExecutor(2) as pool:
             self.objects = list(pool.map(self.compile, [SOURCES / f"{name}.cpp" for name in names]))
 
     def compile(self, source: Path) -> Path:
         target = self.directory / f"{source.stem}.o"
-        sanitize = () if source in self.plain else self.sanitize
-        build([self.compiler, *FLAGS, *self.flags, *sanitize, "-c", source, "-o", target])
+        build([self.compiler, *FLAGS, *self.flags, *self.sanitize, "-c", source, "-o", target])
         return target
 
     def run(self, driver: str, *arguments: float) -> str:
