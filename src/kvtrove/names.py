@@ -50,16 +50,16 @@ def find_model(name: str | Path, environ: Mapping[str, str] = os.environ) -> Pat
     meant = known.get(text.lower(), text)
     if meant != text and Path(meant).expanduser().exists():
         return Path(meant).expanduser()
-    found, beside = REPOSITORY.fullmatch(meant), _beside(path)
+    found = REPOSITORY.fullmatch(meant)
     if found is None or text.startswith((".", "/", "~")):
-        names = [DEMO, *known]
+        names, beside = [DEMO, *known], _beside(path)
         hint = "" if beside or "/" in text else f"{nearest(text, names)}; known names are {', '.join(names)}"
         raise ConfigError(f"{text}: there is no such folder, and no .gguf file{beside}{hint}")
     folder = _snapshot(found["id"], found["revision"] or "main", environ)
     if folder is None or (not (folder / "config.json").exists() and not any(folder.glob("*.gguf"))):
         cache = hub_folder(environ)
         raise ConfigError(
-            f"{meant}: there is no such folder{beside}, and it is not in the Hugging Face cache ({cache}); "
+            f"{meant}: there is no such folder{_beside(path)}, and it is not in the Hugging Face cache ({cache}); "
             f"`kvtrove pull {meant}` or `hf download {found['id']}` puts it there"
             + (f", and `{GET} {text.lower()}` fetches it with pip, in 4 bits" if text.lower() in PUBLISHED else "")
         )

@@ -15,6 +15,10 @@ class ConfigError(ValueError):
     """A setting is unknown or has a value that cannot work; the message names the one that does."""
 
 
+COUNT = r"[1-9]\d{0,11}"
+"""A number of tokens, or another one from 1 on, in a word of a recipe: none is too large to be computed with."""
+
+
 def parse_size(text: str | int, what: str = "size") -> int:
     """Bytes of ``"8GiB"``, ``"8G"`` (decimal), ``"512 MiB"`` or a plain number."""
     if isinstance(text, int) and not isinstance(text, bool):

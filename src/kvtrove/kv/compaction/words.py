@@ -13,9 +13,7 @@ from kvtrove.kv.compaction.compactor import AfterPrompt, Compactor, streaming
 from kvtrove.kv.compaction.decoding import WhileDecoding, h2o, triattention
 from kvtrove.kv.compaction.scores import SCORES, STATISTICS
 from kvtrove.kv.formats.calibration import read_calibration
-
-COUNT = r"[1-9]\d{0,11}"
-"""A number of tokens: none is so large that it cannot be computed with."""
+from kvtrove.sizes import COUNT
 
 
 @dataclass(frozen=True)

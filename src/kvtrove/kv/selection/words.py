@@ -11,6 +11,7 @@ from kvtrove.kv.formats.calibration import read_calibration
 from kvtrove.kv.selection.double_sparsity import DoubleSparsity
 from kvtrove.kv.selection.quest import Quest
 from kvtrove.kv.selection.selector import Selector
+from kvtrove.sizes import COUNT
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class Selecting:
 
 
 def _quest(text: str, layer: int) -> Quest:
-    if not re.fullmatch(r"[1-9]\d{0,11}", text):
+    if not re.fullmatch(COUNT, text):
         raise ConfigError(f"cache: quest={text} needs the tokens of the blocks that are read, such as quest=1024")
     return Quest(int(text))
 
 
 def _double_sparsity(text: str, layer: int) -> DoubleSparsity:
-    found = re.fullmatch(r"1/([1-9]\d{0,11})@(.+)", text)
+    found = re.fullmatch(rf"1/({COUNT})@(.+)", text)
     if found is None or int(found[1]) < 2:
         raise ConfigError(
             f"cache: doublesparsity={text} needs the part of tokens and channels that is read, and a calibration, such "

@@ -91,8 +91,8 @@ float rounded(float x, Element element) {
     return element == Element::float16 ? float_of_float16(float16_of_float(x)) : x;
 }
 
-// The first pairs of x [2 * half or more], eight at a time; returns how many. C: float32 or bf16, as which cos and sin are stored and to which every
-// operation is rounded.
+// The first pairs of x [2 * half or more], eight at a time; returns how many. C: float32 or bf16, as which cos and sin are
+// stored and to which every operation is rounded.
 template <class C>
 [[gnu::always_inline]] inline int rotate_eights(float* x, const C* cos, const C* sin, int half) {
     using namespace eight;

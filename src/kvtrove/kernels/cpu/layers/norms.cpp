@@ -72,13 +72,13 @@ KVTROVE_EIGHT_CLONES void norm_f32(const float* x, const float* weight, float* y
     norm_row(x, weight, y, size, eps);
 }
 
-KVTROVE_EIGHT_CLONES void norm_bf16(const std::uint16_t* x, const std::uint16_t* weight, std::uint16_t* y, std::size_t size,
-                              float eps) {
+KVTROVE_EIGHT_CLONES void norm_bf16(const std::uint16_t* x, const std::uint16_t* weight, std::uint16_t* y,
+                                    std::size_t size, float eps) {
     norm_row(x, weight, y, size, eps);
 }
 
 KVTROVE_EIGHT_CLONES void norm_wide(const std::uint16_t* x, const float* weight, std::uint16_t* y, std::size_t size,
-                              float eps) {
+                                    float eps) {
     norm_row(x, weight, y, size, eps);
 }
 
@@ -93,7 +93,9 @@ INLINE void add_row(T* x, const T* added, std::size_t size) {
 }
 
 KVTROVE_EIGHT_CLONES void add_f32(float* x, const float* added, std::size_t size) { add_row(x, added, size); }
-KVTROVE_EIGHT_CLONES void add_bf16(std::uint16_t* x, const std::uint16_t* added, std::size_t size) { add_row(x, added, size); }
+KVTROVE_EIGHT_CLONES void add_bf16(std::uint16_t* x, const std::uint16_t* added, std::size_t size) {
+    add_row(x, added, size);
+}
 
 struct Silu {
     INLINE void operator()(Floats& x) const { silu<Words>(x); }
@@ -126,8 +128,8 @@ KVTROVE_EIGHT_CLONES void gate_row_of(const float* gate, const float* up, float*
     gate_row(gate, up, y, size, activate);
 }
 
-KVTROVE_EIGHT_CLONES void gate_row_of(const std::uint16_t* gate, const std::uint16_t* up, std::uint16_t* y, std::size_t size,
-                                Silu activate) {
+KVTROVE_EIGHT_CLONES void gate_row_of(const std::uint16_t* gate, const std::uint16_t* up, std::uint16_t* y,
+                                      std::size_t size, Silu activate) {
     gate_row(gate, up, y, size, activate);
 }
 
@@ -135,8 +137,8 @@ KVTROVE_EIGHT_CLONES void gate_row_of(const float* gate, const float* up, float*
     gate_row(gate, up, y, size, activate);
 }
 
-KVTROVE_EIGHT_CLONES void gate_row_of(const std::uint16_t* gate, const std::uint16_t* up, std::uint16_t* y, std::size_t size,
-                                GeluTanh activate) {
+KVTROVE_EIGHT_CLONES void gate_row_of(const std::uint16_t* gate, const std::uint16_t* up, std::uint16_t* y,
+                                      std::size_t size, GeluTanh activate) {
     gate_row(gate, up, y, size, activate);
 }
 

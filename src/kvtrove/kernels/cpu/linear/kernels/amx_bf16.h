@@ -8,7 +8,7 @@
 namespace kvtrove::amx {
 
 constexpr std::size_t kGroupRows = 2 * kTileRows;  // whose sums are in tiles at once
-constexpr std::size_t kBytesOfX = 1150 << 10;         // bytes of x that are one block of inputs and stay in L2
+constexpr std::size_t kBytesOfX = 1150 << 10;      // of x that is one block of inputs and stays in L2
 constexpr std::size_t kMostSteps = 80;             // of a block, where there are several
 constexpr std::size_t kPause = 4;                  // steps
 constexpr std::size_t kBlockPanels = 16;           // of a part, where there are several blocks: the sums wait in L2
