@@ -18,6 +18,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Protocol, Self
 
 from kvtrove.kv.compaction.budgets import Budgets, in_blocks
+from kvtrove.kv.formats.calibration import Calibration
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +50,11 @@ class Compactor(Protocol):
     @property
     def reads_values(self) -> bool:
         """Whether it scores by values as well as by keys."""
+        ...
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What it scores by beside the cache. Its digest is part of `id`."""
         ...
 
     @property
@@ -90,11 +96,17 @@ class Usual:
     contiguous = False
     window = 0
     reads_values = False
+    calibration: Calibration | None = None
     on_demand = False
     unequal = False
 
     def in_blocks_of(self, block_size: int) -> Self:
         return self
+
+
+def made_by(calibration: Calibration | None) -> str:
+    """The part of an id that says what a compactor scores by."""
+    return "" if calibration is None else f"@{calibration.digest[:16]}"
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,8 @@ class AfterPrompt:
     [heads, held] of what was seen of a layer. window: queries that it needs. recent: last tokens that always stay, most
     often a question; the window's are among them. budgets: None is the same for all heads.
     on_demand: prefixes that somebody names are compacted, and no prompt. reconstructs: by scores that are found
-    beforehand (`kv.compaction.reconstruct`). block_size: of the cache.
+    beforehand (`kv.compaction.reconstruct`). calibration: what the score reads beside the cache. block_size: of the
+    cache.
     """
 
     method: str
@@ -118,12 +131,13 @@ class AfterPrompt:
     on_demand: bool = False
     reconstructs: bool = False
     reads_values: bool = False
+    calibration: Calibration | None = field(default=None, compare=False, repr=False)
     block_size: int = 1
 
     @property
     def id(self) -> str:
         budgets = f"{self.budgets.id}+" if self.budgets else ""
-        return f"{budgets}{self.method}={self.budget}/1"
+        return f"{budgets}{self.method}={self.budget}{made_by(self.calibration)}/1"
 
     @property
     def unequal(self) -> bool:
