@@ -1,6 +1,6 @@
 """Fitting a gate, which predicts KVzip's scores (`kv.compaction.surrogate`), to a text that the model repeats.
 
-    text   | as it stands | as a dialogue | as it stands | ... | held out, of each kind one
+    text   | as it stands | as a dialogue | as it stands | ... | checks the gate, then counts as well
     fit      log score ~ gate . (key, value, their lengths, 1)       ridge regression of each head, in closed form
 
 Half of the text is rendered as the messages of a dialogue, so that what a chat template writes is among the tokens.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,8 +29,8 @@ from kvtrove.text.tokenizer import Tokenizer
 
 RIDGE = 1e-3
 """Share of each feature's variance that is added to it: features of keys are nearly dependent in some heads."""
-SEGMENTS = 4
-"""A text is cut into so many at least, of which two are held out."""
+SEGMENTS, HELD_OUT = 4, 2
+"""A text is cut into so many at least; the last ones, one of each kind, check what the others have given."""
 SHORTEST = 64
 """Tokens of a segment."""
 ASK = SamplingParams(temperature=0, max_tokens=1, detokenize=False, exact_prefix=True)
@@ -56,47 +57,78 @@ def fit_gate(engine: Engine, segments: Sequence[Sequence[int]]) -> dict[str, Ten
             "leave --surrogate out"
         )
     shown = [_as_dialogue(one, engine.tokenizer) if i % 2 else one for i, one in enumerate(long)]
-    fitted, held_out = _Read(), _Read()
-    for i, segment in enumerate(shown):
-        _repeat(engine, array("i", segment), held_out if i >= len(shown) - 2 else fitted)
+    layers: dict[int, Regression] = {}
+    for segment in shown[:-HELD_OUT]:
+        _repeat(engine, array("i", segment), layers)
+    for one in layers.values():
+        one.checked = one.solved()
+    for segment in shown[-HELD_OUT:]:
+        _repeat(engine, array("i", segment), layers)
     found = {}
-    for layer in sorted(fitted.layers):
-        x, y = held_out.of(layer)
-        before = _ridge(*fitted.of(layer))
-        found[gate_name(layer)] = _ridge(*(torch.cat(both, 1) for both in zip(fitted.of(layer), (x, y), strict=True)))
-        found[f"{gate_name(layer)}.correlation"] = rank_correlation((x @ before[:, :, None])[..., 0], y)
+    for layer, one in sorted(layers.items()):
+        found[gate_name(layer)], found[f"{gate_name(layer)}.correlation"] = one.solved(), one.correlation
     return found
 
 
-class _Read:
-    """What probes have found. layers: number -> features [heads, n, size] and logarithms of scores [heads, n]."""
+@dataclass(eq=False)
+class Regression:
+    """Least squares of y [heads, n] by x [heads, n, size], whose last feature is 1: float64 sums over all that was
+    added. checked: float32 [heads, size], whose predictions of what is added from then on are compared with it.
+    """
 
-    def __init__(self) -> None:
-        self.layers: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    squares: Tensor
+    products: Tensor
+    checked: Tensor | None = None
+    ranked: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def probe(self, start: int, stop: int, window: int) -> Probe:
-        sinks = min(SINKS, start)
-        piece, positions = slice(sinks, sinks + stop - start), torch.arange(start, stop)
+    @classmethod
+    def of(cls, heads: int, size: int) -> Regression:
+        return cls(torch.zeros(heads, size, size, dtype=torch.float64), torch.zeros(heads, size, dtype=torch.float64))
 
-        def look(layer: int, seen: Seen) -> None:
-            assert seen.v is not None, "the probe reads values"
-            assert seen.turn is not None
-            x = features(seen.k[piece], seen.v[piece], seen.turn, positions.to(seen.k.device))
-            y = reconstruction(seen, sinks).clamp(min=LEAST).log()
-            self.layers.setdefault(layer, []).append((x.cpu(), y.cpu()))
+    def add(self, x: Tensor, y: Tensor) -> None:
+        if self.checked is not None:
+            self.ranked.append(((x @ self.checked[..., None])[..., 0], y))
+        x, y = x.double(), y.double()
+        self.squares += x.mT @ x
+        self.products += (x.mT @ y[..., None])[..., 0]
 
-        return Probe(look, window, range(start, stop), reads_values=True)
+    def solved(self) -> Tensor:
+        """float32 [heads, size]. A weight costs `RIDGE` of what its feature varies, that of the constant nothing."""
+        squares, products = self.squares[:, :-1, :-1], self.products[:, :-1]
+        count, sums, level = self.squares[0, -1, -1], self.squares[:, :-1, -1], self.products[:, -1:]
+        squares = squares - sums[:, :, None] * sums[:, None, :] / count
+        products = products - sums * level / count
+        cost = (RIDGE * squares.diagonal(dim1=1, dim2=2)).clamp(min=1e-9).diag_embed()
+        weights = torch.linalg.solve(squares + cost, products[..., None])[..., 0]
+        constant = (level - (sums * weights).sum(1, keepdim=True)) / count
+        return torch.cat([weights, constant], 1).float()
 
-    def of(self, layer: int) -> tuple[Tensor, Tensor]:
-        x, y = zip(*self.layers[layer], strict=True)
-        return torch.cat(x, 1), torch.cat(y, 1)
+    @property
+    def correlation(self) -> Tensor:
+        predicted, y = (torch.cat(parts, 1) for parts in zip(*self.ranked, strict=True))
+        return rank_correlation(predicted, y)
 
 
-def _repeat(engine: Engine, tokens: array[int], read: _Read) -> None:
-    """Have the model repeat a text, and note what it read; nothing of it stays cached."""
+def _probe(layers: dict[int, Regression], start: int, stop: int, window: int) -> Probe:
+    """Adds the tokens start .. stop - 1 of a text to the regressions of its layers."""
+    sinks = min(SINKS, start)
+    piece, positions = slice(sinks, sinks + stop - start), torch.arange(start, stop)
+
+    def look(layer: int, seen: Seen) -> None:
+        assert seen.v is not None, "the probe reads values"
+        assert seen.turn is not None
+        x = features(seen.k[piece], seen.v[piece], seen.turn, positions.to(seen.k.device)).cpu()
+        y = reconstruction(seen, sinks).clamp(min=LEAST).log().cpu()
+        layers.setdefault(layer, Regression.of(x.shape[0], x.shape[2])).add(x, y)
+
+    return Probe(look, window, range(start, stop), reads_values=True)
+
+
+def _repeat(engine: Engine, tokens: array[int], layers: dict[int, Regression]) -> None:
+    """Have the model repeat a text, and add what it read; nothing of it stays cached."""
     for piece, behind in repetitions(tokens, engine.tokenizer, engine.max_model_len):
         engine.add("repetition", tokens + behind, ASK)
-        engine.scheduler.requests["repetition"].compactor = read.probe(*piece, len(behind))
+        engine.scheduler.requests["repetition"].compactor = _probe(layers, *piece, len(behind))
         while engine.has_unfinished_requests():
             engine.step()
     engine.runner.rows.settle(engine.kv)
@@ -111,20 +143,6 @@ def _as_dialogue(segment: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     messages = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(paragraphs)]
     rendered = tokenizer.chat_template.render(messages, add_generation_prompt=False)
     return tokenizer.encode(rendered, add_special_tokens=False)[: len(segment)]
-
-
-def _ridge(x: Tensor, y: Tensor) -> Tensor:
-    """Least squares of y [heads, n] by x [heads, n, size], whose last feature is 1 and costs nothing: float32
-    [heads, size]. What the others cost is `RIDGE` of their variance.
-    """
-    x, y = x[..., :-1].double(), y.double()
-    mean, level = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
-    x, y = x - mean, y - level
-    moments = x.mT @ x
-    cost = (RIDGE * moments.diagonal(dim1=1, dim2=2)).clamp(min=1e-9).diag_embed()
-    weights = torch.linalg.solve(moments + cost, (x.mT @ y[..., None])[..., 0])
-    constant = level - (mean @ weights[..., None])[..., 0]
-    return torch.cat([weights, constant], 1).float()
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kvtrove.kv.compaction.scores import SINKS, TINY, Seen
+from kvtrove.kv.compaction.scores import TINY, Seen
 from kvtrove.kv.formats.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -50,12 +50,11 @@ def features(k: Tensor, v: Tensor, turn: Callable[[Tensor, Tensor], Tensor], pos
 
 def surrogate(seen: Seen, calibration: Calibration) -> Tensor:
     """The logarithm of the score that KVzip would find, as the gate of `calibration` predicts it: float32
-    [heads, held]. The first `SINKS` tokens stay, as they do there. Knows no question.
+    [heads, held]. Knows no question.
     """
     assert seen.v is not None, "it reads values"
     assert seen.turn is not None
     gate = calibration.tensor(gate_name(seen.layer), seen.k)
     positions = seen.k.new_ones(len(seen.k)).int().cumsum(0) - 1
     scores: Tensor = (features(seen.k, seen.v, seen.turn, positions) @ gate[:, :, None])[..., 0]
-    scores[:, :SINKS] = float("inf")
     return scores

@@ -11,7 +11,7 @@ from kvtrove.config import ConfigError
 from kvtrove.kv.compaction.budgets import AdaKV, Everywhere
 from kvtrove.kv.compaction.compactor import AfterPrompt, Compactor, streaming
 from kvtrove.kv.compaction.decoding import WhileDecoding, h2o, triattention
-from kvtrove.kv.compaction.scores import RECENT, SCORES, STATISTICS
+from kvtrove.kv.compaction.scores import RECENT, SCORES, SINKS, STATISTICS
 from kvtrove.kv.compaction.surrogate import surrogate
 from kvtrove.kv.formats.calibration import read_calibration
 from kvtrove.sizes import COUNT
@@ -40,9 +40,15 @@ def _budget(word: str, text: str, behind: str = "") -> float | int:
 
 def _after_prompt(word: str, text: str) -> Compactor:
     method, budget = SCORES[word], _budget(word, text)
-    made = AfterPrompt(word, budget, method.score, method.window, method.recent, method.contiguous, method.budgets)
     later = method.reconstructs
-    return replace(made, on_demand=later, reconstructs=later, reads_values=method.reads_values)
+    return AfterPrompt(
+        *(word, budget, method.score, method.window, method.recent),
+        contiguous=method.contiguous,
+        budgets=method.budgets,
+        on_demand=later,
+        reconstructs=later,
+        reads_values=method.reads_values,
+    )
 
 
 def _streaming(text: str) -> Compactor:
@@ -108,9 +114,14 @@ def _surrogate(text: str) -> Compactor:
             "--surrogate --out FILE` makes it"
         )
     calibration = read_calibration(path)
-    score = partial(surrogate, calibration=calibration)
-    made = AfterPrompt("surrogate", share, score, recent=RECENT, budgets=Everywhere(), calibration=calibration)
-    return replace(made, reads_values=True)
+    return AfterPrompt(
+        *("surrogate", share, partial(surrogate, calibration=calibration)),
+        recent=RECENT - SINKS,
+        sinks=SINKS,
+        budgets=Everywhere(),
+        reads_values=True,
+        calibration=calibration,
+    )
 
 
 COMPACTORS: Mapping[str, Dropping] = {
