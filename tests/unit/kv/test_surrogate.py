@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from kvtrove.kv.recipe import recipe
 from kvtrove.kv.retention import SlidingWindow
 from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV
 from kvtrove.models.layers.rope import RotaryEmbedding
+from kvtrove.plan.gathering import gathering_bytes
 
 HELD, HEADS, K_DIM, V_DIM = 50, 2, 8, 12
 FREQUENCY = 10_000.0 ** -(torch.arange(0, K_DIM, 2) / K_DIM)
@@ -62,11 +64,29 @@ def test_a_score_is_a_row_of_the_gate_times_key_value_and_their_lengths(tmp_path
 
 def test_another_gate_is_another_key_chain(tmp_path: Path) -> None:
     one, other = (recipe(f"surrogate=0.5@{gate(tmp_path / name, seed=i)}") for i, name in enumerate("ab"))
-    assert one.compactor is not None
-    assert other.compactor is not None
+    assert isinstance(one.compactor, AfterPrompt)
+    assert isinstance(other.compactor, AfterPrompt)
     assert one.compactor.id != other.compactor.id
     assert one.compactor.id == f"everywhere+surrogate=0.5@{read_calibration(str(tmp_path / 'a')).digest[:16]}/1"
+    assert recipe(f"prefix+surrogate=0.5@{tmp_path / 'a'}").compactor == replace(one.compactor, on_demand=True)
     assert calibration_bytes(one(cache())) == 2 * HEADS * 23 * 4, "the ledger knows of it"
+    scored = one(cache())
+    made = replace(scored, compactor=replace(one.compactor, block_size=16, reads_values=False))
+    more = gathering_bytes(scored, HEADS, 1000) - gathering_bytes(made, HEADS, 1000)
+    assert more == 1000 * HEADS * (V_DIM + K_DIM + V_DIM) * 4, "and of values, and of what the gate is multiplied by"
+
+
+@pytest.mark.parametrize("size", [8, 32, 64])
+def test_every_head_keeps_the_first_and_the_last_tokens(size: int, tmp_path: Path) -> None:
+    """Whatever the gate says: 32 of them, which are no more than the least blocks of a head hold."""
+    made = recipe(f"surrogate=0.25@{gate(tmp_path / 'gate')}").compactor
+    assert isinstance(made, AfterPrompt)
+    made = replace(made, score=lambda seen: torch.arange(2.0)[:, None] * 9 + drawn(2, 1000, seed=1), block_size=size)
+    scores = [made.scores(Seen(torch.empty(1000, HEADS, K_DIM)))] * 2
+    assert scores[0].isinf().nonzero()[:, 1].tolist() == [*range(4), *range(972, 1000)] * 2
+    counts = made.blocks(scores)
+    assert counts[0][0] == max(1, 32 // size), "of the head that nothing is expected of"
+    assert sum(map(sum, counts)) == 4 * (made.kept(1000) // size - 1)
 
 
 def test_fitting_finds_the_weights_that_made_the_scores() -> None:
