@@ -42,6 +42,10 @@ class CpuPlan:
             )
         return self._groups[index]
 
+    def batches(self) -> list[PagedBatch]:
+        """Of every group."""
+        return [self.group(index) for index in range(len(self.batch.groups))]
+
     def first(self, layer: AttentionLayer) -> FirstTokens:
         kind = layer.group, layer.reach
         if kind not in self._first:
