@@ -120,8 +120,8 @@ class Gatherer:
         spec, places = self.arena.spec, self._ids(op.places)
         for layer in spec.layers:
             if layer.source is None:
-                k, _ = self._read(layer, op.sources[spec.group_of[layer.layer]], places)
-                op.look(layer.layer, self._seen(layer, k, None, op))
+                k, v = self._read(layer, op.sources[spec.group_of[layer.layer]], places, op.values)
+                op.look(layer.layer, self._seen(layer, k, v, op))
 
     def _scores(self, op: Gather, layer: LayerKV) -> Tensor:
         """Of a layer whose heads keep different numbers of tokens; scores that were found beforehand need no key."""
