@@ -31,6 +31,7 @@ constexpr int kBand = 32;    // rows whose scores are held at once
 #include "attention/kernels/all.h"
 #include "attention/kernels/amx_product.h"
 #include "attention/kernels/amx_stages.h"
+#include "attention/kernels/amx_select.h"
 
 template <class Use>
 void with_keys(const Step& step, Configuration& registers, const Use& use) {
@@ -78,7 +79,7 @@ namespace kvtrove::attention {
 
 constexpr int kPromptRows = 4 * amx::kBand;  // so many share what is fetched of K and V
 
-const Level kAmx = {kPromptRows, amx::workspace_floats, amx::choice_floats, amx::choose, amx::attend_best, amx::merge};
+const Level kAmx = {kPromptRows, amx::workspace_floats, amx::tile_choice_floats, amx::choose_on_tiles, amx::attend_best, amx::merge};
 
 }  // namespace kvtrove::attention
 
