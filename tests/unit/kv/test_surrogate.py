@@ -92,7 +92,7 @@ def test_every_head_keeps_the_first_and_the_last_tokens(size: int, tmp_path: Pat
     )
     assert counts[0][0] < counts[0][1]
     assert sum(map(sum, counts)) == 4 * share // size
-    assert Everywhere(0.2).wanted(scores, 30, 32) == [[30, 30]] * 2, "as many, where these are all of a share"
+    assert Everywhere(0.2).wanted(scores, 40, 32) == [[40, 40]] * 2, "as many, where these are all of a share"
 
 
 def test_fitting_finds_the_weights_that_made_the_scores() -> None:
