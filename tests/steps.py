@@ -138,9 +138,10 @@ class StepRunner:
         assert isinstance(layer.retention, Beginning) or held.all(), "a token is computed where no block is held"
         if self.spec.cells:
             plan = CellsPlan(batch, self.spec.block_size, self.spec.cells)
-            own_heads = plan.of(attention_layer(self.spec, self.arena, layer, layer.heads), SimpleNamespace(plan=_same))
-            k, v = (x.transpose(0, 1).flatten(0, 1)[:, None] for x in (k, v))
-            layer.format.encode(k, v, self.arena.views(layer.layer), own_heads.groups[0].slots)
+            first = attention_layer(self.spec, self.arena, layer, layer.heads).cell
+            for head in range(k.shape[1]):
+                slots = plan.of(first + head, SimpleNamespace(plan=_same)).groups[0].slots
+                layer.format.encode(k[:, head, None], v[:, head, None], self.arena.views(layer.layer), slots)
         elif layer.format.whole_block:
             own = OwnBlocks.of(batch, self.spec.block_size, tables.slots.device)
             own.write(k, v, attention_layer(self.spec, self.arena, layer, layer.heads))

@@ -46,7 +46,10 @@ def steps(engines: dict[str, Engine], rounds: int) -> Iterator[tuple[str, float,
     for _ in range(rounds):
         for recipe, engine in engines.items():
             start, busy = time.perf_counter(), time.process_time()
-            engine.step()
+            outputs = engine.step()
+            ended = [output.outputs[0].finish_reason for output in outputs if output.finished]
+            if ended:
+                raise SystemExit(f"{recipe}: requests ended ({ended[0]}) before the last round")
             yield recipe, time.perf_counter() - start, time.process_time() - busy
 
 

@@ -18,6 +18,10 @@ from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
 
+import kvtrove  # noqa: F401  before torch, whose idle threads would spin into the time of what comes next
+
+# isort: split
+
 import torch
 from attention import SHAPES, caller, interleaved, make
 from torch.nn import functional as F

@@ -3,7 +3,8 @@
     python benchmarks/micro/compaction.py [--model demo | M1] [--layers 2] [--tokens 8192] [--cache keydiff=0.5 ...]
 
 M1: layers of random weights in its shape, as many as --layers says. Each word gets an engine of its own. Words that
-compact prefixes on demand (kvzip=0.3) compact the prompt that is cached by then.
+compact prefixes on demand (kvzip=0.3) compact the prompt that is cached by then. surrogate=0.3@FILE: where there is no
+such file, a gate of random weights.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from tempfile import TemporaryDirectory
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "macro"))
 
+import torch
 from random_model import SHAPES, write_random_model
 
 from kvtrove import LLM, SamplingParams
 from kvtrove.demo import demo_model_dir
+from kvtrove.evaluate.calibrate import write
 from kvtrove.evaluate.prefix import PROBES, compacted, on_demand
+from kvtrove.kv.compaction.surrogate import CONSTANT, gate_name
 from kvtrove.kv.recipe import recipe
+from kvtrove.models.config_reader import read_spec
 from kvtrove.plan.process import peak_bytes, reset_peak
 
 
@@ -62,6 +67,17 @@ def measured(model: str, words: str, num_tokens: int, repeat: int) -> tuple[floa
     return min(computing), min(compacting), (peak_bytes() or 0) / ledger.peak if ledger else 0
 
 
+def with_gate(words: str, model: str, directory: str) -> str:
+    """The recipe, with a gate for this model where it names FILE and there is none."""
+    if "@FILE" not in words or Path("FILE").exists():
+        return words
+    path, gate = f"{directory}/gate", {}
+    for i, layer in enumerate(read_spec(Path(model)).layers):
+        gate[gate_name(i)] = torch.randn(layer.kv.heads, layer.kv.k_dim + layer.kv.v_dim + CONSTANT)
+    write(gate, path)
+    return words.replace("@FILE", f"@{path}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="demo, a directory, or one of " + ", ".join(SHAPES))
@@ -77,7 +93,9 @@ def main() -> None:
             shape = replace(shape, context=max(shape.context, given.tokens + PROBES))
             model = str(write_random_model(Path(directory) / "model", shape, "bfloat16"))
         for words in given.cache:
-            computing, compacting, held = measured(model, words, given.tokens, given.repeat)
+            computing, compacting, held = measured(
+                model, with_gate(words, model, directory), given.tokens, given.repeat
+            )
             share = compacting / computing
             took = f"prefill {computing:7.2f} s   compaction {compacting * 1e3:7.1f} ms   {share:6.1%}"
             print(f"{words:24} {took}   held {held:.0%} of ledger")

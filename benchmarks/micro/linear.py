@@ -20,6 +20,10 @@ from collections.abc import Callable
 from statistics import median
 from typing import get_args
 
+import kvtrove  # noqa: F401  before torch, whose idle threads would spin into the time of what comes next
+
+# isort: split
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F

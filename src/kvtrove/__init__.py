@@ -6,6 +6,8 @@ The public names below are loaded when they are first used, so that `import kvtr
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -46,6 +48,13 @@ _HOME = MappingProxyType(
         "SamplingParams": "kvtrove.request",
     }
 )
+
+
+# Idle threads of torch's OpenMP sleep soon, unless the user says how they wait or torch is there already: they would
+# keep cores busy for milliseconds after each loop, which kernels and other processes need. The number outlasts what
+# lies between two loops of a step, as that of the kernels' own threads does.
+if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "3000"
 
 
 def __getattr__(name: str) -> object:

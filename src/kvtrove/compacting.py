@@ -28,6 +28,8 @@ from kvtrove.text.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 PIECE = 512
 """Tokens that a probe repeats; the queries of so many are held, and their scores are computed at once."""
+SHORTEST = 16
+"""Least room for a repetition: a shorter one says little, and there would be hundreds."""
 QUOTED = 8
 """Tokens of the piece before that a probe begins with, as in KVzip's code."""
 FIRST, LATER = (
@@ -60,6 +62,34 @@ class _Job:
     probed: int = 0
     request: Request | None = None
     again: int = 1
+
+
+def repetitions(
+    tokens: array[int], tokenizer: Tokenizer, max_model_len: int
+) -> list[tuple[tuple[int, int], array[int]]]:
+    """How the model is asked to repeat a prefix: the first token of a piece and the one behind it, and what follows
+    the prefix in the prompt of the probe. None where a context has no room for a repetition.
+    """
+    ends = tokenizer.encode(_answers(tokenizer), add_special_tokens=False)
+    first, later = (tokenizer.encode(text, add_special_tokens=False) for text in (FIRST, LATER))
+    room = max_model_len - 1 - len(tokens) - len(later) - QUOTED - len(ends)
+    found, size = list[tuple[tuple[int, int], "array[int]"]](), min(PIECE, room)
+    if size < SHORTEST:
+        return found
+    for start in range(min(SINKS, len(tokens)), len(tokens), size):
+        stop = min(start + size, len(tokens))
+        asked = first if start <= SINKS else [*later, *tokens[start - QUOTED : start]]
+        found.append(((start, stop), array("i", [*asked, *ends, *tokens[start:stop]])))
+    return found
+
+
+def _answers(tokenizer: Tokenizer) -> str:
+    """What the chat template writes between a user's message and the answer; empty without one."""
+    template, mark = tokenizer.chat_template, "\u241f"
+    if template is None:
+        return ""
+    text = template.render([{"role": "user", "content": mark}], add_generation_prompt=True)
+    return text.rpartition(mark)[2]
 
 
 class Compactions:
@@ -136,32 +166,14 @@ class Compactions:
 
     def _reconstructions(self, job: _Job) -> list[tuple[array[int], Probe]]:
         """One a piece of the prefix. RequestError where not even a short one fits behind it."""
-        encode = self._tokenizer.encode
-        ends = encode(self._answers, add_special_tokens=False)
-        first, later = (encode(text, add_special_tokens=False) for text in (FIRST, LATER))
-        room = self._intake.max_model_len - 1 - len(job.tokens) - len(later) - QUOTED - len(ends)
-        if room < self._kv.block_size:
+        asked = repetitions(job.tokens, self._tokenizer, self._intake.max_model_len)
+        if not asked:
             raise RequestError(
                 f"a prefix of {len(job.tokens)} tokens leaves no room in a context of {self._intake.max_model_len} to "
                 "repeat a part of it; start with a larger max_model_len, or compact a shorter prefix",
                 "prompt",
             )
-        found, size, tokens = [], min(PIECE, room), job.tokens
-        for start in range(min(SINKS, len(tokens)), len(tokens), size):
-            stop = min(start + size, len(tokens))
-            asked = first if start <= SINKS else [*later, *tokens[start - QUOTED : start]]
-            behind = array("i", [*asked, *ends, *tokens[start:stop]])
-            found.append((tokens + behind, job.scores.probe(start, stop, len(behind))))
-        return found
-
-    @property
-    def _answers(self) -> str:
-        """What the chat template writes between a user's message and the answer; empty without one."""
-        template, mark = self._tokenizer.chat_template, "\u241f"
-        if template is None:
-            return ""
-        text = template.render([{"role": "user", "content": mark}], add_generation_prompt=True)
-        return text.rpartition(mark)[2]
+        return [(job.tokens + behind, job.scores.probe(*piece, len(behind))) for piece, behind in asked]
 
     def _finish(self, job: _Job) -> CompactedPrefix | None:
         """Gather what stays and pin it. None when the prefix has to be computed once more."""

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from kvtrove import LLM, SamplingParams
 from kvtrove.config import ConfigError
 from kvtrove.demo import demo_model_dir
+from kvtrove.evaluate.calibrate import write
+from kvtrove.kv.formats.calibration import read_calibration
 from kvtrove.request import RequestError
 
 SETTINGS = {"linear": "own", "check": 1, "use_tqdm_on_load": False, "max_model_len": 256, "seed": 0, "block_size": 16}
 PROMPT = list(range(40, 150))
 OTHER = PROMPT[:70] + list(range(300, 350))
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False)
+
+
+@pytest.fixture(autouse=True)
+def gate(tmp_path, monkeypatch):
+    """What surrogate=0.5@FILE reads, in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    drawn = torch.Generator().manual_seed(0)
+    write({f"gate.{layer}": torch.randn(2, 64 + 64 + 3, generator=drawn) for layer in range(4)}, "FILE")
+    read_calibration.cache_clear()
+    yield
+    read_calibration.cache_clear()
 
 
 def engine(cache: str = "auto", **settings) -> LLM:
@@ -40,7 +54,7 @@ def interrupted(llm: LLM, *prompts: list[int], at: int = 20, params: SamplingPar
     return [found[str(name)] for name in range(len(prompts))]
 
 
-@pytest.mark.parametrize("cache", ["expected=0.5", "finch=48+int8", "streaming=4+60", "adakv+snapkv=0.3+int8"])
+@pytest.mark.parametrize("cache", ["expected=0.5", "finch=48+int8", "streaming=4+60", "surrogate=0.3@FILE+int8"])
 def test_no_history_shows(cache):
     [alone], [other] = tokens(engine(cache), PROMPT), tokens(engine(cache), OTHER)
     llm = engine(cache)
@@ -83,7 +97,9 @@ def test_forks_are_those_of_requests_alone(cache):
     assert output.outputs[0].token_ids != output.outputs[1].token_ids
 
 
-@pytest.mark.parametrize("cache", ["keydiff=1.0", "adakv+snapkv=1", "tova=4096", "streaming=4+252"])
+@pytest.mark.parametrize(
+    "cache", ["keydiff=1.0", "adakv+snapkv=1", "surrogate=1.0@FILE", "tova=4096", "streaming=4+252"]
+)
 def test_what_drops_nothing_changes_no_bit(cache):
     params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False, logprobs=1)
     [plain] = engine().generate([PROMPT], params, use_tqdm=False)
@@ -146,6 +162,10 @@ def test_contexts_shift_as_in_llama_cpp():
         ({"cache": "streaming=4+1024"}, r"take streaming=4\+252"),
         ({"cache": "h2o=16"}, "h2o=16 tokens are less than 64"),
         ({"cache": "triattention=2048"}, "such as triattention=2048@FILE"),
+        ({"cache": "surrogate=0.3"}, "such as surrogate=0.3@FILE; `kvtrove calibrate MODEL --surrogate --out FILE`"),
+        ({"cache": "surrogate=1.5@FILE"}, r"surrogate=1\.5 is no budget: .*\(surrogate=0\.5@FILE\)"),
+        ({"cache": "surrogate=0.3@none"}, "cannot read the calibration 'none': No such file"),
+        ({"cache": "adakv+surrogate=0.3@FILE"}, "goes with one of keydiff, snapkv, tova, expected"),
         ({"cache": "prefix+finch=0.5"}, r"prefix takes no value.*prefix\+keydiff=0.5"),
         ({"cache": "adakv=2+snapkv=0.5"}, "adakv=2: give the share of a head's budget that is safe, such as adakv=0.2"),
         ({"cache": "adakv=0.2"}, r"adakv goes with a way to drop tokens: adakv\+snapkv=0.2"),

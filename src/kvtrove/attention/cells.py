@@ -1,7 +1,7 @@
 """Attention where every head has a block table of its own (`kv.cells`): each head of a layer is a batch of its own.
 
-    one layer   q [T, heads * shared, dim]  ->  [heads * T, shared, dim]     S * heads sequences of one key head
-                tables [S, blocks]          ->  [heads * S, cells]
+    one layer   q [T, heads * shared, dim]  ->  of each head [T, shared, dim]    S sequences of one key head
+                tables [S, blocks]          ->  of each head [S, cells]
 
 So any backend serves it that serves one key head, and a head reads exactly what it has kept: nothing is padded.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,39 +20,37 @@ from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBackend, AttentionBatch, AttentionLayer, GroupTables, Rotation
 from kvtrove.attention.cpu import CpuTokens
+from kvtrove.kernels.attention import PagedBatch, paged_batch
 from kvtrove.kv.cells import head_tables
 
 
 @dataclass(frozen=True)
 class CellsPlan:
-    """A step. Tables of all heads are made at once; a layer takes its part.
-
-    tables: int32 [cells, S, width], slots: int64 [cells, T], start: int64 [cells, S] of every head of every layer.
-    """
+    """A step. Tables of all heads of all layers are made at once, and number `cell` is that of a head."""
 
     batch: AttentionBatch
     block_size: int
     cells: int
-    _tables: dict[str, NDArray[Any]] = field(default_factory=dict)
-    _layers: dict[int, Any] = field(default_factory=dict)
+    _heads: dict[int, Any] = field(default_factory=dict)
 
-    def of(self, layer: AttentionLayer, backend: AttentionBackend) -> Any:
-        """The plan of `backend` for the heads of a layer."""
-        if layer.cell not in self._layers:
-            if not self._tables:
-                self._tables.update(_tables(self.batch, self.block_size, self.cells))
-            mine = slice(layer.cell, layer.cell + layer.kv_heads)
-            tables, slots, start = (self._tables[name][mine] for name in ("tables", "slots", "start"))
-            rows, tokens = np.array(self.batch.query_start[:-1]), self.batch.query_start[-1]
-            first = (np.arange(layer.kv_heads)[:, None] * tokens + rows).ravel()
-            device = self.batch.groups[0].slots.device
-            group = GroupTables(
-                torch.from_numpy(slots.ravel()).to(device),
-                torch.from_numpy(np.ascontiguousarray(tables.reshape(-1, tables.shape[-1]))).to(device),
-            )
-            batch = AttentionBatch([*first.tolist(), layer.kv_heads * tokens], start.ravel().tolist(), (group,))
-            self._layers[layer.cell] = backend.plan(batch)
-        return self._layers[layer.cell]
+    @cached_property
+    def _tables(self) -> Mapping[str, NDArray[Any]]:
+        """tables: int32 [cells, S, width], slots: int64 [cells, T], start: int64 [cells, S]."""
+        return _tables(self.batch, self.block_size, self.cells)
+
+    def of(self, cell: int, backend: AttentionBackend) -> Any:
+        """The plan of `backend` for a head."""
+        if cell not in self._heads:
+            device, found = self.batch.groups[0].slots.device, self._tables
+            slots, table = (torch.from_numpy(found[name][cell]).to(device) for name in ("slots", "tables"))
+            batch = AttentionBatch(self.batch.query_start, found["start"][cell].tolist(), (GroupTables(slots, table),))
+            self._heads[cell] = backend.plan(batch)
+        return self._heads[cell]
+
+    def batches(self) -> list[PagedBatch]:
+        """Of every head, as the CPU kernels take them."""
+        parts = (self._tables[name] for name in ("start", "tables", "slots"))
+        return [paged_batch(self.batch.query_start, *part) for part in zip(*parts, strict=True)]
 
 
 def _tables(batch: AttentionBatch, size: int, cells: int) -> Mapping[str, NDArray[Any]]:
@@ -65,7 +64,7 @@ def _tables(batch: AttentionBatch, size: int, cells: int) -> Mapping[str, NDArra
             start[:, s] += (said - packed[s]).astype(np.int64) * size
     places = start[:, owner] + np.arange(len(owner)) - np.array(batch.query_start[:-1])[owner]
     rows = tables[np.arange(cells)[:, None], owner, places // size].astype(np.int64)
-    return {"tables": tables, "slots": rows * size + places % size, "start": start}
+    return {"tables": tables, "slots": np.ascontiguousarray(rows * size + places % size), "start": start}
 
 
 class CellsBackend:
@@ -97,13 +96,15 @@ class CellsBackend:
         """Stores k, v, attends with q [T, num_heads, k_dim] -> [T, num_heads, v_dim] of its dtype."""
         assert k is not None, "layers that read another's storage are refused"
         assert v is not None
-        if rotate is not None:
-            q, k = rotate(q), rotate(k)
-        one, inner = self.one_head(layer), plan.of(layer, self.inner)
-        queries = q.unflatten(1, (layer.kv_heads, -1)).transpose(0, 1).flatten(0, 1)
-        keys, values = (x.transpose(0, 1).flatten(0, 1)[:, None].contiguous() for x in (k, v))
-        out = self.inner.run(queries.contiguous(), keys, values, one, inner)
-        return out.unflatten(0, (layer.kv_heads, -1)).transpose(0, 1).flatten(1, 2)
+        one = self.one_head(layer)
+        parts = zip(q.split(one.num_heads, 1), k.split(1, 1), v.split(1, 1), strict=True)
+        return torch.cat(
+            [
+                self.inner.run(*part, one, plan.of(layer.cell + head, self.inner), rotate)
+                for head, part in enumerate(parts)
+            ],
+            dim=1,
+        )
 
     def one_head(self, layer: AttentionLayer) -> AttentionLayer:
         """The layer as `inner` knows it."""

@@ -37,6 +37,10 @@ class CpuPlan(StepPlan):
             )
         return self._groups[index]
 
+    def batches(self) -> list[PagedBatch]:
+        """Of every group."""
+        return [self.group(index) for index in range(len(self.batch.groups))]
+
     def first(self, layer: AttentionLayer) -> FirstTokens:
         kind = layer.group, layer.reach
         if kind not in self._first:

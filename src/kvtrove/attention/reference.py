@@ -25,6 +25,8 @@ from kvtrove.kv.retention import Retention
 
 MAX_SCORES = 1 << 22
 """Scores computed at a time: 16 MiB in float32."""
+WINDOW_SCORES = 1 << 18
+"""The same where all of them are wanted: so many stay in a processor's cache from step to step."""
 
 
 @dataclass(frozen=True)
@@ -151,13 +153,20 @@ def window_probabilities(q: Tensor, k: Tensor, layer: AttentionLayer) -> Tensor:
     q: [w, num_heads, k_dim]. k: [n, kv_heads, k_dim]. Both rotated; query i is that of token n - w + i.
     """
     (w, n), shared = (q.shape[0], k.shape[0]), layer.num_heads // layer.kv_heads
+    keys = k.float().transpose(0, 1).contiguous()[None]
     mask = torch.ones(w, n, dtype=torch.bool, device=k.device).tril_(n - w)
-    scores = _scores(q[None], k.float().transpose(0, 1)[None], mask[None], layer)[0]
-    weights = scores.softmax(-1)
-    if layer.sink_logits is not None:
-        total = scores.logsumexp(-1)
-        weights *= (total - torch.logaddexp(total, _sinks(layer.sink_logits, scores[None], layer))).exp()[..., None]
-    return weights.unflatten(1, (shared, w))
+    found = keys.new_empty((layer.kv_heads, shared, w, n))
+    step = max(1, WINDOW_SCORES // (layer.num_heads * n))
+    for start in range(0, w, step):
+        rows = slice(start, min(start + step, w))
+        scores = _scores(q[None, rows], keys, mask[None, rows], layer)[0]
+        weights = scores.softmax(-1)
+        if layer.sink_logits is not None:
+            total = scores.logsumexp(-1)
+            all_of = torch.logaddexp(total, _sinks(layer.sink_logits, scores[None], layer))
+            weights *= (total - all_of).exp()[..., None]
+        found[:, :, rows] = weights.unflatten(1, (shared, -1))
+    return found
 
 
 def _selected(q: Tensor, tile: Tile, queries: slice, layer: AttentionLayer) -> Tensor:

@@ -29,6 +29,12 @@ def calibrate(
         bool,
         typer.Option("--per-head", help="A rotation for each head instead of one a layer; some MoE models need it."),
     ] = False,
+    surrogate: Annotated[
+        bool,
+        typer.Option(
+            "--surrogate", help="Fit a gate too, for --cache surrogate=0.3@FILE: the model has to repeat the text."
+        ),
+    ] = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Measure keys and values for caches of 2 bits and of low rank. Any text of the kind the model reads serves.
@@ -41,8 +47,13 @@ def calibrate(
 
     check_folders(out)
     with loading(not quiet) as report:
-        matrices = measure(str(find_model(model)), text, parse_tokens(tokens, "tokens"), report, per_head)
+        matrices = measure(str(find_model(model)), text, parse_tokens(tokens, "tokens"), report, per_head, surrogate)
     digest = write(matrices, out)
     if not quiet:
         words = f"oscar={out}, lowrank=0.5@{out} or triattention=2048@{out}"
+        if surrogate:
+            found = [float(one) for name in matrices if name.endswith(".correlation") for one in matrices[name]]
+            words += f" or surrogate=0.3@{out}"
+            average, least = sum(found) / len(found), min(found)
+            say(f"gate: rank correlation with KVzip's scores, held out, {average:.2f}; of the worst head {least:.2f}")
         say(f"{len(matrices)} matrices, digest {digest[:16]}: serve with --cache {words}")

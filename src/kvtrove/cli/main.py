@@ -17,7 +17,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from kvtrove.cli.command import HELP_NAMES, Command
 from kvtrove.config import ConfigError, Environment, nearest
-from kvtrove.kernels.cores import bound_spinning
 from kvtrove.models.spec import ModelError
 from kvtrove.request import EngineError, RequestError
 
@@ -165,6 +164,5 @@ def kvtrove(
     """An LLM inference engine built around its KV cache."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
-    bound_spinning()
     logging.basicConfig(format="%(name)s: %(message)s")
     logging.getLogger("kvtrove").setLevel(Environment.read().log.upper())

@@ -12,6 +12,8 @@ square of what queries have there: of both elements of a pair alike, since dista
 
 Channels, for queries that choose blocks by few elements of keys (Double Sparsity, arXiv 2408.07092): mean |q * k| of
 each element, both rotated, of each kv head.
+
+A gate, for prompts that are compacted as KVzip would: `surrogate.py`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from kvtrove.attention.backend import AttentionBackend, AttentionBatch, Attentio
 from kvtrove.config import ConfigError, EngineConfig
 from kvtrove.engine import Engine
 from kvtrove.evaluate.fidelity import TeacherForced
+from kvtrove.evaluate.surrogate import fit_gate, room_of
 from kvtrove.evaluate.text import read_text, segments
 from kvtrove.kv.formats.calibration import FORMAT
 from kvtrove.models.loader import Progress
@@ -142,26 +145,36 @@ def rotation(moment: Tensor) -> Tensor:
 
 
 def calibrate(
-    model: str, text: str | None, tokens: int, progress: Progress | None = None, per_head: bool = False
+    model: str,
+    text: str | None,
+    tokens: int,
+    progress: Progress | None = None,
+    per_head: bool = False,
+    surrogate: bool = False,
 ) -> dict[str, Tensor]:
     """Rotations and bases of every layer that stores keys and values, under the names of `kv.formats.calibration`.
 
-    per_head: a rotation for each kv head.
+    per_head: a rotation for each kv head. surrogate: a gate as well. ConfigError for a text or a model that does not
+    serve.
     """
     engine = Engine(
-        EngineConfig(model, max_num_seqs=1, max_num_batched_tokens=CHUNK, enable_prefix_caching=False, kv="1GiB"),
+        EngineConfig(model, max_num_seqs=1, max_num_batched_tokens=CHUNK, enable_prefix_caching=surrogate, kv="1GiB"),
         progress=progress,
     )
-    runner = engine.runner
+    runner, content = engine.runner, read_text(text)
+    gate = {}
+    if surrogate:
+        length = room_of(engine, min(tokens, len(engine.tokenizer.encode(content, add_special_tokens=False))))
+        gate = fit_gate(engine, segments(engine.tokenizer, content, min(CONTEXT, length), tokens))
     recorder = Recorder(runner.backends[0], per_head)
     runner.backends = (recorder,) * len(runner.backends)
     runner.fuse()
     context = min(CONTEXT, engine.max_model_len)
-    for segment in segments(engine.tokenizer, read_text(text), context, tokens):
+    for segment in segments(engine.tokenizer, content, context, tokens):
         with TeacherForced(engine, segment) as forced:
             for start in range(0, len(segment), CHUNK):
                 forced.logits(min(CHUNK, len(segment) - start))
-    return recorder.matrices()
+    return recorder.matrices() | gate
 
 
 def write(matrices: dict[str, Tensor], path: str) -> str:

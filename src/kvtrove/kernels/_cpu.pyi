@@ -102,6 +102,7 @@ class Decoder:
         layer: AttentionLayer,
         between: Between,
         group: int,
+        parts: int,
         rope: int,
         stores: bool,
         q_norm: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -64,16 +64,6 @@ def find_cores(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) 
 def openmp_runtimes(memory_map: str) -> list[str]:
     """Paths of the OpenMP runtimes that a process has mapped, given the text of its /proc/self/maps."""
     return sorted(set(_OPENMP.findall(memory_map)))
-
-
-def bound_spinning(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Let idle threads of torch's OpenMP sleep soon, before torch is imported; what the user set stays.
-
-    After a loop they would keep cores busy for milliseconds that kernels and other processes need. The number outlasts
-    what lies between two loops of a step, as that of the kernels' own threads does.
-    """
-    if not any(name in environ for name in _WAITING):
-        environ["GOMP_SPINCOUNT"] = "3000"
 
 
 def spinning(environ: Mapping[str, str] = os.environ) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,25 +43,36 @@ def ranges(calls: Sequence[LayerCall | None]) -> Iterator[tuple[int, int]]:
             start = None
 
 
+class CacheOf(NamedTuple):
+    """Where a layer reads its cache, and the number of its batch among a step's.
+
+    parts: 1, or as many shares of its heads read tables of their own: `layer` is one share, and each has a batch, from
+    `batch` on.
+    """
+
+    layer: PagedLayer
+    batch: int
+    parts: int = 1
+
+
 class DecoderKernel:
     """Consecutive layers, each from its projections on: norms of heads, rotation, cache, attention, then `Between`.
 
-    layers: where each reads its cache, and the number of its batch among a step's. The bits are those of calling
-    `AttentionKernel` and `Between` in turn. ValueError when a layer does not follow from the one before it.
+    The bits are those of calling `AttentionKernel` and `Between` in turn. ValueError when a layer does not follow from
+    the one before it.
     """
 
-    def __init__(
-        self, kernel: AttentionKernel, layers: Sequence[tuple[PagedLayer, int]], calls: Sequence[LayerCall]
-    ) -> None:
+    def __init__(self, kernel: AttentionKernel, layers: Sequence[CacheOf], calls: Sequence[LayerCall]) -> None:
         self._decoder, self._kept = _extension().Decoder(kernel.handle), (tuple(layers), tuple(calls))
-        for (layer, group), call in zip(layers, calls, strict=True):
-            norms = [norm_of(norm, layer.k_dim, call.between.dtype) for norm in (call.q_norm, call.k_norm)]
-            self._decoder.add(layer.handle, call.between.handle, group, call.rope, call.stores, *norms[0], *norms[1])
-        first, layer = calls[0], layers[0][0]
+        for cache, call in zip(layers, calls, strict=True):
+            norms = [norm_of(norm, cache.layer.k_dim, call.between.dtype) for norm in (call.q_norm, call.k_norm)]
+            where = cache.batch, cache.parts, call.rope, call.stores
+            self._decoder.add(cache.layer.handle, call.between.handle, *where, *norms[0], *norms[1])
+        first, (layer, _, parts) = calls[0], layers[0]
         arrays = (layer.queries(1), layer.keys(1), layer.values(1)) if first.stores else (layer.queries(1),)
-        self.projected = sum(heads * dim for _, heads, dim in arrays)
+        self.projected = sum(parts * heads * dim for _, heads, dim in arrays)
         self.dtype, self.hidden = first.between.dtype, first.between.hidden
-        self.max_head_dim = max(layer.k_dim for layer, _ in layers)
+        self.max_head_dim = max(cache.layer.k_dim for cache in layers)
 
     def __call__(
         self,

@@ -43,12 +43,15 @@ class Gather:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Show `look` the keys that each layer has at these places of the rows `sources`, one tuple a group."""
+    """Show `look` the keys that each layer has at these places of the rows `sources`, one tuple a group, and if
+    `values` says so its values.
+    """
 
     sources: tuple[tuple[int, ...], ...]
     places: Sequence[int]
     look: Callable[[int, Any], None]
     observed: Sequence[Any] = ()
+    values: bool = False
 
 
 @dataclass(frozen=True, slots=True)

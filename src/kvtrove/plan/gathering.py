@@ -1,6 +1,7 @@
 """Most memory that a compaction takes beside the cache (`runner.gather`, `runner.pack`), of one layer at a time.
 
-keys, and what they are scored by   float32, as they are decoded; values where the compactor reads them
+keys, and what they are scored by   float32, as they are decoded; values where the compactor reads them, and both side
+                                    by side where a gate does
 window                              attention of the last queries: scores, weights, and what a softmax needs
 unequal heads                       scores of all layers, and all that stays, before any is written
 """
@@ -22,9 +23,12 @@ def gathering_bytes(cache: KVCacheSpec, num_heads: int, context: int) -> int:
     held = min(context, compactor.most(context))
     most = 0
     for layer in cache.layers:
-        scoring = num_heads if compactor.reads_values else layer.heads  # Expected Attention has keys of every head
+        values, scoring = 0, layer.heads
+        if compactor.reads_values:
+            values = layer.heads * layer.v_dim * FLOAT32
+            scoring = num_heads if compactor.window else layer.heads  # Expected Attention has keys of every head
+            values += 0 if compactor.window else layer.heads * (layer.k_dim + layer.v_dim) * FLOAT32  # of a gate: both
         keys = COPIES * scoring * layer.k_dim * FLOAT32
-        values = layer.heads * layer.v_dim * FLOAT32 if compactor.reads_values else 0
         window = COPIES * num_heads * compactor.window * FLOAT32
         order = layer.heads * 2 * (FLOAT32 + INT64)
         most = max(most, held * (keys + values + window + order))

@@ -15,9 +15,10 @@ from itertools import pairwise
 from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBackend, AttentionLayer, Rotation
+from kvtrove.attention.cells import CellsBackend, CellsPlan
 from kvtrove.attention.cpu import CpuBackend, is_one_read
 from kvtrove.attention.cpu_plan import CpuPlan
-from kvtrove.kernels.decoder import DecoderKernel, LayerCall, ranges
+from kvtrove.kernels.decoder import CacheOf, DecoderKernel, LayerCall, ranges
 from kvtrove.models.decoder import Model
 
 
@@ -28,16 +29,13 @@ class FusedLayers:
     """
 
     def __init__(self, model: Model, layers: Sequence[AttentionLayer], backends: Sequence[AttentionBackend]) -> None:
-        chosen = {layer.index: one for layer, one in zip(layers, backends, strict=True)}
-        own = {layer.index: layer for layer in layers}
-        served = [
-            call if isinstance(chosen.get(i), CpuBackend) and is_one_read(own[i]) and model.fits_range(i) else None
-            for i, call in enumerate(model.calls)
-        ]
+        found = {one.index: _read(one, backend) for one, backend in zip(layers, backends, strict=True)}
+        reads = {index: read for index, read in found.items() if read is not None and model.fits_range(index)}
+        served = [call if index in reads else None for index, call in enumerate(model.calls)]
         self._num_layers = len(model.layers)
         borders = {model.last_storing, model.last_storing + 1} if model.ends_early else set()
         self._runs: Mapping[int, tuple[int, DecoderKernel]] = {
-            first: (stop, _kernel(served[first:stop], [own[i] for i in range(first, stop)], chosen[first]))
+            first: (stop, _kernel(served[first:stop], [reads[i] for i in range(first, stop)]))
             for first, stop in _cut(ranges(served), borders)
         }
 
@@ -52,7 +50,7 @@ class FusedLayers:
         return [(first, stop) for first, (stop, _) in self._runs.items()]
 
     def __call__(
-        self, first: int, plan: CpuPlan, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]
+        self, first: int, plan: CpuPlan | CellsPlan, x: Tensor, projected: Tensor, rotations: Sequence[Rotation]
     ) -> tuple[int, Tensor] | None:
         """The layer behind the run that begins at `first`, and what its last `Between` gives; None where none begins.
 
@@ -62,8 +60,7 @@ class FusedLayers:
         if first not in self._runs:
             return None
         stop, kernel = self._runs[first]
-        batches = [plan.group(index) for index in range(len(plan.batch.groups))]
-        return stop, kernel(x, projected, batches, [(rotate.cos, rotate.sin) for rotate in rotations])
+        return stop, kernel(x, projected, plan.batches(), [(rotate.cos, rotate.sin) for rotate in rotations])
 
 
 def _cut(found: Iterable[tuple[int, int]], borders: Collection[int]) -> Iterator[tuple[int, int]]:
@@ -72,9 +69,19 @@ def _cut(found: Iterable[tuple[int, int]], borders: Collection[int]) -> Iterator
         yield from pairwise([first, *sorted(one for one in borders if first < one < stop), stop])
 
 
-def _kernel(
-    calls: Sequence[LayerCall | None], layers: Sequence[AttentionLayer], backend: AttentionBackend
-) -> DecoderKernel:
-    assert isinstance(backend, CpuBackend)
-    paged = [(backend.paged(layer), layer.group) for layer in layers]
-    return DecoderKernel(backend.kernel, paged, [call for call in calls if call is not None])
+def _read(layer: AttentionLayer, backend: AttentionBackend) -> tuple[CpuBackend, CacheOf] | None:
+    """The kernels that read a layer, and where; None where others do, or several reads make one."""
+    if isinstance(backend, CellsBackend):
+        one, batch, parts = backend.one_head(layer), layer.cell, layer.kv_heads
+        backend = backend.inner
+    else:
+        one, batch, parts = layer, layer.group, 1
+    if not isinstance(backend, CpuBackend) or not is_one_read(one):
+        return None
+    return backend, CacheOf(backend.paged(one), batch, parts)
+
+
+def _kernel(calls: Sequence[LayerCall | None], reads: Sequence[tuple[CpuBackend, CacheOf]]) -> DecoderKernel:
+    return DecoderKernel(
+        reads[0][0].kernel, [cache for _, cache in reads], [call for call in calls if call is not None]
+    )

@@ -123,8 +123,8 @@ class Gatherer:
         for layer in spec.layers:
             if layer.source is None:
                 group = spec.group_of[layer.layer]
-                k, _ = self._read(layer, op.sources[group], slots[group], places)
-                op.look(layer.layer, self._seen(layer, k, None, op))
+                k, v = self._read(layer, op.sources[group], slots[group], places, op.values)
+                op.look(layer.layer, self._seen(layer, k, v, op))
 
     def _scores(self, op: Gather, layer: LayerKV) -> Tensor:
         """Of a layer whose heads keep different numbers of tokens; scores that were found beforehand need no key."""

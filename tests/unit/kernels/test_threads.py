@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import torch
 from kvtrove import kernels
 from kvtrove.config import ConfigError, EngineConfig
 from kvtrove.engine import Engine
-from kvtrove.kernels.cores import Cores, bound_spinning, find_cores, openmp_runtimes, spinning
+from kvtrove.kernels.cores import Cores, find_cores, openmp_runtimes, spinning
 from tests.checkpoints import Checkpoints
 from tests.unit.kernels.sanitized import RACES, Kernels
 
@@ -238,9 +239,16 @@ def test_every_openmp_runtime_of_a_process_is_found() -> None:
     ]
 
 
+@pytest.mark.parametrize("first", ["kvtrove", "torch"])
 @pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
-def test_threads_of_torch_spin_as_long_as_the_user_says(given: dict[str, str]) -> None:
-    environ = dict(given)
-    bound_spinning(environ)
-    assert environ == (given or {"GOMP_SPINCOUNT": "3000"})
-    assert spinning(environ) == ", ".join(f"{name}={value}" for name, value in environ.items())
+def test_threads_of_torch_spin_as_long_as_the_user_says(given: dict[str, str], first: str) -> None:
+    code = "import json, os, sys, types\n"
+    if first == "torch":
+        code += "sys.modules['torch'] = types.ModuleType('torch')\n"
+    code += "import kvtrove\nprint(json.dumps({name: os.environ[name] for name in sys.argv[1:] if name in os.environ}))"
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environ = {name: value for name, value in os.environ.items() if name not in names} | given
+    command = [sys.executable, "-c", code, *names]
+    said = json.loads(subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout)
+    assert said == (given or ({"GOMP_SPINCOUNT": "3000"} if first == "kvtrove" else {}))
+    assert spinning(said).startswith(", ".join(f"{name}={value}" for name, value in said.items()) or "spins: ")

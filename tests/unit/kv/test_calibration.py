@@ -69,8 +69,8 @@ def test_wrong_files_are_refused_with_the_reason(tmp_path: Path) -> None:
 def test_calibrating_measures_every_layer(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
-    found = calibrate(str(demo_model_dir()), str(text), 200)
-    assert {name[:2] for name in found} == {"k.", "v.", "q."}
+    found = calibrate(str(demo_model_dir()), str(text), 260, surrogate=True)
+    assert {name.split(".")[0] for name in found} == {"k", "v", "q", "gate"}
     assert len({name.split(".")[1] for name in found}) == 4, "each of the demo model's layers"
     assert all(torch.isfinite(matrix).all() for matrix in found.values())
 

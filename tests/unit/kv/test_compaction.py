@@ -217,12 +217,12 @@ def test_triattention_is_the_mean_query_seen_from_afar(k: Tensor, tmp_path: Path
     lengths = torch.complex(mean[:, :half], mean[:, half:]).abs() + torch.rand(HEADS, half, generator=generator)
     longer = lengths - torch.complex(mean[:, :half], mean[:, half:]).abs()
     write({"q.3.mean": mean, "q.3.length": longer}, str(tmp_path / "table"))
-    table = read_calibration(str(tmp_path / "table"))
+    calibration = read_calibration(str(tmp_path / "table"))
     rope = RotaryEmbedding(10_000.0 ** -(torch.arange(0, DIM, 2) / DIM))
     now = 70  # the position of the last token; 20 have left before
     positions = torch.arange(HELD) + (now - HELD + 1)
     rotated = rope.at(positions, torch.float32)(k)
-    found = triattention(Seen(rotated, turn=rope.turned, layer=3, shift=now - HELD + 1), table)
+    found = triattention(Seen(rotated, turn=rope.turned, layer=3, shift=now - HELD + 1), calibration)
     frequency = (10_000.0 ** -(torch.arange(0, DIM, 2) / DIM)).double()
     keys = torch.complex(k[..., :half].double(), k[..., half:].double())
     asked = torch.complex(mean[:, :half].double(), mean[:, half:].double())
@@ -237,7 +237,7 @@ def test_triattention_is_the_mean_query_seen_from_afar(k: Tensor, tmp_path: Path
     normal = (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)
     # float32 angles of up to 65,600 radians are off by 2^-8; the mean over 17 offsets makes it less.
     torch.testing.assert_close(found.double(), normal.view(KV_HEADS, SHARED, -1).amax(1), atol=5e-3, rtol=0)
-    kept = WhileDecoding("triattention", 64, triattention, keeps_prompt=True).best(torch.rand(1, 10 + 64 + 64), False)
+    kept = WhileDecoding("t", 64, keydiff, keeps_prompt=True).best(torch.rand(1, 10 + 64 + 64), False)
     assert kept[0, :10].tolist() == [*range(10)], "the prompt stays"
     assert kept.shape == (1, 74)
 
@@ -354,7 +354,7 @@ def test_when_tokens_leave() -> None:
     assert (at, most) == ([100, 164, 228], 100)
     assert lengths(COMPACTORS["h2o"].make("64"), 30, 250)[0] == [128, 192]
     assert lengths(COMPACTORS["h2o"].make("1.0"), 100, 250)[0] == []
-    assert lengths(WhileDecoding("t", 64, triattention, keeps_prompt=True), 10, 300) == ([138, 202, 266], 138)
+    assert lengths(WhileDecoding("t", 64, keydiff, keeps_prompt=True), 10, 300) == ([138, 202, 266], 138)
     at, most = lengths(streaming(4, 64), 10, 200)
     assert at[0] == most == 68
     assert {b - a for a, b in pairwise(at)} == {8}

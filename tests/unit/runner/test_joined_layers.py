@@ -11,15 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from kvtrove.attention.cells import CellsBackend
 from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.kernels.attention import AttentionKernel, PagedShape, PagedSide, paged_batch, paged_layer
 from kvtrove.kernels.between import Between
-from kvtrove.kernels.decoder import DecoderKernel, LayerCall
+from kvtrove.kernels.decoder import CacheOf, DecoderKernel, LayerCall
 from kvtrove.kernels.linear import PackedWeights
 from kvtrove.kv.arena import Arena
+from kvtrove.kv.cells import write_counts
 from kvtrove.kv.formats.dense import dense
 from kvtrove.kv.formats.fp8 import Fp8
 from kvtrove.kv.formats.int8 import int8
+from kvtrove.kv.recipe import recipe
 from kvtrove.kv.spec import KVFormat
 from kvtrove.loading import choose_backends
 from kvtrove.models.cache import cache_spec
@@ -38,8 +41,8 @@ from kvtrove.scheduler.output import ScheduledSequence, SchedulerOutput
 from tests.checkpoints import Checkpoints
 from tests.specs import layer_spec, numbered
 
-BLOCK, NUM_BLOCKS = 16, 24
-TABLES = np.arange(3, dtype=np.int32), np.arange(3, NUM_BLOCKS, dtype=np.int32)
+BLOCK, NUM_BLOCKS = 16, 26
+TABLES = np.arange(5, dtype=np.int32), np.arange(5, NUM_BLOCKS, dtype=np.int32)
 """Blocks of two sequences in each group of layers."""
 STEPS = [{0: 40, 1: 7}, {0: 1, 1: 300}, {0: 1, 1: 1}]
 """Tokens that each sequence computes, step after step: prompts, a long piece beside a decode, decodes."""
@@ -56,15 +59,15 @@ def runner_of(model: Model, formats: KVFormat | Sequence[KVFormat]) -> ModelRunn
     return ModelRunner(model, cache, arena, backends, str)
 
 
-def run_steps(runner: ModelRunner) -> list[Tensor]:
-    """Hidden states of every step."""
-    done, hidden = dict.fromkeys(STEPS[0], 0), []
+def run_steps(runner: ModelRunner, packed: int = 0) -> list[Tensor]:
+    """Hidden states of every step. packed: rows with which sequence 0 begins."""
+    done, hidden = {0: packed * BLOCK, 1: 0}, []
     for step in STEPS:
         sequences = []
         for seq, new in step.items():
             tables = tuple(TABLES[seq] + group * NUM_BLOCKS for group in range(len(runner.cache.groups)))
             tokens = array("i", [(7 * seq + 3 * i + done[seq]) % 50 for i in range(new)])
-            sequences.append(ScheduledSequence(seq, tokens, done[seq], tables, None))
+            sequences.append(ScheduledSequence(seq, tokens, done[seq], tables, packed=0 if seq else packed))
             done[seq] += new
         hidden.append(runner.forward(SchedulerOutput(sequences, []))[1])
     return hidden
@@ -81,6 +84,32 @@ def check(model: Model, formats: KVFormat | Sequence[KVFormat], expected: list[t
     for one, other in zip(run_steps(joined), run_steps(apart), strict=True):
         assert torch.equal(one, other)
     assert torch.equal(joined.arena.rows, apart.arena.rows)
+
+
+def test_heads_with_tables_of_their_own(checkpoints: Checkpoints) -> None:
+    """Sequence 0 begins with two packed rows, of which heads have two blocks, one or none."""
+    model = load_own(checkpoints, "qwen3")
+    exact = cache_spec(model.spec, "bfloat16", BLOCK)
+    cache = replace(exact, compactor=recipe("adakv+snapkv=0.25").compactor)
+    each, generator = [2, 0, 1, 1], torch.Generator().manual_seed(0)
+    counts = [each[cell % 4] for cell in range(cache.cells)]
+    assert sum(counts) == cache.cells
+    found = []
+    for joined in (True, False):
+        arena = Arena(cache, NUM_BLOCKS)
+        write_counts(arena, 0, counts)
+        generator.manual_seed(0)
+        arena.rows[1] = torch.randn(cache.block_bytes // 2, generator=generator).bfloat16().view(torch.uint8)
+        layers = tuple(attention_layers(model, cache, arena))
+        backend = CellsBackend(choose_backends("auto", layers, "cpu")[0])
+        runner = ModelRunner(model, cache, arena, [backend] * len(layers), str)
+        assert runner.fused.runs == [(0, len(layers))]
+        if not joined:
+            runner.model = replace(model)
+            runner.model.__dict__["calls"] = (None,) * len(layers)
+            runner.fuse()
+        found.append((*run_steps(runner, packed=2), arena.rows))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("small", [False, True])
@@ -200,7 +229,7 @@ def one_layer(q_norm: RMSNorm | None = None, heads: int = 2) -> DecoderKernel:
     )
     k, v = (PagedSide("float32", False, dim, torch.zeros(2, 1, BLOCK, dim)) for _ in range(2))
     layer = paged_layer(k, v, PagedShape(2, 1, BLOCK, 1.0))
-    return DecoderKernel(AttentionKernel(), [(layer, 0)], [LayerCall(between, 0, True, q_norm)])
+    return DecoderKernel(AttentionKernel(), [CacheOf(layer, 0)], [LayerCall(between, 0, True, q_norm)])
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:

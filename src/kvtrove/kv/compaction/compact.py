@@ -40,7 +40,7 @@ def compact(
     sources = tuple(tuple(table.ids[: -(-held // size)].tolist()) for table in kv.tables)
     if kept == held:
         if isinstance(compactor, Probe):
-            books.rows.add([Look(sources, compactor.places(held), compactor.look, observed)])
+            books.rows.add([Look(sources, compactor.places(held), compactor.look, observed, compactor.reads_values)])
         return True
     per_group = -(-kept // size)
     need = per_group * books.num_groups

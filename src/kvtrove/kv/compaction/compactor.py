@@ -18,6 +18,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Protocol, Self
 
 from kvtrove.kv.compaction.budgets import Budgets, in_blocks
+from kvtrove.kv.formats.calibration import Calibration
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +50,11 @@ class Compactor(Protocol):
     @property
     def reads_values(self) -> bool:
         """Whether it scores by values as well as by keys."""
+        ...
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What it scores by beside the cache. Its digest is part of `id`."""
         ...
 
     @property
@@ -90,11 +96,17 @@ class Usual:
     contiguous = False
     window = 0
     reads_values = False
+    calibration: Calibration | None = None
     on_demand = False
     unequal = False
 
     def in_blocks_of(self, block_size: int) -> Self:
         return self
+
+
+def made_by(calibration: Calibration | None) -> str:
+    """The part of an id that says what a compactor scores by."""
+    return "" if calibration is None else f"@{calibration.digest[:16]}"
 
 
 @dataclass(frozen=True)
@@ -103,9 +115,10 @@ class AfterPrompt:
 
     method: its word. budget: a share of the prompt (a float up to 1), or a number of tokens. score: float32
     [heads, held] of what was seen of a layer. window: queries that it needs. recent: last tokens that always stay, most
-    often a question; the window's are among them. budgets: None is the same for all heads.
+    often a question; the window's are among them. sinks: first tokens that do. budgets: None is the same for all heads.
     on_demand: prefixes that somebody names are compacted, and no prompt. reconstructs: by scores that are found
-    beforehand (`kv.compaction.reconstruct`). block_size: of the cache.
+    beforehand (`kv.compaction.reconstruct`). calibration: what the score reads beside the cache. block_size: of the
+    cache.
     """
 
     method: str
@@ -113,17 +126,19 @@ class AfterPrompt:
     score: Callable[[Seen], Tensor] = field(compare=False, repr=False)
     window: int = 0
     recent: int = 0
+    sinks: int = 0
     contiguous: bool = False
     budgets: Budgets | None = None
     on_demand: bool = False
     reconstructs: bool = False
     reads_values: bool = False
+    calibration: Calibration | None = field(default=None, compare=False, repr=False)
     block_size: int = 1
 
     @property
     def id(self) -> str:
         budgets = f"{self.budgets.id}+" if self.budgets else ""
-        return f"{budgets}{self.method}={self.budget}/1"
+        return f"{budgets}{self.method}={self.budget}{made_by(self.calibration)}/1"
 
     @property
     def unequal(self) -> bool:
@@ -136,7 +151,7 @@ class AfterPrompt:
 
     def kept(self, held: int, dropped: int = 0) -> int:
         wanted = ceil(self.budget * held) if isinstance(self.budget, float) else self.budget
-        wanted = min(held, max(wanted, 1, self.recent))
+        wanted = min(held, max(wanted, 1, self.sinks + self.recent))
         if self.on_demand:
             wanted = min(held, -(-wanted // self.block_size) * self.block_size)  # others go on behind whole blocks
         if self.budgets is None or wanted == held:
@@ -154,6 +169,7 @@ class AfterPrompt:
     def scores(self, seen: Seen) -> Tensor:
         """float32 [heads, held] of one layer, the highest of what stays whatever it is."""
         scores = self.score(seen)
+        scores[:, : self.sinks] = float("inf")
         if self.recent:
             scores[:, -self.recent :] = float("inf")
         return scores
@@ -165,7 +181,8 @@ class AfterPrompt:
         each = self.kept(held) // size - 1
         wanted = self.budgets.wanted(scores, each * size, self.recent)
         flat = [part for layer in wanted for part in layer]
-        least = max(1, -(-self.recent // size))  # a head without any has lost the first token, on which attention leans
+        # A head without any has lost the first token, on which attention leans.
+        least = max(1, -(-(self.sinks + self.recent) // size))
         parts = in_blocks(flat, each * len(flat), least, held // size)
         return [[parts.pop(0) for _ in layer] for layer in wanted]
 
@@ -176,7 +193,7 @@ class AfterPrompt:
         word, budget = self.method, self.budget
         if isinstance(budget, float):
             return [] if 0 < budget <= 1 else [f"{word}={budget:g} is no share of a prompt: take one up to 1, as 0.5"]
-        least = max(block_size, self.recent)
+        least = max(block_size, self.sinks + self.recent)
         return [] if budget >= least else [f"{word}={budget} tokens are less than {least}, the least that makes sense"]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING
 
-from kvtrove.kv.compaction.compactor import NEVER, Usual
+from kvtrove.kv.compaction.compactor import NEVER, Usual, made_by
 from kvtrove.kv.compaction.scores import Seen
 from kvtrove.kv.formats.calibration import Calibration
 
@@ -26,24 +26,23 @@ EVERY = 64
 class WhileDecoding(Usual):
     """Keeps the best `budget` tokens of every head, again and again.
 
-    method, budget, score, window: as of `AfterPrompt`. recent: share of what is kept that goes to the last tokens.
-    keeps_prompt: all of the prompt stays, and the budget is of what is drawn. remembers: scores of what stays are added
-    to those of the next time. table: what the score reads beside the cache.
+    method, budget, score, window, calibration: as of `AfterPrompt`. recent: share of what is kept that goes to the last
+    tokens. keeps_prompt: all of the prompt stays, and the budget is of what is drawn. remembers: scores of what stays
+    are added to those of the next time.
     """
 
     method: str
     budget: float | int
-    score: Callable[[Seen, Calibration | None], Tensor] = field(compare=False, repr=False)
+    score: Callable[[Seen], Tensor] = field(compare=False, repr=False)
     window: int = 0
     recent: float = 0.0
     keeps_prompt: bool = False
     remembers: bool = False
-    table: Calibration | None = field(default=None, compare=False, repr=False)
+    calibration: Calibration | None = field(default=None, compare=False, repr=False)
 
     @property
     def id(self) -> str:
-        table = "" if self.table is None else f"@{self.table.digest[:16]}"
-        return f"{self.method}={self.budget}{table}/1"
+        return f"{self.method}={self.budget}{made_by(self.calibration)}/1"
 
     def due(self, num_prompt: int, dropped: int) -> int:
         if self.keeps_prompt:
@@ -68,7 +67,7 @@ class WhileDecoding(Usual):
 
     def scores(self, seen: Seen) -> Tensor:
         """[heads, held], those of earlier times included."""
-        found = self.score(seen, self.table)
+        found = self.score(seen)
         if self.remembers and seen.given is not None:
             found[:, : seen.given.shape[1]] += seen.given
         return found
@@ -91,7 +90,7 @@ class WhileDecoding(Usual):
         return [] if budget >= least else [f"{word}={budget} tokens are less than {least}, the least that makes sense"]
 
 
-def h2o(seen: Seen, table: Calibration | None) -> Tensor:
+def h2o(seen: Seen) -> Tensor:
     """Attention that every token has got so far (H2O, arXiv 2306.14048): the sum over queries and query heads.
 
     float32 [heads, held], of the queries seen since the last time: the last of the prompt, and all that were drawn.
@@ -100,7 +99,7 @@ def h2o(seen: Seen, table: Calibration | None) -> Tensor:
     return scores
 
 
-def triattention(seen: Seen, table: Calibration | None) -> Tensor:
+def triattention(seen: Seen, calibration: Calibration) -> Tensor:
     """What queries of this model read on average from so far away (TriAttention, arXiv 2604.04921): from keys alone.
 
     For a query head, the mean query of a calibration text, turned by 1, 2, 4, ... 65,536 positions and the mean taken,
@@ -108,12 +107,11 @@ def triattention(seen: Seen, table: Calibration | None) -> Tensor:
     of the key's pair. Each head's scores are normalised; a token counts with its best among the heads of a key head.
     float32 [heads, held].
     """
-    assert table is not None
     assert seen.turn is not None
     k = seen.k.float()
     held, heads, dim = k.shape
-    mean = table.tensor(f"q.{seen.layer}.mean", k)  # [num_heads, dim], before the rotation
-    longer = table.tensor(f"q.{seen.layer}.length", k)  # [num_heads, dim / 2], beyond the length of the mean
+    mean = calibration.tensor(f"q.{seen.layer}.mean", k)  # [num_heads, dim], before the rotation
+    longer = calibration.tensor(f"q.{seen.layer}.length", k)  # [num_heads, dim / 2], beyond the length of the mean
     ahead = (2 ** k.new_ones(17).cumsum(0).sub(1)).int()[:, None].expand(-1, len(mean)) + (held - 1 + seen.shift)
     asked = seen.turn(mean.expand(17, *mean.shape), ahead).float().mean(0)
     half = dim // 2

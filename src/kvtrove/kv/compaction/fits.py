@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvtrove.kv.compaction.compactor import Compactor
 from kvtrove.kv.compaction.decoding import WhileDecoding
+from kvtrove.kv.compaction.surrogate import CONSTANT, gate_name
 from kvtrove.kv.formats.calibration import Calibration, calibrations
 from kvtrove.kv.retention import Full
 
@@ -21,8 +22,9 @@ def reasons_against(compactor: Compactor, cache: KVCacheSpec) -> list[str]:
     reasons = compactor.problems(cache.block_size)
     if cache.states:
         reasons.append(f"layer {cache.states[0].layer} keeps a state of all tokens together, {LESS}")
-    if isinstance(compactor, WhileDecoding) and compactor.table is not None:
-        reasons += _untold(compactor.table, cache)
+    if compactor.calibration is not None:
+        untold = _no_queries if isinstance(compactor, WhileDecoding) else _no_gate
+        reasons += untold(compactor.calibration, cache)
     for layer in cache.layers:
         where, stored = f"layer {layer.layer}", cache.storage(layer.layer).format
         if layer.retention != Full():
@@ -44,15 +46,27 @@ def reasons_against(compactor: Compactor, cache: KVCacheSpec) -> list[str]:
     return reasons + _unequal_heads(cache) if compactor.unequal else reasons
 
 
-def _untold(table: Calibration, cache: KVCacheSpec) -> list[str]:
+def _no_queries(calibration: Calibration, cache: KVCacheSpec) -> list[str]:
     """Why a calibration does not tell what queries of these layers are like."""
-    again = f"make {table.path} again with `kvtrove calibrate`, from this model"
+    again = f"make {calibration.path} again with `kvtrove calibrate`, from this model"
     for layer in cache.layers:
-        shape = table.shapes.get(f"q.{layer.layer}.mean")
+        shape = calibration.shapes.get(f"q.{layer.layer}.mean")
         if shape is None:
             return [f"the calibration says nothing of the queries of layer {layer.layer}; {again}"]
         if shape[1] != layer.k_dim or shape[0] % layer.heads:
             return [f"the calibration has queries {list(shape)} in layer {layer.layer}, of another model; {again}"]
+    return []
+
+
+def _no_gate(calibration: Calibration, cache: KVCacheSpec) -> list[str]:
+    """Why a calibration does not tell which tokens of these layers matter."""
+    again = f"make {calibration.path} again with `kvtrove calibrate MODEL --surrogate --out FILE`, from this model"
+    for layer in cache.layers:
+        shape = calibration.shapes.get(gate_name(layer.layer))
+        if shape is None:
+            return [f"the calibration has no gate of layer {layer.layer}; {again}"]
+        if shape != (layer.heads, layer.k_dim + layer.v_dim + CONSTANT):
+            return [f"the calibration has a gate {list(shape)} of layer {layer.layer}, of another model; {again}"]
     return []
 
 

@@ -29,11 +29,13 @@ class Probe(Usual):
     """Shows a prompt to `look` once all of it is computed, and keeps all. window: last queries to show.
 
     piece: the keys of these tokens are shown, with those of the first `SINKS` and of the window; none if it is empty.
+    reads_values: so are their values.
     """
 
     look: Look = field(compare=False, repr=False)
     window: int = 0
     piece: range = range(0)
+    reads_values: bool = False
 
     @property
     def id(self) -> str:

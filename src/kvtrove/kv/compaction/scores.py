@@ -22,6 +22,8 @@ AHEAD = 512
 """Positions behind the prompt over which it averages the rotation."""
 SINKS = 4
 """First tokens that it always keeps."""
+RECENT = 32
+"""Last tokens that always stay: a question that is dropped cannot be answered. The window of SnapKV's authors."""
 FLOOR = 1e-2
 """What it adds to every probability, so that long values stay that nobody is expected to read."""
 TINY = 1e-12
@@ -161,11 +163,11 @@ class Method:
 
 
 SCORES: Mapping[str, Method] = {
-    "keydiff": Method(keydiff, 0, 32),  # a question that is dropped cannot be answered
-    "snapkv": Method(snapkv, 32, 32),  # the window of SnapKV's authors
-    "finch": Method(finch, 32, 32, contiguous=True),
+    "keydiff": Method(keydiff, 0, RECENT),
+    "snapkv": Method(snapkv, RECENT, RECENT),
+    "finch": Method(finch, RECENT, RECENT, contiguous=True),
     "tova": Method(tova, 1, 1),
-    "pyramid": Method(snapkv, 32, 32, budgets=Pyramid()),
+    "pyramid": Method(snapkv, RECENT, RECENT, budgets=Pyramid()),
     "kvzip": Method(kvzip, 0, 0, budgets=Everywhere(), reconstructs=True),
-    "expected": Method(expected, STATISTICS, 32, reads_values=True),
+    "expected": Method(expected, STATISTICS, RECENT, reads_values=True),
 }

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from kvtrove.config import ConfigError
-from kvtrove.kv.compaction.budgets import AdaKV
+from kvtrove.kv.compaction.budgets import AdaKV, Everywhere
 from kvtrove.kv.compaction.compactor import AfterPrompt, Compactor, streaming
 from kvtrove.kv.compaction.decoding import WhileDecoding, h2o, triattention
-from kvtrove.kv.compaction.scores import SCORES, STATISTICS
+from kvtrove.kv.compaction.scores import RECENT, SCORES, SINKS, STATISTICS
+from kvtrove.kv.compaction.surrogate import surrogate
 from kvtrove.kv.formats.calibration import read_calibration
 from kvtrove.sizes import COUNT
 
@@ -25,23 +26,29 @@ class Dropping:
     argument: str
 
 
-def _budget(word: str, text: str) -> float | int:
-    """A share of the prompt as a float, a number of tokens as an int."""
+def _budget(word: str, text: str, behind: str = "") -> float | int:
+    """A share of the prompt as a float, a number of tokens as an int. behind: what else the word needs."""
     if re.fullmatch(COUNT, text) and text != "1":
         return int(text)
     if re.fullmatch(r"0?\.\d*[1-9]\d*|1(\.0*)?", text):
         return float(text)
     raise ConfigError(
-        f"cache: {word}={text} is no budget: take a share of the prompt that stays, up to 1 ({word}=0.5), or a number "
-        f"of tokens ({word}=2048)"
+        f"cache: {word}={text} is no budget: take a share of the prompt that stays, up to 1 ({word}=0.5{behind}), or a "
+        f"number of tokens ({word}=2048{behind})"
     )
 
 
 def _after_prompt(word: str, text: str) -> Compactor:
     method, budget = SCORES[word], _budget(word, text)
-    made = AfterPrompt(word, budget, method.score, method.window, method.recent, method.contiguous, method.budgets)
     later = method.reconstructs
-    return replace(made, on_demand=later, reconstructs=later, reads_values=method.reads_values)
+    return AfterPrompt(
+        *(word, budget, method.score, method.window, method.recent),
+        contiguous=method.contiguous,
+        budgets=method.budgets,
+        on_demand=later,
+        reconstructs=later,
+        reads_values=method.reads_values,
+    )
 
 
 def _streaming(text: str) -> Compactor:
@@ -77,7 +84,7 @@ def _adakv(compactor: Compactor, text: str) -> Compactor:
 
 def _prefix(compactor: Compactor, text: str) -> Compactor:
     if text or not isinstance(compactor, AfterPrompt) or compactor.contiguous:
-        apart = ", ".join(word for word, method in SCORES.items() if not method.contiguous)
+        apart = ", ".join((*(word for word, method in SCORES.items() if not method.contiguous), "surrogate"))
         raise ConfigError(f"cache: prefix takes no value, and goes with one of {apart}: prefix+keydiff=0.5")
     return replace(compactor, on_demand=True)
 
@@ -93,7 +100,28 @@ def _triattention(text: str) -> Compactor:
             f"cache: triattention={text} needs the drawn tokens that stay and a calibration, such as "
             "triattention=2048@FILE; `kvtrove calibrate` makes it"
         )
-    return WhileDecoding("triattention", int(budget), triattention, keeps_prompt=True, table=read_calibration(path))
+    calibration = read_calibration(path)
+    score = partial(triattention, calibration=calibration)
+    return WhileDecoding("triattention", int(budget), score, keeps_prompt=True, calibration=calibration)
+
+
+def _surrogate(text: str) -> Compactor:
+    budget, at, path = text.partition("@")
+    share = _budget("surrogate", budget, "@FILE")
+    if not at:
+        raise ConfigError(
+            f"cache: surrogate={text} needs a gate, such as surrogate={text}@FILE; `kvtrove calibrate MODEL "
+            "--surrogate --out FILE` makes it"
+        )
+    calibration = read_calibration(path)
+    return AfterPrompt(
+        *("surrogate", share, partial(surrogate, calibration=calibration)),
+        recent=RECENT - SINKS,
+        sinks=SINKS,
+        budgets=Everywhere(),
+        reads_values=True,
+        calibration=calibration,
+    )
 
 
 COMPACTORS: Mapping[str, Dropping] = {
@@ -104,6 +132,7 @@ COMPACTORS: Mapping[str, Dropping] = {
     "pyramid": Dropping("as snapkv, more in early layers", partial(_after_prompt, "pyramid"), "0.2"),
     "kvzip": Dropping("of prefixes on demand, what repeating them reads", partial(_after_prompt, "kvzip"), "0.3"),
     "expected": Dropping("of a prompt, what later queries will read", partial(_after_prompt, "expected"), "0.5"),
+    "surrogate": Dropping("of a prompt, what kvzip is predicted to keep", _surrogate, "0.3@FILE"),
     "h2o": Dropping("again and again, what was read most so far", _h2o, "0.2"),
     "triattention": Dropping("of drawn tokens, what is read from afar", _triattention, "2048@FILE"),
     "streaming": Dropping("the first tokens and a window, at positions of their own", _streaming, "4+1024"),

@@ -8,6 +8,7 @@ A safetensors file of float32, with these for each side ("k", "v") and layer:
     k.0.channels  [heads, dim], how much each element of rotated keys matters: mean |q * k|     doublesparsity
     q.0.mean      [num_heads, dim], queries before their rotation, on average                 triattention
     q.0.length    [num_heads, dim / 2], how much longer their rotated pairs are on average    triattention
+    gate.0        [heads, k_dim + v_dim + 3], what a key and its value say of a token         surrogate
 
 Its metadata holds the SHA-256 of its data, whose beginning enters the fingerprint of caches that use it. Read without
 torch.
@@ -64,13 +65,13 @@ class Calibration:
 
 
 def calibration_bytes(cache: KVCacheSpec) -> int:
-    """Of the calibrations that codecs and selectors of a cache read, each once."""
+    """Of the calibrations that codecs, selectors and the compactor of a cache read, each once."""
     readers = (one for layer in cache.layers for one in (*layer.format.sides, layer.format.select))
-    return sum({one.digest: one.nbytes for one in calibrations(readers)}.values())
+    return sum({one.digest: one.nbytes for one in calibrations((*readers, cache.compactor))}.values())
 
 
 def calibrations(readers: Iterable[object]) -> list[Calibration]:
-    """Those of codecs and selectors that read one."""
+    """Those of codecs, selectors and compactors that read one."""
     return [one for reader in readers if (one := getattr(reader, "calibration", None)) is not None]
 
 

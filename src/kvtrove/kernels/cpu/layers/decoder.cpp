@@ -36,7 +36,7 @@ void Decoder::add(const DecoderLayer& layer) {
     if (!fits) throw std::invalid_argument("layer " + std::to_string(layers.size()) + " does not follow from what is before");
     layers.push_back(layer);
     mixed = std::max(mixed, layer.mixed()), projected = std::max(projected, layer.projected());
-    batches = std::max(batches, layer.group + 1), ropes = std::max(ropes, layer.rope + 1);
+    batches = std::max(batches, layer.group + layer.parts), ropes = std::max(ropes, layer.rope + 1);
 }
 
 std::size_t Decoder::workspace(std::size_t rows) const {
@@ -55,13 +55,17 @@ void run(const Decoder& decoder, const DecoderStep& step, const AttentionMeans& 
         const attention::Layer& reads = *layer.attention;
         const auto stride = static_cast<std::ptrdiff_t>(layer.projected() * bytes);
         const auto from = [&](std::size_t first) { return Rows{projected + first * bytes, stride, element}; };
-        const Rows q = from(0), k = layer.stores ? from(layer.queries()) : Rows{};
-        const Rows v = layer.stores ? from(layer.queries() + layer.keys()) : Rows{};
-        norm_heads(layer.q_norm, step.type, step.rows, q, reads.num_heads, reads.k.dim);
-        if (layer.stores) norm_heads(layer.k_norm, step.type, step.rows, k, reads.kv_heads, reads.k.dim);
-        const Rows result{mixed, static_cast<std::ptrdiff_t>(layer.mixed() * bytes), element};
-        attention::run(reads, *step.batches[layer.group], {q, k, v, &step.ropes[layer.rope]}, result, means.scratch,
-                       means.num_threads, means.isa);
+        norm_heads(layer.q_norm, step.type, step.rows, from(0), layer.num_heads(), reads.k.dim);
+        if (layer.stores) norm_heads(layer.k_norm, step.type, step.rows, from(layer.queries()), layer.kv_heads(), reads.k.dim);
+        const auto part_of = [&](std::size_t part, std::size_t all) { return part * (all / layer.parts); };
+        for (std::size_t part = 0; part < layer.parts; ++part) {
+            const Rows q = from(part_of(part, layer.queries()));
+            const Rows k = layer.stores ? from(layer.queries() + part_of(part, layer.keys())) : Rows{};
+            const Rows v = layer.stores ? from(layer.queries() + layer.keys() + part_of(part, layer.values())) : Rows{};
+            const Rows result{mixed + part_of(part, layer.mixed()) * bytes, static_cast<std::ptrdiff_t>(layer.mixed() * bytes), element};
+            attention::run(reads, *step.batches[layer.group + part], {q, k, v, &step.ropes[layer.rope]}, result, means.scratch,
+                           means.num_threads, means.isa);
+        }
         run(*layer.between, step.type, step.rows, x, mixed, rest, &layer == &decoder.layers.back() ? out : next);
         projected = next;
     }

@@ -14,18 +14,23 @@
 
 namespace kvtrove {
 
+// parts: as many shares of the layer's heads, each of which `attention` describes, read tables of their own: those of the
+// batches `group`, group + 1, ... of a step.
 struct DecoderLayer {
     const attention::Layer* attention;
     const Between* between;
     NormWeight q_norm, k_norm;  // of every head; no weight: none
     std::size_t group, rope;    // which of a step's batches and rotations
     bool stores;                // keys and values follow the queries among its projections
+    std::size_t parts = 1;
 
-    std::size_t queries() const { return static_cast<std::size_t>(attention->num_heads) * attention->k.dim; }
-    std::size_t keys() const { return stores ? static_cast<std::size_t>(attention->kv_heads) * attention->k.dim : 0; }
-    std::size_t values() const { return stores ? static_cast<std::size_t>(attention->kv_heads) * attention->v.dim : 0; }
+    std::size_t num_heads() const { return parts * attention->num_heads; }
+    std::size_t kv_heads() const { return parts * attention->kv_heads; }
+    std::size_t queries() const { return num_heads() * attention->k.dim; }
+    std::size_t keys() const { return stores ? kv_heads() * attention->k.dim : 0; }
+    std::size_t values() const { return stores ? kv_heads() * attention->v.dim : 0; }
     std::size_t projected() const { return queries() + keys() + values(); }
-    std::size_t mixed() const { return static_cast<std::size_t>(attention->num_heads) * attention->v.dim; }
+    std::size_t mixed() const { return num_heads() * attention->v.dim; }
 };
 
 struct Decoder {
