@@ -28,7 +28,6 @@ from kvtrove.pinning import PinnedPrefix, PinnedPrefixes
 from kvtrove.plan.process import return_freed_memory
 from kvtrove.recovery import NoProgressError, Recovery
 from kvtrove.request import EngineError, Guide, PoolingParams, RequestError, RequestOutput, SamplingParams, SoftPin
-from kvtrove.scheduler.drafts import Drafter, DraftRules
 from kvtrove.scheduler.output import SchedulerOutput
 from kvtrove.scheduler.pace import Pace
 from kvtrove.scheduler.scheduler import Scheduler, SchedulerLimits
@@ -50,14 +49,6 @@ have holes between what lives long, and would grow by half of themselves over th
 """
 
 
-def drafter(config: EngineConfig) -> Drafter | None:
-    """What proposes drafts under these settings."""
-    if config.speculation == "off":
-        return None
-    longest, least = config.prompt_lookup_max, config.prompt_lookup_min
-    return Drafter(DraftRules(config.num_speculative_tokens, longest, least, answers=config.speculation == "suffix"))
-
-
 class Engine:
     """One model, one KV cache, one thread. Not thread-safe: whoever owns it calls add, abort and step in turn.
 
@@ -74,7 +65,7 @@ class Engine:
         exact: KVCacheSpec | None = None,
         model: Model | None = None,
     ) -> None:
-        from kvtrove.loading import load_runner  # torch: only an engine that really starts needs it
+        from kvtrove.loading import drafter, load_runner  # torch: only an engine that really starts needs it
 
         directory = Path(config.model)
         self.config = config

@@ -25,8 +25,7 @@ from kvtrove.scheduler.sequence import Sequence
 CANDIDATES = 64  # latest occurrences that are compared in full
 KEPT_TOKENS = 1 << 16  # of a tenant's answers
 KEPT_TENANTS = 64
-FREE_ROWS = 32  # tokens whose computing takes as long as reading the weights of a step once
-LEAST_CHANCE = 0.3  # of the first draft: a step of one row is a little faster than the first rows beside it
+HOPE = 1.7  # tokens that a sequence with drafts draws in a step, about
 PRIOR_WEIGHT, MEMORY = 3.0, 0.95  # tokens that a match counts as; how much of what was learned stays, from step to step
 BETWEEN = -1  # stands between answers
 
@@ -35,12 +34,16 @@ Ids = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class DraftRules:
-    """most: of a sequence in a step. longest, least: tokens that can and must match. answers: search these, too."""
+    """most: of a sequence in a step. longest, least: tokens that can and must match. answers: search these, too.
+
+    row_cost: what another row adds to a step, in steps of one row, which are bound by reading the weights.
+    """
 
     most: int = 12
     longest: int = 32
     least: int = 2
     answers: bool = False
+    row_cost: float = 0.03
 
 
 @dataclass(slots=True)
@@ -85,17 +88,17 @@ class Drafter:
     def plan(self, decodes: Seq[Sequence], num_tokens: int, room: int, kv: KVCacheManager) -> dict[int, array[int]]:
         """Drafts by sequence id, their blocks allocated. num_tokens: of the step without them; room: how many fit.
 
-        A draft is worth its place while its chance to be right is greater than the share of the step that its
-        computing takes: nearly nothing beside one sequence, nearly all of it beside a hundred or beside a prompt.
+        A draft is worth its place while its chance to be right is greater than the time that its row takes, in tokens
+        drawn in that time: nearly nothing beside one sequence where rows are cheap, all of it beside a prompt.
         """
-        bar = max(LEAST_CHANCE, num_tokens / (FREE_ROWS + num_tokens))
+        bar = HOPE * self.rules.row_cost * num_tokens / (1 + self.rules.row_cost * (num_tokens - 1))
         drafts: dict[int, array[int]] = {}
         for seq in decodes:
             if seq.num_output == 0:
                 continue  # its first draw may fork
             most = min(self.rules.most, room, _room_in_block(seq, kv.block_size), seq.request.max_len - len(seq) - 1)
             most = min(most, seq.until_pause - 1)
-            if most < 1 or seq.request.params.speculation is False or seq.request.beam:
+            if bar >= 1 or most < 1 or seq.request.params.speculation is False or seq.request.beam:
                 continue
             seq.draft_tried *= MEMORY
             seq.draft_right *= MEMORY

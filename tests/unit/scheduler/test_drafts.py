@@ -150,7 +150,7 @@ def test_a_sequence_that_repeats_itself_is_continued():
 
 def test_no_drafts_where_they_are_not_worth_it():
     seq, engine = sequence([8, 9] * 10)
-    drafter = Drafter(DraftRules())
+    drafter = Drafter(DraftRules(row_cost=0.14))
     assert not drafter.plan([seq], 2000, 100, engine.kv), "beside a prompt every row costs its full time"
     assert not drafter.plan([seq], 1, 0, engine.kv), "no budget is left"
     for _ in range(20):
@@ -159,6 +159,10 @@ def test_no_drafts_where_they_are_not_worth_it():
     for _ in range(200):
         last = drafter.plan([seq], 1, 100, engine.kv)
     assert last, "what was learned fades"
+    cheap = Drafter(DraftRules(row_cost=0.01))
+    for _ in range(20):
+        cheap.learn(seq, 5, 0)
+    assert cheap.plan([seq], 1, 100, engine.kv), "a row that costs nothing may be wrong nine times of ten"
     off, engine = sequence([8, 9] * 10, speculation=False)
     assert not drafter.plan([off], 1, 100, engine.kv)
 
