@@ -94,11 +94,10 @@ class Everywhere:
 
 
 def _safe(scores: Tensor, count: int) -> Tensor:
-    """The same scores [heads, held], the best `count` of each head above all others."""
-    if not count:
-        return scores
-    best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :count]
-    return scores.scatter(1, best, float("inf"))
+    """The same scores [heads, held], the best `count` of each head above all others; it does not matter which of equal
+    ones, since they are only counted.
+    """
+    return scores.scatter(1, scores.topk(count, sorted=False).indices, float("inf")) if count else scores
 
 
 def _best(scores: Tensor, count: int) -> list[float]:
