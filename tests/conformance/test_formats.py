@@ -21,9 +21,10 @@ from kvtrove.attention.reference import ReferenceBackend
 from kvtrove.evaluate.calibrate import rotation, write
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import dense
+from kvtrove.kv.formats.words import examples
 from kvtrove.kv.manager import KVCacheManager
 from kvtrove.kv.plane import LayerState
-from kvtrove.kv.recipe import examples, recipe
+from kvtrove.kv.recipe import recipe
 from kvtrove.kv.retention import Full, Retention, SlidingWindow
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.kv.table import SequenceKV

@@ -114,7 +114,7 @@ class CpuBackend:
     ) -> Tensor:
         """The layer's storages in turn, then the own block as it was computed, each merged into the next."""
         if k is not None:
-            plan.unturned[layer.storage] = rotate if layer.format.rope == "pre" else None
+            plan.leave_rotation(layer, rotate)
         if not layer.format.whole_block and k is not None and v is not None:
             self.store(k, v, layer, plan, rotate)
         if rotate is not None:

@@ -9,23 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvtrove.attention.backend import AttentionBatch, AttentionLayer, Reach, Rotation, first_rows
+from kvtrove.attention.backend import AttentionBatch, AttentionLayer, Reach, first_rows
 from kvtrove.attention.expand import Expansion, expansions
-from kvtrove.attention.own_block import OwnBlocks, Shared
+from kvtrove.attention.own_block import OwnBlocks
+from kvtrove.attention.plan import StepPlan
 from kvtrove.kernels.attention import PagedBatch, PagedLayer, PagedShape, PagedSide, paged_batch, paged_layer
 from kvtrove.kv.retention import Retention
 
 
 @dataclass(frozen=True)
-class CpuPlan:
-    """A step, and its tables as the kernels take them, for each group of layers met so far.
+class CpuPlan(StepPlan):
+    """Tables as the kernels take them, for each group of layers met so far."""
 
-    unturned: storage -> how its keys are rotated when they are read, where they are stored before their rotation.
-    """
-
-    batch: AttentionBatch
-    shared: Shared = field(default_factory=Shared)
-    unturned: dict[int, Rotation | None] = field(default_factory=dict)
     _groups: dict[int, PagedBatch] = field(default_factory=dict)
     _first: dict[tuple[int, Reach], FirstTokens] = field(default_factory=dict)
     _open: dict[int, OpenBlocks] = field(default_factory=dict)

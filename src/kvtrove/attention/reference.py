@@ -17,7 +17,8 @@ from torch import Tensor
 
 from kvtrove.attention.backend import AttentionBatch, AttentionLayer, Reach, Rotation, first_rows
 from kvtrove.attention.merge import merge, softmax_mix
-from kvtrove.attention.own_block import OwnBlocks, Shared
+from kvtrove.attention.own_block import OwnBlocks
+from kvtrove.attention.plan import StepPlan
 from kvtrove.attention.select import chosen
 from kvtrove.attention.tiles import Tile, make_tiles
 from kvtrove.kv.retention import Retention
@@ -29,15 +30,9 @@ WINDOW_SCORES = 1 << 18
 
 
 @dataclass(frozen=True)
-class ReferencePlan:
-    """A step, and its tiles for each kind of layer met so far: the first layer of a group makes them for the others.
+class ReferencePlan(StepPlan):
+    """Tiles for each kind of layer met so far: the first layer of a group makes them for the others."""
 
-    unturned: storage -> how its keys are rotated when they are read, where they are stored before their rotation.
-    """
-
-    batch: AttentionBatch
-    shared: Shared = field(default_factory=Shared)
-    unturned: dict[int, Rotation | None] = field(default_factory=dict)
     _tiles: dict[tuple[int, Retention, int, Reach], list[Tile]] = field(default_factory=dict)
     _own: dict[int, OwnBlocks] = field(default_factory=dict)
 
@@ -95,7 +90,7 @@ class ReferenceBackend:
         """Stores k, v, attends with q [T, num_heads, k_dim] -> [T, num_heads, v_dim] of its dtype."""
         before = layer.format.rope == "pre"
         if k is not None:
-            plan.unturned[layer.storage] = rotate if before else None
+            plan.leave_rotation(layer, rotate)
         if rotate is not None:
             q, k = rotate(q), k if k is None or before else rotate(k)
         if layer.first is not None and k is not None and v is not None and (before or layer.format.whole_block):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvtrove.config import EngineConfig
-from kvtrove.kv.recipe import EXACT, names_elsewhere, recipe
+from kvtrove.kv.formats.words import names_elsewhere
+from kvtrove.kv.recipe import EXACT, recipe
 from kvtrove.kv.spec import Codec
 from kvtrove.models.families import REGISTRY
 from kvtrove.plan.capacity import readable

@@ -54,17 +54,18 @@ class Gatherer:
         if op.compactor.unequal:
             pack(self.arena, op, partial(self._scores, op), self.tokens)
             return
+        sources, targets = ([self._slots(ids) for ids in groups] for groups in (op.sources, op.targets))
         for layer in spec.layers:
             if layer.source is not None:
                 continue
             group, view, tokens = spec.group_of[layer.layer], self.arena.views(layer.layer), self.tokens(layer.layer)
-            places, to = (self._slots(ids[group]) for ids in (op.sources, op.targets))
-            k, v = self._read(layer, op.sources[group], slice(op.num_tokens), op.compactor.reads_values)
+            slots, to = sources[group], targets[group]
+            k, v = self._read(layer, op.sources[group], slots, slice(op.num_tokens), op.compactor.reads_values)
             keep = self._kept(op, layer.layer, self._seen(layer, k, v, op))
             to = to[: keep.shape[1]]
             turns = op.compactor.contiguous and layer.format.rope == "post" and self.turn is not None
             if tokens:
-                tokens.move(places[keep], to)
+                tokens.move(slots[keep], to)
                 if not turns:
                     continue
             kept_k = _take(k, keep)
@@ -118,9 +119,11 @@ class Gatherer:
 
     def look(self, op: Look) -> None:
         spec, places = self.arena.spec, self._ids(op.places)
+        slots = [self._slots(ids) for ids in op.sources]
         for layer in spec.layers:
             if layer.source is None:
-                k, v = self._read(layer, op.sources[spec.group_of[layer.layer]], places, op.values)
+                group = spec.group_of[layer.layer]
+                k, v = self._read(layer, op.sources[group], slots[group], places, op.values)
                 op.look(layer.layer, self._seen(layer, k, v, op))
 
     def _scores(self, op: Gather, layer: LayerKV) -> Tensor:
@@ -128,21 +131,21 @@ class Gatherer:
         compactor = op.compactor
         assert isinstance(compactor, AfterPrompt), "no other keeps unequal shares"
         places = slice(0 if compactor.reconstructs else op.num_tokens)
-        k, v = self._read(layer, op.sources[0], places, compactor.reads_values)
+        k, v = self._read(layer, op.sources[0], self._slots(op.sources[0]), places, compactor.reads_values)
         return compactor.scores(self._seen(layer, k, v, op))
 
     def _slots(self, rows: Sequence[int]) -> Tensor:
         return block_slots(self._ids(rows), self.arena.spec.block_size)
 
     def _read(
-        self, layer: LayerKV, rows: Sequence[int], places: slice | Tensor, values: bool = False
+        self, layer: LayerKV, rows: Sequence[int], slots: Tensor, places: slice | Tensor, values: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Keys of the tokens at these places of the rows, [n, heads, dim], and their values.
+        """Keys of the tokens at these places of the rows, which consist of `slots`, [n, heads, dim], and their values.
 
         Where tokens are read one by one, values come only if `values` says so.
         """
         if tokens := self.tokens(layer.layer):
-            slots = self._slots(rows)[places]
+            slots = slots[places]
             return tokens.keys(slots), tokens.values(slots) if values else None
         k, v = read_values(self.arena, layer.layer, rows)
         return k[places], v[places]

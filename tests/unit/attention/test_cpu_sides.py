@@ -22,7 +22,7 @@ from kvtrove.kernels.attention import (
     paged_layer,
 )
 from kvtrove.kv.formats.dense import dense
-from kvtrove.kv.recipe import FORMATS
+from kvtrove.kv.formats.words import FORMATS
 from kvtrove.kv.spec import LayerKV, Side
 from tests.unit.attention.tolerances import tolerance
 

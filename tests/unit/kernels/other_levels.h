@@ -9,7 +9,7 @@ namespace kvtrove::attention {
 #if defined(KVTROVE_TILES_ALONE)
 const Level kPortable = kAmx;
 #endif
-const Level kAvx2 = kPortable, kAvx512 = kPortable;
+const Level kAvx2 = kPortable;
 
 }  // namespace kvtrove::attention
 #endif

@@ -14,7 +14,7 @@ from kvtrove import kernels
 from tests.unit.attention.tolerances import SPLIT_QUERY, SUMS, tolerance
 from tests.unit.kernels.sanitized import FLAGS, SOURCES, Kernels, build
 
-LEVELS = ("attention/levels/amx", "attention/levels/portable")
+LEVELS = ("attention/levels/avx512", "attention/levels/portable")
 OTHERS = (
     *("attention/store", "attention/stored", "attention/summarise", "attention/work"),
     *("common/isa", "common/threads"),

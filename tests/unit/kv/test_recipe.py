@@ -8,7 +8,8 @@ from kvtrove.config import ConfigError
 from kvtrove.kv.formats.dense import Dense, dense
 from kvtrove.kv.formats.int4 import Int4Rotated
 from kvtrove.kv.formats.int8 import Int8, int8
-from kvtrove.kv.recipe import EXACT, FORMATS, examples, known_words, names_elsewhere, recipe
+from kvtrove.kv.formats.words import FORMATS, examples, names_elsewhere
+from kvtrove.kv.recipe import EXACT, known_words, recipe
 from kvtrove.kv.retention import ChunkedLocal, Full, SinksAndWindow, SlidingWindow
 from kvtrove.kv.spec import KVCacheSpec, KVFormat, LayerKV
 from kvtrove.plan.kv import kv_bytes

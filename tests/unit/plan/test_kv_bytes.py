@@ -10,7 +10,8 @@ import pytest
 
 from kvtrove.kv.arena import Arena
 from kvtrove.kv.formats.dense import dense
-from kvtrove.kv.recipe import examples, recipe
+from kvtrove.kv.formats.words import examples
+from kvtrove.kv.recipe import recipe
 from kvtrove.kv.retention import ChunkedLocal, Full, Retention, SlidingWindow
 from kvtrove.kv.spec import KVCacheSpec, LayerKV
 from kvtrove.models.cache import cache_spec

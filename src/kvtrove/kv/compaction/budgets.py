@@ -30,7 +30,7 @@ class Budgets(Protocol):
     def wanted(self, scores: Sequence[Tensor], kept: int, recent: int) -> list[list[float]]:
         """Tokens of each head of each layer, `kept` on average. scores: [heads, held] of every layer.
 
-        recent: last tokens that every head keeps, among these.
+        recent: tokens that every head keeps in any case, most often the last ones, among these.
         """
         ...
 
@@ -65,26 +65,39 @@ class AdaKV:
     def wanted(self, scores: Sequence[Tensor], kept: int, recent: int) -> list[list[float]]:
         found = []
         for layer in scores:
-            safe = layer.sort(dim=-1, descending=True, stable=True).indices[:, : int(self.safeguard * kept)]
-            found.append(_best(layer.scatter(1, safe, float("inf")), kept * layer.shape[0]))
+            found.append(_best(_safe(layer, int(self.safeguard * kept)), kept * layer.shape[0]))
         return found
 
 
 @dataclass(frozen=True)
 class Everywhere:
-    """The best of all heads of all layers together (KVzip, arXiv 2505.23416)."""
+    """The best of all heads of all layers together (KVzip, arXiv 2505.23416), each head at least `safeguard` of its
+    share beside what it keeps in any case: scores that are only predicted rank heads less well than tokens of a head.
+    """
 
-    id: str = "everywhere"
+    safeguard: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return f"everywhere={self.safeguard:g}" if self.safeguard else "everywhere"
 
     def wanted(self, scores: Sequence[Tensor], kept: int, recent: int) -> list[list[float]]:
         heads = [layer.shape[0] for layer in scores]
         everything = scores[0].new_empty((sum(heads), scores[0].shape[1]))
         at = 0
+        safe = min(kept, recent + int(self.safeguard * kept)) if self.safeguard else 0
         for layer in scores:
-            everything[at : at + layer.shape[0]] = layer
+            everything[at : at + layer.shape[0]] = _safe(layer, safe)
             at += layer.shape[0]
         best = _best(everything, kept * len(everything))
         return [[best.pop(0) for _ in range(count)] for count in heads]
+
+
+def _safe(scores: Tensor, count: int) -> Tensor:
+    """The same scores [heads, held], the best `count` of each head above all others; it does not matter which of equal
+    ones, since they are only counted.
+    """
+    return scores.scatter(1, scores.topk(count, sorted=False).indices, float("inf")) if count else scores
 
 
 def _best(scores: Tensor, count: int) -> list[float]:

@@ -179,10 +179,11 @@ class AfterPrompt:
         assert self.budgets is not None, "they are equal"
         held, size = scores[0].shape[1], self.block_size
         each = self.kept(held) // size - 1
-        wanted = self.budgets.wanted(scores, each * size, self.recent)
+        always = self.sinks + self.recent
+        wanted = self.budgets.wanted(scores, each * size, always)
         flat = [part for layer in wanted for part in layer]
         # A head without any has lost the first token, on which attention leans.
-        least = max(1, -(-(self.sinks + self.recent) // size))
+        least = max(1, -(-always // size))
         parts = in_blocks(flat, each * len(flat), least, held // size)
         return [[parts.pop(0) for _ in layer] for layer in wanted]
 

@@ -105,6 +105,12 @@ def _triattention(text: str) -> Compactor:
     return WhileDecoding("triattention", int(budget), score, keeps_prompt=True, calibration=calibration)
 
 
+SAFE = 0.2
+"""Of a head's share, where scores are predicted. Without it some heads of SmolLM2 keep nothing between the first and
+the last tokens, and its KL at 4:1 is four times as high.
+"""
+
+
 def _surrogate(text: str) -> Compactor:
     budget, at, path = text.partition("@")
     share = _budget("surrogate", budget, "@FILE")
@@ -118,7 +124,7 @@ def _surrogate(text: str) -> Compactor:
         *("surrogate", share, partial(surrogate, calibration=calibration)),
         recent=RECENT - SINKS,
         sinks=SINKS,
-        budgets=Everywhere(),
+        budgets=Everywhere(SAFE),
         reads_values=True,
         calibration=calibration,
     )

@@ -143,11 +143,12 @@ void attend(const Layer& layer, const Batch& batch, const Rows& q, const Rows& o
     if (scratch.tiles.empty()) return;
 
     const int threads = num_threads > 0 ? num_threads : static_cast<int>(max_threads());
-    Step step{layer, batch, q, out, scratch.tiles.data(), nullptr, lse, earlier, nullptr, 0, {}};
+    Step step{layer, batch, q, out, scratch.tiles.data(), nullptr, lse, earlier, nullptr, 0, level.band, {}};
     for (const Tile& tile : scratch.tiles) step.max_rows = std::max(step.max_rows, step.rows(tile));
     if (layer.select) step.kept = room_for_choices(layer, batch);
     const std::size_t choices = layer.select ? level.choice_floats(layer, step.max_rows, step.kept.blocks) : 0;
-    const std::size_t each = step.partial_floats(), own = std::max(level.workspace_floats(layer, step.max_rows), choices);
+    const std::size_t each = step.partial_floats();
+    const std::size_t own = std::max(level.workspace_floats(layer, step.max_rows, level.band), choices);
     const std::size_t partials = list_items(scratch, each, threads) * each, needed = own * threads + partials + 2 * kLineFloats;
     if (scratch.memory.size() < needed) scratch.memory.resize(needed);
     // whole cache lines: a row of a tile that lies in two of them costs twice

@@ -49,6 +49,7 @@ struct Step {
     const Earlier* earlier;
     float* partials;
     int max_rows;
+    int band;  // rows whose scores are held at once
     Kept kept;
 
     int rows(const Tile& tile) const { return tile.tokens * layer.group(); }
@@ -57,8 +58,9 @@ struct Step {
 };
 
 struct Level {
+    int band;         // see Step
     int target_rows;  // (token, head) pairs that share a pass over K/V in prefill
-    std::size_t (*workspace_floats)(const Layer& layer, int max_rows);
+    std::size_t (*workspace_floats)(const Layer& layer, int max_rows, int band);
     std::size_t (*choice_floats)(const Layer& layer, int max_rows, std::int64_t blocks);
     void (*choose)(const Step& step, std::int64_t tile, float* workspace);  // writes rows of kept
     void (*attend)(const Step& step, const Run& run, float* workspace);   // writes out or partials

@@ -74,24 +74,21 @@ void store(void* to, std::ptrdiff_t stride) {
                     registers.shapes.row_bytes[Tile]);
 }
 
-// number(A row m, B row k, column n): one step of a sum of type T.
-template <class T, int C, int A, int B, class Add>
-void each_sum(Add add) {
+// Products read registers alone, whose memory is theirs: the address sanitizer would take most of a test's time here.
+#define KVTROVE_UNCHECKED [[gnu::no_sanitize_address]]
+
+constexpr int kColumns = kRowBytes / 4;
+
+// Aborts where the instructions fault: shapes that do not fit each other.
+template <int C, int A, int B>
+void require_shapes() {
     const Shapes& shapes = registers.shapes;
-    // shapes that do not fit each other: the instructions fault
     if (shapes.rows[C] != shapes.rows[A] || shapes.row_bytes[C] != shapes.row_bytes[B] ||
         shapes.row_bytes[A] != 4 * shapes.rows[B])
         std::abort();
-    for (int m = 0; m < shapes.rows[C]; ++m)
-        for (int n = 0; n < shapes.row_bytes[C] / 4; ++n) {
-            T sum;
-            std::memcpy(&sum, registers.bytes[C][m] + 4 * n, 4);
-            sum = add(sum, registers.bytes[A][m], n, shapes.row_bytes[A] / 4);
-            std::memcpy(registers.bytes[C][m] + 4 * n, &sum, 4);
-        }
 }
 
-inline float float_at(const std::uint8_t* bf16) {
+KVTROVE_UNCHECKED inline float float_at(const std::uint8_t* bf16) {
     std::uint32_t bits = (static_cast<std::uint32_t>(bf16[0]) << 16) | (static_cast<std::uint32_t>(bf16[1]) << 24);
     if ((bits & 0x7F800000) == 0) bits &= 0x80000000;  // subnormal numbers count as zero
     float x;
@@ -99,28 +96,45 @@ inline float float_at(const std::uint8_t* bf16) {
     return x;
 }
 
+// Columns beyond those of the shape are computed as well: they are zero, and are not stored.
 template <int C, int A, int B>
-void dot_bf16() {
-    each_sum<float, C, A, B>([](float sum, const std::uint8_t* a, int n, int steps) {
-        float even = 0, odd = 0;
+KVTROVE_UNCHECKED void dot_bf16() {
+    require_shapes<C, A, B>();
+    Registers& all = registers;
+    const int rows = all.shapes.rows[C], steps = all.shapes.rows[B];
+    float b[kRows][2][kColumns];
+    for (int k = 0; k < steps; ++k)
+        for (int n = 0; n < 2 * kColumns; ++n) b[k][n % 2][n / 2] = float_at(all.bytes[B][k] + 2 * n);
+    for (int m = 0; m < rows; ++m) {
+        float sums[kColumns], even[kColumns] = {}, odd[kColumns] = {};
         for (int k = 0; k < steps; ++k) {
-            const std::uint8_t* b = registers.bytes[B][k] + 4 * n;
-            even = std::fma(float_at(a + 4 * k), float_at(b), even);
-            odd = std::fma(float_at(a + 4 * k + 2), float_at(b + 2), odd);
+            const float first = float_at(all.bytes[A][m] + 4 * k), second = float_at(all.bytes[A][m] + 4 * k + 2);
+            for (int n = 0; n < kColumns; ++n) {
+                even[n] = std::fma(first, b[k][0][n], even[n]);
+                odd[n] = std::fma(second, b[k][1][n], odd[n]);
+            }
         }
-        return sum + (even + odd);
-    });
+        std::memcpy(sums, all.bytes[C][m], sizeof sums);
+        for (int n = 0; n < kColumns; ++n) sums[n] += even[n] + odd[n];
+        std::memcpy(all.bytes[C][m], sums, sizeof sums);
+    }
 }
 
 // Left, Right: the types of the bytes of A and B.
 template <class Left, class Right, int C, int A, int B>
-void dot_bytes() {
-    each_sum<std::int32_t, C, A, B>([](std::int32_t sum, const std::uint8_t* a, int n, int steps) {
+KVTROVE_UNCHECKED void dot_bytes() {
+    require_shapes<C, A, B>();
+    Registers& all = registers;
+    const int rows = all.shapes.rows[C], steps = all.shapes.rows[B];
+    for (int m = 0; m < rows; ++m) {
+        std::int32_t sums[kColumns];
+        std::memcpy(sums, all.bytes[C][m], sizeof sums);
         for (int k = 0; k < steps; ++k)
-            for (int i = 0; i < 4; ++i)
-                sum += static_cast<Left>(a[4 * k + i]) * static_cast<Right>(registers.bytes[B][k][4 * n + i]);
-        return sum;
-    });
+            for (int n = 0; n < kColumns; ++n)
+                for (int i = 0; i < 4; ++i)
+                    sums[n] += static_cast<Left>(all.bytes[A][m][4 * k + i]) * static_cast<Right>(all.bytes[B][k][4 * n + i]);
+        std::memcpy(all.bytes[C][m], sums, sizeof sums);
+    }
 }
 
 template <int C, int A, int B>

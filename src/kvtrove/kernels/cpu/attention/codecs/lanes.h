@@ -4,11 +4,12 @@
 // How the elements of a tile become lanes. A tile is a matrix whose rows are elements of keys, or tokens of values; it is
 // stored as [rows / pack][columns][pack]. One step takes kRows rows at a column, in kParts parts: the lanes of each are
 // multiplied with one number of x. kStep: numbers T of a column that a step takes; kBytes: those it is the first to read.
+// kPlanes: rows of x that one row becomes.
 struct Float32 {
     using T = float;
     using X = float;
     using Lanes = F;
-    static constexpr int kPack = 1, kRows = 2, kParts = 2, kStep = 2, kBytes = 8;
+    static constexpr int kPack = 1, kRows = 2, kParts = 2, kStep = 2, kBytes = 8, kPlanes = 1;
     template <int P>
     INLINE static F part(const T* p, std::ptrdiff_t columns) { return load(p + P * columns); }
     INLINE static F add(F sum, F x, F lanes) { return fma(x, lanes, sum); }
@@ -33,7 +34,7 @@ struct Int8 {
     using T = std::int8_t;
     using X = std::int32_t;
     using Lanes = I;
-    static constexpr int kPack = 4, kRows = 4, kParts = 2, kStep = 4, kBytes = 4;
+    static constexpr int kPack = 4, kRows = 4, kParts = 2, kStep = 4, kBytes = 4, kPlanes = 1;
     INLINE static I lanes(const T* p) { return load(reinterpret_cast<const std::int32_t*>(p)); }
     template <int P>
     INLINE static I part(const T* p, std::ptrdiff_t) { return (I)((P ? (S)lanes(p) : (S)lanes(p) << 8) >> 8); }
@@ -42,7 +43,7 @@ struct Int8 {
 
 // The same where products of bytes are an instruction: signed ones as unsigned ones, 128 too large, beside x in planes of bytes.
 struct ByteQuads : Int8 {
-    static constexpr int kParts = 1;
+    static constexpr int kParts = 1, kPlanes = 2;
     template <int P>
     INLINE static I part(const T* p, std::ptrdiff_t) { return lanes(p) ^ all(static_cast<std::int32_t>(0x80808080)); }
     INLINE static I add(I sum, I x, I lanes) { return add_quads(sum, lanes, x); }
@@ -76,21 +77,18 @@ struct Int4Quads : ByteQuads {
     INLINE static I part(const T* p, std::ptrdiff_t columns) { return HalfQuads<P == 1>::template part<0>(p, columns); }
 };
 
-// How a level multiplies what is stored as Format: `planes` of x are rows of their own.
+// How a level multiplies what is stored as Format.
 template <class Format>
 struct Multiplied {
     using Type = Format;
-    static constexpr int planes = 1;
 };
 template <>
 struct Multiplied<Int8> {
     using Type = std::conditional_t<kByteProducts, ByteQuads, Int8>;
-    static constexpr int planes = kByteProducts ? 2 : 1;
 };
 template <>
 struct Multiplied<Int4> {
     using Type = std::conditional_t<kByteProducts, Int4Quads, Int4>;
-    static constexpr int planes = kByteProducts ? 2 : 1;
 };
 template <bool High>
 using HalfCodes = std::conditional_t<kByteProducts, HalfQuads<High>, HalfBytes<High>>;

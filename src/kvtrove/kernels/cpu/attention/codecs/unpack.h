@@ -43,60 +43,54 @@ inline void load_groups(const Blocks& blocks, const Side& side, const Plane& pla
     }
 }
 
-// How unpacked sides are read. Channels: keys whose elements have a scale and a zero each, for all tokens of a block.
+// A tile of an unpacked side, as copy_plain makes one. Channels: of keys whose elements have a scale and a zero each, for all
+// tokens of a block.
 template <class Codec, bool Channels = false>
-struct Unpacked {
-    using Format = Float32;
-    using T = float;
-    static constexpr bool kTiled = false, kQuantised = false, kZero = false;
-
-    static const float* copy(const Blocks& blocks, const Side& side, const Slot& slot, bool keys, float* to) {
-        float scale[kTile * kMaxGroups], zero[kTile * kMaxGroups];
-        const Spot spot = blocks.spot(slot.begin);
-        const auto channel = [&](const Plane& plane, int d) {
-            return float_of_float16(reinterpret_cast<const std::uint16_t*>(spot.in(plane))[blocks.kv_head * side.dim + d]);
-        };
-        if constexpr (!Channels) {
-            load_groups(blocks, side, side.scale, slot, scale);
-            if constexpr (Codec::kZero) load_groups(blocks, side, side.zero, slot, zero);
-        }
-        const std::uint8_t* from = spot.in(side.data) + spot.token * side.vector_bytes();
-        const int bytes = static_cast<int>(side.vector_bytes()), shared = side.dim / side.groups();
-        each<Codec::kParts>([&](auto part) __attribute__((always_inline)) {
-            each<4>([&](auto byte) __attribute__((always_inline)) {
-                constexpr int p = decltype(part)::value, i = decltype(byte)::value;
-                const auto number = [&](const std::uint8_t* lanes) __attribute__((always_inline)) {
-                    return Codec::template number<i, p>(load(reinterpret_cast<const std::int32_t*>(lanes)));
-                };
-                if constexpr (Channels) {
-                    for (int quad = 0; quad < bytes / 4; ++quad) {
-                        const int d = 4 * quad + i + p * bytes;
-                        const F factor = all(channel(side.scale, d)), least = all(channel(side.zero, d));
-                        for (int j = 0; j < kTile; j += W)
-                            store(to + d * kTile + j, number(from + 4 * (quad * kTile + j)) * factor + least);
-                    }
-                } else if (keys) {
-                    for (int quad = 0; quad < bytes / 4; ++quad) {
-                        const int d = 4 * quad + i + p * bytes, group = d / shared * kTile;
-                        for (int j = 0; j < kTile; j += W) {
-                            F x = number(from + 4 * (quad * kTile + j)) * load(scale + group + j);
-                            if constexpr (Codec::kZero) x += load(zero + group + j);
-                            store(to + d * kTile + j, x);
-                        }
-                    }
-                } else {
-                    for (int quad = 0; quad < kTile / 4; ++quad) {
-                        const int j = 4 * quad + i;
-                        for (int c = 0; c < bytes; c += W) {
-                            const int d = c + p * bytes, at = d / shared * kTile + j;
-                            F x = number(from + 4 * (quad * bytes + c)) * all(scale[at]);
-                            if constexpr (Codec::kZero) x += all(zero[at]);
-                            store(to + j * side.dim + d, x);
-                        }
+void unpack(const Blocks& blocks, const Side& side, const Slot& slot, bool keys, float* to) {
+    float scale[kTile * kMaxGroups], zero[kTile * kMaxGroups];
+    const Spot spot = blocks.spot(slot.begin);
+    const auto channel = [&](const Plane& plane, int d) {
+        return float_of_float16(reinterpret_cast<const std::uint16_t*>(spot.in(plane))[blocks.kv_head * side.dim + d]);
+    };
+    if constexpr (!Channels) {
+        load_groups(blocks, side, side.scale, slot, scale);
+        if constexpr (Codec::kZero) load_groups(blocks, side, side.zero, slot, zero);
+    }
+    const std::uint8_t* from = spot.in(side.data) + spot.token * side.vector_bytes();
+    const int bytes = static_cast<int>(side.vector_bytes()), shared = side.dim / side.groups();
+    each<Codec::kParts>([&](auto part) __attribute__((always_inline)) {
+        each<4>([&](auto byte) __attribute__((always_inline)) {
+            constexpr int p = decltype(part)::value, i = decltype(byte)::value;
+            const auto number = [&](const std::uint8_t* lanes) __attribute__((always_inline)) {
+                return Codec::template number<i, p>(load(reinterpret_cast<const std::int32_t*>(lanes)));
+            };
+            if constexpr (Channels) {
+                for (int quad = 0; quad < bytes / 4; ++quad) {
+                    const int d = 4 * quad + i + p * bytes;
+                    const F factor = all(channel(side.scale, d)), least = all(channel(side.zero, d));
+                    for (int j = 0; j < kTile; j += W)
+                        store(to + d * kTile + j, number(from + 4 * (quad * kTile + j)) * factor + least);
+                }
+            } else if (keys) {
+                for (int quad = 0; quad < bytes / 4; ++quad) {
+                    const int d = 4 * quad + i + p * bytes, group = d / shared * kTile;
+                    for (int j = 0; j < kTile; j += W) {
+                        F x = number(from + 4 * (quad * kTile + j)) * load(scale + group + j);
+                        if constexpr (Codec::kZero) x += load(zero + group + j);
+                        store(to + d * kTile + j, x);
                     }
                 }
-            });
+            } else {
+                for (int quad = 0; quad < kTile / 4; ++quad) {
+                    const int j = 4 * quad + i;
+                    for (int c = 0; c < bytes; c += W) {
+                        const int d = c + p * bytes, at = d / shared * kTile + j;
+                        F x = number(from + 4 * (quad * bytes + c)) * all(scale[at]);
+                        if constexpr (Codec::kZero) x += all(zero[at]);
+                        store(to + j * side.dim + d, x);
+                    }
+                }
+            }
         });
-        return to;
-    }
-};
+    });
+}

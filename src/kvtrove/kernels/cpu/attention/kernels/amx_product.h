@@ -1,4 +1,4 @@
-// Products on AMX tiles. Included by levels/amx.cpp inside its namespace.
+// Products on AMX tiles. Included by levels/avx512.cpp inside its namespace.
 //
 // Registers: sums in 0..3, the left side (queries, weights) in 4 and 5, the right side (keys, values) in 6 and 7.
 //

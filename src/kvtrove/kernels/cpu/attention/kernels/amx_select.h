@@ -1,5 +1,5 @@
 // Promises of blocks (select.h) on AMX tiles, by bounds: all rows of a tile are multiplied with sixteen blocks at once.
-// Included by levels/amx.cpp inside its namespace, after amx_stages.h.
+// Included by levels/avx512.cpp inside its namespace, after amx_stages.h.
 //
 //   [down | up] of each row [2][dim] bf16   .   [low | high] of 16 blocks, transposed: what K in tiles looks like
 //

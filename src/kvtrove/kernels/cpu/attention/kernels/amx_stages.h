@@ -1,4 +1,4 @@
-// The stages of a pass on AMX tiles, for tiled blocks of bf16 and int8. Included by levels/amx.cpp inside its namespace, after
+// The stages of a pass on AMX tiles, for tiled blocks of bf16 and int8. Included by levels/avx512.cpp inside its namespace, after
 // pass.h and amx_product.h.
 //
 // bf16 adds up 32 products per instruction, so the bits of a sum depend on which tokens come together. Their position and
@@ -213,7 +213,7 @@ struct Bfloat16Values final : Values {
         const int size = kTile * pass.layer.v.dim;
         auto* to = reinterpret_cast<std::uint16_t*>(pass.work.v_tiles) + slot * size;
         for (int i = 0; i < slots; ++i)
-            copy_live<TiledBfloat16>(reinterpret_cast<const std::uint16_t*>(from) + i * size, chunk.slots[slot + i],
+            copy_live<Bfloat16>(reinterpret_cast<const std::uint16_t*>(from) + i * size, chunk.slots[slot + i],
                                      pass.layer.v.dim, to + i * size);
         return reinterpret_cast<const std::uint8_t*>(to);
     }

@@ -48,9 +48,8 @@ INLINE void each_element(const Blocks& blocks, const Side& side, std::int64_t po
 }
 
 // A plain tile in the arrangement of tiled ones; tokens that are not live become zeros. keys: as K, else as V.
-template <class Lanes, class Stored, auto Widen>
-const typename Lanes::T* copy_plain(const Blocks& blocks, const Side& side, const Slot& slot, bool keys,
-                                    typename Lanes::T* to) {
+template <class Lanes, class Stored = typename Lanes::T, auto Widen = nullptr>
+void copy_plain(const Blocks& blocks, const Side& side, const Slot& slot, bool keys, typename Lanes::T* to) {
     constexpr int pack = Lanes::kPack;
     const int dim = side.dim;
     std::fill(to, to + kTile * dim, typename Lanes::T{});
@@ -62,36 +61,28 @@ const typename Lanes::T* copy_plain(const Blocks& blocks, const Side& side, cons
             else to[at] = Widen(x);
         });
     }
-    return to;
 }
 
-// How blocks are read: the lanes to compute with, the layout, and for plain layouts what is stored.
-template <class Lanes, bool Tiled, class Stored = typename Lanes::T, auto Widen = nullptr>
+// How blocks are read: the lanes to compute with, and whether tiles lie as these want them or are copied, by `copy`.
+template <class Lanes, bool Tiled>
 struct Reading {
     using Format = Lanes;
     using T = typename Lanes::T;
     static constexpr bool kTiled = Tiled;
     static constexpr bool kQuantised = std::is_base_of_v<Int8, Lanes>, kZero = std::is_same_v<Lanes, Int4>;
 
-    static const T* copy(const Blocks& blocks, const Side& side, const Slot& slot, bool keys, T* to) {
-        return copy_plain<Lanes, Stored, Widen>(blocks, side, slot, keys, to);
-    }
+    void (*copy)(const Blocks& blocks, const Side& side, const Slot& slot, bool keys, T* to) = nullptr;
 };
 
-using TiledFloat32 = Reading<Float32, true>;
-using TiledFloat16 = Reading<Float16, true>;
-using TiledBfloat16 = Reading<Bfloat16, true>;
-using TiledInt8 = Reading<Int8, true>;
-using TiledInt4 = Reading<Int4, true>;
-using PlainFloat32 = Reading<Float32, false>;
-using PlainFloat16 = Reading<Float32, false, std::uint16_t, float_of_float16>;
-using PlainBfloat16 = Reading<Float32, false, std::uint16_t, float_of_bfloat16>;
-using PlainInt8 = Reading<Int8, false>;
+template <class Lanes>
+using InPlace = Reading<Lanes, true>;
+template <class Lanes>
+using Copied = Reading<Lanes, false>;
 
 // A tile of V in tiled layout with zeros for tokens that are not live: their weight is zero, and 0 * NaN is not.
-template <class Read>
-const typename Read::T* copy_live(const typename Read::T* from, const Slot& slot, int dim, typename Read::T* to) {
-    constexpr int pack = Read::Format::kPack;
+template <class Lanes>
+const typename Lanes::T* copy_live(const typename Lanes::T* from, const Slot& slot, int dim, typename Lanes::T* to) {
+    constexpr int pack = Lanes::kPack;
     std::copy(from, from + kTile * dim, to);
     for (int j = 0; j < kTile; ++j) {
         if (slot.live >> j & 1) continue;

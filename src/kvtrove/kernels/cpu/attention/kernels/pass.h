@@ -2,7 +2,7 @@
 // chunk.h.
 //
 // A chunk takes three stages, which classes for keys and for values provide, each for one form of K or V (see Keys, Values).
-// Bands of kBand rows take them one after the other, so that scores stay in the caches.
+// Bands of rows (Step::band) take them one after the other, so that scores stay in the caches.
 
 constexpr int kScoreStride = kChunk + kTile;  // of scores, from row to row: rows 4 KiB apart would share lines of caches
 
@@ -23,10 +23,10 @@ struct Workspace {
     static std::size_t products(int rows) { return (2 * rows + 15) / 16 * 16 + 16; }
 
     // Returns the floats needed. base: nullptr to ask only.
-    std::size_t carve(const Layer& layer, int max_rows, float* base) {
+    std::size_t carve(const Layer& layer, int max_rows, int band, float* base) {
         std::size_t at = 0;
         const std::size_t k_dim = layer.k.dim, v_dim = layer.v.dim, rows = (max_rows + 15) / 16 * 16;
-        const std::size_t products = Workspace::products(std::min(max_rows, kBand)), bands = (max_rows + kBand - 1) / kBand;
+        const std::size_t products = Workspace::products(std::min(max_rows, band)), bands = (max_rows + band - 1) / band;
         const auto take = [&](float*& part, std::size_t count) {
             part = base == nullptr ? nullptr : base + at;
             at += (count + 15) / 16 * 16;
@@ -54,14 +54,14 @@ struct Pass {
         : step(step), tile(tile), layer(step.layer),
           blocks{step.layer, step.batch.table + tile.sequence * step.batch.table_width, tile.kv_head},
           rows(step.rows(tile)), group(step.layer.group()) {
-        work.carve(layer, step.max_rows, workspace);
+        work.carve(layer, step.max_rows, step.band, workspace);
     }
 
-    // Rows from `row` on, up to kBand.
+    // The band of rows that begins with `row`.
     Pass band(int row) const {
         Pass part(*this);
-        part.first = row, part.rows = std::min(rows - row, kBand);
-        part.work.q += row / kBand * Workspace::products(kBand) * layer.k.dim;
+        part.first = row, part.rows = std::min(rows - row, step.band);
+        part.work.q += row / step.band * Workspace::products(step.band) * layer.k.dim;
         for (float** each : {&part.work.q_scale, &part.work.q_total, &part.work.best, &part.work.sum}) *each += row;
         part.work.values += static_cast<std::ptrdiff_t>(row) * layer.v.dim;
         return part;
@@ -235,7 +235,7 @@ INLINE void add_exact(const Pass& pass, int r, const Exact& exact) {
 }
 
 // All stages of a chunk for one band. W rows at a time become weights, as each of them has a lane of its own then.
-inline void read_band(Keys& keys, Values& values, Pass& pass, const Chunk& chunk, Ahead& ahead) {
+APART void read_band(Keys& keys, Values& values, Pass& pass, const Chunk& chunk, Ahead& ahead) {
     const Workspace& work = pass.work;
     const float factor = keys.factor(pass);
     keys.multiply(pass, chunk, ahead);
@@ -269,7 +269,7 @@ inline int slots_of(const Pass& band, const Chunk& chunk, int piece) {
 inline void read_chunk(Keys& keys, Values& values, Pass& pass, Chunk& chunk, Ahead& ahead) {
     const int count = chunk.count;
     keys.prepare(pass, chunk, ahead), values.prepare(pass, chunk, ahead);
-    for (int row = 0; row < pass.rows; row += kBand, chunk.count = count) {
+    for (int row = 0; row < pass.rows; row += pass.step.band, chunk.count = count) {
         Pass band = pass.band(row);
         chunk.count = slots_of(band, chunk, values.piece);
         if (chunk.count > 0) read_band(keys, values, band, chunk, ahead);
@@ -331,7 +331,7 @@ inline void attend_item(Keys& keys, Values& values, Pass& pass, int item, Reader
     const Tile& tile = pass.tile;
     const Workspace& work = pass.work;
     const int rows = pass.rows, dim = pass.layer.v.dim, only = pass.step.items[item].split;
-    for (int row = 0; row < rows; row += kBand) {
+    for (int row = 0; row < rows; row += pass.step.band) {
         Pass band = pass.band(row);
         keys.take_queries(band);
     }
@@ -358,7 +358,7 @@ inline void attend_item(Keys& keys, Values& values, Pass& pass, int item, Reader
     write_out(pass, work.all_best, work.all_sum, work.all_values);
 }
 
-inline void attend_run(Keys& keys, Values& values, const Step& step, const Run& run, float* workspace) {
+APART void attend_run(Keys& keys, Values& values, const Step& step, const Run& run, float* workspace) {
     Reader reader(step, run, values.piece);
     Ahead ahead;
     Chunk chunks[2], *chunk = &chunks[0], *next = &chunks[1];

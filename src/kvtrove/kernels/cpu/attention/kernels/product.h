@@ -34,11 +34,13 @@ void product_block(const Columns<Format>& columns, int column, const Left<Format
     const std::ptrdiff_t x_stride = left.x_stride, sums_stride = left.sums_stride;
     const auto* x = left.x + row * x_stride;
     auto* out = left.sums + row * sums_stride + column * W;
-    Lanes sum[R][N];
+    Lanes sum[R][N] = {};
+    if (!columns.fresh) {
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-        for (int n = 0; n < N; ++n) sum[r][n] = columns.fresh ? Lanes{} : load(out + r * sums_stride + n * W);
+            for (int n = 0; n < N; ++n) sum[r][n] = load(out + r * sums_stride + n * W);
+    }
     for (int run = 0; run < columns.runs; ++run) {
         const typename Format::T* tile[N];
 #pragma GCC unroll 16
@@ -51,9 +53,12 @@ void product_block(const Columns<Format>& columns, int column, const Left<Format
                 each<Format::kParts>([&](auto part) __attribute__((always_inline)) {
                     constexpr int p = decltype(part)::value;
                     Lanes lanes[N];
+#pragma GCC unroll 16
                     for (int n = 0; n < N; ++n) lanes[n] = Format::template part<p>(tile[n] + at, width);
+#pragma GCC unroll 16
                     for (int r = 0; r < R; ++r) {
                         const Lanes one = all((x + p)[r * x_stride]);
+#pragma GCC unroll 16
                         for (int n = 0; n < N; ++n) sum[r][n] = Format::add(sum[r][n], one, lanes[n]);
                     }
                 });
@@ -75,32 +80,43 @@ void product_rows(const Columns<Format>& columns, int column, int wide, const Le
     if constexpr (K > 0) product_rows<Format, R, K - 1>(columns, column, wide, left, row, ahead);
 }
 
+// R: the most rows that may come, always whole planes.
 template <class Format, int R = kMaxRows>
 void product_dispatch(const Columns<Format>& columns, int column, int wide, const Left<Format>& left, int row, int rows,
                       Ahead& ahead) {
     if (rows == R) return product_rows<Format, R>(columns, column, wide, left, row, ahead);
-    if constexpr (R > 1) product_dispatch<Format, R - 1>(columns, column, wide, left, row, rows, ahead);
+    if constexpr (R > Format::kPlanes) {
+        product_dispatch<Format, R - Format::kPlanes>(columns, column, wide, left, row, rows, ahead);
+    }
 }
 
-inline int row_blocks(int rows) { return (rows + kMaxRows - 1) / kMaxRows; }
+// The product of so many rows is cut into blocks of nearly as many each.
+template <class Format>
+struct RowBlocks {
+    static_assert(kMaxRows % Format::kPlanes == 0);
+    int rows, count;
 
-// Columns that are computed together, where that many are left.
-inline int columns_at_once(int rows) {
-    const int blocks = row_blocks(rows), most = (rows + blocks - 1) / blocks;
-    int wide = 8;
-    while (wide > 1 && wide * most > kSums) wide /= 2;
-    return wide;
-}
+    explicit RowBlocks(int rows) : rows(rows), count((rows + kMaxRows - 1) / kMaxRows) {}
+    int begin(int block) const { return rows / Format::kPlanes * block / count * Format::kPlanes; }
+
+    // Columns that are computed together, where that many are left.
+    int columns_at_once() const {
+        const int most = rows - begin(count - 1);
+        int wide = 8;
+        while (wide > 1 && wide * most > kSums) wide /= 2;
+        return wide;
+    }
+};
 
 // Columns outside, rows inside: what is read from memory passes once and stays close while all rows use it.
 template <class Format>
 void product(const Columns<Format>& columns, const Left<Format>& left, int rows, Ahead& ahead) {
-    const int blocks = row_blocks(rows);
-    int wide = columns_at_once(rows);
+    const RowBlocks<Format> blocks(rows);
+    int wide = blocks.columns_at_once();
     for (int column = 0; column < columns.count; column += wide) {
         while (wide > columns.count - column) wide /= 2;
-        for (int block = 0; block < blocks; ++block) {
-            const int begin = rows * block / blocks, end = rows * (block + 1) / blocks;
+        for (int block = 0; block < blocks.count; ++block) {
+            const int begin = blocks.begin(block), end = blocks.begin(block + 1);
             product_dispatch<Format>(columns, column, wide, left, begin, end - begin, ahead);
         }
     }

@@ -4,15 +4,24 @@
 template <class Use>
 void with_reading(const Side& side, const Use& use) {
     switch (side.stored) {
-        case Element::float32: return side.tiled ? use(TiledFloat32()) : use(PlainFloat32());
-        case Element::float16: return side.tiled ? use(TiledFloat16()) : use(PlainFloat16());
-        case Element::bfloat16: return side.tiled ? use(TiledBfloat16()) : use(PlainBfloat16());
-        case Element::int8: return side.tiled ? use(TiledInt8()) : use(PlainInt8());
-        case Element::float8: return use(Unpacked<Float8>());
+        case Element::float32:
+            if (side.tiled) return use(InPlace<Float32>());
+            return use(Copied<Float32>{copy_plain<Float32>});
+        case Element::float16:
+            if (side.tiled) return use(InPlace<Float16>());
+            return use(Copied<Float32>{copy_plain<Float32, std::uint16_t, float_of_float16>});
+        case Element::bfloat16:
+            if (side.tiled) return use(InPlace<Bfloat16>());
+            return use(Copied<Float32>{copy_plain<Float32, std::uint16_t, float_of_bfloat16>});
+        case Element::int8:
+            if (side.tiled) return use(InPlace<Int8>());
+            return use(Copied<Int8>{copy_plain<Int8>});
+        case Element::float8: return use(Copied<Float32>{unpack<Float8>});
         case Element::int4:
-            if (side.channels) return use(Unpacked<Codes<4>, true>());
-            return side.groups() == 1 ? use(TiledInt4()) : use(Unpacked<Codes<4>>());
-        case Element::int2: return side.channels ? use(Unpacked<Codes<2>, true>()) : use(Unpacked<Codes<2>>());
+            if (side.channels) return use(Copied<Float32>{unpack<Codes<4>, true>});
+            if (side.groups() > 1) return use(Copied<Float32>{unpack<Codes<4>>});
+            return use(InPlace<Int4>());
+        case Element::int2: return use(Copied<Float32>{side.channels ? unpack<Codes<2>, true> : unpack<Codes<2>>});
     }
 }
 
@@ -20,7 +29,7 @@ void with_reading(const Side& side, const Use& use) {
 template <class Use>
 void with_vector_keys(const Side& side, const Use& use) {
     with_reading(side, [&](auto reading) {
-        VectorKeys<decltype(reading)> keys;
+        VectorKeys<decltype(reading)> keys(reading);
         use(keys);
     });
 }
@@ -29,7 +38,7 @@ void with_vector_keys(const Side& side, const Use& use) {
 template <class Use>
 void with_vector_values(const Side& side, const Use& use) {
     with_reading(side, [&](auto reading) {
-        VectorValues<decltype(reading)> values;
+        VectorValues<decltype(reading)> values(reading);
         use(values);
     });
 }
@@ -53,6 +62,10 @@ inline void merge(const Step& step, const Tile& tile, float* workspace) {
     write_out(pass, work.all_best, work.all_sum, work.all_values);
 }
 
-inline std::size_t workspace_floats(const Layer& layer, int max_rows) { return Workspace().carve(layer, max_rows, nullptr); }
+inline std::size_t workspace_floats(const Layer& layer, int max_rows, int band) {
+    return Workspace().carve(layer, max_rows, band, nullptr);
+}
 
-constexpr Level level() { return {kBand, workspace_floats, choice_floats, choose, attend, merge}; }
+constexpr int kBand = 48;  // rows
+
+constexpr Level level() { return {kBand, kBand, workspace_floats, choice_floats, choose, attend, merge}; }

@@ -50,7 +50,7 @@ struct Joining {
         lanes[count++] = lane;
         if (count == W) end();
     }
-    void end() {
+    APART void end() {
         for (int i = count; i < W; ++i) lanes[i] = F{};
         if (count > 0) store(to, joined_each<Joined>(lanes, count));
         to += count, count = 0;

@@ -11,17 +11,31 @@ INLINE I whole_of(const std::int32_t* high, const std::int32_t* low, I excess) {
     else return (I)((U)join(high, low) - (U)excess);
 }
 
+// q of all rows times the factor of scores: [rows][dim].
+APART void take_floats(const Pass& pass) {
+    const int dim = pass.layer.k.dim;
+    const float factor = score_factor(pass.layer);
+    for (int r = 0; r < pass.rows; ++r) {
+        float* row = pass.work.q + static_cast<std::ptrdiff_t>(r) * dim;
+        load_row(pass, r, row);
+        for (int d = 0; d < dim; d += W) store(row + d, load(row + d) * all(factor));
+    }
+}
+
 template <class Read>
 struct VectorKeys final : Keys {
     using Format = typename Multiplied<typename Read::Format>::Type;
     using T = typename Read::T;
     using X = typename Format::X;
-    static constexpr int planes = Multiplied<typename Read::Format>::planes;
+    static constexpr int planes = Format::kPlanes;
+    const Read read;
+
+    explicit VectorKeys(const Read& read) : read(read) {}
 
     // q times the factor of scores. int8: two planes of bytes, or 16-bit numbers in pairs of dimensions (0, 2), (1, 3); int4:
     // four of the first half, then four of the second.
     void take_queries(Pass& pass) override {
-        const int dim = pass.layer.k.dim;
+        [[maybe_unused]] const int dim = pass.layer.k.dim;
         if constexpr (planes == 2) {
             for (int r = 0; r < pass.rows; ++r) {
                 auto* high = reinterpret_cast<std::int32_t*>(pass.work.q) + r * dim / 4;
@@ -38,18 +52,13 @@ struct VectorKeys final : Keys {
                 if constexpr (Read::kZero) interleave_halves<2>(pairs, dim / 2);
             }
         } else {
-            const float factor = score_factor(pass.layer);
-            for (int r = 0; r < pass.rows; ++r) {
-                float* row = pass.work.q + static_cast<std::ptrdiff_t>(r) * dim;
-                load_row(pass, r, row);
-                for (int d = 0; d < dim; d += W) store(row + d, load(row + d) * all(factor));
-            }
+            take_floats(pass);
         }
     }
 
     void prepare(Pass& pass, const Chunk& chunk, Ahead&) override {
         if constexpr (!Read::kTiled) {
-            for (int i = 0; i < chunk.count; ++i) Read::copy(pass.blocks, pass.layer.k, chunk.slots[i], true, copied(pass, i));
+            for (int i = 0; i < chunk.count; ++i) read.copy(pass.blocks, pass.layer.k, chunk.slots[i], true, copied(pass, i));
         }
         if constexpr (Read::kQuantised) load_scales(pass, chunk, pass.layer.k, chunk.k, pass.work.k_scale, pass.work.k_zero);
     }
@@ -100,13 +109,14 @@ struct VectorValues final : Values {
     using Format = typename Multiplied<typename Read::Format>::Type;
     using T = typename Read::T;
     using X = typename Format::X;
-    static constexpr int planes = Multiplied<typename Read::Format>::planes;
+    static constexpr int planes = Format::kPlanes;
+    const Read read;
 
-    VectorValues() : Values(kTile) {}
+    explicit VectorValues(const Read& read) : Values(kTile), read(read) {}
 
     void prepare([[maybe_unused]] Pass& pass, [[maybe_unused]] const Chunk& chunk, Ahead&) override {
         if constexpr (!Read::kTiled) {
-            for (int i = 0; i < chunk.count; ++i) Read::copy(pass.blocks, pass.layer.v, chunk.slots[i], false, copied(pass, i));
+            for (int i = 0; i < chunk.count; ++i) read.copy(pass.blocks, pass.layer.v, chunk.slots[i], false, copied(pass, i));
         }
         if constexpr (Read::kQuantised) load_scales(pass, chunk, pass.layer.v, chunk.v, pass.work.v_scale, pass.work.v_zero);
     }
@@ -141,7 +151,7 @@ struct VectorValues final : Values {
         if constexpr (!Read::kTiled) return copied(pass, i);
         const auto* values = reinterpret_cast<const T*>(chunk.v.data[i]);
         if constexpr (Read::kQuantised) return values;
-        else return slot.live == kAllLive ? values : copy_live<Read>(values, slot, pass.layer.v.dim, copied(pass, i));
+        else return slot.live == kAllLive ? values : copy_live<typename Read::Format>(values, slot, pass.layer.v.dim, copied(pass, i));
     }
 
     // Tiles from slot i on that follow one another in memory, all of their tokens live.

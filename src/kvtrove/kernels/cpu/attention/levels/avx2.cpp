@@ -21,7 +21,6 @@ namespace avx2 {
 constexpr int W = 8;         // lanes
 constexpr int kMaxRows = 6;  // rows of a product that are computed together
 constexpr int kSums = 12;    // vectors of sums that fit into the registers
-constexpr int kBand = 48;    // rows whose scores are held at once
 
 #include "common/vector/types.h"
 #include "common/vector/avx2.h"

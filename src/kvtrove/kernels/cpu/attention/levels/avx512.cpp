@@ -1,4 +1,7 @@
-// AVX-512 F, BW, VL and VNNI: the same source as AVX2 with sixteen lanes.
+// AVX-512 F, BW, DQ, VL, VNNI and BF16: sixteen lanes. And AMX: keys or values of bf16, int8 and int4 in tiled layout are
+// multiplied on tiles, everything else is the same code; so both are compiled together.
+//
+// With KVTROVE_EMULATE_AMX no instruction beyond the compiler's baseline is used: sixteen lanes in plain C++.
 #if defined(__x86_64__)
 
 #include <algorithm>
@@ -11,30 +14,35 @@
 #include "attention/codecs/convert.h"
 #include "attention/codecs/turn.h"
 #include "attention/work.h"
+#include "common/amx_tiles.h"
 #include "common/vector/target.h"
 
-KVTROVE_BEGIN(KVTROVE_AVX512)
+KVTROVE_BEGIN_AMX
 
 namespace kvtrove::attention {
 namespace avx512 {
 
-constexpr int W = 16;         // lanes
+constexpr int W = 16;        // lanes
 constexpr int kMaxRows = 8;  // rows of a product that are computed together
 constexpr int kSums = 24;    // vectors of sums that fit into the registers
-constexpr int kBand = 48;    // rows whose scores are held at once
 
 #include "common/vector/types.h"
-#include "common/vector/avx512.h"
+#include KVTROVE_AMX_LANES
 #include "attention/kernels/all.h"
+#include "attention/kernels/amx_product.h"
+#include "attention/kernels/amx_stages.h"
+#include "attention/kernels/amx_select.h"
+#include "attention/kernels/amx_run.h"
 
 }  // namespace avx512
 }  // namespace kvtrove::attention
 
-KVTROVE_END
+KVTROVE_END_AMX
 
 namespace kvtrove::attention {
 
 const Level kAvx512 = avx512::level();
+const Level kAmx = avx512::level_of_tiles();
 
 }  // namespace kvtrove::attention
 

@@ -17,7 +17,6 @@ namespace portable {
 constexpr int W = 4;         // lanes
 constexpr int kMaxRows = 6;  // rows of a product that are computed together
 constexpr int kSums = 12;    // vectors of sums that fit into the registers
-constexpr int kBand = 48;    // rows whose scores are held at once
 
 #include "common/vector/types.h"
 #include "common/vector/portable.h"

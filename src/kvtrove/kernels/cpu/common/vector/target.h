@@ -5,6 +5,13 @@
 
 #define INLINE [[gnu::always_inline]] inline
 
+// A function that stays one: neither merged into its callers nor copied for what they pass.
+#if defined(__clang__)
+#define APART [[gnu::noinline]] inline
+#else
+#define APART [[gnu::noinline, gnu::noclone]] inline
+#endif
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 
