@@ -47,9 +47,9 @@ def steps(engines: dict[str, Engine], rounds: int) -> Iterator[tuple[str, float,
         for recipe, engine in engines.items():
             start, busy = time.perf_counter(), time.process_time()
             outputs = engine.step()
-            ended = [output.outputs[0].finish_reason for output in outputs if output.finished]
-            if ended:
-                raise SystemExit(f"{recipe}: requests ended ({ended[0]}) before the last round")
+            reasons = {output.outputs[0].finish_reason for output in outputs} - {None, "length"}
+            if reasons or not outputs:
+                raise SystemExit(f"{recipe}: a step failed ({', '.join(map(str, reasons)) or 'no output'})")
             yield recipe, time.perf_counter() - start, time.process_time() - busy
 
 

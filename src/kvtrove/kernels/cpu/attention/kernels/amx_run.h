@@ -34,4 +34,6 @@ inline void attend_on_tiles(const Step& step, const Run& run, float* workspace) 
 constexpr int kTileBand = 32;  // rows
 
 // Four bands of a prompt share what is fetched of K and V.
-constexpr Level level_of_tiles() { return level(kTileBand, 4 * kTileBand, attend_on_tiles); }
+constexpr Level level_of_tiles() {
+    return {kTileBand, 4 * kTileBand, workspace_floats, tile_choice_floats, choose_on_tiles, attend_on_tiles, merge};
+}

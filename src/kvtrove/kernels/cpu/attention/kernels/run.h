@@ -66,10 +66,6 @@ inline std::size_t workspace_floats(const Layer& layer, int max_rows, int band) 
     return Workspace().carve(layer, max_rows, band, nullptr);
 }
 
-constexpr Level level(int band, int target_rows, decltype(Level::attend) attend) {
-    return {band, target_rows, workspace_floats, choice_floats, choose, attend, merge};
-}
-
 constexpr int kBand = 48;  // rows
 
-constexpr Level level() { return level(kBand, kBand, attend); }
+constexpr Level level() { return {kBand, kBand, workspace_floats, choice_floats, choose, attend, merge}; }

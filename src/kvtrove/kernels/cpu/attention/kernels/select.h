@@ -129,6 +129,25 @@ INLINE void some_rows(const By& by, int rows, const float* up, const float* down
     if constexpr (R > 1) some_rows<R - 1>(by, rows, up, down, from, joining);
 }
 
+// Row r of a tile's queries as they came: [k.dim].
+inline void query_of(const Step& step, const Tile& tile, int r, float* query) {
+    const Rows& q = step.q;
+    const int group = step.layer.group(), dim = step.layer.k.dim, head = tile.kv_head * group + r % group;
+    floats_of(q.data + (tile.first_token + r / group) * q.stride + head * dim * bytes_of(q.element), q.element, dim, query);
+}
+
+// Where the summaries of a sequence's blocks lie, for the head of a tile.
+struct Summaries {
+    const std::int32_t* table;
+    const std::uint8_t* data;
+    std::ptrdiff_t stride;
+
+    Summaries(const Step& step, const Tile& tile, const Plane& plane, std::int64_t bytes)
+        : table(step.batch.table + tile.sequence * step.batch.table_width), data(plane.data + tile.kv_head * bytes),
+          stride(plane.block_stride) {}
+    const std::uint8_t* operator()(std::int64_t block) const { return data + table[block] * stride; }
+};
+
 // Promises of the blocks before `last`, for all tokens of a tile.
 template <class By>
 void promise(const Step& step, const Tile& tile, const Choice& choice, std::int64_t last, const By& by) {
@@ -136,16 +155,11 @@ void promise(const Step& step, const Tile& tile, const Choice& choice, std::int6
     const int rows = step.rows(tile), group = layer.group(), dim = layer.k.dim;
     const Plane& plane = By::plane(layer.select);
     for (int r = 0; r < rows; ++r) {
-        const Rows& q = step.q;
-        const int head = tile.kv_head * group + r % group;
         float query[kMaxDim];
-        floats_of(q.data + (tile.first_token + r / group) * q.stride + head * dim * bytes_of(q.element), q.element, dim, query);
+        query_of(step, tile, r, query);
         by.take(layer, tile.kv_head, query, choice.up + r * dim, choice.down + r * dim);
     }
-    const std::int32_t* table = step.batch.table + tile.sequence * step.batch.table_width;
-    const auto summary = [&](std::int64_t block) {
-        return plane.data + table[block] * plane.block_stride + tile.kv_head * by.bytes();
-    };
+    const Summaries summary{step, tile, plane, by.bytes()};
     for (std::int64_t first = 0; first < last; first += kBlocksAtOnce) {
         const std::int64_t stop = std::min(first + kBlocksAtOnce, last);
         Joining<typename By::Joined> joining;
@@ -187,8 +201,10 @@ inline void keep_best(const float* promises, float* sorted, std::int64_t count, 
     }
 }
 
-// Fills the rows of step.kept for a tile: of each token, and of all together.
-inline void choose(const Step& step, std::int64_t number, float* workspace) {
+// Fills the rows of step.kept for a tile: of each token, and of all together. by_bounds(step, tile, choice, last): promises
+// where blocks have bounds.
+template <class Promise>
+void choose_by(const Step& step, std::int64_t number, float* workspace, const Promise& by_bounds) {
     const Layer& layer = step.layer;
     const Tile& tile = step.tiles[number];
     const Selection& select = layer.select;
@@ -197,7 +213,7 @@ inline void choose(const Step& step, std::int64_t number, float* workspace) {
     choice.carve(layer, step.max_rows, step.kept.blocks, workspace);
     if (select.room(last) < last) {
         if (select.labels.data) promise(step, tile, choice, last, ByLabels(layer));
-        else promise(step, tile, choice, last, ByBounds(layer));
+        else by_bounds(step, tile, choice, last);
     }
     std::uint64_t *any = step.kept.any(number), *every = step.kept.every(number);
     std::fill(any, any + words, 0), std::fill(every, every + words, ~std::uint64_t{0});
@@ -209,4 +225,10 @@ inline void choose(const Step& step, std::int64_t number, float* workspace) {
         bits[own / 64] |= std::uint64_t{1} << own % 64;
         for (std::int64_t i = 0; i < words; ++i) any[i] |= bits[i], every[i] &= bits[i];
     }
+}
+
+inline void choose(const Step& step, std::int64_t number, float* workspace) {
+    choose_by(step, number, workspace, [](const Step& step, const Tile& tile, const Choice& choice, std::int64_t last) {
+        promise(step, tile, choice, last, ByBounds(step.layer));
+    });
 }

@@ -31,6 +31,7 @@ constexpr int kSums = 24;    // vectors of sums that fit into the registers
 #include "attention/kernels/all.h"
 #include "attention/kernels/amx_product.h"
 #include "attention/kernels/amx_stages.h"
+#include "attention/kernels/amx_select.h"
 #include "attention/kernels/amx_run.h"
 
 }  // namespace avx512

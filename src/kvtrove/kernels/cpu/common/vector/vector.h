@@ -50,16 +50,24 @@ INLINE float joined(F x) {
 INLINE float sum_of(F x) { return joined<Sum>(x); }
 INLINE float largest_of(F x) { return joined<Largest>(x); }
 
+// Lanes with Step in their number trade places with those of the other vector without: two steps of a transposition.
+template <int Step, int... I>
+INLINE void trade_halves(F& a, F& b, std::integer_sequence<int, I...>) {
+    const F first = __builtin_shufflevector(a, b, (I & Step ? W + (I ^ Step) : I)...);
+    b = __builtin_shufflevector(a, b, (I & Step ? W + I : I | Step)...);
+    a = first;
+}
+
 // Halves of two vectors joined: of a in the lanes without Step in their number, of b in the others.
-template <class Joined, int Step, int... I>
-INLINE F joined_pair(F a, F b, std::integer_sequence<int, I...>) {
-    return Joined::of(__builtin_shufflevector(a, b, (I & Step ? W + (I ^ Step) : I)...),
-                      __builtin_shufflevector(a, b, (I & Step ? W + I : I | Step)...));
+template <class Joined, int Step>
+INLINE F joined_pair(F a, F b) {
+    trade_halves<Step>(a, b, std::make_integer_sequence<int, W>{});
+    return Joined::of(a, b);
 }
 
 template <class Joined, int Step = W / 2>
 INLINE F joined_all(F* x) {
-    for (int i = 0; i < Step; ++i) x[i] = joined_pair<Joined, Step>(x[i], x[i + Step], std::make_integer_sequence<int, W>{});
+    for (int i = 0; i < Step; ++i) x[i] = joined_pair<Joined, Step>(x[i], x[i + Step]);
     if constexpr (Step > 1) return joined_all<Joined, Step / 2>(x);
     else return x[0];
 }
@@ -71,6 +79,16 @@ INLINE F joined_each(F* x, int count) {
     F lanes = F{};
     for (int i = 0; i < count; ++i) lanes[i] = joined<Joined>(x[i]);
     return lanes;
+}
+
+// Lane j of vector i becomes lane i of vector j, for W vectors.
+template <int Step = W / 2>
+INLINE void transpose(F* x) {
+    each<W>([&](auto i) __attribute__((always_inline)) {
+        if constexpr (!(decltype(i)::value & Step))
+            trade_halves<Step>(x[decltype(i)::value], x[decltype(i)::value + Step], std::make_integer_sequence<int, W>{});
+    });
+    if constexpr (Step > 1) transpose<Step / 2>(x);
 }
 
 // 2^x for x <= 127, within 2^-22; 0 below -126, so that no subnormal number ever enters a product.
