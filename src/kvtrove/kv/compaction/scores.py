@@ -19,7 +19,7 @@ POOL = 5
 STATISTICS = 256
 """Last queries of a prompt that Expected Attention takes for typical; the paper takes all."""
 AHEAD = 512
-"""Positions behind the prompt over which it averages the rotation."""
+"""Positions behind the prompt over which it averages the rotation: a power of two."""
 SINKS = 4
 """First tokens that it always keeps."""
 RECENT = 32
@@ -128,8 +128,7 @@ def expected(seen: Seen) -> Tensor:
     mean = before.mean(1, keepdim=True)
     spread = before - mean
     covariance = spread.mT @ spread / w
-    steps = k.new_ones((AHEAD, dim)).int().cumsum(0) + (held - 1)
-    rotation = turn(k.new_ones(dim).diag().expand(AHEAD, dim, dim), steps).float().mean(0)  # row i: where e_i goes
+    rotation = _mean_rotation(turn, k.new_ones(dim).diag(), held)
     mean, covariance = mean @ rotation, rotation.mT @ covariance @ rotation
     keys = k[SINKS:].transpose(0, 1).repeat_interleave(num_heads // heads, 0)  # [num_heads, n, dim]
     logits = (keys @ mean.mT)[..., 0] * seen.scale + ((keys @ covariance) * keys).sum(-1) * (seen.scale**2 / 2)
@@ -138,6 +137,20 @@ def expected(seen: Seen) -> Tensor:
     scores[:, SINKS:] = (attention + FLOOR) * v[SINKS:].float().norm(dim=-1).T
     scores[:, :SINKS] = scores[:, SINKS:].max()
     return scores
+
+
+def _mean_rotation(turn: Callable[[Tensor, Tensor], Tensor], one: Tensor, first: int) -> Tensor:
+    """Mean of the rotations by `first`, first + 1, ... of AHEAD positions, [dim, dim]; row i is where e_i goes.
+
+    R^first (1 + R) (1 + R^2) (1 + R^4) ... / AHEAD: as many factors as AHEAD has bits. one: the unit matrix.
+    """
+    powers = [first, *(1 << bit for bit in range(AHEAD.bit_length() - 1))]
+    steps = one.new_tensor(powers).int()[:, None].expand(-1, len(one))
+    turned = turn(one.expand(len(powers), *one.shape), steps).float()
+    found: Tensor = turned[0]
+    for factor in turned[1:]:
+        found = (found + found @ factor) / 2
+    return found
 
 
 def kvzip(seen: Seen) -> Tensor:
