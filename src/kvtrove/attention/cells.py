@@ -47,6 +47,7 @@ class CellsPlan:
             self._heads[cell] = backend.plan(batch)
         return self._heads[cell]
 
+    @cached_property
     def batches(self) -> list[PagedBatch]:
         """Of every head, as the CPU kernels take them."""
         parts = (self._tables[name] for name in ("start", "tables", "slots"))

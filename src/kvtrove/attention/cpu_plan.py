@@ -37,6 +37,7 @@ class CpuPlan(StepPlan):
             )
         return self._groups[index]
 
+    @property
     def batches(self) -> list[PagedBatch]:
         """Of every group."""
         return [self.group(index) for index in range(len(self.batch.groups))]

@@ -60,7 +60,7 @@ class FusedLayers:
         if first not in self._runs:
             return None
         stop, kernel = self._runs[first]
-        return stop, kernel(x, projected, plan.batches(), [(rotate.cos, rotate.sin) for rotate in rotations])
+        return stop, kernel(x, projected, plan.batches, [(rotate.cos, rotate.sin) for rotate in rotations])
 
 
 def _cut(found: Iterable[tuple[int, int]], borders: Collection[int]) -> Iterator[tuple[int, int]]:

@@ -52,7 +52,7 @@ class Gatherer:
         """Layer by layer, since their planes lie apart: a layer's tokens are all read before any is written."""
         spec = self.arena.spec
         if op.compactor.unequal:
-            pack(self.arena, op, partial(self._scores, op), self.tokens)
+            pack(self.arena, op, partial(self._scores, op, self._slots(op.sources[0])), self.tokens)
             return
         sources, targets = ([self._slots(ids) for ids in groups] for groups in (op.sources, op.targets))
         for layer in spec.layers:
@@ -126,12 +126,12 @@ class Gatherer:
                 k, v = self._read(layer, op.sources[group], slots[group], places, op.values)
                 op.look(layer.layer, self._seen(layer, k, v, op))
 
-    def _scores(self, op: Gather, layer: LayerKV) -> Tensor:
+    def _scores(self, op: Gather, slots: Tensor, layer: LayerKV) -> Tensor:
         """Of a layer whose heads keep different numbers of tokens; scores that were found beforehand need no key."""
         compactor = op.compactor
         assert isinstance(compactor, AfterPrompt), "no other keeps unequal shares"
         places = slice(0 if compactor.reconstructs else op.num_tokens)
-        k, v = self._read(layer, op.sources[0], self._slots(op.sources[0]), places, compactor.reads_values)
+        k, v = self._read(layer, op.sources[0], slots, places, compactor.reads_values)
         return compactor.scores(self._seen(layer, k, v, op))
 
     def _slots(self, rows: Sequence[int]) -> Tensor:

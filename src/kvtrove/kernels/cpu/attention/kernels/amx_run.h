@@ -1,27 +1,26 @@
 // What the level of tiles offers to work.cpp. Included by levels/avx512.cpp inside its namespace, last.
 
-template <class Stages, class Use>
-void with_tiles(const Step& step, Configuration& registers, const Use& use) {
-    Stages stages(step, registers);
-    use(stages);
+// use(stages on tiles) for a side that takes them; else returns false.
+template <class Halves, template <bool> class Bytes, class Use>
+bool with_tiles(const Side& side, const Step& step, Configuration& registers, const Use& use) {
+    if (!on_tiles(side, step)) return false;
+    const auto with = [&](auto&& stages) { use(stages); };
+    if (side.stored == Element::int8) with(Bytes<false>(step, registers));
+    else if (side.stored == Element::int4) with(Bytes<true>(step, registers));
+    else with(Halves(step, registers));
+    return true;
 }
 
 template <class Use>
 void with_keys(const Step& step, Configuration& registers, const Use& use) {
     const Side& k = step.layer.k;
-    if (!on_tiles(k, step)) return with_vector_keys(k, use);
-    if (k.stored == Element::int8) return with_tiles<ByteKeys<false>>(step, registers, use);
-    if (k.stored == Element::int4) return with_tiles<ByteKeys<true>>(step, registers, use);
-    with_tiles<Bfloat16Keys>(step, registers, use);
+    if (!with_tiles<Bfloat16Keys, ByteKeys>(k, step, registers, use)) with_vector_keys(k, use);
 }
 
 template <class Use>
 void with_values(const Step& step, Configuration& registers, const Use& use) {
     const Side& v = step.layer.v;
-    if (!on_tiles(v, step)) return with_vector_values(v, use);
-    if (v.stored == Element::int8) return with_tiles<ByteValues<false>>(step, registers, use);
-    if (v.stored == Element::int4) return with_tiles<ByteValues<true>>(step, registers, use);
-    with_tiles<Bfloat16Values>(step, registers, use);
+    if (!with_tiles<Bfloat16Values, ByteValues>(v, step, registers, use)) with_vector_values(v, use);
 }
 
 inline void attend_on_tiles(const Step& step, const Run& run, float* workspace) {
